@@ -1,0 +1,197 @@
+"""Looking at one image file: decode it fully, say why it is unfit, and measure what validation needs.
+
+A reason reads like our errors: expected, found, how to mend. Everything Pillow decodes passes through here
+before anything is trained on it, so a damaged file is met in the report and not in the middle of a run.
+"""
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+
+from components.domain import Validation
+
+Box = tuple[int, int, int, int]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+#: Only these decoders are ever run: Pillow's list includes PostScript, which starts another program.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format)
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")
+#: What Pillow's decoders raise on damaged bytes.
+UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+THUMBNAIL = 32  # side of the grey picture that near duplicates are found by
+
+
+def reason(expected: str, found: str, mend: str) -> str:
+    """Why a file is quarantined, in the same three parts as our errors."""
+    return f"expected {expected}; found {found}. {mend}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one decoding of a file tells: why it is unfit, or its upright size and its looks."""
+
+    problem: str | None = None
+    width: int = 0
+    height: int = 0
+    brightness: float = 0.0  # mean of the grey picture, 0..255
+    grey: NDArray[np.float32] | None = None  # (THUMBNAIL, THUMBNAIL), 0..255
+    flat_crops: frozenset[Box] = frozenset()  # crops in which every pixel has one value
+
+
+def inspect_images(raw: Path, crops: Mapping[str, Iterable[Box]], limits: Validation) -> dict[str, Picture]:
+    """Decode every file named (with the crops wanted of it), several at a time: Pillow frees the interpreter."""
+    with pixel_limit(limits.max_megapixels), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        pictures = pool.map(lambda item: inspect_image(raw / item[0], item[1], limits), crops.items())
+        return dict(zip(crops, pictures, strict=True))
+
+
+def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Picture:
+    """Decode one file to its last pixel."""
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            if problem := _unfit_header(opened, limits):
+                return Picture(problem)
+            upright = ImageOps.exif_transpose(opened)
+            if problem := _unfit_pixels(upright):
+                return Picture(problem)
+            rgb = upright.convert("RGB")
+    except (Image.DecompressionBombError, *UNDECODABLE) as error:
+        return Picture(_undecodable(path, error, limits))
+    grey = np.asarray(rgb.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32)
+    inside = [box for box in crops if not _outside(box, rgb.width, rgb.height)]
+    flat = frozenset(box for box in inside if _is_flat(rgb.crop(box)))
+    return Picture(None, rgb.width, rgb.height, float(grey.mean()), grey, flat)
+
+
+def inspect_masks(raw: Path, paths: Iterable[str], limits: Validation) -> dict[str, tuple[int, int] | str]:
+    """Upright (width, height) of every mask, or why it cannot be used."""
+    unique = sorted(set(paths))
+    with pixel_limit(limits.max_megapixels), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(unique, pool.map(lambda path: _mask_size(raw / path, limits), unique), strict=True))
+
+
+def unfit_boxes(boxes: Iterable[Box], width: int, height: int, what: str) -> str | None:
+    """The first box that is empty, upside down or outside the picture."""
+    for box in boxes:
+        if _outside(box, width, height):
+            expected = f"{what} x0 y0 x1 y1 with x0 < x1, y0 < y1 inside the {width} x {height} picture"
+            return reason(expected, " ".join(map(str, box)), "Correct the annotation.")
+    return None
+
+
+def create_thumbnail(path: Path, crop: Box | None, side: int, max_megapixels: float) -> bytes | None:
+    """A small JPEG for the report, of unfit files too where they can be decoded at all; else None."""
+    try:
+        with pixel_limit(max_megapixels), Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > max_megapixels * 1e6:
+                return None
+            upright = ImageOps.exif_transpose(opened)
+            picture = upright.crop(crop) if crop else upright
+            picture = _to_rgb(picture)
+            picture.thumbnail((side, side))
+            data = io.BytesIO()
+            picture.save(data, "JPEG", quality=80)
+            return data.getvalue()
+    except (Image.DecompressionBombError, MemoryError, *UNDECODABLE):
+        return None
+
+
+@contextmanager
+def pixel_limit(megapixels: float) -> Iterator[None]:
+    """Let Pillow refuse from our own limit on, not from its own, which is lower or higher than a domain's."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we say it in the report
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _unfit_header(image: Image.Image, limits: Validation) -> str | None:
+    """What can be said before any pixel is decoded."""
+    if image.width * image.height > limits.max_megapixels * 1e6:
+        return _too_large(f"{image.width} x {image.height}", limits)
+    if min(image.size) < limits.min_side:
+        expected = f"sides of at least {limits.min_side} pixels (validation.min_side)"
+        return reason(expected, f"{image.width} x {image.height}", "Remove it, or lower the floor.")
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a photograph and its preview
+        mend = "Export the frame that is meant as a single image."
+        return reason("one picture a file", f"{getattr(image, 'n_frames', 0)} frames (animated or many pages)", mend)
+    deep = image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in getattr(image, "tile", []))
+    if deep:
+        mend = "Convert it to 8 bits with the intensity window that is meant."
+        return reason("8 bits a channel", f"16-bit or deeper pixels (mode {image.mode})", mend)
+    if image.mode not in MODES:
+        mend = "Convert it to RGB, with its colour profile applied."
+        return reason("a grey or RGB image", f"colour mode {image.mode}", mend)
+    return None
+
+
+def _unfit_pixels(image: Image.Image) -> str | None:
+    if image.has_transparency_data:
+        if np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
+            return reason("an opaque image", "transparent pixels", "Flatten it onto the background that is meant.")
+    if _is_flat(image):
+        return reason("a picture", "one value in every pixel", "Remove it or export it again.")
+    return None
+
+
+def _is_flat(image: Image.Image) -> bool:
+    extrema = np.atleast_2d(np.array(image.convert("RGB").getextrema()))
+    return bool((extrema[:, 0] == extrema[:, 1]).all())
+
+
+def _outside(box: Box, width: int, height: int) -> bool:
+    x0, y0, x1, y1 = box
+    return not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height)
+
+
+def _undecodable(path: Path, error: BaseException, limits: Validation) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large("far more", limits)
+    if isinstance(error, FileNotFoundError):
+        return reason("a file", "no such file", "Add the image or remove its row.")
+    if isinstance(error, UnidentifiedImageError):
+        found = "an empty file" if path.stat().st_size == 0 else "a file that is no such image, whatever its name says"
+        return reason(f"an image ({', '.join(FORMATS)})", found, "Export it again, or remove it.")
+    found = f"damaged or truncated data ({' '.join(str(error).split())[:120] or type(error).__name__})"
+    return reason("an image that can be decoded to its end", found, "Copy or export it again.")
+
+
+def _too_large(found: str, limits: Validation) -> str:
+    expected = f"at most {limits.max_megapixels:g} megapixels (validation.max_megapixels)"
+    return reason(expected, f"{found} pixels", "Cut or shrink it, or raise the ceiling if the size is meant.")
+
+
+def _mask_size(path: Path, limits: Validation) -> tuple[int, int] | str:
+    if not path.is_file():
+        return reason(f"its mask {path.name}", "no such file", "Add the mask, or take it out of the layout.")
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > limits.max_megapixels * 1e6:
+                return f"mask: {_too_large(f'{opened.width} x {opened.height}', limits)}"
+            return ImageOps.exif_transpose(opened).size
+    except (Image.DecompressionBombError, *UNDECODABLE) as error:
+        return f"mask {path.name}: {_undecodable(path, error, limits)}"
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """RGB for looking at; deep images are stretched to what 8 bits can show."""
+    if picture.mode.startswith(("I", "F")):
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+        spread = max(float(np.ptp(values)), 1e-9)
+        picture = Image.fromarray(((values - values.min()) / spread * 255).astype(np.uint8))
+    return picture.convert("RGB")

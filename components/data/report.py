@@ -1,0 +1,199 @@
+"""validation.html: one file with everything in it, that reads without scripts, network or this program.
+
+No time, no host, no absolute path stands in it: the same images give the same bytes.
+"""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from components.data.images import create_thumbnail
+from components.data.validation import Quarantined, Validated
+
+MAX_PAIRS = 50
+MAX_THUMBNAILS = 300  # of quarantined rows; the rest is listed without a picture
+SAMPLES = 8  # pictures a class
+SIDE = 112
+
+STYLE = """
+:root{color-scheme:light}*{box-sizing:border-box}
+body{margin:0;background:#f4f4f1;color:#1d2327;font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+main{max-width:1060px;margin:0 auto;padding:32px 24px 64px}
+h1{font-size:26px;margin:0 0 4px;letter-spacing:-.01em}h2{font-size:18px;margin:40px 0 10px}
+p{margin:6px 0;max-width:78ch}.quiet{color:#626b70}code{font:13px ui-monospace,Menlo,Consolas,monospace}
+.verdict{margin:18px 0;padding:14px 18px;border-radius:8px;border-left:6px solid #2c7a4b;background:#e7f2ea}
+.verdict.no{border-color:#b3261e;background:#fbe9e7}.verdict b{font-size:17px}
+.warn{margin:10px 0;padding:10px 16px;border-left:6px solid #c28a00;background:#fdf4da;border-radius:8px}
+.cards{display:flex;flex-wrap:wrap;gap:12px;margin:18px 0}
+.card{background:#fff;border:1px solid #dfe1dd;border-radius:8px;padding:10px 18px;min-width:130px}
+.card b{display:block;font-size:24px;font-variant-numeric:tabular-nums}.card span{color:#626b70;font-size:13px}
+table{border-collapse:collapse;width:100%;background:#fff;border:1px solid #dfe1dd}
+th,td{padding:7px 12px;text-align:left;vertical-align:top;border-top:1px solid #e8e9e6}
+th{font-size:13px;color:#626b70;font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+td.path{overflow-wrap:anywhere;max-width:340px}img{display:block;max-width:112px;max-height:112px;image-rendering:auto}
+.bar{height:10px;background:#3f6f8f;border-radius:3px;min-width:2px}
+.row{display:flex;flex-wrap:wrap;gap:8px;margin:6px 0 18px}.row img{height:84px;width:auto}
+.charts{display:flex;flex-wrap:wrap;gap:20px}figure{margin:0;background:#fff;border:1px solid #dfe1dd;border-radius:8px;
+padding:12px 14px 8px}figcaption{font-size:13px;color:#626b70}
+.pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(310px,1fr));gap:12px}
+.pair{background:#fff;border:1px solid #dfe1dd;border-radius:8px;padding:10px;display:flex;gap:10px}
+.pair div{width:50%;font-size:12px;overflow-wrap:anywhere}.pair.mixed{border-color:#c28a00}
+.none{width:112px;height:60px;background:#ecece8;color:#8b9296;font-size:11px;display:flex;align-items:center;
+justify-content:center;text-align:center}
+@media print{body{background:#fff}main{padding:0}}
+"""
+
+
+def render_report(validated: Validated, raw: Path) -> str:
+    """The whole page."""
+    domain = validated.domain
+    title = f"Validation of {domain.title or domain.name}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="quiet">{escape(domain.description)}</p>' if domain.description else "",
+        _verdict(validated),
+        _counts(validated),
+        _classes(validated, raw),
+        _charts(validated),
+        _quarantine(validated, raw),
+        _pairs(validated, raw),
+    ]
+    body = "\n".join(part for part in parts if part)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    head = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head>'
+    return f"{head}\n<body><main>{body}</main></body></html>\n"
+
+
+def _verdict(validated: Validated) -> str:
+    warnings = "".join(f'<div class="warn">{escape(text)}</div>' for text in validated.warnings)
+    if validated.ok:
+        text = f"{validated.fit.height:,} images may be trained on."
+        return f'<div class="verdict"><b>Fit.</b> {text}</div>{warnings}'
+    problems = "".join(f"<li>{escape(_sentence(str(problem)))}</li>" for problem in validated.problems)
+    head = "<b>Not fit.</b> Nothing is trained on these images until this is mended:"
+    return f'<div class="verdict no">{head}<ul>{problems}</ul></div>{warnings}'
+
+
+def _counts(validated: Validated) -> str:
+    numbers = (
+        ("images read", validated.images),
+        ("fit", validated.fit.height),
+        ("in quarantine", len(validated.quarantined)),
+        ("groups", validated.fit["group"].n_unique()),
+        ("near-duplicate pairs", len(validated.near_duplicates)),
+    )
+    cards = "".join(f'<div class="card"><b>{value:,}</b><span>{name}</span></div>' for name, value in numbers)
+    return f'<div class="cards">{cards}</div>'
+
+
+def _classes(validated: Validated, raw: Path) -> str:
+    most = max((counts["images"] for counts in validated.classes.values()), default=1) or 1
+    lines = [
+        f'<tr><td>{escape(label)}</td><td class="n">{counts["images"]:,}</td><td class="n">{counts["groups"]:,}</td>'
+        f'<td style="width:45%"><div class="bar" style="width:{100 * counts["images"] / most:.1f}%"></div></td></tr>'
+        for label, counts in validated.classes.items()
+    ]
+    head = '<tr><th>class</th><th class="n">images</th><th class="n">groups</th><th></th></tr>'
+    samples = "".join(_samples(validated, raw, label) for label in validated.classes)
+    return f"<h2>Classes</h2><table>{head}{''.join(lines)}</table>{samples}"
+
+
+def _samples(validated: Validated, raw: Path, label: str) -> str:
+    """Pictures of one class, spread evenly over its rows."""
+    rows = validated.fit.filter(validated.fit["label"] == label)
+    if rows.is_empty():
+        return ""
+    chosen = sorted({int(place) for place in np.linspace(0, rows.height - 1, SAMPLES)})
+    pictures = "".join(
+        _picture(raw, path, crop, validated) for path, crop in rows[chosen].select("path", "crop").rows()
+    )
+    return f'<p class="quiet">{escape(label)}</p><div class="row">{pictures}</div>'
+
+
+def _charts(validated: Validated) -> str:
+    if validated.fit.is_empty():
+        return ""
+    files = validated.fit.unique("path", maintain_order=True)
+    sides = np.sqrt((files["width"] * files["height"]).to_numpy().astype(np.float64))
+    bright = np.array([validated.brightness[path] for path in files["path"]])
+    sizes = _histogram(sides, float(sides.min()), float(sides.max()), "side in pixels (root of the area)")
+    light = _histogram(bright, 0.0, 255.0, "mean brightness, 0 to 255")
+    return f'<h2>Size and brightness of the files</h2><div class="charts">{sizes}{light}</div>'
+
+
+def _histogram(values: "np.ndarray[tuple[int], np.dtype[np.float64]]", low: float, high: float, caption: str) -> str:
+    """Bars as inline SVG, 24 bins."""
+    high = high if high > low else low + 1
+    counts, _ = np.histogram(values, bins=24, range=(low, high))
+    top = max(int(counts.max()), 1)
+    bars = "".join(
+        f'<rect x="{15 * i}" y="{90 - height:.1f}" width="13" height="{height:.1f}" fill="#3f6f8f"/>'
+        for i, height in enumerate((counts * 90 / top).tolist())
+    )
+    axis = '<line x1="0" y1="90.5" x2="360" y2="90.5" stroke="#9aa1a5"/>'
+    ends = f'<text x="0" y="106">{low:.0f}</text><text x="360" y="106" text-anchor="end">{high:.0f}</text>'
+    svg = f'<svg width="360" height="110" font-size="12" fill="#626b70" role="img">{bars}{axis}{ends}</svg>'
+    return f"<figure>{svg}<figcaption>{escape(caption)}; the tallest bar is {top:,} files</figcaption></figure>"
+
+
+def _quarantine(validated: Validated, raw: Path) -> str:
+    if not validated.quarantined:
+        return "<h2>Quarantine</h2><p>Empty: every image could be used.</p>"
+    rows = [
+        _quarantine_row(item, raw, validated, order < MAX_THUMBNAILS) for order, item in enumerate(_listed(validated))
+    ]
+    head = "<tr><th>picture</th><th>file</th><th>label</th><th>why it is kept out, and what to do</th></tr>"
+    note = "<p>These are left out of training. Mend the files, import them again, and they come back.</p>"
+    return f"<h2>Quarantine</h2>{note}<table>{head}{''.join(rows)}</table>"
+
+
+def _listed(validated: Validated) -> Sequence[Quarantined]:
+    """One entry a file and reason: twelve crops of one damaged file are one thing to mend."""
+    return list({(item.path, item.reason): item for item in reversed(validated.quarantined)}.values())[::-1]
+
+
+def _quarantine_row(item: Quarantined, raw: Path, validated: Validated, shown: bool) -> str:
+    picture = _picture(raw, item.path, item.crop, validated) if shown else ""
+    crop = f" <span class=quiet>{escape(str(item.crop))}</span>" if item.crop else ""
+    label = escape(item.label or "")
+    why = escape(_sentence(item.reason))
+    file = f'<td class="path"><code>{escape(item.path)}</code>{crop}</td>'
+    return f"<tr><td>{picture}</td>{file}<td>{label}</td><td>{why}</td></tr>"
+
+
+def _pairs(validated: Validated, raw: Path) -> str:
+    if not validated.near_duplicates:
+        return ""
+    pairs = validated.fit.unique("path", keep="first", maintain_order=True).select("path", "label").rows()
+    labels = dict(pairs)
+    mixed_first = sorted(validated.near_duplicates, key=lambda pair: labels[pair[0]] == labels[pair[1]])
+    shown = mixed_first[:MAX_PAIRS]
+    note = (
+        f"<p>{len(validated.near_duplicates):,} pairs look like one thing taken twice; each pair is one group and "
+        f"stays on one side of the split. The first {len(shown)} are shown, different labels first.</p>"
+    )
+    cards = []
+    for pair in shown:
+        sides = "".join(_half(raw, path, labels[path], validated) for path in pair)
+        mixed = " mixed" if labels[pair[0]] != labels[pair[1]] else ""
+        cards.append(f'<div class="pair{mixed}">{sides}</div>')
+    return f'<h2>Near duplicates</h2>{note}<div class="pairs">{"".join(cards)}</div>'
+
+
+def _half(raw: Path, path: str, label: str, validated: Validated) -> str:
+    return f"<div>{_picture(raw, path, None, validated)}<b>{escape(label)}</b><br>{escape(path)}</div>"
+
+
+def _picture(raw: Path, path: str, crop: Sequence[int] | None, validated: Validated) -> str:
+    box = (crop[0], crop[1], crop[2], crop[3]) if crop else None
+    data = create_thumbnail(raw / path, box, SIDE, validated.domain.validation.max_megapixels)
+    if data is None:
+        return '<div class="none">cannot be shown</div>'
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

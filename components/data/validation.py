@@ -1,0 +1,317 @@
+"""Validation: which rows are fit to learn from, why the others are not, and whether the rest will do.
+
+A bad image never becomes a black tensor: it is quarantined with its reason. A problem is about the whole
+(too many in quarantine, a class under its floor) and stops the run, after the report is written.
+"""
+
+import posixpath
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from components.data.duplicates import find_near_duplicates, find_repeats, join_groups
+from components.data.images import Box, Picture, inspect_images, inspect_masks, reason, unfit_boxes
+from components.data.manifest import manifest_columns, require_manifest
+from components.domain import Domain
+from components.errors import CheckFailed
+
+Record = dict[str, Any]  # one row of rows.parquet
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that is kept out, and why."""
+
+    path: str
+    label: str | None
+    crop: Box | None
+    reason: str
+
+
+class Problem(NamedTuple):
+    """What is wrong with the whole, in the three parts of an error."""
+
+    expected: str
+    found: str
+    mend: str
+
+    def __str__(self) -> str:
+        return reason(*self)
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What validation found: the fit rows as valid.parquet holds them, and everything the report shows."""
+
+    domain: Domain
+    images: int  # samples read
+    fit: pl.DataFrame
+    quarantined: tuple[Quarantined, ...]
+    near_duplicates: tuple[tuple[str, str], ...]
+    classes: dict[str, dict[str, int]]
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+    brightness: dict[str, float]  # of every fit file
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def to_record(self) -> dict[str, Any]:
+        """The content of validation.json."""
+        listed = dict.fromkeys((item.path, item.reason) for item in self.quarantined)
+        return {
+            "domain": self.domain.name,
+            "ok": self.ok,
+            "images": self.images,
+            "fit": self.fit.height,
+            "quarantined": [{"path": path, "reason": why} for path, why in listed],
+            "groups": self.fit["group"].n_unique(),
+            "near_duplicate_pairs": [list(pair) for pair in self.near_duplicates],
+            "classes": self.classes,
+            "problems": [str(problem) for problem in self.problems],
+            "warnings": list(self.warnings),
+        }
+
+
+def check_rows(rows: pl.DataFrame, raw: Path, domain: Domain) -> Validated:
+    """Decode every image, quarantine what is unfit, join near duplicates, hold the rest to the floors."""
+    records = rows.to_dicts()
+    pictures = _inspect(records, raw, domain)
+    reasons = find_unfit(records, pictures, raw, domain)
+    reasons |= find_duplicates(records, reasons)
+    fit = [record for index, record in enumerate(records) if index not in reasons]
+    groups, pairs = group_rows(fit, pictures, domain)
+    problems = _problems_of_columns(fit, domain)
+    frame = _fit_frame(fit, groups, pictures, rows, domain)
+    classes = count_classes(frame, domain)
+    problems += _problems_of_counts(len(records), reasons, classes, domain)
+    if not problems and frame.height:
+        require_manifest(frame, domain, f"valid rows of {domain.name}", split=False)
+    quarantined = tuple(_quarantined(records[index], why) for index, why in sorted(reasons.items()))
+    brightness = {record["path"]: pictures[record["path"]].brightness for record in fit}
+    warnings = _warnings(fit, pairs, domain)
+    return Validated(
+        domain, len(records), frame, quarantined, tuple(pairs), classes, tuple(problems), tuple(warnings), brightness
+    )
+
+
+def require_valid(validated: Validated, report: Path) -> None:
+    """Raise CheckFailed with the first problem when there is any."""
+    if validated.ok:
+        return
+    more = f" ({len(validated.problems) - 1} more after this one)" if len(validated.problems) > 1 else ""
+    expected, found, mend = validated.problems[0]
+    mend = f"{mend} The pictures are in {report}."
+    raise CheckFailed(f"validation of {validated.domain.name}", expected=expected, found=found + more, mend=mend)
+
+
+# Rows
+
+
+def _inspect(records: list[Record], raw: Path, domain: Domain) -> dict[str, Picture]:
+    """Decode every file once, with all crops wanted of it."""
+    crops: dict[str, list[Box]] = {}
+    for record in records:
+        if record["problem"] is None:
+            crops.setdefault(record["path"], []).extend(_crop_of(record))
+    return inspect_images(raw, crops, domain.validation)
+
+
+def find_unfit(records: list[Record], pictures: dict[str, Picture], raw: Path, domain: Domain) -> dict[int, str]:
+    """Index of every row that is unfit by itself, and why."""
+    paths = (record["mask"] for record in records if record["mask"] and record["problem"] is None)
+    masks = inspect_masks(raw, paths, domain.validation)
+    reasons = {}
+    for index, record in enumerate(records):
+        why = record["problem"] or _unfit(record, pictures[record["path"]], masks, domain)
+        if why:
+            reasons[index] = why
+    return reasons
+
+
+def _unfit(record: Record, picture: Picture, masks: dict[str, tuple[int, int] | str], domain: Domain) -> str | None:
+    if picture.problem:
+        return picture.problem
+    if record["mask"]:
+        mask = masks[record["mask"]]
+        if isinstance(mask, str):
+            return mask
+        if mask != (picture.width, picture.height):
+            expected, found = f"a mask of {picture.width} x {picture.height} pixels", f"{mask[0]} x {mask[1]}"
+            return reason(expected, f"{found} in {record['mask']}", "Export the mask again at the image's size.")
+    boxes = [(box[0], box[1], box[2], box[3]) for box in record["boxes"]]
+    return unfit_boxes(boxes, picture.width, picture.height, "a box") or _unfit_crop(record, picture, domain)
+
+
+def _unfit_crop(record: Record, picture: Picture, domain: Domain) -> str | None:
+    floor = domain.validation.min_side
+    for crop in _crop_of(record):
+        if why := unfit_boxes([crop], picture.width, picture.height, "a box"):
+            return why
+        width, height = crop[2] - crop[0], crop[3] - crop[1]
+        if min(width, height) < floor:
+            expected = f"an object of at least {floor} x {floor} pixels (validation.min_side)"
+            return reason(expected, f"{width} x {height}", "Remove the box, or lower the floor.")
+        if crop in picture.flat_crops:
+            return reason("an object in the box", "one value in every pixel", "Correct or remove the box.")
+    return None
+
+
+def find_duplicates(records: list[Record], unfit: dict[int, str]) -> dict[int, str]:
+    """Rows whose content another row has too: repeats of the first, and all of those that contradict.
+
+    First whole files (crops of one file belong together, so its annotation is compared as a whole), then the
+    crops that are left, for objects annotated twice.
+    """
+    candidates = [index for index in range(len(records)) if index not in unfit]
+    units: dict[tuple[str, int], list[int]] = {}
+    for index in candidates:
+        record = records[index]
+        units.setdefault((record["path"], -1 if record["crop"] else index), []).append(index)
+    members = list(units.values())
+    keys = [_content(records[rows[0]]) for rows in members]
+    labels = [tuple(sorted((str(records[i]["crop"]), records[i]["label"]) for i in rows)) for rows in members]
+    reasons = dict[int, str]()
+    repeats, conflicts = find_repeats(keys, labels)
+    for unit, kept in repeats.items():
+        reasons |= dict.fromkeys(members[unit], _repeated(records[members[kept][0]]))
+    for unit, others in conflicts.items():
+        why = _contradicted([records[members[other][0]] for other in others if other != unit])
+        reasons |= dict.fromkeys(members[unit], why)
+    left = [index for index in candidates if index not in reasons and records[index]["crop"]]
+    cuts = [(_content(records[index]), *records[index]["crop"]) for index in left]
+    repeats, conflicts = find_repeats(cuts, [records[index]["label"] for index in left])
+    reasons |= {left[index]: _repeated(records[left[kept]]) for index, kept in repeats.items()}
+    for index, others in conflicts.items():
+        reasons[left[index]] = _contradicted([records[left[other]] for other in others if other != index])
+    return reasons
+
+
+def _repeated(kept: Record) -> str:
+    mend = "Nothing needs doing; remove the copy to keep this list short."
+    return reason("each picture once", f"the same content as {_name(kept)}, which is kept", mend)
+
+
+def _contradicted(others: list[Record]) -> str:
+    names = ", ".join(f"{_name(other)} ({other['label']})" for other in others[:3])
+    mend = "Decide which label is right and remove the other copy; all are left out until then."
+    return reason("one label a picture", f"a label conflict: the same content as {names}", mend)
+
+
+# Groups
+
+
+def group_rows(
+    fit: list[Record], pictures: dict[str, Picture], domain: Domain
+) -> tuple[list[str | None], list[tuple[str, str]]]:
+    """The group of every fit row, near duplicates joined, and the pairs of paths that were joined."""
+    base = [record["group"] if domain.group else _content(record) for record in fit]
+    first = {record["path"]: index for index, record in reversed(list(enumerate(fit))) if base[index]}
+    paths = sorted(first)
+    greys = [grey for path in paths if (grey := pictures[path].grey) is not None]
+    near = find_near_duplicates(greys, domain.validation.near_duplicate_bits)
+    named = [group for group in base if group]
+    place = {index: order for order, index in enumerate(i for i, group in enumerate(base) if group)}
+    pairs = [(place[first[paths[i]]], place[first[paths[j]]]) for i, j in near]
+    joined = iter(join_groups(named, pairs))
+    return [next(joined) if group else None for group in base], [(paths[i], paths[j]) for i, j in near]
+
+
+def count_classes(frame: pl.DataFrame, domain: Domain) -> dict[str, dict[str, int]]:
+    """Images and groups of every class of the domain, of those without any too."""
+    found = frame.group_by("label").agg(pl.len().alias("images"), pl.col("group").n_unique().alias("groups"))
+    counts = {label: {"images": images, "groups": groups} for label, images, groups in found.rows()}
+    return {label: counts.get(label, {"images": 0, "groups": 0}) for label in domain.classes}
+
+
+def _fit_frame(
+    fit: list[Record], groups: list[str | None], pictures: dict[str, Picture], rows: pl.DataFrame, domain: Domain
+) -> pl.DataFrame:
+    sizes = [pictures[record["path"]] for record in fit]
+    frame = pl.DataFrame(fit, schema=rows.schema).with_columns(
+        pl.Series("width", [picture.width for picture in sizes], dtype=pl.Int64),
+        pl.Series("height", [picture.height for picture in sizes], dtype=pl.Int64),
+        pl.Series("group", groups, dtype=pl.String),
+    )
+    return frame.select(manifest_columns(domain, split=False)).sort("path", "id")
+
+
+# Problems: paragraphs about the whole
+
+
+def _problems_of_columns(fit: list[Record], domain: Domain) -> list[Problem]:
+    """A group or slice column with empty cells: nothing may guess what stands there."""
+    names = dict.fromkeys([*(["group"] if domain.group else []), *domain.slices])
+    problems = list[Problem]()
+    for name in names:
+        empty = [record["path"] for record in fit if not record[name]]
+        if empty:
+            column = domain.group if name == "group" else name
+            found = f"{len(empty)} empty, first at {empty[0]}"
+            mend = "Fill in the column, or take it out of domain.yaml."
+            problems.append(Problem(f"a value in column {column!r} of every image", found, mend))
+    return problems
+
+
+def _problems_of_counts(
+    images: int, reasons: dict[int, str], classes: dict[str, dict[str, int]], domain: Domain
+) -> list[Problem]:
+    floors = domain.validation
+    problems = list[Problem]()
+    if len(reasons) > floors.max_quarantined * images:
+        expected = f"at most {floors.max_quarantined:.1%} of the images in quarantine (validation.max_quarantined)"
+        found = f"{len(reasons)} of {images} ({len(reasons) / images:.1%})"
+        mend = "Mend the files listed in the report, or raise the ceiling if they are meant to be left out."
+        problems.append(Problem(expected, found, mend))
+    for label, counts in classes.items():
+        for kind, floor in (("images", floors.min_images_per_class), ("groups", floors.min_groups_per_class)):
+            if counts[kind] < floor:
+                expected = f"at least {floor} {kind} of class {label!r} (validation.min_{kind}_per_class)"
+                mend = "Add some, or take the class out of domain.yaml."
+                problems.append(Problem(expected, str(counts[kind]), mend))
+                break  # too few images are too few groups as well
+    return problems
+
+
+def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -> list[str]:
+    """What deserves a look but stops nothing."""
+    warnings = []
+    labels: dict[str, set[str]] = {}
+    for record in fit:
+        labels.setdefault(record["path"], set()).add(record["label"])
+    if domain.layout.kind == "folders":
+        names = Counter(posixpath.splitext(posixpath.basename(record["path"]))[0] for record in fit)
+        twice = sorted(name for name, count in names.items() if count > 1)
+        if twice:
+            warnings.append(
+                f"{len(twice)} names occur in more than one folder (such as {twice[0]!r}) with different pictures. "
+                "They are kept apart by their folders; rename them if they were meant to be one picture."
+            )
+    mixed = [pair for pair in pairs if not labels[pair[0]] & labels[pair[1]]]
+    if mixed:
+        warnings.append(
+            f"{len(mixed)} pairs of near duplicates carry different labels (first: {' and '.join(mixed[0])}). "
+            "They share a group, but one of the labels may be wrong: look at them."
+        )
+    return warnings
+
+
+def _content(record: Record) -> str:
+    return str(record["id"]).partition("#")[0]
+
+
+def _crop_of(record: Record) -> list[Box]:
+    crop = record["crop"]
+    return [(crop[0], crop[1], crop[2], crop[3])] if crop else []
+
+
+def _name(record: Record) -> str:
+    return f"{record['path']} {tuple(record['crop'])}" if record["crop"] else str(record["path"])
+
+
+def _quarantined(record: Record, why: str) -> Quarantined:
+    return Quarantined(record["path"], record["label"], next(iter(_crop_of(record)), None), why)

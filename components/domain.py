@@ -1,0 +1,300 @@
+"""A domain: what is to be recognised, in which images, and under which terms.
+
+`data/<name>/domain.yaml` is the only file a user writes. It is strict (an unknown key is an error that
+names the known ones) and frozen; everything has a default, so the smallest legal file is four lines:
+
+    name: tiles
+    task: classification
+    classes: [good, cracked]
+    layout: folders
+
+Candidates are kept here as plain mappings: their options belong to the tuners, which check them
+(`components.models.tuners.create_tuners`), because a domain must not know about models.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from cronsim import CronSim, CronSimError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from components.errors import DomainError
+
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
+RESERVED_COLUMNS = ("id", "path", "label", "group", "mask", "boxes", "crop", "width", "height", "split")
+
+
+class Strict(BaseModel):
+    """A frozen record that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Folders(Strict):
+    """One folder a class: `<images>/<class>/*.jpg`, and `<masks>/<class>/<same stem>.png` where given."""
+
+    kind: Literal["folders"] = "folders"
+    images: str = "."
+    masks: str | None = None
+
+
+class Csv(Strict):
+    """One table, a row an image; paths in it are relative to the table.
+
+    Any further column may serve as `group` or as a slice. `boxes` holds `x0 y0 x1 y1` in pixels, several
+    boxes joined by `;`.
+    """
+
+    kind: Literal["csv"] = "csv"
+    table: str = "labels.csv"
+    image: str = "image"
+    label: str = "label"
+    mask: str | None = None
+    boxes: str | None = None
+
+
+class Voc(Strict):
+    """Pascal VOC: each annotated object becomes one crop, and all crops of a picture are one group."""
+
+    kind: Literal["voc"] = "voc"
+    images: str = "JPEGImages"
+    annotations: str = "Annotations"
+
+
+class Instances(Strict):
+    """Instance-id masks (0 = background): a crop an instance, and as many crops of empty background."""
+
+    kind: Literal["instances"] = "instances"
+    images: str = "images"
+    instances: str = "instances"
+    label: str = "object"
+    background: str = "background"
+
+
+Layout = Annotated[Folders | Csv | Voc | Instances, Field(discriminator="kind")]
+LAYOUTS: dict[str, type[Folders | Csv | Voc | Instances]] = {
+    "folders": Folders,
+    "csv": Csv,
+    "voc": Voc,
+    "instances": Instances,
+}
+
+
+class Split(Strict):
+    """Shares of the groups, not of the images: a group never straddles two sides."""
+
+    val: float = Field(default=0.15, gt=0, lt=0.5)
+    test: float = Field(default=0.25, gt=0, lt=0.5)
+    seed: int = 0
+
+
+class Validation(Strict):
+    """Floors and ceilings the data must keep before anything is trained on them."""
+
+    min_images_per_class: int = Field(default=4, ge=2)
+    min_groups_per_class: int = Field(default=3, ge=3)
+    min_side: int = Field(default=16, ge=1)
+    max_megapixels: float = Field(default=100.0, gt=0)
+    max_quarantined: float = Field(default=0.05, ge=0, le=1)
+    near_duplicate_bits: int = Field(default=4, ge=0, le=32)
+
+
+class Training(Strict):
+    """One budget for every candidate, so that a method never wins by training longer."""
+
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=32, ge=2)
+    warmup_epochs: float = Field(default=2.0, ge=0)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    workers: int = Field(default=0, ge=0)
+
+
+class Gates(Strict):
+    """When a challenger may become champion. Scores are balanced accuracies on the test groups.
+
+    floor: the lower end of the challenger's interval must reach it; chance level when left out.
+    confidence: of every interval. slice_margin: how much worse any slice may get.
+    max_adapter_mb: an artifact limit, none when left out.
+    """
+
+    floor: float | None = Field(default=None, ge=0, le=1)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    slice_margin: float = Field(default=0.05, ge=0, le=1)
+    max_adapter_mb: float | None = Field(default=None, gt=0)
+
+
+class Schedule(Strict):
+    """When to retrain by itself: a cron line or an interval."""
+
+    cron: str | None = None
+    interval_hours: float | None = Field(default=None, gt=0)
+    timezone: str = "UTC"
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Schedule":
+        if (self.cron is None) == (self.interval_hours is None):
+            raise ValueError("give exactly one of cron and interval_hours")
+        if self.cron is not None:
+            try:
+                CronSim(self.cron, datetime.now(UTC))
+            except CronSimError:
+                raise ValueError("cron wants five fields, as in `0 3 * * 1`") from None
+        return self
+
+
+class Domain(Strict):
+    """Everything a `domain.yaml` may say."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    task: Literal["classification"]
+    classes: tuple[str, ...] = Field(min_length=2)
+    layout: Layout
+    group: str | None = None
+    slices: tuple[str, ...] = ()
+    split: Split = Split()
+    validation: Validation = Validation()
+    augmentation: Literal["none", "industrial", "pathology", "xray"] = "industrial"
+    backbone: str = "embedded"
+    img_size: int | None = Field(default=None, ge=16, le=2048)
+    candidates: tuple[Mapping[str, Any], ...] = Field(
+        default=({"kind": "linear"}, {"kind": "vpt"}, {"kind": "vapt"}, {"kind": "full"}), min_length=1
+    )
+    training: Training = Training()
+    gates: Gates = Gates()
+    schedule: Schedule | None = None
+    work_pool: str = "gpu"
+    title: str = ""
+    description: str = ""
+    source: str = ""
+    licence: str = ""
+    citation: str = ""
+
+    @field_validator("layout", mode="before")
+    @classmethod
+    def _layout_by_name(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _candidates_by_name(cls, value: Any) -> Any:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [{"kind": item} if isinstance(item, str) else item for item in value]
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"names a class twice: {', '.join(value)}")
+        return value
+
+    @field_validator("slices")
+    @classmethod
+    def _free_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := set(value) & set(RESERVED_COLUMNS):
+            raise ValueError(f"slice columns may not be called {', '.join(sorted(taken))}")
+        return value
+
+
+def load_domain(path: Path, overrides: Sequence[str] = ()) -> Domain:
+    """Read and check one `domain.yaml`; `overrides` are `key.sub=value` texts with YAML values.
+
+    Raises DomainError for a missing file, broken YAML, an unknown key or an illegal value.
+    """
+    if not path.is_file():
+        known = sorted(p.parent.name for p in path.parent.parent.glob("*/domain.yaml"))
+        raise DomainError(
+            f"domain {path.parent.name!r}",
+            expected=f"a file {path}",
+            found=f"none; the domains here are: {', '.join(known) or 'none yet'}",
+            mend="Name one of these, or bring in a new one with `tessera import SOURCE --domain NAME --layout ...`.",
+        )
+    raw = _read_yaml(path)
+    for text in overrides:
+        _override(raw, text)
+    domain = parse_domain(raw, str(path))
+    if domain.name != path.parent.name:
+        raise DomainError(
+            str(path),
+            expected=f"name: {path.parent.name}, as the folder is called",
+            found=f"name: {domain.name}",
+            mend="Rename the folder or change the name.",
+        )
+    return domain
+
+
+def parse_domain(raw: Mapping[str, Any], where: str) -> Domain:
+    """Check a mapping that claims to be a domain. `where` opens the error message."""
+    try:
+        return Domain.model_validate(raw)
+    except ValidationError as error:
+        raise explain(error, where, Domain) from None
+
+
+def explain(error: ValidationError, where: str, model: type[BaseModel]) -> DomainError:
+    """Turn pydantic's report into one paragraph about the first and most telling mistake."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, first["loc"])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        expected, found = f"one of the keys {', '.join(known)}", f"the unknown key {key!r}"
+        return DomainError(where, expected=expected, found=found + more, mend=f"{hint}Rename or remove it.")
+    if first["type"] == "missing":
+        return DomainError(where, expected=f"the key {key!r}", found="no such key" + more, mend="Add it.")
+    message = first["msg"].removeprefix("Value error, ")
+    expected = message[0].lower() + message[1:]
+    found = f"{key} = {first['input']!r}"
+    return DomainError(where, expected=expected, found=found[:200] + more, mend=f"Change {key!r}.")
+
+
+def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Keys legal at the place an unknown one was found; walks nested models, and layouts by their kind."""
+    fields = model.model_fields
+    for part in loc[:-1]:
+        if isinstance(part, str) and part in LAYOUTS:
+            fields = LAYOUTS[part].model_fields
+        elif isinstance(part, str) and part in fields:
+            annotation = fields[part].annotation
+            candidates = [annotation, *getattr(annotation, "__args__", ())]
+            nested = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+            fields = nested.model_fields if nested else fields
+    return list(fields)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = " ".join(str(error).split())
+        raise DomainError(str(path), expected="legal YAML", found=found, mend="Mend that line.") from None
+    if not isinstance(raw, dict):
+        found = f"a {type(raw).__name__}"
+        raise DomainError(str(path), expected="a mapping of keys", found=found, mend="Write `key: value` lines.")
+    return raw
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    """Apply one `a.b.c=value` in place; a part that is a number picks from a list."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        mend = "Write for example `--set training.epochs=5`."
+        raise DomainError(f"--set {text!r}", expected="key=value", found="no such form", mend=mend)
+    *path, last = key.strip().split(".")
+    try:
+        parsed = yaml.safe_load(value)
+        place: Any = raw
+        for part in path:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[int(last) if isinstance(place, list) else last] = parsed
+    except (yaml.YAMLError, ValueError, IndexError, TypeError, AttributeError):
+        expected = "a key of domain.yaml, parts joined by dots, and a YAML value"
+        mend = "Write for example `--set training.epochs=5` or `--set 'candidates=[linear, vapt]'`."
+        raise DomainError(f"--set {text!r}", expected=expected, found="none", mend=mend) from None

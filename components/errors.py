@@ -1,0 +1,89 @@
+"""What can go wrong, as one family.
+
+Every error a user can cause or meet says three things in one paragraph: what was expected, what was
+found, and how to mend it. Anything else that escapes is a defect of ours and keeps its traceback.
+
+    TesseraError
+    ├── WorkspaceError       the workspace cannot be read or written, or is no repository
+    ├── DomainError          domain.yaml says something it may not say
+    ├── DataError            the raw images or their labels do not fit the declared layout
+    │   └── CheckFailed      the data were read, and a check said no        (exit code 1)
+    ├── VersioningError      DVC could not record, fetch or store a data version
+    ├── BackboneError        the backbone is unknown, unreachable, damaged or cannot be prompted
+    ├── AdapterError         an adapter on disk does not fit its backbone or is damaged
+    ├── TrainingError        a candidate's training process failed
+    ├── TrackingError        the MLflow store cannot be reached or refused
+    └── PromotionError       there is nothing to promote, roll back or serve
+
+Exit codes: 0 done, 1 a check or gate said no, 2 bad usage or input.
+"""
+
+from typing import ClassVar
+
+
+class TesseraError(Exception):
+    """An error a user can mend: `DomainError("data/x/domain.yaml", expected=..., found=..., mend=...)`."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, what: str, *, expected: str, found: str, mend: str) -> None:
+        self.what, self.expected, self.found, self.mend = what, expected, found, mend
+        super().__init__(f"{what}: expected {expected}; found {found}. {mend}")
+
+    def to_dict(self) -> dict[str, str]:
+        """The error as JSON for a parent process or for `--json`; `from_dict` is its inverse."""
+        parts = {"what": self.what, "expected": self.expected, "found": self.found, "mend": self.mend}
+        return {"type": type(self).__name__, **parts, "message": str(self)}
+
+    @staticmethod
+    def from_dict(record: dict[str, str]) -> "TesseraError":
+        """Raise-able copy of an error that happened in another process."""
+        kinds = {kind.__name__: kind for kind in _family(TesseraError)}
+        kind = kinds.get(record["type"], TesseraError)
+        return kind(record["what"], expected=record["expected"], found=record["found"], mend=record["mend"])
+
+
+class WorkspaceError(TesseraError):
+    """The workspace cannot be read or written, or is no repository."""
+
+
+class DomainError(TesseraError):
+    """A domain file, or an override of it, says something it may not say."""
+
+
+class DataError(TesseraError):
+    """The raw images or their labels do not fit the declared layout."""
+
+
+class CheckFailed(DataError):
+    """The data were read, and a check said no."""
+
+    exit_code = 1
+
+
+class VersioningError(TesseraError):
+    """DVC could not record, fetch or store a data version."""
+
+
+class BackboneError(TesseraError):
+    """The backbone is unknown, unreachable, damaged or cannot be prompted."""
+
+
+class AdapterError(TesseraError):
+    """An adapter on disk does not fit its backbone or is damaged."""
+
+
+class TrainingError(TesseraError):
+    """A candidate's training process failed."""
+
+
+class TrackingError(TesseraError):
+    """The MLflow store cannot be reached or refused."""
+
+
+class PromotionError(TesseraError):
+    """There is nothing to promote, roll back or serve."""
+
+
+def _family(kind: type[TesseraError]) -> list[type[TesseraError]]:
+    return [kind, *(member for child in kind.__subclasses__() for member in _family(child))]

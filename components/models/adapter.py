@@ -1,0 +1,276 @@
+"""The adapter on disk: a folder of two files that never needs unpickling.
+
+    adapter.safetensors   what was trained (prompts, projectors, head; for `full` the whole network)
+    adapter.json          what it is, and the sha256 of the other file: the whole of AdapterMeta
+
+Both are written into a folder beside the final one, flushed, and renamed into place, so that a reader finds
+the old adapter or the new one. The same weights give the same bytes. `load_meta` needs no torch.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from pydantic import Field, FiniteFloat, ValidationError
+
+from components.domain import Strict
+from components.errors import AdapterError
+from components.models.tuners import Tuner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from components.models.backbones import Backbone
+    from components.models.network import Network
+
+FORMAT_VERSION: Final = 1
+WEIGHTS_FILE, META_FILE = "adapter.safetensors", "adapter.json"
+PICKLED = (b"\x80", b"PK\x03\x04")  # how a pickle and torch.save's archive of pickles begin
+RETRAIN = "Take an undamaged copy, or train it again."
+
+
+class BackboneMeta(Strict):
+    """The backbone an adapter stands on, and how its images are prepared: to img_size, then (x - mean) / std."""
+
+    name: str
+    sha256: str
+    img_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    trained: bool
+    licence: str
+
+
+class AdapterMeta(Strict):
+    """All that is known of an adapter.
+
+    trainable_params: without the head. share: of those to the backbone's parameters. adapter_sha256: of
+    adapter.safetensors, filled in when it is written. thresholds: a class's decision threshold, where set.
+    """
+
+    format_version: Literal[1] = FORMAT_VERSION
+    tuner: Tuner
+    task: Literal["classification"] = "classification"
+    classes: tuple[str, ...] = Field(min_length=2)
+    backbone: BackboneMeta
+    data_version: str
+    split_sha256: str
+    git_commit: str
+    seed: int
+    metrics: dict[str, FiniteFloat]
+    thresholds: dict[str, FiniteFloat] = Field(default_factory=dict)
+    trainable_params: int
+    head_params: int
+    share: float
+    adapter_sha256: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.tuner.label
+
+    @staticmethod
+    def describe(
+        network: "Network",
+        backbone: "Backbone",
+        tuner: Tuner,
+        *,
+        classes: Iterable[str],
+        data_version: str,
+        split_sha256: str,
+        git_commit: str,
+        seed: int,
+        metrics: Mapping[str, float],
+        thresholds: Mapping[str, float] | None = None,
+    ) -> "AdapterMeta":
+        """The record of a trained network; sizes are counted here, everything else is told."""
+        tuned = network.num_trainable(with_head=False)
+        return AdapterMeta(
+            tuner=tuner,
+            classes=tuple(classes),
+            backbone=BackboneMeta(**{key: getattr(backbone, key) for key in BackboneMeta.model_fields}),
+            data_version=data_version,
+            split_sha256=split_sha256,
+            git_commit=git_commit,
+            seed=seed,
+            metrics=dict(metrics),
+            thresholds=dict(thresholds or {}),
+            trainable_params=tuned,
+            head_params=network.num_trainable(with_head=True) - tuned,
+            share=tuned / network.backbone_params,
+        )
+
+
+def save_adapter(folder: Path, network: "Network", meta: AdapterMeta) -> str:
+    """Write the adapter, replacing one that is there; returns the sha256 of adapter.safetensors."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.trainable_parameters().items()}
+    # One metadata key only: safetensors writes several in an order that changes from run to run.
+    weights = save(dict(sorted(tensors.items())), metadata={"format": "pt"})
+    digest = hashlib.sha256(weights).hexdigest()
+    record = meta.model_copy(update={"adapter_sha256": digest}).model_dump(mode="json")
+    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    try:
+        _write_folder(folder, {WEIGHTS_FILE: weights, META_FILE: text.encode()})
+    except OSError as error:
+        mend = "Free some space or correct the permissions, and train again; checkpoints are kept."
+        expected, found = "a folder with room that may be written", error.strerror or str(error)
+        raise AdapterError(f"adapter {folder}", expected=expected, found=found, mend=mend) from None
+    return digest
+
+
+def load_meta(folder: Path) -> AdapterMeta:
+    """Read and check adapter.json. Raises AdapterError where it is missing, damaged or of another format version."""
+    path = folder / META_FILE
+    what = f"adapter {folder}"
+    try:
+        raw = json.loads(path.read_bytes())
+    except OSError as error:
+        raise AdapterError(what, expected=f"a file {META_FILE}", found=error.strerror or "none", mend=RETRAIN) from None
+    except ValueError as error:
+        raise AdapterError(what, expected=f"JSON in {META_FILE}", found=str(error), mend=RETRAIN) from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        found = f"version {version}"
+        mend = "Use the release of Tessera that wrote it, or train it again."
+        raise AdapterError(what, expected=f"format version {FORMAT_VERSION}", found=found, mend=mend)
+    try:
+        return AdapterMeta.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise AdapterError(what, expected=f"a legal {META_FILE}", found=found, mend=RETRAIN) from None
+
+
+def load_adapter(folder: Path, backbone: "Backbone | None" = None) -> "tuple[Network, AdapterMeta]":
+    """The network in eval mode, and its record. Without `backbone` the one named in the record is loaded.
+
+    Raises AdapterError where the adapter is damaged or belongs to another backbone, BackboneError where that
+    cannot be loaded.
+    """
+    import torch
+
+    from components.models.backbones import load_backbone
+    from components.models.network import create_network
+
+    meta = load_meta(folder)
+    tensors, digest = _load_tensors(folder)
+    backbone = backbone or load_backbone(meta.backbone.name, meta.backbone.img_size)
+    _require_backbone(folder, meta, backbone)
+    network = create_network(backbone, meta.tuner, len(meta.classes), meta.seed)
+    parameters = network.trainable_parameters()
+    _require_fit(folder, tensors, dict(parameters))
+    _require_digest(folder, meta, digest)  # last, for the others say more
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    return network.eval(), meta
+
+
+def _load_tensors(folder: Path) -> "tuple[dict[str, Tensor], str]":
+    """The tensors of adapter.safetensors, and the sha256 of its bytes."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    what = f"adapter {folder}, {WEIGHTS_FILE}"
+    try:
+        data = (folder / WEIGHTS_FILE).read_bytes()
+    except OSError as error:
+        raise AdapterError(what, expected="a file", found=error.strerror or "none", mend=RETRAIN) from None
+    if data.startswith(PICKLED):
+        found = "a pickle, which may run code when it is opened"
+        raise AdapterError(what, expected="safetensors", found=found, mend="Do not trust where it came from.")
+    try:
+        return load(data), hashlib.sha256(data).hexdigest()
+    except SafetensorError as error:
+        raise AdapterError(what, expected="a whole safetensors file", found=str(error), mend=RETRAIN) from None
+
+
+def _require_digest(folder: Path, meta: AdapterMeta, digest: str) -> None:
+    if digest != meta.adapter_sha256:
+        raise AdapterError(
+            f"adapter {folder}, {WEIGHTS_FILE}",
+            expected=f"the sha256 in {META_FILE}, {meta.adapter_sha256[:12] or 'which is empty'}",
+            found=f"{digest[:12]}, other weights",
+            mend=RETRAIN,
+        )
+
+
+def _require_backbone(folder: Path, meta: AdapterMeta, backbone: "Backbone") -> None:
+    wanted = meta.backbone
+    if backbone.sha256 != wanted.sha256:
+        raise AdapterError(
+            f"adapter {folder}",
+            expected=f"the backbone it was trained on, {wanted.name} with sha256 {wanted.sha256[:12]}",
+            found=f"{backbone.name} with sha256 {backbone.sha256[:12]}",
+            mend="Give it that backbone, or train it again on this one.",
+        )
+    found = (backbone.img_size, tuple(backbone.mean), tuple(backbone.std))
+    if found != (wanted.img_size, wanted.mean, wanted.std):
+        raise AdapterError(
+            f"adapter {folder}",
+            expected=f"img_size {wanted.img_size}, mean {wanted.mean}, std {wanted.std}, as in training",
+            found=f"img_size {found[0]}, mean {found[1]}, std {found[2]}",
+            mend=f"Load the backbone with img_size={wanted.img_size}, or train the adapter again.",
+        )
+
+
+def _require_fit(folder: Path, tensors: "Mapping[str, Tensor]", parameters: "Mapping[str, Tensor]") -> None:
+    """Raise AdapterError unless names, shapes and dtypes are exactly the network's."""
+    what = f"adapter {folder}, {WEIGHTS_FILE}"
+    if missing := sorted(parameters.keys() - tensors.keys()):
+        raise AdapterError(what, expected=f"the tensors {_some(missing)}", found="none such", mend=RETRAIN)
+    if extra := sorted(tensors.keys() - parameters.keys()):
+        expected = "only the tensors its tuner trains"
+        raise AdapterError(what, expected=expected, found=f"also {_some(extra)}", mend=RETRAIN)
+    for name, parameter in parameters.items():
+        wanted, found = _form(parameter), _form(tensors[name])
+        if wanted != found:
+            raise AdapterError(what, expected=f"{name} to be {wanted}", found=found, mend=RETRAIN)
+
+
+def _form(tensor: "Tensor") -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make the folder appear whole. Renaming cannot replace a full folder, so an old one steps aside first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    aside = fresh.with_name(f"{fresh.name}.old")
+    try:
+        for name, data in files.items():
+            _write_flushed(fresh / name, data)
+        _flush_folder(fresh)
+        fresh.chmod(0o755)  # mkdtemp's is for the owner alone
+        if folder.exists():
+            os.replace(folder, aside)
+        os.replace(fresh, folder)
+        _flush_folder(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

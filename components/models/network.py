@@ -1,0 +1,46 @@
+"""A network is an encoder and a head: what a candidate trains and what is served."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from components.models.backbones import Backbone, require_plain_vit
+
+if TYPE_CHECKING:
+    from components.models.tuners import Tuner
+
+HEAD_STD = 0.01  # small, so that the first logits are near zero and the first loss near log(C)
+
+
+class Network(nn.Module):
+    """Normalised images (B, 3, height, width) to logits (B, C). Plain fp32; casting is the trainer's business."""
+
+    def __init__(self, backbone: Backbone, tuner: "Tuner", num_classes: int) -> None:
+        super().__init__()
+        self.backbone_params = sum(parameter.numel() for parameter in backbone.vit.parameters())
+        self.encoder = tuner.apply(backbone.vit)
+        self.head = nn.Linear(backbone.vit.num_features, num_classes)
+        nn.init.normal_(self.head.weight, std=HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(images))
+        return logits
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that learns, by name: what an optimiser, a checkpoint and an adapter hold."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def num_trainable(self, with_head: bool) -> int:
+        """Count of the parameters that learn. Papers count the head, which says more of the task than of the method."""
+        counts = {name: parameter.numel() for name, parameter in self.trainable_parameters().items()}
+        return sum(count for name, count in counts.items() if with_head or not name.startswith("head."))
+
+
+def create_network(backbone: Backbone, tuner: "Tuner", num_classes: int, seed: int) -> Network:
+    """A fresh network in train mode. `seed` decides head and prompts; the caller's random state is left alone."""
+    require_plain_vit(backbone.vit, backbone.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed GPUs, unforked
+        return Network(backbone, tuner, num_classes)

@@ -1,0 +1,197 @@
+"""Prompted forwards of a plain timm VisionTransformer, in their textbook form: concatenate, run, strip.
+
+    VPT   Jia et al., ECCV 2022, https://arxiv.org/abs/2203.12119
+    VAPT  Le et al., ICLR 2026, https://arxiv.org/abs/2501.18936
+
+Letters: B images, S prefix tokens (CLS, registers), H x W patch grid, N prompts, D embed_dim, L blocks,
+r bottleneck, A adaptive blocks. A token sequence is always [prefix | prompts | patches].
+
+`forward_prompted` is the only forward; a tuner differs from another in its prompt source alone: a module
+called before every block with the tokens that enter it, which answers with that block's prompts.
+"""
+
+import copy
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  its usual name
+
+from components.errors import BackboneError
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+
+class PromptSource(Protocol):
+    """`source(index, x)`: prompts (B, N, D) for block `index`, or None to let the previous block's outputs flow on."""
+
+    def __call__(self, index: int, x: Tensor, /) -> Tensor | None: ...
+
+
+def forward_prompted(vit: "VisionTransformer", images: Tensor, source: PromptSource | None) -> Tensor:
+    """Pooled features (B, D) of normalised images (B, 3, height, width)."""
+    x = embed_images(vit, images)  # (B, S+HW, D)
+    prefix = vit.num_prefix_tokens
+    prompts = x[:, :0]  # (B, 0, D)
+    for index, block in enumerate(vit.blocks):
+        fresh = source(index, x) if source else None
+        prompts = prompts if fresh is None else fresh  # (B, N, D)
+        mixed = block(torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1))  # (B, S+N+HW, D)
+        end = prefix + prompts.shape[1]
+        prompts = mixed[:, prefix:end]
+        x = torch.cat([mixed[:, :prefix], mixed[:, end:]], dim=1)  # (B, S+HW, D)
+    # The prompts were stripped above, so that no pooling, whichever the backbone has, ever sees one.
+    pooled: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
+    return pooled
+
+
+def embed_images(vit: "VisionTransformer", images: Tensor) -> Tensor:
+    """Tokens entering block 0, (B, S+HW, D): timm's own embedding, whichever way it places positions."""
+    x = vit.patch_embed(images)
+    x = vit.patch_drop(vit._pos_embed(x))
+    tokens: Tensor = vit.norm_pre(x)
+    return tokens
+
+
+class StaticPrompts(nn.Module):
+    """Prompts that are parameters: one set a block for the first `layers` blocks.
+
+    layers = L is VPT-deep. layers = 1 is VPT-shallow: from block 1 on the prompts' outputs flow.
+    """
+
+    def __init__(self, vit: "VisionTransformer", layers: int, num_prompts: int, dropout: float) -> None:
+        super().__init__()
+        height, width = vit.patch_embed.patch_size
+        bound = math.sqrt(6 / (3 * height * width + vit.embed_dim))  # Xavier's, for a patch as input (VPT, section 4)
+        self.tokens = nn.Parameter(torch.empty(layers, num_prompts, vit.embed_dim).uniform_(-bound, bound))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, index: int, x: Tensor) -> Tensor | None:
+        if index >= len(self.tokens):
+            return None
+        dropped: Tensor = self.dropout(self.tokens[index].expand(len(x), -1, -1))  # (B, N, D)
+        return dropped
+
+
+class AdaptivePrompts(nn.Module):
+    """VAPT: static prompts for the first blocks, then prompts that are functions of the tokens entering the block."""
+
+    def __init__(
+        self,
+        vit: "VisionTransformer",
+        num_prompts: int,
+        static_blocks: int,
+        kernel: int,
+        bottleneck: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        _require_room(vit, static_blocks, kernel)
+        self.static = StaticPrompts(vit, static_blocks, num_prompts, dropout)
+        adaptive = len(vit.blocks) - static_blocks
+        self.tokenwise = nn.ModuleList(TokenProjector(vit, num_prompts, kernel, dropout) for _ in range(adaptive))
+        self.featurewise = FeatureProjector(vit.embed_dim, bottleneck, dropout)  # shared by all blocks
+
+    def forward(self, index: int, x: Tensor) -> Tensor | None:
+        static = len(self.static.tokens)
+        if index < static:
+            prompts: Tensor | None = self.static(index, x)
+        else:
+            prompts = self.featurewise(self.tokenwise[index - static](x))  # no detach: gradients reach lower prompts
+        return prompts
+
+
+class TokenProjector(nn.Module):
+    """Tokens (B, S+HW, D) to G (B, N, D): mix the patches in space, the same way for every channel.
+
+    Its linear map starts at zero, so at first all adaptive prompts are exactly zero.
+    """
+
+    def __init__(self, vit: "VisionTransformer", num_prompts: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
+        self.prefix: int = vit.num_prefix_tokens
+        self.norm = nn.LayerNorm(vit.embed_dim, eps=1e-5)
+        self.kernel = nn.Parameter(torch.randn(1, 1, kernel, kernel))
+        self.channel_dropout = nn.Dropout2d(dropout)
+        height, width = self.grid
+        self.linear = nn.Linear((height - kernel + 1) * (width - kernel + 1), num_prompts)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)[:, self.prefix :].transpose(1, 2)  # (B, D, HW)
+        planes = y.unflatten(2, self.grid).flatten(0, 1).unsqueeze(1)  # (B*D, 1, H, W)
+        mixed = F.conv2d(planes, self.kernel).reshape(*y.shape[:2], -1, 1)  # (B, D, hw, 1)
+        mixed = self.channel_dropout(mixed).squeeze(-1)  # whole channels of an image
+        projected: Tensor = self.linear(mixed).transpose(1, 2)  # (B, D, N) -> (B, N, D)
+        return projected
+
+
+class FeatureProjector(nn.Module):
+    """G (B, N, D) to P = G + W2 relu(W1 G). Without the residual the zero start could never learn."""
+
+    def __init__(self, embed_dim: int, bottleneck: int, dropout: float) -> None:
+        super().__init__()
+        self.down = nn.Linear(embed_dim, bottleneck, bias=False)
+        self.up = nn.Linear(bottleneck, embed_dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, g: Tensor) -> Tensor:
+        prompts: Tensor = g + self.up(self.dropout(F.relu(self.down(g))))
+        return prompts
+
+
+class PromptedEncoder(nn.Module):
+    """Images (B, 3, height, width) to features (B, D) through a frozen backbone; only the prompts learn.
+
+    The backbone is shared, not copied: any number of encoders may stand on one. It stays in eval mode
+    whatever mode the encoder is in, so that train mode switches the prompts' dropout and nothing else.
+    """
+
+    def __init__(self, vit: "VisionTransformer", prompts: StaticPrompts | AdaptivePrompts | None) -> None:
+        super().__init__()
+        self.vit = vit.requires_grad_(False)
+        self.prompts = prompts
+        self.train()
+
+    def train(self, mode: bool = True) -> "PromptedEncoder":
+        super().train(mode)
+        self.vit.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        return forward_prompted(self.vit, images, self.prompts)
+
+
+class FullEncoder(nn.Module):
+    """Images to features through a backbone that learns with the rest: a copy, for the original is shared."""
+
+    def __init__(self, vit: "VisionTransformer") -> None:
+        super().__init__()
+        self.vit = copy.deepcopy(vit).requires_grad_(True)
+        self.train()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return forward_prompted(self.vit, images, None)
+
+
+def _require_room(vit: "VisionTransformer", static_blocks: int, kernel: int) -> None:
+    """Raise BackboneError unless adaptive blocks remain and the kernel fits the grid."""
+    blocks, (height, width) = len(vit.blocks), vit.patch_embed.grid_size
+    if static_blocks >= blocks:
+        raise BackboneError(
+            "tuner vapt",
+            expected=f"static_blocks below {blocks}, the backbone's depth",
+            found=f"static_blocks: {static_blocks}",
+            mend="Lower it, or use `kind: vpt`, which is static in every block.",
+        )
+    if kernel > min(height, width):
+        raise BackboneError(
+            "tuner vapt",
+            expected=f"a kernel no larger than the patch grid, {height} x {width}",
+            found=f"kernel: {kernel}",
+            mend="Lower it, or choose a larger img_size.",
+        )

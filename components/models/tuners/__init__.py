@@ -1,0 +1,63 @@
+"""The ways of fitting a frozen backbone to a domain: `ls` of this folder is the list of methods.
+
+A tuner is a strict record with a literal `kind`, its options, and one function `apply(vit)` that returns the
+encoder to train. To add one: a file here, one word in `Tuner`, and the tests that enumerate the union test it.
+Importing this package imports no torch, so the command line can check a domain's candidates at once.
+
+    create_tuners([{"kind": "linear"}, {"kind": "vpt", "num_prompts": 50}])
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, ValidationError
+
+from components.domain import explain
+from components.errors import DomainError
+from components.models.tuners.full import FullTuner
+from components.models.tuners.linear import LinearTuner
+from components.models.tuners.vapt import VaptTuner
+from components.models.tuners.vpt import VptTuner
+
+Tuner = Annotated[LinearTuner | FullTuner | VptTuner | VaptTuner, Field(discriminator="kind")]
+
+#: kind -> its record, read from the union so that there is one list only.
+TUNERS: dict[str, type[LinearTuner | FullTuner | VptTuner | VaptTuner]] = {
+    member.model_fields["kind"].default: member for member in get_args(get_args(Tuner)[0])
+}
+
+
+def create_tuners(candidates: Sequence[Mapping[str, Any]], where: str = "candidates") -> tuple[Tuner, ...]:
+    """Check candidates as a domain lists them. `where` opens the error message.
+
+    Raises DomainError for an unknown kind or key, an illegal value, or two candidates of one label.
+    """
+    tuners = tuple(_create_tuner(candidate, f"{where}.{index}") for index, candidate in enumerate(candidates))
+    twice = [label for label, count in Counter(tuner.label for tuner in tuners).items() if count > 1]
+    if twice:
+        raise DomainError(
+            where,
+            expected="a different label for every candidate",
+            found=f"{', '.join(twice)} more than once",
+            mend="Remove one, or give each its own `name: ...`.",
+        )
+    return tuners
+
+
+def _create_tuner(candidate: Mapping[str, Any], where: str) -> Tuner:
+    kind = candidate.get("kind")
+    if kind not in TUNERS:
+        close = difflib.get_close_matches(str(kind), TUNERS, 1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise DomainError(
+            where,
+            expected=f"a kind among {', '.join(TUNERS)}",
+            found="no kind" if kind is None else f"kind: {kind}",
+            mend=f"{hint}Name one of these.",
+        )
+    try:
+        return TUNERS[str(kind)].model_validate(candidate)
+    except ValidationError as error:
+        raise explain(error, where, TUNERS[str(kind)]) from None

@@ -1,0 +1,24 @@
+"""Linear probe: only the head learns. The yardstick every other tuner must beat to be worth its parameters."""
+
+from typing import TYPE_CHECKING, Literal
+
+from components.models.tuners.base import TunerBase
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from components.models.prompts import PromptedEncoder
+
+
+class LinearTuner(TunerBase):
+    """`{kind: linear}`"""
+
+    kind: Literal["linear"] = "linear"
+    lr: float = 1e-2
+    weight_decay: float = 1e-4
+
+    def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
+        """The frozen backbone itself: a prompted encoder without prompts."""
+        from components.models.prompts import PromptedEncoder
+
+        return PromptedEncoder(vit, prompts=None)

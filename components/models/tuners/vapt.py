@@ -1,0 +1,35 @@
+"""Visual adaptive prompt tuning (Le et al., ICLR 2026, https://arxiv.org/abs/2501.18936): prompts from the image."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from components.models.tuners.base import TunerBase
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from components.models.prompts import PromptedEncoder
+
+
+class VaptTuner(TunerBase):
+    """`{kind: vapt}`. static_blocks: the first s blocks, whose prompts do not depend on the image.
+
+    kernel: side of the one convolution kernel of a block; bottleneck: width of the shared feature projector.
+    """
+
+    kind: Literal["vapt"] = "vapt"
+    num_prompts: int = Field(default=10, ge=1, le=1000)
+    static_blocks: int = Field(default=1, ge=1)
+    kernel: int = Field(default=2, ge=1, le=16)
+    bottleneck: int = Field(default=8, ge=1, le=1024)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    lr: float = 1e-2
+    weight_decay: float = 1e-4
+
+    def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
+        """The frozen backbone with static prompts below and adaptive ones from block `static_blocks` on."""
+        from components.models.prompts import AdaptivePrompts, PromptedEncoder
+
+        prompts = AdaptivePrompts(vit, self.num_prompts, self.static_blocks, self.kernel, self.bottleneck, self.dropout)
+        return PromptedEncoder(vit, prompts)

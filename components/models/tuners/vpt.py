@@ -1,0 +1,33 @@
+"""Visual prompt tuning (Jia et al., ECCV 2022, https://arxiv.org/abs/2203.12119): learned tokens beside the patches."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from components.models.tuners.base import TunerBase
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from components.models.prompts import PromptedEncoder
+
+
+class VptTuner(TunerBase):
+    """`{kind: vpt, num_prompts: 50}`; with `deep: false` the prompts enter before block 0 only and flow through all."""
+
+    kind: Literal["vpt"] = "vpt"
+    deep: bool = True
+    num_prompts: int = Field(default=10, ge=1, le=1000)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    lr: float = 1e-2
+    weight_decay: float = 1e-4
+
+    def _default_label(self) -> str:
+        return "vpt-deep" if self.deep else "vpt-shallow"
+
+    def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
+        """The frozen backbone with prompts of their own for every block (deep), or for block 0 (shallow)."""
+        from components.models.prompts import PromptedEncoder, StaticPrompts
+
+        layers = len(vit.blocks) if self.deep else 1
+        return PromptedEncoder(vit, StaticPrompts(vit, layers, self.num_prompts, self.dropout))

@@ -1,0 +1,306 @@
+"""Which version of a domain's adapter is live: three aliases on one MLflow registered model named as the domain.
+
+    champion    serves
+    challenger  was registered last and awaits the gates
+    previous    served before the champion; `rollback` goes back to it
+
+MLflow has no compare-and-set, and two promoters that check first and set then let the worse one win. Every move
+therefore happens under a file lock of the workspace, re-reads the champion inside it, and refuses when somebody else
+was faster. (Machines that share one MLflow server but no workspace need one promoting worker.) The ledger record is
+written before the alias moves: a champion that no record explains cannot exist, and a record whose move was
+interrupted is reported by `ledger.verify_records`.
+
+All functions speak to the store that `tracking.connect` chose.
+"""
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from components.domain import Strict
+from components.errors import PromotionError
+from components.promotion.ledger import append_record
+from components.workspace import Workspace
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+LOCK_SECONDS = 60
+TAG = "tessera."
+
+
+class Version(Strict):
+    """One registered version of a domain's adapter."""
+
+    domain: str
+    version: int
+    run_id: str
+    source: str
+    adapter_sha256: str = ""
+    tuner: str = ""
+    data_version: str = ""
+    git_commit: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+def register_challenger(
+    domain: str,
+    run_id: str,
+    model_uri: str,
+    *,
+    adapter_sha256: str,
+    tuner: str,
+    data_version: str,
+    git_commit: str = "",
+    description: str = "",
+) -> int:
+    """Register a logged model as a new version and point `challenger` at it; returns the version."""
+    import mlflow
+
+    tags = {"adapter_sha256": adapter_sha256, "tuner": tuner, "data_version": data_version, "git_commit": git_commit}
+    client = mlflow.MlflowClient()
+    _create_model(client, domain)
+    created = client.create_model_version(
+        domain,
+        source=model_uri,
+        run_id=run_id,
+        tags={f"{TAG}{key}": value for key, value in tags.items() if value},
+        description=description or f"{tuner} adapter for data version {data_version}",
+        model_id=model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None,
+    )
+    version = int(created.version)  # MLflow types it str here and int elsewhere
+    _set_alias(client, domain, CHALLENGER, version)
+    return version
+
+
+def load_version(domain: str, alias_or_version: str | int) -> Version | None:
+    """The version an alias names or a number, None where there is none.
+
+    `champion, challenger, previous` or 3. The model version is read by `get_…` throughout, since
+    `search_model_versions` never fills `aliases`.
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    if isinstance(alias_or_version, int):
+        found = _or_none(lambda: client.get_model_version(domain, str(alias_or_version)))
+    else:
+        found = _or_none(lambda: client.get_model_version_by_alias(domain, alias_or_version))
+    return None if found is None else _to_version(domain, found)
+
+
+def fetch_adapter(version: Version, folder: Path) -> Path:
+    """The version's adapter as a folder on disk, downloaded once into `folder` and named by its hash.
+
+    Raises PromotionError when the stored weights are not those that were registered.
+    """
+    import mlflow
+
+    target = folder / (version.adapter_sha256 or f"{version.domain}-{version.version}")
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        uri = f"models:/{version.domain}/{version.version}"
+        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=partial))
+        found = _require_intact(version, next(model.glob("artifacts/*/adapter.json"), None))
+        try:
+            os.replace(found, target)
+        except OSError:  # another process put it there first
+            if not target.is_dir():
+                raise
+    return target
+
+
+def set_champion(
+    workspace: Workspace,
+    domain: str,
+    version: int,
+    *,
+    expected: int | None,
+    reason: str,
+    verdict: str = "PROMOTE",
+    evidence_sha256: str = "",
+    data_version: str = "",
+    git_commit: str = "",
+    who: str | None = None,
+) -> Version:
+    """Make `version` the champion if the champion still is `expected` (None: there is none), and record why.
+
+    Saying it twice is no error: a retry after an interruption finds its work done. Raises PromotionError when the
+    champion is another than expected or the version does not exist.
+    """
+    with lock_domain(workspace, domain):
+        champion = load_version(domain, CHAMPION)
+        target = _require_version(domain, version)
+        if champion is not None and champion.version == version:
+            return champion
+        _require_expected(domain, champion, expected)
+        append_record(
+            domain,
+            action="promote",
+            from_version=expected,
+            to_version=version,
+            reason=reason,
+            verdict=verdict,
+            evidence_sha256=evidence_sha256,
+            data_version=data_version or target.data_version,
+            git_commit=git_commit or target.git_commit,
+            who=who,
+        )
+        _move(domain, {PREVIOUS: expected, CHAMPION: version})
+        return _require_version(domain, version)
+
+
+def rollback(workspace: Workspace, domain: str, reason: str, who: str | None = None) -> Version:
+    """Champion and previous change places, with one record; returns the new champion.
+
+    Raises PromotionError when there is nothing to go back to.
+    """
+    with lock_domain(workspace, domain):
+        champion, previous = load_version(domain, CHAMPION), load_version(domain, PREVIOUS)
+        if champion is None or previous is None or champion.version == previous.version:
+            raise PromotionError(
+                f"rollback of {domain}",
+                expected="a champion and, under the alias `previous`, the version that served before it",
+                found=f"champion {_name(champion)}, previous {_name(previous)}",
+                mend="Only a domain whose champion replaced another can go back: see `tessera ledger` for its past.",
+            )
+        append_record(
+            domain,
+            action="rollback",
+            from_version=champion.version,
+            to_version=previous.version,
+            reason=reason,
+            data_version=previous.data_version,
+            git_commit=previous.git_commit,
+            who=who,
+        )
+        # The champion first: what serves is what is urgent, should this be interrupted in between.
+        _move(domain, {CHAMPION: previous.version, PREVIOUS: champion.version})
+        return _require_version(domain, previous.version)
+
+
+@contextmanager
+def lock_domain(workspace: Workspace, domain: str) -> Iterator[None]:
+    """Hold the domain's promotion lock, for threads and processes alike; the system frees it if the holder dies."""
+    from filelock import FileLock, Timeout
+
+    path = workspace.state / "locks" / f"{domain}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=LOCK_SECONDS):
+            yield
+    except Timeout:
+        raise PromotionError(
+            f"promotion of {domain}",
+            expected="no other promotion of this domain at work",
+            found=f"one that has held {path} for more than {LOCK_SECONDS} s",
+            mend="Try again once it is done.",
+        ) from None
+
+
+def _move(domain: str, targets: dict[str, int | None]) -> None:
+    """Set aliases in the order given; None leaves that one alone."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    for alias, version in targets.items():
+        if version is not None:
+            _set_alias(client, domain, alias, version)
+
+
+def _set_alias(client: Any, domain: str, alias: str, version: int) -> None:
+    """Several writers creating one alias for the first time meet a unique constraint: the loser writes again."""
+    from mlflow.exceptions import MlflowException
+
+    for pause in (0.05, 0.2, 0.5):
+        try:
+            client.set_registered_model_alias(domain, alias, str(version))
+            return
+        except MlflowException as error:
+            if "UNIQUE" not in str(error).upper():
+                raise
+            time.sleep(pause)
+    client.set_registered_model_alias(domain, alias, str(version))
+
+
+def _create_model(client: Any, domain: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    note = f"Adapters of the domain `{domain}`. The alias `champion` serves; the tags `{TAG}*` and `ledger.*` say why."
+    try:
+        client.create_registered_model(domain, description=note)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _or_none(read: Callable[[], Any]) -> Any:
+    """MLflow says "no such model, version or alias" with exceptions of two codes."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return read()
+    except MlflowException as error:
+        missing_alias = error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error)
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or missing_alias:
+            return None
+        raise
+
+
+def _to_version(domain: str, found: Any) -> Version:
+    tags = {key.removeprefix(TAG): value for key, value in found.tags.items()}
+    known = {key: tags.get(key, "") for key in ("adapter_sha256", "tuner", "data_version", "git_commit")}
+    return Version(
+        domain=domain,
+        version=int(found.version),
+        run_id=found.run_id or "",
+        source=found.source or "",
+        aliases=tuple(sorted(found.aliases)),
+        **known,
+    )
+
+
+def _require_version(domain: str, version: int) -> Version:
+    found = load_version(domain, version)
+    if found is None:
+        raise PromotionError(
+            f"{domain} version {version}",
+            expected="a registered version",
+            found="none of this number",
+            mend=f"Train one with `tessera train {domain}`, or look at the versions in MLflow.",
+        )
+    return found
+
+
+def _require_expected(domain: str, champion: Version | None, expected: int | None) -> None:
+    found = None if champion is None else champion.version
+    if found != expected:
+        raise PromotionError(
+            f"promotion in {domain}",
+            expected=f"champion {'none' if expected is None else f'version {expected}'}, against which this was judged",
+            found=f"champion {_name(champion)}: somebody else moved it meanwhile",
+            mend="Judge the challenger against the present champion: run the retrain again.",
+        )
+
+
+def _require_intact(version: Version, meta: Path | None) -> Path:
+    """The folder of a downloaded adapter whose weights are the registered ones."""
+    weights = None if meta is None else meta.with_name("adapter.safetensors")
+    found = "none" if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
+    if weights is None or (version.adapter_sha256 and found != version.adapter_sha256):
+        raise PromotionError(
+            f"{version.domain} version {version.version}",
+            expected=f"an adapter with sha256 {version.adapter_sha256 or 'of any value'} in its artifacts",
+            found=found,
+            mend="The artifact store was changed or lost files: restore it, or retrain and promote anew.",
+        )
+    return weights.parent
+
+
+def _name(version: Version | None) -> str:
+    return "none" if version is None else f"version {version.version}"

@@ -1,0 +1,454 @@
+"""What happened, in MLflow: one parent run a retrain, one child run a candidate, under the domain's own experiment.
+
+    connect(workspace)                       once a process; then
+    run_id = start_retrain(domain, ...)      RUNNING until end_retrain(run_id, "FINISHED")
+    child = log_candidate(run_id, ...)       parameters, history, metrics, pictures, adapter, lineage
+    uri = log_model(child, adapter)          the winner only: ready for the registry and for `mlflow models serve`
+    log_result(run_id, outcome)              what `find_retrain` gives back when nothing has changed
+
+Runs are written through MlflowClient, never through the fluent API's hidden "active run": tasks and threads do not
+share one. Tags that join a run to its data and code start with `tessera.`. mlflow takes seconds to import and is
+imported inside the functions.
+"""
+
+import json
+import os
+import re
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any, Literal
+
+from components.domain import Domain
+from components.errors import TrackingError
+from components.models.adapter import load_meta
+from components.pictures import draw_confusion, draw_samples
+from components.training.job import PROBABILITY, Result, load_predictions
+from components.workspace import Workspace
+
+TAG = "tessera."
+RESULT_FILE = "result.json"
+SERVER_SECONDS = 5.0
+MOST_PARAMS, MOST_METRICS = 100, 1000  # MLflow's limits for one batch
+MOST_DIGEST = 36
+PYFUNC_FILE = Path(__file__).parent / "serving" / "pyfunc.py"
+#: What the served model needs beside Tessera itself, which is not on PyPI and must not be guessed from there.
+REQUIREMENTS = ("mlflow", "torch", "timm", "safetensors", "pillow", "numpy", "polars", "pydantic", "scikit-learn")
+
+Ending = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+def connect(workspace: Workspace) -> None:
+    """Point MLflow at the workspace's store, and make or migrate its SQLite schema where that is the store.
+
+    Raises TrackingError when the store cannot be used; a server that is away is told within seconds.
+    """
+    uri = workspace.tracking_uri
+    if uri.startswith(("http://", "https://")):
+        _require_server(uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+    from filelock import FileLock
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    lock = workspace.state / "locks" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with _refusals(), FileLock(lock):  # two first users would both migrate
+        mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+def start_retrain(domain: Domain, data_version: str, fingerprint: str, git_commit: str) -> str:
+    """Open the parent run of one retrain and return its id; `end_retrain` must follow."""
+    import mlflow
+    from mlflow.entities import Param
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        experiment = _find_experiment(client, domain)
+        _end_dead_runs(client, experiment)
+        started = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+        tags = _create_tags(
+            domain=domain.name,
+            role="retrain",
+            data_version=data_version,
+            fingerprint=fingerprint,
+            git_commit=git_commit,
+            backbone=domain.backbone,
+            process=f"{socket.gethostname()}:{os.getpid()}",
+        )
+        name = f"retrain {started} · data {data_version[:8]}"
+        run_id = str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)
+        params = flatten(domain.model_dump(mode="json", include={"training", "gates", "split", "augmentation"}))
+        client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
+        _log_dataset(client, run_id, domain.name, data_version)
+        return run_id
+
+
+def log_candidate(parent: str, domain: Domain, result: Result, row: Mapping[str, Any], raw: Path) -> str:
+    """One trained candidate as a finished child run; `row` is its line of the table, with the test interval."""
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        above = client.get_run(parent)
+        ended = int(time.time() * 1000)
+        started = ended - int(result.seconds * 1000)
+        created = client.create_run(
+            above.info.experiment_id,
+            start_time=started,  # so that MLflow's duration is the training's
+            tags=_create_candidate_tags(above, domain, result, row),
+            run_name=f"{result.label} · seed {result.seed}",
+        )
+        run_id = str(created.info.run_id)
+        status = "FAILED"
+        try:
+            _log_numbers(client, run_id, domain, result, row, (started, ended))
+            _log_files(client, run_id, domain, result, raw)
+            _log_dataset(client, run_id, domain.name, above.data.tags[f"{TAG}data_version"])
+            status = "FINISHED"
+        finally:
+            client.set_terminated(run_id, status, end_time=ended)
+        return run_id
+
+
+def log_failure(parent: str, label: str, seed: int, message: str) -> str:
+    """A candidate whose training failed, as a FAILED child run that says why."""
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        above = client.get_run(parent)
+        tags = _inherit_tags(above) | _create_tags(role="candidate", tuner=label, seed=str(seed), error=message)
+        tags |= {"mlflow.parentRunId": parent, "mlflow.note.content": f"**{label}**, seed {seed}, failed: {message}"}
+        created = client.create_run(above.info.experiment_id, tags=tags, run_name=f"{label} · seed {seed}")
+        client.set_terminated(created.info.run_id, "FAILED")
+        return str(created.info.run_id)
+
+
+def log_model(run_id: str, adapter: Path) -> str:
+    """Log an adapter folder to its run as a pyfunc from code; returns the model's URI for the registry."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    meta = load_meta(adapter)
+    outputs = [ColSpec("string", "label"), *(ColSpec("double", f"{PROBABILITY}{name}") for name in meta.classes)]
+    with _refusals(), mlflow.start_run(run_id=run_id, nested=True):
+        logged = mlflow.pyfunc.log_model(
+            name="adapter",
+            python_model=str(PYFUNC_FILE),
+            artifacts={"adapter": str(adapter)},
+            pip_requirements=[f"{name}=={installed_version(name)}" for name in REQUIREMENTS],
+            signature=ModelSignature(inputs=Schema([ColSpec("string", "image")]), outputs=Schema(outputs)),
+            metadata={"adapter_sha256": meta.adapter_sha256, "tuner": meta.label, "classes": list(meta.classes)},
+        )
+    return str(logged.model_uri)
+
+
+def log_result(run_id: str, outcome: Mapping[str, Any], report: Path | None = None) -> None:
+    """Leave the whole outcome with the parent run; `find_retrain` finds it from now on.
+
+    outcome: as `tessera retrain --json` prints it. report: an HTML page to keep beside it.
+    """
+    import mlflow
+
+    text = json.dumps(outcome, indent=1, ensure_ascii=False, allow_nan=False)
+    best = next((row for row in outcome.get("candidates", ()) if row.get("selected")), None)
+    with _refusals():
+        client = mlflow.MlflowClient()
+        client.log_text(run_id, text, RESULT_FILE)
+        if report is not None:
+            client.log_artifact(run_id, str(report))
+        if best is not None:
+            _log_metrics(client, run_id, _summarise(best), step=0, when=int(time.time() * 1000))
+            if "run_id" in best:
+                client.set_tag(best["run_id"], f"{TAG}selected", "true")
+        winner = f"{best['tuner']} · seed {best['seed']}" if best is not None else ""
+        tags = _create_tags(verdict=outcome.get("verdict") or "", winner=winner) | {
+            "mlflow.note.content": _describe_outcome(outcome)
+        }
+        for key, value in (tags | {f"{TAG}result": RESULT_FILE}).items():  # last: the result is there and whole
+            client.set_tag(run_id, key, value)
+
+
+def end_retrain(run_id: str, status: Ending = "FINISHED") -> None:
+    """Close the parent run."""
+    import mlflow
+
+    with _refusals():
+        mlflow.MlflowClient().set_terminated(run_id, status)
+
+
+def find_retrain(domain: str, fingerprint: str) -> dict[str, Any] | None:
+    """The outcome of the latest finished retrain of exactly this data, configuration and code; None without one."""
+    return _load_latest(domain, f"AND tags.`{TAG}fingerprint` = '{fingerprint}'")
+
+
+def load_last_result(domain: str) -> dict[str, Any] | None:
+    """The outcome of the domain's latest finished retrain, whatever it was of."""
+    return _load_latest(domain)
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} -> {"a.b": "1"}: nested settings as MLflow parameters; None is left out."""
+    flat: dict[str, str] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What MLflow or its database refuses, as a TrackingError."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        import mlflow
+
+        raise TrackingError(
+            f"MLflow store {hide_password(mlflow.get_tracking_uri())}",
+            expected="a store that answers and accepts",
+            found=" ".join(str(error).split())[:500],
+            mend="Correct MLFLOW_TRACKING_URI, or unset it to use the SQLite store of the workspace.",
+        ) from error
+
+
+def hide_password(uri: str) -> str:
+    """`https://me:secret@host` without the secret, for messages."""
+    return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:…@", uri)
+
+
+def _require_server(uri: str) -> None:
+    """MLflow itself would try for many minutes."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code < 500:  # it answers; what it wants (a login) is told by the first real call
+            return
+        found = f"the answer {error.code} {error.reason}"
+    except (OSError, ValueError) as error:
+        found = f"none: {getattr(error, 'reason', error)}"
+    raise TrackingError(
+        f"MLflow server {hide_password(uri)}",
+        expected=f"an answer within {SERVER_SECONDS:g} s",
+        found=found,
+        mend="Start the server, correct MLFLOW_TRACKING_URI, or unset it to use the SQLite store of the workspace.",
+    )
+
+
+def _find_experiment(client: Any, domain: Domain) -> str:
+    """The domain's experiment, made on first use. A server chooses where artifacts go, SQLite has them beside it."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(domain.name)
+    if found is not None:
+        return str(found.experiment_id)
+    uri = mlflow.get_tracking_uri()
+    location = None
+    if uri.startswith("sqlite:///"):
+        location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "artifacts" / domain.name).as_uri()
+    tags = {"mlflow.note.content": _describe_domain(domain), "mlflow.experimentKind": "custom_model_development"}
+    try:
+        return str(client.create_experiment(domain.name, artifact_location=location, tags=tags))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(client.get_experiment_by_name(domain.name).experiment_id)  # another process was faster
+
+
+def _end_dead_runs(client: Any, experiment: str) -> None:
+    """A process that was killed outright leaves its run RUNNING for ever: close those of this machine's dead ones."""
+    running = client.search_runs([experiment], f"attributes.status = 'RUNNING' AND tags.`{TAG}role` = 'retrain'")
+    for run in running:
+        host, _, pid = run.data.tags.get(f"{TAG}process", "").rpartition(":")
+        if host == socket.gethostname() and pid.isdecimal() and not _is_alive(int(pid)):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _create_tags(**tags: str) -> dict[str, str]:
+    """Lineage tags, and who and what is at work as MLflow's own columns show it."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    named = {f"{TAG}{key}": value for key, value in tags.items() if value}
+    if "role" not in tags:
+        return named
+    own = {"mlflow.source.name": "tessera", "mlflow.source.type": "LOCAL"}
+    commit = {"mlflow.source.git.commit": tags["git_commit"]} if tags.get("git_commit") else {}
+    return {**resolve_tags(), **own, **commit, **named}
+
+
+def _inherit_tags(above: Any) -> dict[str, str]:
+    """What a candidate shares with its retrain."""
+    shared = [f"{TAG}{key}" for key in ("domain", "data_version", "fingerprint", "git_commit")]
+    return {key: above.data.tags[key] for key in (*shared, "mlflow.source.git.commit") if key in above.data.tags}
+
+
+def _create_candidate_tags(above: Any, domain: Domain, result: Result, row: Mapping[str, Any]) -> dict[str, str]:
+    backbone = result.backbone
+    own = _create_tags(
+        role="candidate",
+        tuner=result.label,
+        seed=str(result.seed),
+        split_sha256=result.split_sha256,
+        backbone=str(backbone["name"]),
+        backbone_sha256=str(backbone["sha256"]),
+        backbone_trained=str(backbone["trained"]).lower(),
+        adapter_sha256=result.adapter_sha256,
+    )
+    note = _describe_candidate(domain, result, row)
+    return own | _inherit_tags(above) | {"mlflow.parentRunId": above.info.run_id, "mlflow.note.content": note}
+
+
+def _log_numbers(
+    client: Any, run_id: str, domain: Domain, result: Result, row: Mapping[str, Any], span: tuple[int, int]
+) -> None:
+    """Parameters, the history at its epochs, and the final metrics."""
+    from mlflow.entities import Param
+
+    tuner = load_meta(result.folder / "adapter").tuner.model_dump(mode="json")
+    shared = domain.model_dump(mode="json", include={"training", "augmentation"})
+    params = flatten({"tuner": tuner, "seed": result.seed, "img_size": result.backbone["img_size"], **shared})
+    params |= flatten({"environment": result.environment})
+    entries = [Param(key, value) for key, value in params.items()]
+    for start in range(0, len(entries), MOST_PARAMS):
+        client.log_batch(run_id, params=entries[start : start + MOST_PARAMS])
+    _log_history(client, run_id, result.history, span)
+    _log_metrics(client, run_id, result.metrics | _summarise(row), step=len(result.history), when=span[1])
+
+
+def _summarise(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a table line that are no metrics of the training: the interval and the costs."""
+    test = row["test"]
+    return {
+        "val/balanced_accuracy": row["val"],
+        "test/balanced_accuracy": test["value"],
+        "test/balanced_accuracy_low": test["low"],
+        "test/balanced_accuracy_high": test["high"],
+        **{key: float(row[key]) for key in ("trainable_params", "head_params", "share", "seconds", "adapter_bytes")},
+    }
+
+
+def _log_history(client: Any, run_id: str, history: Sequence[Mapping[str, float]], span: tuple[int, int]) -> None:
+    """One point an epoch, its time spread over the training, in as few requests as MLflow allows."""
+    from mlflow.entities import Metric
+
+    points = []
+    for number, row in enumerate(history, start=1):
+        when = span[0] + (span[1] - span[0]) * number // len(history)
+        step = int(row.get("epoch", number))
+        points += [Metric(_clean(key), value, when, step) for key, value in row.items() if key != "epoch"]
+    for start in range(0, len(points), MOST_METRICS):
+        client.log_batch(run_id, metrics=points[start : start + MOST_METRICS])
+
+
+def _log_metrics(client: Any, run_id: str, metrics: Mapping[str, float], step: int, when: int) -> None:
+    from mlflow.entities import Metric
+
+    points = [Metric(_clean(key), float(value), when, step) for key, value in metrics.items()]
+    for start in range(0, len(points), MOST_METRICS):
+        client.log_batch(run_id, metrics=points[start : start + MOST_METRICS])
+
+
+def _clean(key: str) -> str:
+    """MLflow allows a metric's name letters, digits, spaces and `_-.:/`; class names may hold anything."""
+    return re.sub(r"[^\w\-.: /]", "_", key)
+
+
+def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Path) -> None:
+    """The adapter, its predictions, and the two pictures."""
+    client.log_artifacts(run_id, str(result.folder / "adapter"), "adapter")
+    client.log_artifact(run_id, str(result.folder / "predictions.parquet"))
+    test = load_predictions(result.folder, "test")
+    title = f"{domain.name}: {result.label}, seed {result.seed}, test split"
+    client.log_figure(run_id, draw_confusion(test, domain.classes, title), "pictures/confusion_matrix.png")
+    client.log_figure(run_id, draw_samples(test, raw, title), "pictures/samples.png")
+
+
+def _log_dataset(client: Any, run_id: str, name: str, digest: str) -> None:
+    """The data version as MLflow's dataset input, by which runs can be searched."""
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = CodeDatasetSource({"dvc": f"data/{name}/raw.dvc", "md5": digest})
+    dataset = MetaDataset(source, name=name, digest=digest[:MOST_DIGEST])
+    entry = DatasetInput(Dataset(**dataset.to_dict()), [InputTag("mlflow.data.context", "training")])
+    client.log_inputs(run_id, [entry])
+
+
+def _load_latest(domain: str, condition: str = "") -> dict[str, Any] | None:
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(domain)
+        if experiment is None:
+            return None
+        wanted = f"attributes.status = 'FINISHED' AND tags.`{TAG}result` = '{RESULT_FILE}' {condition}"
+        runs = client.search_runs([experiment.experiment_id], wanted, order_by=["attributes.end_time DESC"])
+        if not runs:
+            return None
+        record: dict[str, Any] = mlflow.artifacts.load_dict(f"{runs[0].info.artifact_uri}/{RESULT_FILE}")
+        return record
+
+
+def _describe_domain(domain: Domain) -> str:
+    facts = {"Source": domain.source, "Licence": domain.licence, "Citation": domain.citation}
+    lines = [f"# {domain.title or domain.name}", domain.description, f"Classes: {', '.join(domain.classes)}."]
+    lines += [f"{key}: {value}" for key, value in facts.items() if value]
+    return "\n\n".join(line for line in lines if line)
+
+
+def _describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any]) -> str:
+    test, backbone = row["test"], result.backbone
+    untrained = "" if backbone["trained"] else " **Its weights are random: this tries the machinery, not the method.**"
+    return (
+        f"**{result.label}** on {domain.title or domain.name}, seed {result.seed}\n\n"
+        f"| balanced accuracy on test | {domain.gates.confidence:.0%} interval | on validation |\n|---|---|---|\n"
+        f"| **{test['value']:.3f}** | {test['low']:.3f} to {test['high']:.3f} | {row['val']:.3f} |\n\n"
+        f"{result.trainable_params:,} parameters were tuned ({result.share:.2%} of the backbone) besides a head of "
+        f"{result.head_params:,}, in {result.seconds:.0f} s. The adapter takes {result.adapter_bytes / 1e6:.2g} MB.\n\n"
+        f"Backbone `{backbone['name']}`, weights `{str(backbone['sha256'])[:12]}`.{untrained}\n\n"
+        "Artifacts: `pictures/samples.png` (mistakes first), `pictures/confusion_matrix.png`, `predictions.parquet`, "
+        "`adapter/`."
+    )
+
+
+def _describe_outcome(outcome: Mapping[str, Any]) -> str:
+    rows = sorted(outcome.get("candidates", ()), key=lambda row: -row["val"])
+    table = [
+        f"| {'**' + row['tuner'] + '**' if row.get('selected') else row['tuner']} | {row['seed']} | {row['val']:.3f} | "
+        f"{row['test']['value']:.3f} ({row['test']['low']:.3f} to {row['test']['high']:.3f}) | "
+        f"{row['trainable_params']:,} | {row['seconds']:.0f} |"
+        for row in rows
+    ]
+    head = ["| tuner | seed | validation | test | parameters | seconds |", "|---|---|---|---|---|---|"] if table else []
+    verdict = f"**{outcome.get('verdict') or 'no verdict'}**: {outcome.get('reason', '')}"
+    champion = outcome.get("champion_version")
+    live = f"Champion after this retrain: {'none' if champion is None else f'version {champion}'}."
+    return "\n".join([verdict, "", *head, *table, "", live])

@@ -1,0 +1,76 @@
+"""Predictions of a network over a manifest: the currency that metrics, gates and pictures are paid in."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F  # noqa: N812
+
+from components.data.loading import Samples, create_loader
+from components.domain import Domain
+from components.models.network import Network
+from components.training.job import PROBABILITY
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The device, its number format, and the pixel statistics the backbone was trained with."""
+
+    device: torch.device
+    dtype: torch.dtype
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def forward(self, network: Network, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, C) in float32 of uint8 images (B, 3, H, W)."""
+        mean = torch.tensor(self.mean, device=self.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=self.device).view(1, -1, 1, 1)
+        pixels = (images.to(self.device, non_blocking=True).float() / 255 - mean) / std
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits: torch.Tensor = network(pixels)
+        return logits.float()
+
+
+def create_engine(mean: tuple[float, ...], std: tuple[float, ...]) -> Engine:
+    """A GPU where there is one; bfloat16 where the device computes in it natively."""
+    if torch.cuda.is_available():
+        return Engine(
+            torch.device("cuda"), torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32, mean, std
+        )
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return Engine(torch.device("cpu"), torch.bfloat16 if native else torch.float32, mean, std)
+
+
+@torch.no_grad()
+def predict_probabilities(network: Network, samples: Samples, engine: Engine, batch_size: int) -> NDArray[np.float64]:
+    """Class probabilities (N, C) in the samples' order."""
+    network.eval()
+    parts = [
+        F.softmax(engine.forward(network, images), dim=-1).cpu() for images, _ in create_loader(samples, batch_size)
+    ]
+    probabilities: NDArray[np.float64] = torch.cat(parts).double().numpy()
+    return probabilities
+
+
+def cross_entropy(targets: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    """Mean negative log likelihood in nats."""
+    likely = probabilities[np.arange(len(targets)), targets]
+    return float(-np.log(np.clip(likely, 1e-12, None)).mean())
+
+
+def frame_predictions(manifest: pl.DataFrame, probabilities: NDArray[np.float64], domain: Domain) -> pl.DataFrame:
+    """The rows of the manifest with what was predicted for them, one column a class."""
+    classes = np.array(domain.classes)
+    keep = ["id", "path", "group", "split", "label", *domain.slices]
+    columns = [pl.Series(f"{PROBABILITY}{name}", probabilities[:, k]) for k, name in enumerate(domain.classes)]
+    predicted = pl.Series("predicted", classes[probabilities.argmax(axis=1)])
+    return manifest.select(keep).with_columns(predicted, *columns)
+
+
+def hash_split(manifest: pl.DataFrame) -> str:
+    """Name of who is on which side: sha256 over the sorted (id, label, split) of every row."""
+    rows = sorted(manifest.select("id", "label", "split").iter_rows())
+    return hashlib.sha256(repr(rows).encode()).hexdigest()

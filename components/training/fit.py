@@ -1,0 +1,144 @@
+"""The loop: AdamW, warm-up and cosine, class-balanced cross entropy, the best epoch on validation wins.
+
+Everything random in an epoch is a function of (seed, epoch): `torch.manual_seed` at its start for dropout,
+the order and the augmentation by their own generators. A run that was killed resumes to the same bits.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from components.data.loading import Batch, Samples, create_loader
+from components.domain import Training
+from components.errors import TrainingError
+from components.models.network import Network
+from components.models.tuners import Tuner
+from components.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from components.training.evaluate import Engine, cross_entropy, predict_probabilities
+from components.training.metrics import score_predictions
+
+Report = Callable[[dict[str, float]], None]
+CHECKPOINT_SECONDS = 10.0
+CLIP_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One candidate's training: who learns, from what, for how long."""
+
+    tuner: Tuner
+    training: Training
+    classes: tuple[str, ...]
+    seed: int
+
+
+def fit(
+    network: Network, train: Samples, val: Samples, recipe: Recipe, engine: Engine, checkpoint: Path, report: Report
+) -> Progress:
+    """Train the network in place and leave it with its best epoch's weights. Resumes from `checkpoint`."""
+    network.to(engine.device)
+    weights: dict[str, torch.Tensor] = dict(network.trainable_parameters())
+    optimizer = create_optimizer(network, recipe.tuner)
+    progress = load_checkpoint(checkpoint, weights, optimizer)
+    loader = create_loader(train, recipe.training.batch_size, workers=recipe.training.workers, seed=recipe.seed)
+    saved = time.monotonic()
+    while progress.epoch < recipe.training.epochs:
+        started = time.monotonic()
+        train.epoch = progress.epoch
+        loss = _train_epoch(network, loader, optimizer, recipe, engine, progress.epoch)
+        progress.epoch += 1
+        progress.seconds += time.monotonic() - started
+        row = {"epoch": float(progress.epoch), "train/loss": loss, **_validate(network, val, recipe, engine)}
+        progress.history.append(row)
+        progress.keep_if_best(weights)
+        report(row)
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            save_checkpoint(checkpoint, progress, weights, optimizer)
+            saved = time.monotonic()
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            tensor.copy_(progress.best[name])
+    return progress
+
+
+def create_optimizer(network: Network, tuner: Tuner) -> torch.optim.AdamW:
+    """AdamW; biases, norms and other vectors are not decayed."""
+    parameters = list(network.trainable_parameters().values())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": tuner.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=tuner.lr)
+
+
+def scale_rate(step: int, steps: int, warmup: float) -> float:
+    """Share of the full learning rate at a step: linear warm-up, then half a cosine to zero."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
+
+
+def balance_classes(targets: np.ndarray[tuple[int], np.dtype[np.int64]], num_classes: int) -> torch.Tensor:
+    """Weights (C,) that make every class count the same in the loss; mean 1 over the images."""
+    counts = np.bincount(targets, minlength=num_classes).clip(1)
+    return torch.from_numpy(len(targets) / (num_classes * counts)).float()
+
+
+def _train_epoch(
+    network: Network,
+    loader: torch.utils.data.DataLoader[Batch],
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    engine: Engine,
+    epoch: int,
+) -> float:
+    network.train()
+    samples = loader.dataset
+    if not isinstance(samples, Samples):
+        raise TypeError(f"the loader holds {type(samples).__name__}, not Samples")
+    torch.manual_seed(int(np.random.SeedSequence([recipe.seed, epoch, 1]).generate_state(1)[0]))
+    balance = balance_classes(samples.targets, len(recipe.classes)).to(engine.device)
+    parameters = list(network.trainable_parameters().values())
+    steps, losses = len(loader), []
+    for index, (images, targets) in enumerate(loader):
+        rate = scale_rate(epoch * steps + index, recipe.training.epochs * steps, recipe.training.warmup_epochs * steps)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.tuner.lr * rate
+        logits = engine.forward(network, images)
+        loss = F.cross_entropy(
+            logits, targets.to(engine.device), weight=balance, label_smoothing=recipe.training.label_smoothing
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        optimizer.step()
+        losses.append(loss.detach())
+    mean = float(torch.stack(losses).mean())
+    _require_finite(mean, recipe, epoch)
+    return mean
+
+
+def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"candidate {recipe.tuner.label}, seed {recipe.seed}",
+            expected="a finite training loss",
+            found=f"{loss} in epoch {epoch + 1}",
+            mend=f"Lower its learning rate (now lr: {recipe.tuner.lr}) or lengthen training.warmup_epochs.",
+        )
+
+
+def _validate(network: Network, val: Samples, recipe: Recipe, engine: Engine) -> dict[str, float]:
+    probabilities = predict_probabilities(network, val, engine, recipe.training.batch_size * 2)
+    scores = score_predictions(val.targets, probabilities, recipe.classes)
+    return {
+        "val/loss": cross_entropy(val.targets, probabilities),
+        "val/balanced_accuracy": scores["balanced_accuracy"],
+        "val/macro_f1": scores["macro_f1"],
+    }

@@ -1,0 +1,165 @@
+"""One job from manifest to adapter: what the training process does between its first and last line."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from components.data.loading import Pixels, Samples, load_pixels
+from components.data.transforms import Augmentation
+from components.errors import DataError
+from components.models.adapter import AdapterMeta, load_adapter, load_meta, save_adapter
+from components.models.backbones import load_backbone
+from components.models.network import Network, create_network
+from components.models.tuners import create_tuners
+from components.training.evaluate import (
+    Engine,
+    create_engine,
+    cross_entropy,
+    frame_predictions,
+    hash_split,
+    predict_probabilities,
+)
+from components.training.fit import Recipe, fit
+from components.training.job import Job, Result
+from components.training.metrics import score_predictions
+
+Tell = Callable[..., None]
+
+
+def run_job(job: Job, tell: Tell) -> None:
+    """Do the job and leave its files in the folder, result.json last."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    # A seed must mean the same bits twice; on a GPU some kernels have no deterministic form, which is warned of.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    manifest = pl.read_parquet(job.manifest)
+    result = _train(job, manifest, tell) if job.action == "train" else _score(job, manifest)
+    partial = job.folder / "result.partial"
+    partial.write_text(json.dumps(result.model_dump(mode="json"), indent=1))
+    os.replace(partial, job.folder / "result.json")
+
+
+def _train(job: Job, manifest: pl.DataFrame, tell: Tell) -> Result:
+    (tuner,) = create_tuners([job.tuner])
+    backbone = load_backbone(job.domain.backbone, job.domain.img_size)
+    network = create_network(backbone, tuner, len(job.domain.classes), job.seed)
+    pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache)
+    engine = create_engine(backbone.mean, backbone.std)
+    train = _samples(job, manifest, pixels, ["train"], Augmentation(job.domain.augmentation, job.seed))
+    val = _samples(job, manifest, pixels, ["val"], None)
+    tell("start", epochs=job.domain.training.epochs, images=len(train), device=str(engine.device))
+    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed)
+    checkpoint = job.folder / "checkpoint.safetensors"
+    progress = fit(network, train, val, recipe, engine, checkpoint, lambda row: tell("epoch", **row))
+    metrics = _write_predictions(job, manifest, pixels, network, engine)
+    meta = AdapterMeta.describe(
+        network,
+        backbone,
+        tuner,
+        classes=job.domain.classes,
+        data_version=job.data_version,
+        split_sha256=hash_split(manifest),
+        git_commit=job.git_commit,
+        seed=job.seed,
+        metrics=metrics,
+    )
+    save_adapter(job.folder / "adapter", network, meta)
+    checkpoint.unlink(missing_ok=True)
+    facts = {"best_epoch": float(progress.best_epoch)}
+    return _result(
+        job, manifest, engine, metrics | facts, tuple(progress.history), progress.seconds, job.folder / "adapter"
+    )
+
+
+def _score(job: Job, manifest: pl.DataFrame) -> Result:
+    if job.adapter is None:
+        raise ValueError("a score job names an adapter")
+    meta = load_meta(job.adapter)
+    if tuple(meta.classes) != tuple(job.domain.classes):
+        raise DataError(
+            f"champion {job.adapter}",
+            expected=f"the domain's classes {', '.join(job.domain.classes)}",
+            found=f"an adapter for {', '.join(meta.classes)}",
+            mend="A domain whose classes changed is another domain: give it a new name.",
+        )
+    network, meta = load_adapter(job.adapter)
+    engine = create_engine(tuple(meta.backbone.mean), tuple(meta.backbone.std))
+    pixels = load_pixels(manifest, job.raw, meta.backbone.img_size, job.cache)
+    metrics = _write_predictions(job, manifest, pixels, network.to(engine.device), engine)
+    return _result(job, manifest, engine, metrics, (), 0.0, job.adapter)
+
+
+def _samples(
+    job: Job, manifest: pl.DataFrame, pixels: Pixels, splits: list[str], augmentation: Augmentation | None
+) -> Samples:
+    rows = np.flatnonzero(manifest["split"].is_in(splits).to_numpy())
+    return Samples(pixels, rows, _targets(job, manifest)[rows], augmentation)
+
+
+def _targets(job: Job, manifest: pl.DataFrame) -> NDArray[np.int64]:
+    number = {name: k for k, name in enumerate(job.domain.classes)}
+    return np.array([number[label] for label in manifest["label"]], dtype=np.int64)
+
+
+def _write_predictions(
+    job: Job, manifest: pl.DataFrame, pixels: Pixels, network: Network, engine: Engine
+) -> dict[str, float]:
+    """Predict the held-out splits, write them, and return their metrics as `<split>/<metric>`."""
+    held_out = _samples(job, manifest, pixels, ["val", "test"], None)
+    probabilities = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
+    rows = manifest[held_out.rows]
+    frame_predictions(rows, probabilities, job.domain).write_parquet(job.folder / "predictions.parquet")
+    metrics: dict[str, float] = {}
+    for split in ("val", "test"):
+        mask = (rows["split"] == split).to_numpy()
+        scores = score_predictions(held_out.targets[mask], probabilities[mask], job.domain.classes)
+        scores["loss"] = cross_entropy(held_out.targets[mask], probabilities[mask])
+        metrics |= {f"{split}/{name}": value for name, value in scores.items()}
+    return metrics
+
+
+def _result(
+    job: Job,
+    manifest: pl.DataFrame,
+    engine: Engine,
+    metrics: dict[str, float],
+    history: tuple[dict[str, float], ...],
+    seconds: float,
+    adapter: Path,
+) -> Result:
+    meta = load_meta(adapter)
+    return Result(
+        label=meta.label,
+        seed=meta.seed,
+        metrics=metrics,
+        history=history,
+        trainable_params=meta.trainable_params,
+        head_params=meta.head_params,
+        share=meta.share,
+        seconds=round(seconds, 3),
+        adapter_bytes=(adapter / "adapter.safetensors").stat().st_size,
+        adapter_sha256=meta.adapter_sha256,
+        split_sha256=hash_split(manifest),
+        backbone=meta.backbone.model_dump(mode="json"),
+        environment=_environment(engine),
+        folder=job.folder,
+    )
+
+
+def _environment(engine: Engine) -> dict[str, str]:
+    """What could change the bits: the record of where this was computed."""
+    gpu = torch.cuda.get_device_name() if engine.device.type == "cuda" else ""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": gpu or platform.processor() or platform.machine(),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,0 +1,95 @@
+"""Where everything lives: one folder that holds domains, images and all state.
+
+    <root>/data/<domain>/      domain.yaml, raw/, raw.dvc
+    <root>/dvc.yaml            the data stages
+    <root>/.tessera/           everything a run writes: MLflow store, Prefect home, caches, reports
+
+The default root is the repository; `--workspace DIR` or TESSERA_WORKSPACE names another.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.errors import WorkspaceError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+#: Telemetry and version checks that libraries switch on by themselves; a user's own setting wins.
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths of one workspace; making one touches no disk."""
+
+    root: Path
+
+    @property
+    def state(self) -> Path:
+        return self.root / ".tessera"
+
+    def domain_file(self, name: str) -> Path:
+        return self.root / "data" / name / "domain.yaml"
+
+    def raw(self, name: str) -> Path:
+        return self.root / "data" / name / "raw"
+
+    def derived(self, name: str) -> Path:
+        """What the DVC stages make of the raw images."""
+        return self.state / "data" / name
+
+    def runs(self, name: str) -> Path:
+        """Adapters, checkpoints and reports of retrains, one folder a fingerprint."""
+        return self.state / "runs" / name
+
+    @property
+    def tracking_uri(self) -> str:
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.state / 'mlflow' / 'mlflow.db'}"
+
+    def activate(self) -> None:
+        """Make the state folder, and point the libraries of this process and its children at it.
+
+        Raises WorkspaceError when the folder cannot be written.
+        """
+        require_writable(self.root)
+        for folder in (self.state, self.state / "mlflow", self.state / "prefect", self.state / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        settings = QUIET | {
+            "TESSERA_WORKSPACE": str(self.root),
+            "PREFECT_HOME": str(self.state / "prefect"),
+            "DVC_SITE_CACHE_DIR": str(self.state / "dvc-site"),
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+            "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        }
+        for key, value in settings.items():
+            os.environ.setdefault(key, value)
+
+
+def find_workspace(path: Path | None = None) -> Workspace:
+    """The workspace named, or TESSERA_WORKSPACE, or the repository."""
+    chosen = path or os.environ.get("TESSERA_WORKSPACE") or REPOSITORY
+    return Workspace(Path(chosen).expanduser().resolve())
+
+
+def require_writable(root: Path) -> None:
+    """Raise WorkspaceError unless a file can be made in `root` (which is made if it is missing)."""
+    probe = root / ".tessera" / f".write-probe-{os.getpid()}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"0" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise WorkspaceError(
+            f"workspace {root}",
+            expected="a folder with room that may be written",
+            found=error.strerror or str(error),
+            mend="Free some space, correct the permissions, or choose another folder with `--workspace DIR`.",
+        ) from None

@@ -1,0 +1,54 @@
+"""`tessera check`: the data stages alone, and what they found."""
+
+from typing import Any
+
+import polars as pl
+
+from components.data import versioning
+from components.errors import CheckFailed
+from components.workspace import Workspace
+from flows.plan import create_plan
+
+
+def check(workspace: Workspace, name: str) -> dict[str, Any]:
+    """Run the stages up to the first that says no; the outcome holds every reason."""
+    plan = create_plan(workspace, name)
+    problems: list[str] = []
+    split = False
+    versioning.run_stage(workspace, "manifest", name)
+    try:
+        versioning.run_stage(workspace, "validate", name)
+        versioning.run_stage(workspace, "split", name)
+        split = True
+    except CheckFailed as error:
+        problems.append(str(error))
+    summary = plan.load_validation()
+    return {
+        "domain": name,
+        "ok": split and bool(summary["ok"]),
+        "data_version": plan.version.md5,
+        "images": summary["images"],
+        "fit": summary["fit"],
+        "quarantined": summary["quarantined"],
+        "groups": summary["groups"],
+        "near_duplicate_pairs": len(summary["near_duplicate_pairs"]),
+        "classes": list(plan.domain.classes),
+        "splits": count_splits(plan.load_manifest()) if split else {},
+        "problems": summary["problems"] or problems,
+        "manifest": str(plan.manifest) if split else None,
+        "report": str(plan.validation_report),
+    }
+
+
+def count_splits(manifest: pl.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
+    """Images and groups of every class on every side: `{"train": {"images": {...}, "groups": {...}}, ...}`."""
+    counted = manifest.group_by("split", "label").agg(
+        pl.len().alias("images"), pl.col("group").n_unique().alias("groups")
+    )
+    return {
+        side: {
+            what: dict(counted.filter(pl.col("split") == side).sort("label").select("label", what).iter_rows())
+            for what in ("images", "groups")
+        }
+        for side in ("train", "val", "test")
+    }

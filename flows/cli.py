@@ -1,0 +1,373 @@
+"""The one entry: `tessera`. Every command is a thin shell; its work is a function elsewhere that returns a mapping.
+
+Exit codes: 0 done, 1 a check or gate said no, 2 bad usage or input. With `--json` stdout holds one JSON object and
+nothing else; everything a person reads goes elsewhere.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# Nothing heavy here: help must come in under half a second, so every command imports what it needs.
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=(__doc__ or "").split(" Every")[0]
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace",
+        metavar="DIR",
+        envvar="TESSERA_WORKSPACE",
+        help="Where data and state live; default the repository.",
+    ),
+]
+DomainArgument = Annotated[str, typer.Argument(metavar="DOMAIN", help="Name of a folder in data/.")]
+
+Outcome = Mapping[str, Any]
+Action = Callable[[Any], Outcome]
+
+
+@app.callback()
+def _main(workspace: WorkspaceOption = None) -> None:
+    """Versioned images in, a promoted vision adapter out."""
+    if workspace is not None:
+        os.environ["TESSERA_WORKSPACE"] = str(workspace)
+
+
+@app.command()
+def demo(
+    data_only: Annotated[bool, typer.Option("--data-only", help="Make and import the images, then stop.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Make the bundled domain, retrain it, promote the best adapter and predict with it."""
+
+    def act(place: Any) -> Outcome:
+        from flows import demo as steps
+
+        with _live(as_json):
+            made = steps.create_domain(place)
+        if data_only:
+            return made
+        outcome = _retrain(place, steps.DOMAIN, [], False, as_json)
+        if outcome["status"] == "unchanged" or outcome["champion_version"] is None:
+            return outcome
+        return {**outcome, "predictions": steps.predict_samples(place)["predictions"]}
+
+    def show(outcome: Outcome) -> None:
+        from flows import console
+
+        if "status" not in outcome:
+            console.OUT.print(f"{outcome['domain']}: {outcome['files']} files in {outcome['raw']}")
+            return
+        console.show_retrain(outcome)
+        if "predictions" in outcome:
+            console.OUT.print()
+            console.show_predictions({**outcome, "version": outcome["champion_version"]})
+
+    _run(act, show, as_json, workspace, failed=lambda outcome: outcome.get("status") in ("held", "rejected"))
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="The folder that holds the images.")],
+    domain: Annotated[str, typer.Option("--domain", help="Name of the domain; a new one gets a domain.yaml.")],
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout", metavar="folders|csv|voc|instances", help="How labels are kept; guessed when left out."
+        ),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", help="The csv column that names the group (lot, patient, part).")
+    ] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Copy a folder of images into the workspace as a domain, versioned by DVC."""
+
+    def act(place: Any) -> Outcome:
+        from components.data import importing, versioning
+
+        versioning.require_repository(place)
+        imported = importing.import_folder(place, source, domain, layout, group)
+        versioning.register_domain(place, domain)
+        version = versioning.record_version(place, domain)
+        versioning.push_version(place, domain)
+        facts = {"domain": domain, "layout": imported.layout.kind, "classes": list(imported.classes)}
+        return facts | {"data_version": version.md5, "files": version.files, "raw": str(place.raw(domain))}
+
+    def show(outcome: Outcome) -> None:
+        from flows import console
+
+        console.OUT.print(
+            f"{domain}: {outcome['files']} files, classes {', '.join(outcome['classes'])}, "
+            f"version {outcome['data_version'][:12]}\nNext     tessera check {domain}"
+        )
+
+    _run(act, show, as_json, workspace)
+
+
+@app.command()
+def check(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Read, validate and split the images; say what is wrong with them."""
+
+    def act(place: Any) -> Outcome:
+        from flows.check import check as run
+
+        return run(place, domain)
+
+    _run(act, _shower("show_check"), as_json, workspace, failed=lambda outcome: not outcome["ok"])
+
+
+@app.command()
+def retrain(
+    domain: DomainArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of domain.yaml, e.g. training.epochs=5."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Train again even if nothing changed.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Train every candidate, gate the best, promote it if it passes."""
+
+    def act(place: Any) -> Outcome:
+        return _retrain(place, domain, overrides or [], force, as_json)
+
+    _run(
+        act,
+        _shower("show_retrain"),
+        as_json,
+        workspace,
+        failed=lambda outcome: outcome["status"] in ("held", "rejected"),
+    )
+
+
+@app.command()
+def compare(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Show every candidate of the last retrain."""
+
+    def act(place: Any) -> Outcome:
+        from components import tracking
+        from components.errors import PromotionError
+        from flows.plan import load_checked_domain
+
+        load_checked_domain(place, domain)
+        tracking.connect(place)
+        last = tracking.load_last_result(domain)
+        if last is None:
+            mend = f"Run `tessera retrain {domain}` first."
+            raise PromotionError(f"comparison of {domain}", expected="a finished retrain", found="none", mend=mend)
+        return last
+
+    _run(act, _shower("show_candidates"), as_json, workspace)
+
+
+@app.command()
+def promote(
+    domain: DomainArgument,
+    version: Annotated[int | None, typer.Argument(help="A registered version; the challenger when left out.")] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Judge a version against the champion on the same images; promote it if it passes."""
+
+    def act(place: Any) -> Outcome:
+        from flows.promote import promote as run
+
+        return run(place, domain, version)
+
+    _run(act, _shower("show_records"), as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PROMOTE")
+
+
+@app.command()
+def rollback(
+    domain: DomainArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the ledger.")] = "rolled back by hand",
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Make the previous champion the champion again."""
+
+    def act(place: Any) -> Outcome:
+        from flows.plan import load_checked_domain
+        from flows.promote import rollback as run
+
+        load_checked_domain(place, domain)
+        return run(place, domain, reason)
+
+    _run(act, _shower("show_records"), as_json, workspace)
+
+
+@app.command()
+def history(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Who was champion, when and why."""
+
+    def act(place: Any) -> Outcome:
+        from components import tracking
+        from flows.plan import load_checked_domain
+        from flows.promote import describe_history
+
+        load_checked_domain(place, domain)
+        tracking.connect(place)
+        return describe_history(domain)
+
+    _run(act, _shower("show_records"), as_json, workspace)
+
+
+@app.command()
+def predict(
+    domain: DomainArgument,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Classify images with the domain's champion."""
+
+    def act(place: Any) -> Outcome:
+        from flows.plan import load_checked_domain
+        from flows.predict import predict as run
+
+        load_checked_domain(place, domain)
+        return run(place, domain, images)
+
+    _run(act, _shower("show_predictions"), as_json, workspace)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Check the installation and say how to mend what is wrong."""
+
+    def act(place: Any) -> Outcome:
+        from flows.doctor import doctor as run
+
+        return run(place)
+
+    _run(act, _shower("show_doctor"), as_json, workspace, failed=lambda outcome: not outcome["ok"])
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[int, typer.Option("--prefect-port")] = 4200,
+    mlflow_port: Annotated[int, typer.Option("--mlflow-port")] = 5000,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Run Prefect, MLflow and a worker on loopback until Ctrl-C."""
+
+    def act(place: Any) -> Outcome:
+        from flows import console
+        from flows.services import run_services
+
+        run_services(place, prefect_port, mlflow_port, console.OUT.print)
+        return {}
+
+    _run(act, lambda _: None, False, workspace)
+
+
+def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json: bool) -> dict[str, Any]:
+    """Look first whether the answer is known: that takes seconds and needs no Prefect server."""
+    from components import tracking
+    from flows.plan import create_plan
+
+    with _live(as_json):
+        from flows.progress import report
+
+        report("stage", title="look for changes")
+        plan = create_plan(place, domain, overrides)
+        tracking.connect(place)
+        known = None if force else tracking.find_retrain(domain, plan.fingerprint)
+        if known is not None:
+            champion = tracking.find_champion(domain)
+            return {**known, "status": "unchanged", "champion_version": champion}
+        report("stage", title="start Prefect")
+        from flows.retrain import retrain as run
+
+        _quiet_prefect()
+        return run(domain=domain, workspace=str(place.root), overrides=overrides, force=force)
+
+
+def _run(
+    act: Action,
+    show: Callable[[Outcome], None],
+    as_json: bool,
+    workspace: Path | None,
+    failed: Callable[[Outcome], bool] = lambda _: False,
+) -> None:
+    """Do it, show it, and end with the right exit code; an error a user can mend is one paragraph."""
+    from components.errors import TesseraError
+    from components.workspace import find_workspace
+
+    answer = _own_stdout() if as_json else None
+    place = find_workspace(workspace)
+    try:
+        place.activate()
+        outcome = act(place)
+    except TesseraError as error:
+        if answer is not None:
+            answer.write(json.dumps({"error": error.to_dict()}) + "\n")
+            answer.flush()
+        typer.echo(f"tessera: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("tessera: interrupted; the same command goes on where this one stopped.", err=True)
+        raise typer.Exit(130) from None
+    if answer is not None:
+        answer.write(json.dumps(outcome, indent=1) + "\n")
+        answer.flush()
+    else:
+        show(outcome)
+    raise typer.Exit(1 if failed(outcome) else 0)
+
+
+def _shower(name: str) -> Callable[[Outcome], None]:
+    def show(outcome: Outcome) -> None:
+        from flows import console
+
+        getattr(console, name)(outcome)
+
+    return show
+
+
+def _live(as_json: bool) -> AbstractContextManager[None]:
+    if as_json:
+        return nullcontext()
+    from flows.console import live
+
+    return live()
+
+
+def _own_stdout() -> Any:
+    """Keep stdout for the one JSON object: whatever any library or child prints goes to stderr."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answer
+
+
+def _quiet_prefect() -> None:
+    """Prefect's own console lines would cut through the progress display; its server still gets them."""
+    import logging
+
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
+        logger = logging.getLogger(name)
+        logger.handlers = [h for h in logger.handlers if type(h).__name__ != "PrefectConsoleHandler"]
+
+
+def main() -> None:
+    """Console entry point."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    app()
+
+
+if __name__ == "__main__":
+    main()

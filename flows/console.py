@@ -1,0 +1,212 @@
+"""What a person sees in the terminal: live progress while a run goes on, one table and a verdict at its end."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from flows.progress import Event, listening
+
+# Everything a person reads goes to stderr's sibling only through here; `--json` silences it.
+OUT = Console(highlight=False)
+ERR = Console(stderr=True, highlight=False)
+COLOUR = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
+
+
+class Live:
+    """Draws the events of a run: a line a finished stage, one bar over all epochs of all candidates."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.stage: TaskID = progress.add_task("starting", total=None, note="")
+        self.bar: TaskID | None = None
+        self.started = time.monotonic()
+        self.total = 0
+        self.before = 0  # epochs of candidates that are done
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "stage":
+            self.progress.update(self.stage, description=event["title"], note="")
+        elif kind == "stage-done":
+            self.progress.console.print(f"[green]✓[/] {escape(event['title'])} [dim]{escape(event.get('note', ''))}[/]")
+        elif kind == "candidates":
+            self.total = event["count"] * event["epochs"]
+            self.bar = self.progress.add_task("candidates", total=self.total, note="")
+        elif kind == "training-start":
+            self._candidate(event["name"], f"{event['images']} images on {event['device']}")
+        elif kind == "training-epoch":
+            self._epoch(event)
+        elif kind == "candidate":
+            self._finish(event)
+
+    def _candidate(self, name: str, note: str) -> None:
+        if self.bar is not None:
+            self.progress.update(self.bar, description=name, note=note)
+
+    def _epoch(self, event: Event) -> None:
+        if self.bar is not None:
+            note = f"epoch {event['epoch']:.0f}  val {event['val/balanced_accuracy']:.3f}"
+            done = self.before + int(event["epoch"])
+            self.progress.update(self.bar, completed=done, description=event["name"], note=note)
+
+    def _finish(self, event: Event) -> None:
+        if self.bar is not None:
+            self.before += event["epochs"]
+            self.progress.update(self.bar, completed=self.before)
+        self.progress.console.print(f"[green]✓[/] trained {escape(event['name'])} [dim]{escape(event['note'])}[/]")
+
+
+@contextmanager
+def live() -> Iterator[None]:
+    """Draw every event of this process while the block runs; plain lines where there is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]ETA[/]"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}[/]"),
+    )
+    with Progress(*columns, console=OUT, transient=True, redirect_stderr=False) as progress, listening(Live(progress)):
+        yield
+
+
+def show_retrain(outcome: Mapping[str, Any]) -> None:
+    """The table of candidates, the verdict and why, and where to go from here."""
+    name = outcome["domain"]
+    if outcome["status"] == "unchanged":
+        OUT.print(
+            f"[green]Nothing changed[/] in {name}: the same images ({outcome['data_version'][:12]}), settings and code "
+            f"were answered before. Champion: version {outcome['champion_version']}. Use --force to train again."
+        )
+        return
+    show_candidates(outcome)
+    colour = COLOUR[outcome["verdict"]]
+    OUT.print(f"\n[bold {colour}]{outcome['verdict']}[/]  {escape(outcome['reason'])}")
+    champion = outcome["champion_version"]
+    OUT.print(f"Champion of {name}: " + (f"version {champion}" if champion else "none yet"))
+    OUT.print(
+        f"Report   {outcome['report']}\nPages    `tessera up` serves MLflow and Prefect; it prints both addresses"
+    )
+    show_next(name)
+
+
+def show_candidates(outcome: Mapping[str, Any]) -> None:
+    """One row a candidate and seed, best on validation marked."""
+    backbone = outcome["backbone"]
+    title = f"{outcome['domain']} on {backbone['name']}"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for head in ("candidate", "seed"):
+        table.add_column(head)
+    for head in ("trainable", "share", "val", "test", "95 % interval", "seconds", "adapter"):
+        table.add_column(head, justify="right")
+    for row in outcome["candidates"]:
+        table.add_row(*describe_candidate(row), style="bold" if row["selected"] else None)
+    OUT.print(table)
+    if not backbone["trained"]:
+        OUT.print(
+            "[yellow]The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods.[/]"
+        )
+
+
+def describe_candidate(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of one candidate's row, as the terminal and the report show them."""
+    test = row["test"]
+    return (
+        ("► " if row["selected"] else "  ") + row["tuner"],
+        str(row["seed"]),
+        f"{row['trainable_params']:,}",
+        f"{100 * row['share']:.3g} %",
+        f"{row['val']:.3f}",
+        f"{test['value']:.3f}",
+        f"{test['low']:.3f} to {test['high']:.3f}",
+        f"{row['seconds']:.1f}",
+        format_bytes(row["adapter_bytes"]),
+    )
+
+
+def show_next(name: str) -> None:
+    """The commands a newcomer would want now."""
+    OUT.print(
+        f"\nNext     tessera compare {name}     every candidate of the last retrain\n"
+        f"         tessera history {name}     who was champion, when and why\n"
+        f"         tessera predict {name} IMAGE...\n"
+        f"         tessera check {name}       the images, their problems and the report\n"
+        "         tessera import SOURCE --domain NAME --layout folders|csv|voc|instances"
+    )
+
+
+def show_check(outcome: Mapping[str, Any]) -> None:
+    """Counts, classes, and the first of what is wrong."""
+    word = "[green]fit[/]" if outcome["ok"] else "[red]not fit[/]"
+    OUT.print(
+        f"{outcome['domain']}: {word}, {outcome['images']} images in {outcome['groups']} groups, "
+        f"{len(outcome['quarantined'])} quarantined, {outcome['near_duplicate_pairs']} near-duplicate pairs"
+    )
+    table = Table(header_style="bold")
+    for head in ("class", *(outcome["splits"] or ())):
+        table.add_column(head, justify="left" if head == "class" else "right")
+    for name in outcome["classes"]:
+        cells = [f"{s['images'].get(name, 0)} in {s['groups'].get(name, 0)} groups" for s in outcome["splits"].values()]
+        table.add_row(name, *cells)
+    if outcome["splits"]:
+        OUT.print(table)
+    for row in outcome["quarantined"][:10]:
+        OUT.print(f"  [yellow]quarantined[/] {escape(row['path'])}: {escape(row['reason'])}")
+    for problem in outcome["problems"]:
+        OUT.print(f"  [red]problem[/] {escape(problem)}")
+    OUT.print(f"Report   {outcome['report']}")
+
+
+def show_records(outcome: Mapping[str, Any]) -> None:
+    """The verdict, if one was just given, and the ledger."""
+    if outcome.get("verdict"):
+        OUT.print(f"[bold {COLOUR[outcome['verdict']]}]{outcome['verdict']}[/]  {escape(outcome['reason'])}")
+    table = Table(header_style="bold")
+    for head in ("#", "when", "who", "action", "from", "to", "reason"):
+        table.add_column(head)
+    for row in outcome["records"]:
+        cells = (row["number"], row["when"], row["who"], row["action"], row["previous"], row["version"], row["reason"])
+        table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
+    OUT.print(table)
+    champion = outcome["champion_version"]
+    OUT.print(f"Champion of {outcome['domain']}: " + (f"version {champion}" if champion else "none yet"))
+
+
+def show_predictions(outcome: Mapping[str, Any]) -> None:
+    """One row an image."""
+    table = Table(title=f"{outcome['domain']} version {outcome['version']}", title_justify="left", header_style="bold")
+    for head in ("image", "class", "probability"):
+        table.add_column(head)
+    for row in outcome["predictions"]:
+        table.add_row(escape(row["path"]), row["label"], f"{row['probabilities'][row['label']]:.3f}")
+    OUT.print(table)
+
+
+def show_doctor(outcome: Mapping[str, Any]) -> None:
+    """One line a check, with the mending command where it failed."""
+    mark = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
+    for row in outcome["checks"]:
+        OUT.print(f"{mark[row['state']]} {row['name']:<12} {escape(row['found'])}")
+        if row["mend"]:
+            OUT.print(f"  [dim]mend:[/] {escape(row['mend'])}")
+
+
+def format_bytes(size: int) -> str:
+    """123 kB, 4.5 MB: decimal units, as disks are sold."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

@@ -1,0 +1,133 @@
+"""`tessera doctor`: is this installation able to do its work? One row a check, with the command that mends it."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from components.domain import Strict
+from components.errors import TesseraError
+from components.workspace import REPOSITORY, Workspace, require_writable
+
+MIN_FREE_GB = 2.0
+#: Versions that install and then break, seen by measurement: package, first bad version, what happens.
+KNOWN_BAD = (
+    ("fastapi", (0, 151), "Prefect servers die at import"),
+    ("sqlalchemy", (2, 1), "Prefect schedules never fire, silently"),
+    ("albumentations", (2, 1), "no release under the MIT licence"),
+)
+
+
+class Check(Strict):
+    """One finding; `mend` is empty when there is nothing to mend."""
+
+    name: str
+    state: Literal["ok", "warning", "error"]
+    found: str
+    mend: str = ""
+
+
+def doctor(workspace: Workspace) -> dict[str, Any]:
+    """All checks; ok unless one is an error."""
+    checks = [check(workspace) for check in CHECKS]
+    return {
+        "ok": all(check.state != "error" for check in checks),
+        "workspace": str(workspace.root),
+        "checks": [check.model_dump() for check in checks],
+    }
+
+
+def check_python(_: Workspace) -> Check:
+    found = f"Python {sys.version.split()[0]}"
+    if sys.version_info < (3, 11):
+        return Check(name="python", state="error", found=found, mend="Install Python 3.11 and run `make install`.")
+    return Check(name="python", state="ok", found=found)
+
+
+def check_versions(_: Workspace) -> Check:
+    """Known-bad versions are errors; others than the tried ones are worth a word."""
+    for package, limit, harm in KNOWN_BAD:
+        version = metadata.version(package)
+        if tuple(int(part) for part in version.split(".")[:2]) >= limit:
+            return Check(name="packages", state="error", found=f"{package} {version}: {harm}", mend="make install")
+    strange = _differing_versions(REPOSITORY / "constraints.txt")
+    if strange:
+        found = f"{len(strange)} packages differ from constraints.txt: {', '.join(strange[:4])}"
+        return Check(name="packages", state="warning", found=found, mend="make install")
+    return Check(name="packages", state="ok", found="as constraints.txt says")
+
+
+def check_workspace(workspace: Workspace) -> Check:
+    try:
+        require_writable(workspace.root)
+    except TesseraError as error:
+        return Check(name="workspace", state="error", found=str(error), mend=error.mend)
+    free = shutil.disk_usage(workspace.root).free / 1e9
+    if free < MIN_FREE_GB:
+        found = f"{free:.1f} GB free in {workspace.root}"
+        return Check(name="workspace", state="warning", found=found, mend="Free some space.")
+    return Check(name="workspace", state="ok", found=f"{workspace.root}, {free:.0f} GB free")
+
+
+def check_repository(workspace: Workspace) -> Check:
+    from components.data.versioning import require_repository
+
+    try:
+        require_repository(workspace)
+    except TesseraError as error:
+        return Check(name="repository", state="error", found=str(error), mend=error.mend)
+    return Check(name="repository", state="ok", found="DVC with a default remote")
+
+
+def check_domains(workspace: Workspace) -> Check:
+    from flows.plan import load_checked_domain
+
+    names = sorted(path.parent.name for path in (workspace.root / "data").glob("*/domain.yaml"))
+    for name in names:
+        try:
+            load_checked_domain(workspace, name)
+        except TesseraError as error:
+            return Check(name="domains", state="error", found=str(error), mend=error.mend)
+    return Check(name="domains", state="ok", found=", ".join(names) or "none yet")
+
+
+def check_store(workspace: Workspace) -> Check:
+    from components import tracking
+
+    try:
+        tracking.connect(workspace)
+    except TesseraError as error:
+        return Check(name="mlflow", state="error", found=str(error), mend=error.mend)
+    return Check(name="mlflow", state="ok", found=workspace.tracking_uri)
+
+
+def check_device(_: Workspace) -> Check:
+    """Asked of the driver's own tool, so that torch need not start."""
+    tool = shutil.which("nvidia-smi")
+    return Check(name="device", state="ok", found="an NVIDIA GPU" if tool else "no GPU: training runs on the CPU")
+
+
+def check_backbone(_: Workspace) -> Check:
+    mend = "Name trained weights in domain.yaml: `backbone: /path/to/weights.safetensors` or a timm model."
+    return Check(name="backbone", state="warning", found="the embedded default is untrained", mend=mend)
+
+
+CHECKS: tuple[Callable[[Workspace], Check], ...] = (
+    check_python,
+    check_versions,
+    check_workspace,
+    check_repository,
+    check_domains,
+    check_store,
+    check_device,
+    check_backbone,
+)
+
+
+def _differing_versions(constraints: Path) -> list[str]:
+    wanted = dict(line.strip().split("==") for line in constraints.read_text().splitlines() if "==" in line)
+    there = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
+    names = {name: name.lower().replace("_", "-") for name in wanted}
+    return [f"{n} {there[names[n]]}" for n in wanted if names[n] in there and there[names[n]] != wanted[n]]

@@ -1,0 +1,106 @@
+"""The retrain report: one HTML file on disk that needs nothing else, and its table as markdown for Prefect."""
+
+import html
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.console import describe_candidate
+from flows.plan import Plan
+
+HEADS = ("candidate", "seed", "trainable", "share of backbone", "val", "test", "95 % interval", "seconds", "adapter")
+UNTRAINED = "The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods."
+COLOUR = {"PROMOTE": "#1a7f37", "HOLD": "#9a6700", "REJECT": "#cf222e"}
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#1f2328}
+table{border-collapse:collapse;width:100%;margin:1rem 0}td,th{padding:.35rem .6rem;text-align:right}
+td:first-child,th:first-child{text-align:left}th{border-bottom:2px solid #d0d7de}td{border-bottom:1px solid #eaeef2}
+tr.best{font-weight:600;background:#f6f8fa}.verdict{font-size:1.3rem;font-weight:700}
+.warning{background:#fff8c5;border:1px solid #d4a72c;padding:.5rem .8rem}dt{color:#59636e}dd{margin:0 0 .4rem}
+code{font-size:.9em}.bar{background:#afb8c1;height:8px;position:relative;width:160px;border-radius:4px;display:inline-block}
+.bar i{position:absolute;height:8px;background:#0969da;border-radius:4px}.bar b{position:absolute;width:2px;height:14px;top:-3px;background:#1f2328}
+"""
+
+
+def report_path(plan: Plan) -> Path:
+    return plan.folder / "report.html"
+
+
+def write_report(plan: Plan, outcome: Mapping[str, Any]) -> Path:
+    """Write the report beside the adapters it speaks of; returns its path."""
+    path = report_path(plan)
+    partial = path.with_suffix(".partial")
+    partial.write_text(render_html(plan, outcome), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def render_markdown(outcome: Mapping[str, Any]) -> str:
+    """The candidates' table, the verdict and its reasons."""
+    rows = [" | ".join(HEADS), " | ".join("---" for _ in HEADS)]
+    rows += [" | ".join(cell.strip() for cell in describe_candidate(row)) for row in outcome["candidates"]]
+    findings = [f"- **{f['gate']}** {f['verdict']}: {f['reason']}" for f in outcome["findings"]]
+    warning = [] if outcome["backbone"]["trained"] else [f"> {UNTRAINED}", ""]
+    head = [f"# {outcome['domain']}: {outcome['verdict']}", "", outcome["reason"], ""]
+    champion = outcome["champion_version"]
+    tail = [
+        "",
+        f"Champion: {f'version {champion}' if champion else 'none yet'}. Data version `{outcome['data_version']}`.",
+    ]
+    return "\n".join([*head, *warning, *rows, "", *findings, *tail])
+
+
+def render_html(plan: Plan, outcome: Mapping[str, Any]) -> str:
+    """The whole report; every text in it is escaped."""
+    domain = plan.domain
+    title = html.escape(domain.title or domain.name)
+    verdict = outcome["verdict"]
+    warning = "" if outcome["backbone"]["trained"] else f'<p class="warning">{UNTRAINED}</p>'
+    findings = "".join(
+        f"<dt><b>{html.escape(f['gate'])}</b> {f['verdict']}</dt><dd>{html.escape(f['reason'])}</dd>"
+        for f in outcome["findings"]
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}: {verdict}</title><style>{STYLE}</style>'
+        f"<h1>{title}</h1><p>{html.escape(domain.description)}</p>{warning}"
+        f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p><p>{html.escape(outcome["reason"])}</p>'
+        f"<h2>Candidates</h2>{_render_table(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
+        f"<h2>Lineage</h2><dl>{_render_lineage(plan, outcome)}</dl></html>"
+    )
+
+
+def _render_table(outcome: Mapping[str, Any]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in (*HEADS, ""))
+    body = "".join(
+        f'<tr class="{"best" if row["selected"] else ""}">'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in describe_candidate(row))
+        + f"<td>{_render_bar(row['test'])}</td></tr>"
+        for row in outcome["candidates"]
+    )
+    note = "<p>Scores are balanced accuracies; intervals by bootstrap over groups. Selected on validation: ►</p>"
+    return f"<table><tr>{head}</tr>{body}</table>{note}"
+
+
+def _render_bar(test: Mapping[str, float]) -> str:
+    """The interval on the scale from 0 to 1, the score as a tick."""
+    low, width = 100 * test["low"], 100 * (test["high"] - test["low"])
+    return f'<span class="bar"><i style="left:{low:.1f}%;width:{width:.1f}%"></i><b style="left:{100 * test["value"]:.1f}%"></b></span>'
+
+
+def _render_lineage(plan: Plan, outcome: Mapping[str, Any]) -> str:
+    backbone, data = outcome["backbone"], outcome["validation"]
+    facts = {
+        "data version": f"{outcome['data_version']} ({data['fit']} of {data['images']} images, {data['groups']} groups)",
+        "backbone": f"{backbone['name']}, sha256 {backbone['sha256']}",
+        "code": plan.code,
+        "fingerprint": outcome["fingerprint"],
+        "challenger": f"version {outcome['challenger_version']}",
+        "champion": f"version {outcome['champion_version']}" if outcome["champion_version"] else "none yet",
+        "licence of the data": plan.domain.licence or "not stated in domain.yaml",
+        "citation": plan.domain.citation or "not stated in domain.yaml",
+    }
+    rows = "".join(f"<dt>{name}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in facts.items())
+    validation = plan.validation_report.as_uri()
+    return rows + f'<dt>images</dt><dd><a href="{html.escape(validation)}">validation report</a></dd>'

@@ -1,0 +1,118 @@
+"""What a retrain would do, decided before anything heavy starts: the domain, its candidates, its data, its name."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from components.data import versioning
+from components.data.manifest import load_manifest
+from components.data.versioning import DataVersion
+from components.domain import Domain, load_domain
+from components.models.tuners import Tuner, create_tuners
+from components.training.job import Job
+from components.workspace import REPOSITORY, Workspace
+
+#: Keys of domain.yaml that describe or schedule; changing them changes no result.
+UNRELATED = {"title", "description", "source", "licence", "citation", "schedule", "work_pool"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One retrain: everything its outcome depends on, and the fingerprint over it."""
+
+    workspace: Workspace
+    domain: Domain
+    tuners: tuple[Tuner, ...]
+    version: DataVersion
+    code: str
+    fingerprint: str
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.runs(self.domain.name) / self.fingerprint[:16]
+
+    @property
+    def manifest(self) -> Path:
+        return self.workspace.derived(self.domain.name) / "manifest.parquet"
+
+    @property
+    def validation_report(self) -> Path:
+        return self.workspace.derived(self.domain.name) / "validation.html"
+
+    def load_validation(self) -> dict[str, Any]:
+        """What the validate stage found last."""
+        record: dict[str, Any] = json.loads(self.validation_report.with_suffix(".json").read_text(encoding="utf-8"))
+        return record
+
+    def load_manifest(self) -> pl.DataFrame:
+        """The samples with their splits, held to the schema."""
+        return load_manifest(self.manifest, self.domain)
+
+    def create_jobs(self) -> dict[str, Job]:
+        """One training job a candidate and seed, by its display name."""
+        jobs = {}
+        for tuner in self.tuners:
+            for seed in self.domain.training.seeds:
+                name = f"{tuner.label}-s{seed}"
+                settings = tuner.model_dump(mode="json")
+                jobs[name] = self._job(action="train", folder=self.folder / name, tuner=settings, seed=seed)
+        return jobs
+
+    def create_score_job(self, adapter: Path, folder: Path) -> Job:
+        """Score an adapter that exists on this plan's test images."""
+        return self._job(action="score", folder=folder, adapter=adapter)
+
+    def _job(self, **facts: Any) -> Job:
+        return Job(
+            domain=self.domain,
+            manifest=self.manifest,
+            raw=self.workspace.raw(self.domain.name),
+            cache=self.workspace.state / "cache",
+            data_version=self.version.md5,
+            git_commit=self.code,
+            **facts,
+        )
+
+
+def load_checked_domain(workspace: Workspace, name: str, overrides: Sequence[str] = ()) -> Domain:
+    """The domain, its candidates' options checked too. Raises DomainError."""
+    domain = load_domain(workspace.domain_file(name), overrides)
+    create_tuners(domain.candidates, str(workspace.domain_file(name)))
+    return domain
+
+
+def create_plan(workspace: Workspace, name: str, overrides: Sequence[str] = ()) -> Plan:
+    """Read the domain and record the version of its images as they are now."""
+    domain = load_checked_domain(workspace, name, overrides)
+    versioning.require_repository(workspace)
+    versioning.register_domain(workspace, name)
+    version = versioning.record_version(workspace, name)
+    tuners = create_tuners(domain.candidates)
+    facts = {
+        "data": version.md5,
+        "domain": domain.model_dump(mode="json", exclude=UNRELATED | {"candidates"}),
+        "tuners": [tuner.model_dump(mode="json") for tuner in tuners],
+        "backbone": _hash_backbone(domain.backbone),
+        "code": hash_code(),
+    }
+    fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return Plan(workspace, domain, tuners, version, versioning.git_commit(), fingerprint)
+
+
+def hash_code() -> str:
+    """Name of the code that results depend on: everything in components, wherever it is installed."""
+    digest = hashlib.sha256()
+    for path in sorted((REPOSITORY / "components").rglob("*.py")):
+        digest.update(path.relative_to(REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _hash_backbone(name: str) -> str:
+    """A local weights file by its bytes; anything else is named well enough."""
+    path = Path(name)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".safetensors" and path.is_file() else name

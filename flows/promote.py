@@ -1,0 +1,111 @@
+"""Gate and promote: challenger and champion scored on the same test images, and the alias moved if the gates agree."""
+
+from typing import Any
+
+from components.errors import PromotionError
+from components.promotion import ledger, registry
+from components.promotion.gates import Context, Decision, decide
+from components.promotion.registry import Version
+from components.training.job import Result, load_predictions
+from components.workspace import Workspace
+from flows.plan import Plan, create_plan
+from flows.train_candidate import run_job
+
+
+def promote(workspace: Workspace, name: str, version: int | None = None) -> dict[str, Any]:
+    """Judge a version (the challenger when none is named) against the present champion; promote it if it passes."""
+    from components import tracking
+
+    plan = create_plan(workspace, name)
+    plan.load_manifest()
+    tracking.connect(workspace)
+    wanted = registry.CHALLENGER if version is None else version
+    challenger = registry.load_version(name, wanted)
+    if challenger is None:
+        raise PromotionError(
+            f"promotion in {name}",
+            expected="a registered challenger" if version is None else f"version {version}",
+            found="none",
+            mend=f"Train one with `tessera retrain {name}`; `tessera history {name}` lists what was promoted.",
+        )
+    champion = registry.load_version(name, registry.CHAMPION)
+    if champion is not None and champion.version == challenger.version:
+        reason = f"Version {champion.version} is the champion already."
+        return describe_history(name) | {"verdict": "PROMOTE", "reason": reason}
+    decision = judge(plan, score_version(plan, challenger), champion)
+    if decision.verdict == "PROMOTE":
+        move_champion(plan, challenger, champion, decision)
+    return describe_history(name) | {"verdict": decision.verdict, "reason": decision.reason}
+
+
+def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
+    """Champion and previous change places."""
+    from components import tracking
+
+    tracking.connect(workspace)
+    champion = registry.rollback(workspace, name, reason)
+    return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
+
+
+def judge(plan: Plan, challenger: Result, champion: Version | None) -> Decision:
+    """The gates' decision on the plan's test images; the champion is scored afresh on them."""
+    rival = None if champion is None else load_predictions(score_version(plan, champion).folder, "test")
+    context = Context(
+        domain=plan.domain,
+        challenger=load_predictions(challenger.folder, "test"),
+        champion=rival,
+        adapter_bytes=challenger.adapter_bytes,
+        trained=bool(challenger.backbone["trained"]),
+    )
+    return decide(context)
+
+
+def score_version(plan: Plan, version: Version) -> Result:
+    """A registered version's predictions on the plan's held-out images."""
+    adapter = registry.fetch_adapter(version, plan.workspace.state / "cache" / "adapters")
+    folder = plan.folder / f"version-{version.version}"
+    return run_job(plan.create_score_job(adapter, folder), f"version-{version.version}")
+
+
+def move_champion(plan: Plan, challenger: Version, champion: Version | None, decision: Decision) -> None:
+    """Compare and set, with the evidence's hash in the ledger."""
+    registry.set_champion(
+        plan.workspace,
+        plan.domain.name,
+        challenger.version,
+        expected=None if champion is None else champion.version,
+        reason=decision.reason,
+        verdict=decision.verdict,
+        evidence_sha256=ledger.hash_evidence(decision.model_dump(mode="json")),
+        data_version=challenger.data_version,
+        git_commit=plan.code,
+    )
+
+
+def describe_history(name: str) -> dict[str, Any]:
+    """What `history`, `promote` and `rollback` print."""
+    champion = registry.load_version(name, registry.CHAMPION)
+    records = [
+        {
+            "number": record.number,
+            "when": record.when,
+            "who": record.who,
+            "action": record.action,
+            "previous": record.from_version,
+            "version": record.to_version,
+            "verdict": record.verdict or None,
+            "reason": record.reason,
+            "data_version": record.data_version,
+            "git_commit": record.git_commit,
+            "evidence_sha256": record.evidence_sha256,
+        }
+        for record in ledger.load_records(name)
+    ]
+    return {
+        "domain": name,
+        "verdict": None,
+        "champion_version": None if champion is None else champion.version,
+        "records": records,
+        "ledger_problems": list(ledger.verify_records(name)),
+    }
+

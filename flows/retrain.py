@@ -1,0 +1,266 @@
+"""The retrain flow: version, manifest, validate, split, train candidates, select, gate, promote, publish.
+
+Read `retrain` from top to bottom: it is the architecture. Each task is a thin shell over a function in `components`;
+results between tasks are JSON, images and weights stay on disk. Without a configured Prefect server the flow runs on
+an embedded one.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from components import tracking
+from components.data import versioning
+from components.errors import TesseraError, TrackingError, VersioningError
+from components.promotion import registry
+from components.promotion.gates import Decision, score_frame
+from components.promotion.registry import Version
+from components.training.job import Job, Result, load_predictions, load_result
+from components.workspace import find_workspace
+from flows import pages
+from flows.plan import Plan, create_plan
+from flows.progress import report
+from flows.promote import judge, move_champion
+from flows.train_candidate import run_job
+
+STATUS = {"PROMOTE": "done", "HOLD": "held", "REJECT": "rejected"}
+
+
+def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
+    """Retry what time may mend: a store that was away, a lock, the system; never bad data or bad settings."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, TesseraError) or isinstance(error, TrackingError | VersioningError)
+
+
+def _task(name: str, retries: int = 2) -> Callable[[Callable[..., Any]], Any]:
+    return task(
+        name=name,
+        retries=retries,
+        retry_delay_seconds=2,
+        retry_condition_fn=_may_pass,
+        cache_policy=NO_CACHE,
+        persist_result=True,
+        result_serializer="json",
+    )
+
+
+@flow(name="retrain", flow_run_name="retrain {domain}", persist_result=True, result_serializer="json")
+def retrain(
+    domain: str, workspace: str | None = None, overrides: list[str] | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Retrain one domain and promote the best candidate if the gates agree.
+
+    Returns what `tessera retrain --json` prints. Raises the TesseraError that stopped it.
+    """
+    place = find_workspace(Path(workspace) if workspace else None)
+    place.activate()
+    started = time.monotonic()
+    with FileLock(place.state / "locks" / f"retrain-{domain}.lock"):
+        report("stage", title="version images")
+        plan = version_images(place, domain, overrides or [])
+        report("stage-done", title="versioned images", note=f"{plan.version.files} files, {plan.version.md5[:12]}")
+        if force:
+            shutil.rmtree(plan.folder, ignore_errors=True)
+        elif (known := find_known(plan)) is not None:
+            return known
+        summary = prepare_data(plan)
+        parent = start_run(plan)
+        try:
+            outcome = _train_and_promote(plan, parent, summary, started)
+        except BaseException as error:
+            tracking.end_retrain(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        tracking.end_retrain(parent, "FINISHED")
+    return outcome
+
+
+def _train_and_promote(plan: Plan, parent: str, summary: dict[str, Any], started: float) -> dict[str, Any]:
+    """From fit images to a decision; everything here is inside the MLflow parent run."""
+    jobs = plan.create_jobs()
+    report("candidates", count=len(jobs), epochs=plan.domain.training.epochs)
+    rows = []
+    for name, job in jobs.items():
+        rows.append(train_candidate.with_options(task_run_name=f"train {name}")(plan, parent, name, job))
+    best = select_candidate(rows)
+    best["selected"] = True
+    report("stage", title="register and gate")
+    version = register_challenger(plan, best)
+    decision, champion = gate(plan, best, version)
+    if decision["verdict"] == "PROMOTE":
+        champion = promote(plan, version, champion, decision)
+    report("stage-done", title=f"gated version {version}", note=decision["verdict"])
+    outcome = {
+        "domain": plan.domain.name,
+        "status": STATUS[decision["verdict"]],
+        "data_version": plan.version.md5,
+        "verdict": decision["verdict"],
+        "reason": decision["reason"],
+        "findings": decision["findings"],
+        "champion_version": champion,
+        "challenger_version": version,
+        "fingerprint": plan.fingerprint,
+        "backbone": best["backbone"],
+        "candidates": [{key: row[key] for key in row if key not in ("backbone", "folder")} for row in rows],
+        "validation": summary,
+        "report": str(pages.report_path(plan)),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    publish(plan, parent, outcome)
+    return outcome
+
+
+@_task("version images")
+def version_images(workspace: Any, domain: str, overrides: Sequence[str]) -> Plan:
+    plan = create_plan(workspace, domain, overrides)
+    versioning.push_version(workspace, domain)
+    return plan
+
+
+@_task("look for a known answer")
+def find_known(plan: Plan) -> dict[str, Any] | None:
+    """The outcome of an earlier retrain of the same data, settings and code."""
+    tracking.connect(plan.workspace)
+    known = tracking.find_retrain(plan.domain.name, plan.fingerprint)
+    return None if known is None else mark_unchanged(plan, known)
+
+
+def mark_unchanged(plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
+    """An earlier outcome as the answer now; the champion may have moved since."""
+    champion = registry.load_version(plan.domain.name, registry.CHAMPION)
+    return known | {"status": "unchanged", "champion_version": None if champion is None else champion.version}
+
+
+def prepare_data(plan: Plan) -> dict[str, Any]:
+    """The three data stages of dvc.yaml, a task each; returns the validation's summary."""
+    titles = {"manifest": "read manifest", "validate": "validate images", "split": "split groups"}
+    for stage, title in titles.items():
+        report("stage", title=title)
+        run_stage.with_options(name=title)(plan, stage)
+    summary = plan.load_validation()
+    counts = plan.load_manifest()["split"].value_counts(sort=True)
+    sides = ", ".join(f"{count} {split}" for split, count in counts.iter_rows())
+    report("stage-done", title="checked and split images", note=f"{summary['groups']} groups; {sides}")
+    return {key: summary[key] for key in ("images", "fit", "groups")} | {"quarantined": len(summary["quarantined"])}
+
+
+@_task("run data stage")
+def run_stage(plan: Plan, stage: str) -> None:
+    versioning.run_stage(plan.workspace, stage, plan.domain.name)
+
+
+@_task("open MLflow run")
+def start_run(plan: Plan) -> str:
+    tracking.connect(plan.workspace)
+    return tracking.start_retrain(plan.domain, plan.version.md5, plan.fingerprint, plan.code)
+
+
+@_task("train candidate", retries=1)
+def train_candidate(plan: Plan, parent: str, name: str, job: Job) -> dict[str, Any]:
+    """Train in a child process, log to MLflow, and return the candidate's row."""
+    known = load_result(job.folder) is not None
+    result = run_job(job, name)
+    row = describe_result(plan, result)
+    run_id = tracking.log_candidate(parent, plan.domain, result, row, plan.workspace.raw(plan.domain.name))
+    note = "finished earlier" if known else f"val {row['val']:.3f} in {row['seconds']:.0f} s"
+    report("candidate", name=name, epochs=plan.domain.training.epochs, note=note)
+    return row | {"run_id": run_id}
+
+
+def describe_result(plan: Plan, result: Result) -> dict[str, Any]:
+    """One candidate as the table, `--json` and the report show it."""
+    test = score_frame(load_predictions(result.folder, "test"), plan.domain)
+    return {
+        "tuner": result.label,
+        "seed": result.seed,
+        "val": result.metrics["val/balanced_accuracy"],
+        "test": {"value": test.value, "low": test.low, "high": test.high},
+        "trainable_params": result.trainable_params,
+        "head_params": result.head_params,
+        "share": result.share,
+        "seconds": result.seconds,
+        "adapter_bytes": result.adapter_bytes,
+        "adapter_sha256": result.adapter_sha256,
+        "selected": False,
+        "backbone": {key: result.backbone[key] for key in ("name", "sha256", "trained")},
+        "folder": str(result.folder),
+    }
+
+
+def select_candidate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The tuner with the best mean validation score over its seeds, the smaller one on a tie; then its best seed."""
+    tuners = {row["tuner"]: [other for other in rows if other["tuner"] == row["tuner"]] for row in rows}
+    best = max(tuners.values(), key=lambda seeds: (_mean_val(seeds), -seeds[0]["trainable_params"]))
+    return max(best, key=lambda row: (row["val"], -row["seed"]))
+
+
+def _mean_val(seeds: Sequence[dict[str, Any]]) -> float:
+    return sum(row["val"] for row in seeds) / len(seeds)
+
+
+@_task("register challenger")
+def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
+    """The winner as a version of the domain's registered model; one adapter is never registered twice in a row."""
+    tracking.connect(plan.workspace)
+    name = plan.domain.name
+    for alias in (registry.CHALLENGER, registry.CHAMPION):
+        there = registry.load_version(name, alias)
+        if there is not None and there.adapter_sha256 == best["adapter_sha256"]:
+            return there.version
+    uri = tracking.log_model(best["run_id"], Path(best["folder"]) / "adapter")
+    return registry.register_challenger(
+        name,
+        best["run_id"],
+        uri,
+        adapter_sha256=best["adapter_sha256"],
+        tuner=best["tuner"],
+        data_version=plan.version.md5,
+        git_commit=plan.code,
+    )
+
+
+@_task("gate")
+def gate(plan: Plan, best: dict[str, Any], version: int) -> tuple[dict[str, Any], int | None]:
+    """The decision, and the champion it was made against."""
+    tracking.connect(plan.workspace)
+    champion = registry.load_version(plan.domain.name, registry.CHAMPION)
+    result = run_job(plan.create_jobs()[f"{best['tuner']}-s{best['seed']}"], best["tuner"])
+    decision = judge(plan, result, champion)
+    return decision.model_dump(mode="json"), None if champion is None else champion.version
+
+
+@_task("promote")
+def promote(plan: Plan, version: int, champion: int | None, decision: dict[str, Any]) -> int:
+    """Move the alias if the champion still is the one that was judged against."""
+    tracking.connect(plan.workspace)
+    challenger = _require(registry.load_version(plan.domain.name, version))
+    against = None if champion is None else registry.load_version(plan.domain.name, champion)
+    move_champion(plan, challenger, against, Decision.model_validate(decision))
+    return version
+
+
+def _require(version: Version | None) -> Version:
+    if version is None:
+        raise LookupError("the version that was just registered is gone")
+    return version
+
+
+@_task("publish report")
+def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
+    """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow."""
+    tracking.connect(plan.workspace)
+    path = pages.write_report(plan, outcome)
+    tracking.log_result(parent, outcome, path)
+    create_markdown_artifact(
+        pages.render_markdown(outcome),
+        key=f"retrain-{plan.domain.name.replace('_', '-')}",
+        description=f"Candidates and verdict of {plan.domain.name}",
+    )

@@ -1,0 +1,65 @@
+"""Run one training job in a process of its own: torch never loads here, and a dead parent leaves no orphan."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+from components.errors import TesseraError, TrainingError
+from components.training.job import Job, Result, load_result, write_job
+from flows.progress import report
+
+
+def run_job(job: Job, name: str) -> Result:
+    """The job's result: what an earlier, finished process left, or else that of a new one.
+
+    Raises the TesseraError the process met, or TrainingError with the end of its log when it died.
+    """
+    known = load_result(job.folder)
+    if known is not None:
+        return known
+    path = write_job(job, job.folder / "job.json")
+    log = job.folder / "log.txt"
+    with log.open("ab") as stderr:
+        code = _run_process(path, stderr, name)
+    result = load_result(job.folder)
+    if result is None:
+        raise TrainingError(
+            f"training process of {name}",
+            expected="a result",
+            found=f"exit code {code}; the log ends with: {_tail(log)}",
+            mend=f"The whole log is {log}; run the command again to go on from the last checkpoint.",
+        )
+    return result
+
+
+def _run_process(path: Path, stderr: IO[bytes], name: str) -> int:
+    """Start the process and pass its events on until it ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "components.training", str(path)],
+        stdin=subprocess.PIPE,  # the child ends itself when this closes, however we end
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        for line in process.stdout or ():
+            event = json.loads(line)
+            if event["event"] == "error":
+                raise TesseraError.from_dict(event["error"])
+            report(f"training-{event.pop('event')}", name=name, **event)
+        return process.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _tail(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return " | ".join(lines[-3:]) or "nothing"

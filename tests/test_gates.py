@@ -1,0 +1,191 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+from tiny import CLASSES, create_domain, predict
+
+from components.errors import PromotionError
+from components.promotion.gates import GATES, Context, Decision, Finding, decide
+
+TRUTH = [CLASSES[k % 3] for k in range(240)]
+
+
+def spoil(share: float, seed: int = 0, rows: range = range(240)) -> list[str]:
+    """The truth with a share of mistakes in some rows."""
+    hit = np.random.default_rng(seed).random(240) < share
+    return [CLASSES[(k + 1) % 3] if k in rows and hit[k] else name for k, name in enumerate(TRUTH)]
+
+
+SITES = ["north" if k < 120 else "south" for k in range(240)]
+
+
+def frame(predicted: list[str]) -> pl.DataFrame:
+    return predict(TRUTH, predicted, [f"lot{k // 4:02}" for k in range(240)], site=SITES)
+
+
+def context(
+    challenger: list[str], champion: list[str] | None = None, *, size: int = 1_000_000, **gates: object
+) -> Context:
+    rival = None if champion is None else frame(champion)
+    return Context(create_domain(gates=gates), frame(challenger), rival, adapter_bytes=size)
+
+
+def finding(decision: Decision, gate: str) -> Finding:
+    return next(found for found in decision.findings if found.gate == gate)
+
+
+def test_a_first_good_challenger_is_promoted() -> None:
+    decision = decide(context(spoil(0.1)))
+    assert decision.verdict == "PROMOTE"
+    assert [found.gate for found in decision.findings] == ["floor", "improvement"]
+    assert finding(decision, "improvement").reason == "First champion: floors only."
+    assert "240 test images of 60 groups" in decision.reason
+    assert "guessing among 3 classes, 33.3 %" in decision.reason
+
+
+def test_guessing_is_rejected() -> None:
+    guesses = [CLASSES[k] for k in np.random.default_rng(1).integers(0, 3, 240)]
+    decision = decide(context(guesses))
+    assert decision.verdict == "REJECT"
+    assert "is not surely above guessing" in decision.reason
+
+
+@pytest.mark.parametrize(("floor", "verdict"), [(0.80, "PROMOTE"), (0.90, "REJECT")])
+def test_the_lower_end_must_reach_the_floor(floor: float, verdict: str) -> None:
+    found = finding(decide(context(spoil(0.1), floor=floor)), "floor")
+    assert found.verdict == verdict
+    assert float(found.evidence["low"]) < 0.9 < float(found.evidence["high"])
+    assert found.evidence["floor"] == floor
+
+
+def test_surely_better_is_promoted_and_surely_worse_rejected() -> None:
+    better = decide(context(spoil(0.02), spoil(0.3)))
+    assert (better.verdict, finding(better, "improvement").verdict) == ("PROMOTE", "PROMOTE")
+    worse = decide(context(spoil(0.3), spoil(0.02)))
+    assert worse.verdict == "REJECT"
+    assert "surely worse" in worse.reason
+    assert float(finding(worse, "improvement").evidence["high"]) < 0
+
+
+def test_undecided_holds_and_says_how_many_groups_would_decide() -> None:
+    decision = decide(context(spoil(0.10), spoil(0.13, seed=1)))
+    assert decision.verdict == "HOLD"
+    assert decision.more_groups is not None
+    assert decision.more_groups > 0
+    assert f"about {decision.more_groups} further test groups" in decision.reason
+
+
+def test_no_difference_holds_without_promising_anything() -> None:
+    same = spoil(0.1)
+    decision = decide(context(same, same))
+    assert (decision.verdict, decision.more_groups) == ("HOLD", None)
+    assert "too small" in decision.reason
+
+
+def test_a_slice_that_pays_for_the_gain_is_rejected() -> None:
+    champion = spoil(0.45, rows=range(120))
+    challenger = spoil(0.35, seed=4, rows=range(120, 240))
+    decision = decide(context(challenger, champion))
+    found = finding(decision, "slices")
+    assert (decision.verdict, found.verdict) == ("REJECT", "REJECT")
+    assert "site=south" in found.reason
+    assert "site=north" not in found.reason
+    assert float(found.evidence["site=north/value"]) > 0 > float(found.evidence["site=south/high"])
+
+
+def test_a_slice_surely_worse_but_maybe_within_the_margin_holds() -> None:
+    challenger = spoil(0.12, seed=4, rows=range(120, 240))
+    found = finding(decide(context(challenger, spoil(0.45, rows=range(120)), slice_margin=0.05)), "slices")
+    assert found.verdict == "HOLD"
+    assert float(found.evidence["site=south/value"]) < -0.05 < float(found.evidence["site=south/high"]) < 0
+
+
+def test_an_unlucky_slice_is_named_but_does_not_hold() -> None:
+    champion, challenger = spoil(0.3, rows=range(120)), list(TRUTH)
+    for k in (0, 5, 10):
+        challenger[k] = CLASSES[(k + 1) % 3]
+    sites = ["tiny" if k in (0, 5, 10) or 130 <= k < 145 else name for k, name in enumerate(SITES)]
+    ours, theirs = (
+        frame(challenger),
+        frame([name if k not in (0, 5, 10) else TRUTH[k] for k, name in enumerate(champion)]),
+    )
+    column = pl.Series("site", sites)
+    decision = decide(Context(create_domain(), ours.with_columns(column), theirs.with_columns(column), 1))
+    found = finding(decision, "slices")
+    assert found.verdict == "PROMOTE"
+    assert "To watch" in found.reason
+    assert "site=tiny" in found.reason
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(2_000_000, "PROMOTE"), (2_000_001, "REJECT")])
+def test_size(size: int, verdict: str) -> None:
+    decision = decide(context(spoil(0.05), size=size, max_adapter_mb=2.0))
+    assert decision.verdict == verdict
+    assert finding(decision, "size").evidence["max_adapter_mb"] == 2.0
+
+
+def test_the_strictest_gate_wins() -> None:
+    decision = decide(context(spoil(0.10), spoil(0.13, seed=1), size=9_000_000, max_adapter_mb=1.0))
+    assert finding(decision, "improvement").verdict == "HOLD"
+    assert decision.verdict == "REJECT"
+    assert decision.more_groups is None
+    assert "over the limit" in decision.reason
+    assert "undecided" not in decision.reason
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_every_gate_explains_itself_with_numbers(gate: str) -> None:
+    decision = decide(context(spoil(0.05), spoil(0.3), max_adapter_mb=2.0))
+    found = finding(decision, gate)
+    assert found.reason.endswith(".")
+    assert any(isinstance(value, float) for value in found.evidence.values())
+
+
+def test_a_decision_is_json_and_back() -> None:
+    decision = decide(context(spoil(0.05), spoil(0.3), max_adapter_mb=2.0))
+    text = json.dumps(decision.model_dump(mode="json"), allow_nan=False)
+    assert Decision.model_validate_json(text) == decision
+
+
+def test_the_order_of_the_champions_rows_does_not_matter() -> None:
+    one = context(spoil(0.05), spoil(0.3))
+    assert one.champion is not None
+    other = Context(one.domain, one.challenger, one.champion.reverse(), one.adapter_bytes)
+    assert decide(other) == decide(one)
+
+
+def test_other_images_are_refused() -> None:
+    one = context(spoil(0.05), spoil(0.3))
+    assert one.champion is not None
+    fewer = Context(one.domain, one.challenger, one.champion.head(200), 1)
+    with pytest.raises(PromotionError, match=r"same 240 test images.*found 200 rows, of which 200 agree"):
+        decide(fewer)
+    relabelled = one.champion.with_columns(label=pl.lit("red"))
+    with pytest.raises(PromotionError, match="of which 80 agree"):
+        decide(Context(one.domain, one.challenger, relabelled, 1))
+
+
+def test_nothing_but_the_test_split_is_accepted() -> None:
+    rows = frame(spoil(0.05))
+    for wrong in (rows.clear(), rows.with_columns(split=pl.lit("val"))):
+        with pytest.raises(PromotionError, match="predictions of the test split alone"):
+            decide(Context(create_domain(), wrong, None, 1))
+
+
+def test_a_foreign_class_is_refused() -> None:
+    with pytest.raises(PromotionError, match="predicted blue"):
+        decide(context(["blue", *TRUTH[1:]]))
+
+
+def test_random_weights_are_mentioned() -> None:
+    one = context(spoil(0.05))
+    assert "random weights" in decide(Context(one.domain, one.challenger, None, 1, trained=False)).reason
+
+
+def test_gates_import_nothing_heavy() -> None:
+    code = "import sys, components.promotion.gates as g; print([m for m in ('torch', 'mlflow', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

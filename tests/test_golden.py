@@ -1,0 +1,168 @@
+"""VPT and VAPT against numbers of the papers' reference implementations (golden/README.md), and their exact facts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.models.backbones import Backbone
+from components.models.network import Network, create_network
+from components.models.tuners import create_tuners
+
+GOLDEN = Path(__file__).parent / "golden"
+RECORD = json.loads((GOLDEN / "golden.json").read_text())
+CASES = sorted(RECORD["cases"])
+
+
+def load_case(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The encoder as the record configures it, holding the golden parameters, and the golden tensors."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    case, tensors = RECORD["cases"][name], load_file(GOLDEN / f"{name}.safetensors")
+    vit = VisionTransformer(
+        img_size=case["img_size"], patch_size=16, embed_dim=48, depth=4, num_heads=3, num_classes=0, global_pool="token"
+    )
+    backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+    vit.load_state_dict(backbone, strict=True)
+    config = case["prompt_config"]
+    options: dict[str, Any] = {"kind": "vpt", "deep": config["DEEP"], "num_prompts": config["NUM_TOKENS"]}
+    if config.get("ADAPTIVE"):
+        options = {"kind": "vapt", "num_prompts": config["NUM_TOKENS"], "static_blocks": config["VPT_DEPTH"]}
+        options |= {"kernel": config["KERNEL"], "bottleneck": config["HIDDEN_DIM"]}
+    (tuner,) = create_tuners([options])
+    encoder = tuner.apply(vit.eval())
+    with torch.no_grad():
+        for ours, theirs in golden_parameters(encoder, tensors, "").items():
+            encoder.get_parameter(ours).copy_(theirs)
+    return encoder.eval(), tensors
+
+
+def golden_parameters(encoder: Any, tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Golden prompt parameters (`prefix` '') or their gradients (`grad.`) under our names and in our shapes."""
+    first = tensors[f"{prefix}prompt.first"]
+    deep = [tensors[f"{prefix}prompt.deep"]] if f"{prefix}prompt.deep" in tensors else []
+    static = "prompts.static.tokens" if f"{prefix}vapt.proj.up.weight" in tensors else "prompts.tokens"
+    found = {static: torch.cat([first, *deep])}
+    for name, tensor in tensors.items():
+        if name.startswith(f"{prefix}vapt."):
+            found[rename(name.removeprefix(f"{prefix}vapt."))] = tensor
+    assert found.keys() == {name for name, p in encoder.named_parameters() if p.requires_grad}
+    return found
+
+
+def rename(name: str) -> str:
+    """`token.0.conv.weight` -> `prompts.tokenwise.0.kernel`, and so on."""
+    kind, *rest = name.split(".")
+    if kind == "proj":
+        return f"prompts.featurewise.{'.'.join(rest)}"
+    index, *rest = rest
+    inner = {"norm": "norm.", "token": ""}[kind] + ".".join(rest)
+    return f"prompts.tokenwise.{index}.{inner}".replace("conv.weight", "kernel")
+
+
+def run_case(encoder: Any, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    images = (tensors["input.image_u8"].float() / 255 - 0.5) / 0.5
+    features: torch.Tensor = encoder(images)
+    (features * tensors["loss.weight"]).sum().backward()
+    return features.detach()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_features_are_the_references(name: str) -> None:
+    encoder, tensors = load_case(name)
+    assert (run_case(encoder, tensors) - tensors["out.cls"]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_the_references(name: str) -> None:
+    encoder, tensors = load_case(name)
+    run_case(encoder, tensors)
+    for parameter, reference in golden_parameters(encoder, tensors, "grad.").items():
+        gradient = encoder.get_parameter(parameter).grad
+        bound = 1e-5 * max(1.0, float(reference.abs().max()))
+        assert (gradient - reference).abs().max() <= bound, parameter
+
+
+def test_the_golden_files_are_whole() -> None:
+    import hashlib
+
+    for case in RECORD["cases"].values():
+        assert hashlib.sha256((GOLDEN / case["file"]).read_bytes()).hexdigest() == case["sha256"]
+
+
+def test_vapt_starts_with_adaptive_prompts_exactly_zero() -> None:
+    """Only the static prompts and the token-wise projectors get gradient then.
+
+    Their biases hardly do: a bias shifts all channels of a prompt alike, which LN1 takes out again.
+    """
+    encoder, tensors = load_case("vapt_init_zero_linear")
+    x = torch.randn(2, 197, 48)
+    assert all(not encoder.prompts(index, x).any() for index in (1, 2, 3))
+    run_case(encoder, tensors)
+    size = {n: float(p.grad.abs().max()) for n, p in encoder.named_parameters() if p.grad is not None}
+    loud = {"prompts.static.tokens"} | {f"prompts.tokenwise.{j}.linear.weight" for j in range(3)}
+    faint = {f"prompts.tokenwise.{j}.linear.bias" for j in range(3)}
+    assert all(size[name] > 1e-3 for name in loud)
+    assert all(size[name] < 1e-4 * size[name.replace("bias", "weight")] for name in faint)
+    assert all(value == 0 for name, value in size.items() if name not in loud | faint)
+
+
+def test_deep_prompts_are_free_of_scale_and_shift() -> None:
+    """LN1 is all that reads them: 7p + 3 says what p says. Not so for shallow prompts, which flow on."""
+    moved = {}
+    for name in ("vpt_deep", "vpt_shallow"):
+        encoder, tensors = load_case(name)
+        images = (tensors["input.image_u8"].float() / 255 - 0.5) / 0.5
+        with torch.no_grad():
+            before = encoder(images)
+            encoder.prompts.tokens.mul_(7).add_(3)
+            moved[name] = float((encoder(images) - before).abs().max())
+    assert moved["vpt_deep"] < 1e-3
+    assert moved["vpt_shallow"] > 1e-2
+
+
+BASE_PARAMS = 85_798_656
+COUNTS = [
+    ({"kind": "vpt", "num_prompts": 10}, 92_160, 0.107),
+    ({"kind": "vpt", "num_prompts": 50}, 460_800, 0.537),
+    ({"kind": "vpt", "num_prompts": 100}, 921_600, 1.074),
+    ({"kind": "vpt", "deep": False, "num_prompts": 50}, 38_400, 0.045),
+    ({"kind": "vapt", "num_prompts": 10}, 55_608, 0.065),
+    ({"kind": "vapt", "num_prompts": 50}, 161_128, 0.188),
+    ({"kind": "vapt", "num_prompts": 100}, 293_028, 0.342),
+    ({"kind": "vapt", "num_prompts": 50, "kernel": 3}, 147_433, 0.172),
+    ({"kind": "vapt", "num_prompts": 100, "kernel": 3}, 265_583, 0.310),
+    ({"kind": "linear"}, 0, 0.0),
+    ({"kind": "full"}, BASE_PARAMS, 100.0),
+]
+
+
+def create_base_network(options: dict[str, Any]) -> Network:
+    """ViT-B/16 at 224 without memory for its weights."""
+    import timm
+
+    (tuner,) = create_tuners([options])
+    with torch.device("meta"):
+        vit = timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0).requires_grad_(False)
+        backbone = Backbone("base", vit, "", 224, (0.5,) * 3, (0.5,) * 3, trained=False, licence="")
+        return create_network(backbone, tuner, num_classes=100, seed=0)
+
+
+@pytest.mark.parametrize(("options", "count", "percent"), COUNTS)
+def test_parameter_counts_are_the_papers(options: dict[str, Any], count: int, percent: float) -> None:
+    network = create_base_network(options)
+    assert network.backbone_params == BASE_PARAMS
+    assert network.num_trainable(with_head=False) == count
+    assert network.num_trainable(with_head=True) == count + 76_900
+    assert round(100 * count / BASE_PARAMS, 3) == percent
+
+
+def test_the_split_of_vapts_parameters() -> None:
+    network = create_base_network({"kind": "vapt", "num_prompts": 10})
+    split = dict.fromkeys(("static", "norm", "kernel", "linear", "featurewise"), 0)
+    for name, parameter in network.encoder.prompts.named_parameters():
+        split[next(part for part in split if part in name)] += parameter.numel()
+    assert split == {"static": 7_680, "norm": 16_896, "kernel": 44, "linear": 18_700, "featurewise": 12_288}

@@ -1,0 +1,207 @@
+"""Every tuner on every kind of plain ViT: a table of cases times the behaviours they share."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from vits import VITS, create_backbone, create_images, create_vit
+
+from components.errors import BackboneError, DomainError
+from components.models.network import Network, create_network
+from components.models.prompts import embed_images
+from components.models.tuners import TUNERS, Tuner, create_tuners
+
+#: Every member of the union with its defaults, and the variants that differ in kind.
+VARIANTS: list[dict[str, Any]] = [{"kind": kind, "num_prompts": 3} for kind in ("vpt", "vapt")]
+VARIANTS += [{"kind": kind} for kind in TUNERS if kind not in ("vpt", "vapt")]
+VARIANTS += [{"kind": "vpt", "deep": False, "num_prompts": 3}]
+VARIANTS += [{"kind": "vapt", "name": "vapt-odd", "static_blocks": 2, "kernel": 1, "bottleneck": 1, "dropout": 0.5}]
+TUNER_CASES = [pytest.param(tuner, id=tuner.label) for tuner in create_tuners(VARIANTS)]
+FROZEN_CASES = [case for case in TUNER_CASES if case.id != "full"]
+VIT_CASES = [pytest.param(options, id=name) for name, options in VITS.items()]
+
+
+def create(tuner: Tuner, options: dict[str, Any], seed: int = 0) -> Network:
+    return create_network(create_backbone(options), tuner, num_classes=4, seed=seed)
+
+
+def stir(network: Network) -> None:
+    """Move every trainable parameter, so that nothing is at a start that hides what it does."""
+    with torch.no_grad():
+        for parameter in network.trainable_parameters().values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+
+
+@pytest.mark.parametrize("options", VIT_CASES)
+@pytest.mark.parametrize("tuner", TUNER_CASES)
+class TestOnEveryVit:
+    def test_everything_that_may_learn_gets_a_gradient(self, tuner: Tuner, options: dict[str, Any]) -> None:
+        network = create(tuner, options)
+        stir(network)
+        network.eval()
+        network(create_images(network.encoder.vit)).square().sum().backward()
+        still = [n for n, p in network.trainable_parameters().items() if p.grad is None or not p.grad.any()]
+        assert still == []
+        frozen = [n for n, p in network.named_parameters() if p.grad is not None and not p.requires_grad]
+        assert frozen == []
+
+    def test_an_image_does_not_see_its_neighbours(self, tuner: Tuner, options: dict[str, Any]) -> None:
+        network = create(tuner, options)
+        stir(network)
+        images = create_images(network.eval().encoder.vit, count=3)
+        with torch.no_grad():
+            together, alone = network(images), torch.cat([network(image[None]) for image in images])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", VIT_CASES)
+def test_without_prompts_it_is_timms_own_forward(options: dict[str, Any]) -> None:
+    vit = create_vit(options)
+    images = create_images(vit)
+    for kind in ("linear", "full"):
+        (tuner,) = create_tuners([{"kind": kind}])
+        encoder = tuner.apply(vit).eval()
+        torch.testing.assert_close(encoder(images), vit(images), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", VIT_CASES)
+def test_deep_prompts_act_as_extra_keys_and_values_only(options: dict[str, Any]) -> None:
+    """Repeating a token's prompts as plain extra tokens, computed here the long way round, gives the same."""
+    vit = create_vit(options)
+    (tuner,) = create_tuners([{"kind": "vpt", "num_prompts": 3}])
+    encoder = tuner.apply(vit).eval()
+    images = create_images(vit)
+    x = embed_images(vit, images)
+    count = x.shape[1]
+    for block, prompts in zip(vit.blocks, encoder.prompts.tokens, strict=True):
+        # Prompts behind the patches instead of between: attention has no order, so only the strip may differ.
+        x = block(torch.cat([x, prompts.expand(len(x), -1, -1)], dim=1))[:, :count]
+    expected = vit.forward_head(vit.norm(x), pre_logits=True)
+    torch.testing.assert_close(encoder(images), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "avgmax", "max"])
+def test_pooling_never_sees_a_prompt(pooling: str) -> None:
+    """Shallow prompts reach the end: made huge on the last block's way out they still must not be averaged in."""
+    vit = create_vit({"global_pool": pooling})
+    encoder = create_tuners([{"kind": "vpt", "deep": False, "num_prompts": 3}])[0].apply(vit).eval()
+    seen: list[int] = []
+    vit.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    encoder(create_images(vit))
+    assert seen == [vit.num_prefix_tokens + vit.patch_embed.num_patches]
+
+
+@pytest.mark.parametrize("tuner", FROZEN_CASES)
+def test_the_backbone_stays_as_it_was(tuner: Tuner) -> None:
+    """In train mode, through steps of the optimiser, and shared by two networks."""
+    backbone = create_backbone({"proj_drop_rate": 0.5, "attn_drop_rate": 0.5})
+    before = {name: tensor.clone() for name, tensor in backbone.vit.state_dict().items()}
+    network, other = (create_network(backbone, tuner, 4, seed) for seed in (0, 1))
+    assert network.encoder.vit is other.encoder.vit is backbone.vit
+    network.train()
+    optimizer = torch.optim.AdamW(network.trainable_parameters().values(), lr=0.1)
+    network(create_images(backbone.vit)).square().sum().backward()
+    optimizer.step()
+    assert not any(module.training for module in backbone.vit.modules())
+    assert network.head.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.vit.state_dict().items())
+
+
+def test_full_trains_a_copy() -> None:
+    backbone = create_backbone()
+    network = create_network(backbone, create_tuners([{"kind": "full"}])[0], 4, seed=0)
+    assert network.encoder.vit is not backbone.vit
+    assert network.encoder.vit.training
+    assert not any(parameter.requires_grad for parameter in backbone.vit.parameters())
+    assert network.num_trainable(with_head=False) == network.backbone_params
+
+
+@pytest.mark.parametrize("tuner", TUNER_CASES)
+def test_dropout_acts_in_train_mode_only(tuner: Tuner) -> None:
+    network = create(tuner, {})
+    stir(network)
+    images = create_images(network.encoder.vit)
+    has_dropout = getattr(tuner, "dropout", 0) > 0
+    with torch.no_grad():
+        assert torch.equal(network.eval()(images), network.eval()(images))
+        assert torch.equal(network.train()(images), network.train()(images)) != has_dropout
+
+
+@pytest.mark.parametrize("tuner", TUNER_CASES)
+def test_a_seed_is_all_that_decides_a_start(tuner: Tuner) -> None:
+    state = torch.random.get_rng_state()
+    first = create(tuner, {}, seed=1).trainable_parameters()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(7)
+    again, other = (create(tuner, {}, seed).trainable_parameters() for seed in (1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+    assert not first["head.bias"].any()
+
+
+def test_static_prompts_start_within_their_bound() -> None:
+    encoder = create_tuners([{"kind": "vpt", "num_prompts": 100}])[0].apply(create_vit())
+    bound = (6 / (3 * 8 * 8 + 24)) ** 0.5
+    assert encoder.prompts.tokens.abs().max() <= bound
+    assert encoder.prompts.tokens.abs().max() > 0.99 * bound
+
+
+def test_vapt_drops_whole_channels_of_an_image() -> None:
+    encoder = create_tuners([{"kind": "vapt", "num_prompts": 3, "dropout": 0.5}])[0].apply(create_vit())
+    projector = encoder.prompts.tokenwise[0].train()
+    torch.nn.init.ones_(projector.linear.weight)
+    zero = projector(torch.randn(5, 17, 24)) == 0  # (B, N, D)
+    assert zero.any()
+    assert (zero.all(dim=1) == zero.any(dim=1)).all()
+    assert not (zero.all(dim=0) == zero.any(dim=0)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"static_blocks": 3}, "static_blocks below 3"), ({"kernel": 5}, "patch grid, 4 x 4")],
+)
+def test_vapt_says_what_does_not_fit_the_backbone(options: dict[str, Any], message: str) -> None:
+    (tuner,) = create_tuners([{"kind": "vapt", **options}])
+    with pytest.raises(BackboneError, match=message):
+        tuner.apply(create_vit())
+
+
+def test_labels_and_names() -> None:
+    labels = [tuner.label for tuner in create_tuners([*VARIANTS, {"kind": "vpt", "name": "vpt-wide"}])]
+    assert labels == ["vpt-deep", "vapt", "linear", "full", "vpt-shallow", "vapt-odd", "vpt-wide"]
+
+
+@pytest.mark.parametrize("tuner", TUNER_CASES)
+def test_a_tuner_survives_json(tuner: Tuner) -> None:
+    assert create_tuners([tuner.model_dump(mode="json")]) == (tuner,)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "words"),
+    [
+        ([{"kind": "vptt"}], ["candidates.0", "linear, full, vpt, vapt", "vptt", "Did you mean 'vpt'"]),
+        ([{"lr": 1}], ["no kind", "linear, full, vpt, vapt"]),
+        (
+            [{"kind": "linear"}, {"kind": "vpt", "num_promts": 5}],
+            ["candidates.1", "num_prompts", "'num_promts'", "deep"],
+        ),
+        ([{"kind": "vpt", "num_prompts": 0}], ["num_prompts = 0", "greater than or equal to 1"]),
+        ([{"kind": "full", "lr": -1}], ["lr = -1"]),
+        ([{"kind": "vpt", "name": "Bad name!"}], ["name = 'Bad name!'"]),
+        ([{"kind": "vpt"}, {"kind": "vpt", "num_prompts": 50}], ["vpt-deep more than once", "name: "]),
+    ],
+)
+def test_mistakes_are_named_with_what_is_legal(candidates: list[dict[str, Any]], words: list[str]) -> None:
+    with pytest.raises(DomainError) as caught:
+        create_tuners(candidates)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("module", ["components.models.tuners", "components.models.adapter"])
+def test_importing_it_imports_no_torch(module: str) -> None:
+    code = (
+        f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'timm', 'safetensors.torch')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

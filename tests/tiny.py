@@ -1,0 +1,108 @@
+"""A toy domain on disk and real candidates trained on it, for the tests of what comes after training."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from PIL import Image
+
+from components.domain import Domain, parse_domain
+from components.training.job import Job, Result, load_result
+
+CLASSES = ("dark", "light", "red")
+COLOURS = {"dark": (40, 40, 50), "light": (210, 205, 200), "red": (190, 60, 50)}
+DATA_VERSION = "0123456789abcdef0123456789abcdef.dir"
+
+
+def create_domain(**changes: Any) -> Domain:
+    record = {
+        "name": "tiny",
+        "title": "Tiny tiles",
+        "description": "Plain tiles of three colours, made for a test.",
+        "task": "classification",
+        "classes": list(CLASSES),
+        "layout": "folders",
+        "slices": ["site"],
+        "augmentation": "none",
+        "training": {"epochs": 3, "batch_size": 8, "warmup_epochs": 1},
+        "candidates": ["linear", "vpt"],
+        **changes,
+    }
+    return parse_domain(record, "tests")
+
+
+def write_images(raw: Path, groups: int = 18) -> pl.DataFrame:
+    """Two noisy tiles a group under `raw`, and their manifest with all three splits."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(groups):
+        label = CLASSES[number % len(CLASSES)]
+        for view in range(2):
+            path = f"{label}/{number}_{view}.png"
+            (raw / label).mkdir(parents=True, exist_ok=True)
+            noise = rng.normal(0, 70, (24, 32, 3))
+            pixels = np.clip(np.array(COLOURS[label]) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(raw / path)
+            rows.append(_row(raw, path, label, number))
+    crop = pl.Series("crop", [None] * len(rows), dtype=pl.List(pl.Int64))
+    return pl.DataFrame(rows).with_columns(crop).sort("path", "id")
+
+
+def train(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int = 0) -> Result:
+    """One candidate through the real training code, in this process."""
+    from components.training.run import run_job
+
+    raw, manifest = folder / "raw", folder / "manifest.parquet"
+    if not manifest.exists():
+        write_images(raw).write_parquet(manifest)
+    job = Job(
+        action="train",
+        domain=domain,
+        tuner=dict(tuner),
+        seed=seed,
+        manifest=manifest,
+        raw=raw,
+        cache=folder / "cache",
+        folder=folder / "runs" / f"{tuner['kind']}-s{seed}",
+        data_version=DATA_VERSION,
+        git_commit="c0ffee" * 6 + "c0ff",
+    )
+    run_job(job, lambda event, **facts: None)
+    result = load_result(job.folder)
+    assert result is not None
+    return result
+
+
+def predict(
+    truth: list[str], predicted: list[str], groups: list[str] | None = None, **slices: list[str]
+) -> pl.DataFrame:
+    """A predictions frame of the test split, as training writes it."""
+    names = groups or [f"g{k:03}" for k in range(len(truth))]
+    return pl.DataFrame(
+        {
+            "id": [f"{k:04}" for k in range(len(truth))],
+            "path": [f"{k:04}.png" for k in range(len(truth))],
+            "group": names,
+            "split": ["test"] * len(truth),
+            "label": truth,
+            "predicted": predicted,
+            **slices,
+        }
+    )
+
+
+def _row(raw: Path, path: str, label: str, number: int) -> dict[str, Any]:
+    content = (raw / path).read_bytes()
+    return {
+        "id": hashlib.sha256(content).hexdigest(),
+        "path": path,
+        "label": label,
+        "width": 32,
+        "height": 24,
+        "group": f"lot{number:02}",
+        "site": "north" if number % 2 else "south",
+        "split": ("train", "val", "test")[number // len(CLASSES) % 3],
+    }

@@ -1,0 +1,53 @@
+"""Tiny plain ViTs of every kind a tuner must serve, for tests: a case is a row, behaviours are tested on all."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from components.models.backbones import Backbone, hash_tensors, require_plain_vit
+
+VITS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "wide grid": {"img_size": (32, 64)},
+    "tall grid, uneven patches": {"img_size": (64, 48), "patch_size": (8, 16)},
+    "registers": {"reg_tokens": 4},
+    "registers, no position for prefix": {"reg_tokens": 2, "no_embed_class": True},
+    "mean pooling": {"global_pool": "avg"},
+    "no class token": {"class_token": False, "global_pool": "avg"},
+    "no class token, but registers": {"class_token": False, "reg_tokens": 3, "global_pool": "avg"},
+    "attention pooling": {"class_token": False, "global_pool": "map"},
+    "layer scale": {"init_values": 0.1},
+    "norm before the blocks": {"pre_norm": True},
+    "no positions": {"pos_embed": "none"},
+    "any image size": {"dynamic_img_size": True},
+    "normalised queries and keys": {"qk_norm": True},
+}
+
+
+def create_vit(options: Mapping[str, Any] = {}) -> Any:
+    """A frozen ViT of 3 blocks, width 24; the same numbers at every call, all parameters away from zero."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    base = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        vit = VisionTransformer(**{**base, **options})
+        with torch.no_grad():
+            for parameter in vit.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    require_plain_vit(vit, "tiny")
+    return vit.requires_grad_(False).eval()
+
+
+def create_images(vit: Any, count: int = 2) -> torch.Tensor:
+    """Normalised images of the size the ViT is made for."""
+    height, width = vit.patch_embed.img_size
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(9))
+
+
+def create_backbone(options: Mapping[str, Any] = {}) -> Backbone:
+    vit = create_vit(options)
+    half = (0.5, 0.5, 0.5)
+    size = int(vit.patch_embed.img_size[0])
+    return Backbone("tiny", vit, hash_tensors(vit.state_dict()), size, half, half, trained=False, licence="CC0-1.0")
