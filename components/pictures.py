@@ -32,8 +32,9 @@ def draw_confusion(frame: pl.DataFrame, classes: Sequence[str], title: str) -> "
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), [f"{name} ({n})" for name, n in zip(classes, counts.sum(axis=1), strict=True)])
+    support = [f"{name} ({n})" for name, n in zip(classes, counts.sum(axis=1), strict=True)]
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(classes)), support, parse_math=False)
     axes.set(xlabel="predicted", ylabel="truth (images)", title=title)
     if len(classes) <= MOST_ANNOTATED:
         for row, column in zip(*np.nonzero(counts), strict=True):
@@ -66,8 +67,9 @@ def draw_samples(frame: pl.DataFrame, raw: Path, title: str, most: int = 24) -> 
     for axes, row in zip(grid.flat, rows.iter_rows(named=True), strict=False):
         axes.imshow(_load_tile(raw / row["path"], row.get("crop")))
         wrong = row["label"] != row["predicted"]
-        told = f"{row['label']}\n→ {row['predicted']} {row['confidence']:.0%}"
-        axes.set_title(told, fontsize=8, color=WRONG if wrong else RIGHT)
+        told = f"{row['label']}, taken for\n{row['predicted']}" if wrong else row["label"]
+        colour = WRONG if wrong else RIGHT
+        axes.set_title(f"{told} {row['confidence']:.0%}", fontsize=8, color=colour, parse_math=False)
     return figure
 
 

@@ -12,15 +12,16 @@ imported inside the functions.
 """
 
 import json
+import logging
 import os
 import re
 import socket
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +54,7 @@ def connect(workspace: Workspace) -> None:
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Updating database tables"
     import mlflow
     from filelock import FileLock
 
@@ -73,7 +75,6 @@ def start_retrain(domain: Domain, data_version: str, fingerprint: str, git_commi
         client = mlflow.MlflowClient()
         experiment = _find_experiment(client, domain)
         _end_dead_runs(client, experiment)
-        started = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
         tags = _create_tags(
             domain=domain.name,
             role="retrain",
@@ -83,8 +84,7 @@ def start_retrain(domain: Domain, data_version: str, fingerprint: str, git_commi
             backbone=domain.backbone,
             process=f"{socket.gethostname()}:{os.getpid()}",
         )
-        name = f"retrain {started} · data {data_version[:8]}"
-        run_id = str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)
+        run_id = str(client.create_run(experiment, tags=tags, run_name=f"retrain {data_version[:8]}").info.run_id)
         params = flatten(domain.model_dump(mode="json", include={"training", "gates", "split", "augmentation"}))
         client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
         _log_dataset(client, run_id, domain.name, data_version)
@@ -140,9 +140,11 @@ def log_model(run_id: str, adapter: Path) -> str:
 
     meta = load_meta(adapter)
     outputs = [ColSpec("string", "label"), *(ColSpec("double", f"{PROBABILITY}{name}") for name in meta.classes)]
-    with _refusals(), mlflow.start_run(run_id=run_id, nested=True):
+    with _refusals(), _reopened(run_id), warnings.catch_warnings():
+        # MLflow would run inference on an example to find what is stated here: the signature and the requirements.
+        warnings.filterwarnings("ignore", message=".*An input example was not provided")
         logged = mlflow.pyfunc.log_model(
-            name="adapter",
+            name="model",  # its files are listed among the run's own, where adapter/ is taken
             python_model=str(PYFUNC_FILE),
             artifacts={"adapter": str(adapter)},
             pip_requirements=[f"{name}=={installed_version(name)}" for name in REQUIREMENTS],
@@ -161,6 +163,9 @@ def log_result(run_id: str, outcome: Mapping[str, Any], report: Path | None = No
 
     text = json.dumps(outcome, indent=1, ensure_ascii=False, allow_nan=False)
     best = next((row for row in outcome.get("candidates", ()) if row.get("selected")), None)
+    verdict = str(outcome.get("verdict") or "")
+    winner = "" if best is None else f"{best['tuner']} · seed {best['seed']}"
+    tags = _create_tags(verdict=verdict, winner=winner) | {"mlflow.note.content": _describe_outcome(outcome)}
     with _refusals():
         client = mlflow.MlflowClient()
         client.log_text(run_id, text, RESULT_FILE)
@@ -168,12 +173,9 @@ def log_result(run_id: str, outcome: Mapping[str, Any], report: Path | None = No
             client.log_artifact(run_id, str(report))
         if best is not None:
             _log_metrics(client, run_id, _summarise(best), step=0, when=int(time.time() * 1000))
-            if "run_id" in best:
-                client.set_tag(best["run_id"], f"{TAG}selected", "true")
-        winner = f"{best['tuner']} · seed {best['seed']}" if best is not None else ""
-        tags = _create_tags(verdict=outcome.get("verdict") or "", winner=winner) | {
-            "mlflow.note.content": _describe_outcome(outcome)
-        }
+        if best is not None and "run_id" in best:
+            client.set_tag(best["run_id"], f"{TAG}selected", "true")
+        client.update_run(run_id, name=f"{verdict or 'retrain'} {winner}".strip())
         for key, value in (tags | {f"{TAG}result": RESULT_FILE}).items():  # last: the result is there and whole
             client.set_tag(run_id, key, value)
 
@@ -224,6 +226,26 @@ def _refusals() -> Iterator[None]:
             found=" ".join(str(error).split())[:500],
             mend="Correct MLFLOW_TRACKING_URI, or unset it to use the SQLite store of the workspace.",
         ) from error
+
+
+@contextmanager
+def _reopened(run_id: str) -> Iterator[None]:
+    """The run as the fluent API's active one, as `log_model` demands; its status and end stay as they were.
+
+    Left alone, MLflow would close a parent that goes on, and count the minutes since a training into its duration.
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    before = client.get_run(run_id).info
+    try:
+        with mlflow.start_run(run_id=run_id, nested=True):
+            yield
+    finally:
+        if before.status == "RUNNING":
+            client.update_run(run_id, status="RUNNING")
+        else:
+            client.set_terminated(run_id, before.status, end_time=before.end_time)
 
 
 def hide_password(uri: str) -> str:
@@ -409,7 +431,7 @@ def _load_latest(domain: str, condition: str = "") -> dict[str, Any] | None:
         experiment = client.get_experiment_by_name(domain)
         if experiment is None:
             return None
-        wanted = f"attributes.status = 'FINISHED' AND tags.`{TAG}result` = '{RESULT_FILE}' {condition}"
+        wanted = f" tags.`{TAG}result` = '{RESULT_FILE}' {condition}"
         runs = client.search_runs([experiment.experiment_id], wanted, order_by=["attributes.end_time DESC"])
         if not runs:
             return None
@@ -425,15 +447,17 @@ def _describe_domain(domain: Domain) -> str:
 
 
 def _describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any]) -> str:
+    """MLflow shows the first lines and folds the rest away: the answer comes first."""
     test, backbone = row["test"], result.backbone
     untrained = "" if backbone["trained"] else " **Its weights are random: this tries the machinery, not the method.**"
+    tuned = f"{result.trainable_params:,} parameters ({result.share:.2%} of the backbone) and"
     return (
-        f"**{result.label}** on {domain.title or domain.name}, seed {result.seed}\n\n"
-        f"| balanced accuracy on test | {domain.gates.confidence:.0%} interval | on validation |\n|---|---|---|\n"
-        f"| **{test['value']:.3f}** | {test['low']:.3f} to {test['high']:.3f} | {row['val']:.3f} |\n\n"
-        f"{result.trainable_params:,} parameters were tuned ({result.share:.2%} of the backbone) besides a head of "
-        f"{result.head_params:,}, in {result.seconds:.0f} s. The adapter takes {result.adapter_bytes / 1e6:.2g} MB.\n\n"
-        f"Backbone `{backbone['name']}`, weights `{str(backbone['sha256'])[:12]}`.{untrained}\n\n"
+        f"**{result.label}**, seed {result.seed}: balanced accuracy **{test['value']:.3f}** on test "
+        f"({domain.gates.confidence:.0%} interval {test['low']:.3f} to {test['high']:.3f}), {row['val']:.3f} on "
+        f"validation.{untrained}\n\n"
+        f"Tuned {tuned if result.trainable_params else 'only'} a head of {result.head_params:,} in "
+        f"{result.seconds:.0f} s; the adapter takes {result.adapter_bytes / 1e6:.2g} MB. "
+        f"Backbone `{backbone['name']}`, weights `{str(backbone['sha256'])[:12]}`.\n\n"
         "Artifacts: `pictures/samples.png` (mistakes first), `pictures/confusion_matrix.png`, `predictions.parquet`, "
         "`adapter/`."
     )

@@ -279,6 +279,7 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
     """Look first whether the answer is known: that takes seconds and needs no Prefect server."""
     from components import tracking
     from flows.plan import create_plan
+    from flows.promote import mark_unchanged
 
     with _live(as_json):
         from flows.progress import report
@@ -288,12 +289,12 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
         tracking.connect(place)
         known = None if force else tracking.find_retrain(domain, plan.fingerprint)
         if known is not None:
-            champion = tracking.find_champion(domain)
-            return {**known, "status": "unchanged", "champion_version": champion}
+            return mark_unchanged(domain, known)
         report("stage", title="start Prefect")
+        # Prefect's own console lines would cut through the progress display; its server still gets them.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         from flows.retrain import retrain as run
 
-        _quiet_prefect()
         return run(domain=domain, workspace=str(place.root), overrides=overrides, force=force)
 
 
@@ -352,15 +353,6 @@ def _own_stdout() -> Any:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answer
-
-
-def _quiet_prefect() -> None:
-    """Prefect's own console lines would cut through the progress display; its server still gets them."""
-    import logging
-
-    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
-        logger = logging.getLogger(name)
-        logger.handlers = [h for h in logger.handlers if type(h).__name__ != "PrefectConsoleHandler"]
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -23,6 +24,7 @@ from flows.progress import Event, listening
 # Everything a person reads goes to stderr's sibling only through here; `--json` silences it.
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
+HEADS = ("candidate", "seed", "trainable", "share", "val", "test [95 %]", "secs", "adapter")
 COLOUR = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 
 
@@ -110,13 +112,14 @@ def show_candidates(outcome: Mapping[str, Any]) -> None:
     """One row a candidate and seed, best on validation marked."""
     backbone = outcome["backbone"]
     title = f"{outcome['domain']} on {backbone['name']}"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for head in ("candidate", "seed"):
-        table.add_column(head)
-    for head in ("trainable", "share", "val", "test", "95 % interval", "seconds", "adapter"):
-        table.add_column(head, justify="right")
+    # Narrow on purpose: it has to fit a terminal of 80 columns.
+    table = Table(
+        title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )
+    for head in HEADS:
+        table.add_column(head, justify="left" if head == "candidate" else "right", no_wrap=True)
     for row in outcome["candidates"]:
-        table.add_row(*describe_candidate(row), style="bold" if row["selected"] else None)
+        table.add_row(*(escape(cell) for cell in describe_candidate(row)), style="bold" if row["selected"] else None)
     OUT.print(table)
     if not backbone["trained"]:
         OUT.print(
@@ -133,8 +136,7 @@ def describe_candidate(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['trainable_params']:,}",
         f"{100 * row['share']:.3g} %",
         f"{row['val']:.3f}",
-        f"{test['value']:.3f}",
-        f"{test['low']:.3f} to {test['high']:.3f}",
+        f"{test['value']:.3f} [{test['low']:.2f} {test['high']:.2f}]",
         f"{row['seconds']:.1f}",
         format_bytes(row["adapter_bytes"]),
     )
@@ -143,11 +145,11 @@ def describe_candidate(row: Mapping[str, Any]) -> tuple[str, ...]:
 def show_next(name: str) -> None:
     """The commands a newcomer would want now."""
     OUT.print(
-        f"\nNext     tessera compare {name}     every candidate of the last retrain\n"
+        f"\nNext     tessera compare {name}     the candidates again\n"
         f"         tessera history {name}     who was champion, when and why\n"
         f"         tessera predict {name} IMAGE...\n"
-        f"         tessera check {name}       the images, their problems and the report\n"
-        "         tessera import SOURCE --domain NAME --layout folders|csv|voc|instances"
+        f"         tessera check {name}       the images and their problems\n"
+        "         tessera import FOLDER --domain NAME   images of your own"
     )
 
 

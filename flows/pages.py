@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.console import describe_candidate
+from flows.console import HEADS, describe_candidate
 from flows.plan import Plan
 
-HEADS = ("candidate", "seed", "trainable", "share of backbone", "val", "test", "95 % interval", "seconds", "adapter")
 UNTRAINED = "The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods."
 COLOUR = {"PROMOTE": "#1a7f37", "HOLD": "#9a6700", "REJECT": "#cf222e"}
 

@@ -82,6 +82,12 @@ def move_champion(plan: Plan, challenger: Version, champion: Version | None, dec
     )
 
 
+def mark_unchanged(name: str, known: dict[str, Any]) -> dict[str, Any]:
+    """An earlier retrain's outcome as the answer now; the champion may have moved since."""
+    champion = registry.load_version(name, registry.CHAMPION)
+    return known | {"status": "unchanged", "champion_version": None if champion is None else champion.version}
+
+
 def describe_history(name: str) -> dict[str, Any]:
     """What `history`, `promote` and `rollback` print."""
     champion = registry.load_version(name, registry.CHAMPION)
@@ -108,4 +114,3 @@ def describe_history(name: str) -> dict[str, Any]:
         "records": records,
         "ledger_problems": list(ledger.verify_records(name)),
     }
-

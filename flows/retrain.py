@@ -29,7 +29,7 @@ from components.workspace import find_workspace
 from flows import pages
 from flows.plan import Plan, create_plan
 from flows.progress import report
-from flows.promote import judge, move_champion
+from flows.promote import judge, mark_unchanged, move_champion
 from flows.train_candidate import run_job
 
 STATUS = {"PROMOTE": "done", "HOLD": "held", "REJECT": "rejected"}
@@ -130,13 +130,7 @@ def find_known(plan: Plan) -> dict[str, Any] | None:
     """The outcome of an earlier retrain of the same data, settings and code."""
     tracking.connect(plan.workspace)
     known = tracking.find_retrain(plan.domain.name, plan.fingerprint)
-    return None if known is None else mark_unchanged(plan, known)
-
-
-def mark_unchanged(plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
-    """An earlier outcome as the answer now; the champion may have moved since."""
-    champion = registry.load_version(plan.domain.name, registry.CHAMPION)
-    return known | {"status": "unchanged", "champion_version": None if champion is None else champion.version}
+    return None if known is None else mark_unchanged(plan.domain.name, known)
 
 
 def prepare_data(plan: Plan) -> dict[str, Any]:

@@ -21,7 +21,6 @@ def describe_deployments(domains: Sequence[Domain]) -> dict[str, Any]:
     """What prefect.yaml says, as a mapping; the committed file is this for the bundled domain."""
     return {
         "name": "tessera",
-        "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}],
         "deployments": [describe_deployment(domain) for domain in domains],
     }
 

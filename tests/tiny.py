@@ -80,12 +80,11 @@ def predict(
     truth: list[str], predicted: list[str], groups: list[str] | None = None, **slices: list[str]
 ) -> pl.DataFrame:
     """A predictions frame of the test split, as training writes it."""
-    names = groups or [f"g{k:03}" for k in range(len(truth))]
     return pl.DataFrame(
         {
             "id": [f"{k:04}" for k in range(len(truth))],
             "path": [f"{k:04}.png" for k in range(len(truth))],
-            "group": names,
+            "group": groups,
             "split": ["test"] * len(truth),
             "label": truth,
             "predicted": predicted,

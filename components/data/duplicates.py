@@ -3,7 +3,8 @@
 Two pictures are near duplicates when their 64-bit perceptual hashes (signs of the lowest 8 x 8 cosine
 coefficients of a 32 x 32 grey picture, https://www.phash.org) differ in few bits *and* their detail agrees.
 The second half is needed because the lowest coefficients of blank tiles say only how the lamp falls, so that
-by the hash alone whole lots of unlike surfaces become one group.
+by the hash alone all tiles under one lamp become one group. A picture without detail has nothing it could be
+recognised by, and is nobody's near duplicate.
 """
 
 from collections.abc import Hashable, Sequence
@@ -15,8 +16,9 @@ from components.data.images import THUMBNAIL
 
 Grey = NDArray[np.float32]
 
-LOW = 4  # coefficients with u + v below this are light and shade: no detail
-MIN_AGREEMENT = 0.8  # correlation of detail; 0.7 to 0.9 give much the same groups on photographs of tiles
+LOW = 8  # coefficients with u + v below this may be light and shade: no detail
+MIN_DETAIL = 2.0  # grey levels, root mean square; real photographs of even dark tiles have 3 and more
+MIN_AGREEMENT = 0.7  # correlation of detail; 0.6 to 0.8 give much the same groups on photographs of tiles
 CHUNK = 256  # rows of the distance matrix at a time: 100 MB for 50,000 pictures
 
 
@@ -55,11 +57,14 @@ def hash_spectra(spectra: NDArray[np.float32]) -> NDArray[np.uint64]:
 
 
 def detail_of(spectra: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Unit vectors (N, S*S) of everything finer than light and shade; by Parseval their dot is a correlation."""
+    """Vectors (N, S*S) of everything finer than light and shade, of unit length where there is enough of it.
+
+    By Parseval their dot product is the correlation of detail.
+    """
     order = np.add.outer(np.arange(THUMBNAIL), np.arange(THUMBNAIL))
     detail = np.where(order >= LOW, spectra, 0).reshape(len(spectra), -1)
     norm = np.linalg.norm(detail, axis=1, keepdims=True)
-    return np.asarray(detail / np.maximum(norm, 1e-6), dtype=np.float32)
+    return np.asarray(detail / np.maximum(norm, MIN_DETAIL * THUMBNAIL), dtype=np.float32)
 
 
 def join_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:

@@ -27,8 +27,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 #: Only these decoders are ever run: Pillow's list includes PostScript, which starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format)
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")
-#: What Pillow's decoders raise on damaged bytes.
-UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+#: What Pillow's decoders raise on damaged bytes (TIFF without its dimensions: TypeError).
+UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error)
 THUMBNAIL = 32  # side of the grey picture that near duplicates are found by
 
 
@@ -114,7 +114,7 @@ def pixel_limit(megapixels: float) -> Iterator[None]:
     Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we say it in the report
+            warnings.simplefilter("ignore")  # Pillow warns of what we put into the report as reasons
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
@@ -141,9 +141,8 @@ def _unfit_header(image: Image.Image, limits: Validation) -> str | None:
 
 
 def _unfit_pixels(image: Image.Image) -> str | None:
-    if image.has_transparency_data:
-        if np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
-            return reason("an opaque image", "transparent pixels", "Flatten it onto the background that is meant.")
+    if image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
+        return reason("an opaque image", "transparent pixels", "Flatten it onto the background that is meant.")
     if _is_flat(image):
         return reason("a picture", "one value in every pixel", "Remove it or export it again.")
     return None

@@ -7,27 +7,23 @@ walking raw/ itself, so nothing outside it is ever read.
 """
 
 import difflib
-import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree import ElementTree
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from PIL import Image
 
-from components.data.images import FORMATS, SUFFIXES, UNDECODABLE, Box, reason
+from components.data.crops import draw_background, find_boxes, read_ids, square_around
+from components.data.images import SUFFIXES, UNDECODABLE, Box, reason
 from components.data.manifest import Row, create_rows, hash_file
+from components.data.tree import Index, require_inside, resolve_inside, walk_files
 from components.domain import Csv, Domain, Folders, Instances, Layout, Voc
 from components.errors import DataError
-
-JUNK = ("thumbs.db", "desktop.ini")
-MIN_CROP = 24  # pixels: less shows no surroundings of an instance
 
 Reader = Callable[[Any, Path, tuple[str, ...]], list[Row]]
 
@@ -69,7 +65,7 @@ def guess_layout(raw: Path) -> str | None:
 
 def suggest_layout(raw: Path) -> Layout | None:
     """The layout a folder looks like, with the names of its sub-folders or its table filled in."""
-    files = _walk(raw) if raw.is_dir() else []
+    files = walk_files(raw) if raw.is_dir() else []
     holds: dict[str, set[str]] = {}
     for path in files:
         holds.setdefault(posixpath.dirname(path), set()).add(posixpath.splitext(path)[1].lower())
@@ -105,7 +101,7 @@ def read_folders(layout: Folders, raw: Path, _columns: tuple[str, ...]) -> list[
     base = _folder(raw, layout.images, layout)
     masks = _Masks(raw, _folder(raw, layout.masks, layout)) if layout.masks else None
     rows = []
-    for path in _walk(raw, base):
+    for path in walk_files(raw, base):
         inner = posixpath.relpath(path, base or ".")
         label, _, rest = inner.partition("/")
         if masks and (path == masks.base or path.startswith(f"{masks.base}/")):
@@ -125,7 +121,7 @@ def read_folders(layout: Folders, raw: Path, _columns: tuple[str, ...]) -> list[
 
 def read_csv(layout: Csv, raw: Path, columns: tuple[str, ...]) -> list[Row]:
     """A row a line of the table. A bare file name is looked for everywhere below the table's folder."""
-    table = _inside(layout.table, "", "layout.table")
+    table = resolve_inside(layout.table, "", "layout.table")
     frame = _read_table(layout, raw, table)
     wanted = (layout.image, layout.label, *(c for c in (layout.mask, layout.boxes) if c), *columns)
     if missing := [name for name in wanted if name not in frame.columns]:
@@ -133,7 +129,7 @@ def read_csv(layout: Csv, raw: Path, columns: tuple[str, ...]) -> list[Row]:
         found = f"the columns {', '.join(map(repr, frame.columns))}"
         raise DataError(f"table {table}", expected=f"the columns {', '.join(missing)}", found=found, mend=mend)
     base = posixpath.dirname(table)
-    index = _Index(_walk(raw), base)
+    index = Index(walk_files(raw), base)
     return [
         _csv_row(layout, record, index, f"{table}, line {line}", columns)
         for line, record in enumerate(frame.to_dicts(), 2)
@@ -143,11 +139,11 @@ def read_csv(layout: Csv, raw: Path, columns: tuple[str, ...]) -> list[Row]:
 def read_voc(layout: Voc, raw: Path, _columns: tuple[str, ...]) -> list[Row]:
     """A row an annotated object, cut out by its box. A picture annotated as empty gives no row."""
     images, annotations = _folder(raw, layout.images, layout), _folder(raw, layout.annotations, layout)
-    pictures = [path for path in _walk(raw, images) if path.lower().endswith(SUFFIXES)]
-    files = [path for path in _walk(raw, annotations) if path.lower().endswith(".xml")]
+    pictures = [path for path in walk_files(raw, images) if path.lower().endswith(SUFFIXES)]
+    files = [path for path in walk_files(raw, annotations) if path.lower().endswith(".xml")]
     if not pictures or not files:
         _misfit(raw, layout, f"images in {layout.images!r} and .xml files in {layout.annotations!r}", "none")
-    index, rows, seen = _Index(pictures, images), list[Row](), set[str]()
+    index, rows, seen = Index(pictures, images), list[Row](), set[str]()
     for path in files:
         found = _voc_rows(path, raw, index)
         seen.update(row.path for row in found)
@@ -161,8 +157,8 @@ def read_voc(layout: Voc, raw: Path, _columns: tuple[str, ...]) -> list[Row]:
 def read_instances(layout: Instances, raw: Path, _columns: tuple[str, ...]) -> list[Row]:
     """A row an instance, and as many of background, cut out as squares; the id mask becomes the row's mask."""
     images, instances = _folder(raw, layout.images, layout), _folder(raw, layout.instances, layout)
-    pictures = [path for path in _walk(raw, images) if path.lower().endswith(SUFFIXES)]
-    index = _Index(_walk(raw, instances), instances)
+    pictures = [path for path in walk_files(raw, images) if path.lower().endswith(SUFFIXES)]
+    index = Index(walk_files(raw, instances), instances)
     if not pictures or not index.files:
         _misfit(raw, layout, f"images in {layout.images!r} and id masks in {layout.instances!r}", "none")
     return [row for path in pictures for row in _instance_rows(path, layout, raw, index)]
@@ -184,7 +180,7 @@ class _Masks:
 
     def __init__(self, raw: Path, base: str) -> None:
         self.base = base
-        self.files = {posixpath.splitext(path)[0]: path for path in _walk(raw, base)}
+        self.files = {posixpath.splitext(path)[0]: path for path in walk_files(raw, base)}
         self.labels = {posixpath.relpath(stem, base).split("/")[0] for stem in self.files}
 
     def find(self, label: str, rest: str) -> str | None:
@@ -216,7 +212,7 @@ def _read_table(layout: Csv, raw: Path, table: str) -> pl.DataFrame:
     """The table as text, without blanks around names and values."""
     if not (raw / table).is_file():
         _misfit(raw, layout, f"the table {table}", "no such file")
-    _require_inside(raw, raw / table)
+    require_inside(raw, raw / table)
     try:
         frame = pl.read_csv(raw / table, infer_schema=False, encoding="utf8")
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
@@ -229,7 +225,7 @@ def _read_table(layout: Csv, raw: Path, table: str) -> pl.DataFrame:
     return frame.rename(lambda name: name.strip()).with_columns(pl.all().str.strip_chars().replace("", None))
 
 
-def _csv_row(layout: Csv, record: dict[str, str | None], index: "_Index", where: str, columns: tuple[str, ...]) -> Row:
+def _csv_row(layout: Csv, record: dict[str, str | None], index: "Index", where: str, columns: tuple[str, ...]) -> Row:
     image, label = record[layout.image], record[layout.label]
     for name, value in ((layout.image, image), (layout.label, label)):
         if not value:
@@ -248,9 +244,9 @@ def _csv_row(layout: Csv, record: dict[str, str | None], index: "_Index", where:
     )
 
 
-def _csv_path(text: str, index: "_Index", where: str) -> tuple[str, str | None]:
+def _csv_path(text: str, index: "Index", where: str) -> tuple[str, str | None]:
     """A file the table names, relative to raw/, and what is wrong with it."""
-    path = _inside(text, index.base, where)
+    path = resolve_inside(text, index.base, where)
     if path in index.files:
         return path, _not_an_image(path)
     found = index.find(text) if "/" not in text else []
@@ -278,7 +274,7 @@ def _parse_boxes(text: str | None) -> tuple[list[Box], str | None]:
 # Voc
 
 
-def _voc_rows(path: str, raw: Path, index: "_Index") -> list[Row]:
+def _voc_rows(path: str, raw: Path, index: "Index") -> list[Row]:
     """The objects of one annotation file; one row with a problem when it cannot be read."""
     stem = posixpath.splitext(posixpath.basename(path))[0]
     try:
@@ -317,135 +313,33 @@ def _parse_object(element: ElementTree.Element) -> tuple[str, Box]:
 # Instances
 
 
-def _instance_rows(path: str, layout: Instances, raw: Path, index: "_Index") -> list[Row]:
+def _instance_rows(path: str, layout: Instances, raw: Path, index: "Index") -> list[Row]:
     found = index.find(posixpath.splitext(posixpath.basename(path))[0])
     if len(found) != 1:
         mend = "Add the id mask, or remove the picture."
         problem = reason("one id mask of the same name", ", ".join(found[:4]) or "none", mend)
         return [Row(path=path, problem=problem)]
     try:
-        ids = _read_ids(raw / found[0])
+        ids = read_ids(raw / found[0])
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         mend = "Save instance ids as one 8- or 16-bit channel, 0 = background."
         return [Row(path=path, problem=reason(f"an id mask {found[0]}", _brief(error), mend))]
-    squares = [_square(box, ids.shape[1], ids.shape[0]) for box in find_boxes(ids)]
+    around = (square_around(box, ids.shape[1], ids.shape[0]) for box in find_boxes(ids))
+    squares = list(dict.fromkeys(around))  # two instances in one place are one crop
     empty = draw_background(ids, [x1 - x0 for x0, _, x1, _ in squares], hash_file(raw / path) or "0")
     labelled = [(layout.label, crop) for crop in squares] + [(layout.background, crop) for crop in empty]
     return [Row(path=path, label=label, mask=found[0], crop=crop) for label, crop in labelled]
 
 
-def _read_ids(path: Path) -> NDArray[np.int64]:
-    with Image.open(path, formats=FORMATS) as opened:
-        ids = np.asarray(opened)
-    if ids.ndim != 2 or ids.dtype.kind not in "uib":
-        raise ValueError(f"an image of mode {opened.mode}")
-    return ids.astype(np.int64)
-
-
-def find_boxes(ids: NDArray[np.int64]) -> list[Box]:
-    """x0, y0, x1, y1 (ends exclusive) of every id but 0, in the order of the ids."""
-    y, x = np.nonzero(ids)
-    unique, number = np.unique(ids[y, x], return_inverse=True)
-    low = np.full((unique.size, 2), max(ids.shape), dtype=np.int64)
-    high = np.zeros((unique.size, 2), dtype=np.int64)
-    np.minimum.at(low, number, np.stack([x, y], axis=1))
-    np.maximum.at(high, number, np.stack([x, y], axis=1) + 1)
-    return [(int(a), int(b), int(c), int(d)) for (a, b), (c, d) in zip(low, high, strict=True)]
-
-
-def _square(box: Box, width: int, height: int) -> Box:
-    """A square half as large again as the box, moved into the picture where it would stand out."""
-    x0, y0, x1, y1 = box
-    side = min(max(round(1.5 * max(x1 - x0, y1 - y0)), MIN_CROP), width, height)
-    left = min(max((x0 + x1 - side) // 2, 0), width - side)
-    top = min(max((y0 + y1 - side) // 2, 0), height - side)
-    return left, top, left + side, top + side
-
-
-def draw_background(ids: NDArray[np.int64], sides: Iterable[int], digest: str, tries: int = 256) -> list[Box]:
-    """A square without any instance for every side, as far as `tries` random places show one.
-
-    The places depend on the file's sha256 alone: the same picture is always cut the same way.
-    """
-    rng = np.random.default_rng(int(digest[:16], 16))
-    height, width = ids.shape
-    filled = np.pad(np.cumsum(np.cumsum(ids != 0, axis=0, dtype=np.int64), axis=1), ((1, 0), (1, 0)))
-    crops = []
-    for side in sides:
-        x, y = rng.integers(0, width - side + 1, tries), rng.integers(0, height - side + 1, tries)
-        inside = filled[y + side, x + side] - filled[y, x + side] - filled[y + side, x] + filled[y, x]
-        if (free := np.flatnonzero(inside == 0)).size:
-            left, top = int(x[free[0]]), int(y[free[0]])
-            crops.append((left, top, left + side, top + side))
-    return list(dict.fromkeys(crops))
-
-
-# Files
-
-
-class _Index:
-    """Files by path from a base folder, by bare name and by stem."""
-
-    def __init__(self, files: Iterable[str], base: str) -> None:
-        self.files, self.base = frozenset(files), base
-        self._names: dict[str, list[str]] = {}
-        for path in sorted(self.files):
-            name = posixpath.basename(path)
-            for key in {name, posixpath.splitext(name)[0]}:
-                self._names.setdefault(key, []).append(path)
-
-    def find(self, text: str) -> list[str]:
-        exact = posixpath.normpath(posixpath.join(self.base, text.replace("\\", "/")))
-        if exact in self.files:
-            return [exact]
-        return [path for path in self._names.get(text, []) if not self.base or path.startswith(f"{self.base}/")]
-
-
-def _walk(raw: Path, base: str = "") -> list[str]:
-    """Every visible file below raw/base, posix and relative to raw, sorted."""
-    return sorted(path.relative_to(raw).as_posix() for path in _visible(raw, raw / base))
-
-
-def _visible(raw: Path, folder: Path) -> Iterator[Path]:
-    for entry in os.scandir(folder):
-        if entry.name.startswith(".") or entry.name.lower() in JUNK:
-            continue
-        if entry.is_symlink():
-            _require_inside(raw, Path(entry.path))
-        if entry.is_dir(follow_symlinks=False):
-            yield from _visible(raw, Path(entry.path))
-        elif not entry.is_dir():
-            yield Path(entry.path)
-
-
-def _require_inside(raw: Path, path: Path) -> None:
-    if path.resolve().is_relative_to(raw.resolve()) and not (path.is_symlink() and path.is_dir()):
-        return
-    raise DataError(
-        str(path),
-        expected="a file inside the raw folder, so that a data version holds all of it",
-        found=f"a link to {path.resolve()}",
-        mend="Copy the file in (with DVC: `dvc config cache.type copy`, then `dvc checkout --relink`).",
-    )
-
-
-def _inside(text: str, base: str, where: str) -> str:
-    """A path written in a table or a domain file, relative to raw/; DataError when it leads out of it."""
-    plain = text.replace("\\", "/")
-    path = posixpath.normpath(posixpath.join(base, plain))
-    outside = plain.startswith("/") or path == ".." or path.startswith("../") or re.match(r"[A-Za-z]:/", plain)
-    if outside or "\0" in text:
-        mend = "Copy the file into the raw folder and write its path from there."
-        raise DataError(where, expected="a path inside the raw folder", found=repr(text), mend=mend)
-    return "" if path == "." else path
+# Folders and refusals
 
 
 def _folder(raw: Path, text: str, layout: Layout) -> str:
     """A folder the layout names; DataError when it is not there."""
-    path = _inside(text, "", f"layout {layout.kind}")
+    path = resolve_inside(text, "", f"layout {layout.kind}")
     if not (raw / path).is_dir():
         _misfit(raw, layout, f"a folder {text!r}", "no such folder")
-    _require_inside(raw, raw / path)
+    require_inside(raw, raw / path)
     return path
 
 

@@ -68,14 +68,8 @@ def create_rows(rows: Iterable[Row], domain: Domain, raw: Path) -> pl.DataFrame:
         identity = digests[row.path]
         if identity and row.crop:
             identity, crops[row.path] = f"{identity}#{crops[row.path]}", crops[row.path] + 1
-        record: dict[str, Any] = {
-            "id": identity,
-            "path": row.path,
-            "label": row.label,
-            "mask": row.mask,
-            "problem": row.problem,
-        }
-        record |= {"group": row.columns.get(domain.group) if domain.group else None}
+        record: dict[str, Any] = {"id": identity, "path": row.path, "label": row.label, "problem": row.problem}
+        record |= {"mask": row.mask, "group": row.columns.get(domain.group) if domain.group else None}
         record |= {"boxes": [list(box) for box in row.boxes], "crop": list(row.crop) if row.crop else None}
         records.append(record | {name: row.columns.get(name) for name in domain.slices})
     return pl.DataFrame(records, schema=row_columns(domain)).sort("path", "id", maintain_order=True)
@@ -115,17 +109,29 @@ def create_schema(domain: Domain, *, split: bool) -> "DataFrameSchema":
 
 def require_manifest(frame: pl.DataFrame, domain: Domain, what: str, *, split: bool) -> pl.DataFrame:
     """The frame itself when it keeps the schema; DataError with every failed check otherwise."""
-    from pandera.errors import SchemaErrors
-
-    try:
-        create_schema(domain, split=split).validate(frame, lazy=True)
-    except SchemaErrors as error:
-        failures = error.failure_cases.select("column", "check", "failure_case").unique(maintain_order=True).rows()
-        found = "; ".join(f"{column}: {check} failed for {case}" for column, check, case in failures[:5])
+    if failures := find_failures(frame, create_schema(domain, split=split)):
         more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
         mend = "Run the data stages again with `dvc repro`; domain.yaml may have changed since."
-        raise DataError(what, expected="a manifest that keeps its schema", found=found + more, mend=mend) from None
+        found = "; ".join(failures[:5]) + more
+        raise DataError(what, expected="a manifest that keeps its schema", found=found, mend=mend)
     return frame
+
+
+def find_failures(frame: pl.DataFrame, schema: "DataFrameSchema") -> list[str]:
+    """Every check that failed and for what, as far as pandera can list them."""
+    from pandera.errors import SchemaError, SchemaErrors
+
+    try:
+        schema.validate(frame, lazy=True)
+    except SchemaErrors as error:
+        cases = error.failure_cases.select("column", "check", "failure_case").unique(maintain_order=True)
+        return [f"{column}: {check} failed for {case}" for column, check, case in cases.rows()]
+    except pl.exceptions.SchemaError:  # pandera 0.35 cannot put cases of unlike types into one frame
+        try:
+            schema.validate(frame)
+        except SchemaError as error:
+            return [" ".join(str(error).split())[:300]]
+    return []
 
 
 def load_manifest(path: Path, domain: Domain, *, split: bool = True) -> pl.DataFrame:

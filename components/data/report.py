@@ -33,7 +33,7 @@ p{margin:6px 0;max-width:78ch}.quiet{color:#626b70}code{font:13px ui-monospace,M
 table{border-collapse:collapse;width:100%;background:#fff;border:1px solid #dfe1dd}
 th,td{padding:7px 12px;text-align:left;vertical-align:top;border-top:1px solid #e8e9e6}
 th{font-size:13px;color:#626b70;font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-td.path{overflow-wrap:anywhere;max-width:340px}img{display:block;max-width:112px;max-height:112px;image-rendering:auto}
+td.mid{vertical-align:middle;width:45%}td.path{overflow-wrap:anywhere;min-width:210px;max-width:340px}img{display:block;max-width:112px;max-height:112px;image-rendering:auto}
 .bar{height:10px;background:#3f6f8f;border-radius:3px;min-width:2px}
 .row{display:flex;flex-wrap:wrap;gap:8px;margin:6px 0 18px}.row img{height:84px;width:auto}
 .charts{display:flex;flex-wrap:wrap;gap:20px}figure{margin:0;background:#fff;border:1px solid #dfe1dd;border-radius:8px;
@@ -93,7 +93,7 @@ def _classes(validated: Validated, raw: Path) -> str:
     most = max((counts["images"] for counts in validated.classes.values()), default=1) or 1
     lines = [
         f'<tr><td>{escape(label)}</td><td class="n">{counts["images"]:,}</td><td class="n">{counts["groups"]:,}</td>'
-        f'<td style="width:45%"><div class="bar" style="width:{100 * counts["images"] / most:.1f}%"></div></td></tr>'
+        f'<td class="mid"><div class="bar" style="width:{100 * counts["images"] / most:.1f}%"></div></td></tr>'
         for label, counts in validated.classes.items()
     ]
     head = '<tr><th>class</th><th class="n">images</th><th class="n">groups</th><th></th></tr>'
@@ -172,8 +172,8 @@ def _pairs(validated: Validated, raw: Path) -> str:
     mixed_first = sorted(validated.near_duplicates, key=lambda pair: labels[pair[0]] == labels[pair[1]])
     shown = mixed_first[:MAX_PAIRS]
     note = (
-        f"<p>{len(validated.near_duplicates):,} pairs look like one thing taken twice; each pair is one group and "
-        f"stays on one side of the split. The first {len(shown)} are shown, different labels first.</p>"
+        "<p>Pictures that look like one thing taken twice share a group and stay on one side of the split. "
+        f"Shown are {len(shown)} of {len(validated.near_duplicates):,} pairs, different labels first.</p>"
     )
     cards = []
     for pair in shown:

@@ -6,6 +6,7 @@ A bad image never becomes a black tensor: it is quarantined with its reason. A p
 
 import posixpath
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,32 +163,40 @@ def _unfit_crop(record: Record, picture: Picture, domain: Domain) -> str | None:
 
 
 def find_duplicates(records: list[Record], unfit: dict[int, str]) -> dict[int, str]:
-    """Rows whose content another row has too: repeats of the first, and all of those that contradict.
+    """Rows whose content another row has too, and why they go: repeats of the first, or contradictions.
 
-    First whole files (crops of one file belong together, so its annotation is compared as a whole), then the
-    crops that are left, for objects annotated twice.
+    First whole files, then the crops that are left, for objects annotated twice.
     """
-    candidates = [index for index in range(len(records)) if index not in unfit]
+    fit = [index for index in range(len(records)) if index not in unfit]
+    reasons = _duplicate_files(records, fit)
+    return reasons | _duplicate_crops(records, [index for index in fit if index not in reasons])
+
+
+def _duplicate_files(records: list[Record], fit: list[int]) -> dict[int, str]:
+    """Crops of one file belong together, so that its annotation is compared as a whole."""
     units: dict[tuple[str, int], list[int]] = {}
-    for index in candidates:
+    for index in fit:
         record = records[index]
         units.setdefault((record["path"], -1 if record["crop"] else index), []).append(index)
-    members = list(units.values())
-    keys = [_content(records[rows[0]]) for rows in members]
-    labels = [tuple(sorted((str(records[i]["crop"]), records[i]["label"]) for i in rows)) for rows in members]
-    reasons = dict[int, str]()
+    rows = list(units.values())
+    keys = [_content(records[members[0]]) for members in rows]
+    labels = [tuple(sorted((str(records[i]["crop"]), records[i]["label"]) for i in members)) for members in rows]
+    reasons = _explain_repeats([records[members[0]] for members in rows], keys, labels)
+    return {index: why for unit, why in reasons.items() for index in rows[unit]}
+
+
+def _duplicate_crops(records: list[Record], fit: list[int]) -> dict[int, str]:
+    cut = [index for index in fit if records[index]["crop"]]
+    keys = [(_content(records[index]), *records[index]["crop"]) for index in cut]
+    reasons = _explain_repeats([records[index] for index in cut], keys, [records[index]["label"] for index in cut])
+    return {cut[place]: why for place, why in reasons.items()}
+
+
+def _explain_repeats(records: list[Record], keys: Sequence[Hashable], labels: Sequence[Hashable]) -> dict[int, str]:
     repeats, conflicts = find_repeats(keys, labels)
-    for unit, kept in repeats.items():
-        reasons |= dict.fromkeys(members[unit], _repeated(records[members[kept][0]]))
-    for unit, others in conflicts.items():
-        why = _contradicted([records[members[other][0]] for other in others if other != unit])
-        reasons |= dict.fromkeys(members[unit], why)
-    left = [index for index in candidates if index not in reasons and records[index]["crop"]]
-    cuts = [(_content(records[index]), *records[index]["crop"]) for index in left]
-    repeats, conflicts = find_repeats(cuts, [records[index]["label"] for index in left])
-    reasons |= {left[index]: _repeated(records[left[kept]]) for index, kept in repeats.items()}
-    for index, others in conflicts.items():
-        reasons[left[index]] = _contradicted([records[left[other]] for other in others if other != index])
+    reasons = {index: _repeated(records[kept]) for index, kept in repeats.items()}
+    for index, same in conflicts.items():
+        reasons[index] = _contradicted([records[other] for other in same if other != index])
     return reasons
 
 
@@ -288,14 +297,14 @@ def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -
         twice = sorted(name for name, count in names.items() if count > 1)
         if twice:
             warnings.append(
-                f"{len(twice)} names occur in more than one folder (such as {twice[0]!r}) with different pictures. "
+                f"Names in more than one folder, with different pictures: {len(twice)} (such as {twice[0]!r}). "
                 "They are kept apart by their folders; rename them if they were meant to be one picture."
             )
     mixed = [pair for pair in pairs if not labels[pair[0]] & labels[pair[1]]]
     if mixed:
         warnings.append(
-            f"{len(mixed)} pairs of near duplicates carry different labels (first: {' and '.join(mixed[0])}). "
-            "They share a group, but one of the labels may be wrong: look at them."
+            f"Near duplicates that carry different labels: {len(mixed)} pairs (first: {' and '.join(mixed[0])}). "
+            "They share a group, but a label may be wrong: look at them."
         )
     return warnings
 

@@ -68,7 +68,7 @@ def register_challenger(
         source=model_uri,
         run_id=run_id,
         tags={f"{TAG}{key}": value for key, value in tags.items() if value},
-        description=description or f"{tuner} adapter for data version {data_version}",
+        description=description or f"{tuner} · data {data_version[:8]}",
         model_id=model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None,
     )
     version = int(created.version)  # MLflow types it str here and int elsewhere
@@ -191,9 +191,9 @@ def lock_domain(workspace: Workspace, domain: str) -> Iterator[None]:
 
     path = workspace.state / "locks" / f"{domain}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
-        with FileLock(path, timeout=LOCK_SECONDS):
-            yield
+        lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise PromotionError(
             f"promotion of {domain}",
@@ -201,6 +201,10 @@ def lock_domain(workspace: Workspace, domain: str) -> Iterator[None]:
             found=f"one that has held {path} for more than {LOCK_SECONDS} s",
             mend="Try again once it is done.",
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _move(domain: str, targets: dict[str, int | None]) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow.models
 import mlflow.pyfunc
+import pandas as pd  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
     from PIL import Image
 
 
@@ -27,9 +27,7 @@ class AdapterModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow s
 
         self.predictor = Predictor(Path(context.artifacts["adapter"]))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> "pd.DataFrame":
-        import pandas as pd
-
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         images = [read_base64(text, row) for row, text in enumerate(model_input["image"])]
         answers = self.predictor.predict(images)
         return pd.DataFrame(

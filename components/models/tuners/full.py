@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from components.models.tuners.base import TunerBase
+from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -14,8 +14,8 @@ class FullTuner(TunerBase):
     """`{kind: full}`"""
 
     kind: Literal["full"] = "full"
-    lr: float = 1e-4
-    weight_decay: float = 0.05
+    lr: LearningRate = 1e-4
+    weight_decay: WeightDecay = 0.05
 
     def apply(self, vit: "VisionTransformer") -> "FullEncoder":
         """A trainable copy: the backbone that other tuners share stays as it was."""

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from components.models.tuners.base import TunerBase
+from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -14,8 +14,8 @@ class LinearTuner(TunerBase):
     """`{kind: linear}`"""
 
     kind: Literal["linear"] = "linear"
-    lr: float = 1e-2
-    weight_decay: float = 1e-4
+    lr: LearningRate = 1e-2
+    weight_decay: WeightDecay = 1e-4
 
     def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
         """The frozen backbone itself: a prompted encoder without prompts."""

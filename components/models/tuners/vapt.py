@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from components.models.tuners.base import TunerBase
+from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -24,8 +24,8 @@ class VaptTuner(TunerBase):
     kernel: int = Field(default=2, ge=1, le=16)
     bottleneck: int = Field(default=8, ge=1, le=1024)
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    lr: float = 1e-2
-    weight_decay: float = 1e-4
+    lr: LearningRate = 1e-2
+    weight_decay: WeightDecay = 1e-4
 
     def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
         """The frozen backbone with static prompts below and adaptive ones from block `static_blocks` on."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from components.models.tuners.base import TunerBase
+from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -19,8 +19,8 @@ class VptTuner(TunerBase):
     deep: bool = True
     num_prompts: int = Field(default=10, ge=1, le=1000)
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    lr: float = 1e-2
-    weight_decay: float = 1e-4
+    lr: LearningRate = 1e-2
+    weight_decay: WeightDecay = 1e-4
 
     def _default_label(self) -> str:
         return "vpt-deep" if self.deep else "vpt-shallow"

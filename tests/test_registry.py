@@ -1,0 +1,302 @@
+"""Against a real MLflow store (SQLite): one a module, since making its schema takes seconds, and a model a test."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from components import tracking
+from components.errors import PromotionError
+from components.promotion import ledger, registry
+from components.promotion.registry import load_version, register_challenger, rollback, set_champion
+from components.workspace import Workspace
+
+Register = Callable[..., int]
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    place = Workspace(tmp_path_factory.mktemp("workspace"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        place.activate()
+        tracking.connect(place)
+        yield place
+
+
+@pytest.fixture
+def domain() -> str:
+    return f"domain{next(NUMBERS)}"
+
+
+@pytest.fixture
+def register(domain: str, tmp_path: Path) -> Register:
+    def register_one(**facts: str) -> int:
+        known = {"adapter_sha256": "a" * 64, "tuner": "vapt", "data_version": "d41d8cd98f00b204e9800998ecf8427e.dir"}
+        return register_challenger(domain, "", tmp_path.as_uri(), **{**known, **facts})
+
+    return register_one
+
+
+def edit_tag(domain: str, number: int, text: str | None) -> None:
+    import mlflow
+
+    client, key = mlflow.MlflowClient(), f"ledger.{number:06d}"
+    if text is None:
+        client.delete_registered_model_tag(domain, key)
+    else:
+        client.set_registered_model_tag(domain, key, text)
+
+
+def test_registering_numbers_the_versions_and_moves_challenger(
+    workspace: Workspace, domain: str, register: Register
+) -> None:
+    assert load_version(domain, registry.CHALLENGER) is None
+    assert [register(), register(tuner="linear", git_commit="c0ffee")] == [1, 2]
+    version = load_version(domain, registry.CHALLENGER)
+    assert version is not None
+    assert (version.version, version.tuner, version.git_commit) == (2, "linear", "c0ffee")
+    assert version.aliases == ("challenger",)
+    assert load_version(domain, 1) is not None
+    assert load_version(domain, 3) is None
+    assert load_version(domain, registry.CHAMPION) is None
+
+
+def test_promotion_moves_the_aliases_and_leaves_a_record(workspace: Workspace, domain: str, register: Register) -> None:
+    first, second = register(), register()
+    set_champion(workspace, domain, first, expected=None, reason="First champion: floors only.")
+    champion = set_champion(
+        workspace, domain, second, expected=first, reason="surely better", evidence_sha256="e" * 64, who="ada"
+    )
+    assert champion.version == second
+    assert champion.aliases == ("challenger", "champion")
+    previous = load_version(domain, registry.PREVIOUS)
+    assert previous is not None
+    assert previous.version == first
+    one, two = ledger.load_records(domain)
+    assert (one.from_version, one.to_version, two.from_version, two.to_version) == (None, 1, 1, 2)
+    assert (two.who, two.action, two.verdict, two.evidence_sha256) == ("ada", "promote", "PROMOTE", "e" * 64)
+    assert two.data_version == champion.data_version
+    assert ledger.verify_records(domain) == ()
+
+
+def test_a_stale_expectation_is_refused(workspace: Workspace, domain: str, register: Register) -> None:
+    first, second, third = register(), register(), register()
+    set_champion(workspace, domain, second, expected=None, reason="first")
+    for stale in (None, first):
+        with pytest.raises(PromotionError, match="champion version 2: somebody else moved it"):
+            set_champion(workspace, domain, third, expected=stale, reason="judged against another")
+    assert len(ledger.load_records(domain)) == 1
+
+
+def test_saying_it_twice_is_one_promotion(workspace: Workspace, domain: str, register: Register) -> None:
+    first = register()
+    for _ in range(2):
+        assert set_champion(workspace, domain, first, expected=None, reason="first").version == first
+    assert len(ledger.load_records(domain)) == 1
+
+
+def test_a_version_that_does_not_exist(workspace: Workspace, domain: str, register: Register) -> None:
+    register()
+    with pytest.raises(PromotionError, match=f"{domain} version 7: expected a registered version"):
+        set_champion(workspace, domain, 7, expected=None, reason="")
+
+
+def test_rollback_goes_back_and_forth(workspace: Workspace, domain: str, register: Register) -> None:
+    first, second = register(), register()
+    set_champion(workspace, domain, first, expected=None, reason="first")
+    with pytest.raises(PromotionError, match="champion version 1, previous none"):
+        rollback(workspace, domain, "too early")
+    set_champion(workspace, domain, second, expected=first, reason="better")
+    assert rollback(workspace, domain, "false alarms on line 3", who="ada").version == first
+    assert rollback(workspace, domain, "it was the lamp").version == second
+    records = ledger.load_records(domain)
+    assert [(r.action, r.from_version, r.to_version) for r in records[2:]] == [("rollback", 2, 1), ("rollback", 1, 2)]
+    assert records[2].reason == "false alarms on line 3"
+    assert ledger.verify_records(domain) == ()
+
+
+def test_rollback_of_a_domain_without_a_model(workspace: Workspace, domain: str) -> None:
+    with pytest.raises(PromotionError, match="champion none, previous none"):
+        rollback(workspace, domain, "nothing there")
+    assert ledger.load_records(domain) == ()
+    assert ledger.verify_records(domain) == ()
+
+
+def test_eight_threads_never_lose_an_update(workspace: Workspace, domain: str, register: Register) -> None:
+    versions = [register() for _ in range(9)]
+    set_champion(workspace, domain, versions[0], expected=None, reason="first")
+
+    def promote(version: int) -> bool:
+        champion = load_version(domain, registry.CHAMPION)
+        assert champion is not None
+        try:
+            set_champion(workspace, domain, version, expected=champion.version, reason=f"judged: {champion.version}")
+        except PromotionError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(promote, versions[1:]))
+    records = ledger.load_records(domain)
+    assert sum(won) == len(records) - 1 >= 1
+    assert {record.to_version for record in records[1:]} == {v for v, w in zip(versions[1:], won, strict=True) if w}
+    assert all(record.reason == f"judged: {record.from_version}" for record in records[1:])
+    assert ledger.verify_records(domain) == ()
+
+
+def test_threads_against_one_champion_have_one_winner(workspace: Workspace, domain: str, register: Register) -> None:
+    versions = [register() for _ in range(8)]
+
+    def promote(version: int) -> bool:
+        try:
+            set_champion(workspace, domain, version, expected=None, reason="first")
+        except PromotionError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(promote, versions)) == 1
+    assert len(ledger.load_records(domain)) == 1
+
+
+@pytest.mark.slow
+def test_processes_never_lose_an_update(workspace: Workspace, domain: str, register: Register) -> None:
+    versions = [register() for _ in range(4)]
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom components import tracking\nfrom components.errors import *\n"
+        "from components.promotion.registry import set_champion\nfrom components.workspace import Workspace\n"
+        "place = Workspace(Path(sys.argv[1])); tracking.connect(place); sys.stdin.readline()\n"
+        "try: set_champion(place, sys.argv[2], int(sys.argv[3]), expected=None, reason='first')\n"
+        "except PromotionError: sys.exit(3)\n"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(workspace.root), domain, str(v)], stdin=subprocess.PIPE)
+        for v in versions
+    ]
+    for process in started:
+        process.communicate(b"go\n")
+    assert sorted(process.returncode for process in started) == [0, 3, 3, 3]
+    assert ledger.verify_records(domain) == ()
+
+
+def test_registering_from_threads(workspace: Workspace, register: Register) -> None:
+    """Model, version and alias are all new: MLflow's own unique constraints are met and survived."""
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(lambda _: register(), range(6))) == [1, 2, 3, 4, 5, 6]
+
+
+def promote_three(workspace: Workspace, domain: str, register: Register) -> None:
+    expected = None
+    for version in (register(), register(), register()):
+        set_champion(workspace, domain, version, expected=expected, reason="better")
+        expected = version
+
+
+def test_an_altered_record_is_found(workspace: Workspace, domain: str, register: Register) -> None:
+    promote_three(workspace, domain, register)
+    text = ledger.load_texts(domain)[2]
+    edit_tag(domain, 2, text.replace("better", "bribed"))
+    assert ledger.verify_records(domain) == ("record 2 is altered: record 3 was written after another text",)
+    edit_tag(domain, 2, "not JSON")
+    assert "record 2 is altered: it can no longer be read" in ledger.verify_records(domain)
+    with pytest.raises(PromotionError, match="record 2"):
+        ledger.load_records(domain)
+
+
+def test_a_missing_record_is_found(workspace: Workspace, domain: str, register: Register) -> None:
+    promote_three(workspace, domain, register)
+    third = ledger.load_texts(domain)[3]
+    edit_tag(domain, 2, None)
+    assert ledger.verify_records(domain) == ("record 2 is missing",)
+    edit_tag(domain, 3, None)
+    (problem,) = ledger.verify_records(domain)
+    assert "the champion is version 3 but the last record ends at 1: newer records are missing" in problem
+    edit_tag(domain, 2, third)  # moved one place down
+    assert "record 2 is altered: it calls itself record 3" in ledger.verify_records(domain)
+
+
+def test_an_alias_moved_by_hand_is_found(workspace: Workspace, domain: str, register: Register) -> None:
+    import mlflow
+
+    promote_three(workspace, domain, register)
+    mlflow.MlflowClient().set_registered_model_alias(domain, "champion", "1")
+    (problem,) = ledger.verify_records(domain)
+    assert "the champion is version 1 but the last record ends at 3" in problem
+    set_champion(workspace, domain, 2, expected=1, reason="goes on from there")
+    (problem,) = ledger.verify_records(domain)
+    assert "between records 3 and 4 the champion went from version 3 to 1 without a record" in problem
+
+
+def test_an_interrupted_move_leaves_its_record(
+    workspace: Workspace, domain: str, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = register()
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_move", die)
+        with pytest.raises(KeyboardInterrupt):
+            set_champion(workspace, domain, first, expected=None, reason="first")
+    assert "a move was interrupted" in ledger.verify_records(domain)[0]
+    assert set_champion(workspace, domain, first, expected=None, reason="again").version == first
+
+
+def test_a_long_reason_is_cut_and_fits_the_store(workspace: Workspace, domain: str, register: Register) -> None:
+    set_champion(workspace, domain, register(), expected=None, reason='"\n' * 5000, who="ü" * 200)
+    (record,) = ledger.load_records(domain)
+    assert len(record.reason) == ledger.MOST_REASON
+    assert record.reason.endswith("…")
+    assert len(ledger.load_texts(domain)[1]) <= ledger.MOST_CHARACTERS
+    assert ledger.verify_records(domain) == ()
+
+
+def test_a_record_that_cannot_fit_is_refused_before_anything_moves(
+    workspace: Workspace, domain: str, register: Register
+) -> None:
+    with pytest.raises(PromotionError, match="at most 5000 characters"):
+        set_champion(workspace, domain, register(), expected=None, reason="", who="x" * 6000)
+    assert load_version(domain, registry.CHAMPION) is None
+
+
+def test_the_evidence_hash_ignores_the_order_of_keys() -> None:
+    assert ledger.hash_evidence({"a": 1, "b": [2]}) == ledger.hash_evidence({"b": [2], "a": 1})
+    assert ledger.hash_evidence({"a": 1}) != ledger.hash_evidence({"a": 2})
+
+
+def test_who_is_the_user_or_what_the_service_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA_USER", "nightly")
+    assert ledger.find_user() == "nightly"
+    monkeypatch.delenv("TESSERA_USER")
+    monkeypatch.setattr(ledger.getpass, "getuser", lambda: (_ for _ in ()).throw(KeyError("uid not found")))
+    assert ledger.find_user() == f"uid {os.getuid()}"
+
+
+def test_records_are_readable_json(workspace: Workspace, domain: str, register: Register) -> None:
+    set_champion(workspace, domain, register(), expected=None, reason="first")
+    record = json.loads(ledger.load_texts(domain)[1])
+    assert record["reason"] == "first"
+    assert record["before"] == ledger.START
+
+
+def test_a_lock_that_is_held_is_told(workspace: Workspace, domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from filelock import FileLock
+
+    monkeypatch.setattr(registry, "LOCK_SECONDS", 0.1)
+    path = workspace.state / "locks" / f"{domain}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        FileLock(path),
+        pytest.raises(PromotionError, match="no other promotion"),
+        registry.lock_domain(workspace, domain),
+    ):
+        pass

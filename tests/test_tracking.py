@@ -1,0 +1,322 @@
+"""Real candidates, trained in seconds, in a real MLflow store."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import tiny
+
+from components import pictures, tracking
+from components.errors import DataError, TrackingError
+from components.training.job import Result, load_predictions
+from components.workspace import Workspace
+
+COMMIT = "c0ffee00" * 5
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    place = Workspace(tmp_path_factory.mktemp("workspace"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        place.activate()
+        tracking.connect(place)
+        yield place
+
+
+@pytest.fixture(scope="module")
+def result(workspace: Workspace) -> Result:
+    return tiny.train(workspace.root, tiny.create_domain(), {"kind": "vpt"})
+
+
+@pytest.fixture(scope="module")
+def row(result: Result) -> dict[str, Any]:
+    shared = ("seed", "trainable_params", "head_params", "share", "seconds", "adapter_bytes", "adapter_sha256")
+    interval = {"value": 0.9, "low": 0.7, "high": 0.95}
+    facts = {key: getattr(result, key) for key in shared}
+    return {"tuner": result.label, "val": 0.8, "test": interval, "selected": True, **facts}
+
+
+@pytest.fixture(scope="module")
+def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[str, Any]:
+    """One whole retrain; returns its ids and outcome."""
+    domain = tiny.create_domain()
+    parent = tracking.start_retrain(domain, tiny.DATA_VERSION, "fingerprint-1", COMMIT)
+    child = tracking.log_candidate(parent, domain, result, row, workspace.root / "raw")
+    failed = tracking.log_failure(parent, "vapt", 3, "killed by signal 9")
+    outcome = {
+        "domain": domain.name,
+        "verdict": "PROMOTE",
+        "reason": "Good enough – surely.",
+        "champion_version": 1,
+        "candidates": [row | {"run_id": child}],
+    }
+    tracking.log_result(parent, outcome)
+    tracking.end_retrain(parent)
+    return {"parent": parent, "child": child, "failed": failed, "outcome": outcome}
+
+
+def get_run(run_id: str) -> Any:
+    import mlflow
+
+    return mlflow.MlflowClient().get_run(run_id)
+
+
+def list_artifacts(run_id: str, folder: str | None = None) -> set[str]:
+    import mlflow
+
+    return {entry.path for entry in mlflow.MlflowClient().list_artifacts(run_id, folder)}
+
+
+def test_the_tree_of_runs(finished: dict[str, Any]) -> None:
+    parent, child, failed = (get_run(finished[key]) for key in ("parent", "child", "failed"))
+    assert [run.info.status for run in (parent, child, failed)] == ["FINISHED", "FINISHED", "FAILED"]
+    assert child.data.tags["mlflow.parentRunId"] == failed.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.info.run_name == "PROMOTE vpt-deep · seed 0"
+    assert child.info.run_name == "vpt-deep · seed 0"
+    assert "killed by signal 9" in failed.data.tags["mlflow.note.content"]
+
+
+def test_a_candidate_carries_its_lineage(finished: dict[str, Any], result: Result) -> None:
+    tags = get_run(finished["child"]).data.tags
+    lineage = {key.removeprefix("tessera."): value for key, value in tags.items() if key.startswith("tessera.")}
+    assert lineage == {
+        "role": "candidate",
+        "domain": "tiny",
+        "data_version": tiny.DATA_VERSION,
+        "split_sha256": result.split_sha256,
+        "git_commit": COMMIT,
+        "fingerprint": "fingerprint-1",
+        "backbone": "embedded",
+        "backbone_sha256": result.backbone["sha256"],
+        "backbone_trained": "false",
+        "adapter_sha256": result.adapter_sha256,
+        "seed": "0",
+        "tuner": "vpt-deep",
+        "selected": "true",
+    }
+    assert tags["mlflow.source.git.commit"] == COMMIT
+
+
+def test_a_candidates_numbers(finished: dict[str, Any], result: Result) -> None:
+    import mlflow
+
+    run = get_run(finished["child"])
+    assert run.data.params["tuner.kind"] == "vpt"
+    assert run.data.params["training.epochs"] == "3"
+    metrics = run.data.metrics
+    ends = [metrics[f"test/balanced_accuracy{end}"] for end in ("", "_low", "_high")]
+    assert ends == [0.9, 0.7, 0.95]
+    assert {"test/macro_f1", "test/recall/red", "test/ece", "trainable_params", "share", "seconds"} <= set(metrics)
+    assert metrics["adapter_bytes"] == result.adapter_bytes
+    points = mlflow.MlflowClient().get_metric_history(finished["child"], "train/loss")
+    assert [point.step for point in points] == [1, 2, 3]
+    assert [point.value for point in points] == [epoch["train/loss"] for epoch in result.history]
+
+
+def test_the_duration_is_that_of_the_training(finished: dict[str, Any], result: Result) -> None:
+    info = get_run(finished["child"]).info
+    assert (info.end_time - info.start_time) / 1000 == pytest.approx(result.seconds, abs=0.01)
+
+
+def test_logging_a_model_leaves_the_runs_as_they_were(finished: dict[str, Any], result: Result) -> None:
+    before = get_run(finished["child"]).info
+    uri = tracking.log_model(finished["child"], result.folder / "adapter")
+    after = get_run(finished["child"])
+    assert uri.startswith("models:/m-")
+    assert (after.info.status, after.info.end_time) == ("FINISHED", before.end_time)
+    assert [f"models:/{model.model_id}" for model in after.outputs.model_outputs] == [uri]
+    parent = tracking.start_retrain(tiny.create_domain(name="parent"), tiny.DATA_VERSION, "parent", COMMIT)
+    tracking.log_model(parent, result.folder / "adapter")
+    assert get_run(parent).info.status == "RUNNING"
+    tracking.end_retrain(parent)
+
+
+def test_a_candidates_files(finished: dict[str, Any], result: Result) -> None:
+    import mlflow
+
+    assert {"adapter", "pictures", "predictions.parquet"} <= list_artifacts(finished["child"])
+    assert list_artifacts(finished["child"], "adapter") == {"adapter/adapter.json", "adapter/adapter.safetensors"}
+    for name in ("confusion_matrix", "samples"):
+        image = mlflow.artifacts.load_image(f"runs:/{finished['child']}/pictures/{name}.png")
+        assert np.asarray(image).std() > 5
+
+
+def test_runs_are_found_by_data_version(finished: dict[str, Any]) -> None:
+    import mlflow
+
+    experiment = mlflow.MlflowClient().get_experiment_by_name("tiny")
+    assert experiment.tags["mlflow.note.content"].startswith("# Tiny tiles")
+    found = mlflow.MlflowClient().search_runs(
+        [experiment.experiment_id], f"dataset.digest = '{tiny.DATA_VERSION}' AND dataset.name = 'tiny'"
+    )
+    assert {finished["parent"], finished["child"]} <= {run.info.run_id for run in found}
+
+
+def test_artifacts_are_in_the_workspace(workspace: Workspace, finished: dict[str, Any]) -> None:
+    folder = workspace.state / "mlflow" / "artifacts" / "tiny" / finished["child"]
+    assert (folder / "artifacts" / "adapter" / "adapter.json").is_file()
+
+
+def test_a_known_fingerprint_is_answered(finished: dict[str, Any]) -> None:
+    assert tracking.find_retrain("tiny", "fingerprint-1") == finished["outcome"]
+    assert tracking.find_retrain("tiny", "fingerprint-2") is None
+    assert tracking.find_retrain("unknown", "fingerprint-1") is None
+    assert tracking.load_last_result("tiny") == finished["outcome"]
+    assert tracking.load_last_result("unknown") is None
+
+
+@pytest.mark.parametrize("ending", ["FAILED", "KILLED"])
+def test_only_a_finished_retrain_is_an_answer(workspace: Workspace, ending: tracking.Ending) -> None:
+    run_id = tracking.start_retrain(tiny.create_domain(name="other"), tiny.DATA_VERSION, ending, COMMIT)
+    tracking.log_result(run_id, {"verdict": "HOLD", "reason": ""})
+    tracking.end_retrain(run_id, ending)
+    assert tracking.find_retrain("other", ending) is None
+
+
+def test_a_finished_retrain_without_a_result_is_no_answer(workspace: Workspace) -> None:
+    tracking.end_retrain(tracking.start_retrain(tiny.create_domain(name="other"), tiny.DATA_VERSION, "bare", COMMIT))
+    assert tracking.find_retrain("other", "bare") is None
+
+
+def test_the_latest_answer_wins(workspace: Workspace) -> None:
+    for reason in ("first", "second"):
+        run_id = tracking.start_retrain(tiny.create_domain(name="again"), tiny.DATA_VERSION, "same", COMMIT)
+        tracking.log_result(run_id, {"verdict": "HOLD", "reason": reason})
+        tracking.end_retrain(run_id)
+        time.sleep(0.01)
+    answer = tracking.find_retrain("again", "same")
+    assert answer is not None
+    assert answer["reason"] == "second"
+
+
+def test_a_candidate_that_cannot_be_logged_is_failed(workspace: Workspace, result: Result, row: dict[str, Any]) -> None:
+    import mlflow
+
+    domain = tiny.create_domain(name="broken")
+    parent = tracking.start_retrain(domain, tiny.DATA_VERSION, "broken", COMMIT)
+    with pytest.raises(DataError, match="expected a readable image"):
+        tracking.log_candidate(parent, domain, result, row, workspace.root / "no-such-folder")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("broken").experiment_id
+    (child,) = client.search_runs([experiment], "tags.`tessera.role` = 'candidate'")
+    assert child.info.status == "FAILED"
+    tracking.end_retrain(parent, "FAILED")
+
+
+def test_a_killed_retrain_is_closed_by_the_next(workspace: Workspace) -> None:
+    import mlflow
+
+    domain = tiny.create_domain(name="killed")
+    dead, living, foreign = (tracking.start_retrain(domain, tiny.DATA_VERSION, f"{k}", COMMIT) for k in range(3))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    client = mlflow.MlflowClient()
+    client.set_tag(dead, "tessera.process", f"{socket.gethostname()}:{gone.pid}")
+    client.set_tag(foreign, "tessera.process", f"another-host:{gone.pid}")
+    tracking.start_retrain(domain, tiny.DATA_VERSION, "next", COMMIT)
+    assert [get_run(run).info.status for run in (dead, living, foreign)] == ["KILLED", "RUNNING", "RUNNING"]
+
+
+def test_odd_class_names_are_logged(workspace: Workspace) -> None:
+    import mlflow
+
+    run_id = tracking.start_retrain(tiny.create_domain(name="odd"), tiny.DATA_VERSION, "odd", COMMIT)
+    client = mlflow.MlflowClient()
+    names = ["recall/größe", "recall/a(b)", "recall/$x_1$", "recall/100 %"]
+    tracking._log_metrics(client, run_id, dict.fromkeys(names, 0.5), step=0, when=0)
+    assert {"recall/größe", "recall/a_b_", "recall/_x_1_", "recall/100 _"} <= set(get_run(run_id).data.metrics)
+
+
+def test_settings_become_parameters() -> None:
+    nested = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None, "f": False}
+    assert tracking.flatten(nested) == {"a.b": "1", "a.c.d": "[1, 2]", "f": "False"}
+
+
+def test_a_result_must_be_json(workspace: Workspace, finished: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        tracking.log_result(finished["parent"], {"score": float("nan")})
+
+
+def test_a_server_that_is_away_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:secret@127.0.0.1:{port}")
+    started = time.monotonic()
+    with pytest.raises(TrackingError, match="expected an answer within 5 s; found none") as caught:
+        tracking.connect(Workspace(tmp_path))
+    assert time.monotonic() - started < 2
+    assert "secret" not in str(caught.value)
+    assert "MLFLOW_TRACKING_URI" in caught.value.mend
+
+
+def test_a_server_that_hangs_is_told_within_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "SERVER_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(TrackingError, match="timed out"):
+            tracking.connect(Workspace(tmp_path))
+
+
+def test_a_server_in_trouble_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trouble(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(503)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Trouble) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(TrackingError, match="the answer 503"):
+            tracking.connect(Workspace(tmp_path))
+
+
+def test_a_damaged_store_is_told(tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "mlflow.db"
+    broken.write_bytes(b"no database at all " * 1000)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{broken}")
+    with pytest.raises(TrackingError, match="file is not a database"):
+        tracking.connect(Workspace(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    tracking.connect(workspace)
+
+
+def test_tracking_imports_nothing_heavy() -> None:
+    heavy = "('torch', 'mlflow', 'matplotlib', 'scipy')"
+    code = f"import sys, components.tracking; print([name for name in {heavy} if name in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[]"
+
+
+def test_mistakes_come_first_and_the_most_confident_on_top() -> None:
+    frame = tiny.predict(
+        ["red", "red", "dark", "dark", "light"], ["red", "dark", "red", "dark", "light"], list("abcde")
+    )
+    frame = frame.with_columns(p_red=pl.Series([0.9, 0.1, 0.6, 0.2, 0.1]), p_dark=pl.Series([0.1, 0.8, 0.4, 0.7, 0.0]))
+    frame = frame.with_columns(p_light=1 - pl.col("p_red") - pl.col("p_dark"))
+    assert pictures.choose_samples(frame, 4)["id"].to_list() == ["0001", "0002", "0003", "0000"]
+
+
+def test_confusion_counts() -> None:
+    frame = tiny.predict(["red", "red", "dark"], ["red", "dark", "dark"], list("abc"))
+    assert pictures.count_confusion(frame, tiny.CLASSES).tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 1]]
+
+
+def test_class_names_are_not_read_as_formulas(result: Result, workspace: Workspace, tmp_path: Path) -> None:
+    names = {"dark": "$\\frac{", "light": "$", "red": "50 % $x"}
+    test = load_predictions(result.folder, "test").with_columns(pl.col("label", "predicted").replace(names))
+    pictures.draw_confusion(test, list(names.values()), "odd").savefig(tmp_path / "a.png")
+    pictures.draw_samples(test, workspace.root / "raw", "odd").savefig(tmp_path / "b.png")

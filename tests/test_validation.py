@@ -1,0 +1,242 @@
+"""Validation and the stages around it: groups, duplicates, schema, report, and bytes that never change."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from samples import make_domain, picture, write_csv, write_folders, write_instances, write_voc
+
+from components.data.catalogue import render_table
+from components.data.duplicates import cosine_transform, find_near_duplicates, hash_spectra, join_groups
+from components.data.images import THUMBNAIL
+from components.data.layouts import read_rows
+from components.data.manifest import create_schema, load_frame, load_manifest, require_manifest
+from components.data.stages import STAGES, run_manifest, run_split, run_validate
+from components.data.validation import check_rows
+from components.domain import load_domain
+from components.errors import CheckFailed, DataError
+from components.workspace import REPOSITORY, Workspace
+
+REAL_DATA = os.environ.get("TESSERA_REAL_DATA")
+
+
+def check(domain, raw):
+    return check_rows(read_rows(domain, raw), raw, domain)
+
+
+def run_stages(workspace, domain):
+    for stage in STAGES.values():
+        stage(workspace, domain)
+    return load_manifest(workspace.derived(domain.name) / "manifest.parquet", domain)
+
+
+CASES = [
+    ("folders", {"split": {"seed": 1}}, write_folders, {"images": 24}),
+    ("csv", {"group": "lot", "slices": ["site"]}, write_csv, {"lots": 14}),
+    ("voc", {}, write_voc, {"pictures": 14}),
+    ("instances", {"classes": ["background", "object"]}, write_instances, {"pictures": 14}),
+]
+
+
+@pytest.mark.parametrize(("layout", "changes", "write", "sizes"), CASES, ids=lambda value: str(value)[:9])
+def test_every_layout_goes_through_all_stages_with_the_same_bytes(tmp_path, layout, changes, write, sizes):
+    domain = make_domain(layout=layout, **changes)
+    written = []
+    for name in ("first", "second"):
+        workspace = Workspace(tmp_path / name)
+        write(workspace.raw(domain.name), **sizes)
+        manifest = run_stages(workspace, domain)
+        files = sorted(workspace.derived(domain.name).iterdir())
+        written.append({file.name: file.read_bytes() for file in files})
+    assert written[0] == written[1]
+    assert sorted(written[0]) == [
+        "manifest.parquet",
+        "rows.parquet",
+        "valid.parquet",
+        "validation.html",
+        "validation.json",
+    ]
+    assert manifest.columns == [
+        "id", "path", "label", "width", "height", "group", "mask", "boxes", "crop", *domain.slices, "split",
+    ]  # fmt: skip
+    assert set(manifest["split"]) == {"train", "val", "test"}
+    record = json.loads(written[0]["validation.json"])
+    assert record["ok"]
+    assert record["images"] == record["fit"] == manifest.height
+    assert str(tmp_path) not in written[0]["validation.html"].decode()
+
+
+def test_a_group_is_the_picture_or_the_column(tmp_path):
+    crops = check(make_domain(layout="voc"), write_voc(tmp_path / "voc"))
+    assert crops.fit["group"].n_unique() == 6
+    assert crops.fit["group"].to_list() == [name.split("#")[0] for name in crops.fit["id"]]
+    lots = check(make_domain(layout="csv", group="lot"), write_csv(tmp_path / "csv"))
+    assert sorted(set(lots.fit["group"])) == [f"lot{number}" for number in range(6)]
+    assert lots.classes == {"good": {"images": 12, "groups": 6}, "cracked": {"images": 12, "groups": 6}}
+
+
+# Near duplicates
+
+
+def test_a_picture_saved_again_brighter_smaller_and_as_jpeg_is_found(tmp_path):
+    raw = write_folders(tmp_path)
+    image = picture(900, 120, 100)
+    image.save(raw / "good/a.png")
+    Image.fromarray((np.asarray(image) * 0.8 + 30).astype(np.uint8)).save(raw / "good/b.png")
+    image.resize((60, 50)).save(raw / "cracked/c.jpg", quality=70)
+    validated = check(make_domain(), raw)
+    names = ["cracked/c.jpg", "good/a.png", "good/b.png"]
+    assert validated.near_duplicates == ((names[0], names[1]), (names[0], names[2]), (names[1], names[2]))
+    groups = validated.fit.filter(pl.col("path").is_in(names))
+    assert groups["group"].n_unique() == 1
+    assert groups["group"][0] == min(groups["id"])
+    assert "different labels: 2 pairs" in validated.warnings[0]
+
+
+def test_near_duplicates_join_lots(tmp_path):
+    raw = write_csv(tmp_path)
+    picture(0).save(raw / "images/lot0_good0.png")
+    Image.fromarray(np.asarray(picture(0)) + np.uint8(3)).save(raw / "images/lot4_good0.png")
+    groups = check(make_domain(layout="csv", group="lot"), raw).fit["group"]
+    assert sorted(set(groups)) == ["lot0", "lot1", "lot2", "lot3", "lot5"]
+
+
+def greys_of_blank_tiles(count):
+    """The same lamp on blank tiles: only shade, and a little grain."""
+    y, x = np.mgrid[:THUMBNAIL, :THUMBNAIL] / THUMBNAIL
+    spot = np.exp(-((x - 0.3) ** 2 + (y - 0.6) ** 2) / 0.1)
+    shade = 120 + 80 * x * x + 50 * y - 120 * ((x - 0.4) ** 2 + (y - 0.5) ** 2) + 60 * spot
+    return [(shade + np.random.default_rng(n).normal(0, 0.3, shade.shape)).astype(np.float32) for n in range(count)]
+
+
+def test_blank_tiles_under_one_lamp_are_not_near_duplicates():
+    greys = greys_of_blank_tiles(40)
+    hashes = hash_spectra(cosine_transform(np.stack(greys)))
+    bits = np.bitwise_count(hashes[:, None] ^ hashes[None])
+    assert ((bits <= 4).sum() - 40) / 2 > 100  # the hash alone would join them
+    assert find_near_duplicates(greys, bits=4) == []
+
+
+def test_near_duplicates_across_chunks():
+    greys = [np.asarray(picture(n, 32, 32), dtype=np.float32) for n in range(300)]
+    greys[299] = greys[1] + 2
+    assert find_near_duplicates(greys, bits=4) == [(1, 299)]
+    assert find_near_duplicates(greys[:1], bits=4) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=30), st.randoms())
+def test_joined_groups_bear_the_smallest_name_in_any_order(pairs, random):
+    names = [f"g{number:02d}" for number in range(12)]
+    joined = join_groups(names, pairs)
+    assert all(joined[i] == joined[j] for i, j in pairs)
+    assert all(joined[names.index(name)] == name <= own for name, own in zip(joined, names, strict=True))
+    random.shuffle(pairs)
+    assert join_groups(names, pairs) == joined
+
+
+# Exact duplicates among crops
+
+
+def test_a_copied_picture_is_kept_once_with_all_its_crops(tmp_path):
+    raw = write_voc(tmp_path)
+    (raw / "JPEGImages/p9.jpg").write_bytes((raw / "JPEGImages/p0.jpg").read_bytes())
+    text = (raw / "Annotations/p0.xml").read_text().replace("p0.jpg", "p9.jpg")
+    (raw / "Annotations/p9.xml").write_text(text)
+    validated = check(make_domain(layout="voc"), raw)
+    assert validated.fit.height == 12
+    assert {item.path for item in validated.quarantined} == {"JPEGImages/p9.jpg"}
+    (raw / "Annotations/p9.xml").write_text(text.replace("cracked", "good"))
+    validated = check(make_domain(layout="voc"), raw)
+    assert {item.path for item in validated.quarantined} == {"JPEGImages/p0.jpg", "JPEGImages/p9.jpg"}
+    assert all("label conflict" in item.reason for item in validated.quarantined)
+
+
+# The schema
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    domain = make_domain(split={"seed": 1})
+    workspace = Workspace(tmp_path)
+    write_folders(workspace.raw(domain.name), images=24)
+    return run_stages(workspace, domain)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (pl.lit("cracks").alias("label"), "label"),
+        (pl.lit(8).alias("width"), "width"),
+        (pl.lit("x").alias("id"), "id"),
+        (pl.lit(None, dtype=pl.String).alias("group"), "group"),
+        (pl.lit("dev").alias("split"), "split"),
+        (pl.lit("g").alias("group"), "every group in one split"),
+        (pl.lit(1).alias("more"), "more"),
+        (pl.col("path").reverse().alias("path"), "sorted by path and id"),
+    ],
+)
+def test_a_manifest_that_breaks_its_schema_is_refused(manifest, change, words):
+    with pytest.raises(DataError, match=words):
+        require_manifest(manifest.with_columns(change), make_domain(), "manifest.parquet", split=True)
+
+
+def test_a_good_manifest_keeps_its_schema(manifest):
+    assert create_schema(make_domain(), split=True).validate(manifest, lazy=True).equals(manifest)
+
+
+def test_missing_and_damaged_frames_name_the_stage_to_run(tmp_path):
+    with pytest.raises(DataError, match=r"no such file.*dvc repro"):
+        load_frame(tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match="a parquet file"):
+        load_frame(tmp_path / "rows.parquet")
+
+
+def test_files_are_written_even_when_a_check_says_no(tmp_path):
+    domain, workspace = make_domain(), Workspace(tmp_path)
+    write_folders(workspace.raw(domain.name), images=2)
+    run_manifest(workspace, domain)
+    with pytest.raises(CheckFailed, match=r"class 'good'.*found 2 \(1 more after this one\)"):
+        run_validate(workspace, domain)
+    folder = workspace.derived(domain.name)
+    assert {file.name for file in folder.iterdir()} >= {"valid.parquet", "validation.json", "validation.html"}
+    with pytest.raises(CheckFailed):
+        run_split(workspace, domain)
+    assert not (folder / "manifest.parquet").exists()
+
+
+# Doors
+
+
+def test_stages_start_without_heavy_libraries():
+    heavy = ("torch", "scipy", "mlflow", "timm", "albumentations", "matplotlib", "pandera", "dvc", "prefect", "cv2")
+    code = f"import sys, components.data.__main__; sys.exit([m for m in {heavy} if m in sys.modules] or None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_table_of_domains_is_up_to_date():
+    message = "run `python -m components.data table`"
+    assert (REPOSITORY / "data/README.md").read_text() == render_table(Workspace(REPOSITORY)), message
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA names no folder of real data")
+@pytest.mark.parametrize(
+    ("name", "fit", "groups"),
+    [("magnetic_tile", 1344, 729), ("lc25000_lung", 2091, 180), ("bccd", 4886, 363), ("dsb2018_stained", 8671, 107)],
+)
+def test_published_data_sets_pass(tmp_path, name, fit, groups):
+    domain, workspace = load_domain(REPOSITORY / "data" / name / "domain.yaml"), Workspace(tmp_path)
+    workspace.raw(name).parent.mkdir(parents=True)
+    workspace.raw(name).symlink_to(Path(str(REAL_DATA)) / name)
+    manifest = run_stages(workspace, domain)
+    assert (manifest.height, manifest["group"].n_unique()) == (fit, groups)
