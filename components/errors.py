@@ -55,7 +55,7 @@ class DataError(TesseraError):
     """The raw images or their labels do not fit the declared layout."""
 
 
-class CheckFailed(DataError):
+class CheckFailed(DataError):  # noqa: N818  a verdict rather than a fault
     """The data were read, and a check said no."""
 
     exit_code = 1

@@ -360,7 +360,8 @@ def _log_numbers(
     for start in range(0, len(entries), MOST_PARAMS):
         client.log_batch(run_id, params=entries[start : start + MOST_PARAMS])
     _log_history(client, run_id, result.history, span)
-    _log_metrics(client, run_id, result.metrics | _summarise(row), step=len(result.history), when=span[1])
+    # A millisecond after the last epoch: at one step and time MLflow would show the greater value, not the later one.
+    _log_metrics(client, run_id, result.metrics | _summarise(row), step=len(result.history), when=span[1] + 1)
 
 
 def _summarise(row: Mapping[str, Any]) -> dict[str, float]:
@@ -431,7 +432,7 @@ def _load_latest(domain: str, condition: str = "") -> dict[str, Any] | None:
         experiment = client.get_experiment_by_name(domain)
         if experiment is None:
             return None
-        wanted = f" tags.`{TAG}result` = '{RESULT_FILE}' {condition}"
+        wanted = f"attributes.status = 'FINISHED' AND tags.`{TAG}result` = '{RESULT_FILE}' {condition}"
         runs = client.search_runs([experiment.experiment_id], wanted, order_by=["attributes.end_time DESC"])
         if not runs:
             return None
@@ -449,7 +450,8 @@ def _describe_domain(domain: Domain) -> str:
 def _describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any]) -> str:
     """MLflow shows the first lines and folds the rest away: the answer comes first."""
     test, backbone = row["test"], result.backbone
-    untrained = "" if backbone["trained"] else " **Its weights are random: this tries the machinery, not the method.**"
+    random = " **The backbone's weights are random: this tries the machinery, not the method.**"
+    untrained = "" if backbone["trained"] else random
     tuned = f"{result.trainable_params:,} parameters ({result.share:.2%} of the backbone) and"
     return (
         f"**{result.label}**, seed {result.seed}: balanced accuracy **{test['value']:.3f}** on test "

@@ -18,8 +18,10 @@ table{border-collapse:collapse;width:100%;margin:1rem 0}td,th{padding:.35rem .6r
 td:first-child,th:first-child{text-align:left}th{border-bottom:2px solid #d0d7de}td{border-bottom:1px solid #eaeef2}
 tr.best{font-weight:600;background:#f6f8fa}.verdict{font-size:1.3rem;font-weight:700}
 .warning{background:#fff8c5;border:1px solid #d4a72c;padding:.5rem .8rem}dt{color:#59636e}dd{margin:0 0 .4rem}
-code{font-size:.9em}.bar{background:#afb8c1;height:8px;position:relative;width:160px;border-radius:4px;display:inline-block}
-.bar i{position:absolute;height:8px;background:#0969da;border-radius:4px}.bar b{position:absolute;width:2px;height:14px;top:-3px;background:#1f2328}
+code{font-size:.9em}
+.bar{background:#afb8c1;height:8px;position:relative;width:160px;border-radius:4px;display:inline-block}
+.bar i{position:absolute;height:8px;background:#0969da;border-radius:4px}
+.bar b{position:absolute;width:2px;height:14px;top:-3px;background:#1f2328}
 """
 
 
@@ -85,13 +87,15 @@ def _render_table(outcome: Mapping[str, Any]) -> str:
 def _render_bar(test: Mapping[str, float]) -> str:
     """The interval on the scale from 0 to 1, the score as a tick."""
     low, width = 100 * test["low"], 100 * (test["high"] - test["low"])
-    return f'<span class="bar"><i style="left:{low:.1f}%;width:{width:.1f}%"></i><b style="left:{100 * test["value"]:.1f}%"></b></span>'
+    score = f'<b style="left:{100 * test["value"]:.1f}%"></b>'
+    return f'<span class="bar"><i style="left:{low:.1f}%;width:{width:.1f}%"></i>{score}</span>'
 
 
 def _render_lineage(plan: Plan, outcome: Mapping[str, Any]) -> str:
     backbone, data = outcome["backbone"], outcome["validation"]
     facts = {
-        "data version": f"{outcome['data_version']} ({data['fit']} of {data['images']} images, {data['groups']} groups)",
+        "data version": outcome["data_version"],
+        "images": f"{data['fit']} fit of {data['images']}, in {data['groups']} groups",
         "backbone": f"{backbone['name']}, sha256 {backbone['sha256']}",
         "code": plan.code,
         "fingerprint": outcome["fingerprint"],

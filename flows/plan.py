@@ -82,6 +82,8 @@ class Plan:
 def load_checked_domain(workspace: Workspace, name: str, overrides: Sequence[str] = ()) -> Domain:
     """The domain, its candidates' options checked too. Raises DomainError."""
     domain = load_domain(workspace.domain_file(name), overrides)
+    if domain.backbone.endswith(".safetensors"):  # a relative path is one in the workspace
+        domain = domain.model_copy(update={"backbone": str(workspace.root / Path(domain.backbone).expanduser())})
     create_tuners(domain.candidates, str(workspace.domain_file(name)))
     return domain
 

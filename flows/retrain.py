@@ -44,6 +44,7 @@ def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
 def _task(name: str, retries: int = 2) -> Callable[[Callable[..., Any]], Any]:
     return task(
         name=name,
+        task_run_name=name,
         retries=retries,
         retry_delay_seconds=2,
         retry_condition_fn=_may_pass,
@@ -71,7 +72,7 @@ def retrain(
         if force:
             shutil.rmtree(plan.folder, ignore_errors=True)
         elif (known := find_known(plan)) is not None:
-            return known
+            return dict(known)
         summary = prepare_data(plan)
         parent = start_run(plan)
         try:
@@ -138,7 +139,7 @@ def prepare_data(plan: Plan) -> dict[str, Any]:
     titles = {"manifest": "read manifest", "validate": "validate images", "split": "split groups"}
     for stage, title in titles.items():
         report("stage", title=title)
-        run_stage.with_options(name=title)(plan, stage)
+        run_stage.with_options(name=title, task_run_name=title)(plan, stage)
     summary = plan.load_validation()
     counts = plan.load_manifest()["split"].value_counts(sort=True)
     sides = ", ".join(f"{count} {split}" for split, count in counts.iter_rows())
@@ -161,7 +162,11 @@ def start_run(plan: Plan) -> str:
 def train_candidate(plan: Plan, parent: str, name: str, job: Job) -> dict[str, Any]:
     """Train in a child process, log to MLflow, and return the candidate's row."""
     known = load_result(job.folder) is not None
-    result = run_job(job, name)
+    try:
+        result = run_job(job, name)
+    except TesseraError as error:
+        tracking.log_failure(parent, name.rpartition("-s")[0], job.seed, str(error))
+        raise
     row = describe_result(plan, result)
     run_id = tracking.log_candidate(parent, plan.domain, result, row, plan.workspace.raw(plan.domain.name))
     note = "finished earlier" if known else f"val {row['val']:.3f} in {row['seconds']:.0f} s"
@@ -197,7 +202,7 @@ def select_candidate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mean_val(seeds: Sequence[dict[str, Any]]) -> float:
-    return sum(row["val"] for row in seeds) / len(seeds)
+    return float(sum(row["val"] for row in seeds)) / len(seeds)
 
 
 @_task("register challenger")

@@ -87,7 +87,8 @@ def run_services(
     servers, workers = create_services(workspace, prefect_port, mlflow_port, pools)
     for port, option in ((prefect_port, "--prefect-port"), (mlflow_port, "--mlflow-port")):
         _require_free(port, option)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for sign in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background
+        signal.signal(sign, _interrupt)
     started: list[Service] = []
     try:
         for service in servers:
@@ -132,11 +133,14 @@ def create_services(
     )
     mlflow = Service(
         "mlflow",
-        [str(binaries / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(mlflow_port)]
-        + ["--backend-store-uri", workspace.tracking_uri, "--default-artifact-root", artifacts.as_uri()]
-        + ["--serve-artifacts", "--artifacts-destination", artifacts.as_uri(), "--workers", "1"],
+        [
+            *(str(binaries / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"),
+            *("--backend-store-uri", workspace.tracking_uri, "--default-artifact-root", artifacts.as_uri()),
+            *("--serve-artifacts", "--artifacts-destination", artifacts.as_uri()),
+        ],
         logs / "mlflow.log",
         f"http://127.0.0.1:{mlflow_port}/health",
+        {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # its five job runners serve features not used here
     )
     workers = [
         Service(
@@ -151,7 +155,7 @@ def create_services(
 
 def _announce(tell: Callable[[str], None], prefect_port: int, mlflow_port: int, deployed: Sequence[str]) -> None:
     tell(f"Prefect  http://127.0.0.1:{prefect_port}")
-    tell(f"MLflow   http://127.0.0.1:{mlflow_port}")
+    tell(f"MLflow   http://127.0.0.1:{mlflow_port}/?workflowType=machine_learning")
     for name in deployed:
         tell(f"Retrain  PREFECT_API_URL=http://127.0.0.1:{prefect_port}/api prefect deployment run {name}")
     tell("Ctrl-C stops all of it.")

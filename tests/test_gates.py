@@ -70,8 +70,12 @@ def test_surely_better_is_promoted_and_surely_worse_rejected() -> None:
     assert float(finding(worse, "improvement").evidence["high"]) < 0
 
 
-def test_undecided_holds_and_says_how_many_groups_would_decide() -> None:
-    decision = decide(context(spoil(0.10), spoil(0.13, seed=1)))
+@pytest.mark.parametrize("swapped", [False, True])
+def test_undecided_holds_and_says_how_many_groups_would_decide(swapped: bool) -> None:
+    two = [spoil(0.10), spoil(0.13, seed=1)]
+    decision = decide(context(*(two[::-1] if swapped else two)))
+    evidence = finding(decision, "improvement").evidence
+    assert (float(evidence["value"]) > 0) == swapped
     assert decision.verdict == "HOLD"
     assert decision.more_groups is not None
     assert decision.more_groups > 0

@@ -124,6 +124,17 @@ def test_a_candidates_numbers(finished: dict[str, Any], result: Result) -> None:
     assert [point.value for point in points] == [epoch["train/loss"] for epoch in result.history]
 
 
+def test_the_chosen_epoch_counts_not_the_last(workspace: Workspace, result: Result, row: dict[str, Any]) -> None:
+    """The weights kept are those of the best epoch; its smaller loss must not be hidden by the last epoch's."""
+    worse = [*result.history[:-1], {**result.history[-1], "val/loss": result.metrics["val/loss"] + 1}]
+    domain = tiny.create_domain(name="chosen")
+    parent = tracking.start_retrain(domain, tiny.DATA_VERSION, "chosen", COMMIT)
+    ended_badly = result.model_copy(update={"history": tuple(worse)})
+    child = tracking.log_candidate(parent, domain, ended_badly, row, workspace.root / "raw")
+    assert get_run(child).data.metrics["val/loss"] == result.metrics["val/loss"]
+    tracking.end_retrain(parent)
+
+
 def test_the_duration_is_that_of_the_training(finished: dict[str, Any], result: Result) -> None:
     info = get_run(finished["child"]).info
     assert (info.end_time - info.start_time) / 1000 == pytest.approx(result.seconds, abs=0.01)

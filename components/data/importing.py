@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 
 from components.data import layouts
-from components.domain import LAYOUTS, Domain, load_domain, parse_domain
+from components.data.splits import find_seed
+from components.domain import LAYOUTS, Domain, Split, load_domain, parse_domain
 from components.errors import DataError, DomainError
 from components.workspace import REPOSITORY, Workspace
 
@@ -31,11 +33,23 @@ def import_folder(
         _require_same_layout(domain, layout, domain_file)
     else:
         domain = _describe(source, name, layout, group, domain_file)
-    layouts.read_rows(domain, source)
+    rows = layouts.read_rows(domain, source)
     _replace_folder(source, workspace.raw(name))
     if not domain_file.exists():
+        domain = _choose_seed(domain, rows)
         _write_domain(domain, domain_file)
     return domain
+
+
+def _choose_seed(domain: Domain, rows: pl.DataFrame) -> Domain:
+    """A split seed that gives every class a group on every side, written down while no image has a side yet.
+
+    Later it would move images; and a seed that serves now still does when groups are added.
+    """
+    group = pl.coalesce("group", "id")
+    groups = {name: set(rows.filter(pl.col("label") == name).select(group).to_series()) for name in domain.classes}
+    seed = find_seed(groups, domain.split)
+    return domain if seed is None else domain.model_copy(update={"split": Split(seed=seed)})
 
 
 def _bring_known_domain(domain_file: Path, name: str) -> None:
@@ -58,17 +72,21 @@ def _require_same_layout(domain: Domain, layout: str | None, domain_file: Path) 
 
 def _describe(source: Path, name: str, layout: str | None, group: str | None, where: Path) -> Domain:
     """The smallest domain file that fits the folder."""
-    kind = layout or layouts.guess_layout(source)
-    if kind is None or kind not in LAYOUTS:
+    suggested = layouts.suggest_layout(source)
+    if layout is None:
+        chosen = suggested
+    elif suggested is not None and suggested.kind == layout:
+        chosen = suggested  # the kind asked for, with the names of its sub-folders found
+    else:
+        chosen = LAYOUTS[layout]() if layout in LAYOUTS else None
+    if chosen is None:
         raise DomainError(
             f"layout of {source}",
             expected=f"one of {', '.join(LAYOUTS)}",
-            found=kind or "a folder that looks like none of them",
+            found=layout or "a folder that looks like none of them",
             mend="Say which with `--layout`; data/README.md shows what each looks like.",
         )
-    settings: dict[str, Any] = {"kind": kind}
-    classes = layouts.find_classes(LAYOUTS[kind](), source)
-    facts = {"name": name, "task": "classification", "classes": classes, "layout": settings}
+    facts = {"name": name, "task": "classification", "classes": layouts.find_classes(chosen, source), "layout": chosen}
     return parse_domain(facts | ({"group": group} if group else {}), str(where))
 
 
@@ -77,10 +95,12 @@ def _write_domain(domain: Domain, path: Path) -> None:
         "name": domain.name,
         "task": domain.task,
         "classes": list(domain.classes),
-        "layout": domain.layout.kind,
+        "layout": domain.layout.model_dump(exclude_defaults=True) or domain.layout.kind,
     }
     if domain.group:
         facts["group"] = domain.group
+    if domain.split.seed:
+        facts["split"] = {"seed": domain.split.seed}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120))
 

@@ -5,19 +5,20 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from components.data.images import FORMATS, UNDECODABLE, pixel_limit
 from components.data.transforms import Augmentation
 from components.errors import DataError
 
 Pixels = NDArray[np.uint8]
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def decode_image(source: Path | Image.Image, img_size: int, crop: tuple[int, ...] | None = None) -> Pixels:
@@ -26,10 +27,10 @@ def decode_image(source: Path | Image.Image, img_size: int, crop: tuple[int, ...
     Raises DataError naming a file that cannot be read.
     """
     try:
-        opened = Image.open(source) if isinstance(source, Path) else source
+        opened = Image.open(source, formats=FORMATS) if isinstance(source, Path) else source
         with opened:
             upright = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+    except (Image.DecompressionBombError, *UNDECODABLE) as error:
         mend = "Export it again as JPEG or PNG."
         raise DataError(str(source), expected="a readable image", found=str(error), mend=mend) from None
     if crop is not None:
@@ -37,7 +38,7 @@ def decode_image(source: Path | Image.Image, img_size: int, crop: tuple[int, ...
     return np.asarray(upright.resize((img_size, img_size), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
-def load_pixels(manifest: pl.DataFrame, raw: Path, img_size: int, cache: Path) -> Pixels:
+def load_pixels(manifest: pl.DataFrame, raw: Path, img_size: int, cache: Path, max_megapixels: float) -> Pixels:
     """All images of the manifest in its order, (N, img_size, img_size, 3) uint8, memory-mapped read-only.
 
     The file is named by the content of the images (their ids and crops), so it never goes stale, and is put
@@ -51,7 +52,7 @@ def load_pixels(manifest: pl.DataFrame, raw: Path, img_size: int, cache: Path) -
         shape = (manifest.height, img_size, img_size, 3)
         pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         jobs = list(zip(manifest["path"], manifest["crop"].to_list(), strict=True))
-        with ThreadPoolExecutor(2) as pool:
+        with pixel_limit(max_megapixels), ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = pool.map(lambda job: decode_image(raw / job[0], img_size, job[1]), jobs)
             for index, image in enumerate(decoded):
                 pixels[index] = image
@@ -95,7 +96,7 @@ class EpochOrder(Sampler[int]):
         yield from np.random.default_rng(int(state[0])).permutation(len(self.samples)).tolist()
 
 
-def create_loader(samples: Samples, batch_size: int, *, workers: int = 0, seed: int | None = None) -> DataLoader[Batch]:
+def create_loader(samples: Samples, batch_size: int, *, workers: int = 0, seed: int | None = None) -> DataLoader[Any]:
     """Batches of (B, 3, H, W) uint8 and (B,) int64; shuffled by `seed`, in order without one."""
     order = None if seed is None else EpochOrder(samples, seed)
     # A last batch of one image would be a very noisy step; it is dropped only where others remain.

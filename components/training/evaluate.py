@@ -64,7 +64,7 @@ def cross_entropy(targets: NDArray[np.int64], probabilities: NDArray[np.float64]
 def frame_predictions(manifest: pl.DataFrame, probabilities: NDArray[np.float64], domain: Domain) -> pl.DataFrame:
     """The rows of the manifest with what was predicted for them, one column a class."""
     classes = np.array(domain.classes)
-    keep = ["id", "path", "group", "split", "label", *domain.slices]
+    keep = ["id", "path", "crop", "group", "split", "label", *domain.slices]
     columns = [pl.Series(f"{PROBABILITY}{name}", probabilities[:, k]) for k, name in enumerate(domain.classes)]
     predicted = pl.Series("predicted", classes[probabilities.argmax(axis=1)])
     return manifest.select(keep).with_columns(predicted, *columns)

@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader
 
-from components.data.loading import Batch, Samples, create_loader
+from components.data.loading import Samples, create_loader
 from components.domain import Training
 from components.errors import TrainingError
 from components.models.network import Network
@@ -51,7 +54,7 @@ def fit(
     while progress.epoch < recipe.training.epochs:
         started = time.monotonic()
         train.epoch = progress.epoch
-        loss = _train_epoch(network, loader, optimizer, recipe, engine, progress.epoch)
+        loss = _train_epoch(network, train, loader, optimizer, recipe, engine)
         progress.epoch += 1
         progress.seconds += time.monotonic() - started
         row = {"epoch": float(progress.epoch), "train/loss": loss, **_validate(network, val, recipe, engine)}
@@ -84,7 +87,7 @@ def scale_rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
 
-def balance_classes(targets: np.ndarray[tuple[int], np.dtype[np.int64]], num_classes: int) -> torch.Tensor:
+def balance_classes(targets: NDArray[np.int64], num_classes: int) -> torch.Tensor:
     """Weights (C,) that make every class count the same in the loss; mean 1 over the images."""
     counts = np.bincount(targets, minlength=num_classes).clip(1)
     return torch.from_numpy(len(targets) / (num_classes * counts)).float()
@@ -92,18 +95,16 @@ def balance_classes(targets: np.ndarray[tuple[int], np.dtype[np.int64]], num_cla
 
 def _train_epoch(
     network: Network,
-    loader: torch.utils.data.DataLoader[Batch],
+    train: Samples,
+    loader: DataLoader[Any],
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     engine: Engine,
-    epoch: int,
 ) -> float:
     network.train()
-    samples = loader.dataset
-    if not isinstance(samples, Samples):
-        raise TypeError(f"the loader holds {type(samples).__name__}, not Samples")
+    epoch = train.epoch
     torch.manual_seed(int(np.random.SeedSequence([recipe.seed, epoch, 1]).generate_state(1)[0]))
-    balance = balance_classes(samples.targets, len(recipe.classes)).to(engine.device)
+    balance = balance_classes(train.targets, len(recipe.classes)).to(engine.device)
     parameters = list(network.trainable_parameters().values())
     steps, losses = len(loader), []
     for index, (images, targets) in enumerate(loader):

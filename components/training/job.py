@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from pydantic import Field
 
 from components.domain import Domain, Strict
 
@@ -19,7 +20,7 @@ class Job(Strict):
 
     action: Literal["train", "score"]
     domain: Domain
-    tuner: dict[str, Any] = {}
+    tuner: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
     manifest: Path
     raw: Path
@@ -45,7 +46,7 @@ class Result(Strict):
     adapter_sha256: str
     split_sha256: str
     backbone: dict[str, Any]
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = Field(default_factory=dict)
     folder: Path
 
 

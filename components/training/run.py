@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
-
 import numpy as np
 import polars as pl
 import torch
@@ -50,7 +49,7 @@ def _train(job: Job, manifest: pl.DataFrame, tell: Tell) -> Result:
     (tuner,) = create_tuners([job.tuner])
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
     network = create_network(backbone, tuner, len(job.domain.classes), job.seed)
-    pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache)
+    pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache, job.domain.validation.max_megapixels)
     engine = create_engine(backbone.mean, backbone.std)
     train = _samples(job, manifest, pixels, ["train"], Augmentation(job.domain.augmentation, job.seed))
     val = _samples(job, manifest, pixels, ["val"], None)
@@ -91,7 +90,7 @@ def _score(job: Job, manifest: pl.DataFrame) -> Result:
         )
     network, meta = load_adapter(job.adapter)
     engine = create_engine(tuple(meta.backbone.mean), tuple(meta.backbone.std))
-    pixels = load_pixels(manifest, job.raw, meta.backbone.img_size, job.cache)
+    pixels = load_pixels(manifest, job.raw, meta.backbone.img_size, job.cache, job.domain.validation.max_megapixels)
     metrics = _write_predictions(job, manifest, pixels, network.to(engine.device), engine)
     return _result(job, manifest, engine, metrics, (), 0.0, job.adapter)
 

@@ -1,0 +1,92 @@
+"""A workspace with a tiny domain that every test may copy: real images, real DVC, the real command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.data.synthetic import create_surface_defects
+from components.workspace import QUIET, REPOSITORY
+
+# Nothing a test starts may phone home, and two threads in two processes thrash two cores.
+os.environ.update(QUIET)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+DOMAIN = "parts"
+TINY = {
+    "name": DOMAIN,
+    "task": "classification",
+    "classes": ["none", "scratch", "pit", "crack", "inclusion", "stain"],
+    "layout": {"kind": "csv", "mask": "mask", "boxes": "boxes"},
+    "group": "lot",
+    "slices": ["surface"],
+    "img_size": 32,
+    "candidates": ["linear", {"kind": "vpt", "num_prompts": 2}],
+    "training": {"epochs": 2, "warmup_epochs": 0.5, "batch_size": 16},
+    "split": {"seed": 1},
+    "gates": {"floor": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left: its exit code, the JSON object on stdout, and what a person reads."""
+
+    code: int
+    outcome: dict[str, Any]
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Answer]
+
+
+def run_tessera(workspace: Path, *arguments: str, as_json: bool = True, **env: str) -> Answer:
+    """`tessera ARGUMENTS --workspace W --json` as a process of its own."""
+    command = [sys.executable, "-m", "flows.cli", *arguments, "--workspace", str(workspace)]
+    done = subprocess.run(
+        command + (["--json"] if as_json else []),
+        capture_output=True,
+        text=True,
+        env=clean_environment() | env,
+        cwd=REPOSITORY,
+        check=False,
+        timeout=500,
+    )
+    return Answer(done.returncode, json.loads(done.stdout) if as_json and done.stdout else {}, done.stdout, done.stderr)
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what would point a process at somebody's real servers."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "TESSERA_"))}
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 pictures of surfaces in 16 lots, 64 px: read-only, shared by all tests."""
+    folder = tmp_path_factory.mktemp("images") / "raw"
+    create_surface_defects(folder, lots=16, images_per_lot=6, size=64)
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, images: Path) -> Path:
+    """A fresh workspace outside git whose domain `parts` has its images in place."""
+    return create_workspace(tmp_path / "workspace", images)
+
+
+def create_workspace(root: Path, images: Path, **changes: Any) -> Path:
+    """A workspace with the tiny domain, some of its keys changed."""
+    folder = root / "data" / DOMAIN
+    folder.mkdir(parents=True)
+    (folder / "domain.yaml").write_text(yaml.safe_dump(TINY | changes, sort_keys=False))
+    shutil.copytree(images, folder / "raw")
+    return root

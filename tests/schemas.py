@@ -1,0 +1,91 @@
+"""JSON schemas of what every reporting command prints with `--json`: the promise to scripts."""
+
+from typing import Any
+
+TEXT: dict[str, Any] = {"type": "string"}
+COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
+SHARE: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": 1}
+VERSION: dict[str, Any] = {"type": ["integer", "null"], "minimum": 1}
+VERDICT: dict[str, Any] = {"enum": ["PROMOTE", "HOLD", "REJECT"]}
+MD5: dict[str, Any] = {"type": "string", "pattern": r"^[0-9a-f]{32}\.dir$"}
+SHA256: dict[str, Any] = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+
+
+def record(**properties: dict[str, Any]) -> dict[str, Any]:
+    """An object that has all of these; others may join later."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def rows(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": record(**properties)}
+
+
+CANDIDATES = rows(
+    tuner=TEXT,
+    seed={"type": "integer"},
+    val=SHARE,
+    test=record(value=SHARE, low=SHARE, high=SHARE),
+    trainable_params=COUNT,
+    head_params=COUNT,
+    share={"type": "number", "minimum": 0},
+    seconds={"type": "number", "minimum": 0},
+    adapter_bytes=COUNT,
+    adapter_sha256=SHA256,
+    run_id=TEXT,
+    selected={"type": "boolean"},
+)
+RECORDS = rows(
+    number=COUNT,
+    when=TEXT,
+    who=TEXT,
+    action={"enum": ["promote", "rollback"]},
+    previous=VERSION,
+    version=VERSION,
+    reason=TEXT,
+    data_version=TEXT,
+    git_commit=TEXT,
+)
+RETRAIN = record(
+    domain=TEXT,
+    status={"enum": ["done", "unchanged", "held", "rejected"]},
+    data_version=MD5,
+    verdict=VERDICT,
+    reason=TEXT,
+    champion_version=VERSION,
+    candidates=CANDIDATES,
+    backbone=record(name=TEXT, sha256=SHA256, trained={"type": "boolean"}),
+    report=TEXT,
+)
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "demo": record(domain=TEXT, data_version=MD5, files=COUNT, raw=TEXT),
+    "import": record(domain=TEXT, layout=TEXT, classes={"type": "array", "items": TEXT}, data_version=MD5, files=COUNT),
+    "check": record(
+        domain=TEXT,
+        ok={"type": "boolean"},
+        data_version=MD5,
+        images=COUNT,
+        quarantined=rows(path=TEXT, reason=TEXT),
+        groups=COUNT,
+        near_duplicate_pairs=COUNT,
+        problems={"type": "array", "items": TEXT},
+        manifest={"type": ["string", "null"]},
+        report=TEXT,
+    ),
+    "retrain": RETRAIN,
+    "compare": RETRAIN,
+    "promote": record(domain=TEXT, verdict=VERDICT, reason=TEXT, champion_version=VERSION, records=RECORDS),
+    "rollback": record(domain=TEXT, champion_version=VERSION, records=RECORDS),
+    "history": record(domain=TEXT, champion_version=VERSION, records=RECORDS),
+    "predict": record(
+        domain=TEXT,
+        version=VERSION,
+        predictions=rows(
+            path=TEXT,
+            label=TEXT,
+            probabilities={"type": "object", "additionalProperties": SHARE},
+            model_version=VERSION,
+        ),
+    ),
+    "doctor": record(ok={"type": "boolean"}, checks=rows(name=TEXT, state=TEXT, found=TEXT, mend=TEXT)),
+    "error": record(error=record(type=TEXT, expected=TEXT, found=TEXT, mend=TEXT, message=TEXT)),
+}

@@ -1,0 +1,197 @@
+"""The whole road through real processes: import, check, retrain, gate, promote, roll back, predict, and again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import polars as pl
+import pytest
+from conftest import DOMAIN, Answer, clean_environment, create_workspace, run_tessera
+from schemas import SCHEMAS
+
+from components.workspace import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    return create_workspace(tmp_path_factory.mktemp("road") / "workspace", images)
+
+
+@pytest.fixture(scope="module")
+def retrained(road: Path) -> Answer:
+    return run_tessera(road, "retrain", DOMAIN)
+
+
+def _fits(answer: Answer, command: str, code: int = 0) -> None:
+    assert answer.code == code, answer.stderr
+    jsonschema.validate(answer.outcome, SCHEMAS[command])
+
+
+def test_first_retrain_promotes(road: Path, retrained: Answer) -> None:
+    _fits(retrained, "retrain")
+    outcome = retrained.outcome
+    assert (outcome["status"], outcome["verdict"], outcome["champion_version"]) == ("done", "PROMOTE", 1)
+    assert [row["tuner"] for row in outcome["candidates"]] == ["linear", "vpt-deep"]
+    assert sum(row["selected"] for row in outcome["candidates"]) == 1
+    report = Path(outcome["report"]).read_text()
+    assert "PROMOTE" in report
+    assert "http://" not in report.replace("http://www.w3.org", "")
+
+
+def test_unchanged_is_known_in_seconds(road: Path, retrained: Answer) -> None:
+    started = time.monotonic()
+    again = run_tessera(road, "retrain", DOMAIN)
+    _fits(again, "retrain")
+    assert again.outcome["status"] == "unchanged"
+    assert again.outcome["candidates"] == retrained.outcome["candidates"]
+    assert time.monotonic() - started < 15
+
+
+def test_other_settings_are_judged_against_the_champion(road: Path, retrained: Answer) -> None:
+    other = run_tessera(road, "retrain", DOMAIN, "--set", "candidates=[linear]", "--set", "training.seeds=[1]")
+    assert other.code in (0, 1), other.stderr
+    jsonschema.validate(other.outcome, SCHEMAS["retrain"])
+    gates = {finding["gate"] for finding in other.outcome["findings"]}
+    assert {"floor", "improvement", "slices"} <= gates
+    assert (other.code == 0) == (other.outcome["status"] == "done")
+    compared = run_tessera(road, "compare", DOMAIN)
+    _fits(compared, "compare")
+    assert compared.outcome["candidates"] == other.outcome["candidates"]
+
+
+def test_history_predict_and_rollback(road: Path, retrained: Answer) -> None:
+    history = run_tessera(road, "history", DOMAIN)
+    _fits(history, "history")
+    assert history.outcome["records"][0]["action"] == "promote"
+    assert history.outcome["ledger_problems"] == []
+    pictures = sorted((road / "data" / DOMAIN / "raw" / "images").glob("*.jpg"))[:3]
+    predicted = run_tessera(road, "predict", DOMAIN, *map(str, pictures))
+    _fits(predicted, "predict")
+    for row in predicted.outcome["predictions"]:
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["model_version"] == history.outcome["champion_version"]
+    if len(history.outcome["records"]) == 1:
+        refused = run_tessera(road, "rollback", DOMAIN)
+        assert refused.code == 2
+        jsonschema.validate(refused.outcome, SCHEMAS["error"])
+        assert "previous" in refused.outcome["error"]["message"]
+    promoted = run_tessera(road, "promote", DOMAIN, "1")
+    _fits(promoted, "promote")
+
+
+def test_the_run_is_told_in_mlflow(road: Path, retrained: Answer) -> None:
+    """Parent and children, parameters, epochs, pictures, the data's digest and the lineage."""
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{road / '.tessera' / 'mlflow' / 'mlflow.db'}")
+    client = mlflow.MlflowClient()
+    outcome = retrained.outcome
+    for row in outcome["candidates"]:
+        run = client.get_run(row["run_id"])
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["tessera.data_version"] == outcome["data_version"]
+        assert run.data.tags["tessera.adapter_sha256"] == row["adapter_sha256"]
+        assert run.inputs.dataset_inputs[0].dataset.digest in outcome["data_version"]
+        assert len(client.get_metric_history(row["run_id"], "val/balanced_accuracy")) >= 2
+        assert client.get_run(run.data.tags["mlflow.parentRunId"]).info.status == "FINISHED"
+        pictures = {item.path for item in client.list_artifacts(row["run_id"], "pictures")}
+        assert any("confusion" in name for name in pictures), pictures
+    champion = client.get_model_version_by_alias(DOMAIN, "champion")
+    assert int(champion.version) == 1 or champion.aliases
+
+
+def test_no_pickle_is_ever_written(road: Path, retrained: Answer) -> None:
+    suffixes = {path.suffix for path in (road / ".tessera").rglob("*") if path.is_file()}
+    assert not suffixes & {".pkl", ".pickle", ".pt", ".pth", ".bin"}
+
+
+def test_plain_dvc_repro_agrees(road: Path, retrained: Answer) -> None:
+    """What the flow left is what `dvc repro` would make: nothing runs again."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=road,
+        env=clean_environment() | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Running stage" not in done.stdout
+    assert "split@parts' didn't change" in done.stdout
+
+
+def test_check_and_import(tmp_path: Path, images: Path) -> None:
+    """A csv folder comes in as a new domain, one damaged file goes to quarantine, the rest is fit."""
+    source = tmp_path / "source"
+    shutil.copytree(images, source)
+    damaged = sorted((source / "images").glob("*.jpg"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:400])
+    place = tmp_path / "workspace"
+    imported = run_tessera(place, "import", str(source), "--domain", "parts", "--layout", "csv", "--group", "lot")
+    _fits(imported, "import")
+    assert imported.outcome["classes"] == sorted(imported.outcome["classes"])
+    checked = run_tessera(place, "check", "parts")
+    _fits(checked, "check")
+    assert [row["path"] for row in checked.outcome["quarantined"]] == [f"images/{damaged.name}"]
+    manifest = pl.read_parquet(checked.outcome["manifest"])
+    assert set(manifest["split"]) == {"train", "val", "test"}
+    assert manifest.height == checked.outcome["images"] - 1
+    assert (
+        manifest.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * checked.outcome["groups"]
+    )
+
+
+def test_killed_retrain_goes_on_to_the_same_bits(tmp_path: Path, images: Path, retrained: Answer) -> None:
+    """SIGKILL for the whole process group while training; the same command again ends where the undisturbed one did."""
+    place = create_workspace(tmp_path / "workspace", images)
+    command = [sys.executable, "-m", "flows.cli", "retrain", DOMAIN, "--workspace", str(place), "--json"]
+    process = subprocess.Popen(
+        command,
+        env=clean_environment(),
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    runs = place / ".tessera" / "runs"
+    deadline = time.monotonic() + 200
+    while not list(runs.glob("*/*/vpt-deep-s0/job.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    assert not _training_processes(place), "a training process outlived its parent"
+    again = run_tessera(place, "retrain", DOMAIN)
+    _fits(again, "retrain")
+    ours = {row["tuner"]: row["adapter_sha256"] for row in again.outcome["candidates"]}
+    theirs = {row["tuner"]: row["adapter_sha256"] for row in retrained.outcome["candidates"]}
+    assert ours == theirs
+
+
+def _training_processes(place: Path) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if "components.training" in text and str(place) in text:
+            found.append(text)
+    return found
+
+
+def test_demo_data_is_the_committed_version(tmp_path: Path) -> None:
+    """The bundled images are the same bytes on every machine: their hash is in git."""
+    made = run_tessera(tmp_path / "workspace", "demo", "--data-only")
+    _fits(made, "demo")
+    assert f"md5: {made.outcome['data_version']}" in (REPOSITORY / "data" / "surface_defects" / "raw.dvc").read_text()
+    assert json.loads(made.stdout) == made.outcome
