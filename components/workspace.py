@@ -7,11 +7,19 @@
 The default root is the repository; `--workspace DIR` or TESSERA_WORKSPACE names another.
 """
 
+import errno
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from components.errors import WorkspaceError
+
+#: Below this no run can end well: a database, a server's home and a few adapters are written.
+MIN_FREE_MB = 100
+
+#: System errors that speak of the disk and not of us.
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -80,16 +88,23 @@ def find_workspace(path: Path | None = None) -> Workspace:
 
 
 def require_writable(root: Path) -> None:
-    """Raise WorkspaceError unless a file can be made in `root` (which is made if it is missing)."""
+    """Raise WorkspaceError unless files can be made in `root` (which is made if it is missing) and it has some room."""
     probe = root / ".tessera" / f".write-probe-{os.getpid()}"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"0" * 4096)
         probe.unlink()
+        if shutil.disk_usage(root).free < MIN_FREE_MB * 1_000_000:
+            raise OSError(errno.ENOSPC, f"less than {MIN_FREE_MB} MB free")
     except OSError as error:
-        raise WorkspaceError(
-            f"workspace {root}",
-            expected="a folder with room that may be written",
-            found=error.strerror or str(error),
-            mend="Free some space, correct the permissions, or choose another folder with `--workspace DIR`.",
-        ) from None
+        raise describe_disk_trouble(root, error) from None
+
+
+def describe_disk_trouble(root: Path, error: OSError) -> WorkspaceError:
+    """A full, read-only or forbidden disk as an error that says which place and what to do."""
+    return WorkspaceError(
+        f"workspace {root}",
+        expected="a folder with room that may be written",
+        found=f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""),
+        mend="Free some space, correct the permissions, or choose another with `--workspace DIR`; then run it again.",
+    )

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -307,7 +307,7 @@ def _run(
 ) -> None:
     """Do it, show it, and end with the right exit code; an error a user can mend is one paragraph."""
     from components.errors import TesseraError
-    from components.workspace import find_workspace
+    from components.workspace import DISK_TROUBLE, describe_disk_trouble, find_workspace
 
     answer = _own_stdout() if as_json else None
     place = find_workspace(workspace)
@@ -315,11 +315,11 @@ def _run(
         place.activate()
         outcome = act(place)
     except TesseraError as error:
-        if answer is not None:
-            answer.write(json.dumps({"error": error.to_dict()}) + "\n")
-            answer.flush()
-        typer.echo(f"tessera: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
+        _refuse(error, answer)
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        _refuse(describe_disk_trouble(place.root, error), answer)
     except KeyboardInterrupt:
         typer.echo("tessera: interrupted; the same command goes on where this one stopped.", err=True)
         raise typer.Exit(130) from None
@@ -329,6 +329,15 @@ def _run(
     else:
         show(outcome)
     raise typer.Exit(1 if failed(outcome) else 0)
+
+
+def _refuse(error: Any, answer: Any) -> NoReturn:
+    """One paragraph on stderr, the same as JSON where that was asked for, and the error's exit code."""
+    if answer is not None:
+        answer.write(json.dumps({"error": error.to_dict()}) + "\n")
+        answer.flush()
+    typer.echo(f"tessera: {error}", err=True)
+    raise typer.Exit(error.exit_code) from None
 
 
 def _shower(name: str) -> Callable[[Outcome], None]:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -33,7 +32,7 @@ class Live:
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.stage: TaskID = progress.add_task("starting", total=None, note="")
+        self.stage: TaskID = progress.add_task("starting", total=None, note="", count="")
         self.bar: TaskID | None = None
         self.started = time.monotonic()
         self.total = 0
@@ -42,12 +41,13 @@ class Live:
     def __call__(self, event: Event) -> None:
         kind = event["event"]
         if kind == "stage":
-            self.progress.update(self.stage, description=event["title"], note="")
+            self.progress.update(self.stage, description=event["title"], visible=True)
         elif kind == "stage-done":
             self.progress.console.print(f"[green]✓[/] {escape(event['title'])} [dim]{escape(event.get('note', ''))}[/]")
         elif kind == "candidates":
             self.total = event["count"] * event["epochs"]
-            self.bar = self.progress.add_task("candidates", total=self.total, note="")
+            self.progress.update(self.stage, visible=False)
+            self.bar = self.progress.add_task("candidates", total=self.total, note="", count="")
         elif kind == "training-start":
             self._candidate(event["name"], f"{event['images']} images on {event['device']}")
         elif kind == "training-epoch":
@@ -63,7 +63,8 @@ class Live:
         if self.bar is not None:
             note = f"epoch {event['epoch']:.0f}  val {event['val/balanced_accuracy']:.3f}"
             done = self.before + int(event["epoch"])
-            self.progress.update(self.bar, completed=done, description=event["name"], note=note)
+            count = f"{done} of {self.total} epochs"
+            self.progress.update(self.bar, completed=done, description=event["name"], note=note, count=count)
 
     def _finish(self, event: Event) -> None:
         if self.bar is not None:
@@ -78,7 +79,7 @@ def live() -> Iterator[None]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
         TextColumn("[dim]ETA[/]"),
         TimeRemainingColumn(),

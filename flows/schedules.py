@@ -1,5 +1,6 @@
 """Deployments: one a domain of the workspace, its schedule from domain.yaml, on the domain's work pool."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,3 +90,7 @@ def render_prefect_yaml(domains: Sequence[Domain]) -> str:
     """prefect.yaml for `prefect deploy --all`."""
     head = "# Written from data/*/domain.yaml (flows/schedules.py); a test keeps the two the same.\n"
     return head + yaml.safe_dump(describe_deployments(domains), sort_keys=False, width=120)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_prefect_yaml([load_domain(REPOSITORY / "data" / "surface_defects" / "domain.yaml")]))

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from components.domain import Strict
 from components.errors import DataError, TesseraError, VersioningError, WorkspaceError
-from components.workspace import REPOSITORY, Workspace
+from components.workspace import DISK_TROUBLE, REPOSITORY, Workspace, describe_disk_trouble
 
 STAGES = ("manifest", "validate", "split")
 
@@ -195,10 +195,20 @@ def _dvc(workspace: Workspace, *arguments: str, extra_env: dict[str, str] | None
             check=False,
         )
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise VersioningError(
-            f"dvc {' '.join(arguments)}",
-            expected="DVC to succeed",
-            found=" ".join(lines[-3:]).removeprefix("ERROR: ") or f"exit code {done.returncode}",
-            mend=f"Try it by hand in {workspace.root}; `tessera doctor` checks the installation.",
-        )
+        raise _explain(workspace, arguments, done)
+
+
+def _explain(workspace: Workspace, arguments: Sequence[str], done: subprocess.CompletedProcess[str]) -> TesseraError:
+    """What DVC said, without its small talk; a disk that is full or read-only is the workspace's trouble."""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-3:]
+    found = " ".join(errors) or f"exit code {done.returncode}"
+    for number in DISK_TROUBLE:
+        if os.strerror(number) in found:
+            return describe_disk_trouble(workspace.root, OSError(number, os.strerror(number)))
+    return VersioningError(
+        f"dvc {' '.join(arguments)}",
+        expected="DVC to succeed",
+        found=found,
+        mend=f"Try it by hand in {workspace.root}; `tessera doctor` checks the installation.",
+    )

@@ -96,7 +96,7 @@ class Images:
             if rng.random() < 0.4:
                 image = _cast_shadow(rng, image, mask)
             layer = _round_off(rng, self._layer(rng), mask) if rng.random() < 0.5 else self._layer(rng)
-            image = _over(image, layer, mask.astype(np.float32) / 255)
+            image = _over(image, layer, np.asarray(mask / 255, np.float32))
         return image
 
     def _mixed(self, rng: Rng) -> Image:
@@ -139,7 +139,7 @@ def photograph(rng: Rng, image: Image, noise: NDArray[np.int8]) -> Image:
         image = np.clip(image + (grain if rng.random() < 0.5 else grain[..., :1]), 0, 255).astype(np.uint8)
     if rng.random() < 0.1:
         coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(15, 80))])[1]
-        image = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
     return np.asarray(image, np.uint8)
 
 
@@ -157,7 +157,7 @@ def change_colours(rng: Rng, image: Image) -> Image:
 
 
 def join_images(rng: Rng, batch: Image) -> Image:
-    """Mixup (Zhang et al. 2018) on a fifth of the images and cutmix (Yun et al. 2019) on another, with any other one."""
+    """Mixup (Zhang et al. 2018) on a fifth of the images, cutmix (Yun et al. 2019) on another fifth."""
     count, side = batch.shape[0], batch.shape[1]
     partners, choice, joined = rng.permutation(count), rng.random(count), batch.copy()
     for index in np.flatnonzero(choice < 0.2):
@@ -176,8 +176,8 @@ def _over(below: Image, above: Image, mask: NDArray[np.float32]) -> Image:
 
 
 def _cast_shadow(rng: Rng, image: Image, mask: Grey) -> Image:
-    shift = np.float32([[1, 0, rng.uniform(-8, 8)], [0, 1, rng.uniform(-8, 8)]])  # type: ignore[call-overload,unused-ignore]
-    moved = cv2.warpAffine(mask, np.asarray(shift, np.float32), mask.shape[::-1])
+    shift = np.array([[1, 0, rng.uniform(-8, 8)], [0, 1, rng.uniform(-8, 8)]])
+    moved = cv2.warpAffine(mask, shift, mask.shape[::-1])
     dark = 1 - cv2.GaussianBlur(moved, (0, 0), float(rng.uniform(1, 6))) * (rng.uniform(0.3, 0.8) / 255)
     return np.asarray(image * dark[..., None], np.uint8)
 

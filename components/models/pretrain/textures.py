@@ -282,7 +282,7 @@ def retone(rng: Rng, field: Field) -> Field:
     """Ridges, steps, a soft threshold or rings out of the same field."""
     kind = rng.integers(4)
     if kind == 0:
-        return np.abs(field - np.float32(rng.uniform(0.3, 0.7)))
+        return np.asarray(np.abs(field - rng.uniform(0.3, 0.7)), np.float32)
     if kind == 1:
         return np.asarray(np.floor(field * rng.integers(2, 8)), np.float32)
     if kind == 2:

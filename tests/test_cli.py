@@ -1,0 +1,172 @@
+"""The command line as a script sees it: quick help, exit codes, one JSON object, and errors instead of tracebacks."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from conftest import DOMAIN, clean_environment, create_workspace, run_tessera
+from schemas import SCHEMAS
+
+from components.workspace import REPOSITORY
+
+Spoil = Callable[[Path], None] | None
+HEAVY = ("torch", "timm", "mlflow", "prefect", "polars", "pandera", "albumentations", "numpy", "dvc", "pydantic")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """Help in under half a second follows from what is not imported."""
+    code = f"import sys, flows.cli; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.strip() == "[]"
+
+
+def test_plans_and_gates_never_load_torch() -> None:
+    code = "import sys, flows.plan, flows.retrain, flows.promote; print('torch' in sys.modules, 'timm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.strip() == "False False"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "import", "check", "retrain", "compare", "promote", "rollback", "history", "predict", "doctor", "up"],
+)
+def test_every_command_has_help(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0
+    assert "--workspace" in done.stdout
+
+
+def _no_raw(place: Path) -> None:
+    raw = place / "data" / DOMAIN / "raw"
+    raw.rename(place / "elsewhere")
+
+
+def _typo(place: Path) -> None:
+    _change(place, "trainig: {}\n")
+
+
+def _typo_in_candidate(place: Path) -> None:
+    _change(place, "candidates: [{kind: vpt, prompts: 3}]\n")
+
+
+def _unknown_tuner(place: Path) -> None:
+    _change(place, "candidates: [vtp]\n")
+
+
+def _unknown_backbone(place: Path) -> None:
+    _change(place, "backbone: vit_tinny_patch16_224\n")
+
+
+def _missing_weights(place: Path) -> None:
+    _change(place, "backbone: weights/none.safetensors\n")
+
+
+def _lost_git(place: Path) -> None:
+    (place / ".dvc").mkdir()
+    (place / ".dvc" / "config").write_text("[core]\n    remote = local\n")
+
+
+def _change(place: Path, line: str) -> None:
+    path = place / "data" / DOMAIN / "domain.yaml"
+    facts = yaml.safe_load(path.read_text()) | yaml.safe_load(line)
+    path.write_text(yaml.safe_dump(facts, sort_keys=False))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "command", "words"),
+    [
+        (_no_raw, ["check", DOMAIN], ("tessera import",)),
+        (_typo, ["check", DOMAIN], ("trainig", "training")),
+        (_typo_in_candidate, ["retrain", DOMAIN], ("prompts", "num_prompts")),
+        (_unknown_tuner, ["retrain", DOMAIN], ("vtp", "vpt")),
+        (_lost_git, ["check", DOMAIN], ("git init",)),
+        (None, ["check", "partz"], ("parts",)),
+        (None, ["retrain", DOMAIN, "--set", "training.epoch=3"], ("epochs",)),
+        (None, ["history", "partz"], ("parts",)),
+        (None, ["compare", DOMAIN], ("tessera retrain parts",)),
+        (None, ["promote", DOMAIN], ("manifest.parquet",)),
+        (None, ["rollback", DOMAIN], ("previous",)),
+        (None, ["predict", DOMAIN, "none.jpg"], ("none.jpg",)),
+        (None, ["predict", DOMAIN, str(REPOSITORY / "README.md")], ("champion",)),
+        (None, ["import", "nowhere", "--domain", "new"], ("nowhere",)),
+        (None, ["import", str(REPOSITORY / "flows"), "--domain", "new"], ("layout",)),
+    ],
+)
+def test_bad_usage_is_one_paragraph(workspace: Path, spoil: Spoil, command: list[str], words: tuple[str, ...]) -> None:
+    if spoil:
+        spoil(workspace)
+    answer = run_tessera(workspace, *command)
+    assert answer.code == 2, answer.stderr
+    jsonschema.validate(answer.outcome, SCHEMAS["error"])
+    assert all(word in answer.stderr for word in words), answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(_unknown_backbone, ("vit_tinny", "vit_tiny")), (_missing_weights, ("none.safetensors",))],
+)
+def test_errors_of_the_training_process_come_out_as_themselves(
+    workspace: Path, spoil: Spoil, words: tuple[str, ...]
+) -> None:
+    spoil(workspace)
+    answer = run_tessera(workspace, "retrain", DOMAIN)
+    assert answer.code == 2, answer.stderr
+    assert answer.outcome["error"]["type"] == "BackboneError"
+    assert all(word in answer.stderr for word in words), answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_check_that_says_no_exits_with_one(workspace: Path) -> None:
+    _change(workspace, "validation: {min_images_per_class: 50}\n")
+    answer = run_tessera(workspace, "check", DOMAIN)
+    assert answer.code == 1
+    jsonschema.validate(answer.outcome, SCHEMAS["check"])
+    assert not answer.outcome["ok"]
+    assert "50" in answer.outcome["problems"][0]
+    assert Path(answer.outcome["report"]).exists()
+
+
+def test_a_disk_without_room_is_told(tmp_path: Path, images: Path) -> None:
+    """A process that may not write a byte meets the same error as a full disk."""
+    place = create_workspace(tmp_path / "workspace", images)
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "check", DOMAIN, "--workspace", str(place)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        env=clean_environment() | {"PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "--workspace DIR" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_workspace_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    answer = run_tessera(tmp_path / "file" / "workspace", "check", DOMAIN)
+    assert answer.code == 2
+    assert answer.outcome["error"]["type"] == "WorkspaceError"
+
+
+def test_doctor_reports(workspace: Path) -> None:
+    answer = run_tessera(workspace, "doctor")
+    jsonschema.validate(answer.outcome, SCHEMAS["doctor"])
+    assert answer.code == 0, answer.stdout
+    assert json.loads(answer.stdout) == answer.outcome

@@ -1,0 +1,80 @@
+"""`tessera up`: the servers come up, a deployment runs on the worker, and one signal ends all of it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import DOMAIN, clean_environment, run_tessera
+
+from components.workspace import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(what: str, seconds: float, process: subprocess.Popen[str], log: Path) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        text = log.read_text()
+        if what in text:
+            return text
+        assert process.poll() is None, text
+        time.sleep(0.3)
+    raise AssertionError(f"{what!r} not seen in {seconds} s: {log.read_text()}")
+
+
+def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -> None:
+    assert run_tessera(workspace, "check", DOMAIN).code == 0
+    api, mlflow = _free_port(), _free_port()
+    log = tmp_path / "up.log"
+    command = [sys.executable, "-m", "flows.cli", "up", "--workspace", str(workspace)]
+    ports = ["--prefect-port", str(api), "--mlflow-port", str(mlflow)]
+    with log.open("w") as output:
+        up = subprocess.Popen(
+            command + ports, stdout=output, stderr=output, env=clean_environment(), cwd=REPOSITORY, text=True
+        )
+    try:
+        _wait_for("Ctrl-C stops", 150, up, log)
+        assert httpx.get(f"http://127.0.0.1:{mlflow}/health").status_code == 200
+        state = _run_deployment(f"http://127.0.0.1:{api}/api")
+        assert state == "COMPLETED"
+        served = run_tessera(workspace, "history", DOMAIN, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{mlflow}")
+        assert served.outcome["champion_version"] == 1
+        taken = run_tessera(workspace, "up", *ports, as_json=False)
+        assert taken.code == 2
+        assert "--prefect-port" in taken.stderr
+    finally:
+        up.send_signal(signal.SIGINT)
+        up.wait(60)
+    assert "Stopping" in log.read_text()
+    for port in (api, mlflow):
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health")
+
+
+def _run_deployment(api: str) -> str:
+    """`prefect deployment run retrain/parts --watch`, as a user would; returns the state the server gives it."""
+    prefect = str(Path(sys.executable).parent / "prefect")
+    env = clean_environment() | {"PREFECT_API_URL": api, "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [prefect, "deployment", "run", f"retrain/{DOMAIN}", "--watch", "--watch-interval", "1"],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = httpx.post(f"{api}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 1}).json()
+    return str(runs[0]["state_type"])

@@ -1,0 +1,152 @@
+"""The loop: resumes to the same bits, repeats for any number of workers, and refuses what cannot be trained."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from vits import create_backbone
+
+from components.data.loading import Samples, create_loader, decode_image, load_pixels
+from components.data.transforms import Augmentation
+from components.domain import Training
+from components.errors import TrainingError
+from components.models.network import Network, create_network
+from components.models.tuners import TUNERS, create_tuners
+from components.training.evaluate import Engine
+from components.training.fit import Recipe, balance_classes, fit, scale_rate
+from components.training.metrics import expected_calibration_error, score_predictions
+
+CLASSES = ("a", "b", "c")
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL between two epochs."""
+
+
+def _samples(augmentation: Augmentation | None, count: int = 24) -> Samples:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (count, 32, 32, 3), dtype=np.uint8)
+    targets = np.arange(count) % len(CLASSES)
+    pixels[targets == 1] //= 2  # something to learn
+    return Samples(pixels, np.arange(count), targets, augmentation)
+
+
+def _train(kind: str, folder: Path, dtype: torch.dtype, *, die_after: int = 0, workers: int = 0) -> Network:
+    (tuner,) = create_tuners([{"kind": kind}])
+    network = create_network(create_backbone(), tuner, len(CLASSES), 0)
+    training = Training(epochs=4, batch_size=8, warmup_epochs=1, workers=workers)
+    seen = []
+
+    def report(row: dict[str, float]) -> None:
+        seen.append(row)
+        if len(seen) == die_after:
+            raise Killed
+
+    engine = Engine(torch.device("cpu"), dtype, (0.5,) * 3, (0.5,) * 3)
+    train, val = _samples(Augmentation("industrial", 0)), _samples(None)
+    fit(network, train, val, Recipe(tuner, training, CLASSES, 0), engine, folder / "c.safetensors", report)
+    return network
+
+
+def _weights(network: Network) -> dict[str, NDArray[np.float32]]:
+    return {name: p.detach().float().numpy().copy() for name, p in network.trainable_parameters().items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", sorted(TUNERS))
+def test_a_killed_run_resumes_to_the_same_bits(
+    kind: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.training.fit.CHECKPOINT_SECONDS", 0.0)
+    (tmp_path / "whole").mkdir()
+    whole = _weights(_train(kind, tmp_path / "whole", dtype))
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(Killed):
+        _train(kind, tmp_path / "broken", dtype, die_after=3)
+    assert (tmp_path / "broken" / "c.safetensors").exists()
+    resumed = _weights(_train(kind, tmp_path / "broken", dtype))
+    assert whole.keys() == resumed.keys()
+    for name, weight in whole.items():
+        np.testing.assert_array_equal(weight, resumed[name], err_msg=name)
+
+
+def test_any_number_of_workers_gives_the_same_batches() -> None:
+    def batches(workers: int) -> list[NDArray[np.uint8]]:
+        samples = _samples(Augmentation("industrial", 3))
+        found = []
+        for epoch in (0, 1):
+            samples.epoch = epoch
+            found += [images.numpy() for images, _ in create_loader(samples, 8, workers=workers, seed=3)]
+        return found
+
+    alone = batches(0)
+    assert not np.array_equal(alone[0], alone[3]), "epochs must differ"
+    for workers in (1, 2):
+        for expected, got in zip(alone, batches(workers), strict=True):
+            np.testing.assert_array_equal(expected, got)
+
+
+@pytest.mark.parametrize("preset", ["industrial", "pathology", "xray"])
+def test_augmentation_depends_on_seed_epoch_and_index_alone(preset: str) -> None:
+    image = np.random.default_rng(1).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    augment = Augmentation(preset, 0)  # type: ignore[arg-type]
+    first = augment(image, 0, 0)
+    others = [augment(image, 0, 1), augment(image, 1, 0), Augmentation(preset, 1)(image, 0, 0)]  # type: ignore[arg-type]
+    assert first.shape == image.shape
+    assert first.dtype == np.uint8
+    np.testing.assert_array_equal(first, augment(image, 0, 0))
+    assert not all(np.array_equal(first, other) for other in others)
+
+
+def test_a_loss_that_is_not_a_number_stops_with_advice(tmp_path: Path) -> None:
+    (tuner,) = create_tuners([{"kind": "full", "lr": 100}])
+    network = create_network(create_backbone(), tuner, len(CLASSES), 0)
+    with torch.no_grad():
+        network.head.weight.fill_(float("nan"))
+    engine = Engine(torch.device("cpu"), torch.float32, (0.5,) * 3, (0.5,) * 3)
+    recipe = Recipe(tuner, Training(epochs=1, batch_size=8), CLASSES, 0)
+    with pytest.raises(TrainingError, match="learning rate"):
+        fit(network, _samples(None), _samples(None), recipe, engine, tmp_path / "c.safetensors", lambda _: None)
+
+
+def test_a_damaged_checkpoint_starts_afresh(tmp_path: Path) -> None:
+    (tmp_path / "c.safetensors").write_bytes(b"half a file")
+    torn = _weights(_train("linear", tmp_path, torch.float32))
+    (tmp_path / "other").mkdir()
+    for name, weight in _weights(_train("linear", tmp_path / "other", torch.float32)).items():
+        np.testing.assert_array_equal(weight, torn[name])
+
+
+def test_schedule_and_balance() -> None:
+    rates = [scale_rate(step, 100, 10) for step in range(100)]
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[0] < 0.1 < rates[9] < 1
+    assert rates[-1] < 0.01
+    weights = balance_classes(np.array([0, 0, 0, 1]), 2)
+    assert (weights * torch.tensor([3.0, 1.0])).tolist() == pytest.approx([2.0, 2.0])
+
+
+def test_metrics_by_hand() -> None:
+    targets = np.array([0, 0, 0, 1])
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
+    scores = score_predictions(targets, probabilities, ("sound", "cracked"))
+    assert scores["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+    assert scores["recall/cracked"] == 1
+    assert scores["accuracy"] == 0.75
+    assert expected_calibration_error(targets, probabilities) == pytest.approx(0.15)
+
+
+def test_pixels_are_decoded_once_and_named_by_content(tmp_path: Path, images: Path) -> None:
+    import polars as pl
+
+    paths = sorted(path.relative_to(images).as_posix() for path in (images / "images").glob("*.jpg"))[:4]
+    manifest = pl.DataFrame({"id": paths, "path": paths, "crop": [[0, 0, 20, 30], None, None, None]})
+    pixels = load_pixels(manifest, images, 32, tmp_path, 100)
+    assert pixels.shape == (4, 32, 32, 3)
+    np.testing.assert_array_equal(pixels[0], decode_image(images / paths[0], 32, (0, 0, 20, 30)))
+    load_pixels(manifest, images, 32, tmp_path, 100)
+    assert len(list(tmp_path.iterdir())) == 1
+    load_pixels(manifest, images, 16, tmp_path, 100)
+    assert len(list(tmp_path.iterdir())) == 2
