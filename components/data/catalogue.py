@@ -1,6 +1,8 @@
-"""data/README.md: the table of domains, made from their files by `python -m components.data table`."""
+"""data/README.md: the domains and the layouts, made from their own files by `python -m components.data table`."""
 
-from components.domain import Domain, load_domain
+import inspect
+
+from components.domain import LAYOUTS, Domain, load_domain
 from components.workspace import Workspace
 
 HEAD = """# Domains
@@ -11,11 +13,26 @@ Made from the `domain.yaml` files by `python -m components.data table`; do not e
 |---|---|---|---|---|---|---|
 """
 
+LAYOUTS_HEAD = """
+## Layouts
+
+What `layout:` in domain.yaml and `tessera import --layout` may say. Write the name alone, or the name and its options:
+`layout: {kind: folders, images: images, masks: masks}`.
+"""
+
 
 def render_table(workspace: Workspace) -> str:
-    """Every domain of the workspace as one line of a Markdown table."""
+    """Every domain of the workspace as one line of a Markdown table, then what each layout looks like."""
     files = sorted((workspace.root / "data").glob("*/domain.yaml"))
-    return HEAD + "".join(_line(load_domain(path)) for path in files)
+    return HEAD + "".join(_line(load_domain(path)) for path in files) + LAYOUTS_HEAD + "".join(map(_explain, LAYOUTS))
+
+
+def _explain(kind: str) -> str:
+    """A layout in its own words, and its options with their defaults."""
+    record = LAYOUTS[kind]
+    options = {name: field.default for name, field in record.model_fields.items() if name != "kind"}
+    listed = ", ".join(f"`{name}: {'none' if value is None else value}`" for name, value in options.items())
+    return f"\n**{kind}** {' '.join((inspect.getdoc(record) or '').split())} Options: {listed}.\n"
 
 
 def _line(domain: Domain) -> str:

@@ -167,7 +167,7 @@ def rollback(workspace: Workspace, domain: str, reason: str, who: str | None = N
                 f"rollback of {domain}",
                 expected="a champion and, under the alias `previous`, the version that served before it",
                 found=f"champion {_name(champion)}, previous {_name(previous)}",
-                mend="Only a domain whose champion replaced another can go back: see `tessera ledger` for its past.",
+                mend=f"Only a domain whose champion replaced another can go back: see `tessera history {domain}`.",
             )
         append_record(
             domain,
@@ -276,7 +276,7 @@ def _require_version(domain: str, version: int) -> Version:
             f"{domain} version {version}",
             expected="a registered version",
             found="none of this number",
-            mend=f"Train one with `tessera train {domain}`, or look at the versions in MLflow.",
+            mend=f"Train one with `tessera retrain {domain}`, or look at the versions in MLflow.",
         )
     return found
 

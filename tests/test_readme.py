@@ -1,0 +1,42 @@
+"""The README's tree is the real one, and its commands exist."""
+
+import re
+
+from components.workspace import REPOSITORY
+from flows.cli import app
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def _described() -> set[str]:
+    """Paths in the annotated tree; indentation by two spaces says the folder."""
+    tree = README.split("```")[1]
+    found: set[str] = set()
+    folders: dict[int, str] = {}
+    for line in tree.splitlines()[2:]:
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        path = "".join(folders[level] for level in range(depth)) + name
+        if name.endswith("/"):
+            folders[depth] = name
+        found.add(path)
+    return found
+
+
+def test_the_tree_is_the_file_list() -> None:
+    modules = {
+        path.relative_to(REPOSITORY).as_posix()
+        for room in ("components", "flows")
+        for path in (REPOSITORY / room).rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    described = _described()
+    whole_folders = tuple(path for path in described if path.endswith("/") and path.count("/") > 2)
+    missing = {path for path in modules - described if not path.startswith(whole_folders)}
+    assert missing == set()
+    assert {path for path in described if not (REPOSITORY / path).exists()} == set()
+
+
+def test_every_command_is_described() -> None:
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert names <= set(re.findall(r"tessera (\w+)", README)) | {"demo"}
