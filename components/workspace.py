@@ -68,8 +68,8 @@ class Workspace:
         Raises WorkspaceError when the folder cannot be written.
         """
         require_writable(self.root)
-        for folder in (self.state, self.state / "mlflow", self.state / "prefect", self.state / "logs"):
-            folder.mkdir(parents=True, exist_ok=True)
+        for name in ("mlflow", "prefect", "logs", "locks"):
+            (self.state / name).mkdir(parents=True, exist_ok=True)
         settings = QUIET | {
             "TESSERA_WORKSPACE": str(self.root),
             "PREFECT_HOME": str(self.state / "prefect"),

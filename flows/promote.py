@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from components.data import versioning
 from components.errors import PromotionError
 from components.promotion import ledger, registry
 from components.promotion.gates import Context, Decision, decide
@@ -17,7 +18,6 @@ def promote(workspace: Workspace, name: str, version: int | None = None) -> dict
     from components import tracking
 
     plan = create_plan(workspace, name)
-    plan.load_manifest()
     tracking.connect(workspace)
     wanted = registry.CHALLENGER if version is None else version
     challenger = registry.load_version(name, wanted)
@@ -32,6 +32,7 @@ def promote(workspace: Workspace, name: str, version: int | None = None) -> dict
     if champion is not None and champion.version == challenger.version:
         reason = f"Version {champion.version} is the champion already."
         return describe_history(name) | {"verdict": "PROMOTE", "reason": reason}
+    versioning.refresh(workspace, name)
     decision = judge(plan, score_version(plan, challenger), champion)
     if decision.verdict == "PROMOTE":
         move_champion(plan, challenger, champion, decision)

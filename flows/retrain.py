@@ -7,11 +7,12 @@ an embedded one.
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -25,7 +26,7 @@ from components.promotion import registry
 from components.promotion.gates import Decision, score_frame
 from components.promotion.registry import Version
 from components.training.job import Job, Result, load_predictions, load_result
-from components.workspace import find_workspace
+from components.workspace import Workspace, find_workspace
 from flows import pages
 from flows.plan import Plan, create_plan
 from flows.progress import report
@@ -65,7 +66,7 @@ def retrain(
     place = find_workspace(Path(workspace) if workspace else None)
     place.activate()
     started = time.monotonic()
-    with FileLock(place.state / "locks" / f"retrain-{domain}.lock"):
+    with _turn(place, domain):
         report("stage", title="version images")
         plan = version_images(place, domain, overrides or [])
         report("stage-done", title="versioned images", note=f"{plan.version.files} files, {plan.version.md5[:12]}")
@@ -82,6 +83,21 @@ def retrain(
             raise
         tracking.end_retrain(parent, "FINISHED")
     return outcome
+
+
+@contextmanager
+def _turn(place: Workspace, domain: str) -> Iterator[None]:
+    """One retrain of a domain at a time; a second one waits and says so."""
+    lock = FileLock(place.state / "locks" / f"retrain-{domain}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        report("stage", title=f"wait for another retrain of {domain} to end")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _train_and_promote(plan: Plan, parent: str, summary: dict[str, Any], started: float) -> dict[str, Any]:
@@ -120,7 +136,7 @@ def _train_and_promote(plan: Plan, parent: str, summary: dict[str, Any], started
 
 
 @_task("version images")
-def version_images(workspace: Any, domain: str, overrides: Sequence[str]) -> Plan:
+def version_images(workspace: Workspace, domain: str, overrides: Sequence[str]) -> Plan:
     plan = create_plan(workspace, domain, overrides)
     versioning.push_version(workspace, domain)
     return plan

@@ -57,6 +57,7 @@ def deploy(workspace: Workspace) -> list[str]:
 
     domains = load_domains(workspace)
     with get_client(sync_client=True) as client:
+        # A deployment needs its pool, so the pools come first.
         known = {pool.name for pool in client.read_work_pools()}
         for pool in sorted({domain.work_pool for domain in domains} - known):
             client.create_work_pool(WorkPoolCreate(name=pool, type="process"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from components.errors import WorkspaceError
 from components.workspace import REPOSITORY, Workspace
 
+DEFAULT_POOL = "gpu"
 START_SECONDS = 120
 STOP_SECONDS = 15
 
@@ -84,6 +85,9 @@ def run_services(
 
     Raises WorkspaceError when a port is taken or a service ends by itself.
     """
+    from flows.schedules import deploy, load_domains
+
+    pools = sorted({domain.work_pool for domain in load_domains(workspace)} or {DEFAULT_POOL})
     servers, workers = create_services(workspace, prefect_port, mlflow_port, pools)
     for port, option in ((prefect_port, "--prefect-port"), (mlflow_port, "--mlflow-port")):
         _require_free(port, option)
@@ -98,8 +102,6 @@ def run_services(
             _wait_until_well(service)
         os.environ["PREFECT_API_URL"] = servers[0].env["PREFECT_API_URL"]
         os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{mlflow_port}"
-        from flows.schedules import deploy
-
         deployed = deploy(workspace)
         for service in workers:
             service.env = {key: os.environ[key] for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}

@@ -96,7 +96,7 @@ def _change(place: Path, line: str) -> None:
         (None, ["retrain", DOMAIN, "--set", "training.epoch=3"], ("epochs",)),
         (None, ["history", "partz"], ("parts",)),
         (None, ["compare", DOMAIN], ("tessera retrain parts",)),
-        (None, ["promote", DOMAIN], ("manifest.parquet",)),
+        (None, ["promote", DOMAIN], ("tessera retrain parts",)),
         (None, ["rollback", DOMAIN], ("previous",)),
         (None, ["predict", DOMAIN, "none.jpg"], ("none.jpg",)),
         (None, ["predict", DOMAIN, str(REPOSITORY / "README.md")], ("champion",)),

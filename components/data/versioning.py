@@ -109,18 +109,12 @@ def run_stage(workspace: Workspace, stage: str, name: str) -> None:
 
     Forced, because DVC cannot see that Tessera's own code changed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "error.json"
-        try:
-            _dvc(
-                workspace,
-                *("repro", "-q", "--single-item", "--force", f"{stage}@{name}"),
-                extra_env={"TESSERA_ERROR_FILE": str(told)},
-            )
-        except VersioningError:
-            if told.exists():
-                raise TesseraError.from_dict(json.loads(told.read_text())) from None
-            raise
+    _run_reproduction(workspace, "--single-item", "--force", f"{stage}@{name}")
+
+
+def refresh(workspace: Workspace, name: str) -> None:
+    """Run those stages whose inputs changed since they last ran."""
+    _run_reproduction(workspace, f"split@{name}")
 
 
 def git_commit(root: Path = REPOSITORY) -> str:
@@ -129,6 +123,18 @@ def git_commit(root: Path = REPOSITORY) -> str:
     if head is None:
         return "unknown"
     return head + ("+dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _run_reproduction(workspace: Workspace, *arguments: str) -> None:
+    """`dvc repro`; what a stage raised in its process is raised here."""
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "error.json"
+        try:
+            _dvc(workspace, "repro", "-q", *arguments, extra_env={"TESSERA_ERROR_FILE": str(told)})
+        except VersioningError:
+            if told.exists():
+                raise TesseraError.from_dict(json.loads(told.read_text())) from None
+            raise
 
 
 def _git(root: Path, *arguments: str) -> str | None:

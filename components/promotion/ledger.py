@@ -195,7 +195,7 @@ def _parse(domain: str, number: int, text: str) -> Record:
             f"ledger of {domain}, record {number}",
             expected="a record as Tessera writes it",
             found=f"{error.error_count()} faults, the first: {error.errors()[0]['msg']}",
-            mend=f"Someone edited the tags of the registered model; look at the tag {PREFIX}{number:06d} of {domain} in MLflow.",
+            mend=f"Someone edited the model's tags: look at {PREFIX}{number:06d} of {domain} in MLflow.",
         ) from None
 
 
