@@ -294,7 +294,9 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
         # Prefect's own console lines would cut through the progress display; its server still gets them.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         from flows.retrain import retrain as run
+        from flows.services import start_embedded_prefect
 
+        start_embedded_prefect(place)
         return run(domain=domain, workspace=str(place.root), overrides=overrides, force=force)
 
 
