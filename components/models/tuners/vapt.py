@@ -24,7 +24,7 @@ class VaptTuner(TunerBase):
     kernel: int = Field(default=2, ge=1, le=16)
     bottleneck: int = Field(default=8, ge=1, le=1024)
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    lr: LearningRate = 1e-2
+    lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 
     def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":

@@ -19,7 +19,7 @@ class VptTuner(TunerBase):
     deep: bool = True
     num_prompts: int = Field(default=10, ge=1, le=1000)
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    lr: LearningRate = 1e-2
+    lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 
     def _default_label(self) -> str:
