@@ -107,8 +107,14 @@ def check_device(_: Workspace) -> Check:
 
 
 def check_backbone(_: Workspace) -> Check:
-    mend = "Name trained weights in domain.yaml: `backbone: /path/to/weights.safetensors` or a timm model."
-    return Check(name="backbone", state="warning", found="the embedded default is untrained", mend=mend)
+    """The embedded weights are whole; no torch is needed to know."""
+    from components.models.embedded import load_card, require_embedded
+
+    try:
+        require_embedded()
+    except TesseraError as error:
+        return Check(name="backbone", state="error", found=str(error), mend=error.mend)
+    return Check(name="backbone", state="ok", found=f"embedded, sha256 {load_card().file_sha256[:12]}")
 
 
 CHECKS: tuple[Callable[[Workspace], Check], ...] = (

@@ -107,7 +107,7 @@ def test_the_backbone_in_the_record_is_loaded_without_a_hub(tmp_path: Path, monk
     again, found = load_adapter(tmp_path / "adapter")
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(again(images), network(images))
-    assert (found.backbone.img_size, found.backbone.trained) == (32, False)
+    assert (found.backbone.img_size, found.backbone.trained) == (32, True)
 
 
 def test_the_record_is_read_without_torch(saved: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from components.errors import BackboneError
+from components.models import embedded
 from components.models.backbones import hash_tensors, load_backbone
 from components.models.pretrain import distil, train
 from components.models.pretrain.evaluate import Bench, extract_features, score_features
@@ -188,3 +189,31 @@ class TestEvaluation:
         scores = score_features(features, bench.labels, bench.groups)
         assert scores.linear_probe == 100.0
         assert score_features(rng.normal(size=(40, 64)).astype(np.float32), bench.labels).knn < 80
+
+
+class TestShipped:
+    def test_the_file_has_the_sha256_on_its_card(self) -> None:
+        path, card = embedded.require_embedded(), embedded.load_card()
+        assert hash_tensors(load_file(path)) == card.tensors_sha256 == load_backbone("embedded").sha256
+        assert path.stat().st_size < 12e6
+        assert load_backbone("embedded").licence == card.licence == card.teacher.licence
+
+    def test_the_card_claims_more_than_random_numbers(self) -> None:
+        scores = embedded.load_card().scores.balanced_accuracy
+        for bench, readers in scores["embedded"].items():
+            assert all(value > scores["random"][bench][reader] for reader, value in readers.items())
+
+    def test_a_damaged_file_or_card_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(BackboneError, match="install Tessera again"):
+            embedded.load_card(tmp_path)
+        for name in ("embedded.safetensors", "embedded.json"):
+            (tmp_path / name).write_bytes((embedded.FOLDER / name).read_bytes())
+        assert embedded.require_embedded(tmp_path).parent == tmp_path
+        with (tmp_path / "embedded.safetensors").open("r+b") as file:
+            file.seek(5_000_000)
+            file.write(b"damaged")
+        with pytest.raises(BackboneError, match="expected sha256"):
+            embedded.require_embedded(tmp_path)
+        (tmp_path / "embedded.json").write_text("{}")
+        with pytest.raises(BackboneError, match="the card"):
+            embedded.load_card(tmp_path)

@@ -99,7 +99,7 @@ def test_a_candidate_carries_its_lineage(finished: dict[str, Any], result: Resul
         "fingerprint": "fingerprint-1",
         "backbone": "embedded",
         "backbone_sha256": result.backbone["sha256"],
-        "backbone_trained": "false",
+        "backbone_trained": "true",
         "adapter_sha256": result.adapter_sha256,
         "seed": "0",
         "tuner": "vpt-deep",

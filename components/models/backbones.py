@@ -1,6 +1,6 @@
 """Backbones: frozen vision transformers, by timm name, from a local safetensors file, or the embedded one.
 
-    load_backbone("embedded")                                        fixed random numbers, no download
+    load_backbone("embedded")                                        the small one inside this package
     load_backbone("vit_base_patch16_224.augreg_in21k", img_size=384) timm's weights, through the hub or its cache
     load_backbone("weights/vit_tiny_patch16_224.mine.safetensors")   a local file
 
@@ -16,7 +16,7 @@ import json
 import math
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,13 +122,8 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def _load_embedded(img_size: int | None) -> Backbone:
-    vit = embedded.create_embedded()
-    sha256 = hash_tensors(vit.state_dict())
-    size = _require_size("embedded", vit, img_size or embedded.IMG_SIZE)
-    if size != embedded.IMG_SIZE:
-        vit.set_input_size((size, size))
-    half = (0.5, 0.5, 0.5)
-    return Backbone("embedded", _freeze(vit), sha256, size, half, half, trained=False, licence="CC0-1.0")
+    """The file that ships with this package, if it is still the one on its card."""
+    return replace(_load_file("embedded", embedded.require_embedded(), img_size), licence=embedded.load_card().licence)
 
 
 def _load_file(name: str, path: Path, img_size: int | None) -> Backbone:
@@ -157,9 +152,10 @@ def _create_backbone(name: str, model: str, weights: Weights, config: Any, img_s
     # num_classes=0 on both sides keeps its check strict.
     overlay = {"state_dict": weights.tensors, "num_classes": 0, "custom_load": False}
     try:
-        vit = timm.create_model(
-            _architecture(model), pretrained=True, img_size=size, num_classes=0, pretrained_cfg_overlay=overlay
-        )
+        with torch.random.fork_rng(devices=[]):  # timm draws random weights first: the caller's dice stay as they were
+            vit = timm.create_model(
+                _architecture(model), pretrained=True, img_size=size, num_classes=0, pretrained_cfg_overlay=overlay
+            )
     except (RuntimeError, KeyError) as error:
         raise BackboneError(
             f"backbone {name}",

@@ -1,51 +1,77 @@
-"""The embedded backbone: a ViT-Tiny of fixed random numbers, so that everything runs with no download.
+"""The embedded backbone: a small pretrained network inside the package, so that everything works with no download.
 
-It has learned nothing: features of it show that the machinery works, not what the images hold. Its numbers
-come from SHAKE-256 of (seed, tensor name), not from a library's random generator, whose normal
-distribution differs between processors: the backbone's sha256 must be the same on every machine.
+`embedded.safetensors` is a ViT-Tiny for 128 px, made by `python -m components.models.pretrain` from a teacher's
+hidden states on images made from nothing; `embedded.json`, its card, says from what, how, under which licence, and
+what its features are worth. The file is used only while it has the sha256 on the card. No torch here: `tessera
+doctor` asks, too.
 """
 
 import hashlib
-import math
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
+from pydantic import ValidationError
 
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
+from components.domain import Strict
+from components.errors import BackboneError
 
-ARCHITECTURE = "vit_tiny_patch16_224"
-IMG_SIZE = 128
-SEED = "tessera embedded 1"
+FOLDER = Path(__file__).resolve().parent
 
 
-def create_embedded() -> "VisionTransformer":
-    """ViT-Tiny, patch 16, 128 px, no classifier, filled with its fixed numbers."""
-    import timm
+class Teacher(Strict):
+    """The published network that was imitated."""
 
-    with torch.device("meta"):
-        vit = timm.create_model(ARCHITECTURE, pretrained=False, img_size=IMG_SIZE, num_classes=0)
-    state = {name: create_tensor(name, tuple(tensor.shape)) for name, tensor in vit.state_dict().items()}
-    vit.load_state_dict(state, strict=True, assign=True)
-    return vit
+    name: str
+    licence: str
+    source: str
+    file_sha256: str
 
 
-def create_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Norms are 1 and 0, biases 0, tokens of deviation 0.02; matrices of deviation 1/sqrt(inputs) keep the scale."""
-    if name.endswith("bias"):
-        return torch.zeros(shape)
-    if "norm" in name:
-        return torch.ones(shape)
-    tokens = name.endswith(("pos_embed", "_token"))
-    deviation = 0.02 if tokens else 1 / math.sqrt(math.prod(shape[1:]))
-    return _uniform(name, shape, deviation * math.sqrt(3))
+class Scores(Strict):
+    """Balanced accuracies in percent: bench -> reader -> value, for this network and for those beside it."""
+
+    command: str
+    protocol: str
+    balanced_accuracy: dict[str, dict[str, dict[str, float]]]
 
 
-def _uniform(name: str, shape: tuple[int, ...], bound: float) -> Tensor:
-    """Uniform in [-bound, bound): 24 bits a number, scaled by exact float32 operations only."""
-    digest = hashlib.shake_256(f"{SEED}/{name}".encode()).digest(4 * math.prod(shape))
-    whole = np.frombuffer(digest, "<u4") >> 8
-    unit = whole.astype(np.float32) / np.float32(2**23) - np.float32(1)
-    return torch.from_numpy(unit * np.float32(bound)).reshape(shape)
+class Card(Strict):
+    """What embedded.json says. file_sha256: of the file; tensors_sha256: as `Backbone.sha256`."""
+
+    architecture: str
+    img_size: int
+    licence: str
+    made: str
+    teacher: Teacher
+    command: str
+    images: int
+    seed: int
+    file_sha256: str
+    tensors_sha256: str
+    scores: Scores
+    notes: tuple[str, ...] = ()
+
+
+def load_card(folder: Path = FOLDER) -> Card:
+    """Raises BackboneError when the card is missing or says something else than a card does."""
+    path = folder / "embedded.json"
+    try:
+        return Card.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _damaged(path, "the card of the embedded backbone", str(error).splitlines()[0]) from None
+
+
+def require_embedded(folder: Path = FOLDER) -> Path:
+    """The weight file, whole. Raises BackboneError unless it has the sha256 on its card."""
+    path, expected = folder / "embedded.safetensors", load_card(folder).file_sha256
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise _damaged(path, f"a file of sha256 {expected}", error.strerror or str(error)) from None
+    if found != expected:
+        raise _damaged(path, f"sha256 {expected}", found)
+    return path
+
+
+def _damaged(path: Path, expected: str, found: str) -> BackboneError:
+    mend = "The installation is damaged: install Tessera again, or check the file out again."
+    return BackboneError(f"embedded backbone {path}", expected=expected, found=found, mend=mend)

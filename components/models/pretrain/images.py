@@ -4,7 +4,7 @@
     images.create_batch(step=7, count=48)      # (48, 128, 128, 3) uint8, the same at every call
 
 A batch is a function of (seed, step) alone, which is what makes a resumed run the same run. Textures are dear
-(about 8 ms) and images cheap (about 2 ms), so images are cut from a pool of textures of which a few are replaced
+(about 4 ms) and images cheap (about 1 ms), so images are cut from a pool of textures of which a few are replaced
 at every step; which texture lies in which place at which step is again arithmetic, not history.
 """
 

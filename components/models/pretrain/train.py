@@ -43,7 +43,7 @@ STATISTICS_BATCHES = 16
 class Settings:
     """What decides the result, beside the teacher. Pool: textures from which images are cut."""
 
-    images: int = 150_000
+    images: int = 168_000
     seed: int = 0
     batch_size: int = 48
     img_size: int = 128
