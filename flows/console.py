@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -197,7 +198,7 @@ def show_predictions(outcome: Mapping[str, Any]) -> None:
     for head in ("image", "class", "probability"):
         table.add_column(head)
     for row in outcome["predictions"]:
-        table.add_row(escape(row["path"]), row["label"], f"{row['probabilities'][row['label']]:.3f}")
+        table.add_row(escape(shorten_path(row["path"])), row["label"], f"{row['probabilities'][row['label']]:.3f}")
     OUT.print(table)
 
 
@@ -208,6 +209,12 @@ def show_doctor(outcome: Mapping[str, Any]) -> None:
         OUT.print(f"{mark[row['state']]} {row['name']:<12} {escape(row['found'])}")
         if row["mend"]:
             OUT.print(f"  [dim]mend:[/] {escape(row['mend'])}")
+
+
+def shorten_path(path: str, parts: int = 3) -> str:
+    """The end of a path, which tells images apart; the front is the same for all of them."""
+    ending = Path(path).parts[-parts:]
+    return path if len(ending) == len(Path(path).parts) else str(Path("…", *ending))
 
 
 def format_bytes(size: int) -> str:

@@ -91,8 +91,8 @@ def test_the_run_is_told_in_mlflow(road: Path, retrained: Answer) -> None:
     """Parent and children, parameters, epochs, pictures, the data's digest and the lineage."""
     import mlflow
 
-    mlflow.set_tracking_uri(f"sqlite:///{road / '.tessera' / 'mlflow' / 'mlflow.db'}")
-    client = mlflow.MlflowClient()
+    uri = f"sqlite:///{road / '.tessera' / 'mlflow' / 'mlflow.db'}"
+    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     outcome = retrained.outcome
     for row in outcome["candidates"]:
         run = client.get_run(row["run_id"])
