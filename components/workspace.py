@@ -71,12 +71,12 @@ class Workspace:
         for name in ("mlflow", "prefect", "logs", "locks"):
             (self.state / name).mkdir(parents=True, exist_ok=True)
         settings = QUIET | {
-            "TESSERA_WORKSPACE": str(self.root),
             "PREFECT_HOME": str(self.state / "prefect"),
             "DVC_SITE_CACHE_DIR": str(self.state / "dvc-site"),
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
             "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         }
+        os.environ["TESSERA_WORKSPACE"] = str(self.root)
         for key, value in settings.items():
             os.environ.setdefault(key, value)
 

@@ -269,7 +269,8 @@ def up(
         from flows import console
         from flows.services import run_services
 
-        run_services(place, prefect_port, mlflow_port, console.OUT.print)
+        # Unwrapped, so that the commands it prints can be copied.
+        run_services(place, prefect_port, mlflow_port, lambda text: console.OUT.print(text, soft_wrap=True))
         return {}
 
     _run(act, lambda _: None, False, workspace)

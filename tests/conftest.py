@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from components import tracking
 from components.data.synthetic import create_surface_defects
-from components.workspace import QUIET, REPOSITORY
+from components.workspace import QUIET, REPOSITORY, Workspace
 
 # Nothing a test starts may phone home, and two threads in two processes thrash two cores.
 os.environ.update(QUIET)
@@ -81,6 +82,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(tmp_path: Path, images: Path) -> Path:
     """A fresh workspace outside git whose domain `parts` has its images in place."""
     return create_workspace(tmp_path / "workspace", images)
+
+
+@pytest.fixture(scope="module")
+def mlflow_workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """An empty workspace whose SQLite store this process is connected to."""
+    place = Workspace(tmp_path_factory.mktemp("store"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        place.activate()
+        tracking.connect(place)
+        yield place
 
 
 def create_workspace(root: Path, images: Path, **changes: Any) -> Path:

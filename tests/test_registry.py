@@ -5,13 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from components import tracking
 from components.errors import PromotionError
 from components.promotion import ledger, registry
 from components.promotion.registry import load_version, register_challenger, rollback, set_champion
@@ -22,13 +21,8 @@ NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    place = Workspace(tmp_path_factory.mktemp("workspace"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        place.activate()
-        tracking.connect(place)
-        yield place
+def workspace(mlflow_workspace: Workspace) -> Workspace:
+    return mlflow_workspace
 
 
 @pytest.fixture

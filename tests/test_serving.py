@@ -31,12 +31,8 @@ from components.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    place = Workspace(tmp_path_factory.mktemp("workspace"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        place.activate()
-        yield place
+def workspace(mlflow_workspace: Workspace) -> Workspace:
+    return mlflow_workspace
 
 
 @pytest.fixture(scope="module")

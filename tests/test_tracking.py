@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -25,13 +24,8 @@ COMMIT = "c0ffee00" * 5
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    place = Workspace(tmp_path_factory.mktemp("workspace"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        place.activate()
-        tracking.connect(place)
-        yield place
+def workspace(mlflow_workspace: Workspace) -> Workspace:
+    return mlflow_workspace
 
 
 @pytest.fixture(scope="module")
