@@ -59,6 +59,16 @@ class Workspace:
         return self.state / "runs" / name
 
     @property
+    def cache(self) -> Path:
+        """What can be made again: decoded pixels."""
+        return self.state / "cache"
+
+    @property
+    def adapters(self) -> Path:
+        """Adapters fetched from the registry, one folder a hash."""
+        return self.cache / "adapters"
+
+    @property
     def tracking_uri(self) -> str:
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.state / 'mlflow' / 'mlflow.db'}"
 

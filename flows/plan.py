@@ -13,6 +13,7 @@ from components.data import versioning
 from components.data.manifest import load_manifest
 from components.data.versioning import DataVersion
 from components.domain import Domain, load_domain
+from components.models.embedded import load_card
 from components.models.tuners import Tuner, create_tuners
 from components.training.job import Job
 from components.workspace import REPOSITORY, Workspace
@@ -72,7 +73,7 @@ class Plan:
             domain=self.domain,
             manifest=self.manifest,
             raw=self.workspace.raw(self.domain.name),
-            cache=self.workspace.state / "cache",
+            cache=self.workspace.cache,
             data_version=self.version.md5,
             git_commit=self.code,
             **facts,
@@ -115,6 +116,8 @@ def hash_code() -> str:
 
 
 def _hash_backbone(name: str) -> str:
-    """A local weights file by its bytes; anything else is named well enough."""
+    """A local weights file by its bytes, the embedded one by its card; a timm name says enough."""
+    if name == "embedded":
+        return load_card().file_sha256
     path = Path(name)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".safetensors" and path.is_file() else name

@@ -27,7 +27,7 @@ def predict(workspace: Workspace, name: str, images: Sequence[Path]) -> dict[str
             found="none",
             mend=f"Train and promote one with `tessera retrain {name}`.",
         )
-    predictor = Predictor(registry.fetch_adapter(champion, workspace.state / "cache" / "adapters"))
+    predictor = Predictor(registry.fetch_adapter(champion, workspace.adapters))
     rows = [
         {
             "path": str(path),

@@ -35,7 +35,7 @@ def promote(workspace: Workspace, name: str, version: int | None = None) -> dict
     versioning.refresh(workspace, name)
     decision = judge(plan, score_version(plan, challenger), champion)
     if decision.verdict == "PROMOTE":
-        move_champion(plan, challenger, champion, decision)
+        move_champion(plan, challenger, None if champion is None else champion.version, decision)
     return describe_history(name) | {"verdict": decision.verdict, "reason": decision.reason}
 
 
@@ -63,18 +63,18 @@ def judge(plan: Plan, challenger: Result, champion: Version | None) -> Decision:
 
 def score_version(plan: Plan, version: Version) -> Result:
     """A registered version's predictions on the plan's held-out images."""
-    adapter = registry.fetch_adapter(version, plan.workspace.state / "cache" / "adapters")
+    adapter = registry.fetch_adapter(version, plan.workspace.adapters)
     folder = plan.folder / f"version-{version.version}"
     return run_job(plan.create_score_job(adapter, folder), f"version-{version.version}")
 
 
-def move_champion(plan: Plan, challenger: Version, champion: Version | None, decision: Decision) -> None:
-    """Compare and set, with the evidence's hash in the ledger."""
+def move_champion(plan: Plan, challenger: Version, expected: int | None, decision: Decision) -> None:
+    """Compare and set, with the evidence's hash in the ledger; `expected` is the champion that was judged against."""
     registry.set_champion(
         plan.workspace,
         plan.domain.name,
         challenger.version,
-        expected=None if champion is None else champion.version,
+        expected=expected,
         reason=decision.reason,
         verdict=decision.verdict,
         evidence_sha256=ledger.hash_evidence(decision.model_dump(mode="json")),

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from prefect import flow, task
@@ -24,7 +24,6 @@ from components.data import versioning
 from components.errors import TesseraError, TrackingError, VersioningError
 from components.promotion import registry
 from components.promotion.gates import Decision, score_frame
-from components.promotion.registry import Version
 from components.training.job import Job, Result, load_predictions, load_result
 from components.workspace import Workspace, find_workspace
 from flows import pages
@@ -33,6 +32,7 @@ from flows.progress import report
 from flows.promote import judge, mark_unchanged, move_champion
 from flows.train_candidate import run_job
 
+Made = TypeVar("Made")
 STATUS = {"PROMOTE": "done", "HOLD": "held", "REJECT": "rejected"}
 
 
@@ -247,8 +247,7 @@ def gate(plan: Plan, best: dict[str, Any], version: int) -> tuple[dict[str, Any]
     """The decision, and the champion it was made against."""
     tracking.connect(plan.workspace)
     champion = registry.load_version(plan.domain.name, registry.CHAMPION)
-    result = run_job(plan.create_jobs()[f"{best['tuner']}-s{best['seed']}"], best["tuner"])
-    decision = judge(plan, result, champion)
+    decision = judge(plan, _require(load_result(Path(best["folder"])), "result"), champion)
     return decision.model_dump(mode="json"), None if champion is None else champion.version
 
 
@@ -256,16 +255,16 @@ def gate(plan: Plan, best: dict[str, Any], version: int) -> tuple[dict[str, Any]
 def promote(plan: Plan, version: int, champion: int | None, decision: dict[str, Any]) -> int:
     """Move the alias if the champion still is the one that was judged against."""
     tracking.connect(plan.workspace)
-    challenger = _require(registry.load_version(plan.domain.name, version))
-    against = None if champion is None else registry.load_version(plan.domain.name, champion)
-    move_champion(plan, challenger, against, Decision.model_validate(decision))
+    challenger = _require(registry.load_version(plan.domain.name, version), "version")
+    move_champion(plan, challenger, champion, Decision.model_validate(decision))
     return version
 
 
-def _require(version: Version | None) -> Version:
-    if version is None:
-        raise LookupError("the version that was just registered is gone")
-    return version
+def _require(made: Made | None, what: str) -> Made:
+    """What an earlier task of this run left; its absence is a defect, or somebody else's hand."""
+    if made is None:
+        raise LookupError(f"the {what} this run made a moment ago is gone")
+    return made
 
 
 @_task("publish report")

@@ -22,8 +22,6 @@ from components.domain import Strict
 from components.errors import DataError, TesseraError, VersioningError, WorkspaceError
 from components.workspace import DISK_TROUBLE, REPOSITORY, Workspace, describe_disk_trouble
 
-STAGES = ("manifest", "validate", "split")
-
 
 class DataVersion(Strict):
     """One version of a domain's raw images; `md5` is DVC's name of the folder's content."""
