@@ -17,7 +17,7 @@ from components.models.pretrain.muon import orthogonalise
 from components.models.pretrain.textures import TEXTURES
 from components.models.pretrain.train import Settings, checkpoint_path, pretrain, snapshot
 
-TOY = Settings(images=12, seed=3, batch_size=4, img_size=32, pool=8)
+TOY = Settings(images=12, seed=3, batch_size=4, img_size=32, teacher_size=48, pool=8)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,15 @@ class TestDistillation:
         assert torch.allclose(states[-1][0], wanted[-1][0], atol=1e-5)
         assert not torch.allclose(states[-1][1], wanted[-1][1], atol=1e-2)
 
+    def test_states_of_a_finer_grid_are_averaged_over_area(self) -> None:
+        state = torch.arange(1.0, 18.0).reshape(1, 17, 1)  # class token 1, then 2..17 on a 4x4 grid
+        coarse = distil.resample_patches(state, (4, 4), (2, 2))
+        assert coarse.shape == (1, 5, 1)
+        assert coarse[0, 0] == 1
+        assert coarse[0, 1, 0] < state[0, 1:, 0].mean() < coarse[0, 4, 0]
+        assert torch.allclose(coarse[0, 1:].mean(), state[0, 1:].mean())
+        assert distil.resample_patches(state, (4, 4), (4, 4)) is state
+
     def test_the_loss_is_zero_for_the_teacher_and_weighs_the_class_token_as_eight_patches(self) -> None:
         states = [torch.randn(16, 5, 6, generator=torch.Generator().manual_seed(i)) for i in range(4)]
         targets = distil.measure_targets([states])
@@ -142,12 +151,21 @@ class TestRun:
         pretrain(teacher, broken, TOY)
         assert hash_tensors(load_file(whole)) == hash_tensors(load_file(broken))
 
+    def test_the_teacher_sees_enlarged_images_later_on(self, teacher: Path) -> None:
+        run = train.Run(teacher, TOY)
+        images = run.load_images(0)
+        own, enlarged = run.teach(images, enlarged=False), run.teach(images, enlarged=True)
+        assert [state.shape for state in own] == [state.shape for state in enlarged]
+        assert not torch.allclose(own[-1], enlarged[-1], atol=1e-2)
+        enlarged_at = [step >= train.OWN_SIZE_SHARE * TOY.steps for step in range(TOY.steps)]
+        assert enlarged_at == [False, False, True]
+
     def test_a_checkpoint_of_another_run_is_refused(self, teacher: Path, tmp_path: Path) -> None:
-        run = train.Run(load_backbone(str(teacher), TOY.img_size), TOY)
+        run = train.Run(teacher, TOY)
         run.train_step()
         path = tmp_path / "x.checkpoint.safetensors"
         train.save_checkpoint(path, run)
-        other = train.Run(load_backbone(str(teacher), TOY.img_size), Settings(12, 4, 4, 32, 8))
+        other = train.Run(teacher, Settings(12, 4, 4, 32, 48, 8))
         with pytest.raises(BackboneError, match="options it was made with"):
             train.load_checkpoint(path, other)
         path.write_bytes(path.read_bytes()[:1000])
@@ -155,12 +173,13 @@ class TestRun:
             train.load_checkpoint(path, run)
 
     def test_the_student_comes_nearer_to_the_teacher(self, teacher: Path) -> None:
-        run = train.Run(load_backbone(str(teacher), 32), Settings(images=16 * 120, batch_size=16, img_size=32, pool=8))
+        settings = Settings(images=16 * 120, batch_size=16, img_size=32, teacher_size=48, pool=8)
+        run = train.Run(teacher, settings)
         images = run.load_images(500)
 
         def measure() -> float:
             with torch.no_grad():
-                wanted = distil.hidden_states(run.teacher.vit, images)
+                wanted = run.teach(images, enlarged=False)
                 return float(distil.distillation_loss(run.student(images), wanted, run.targets)[1])
 
         before = measure()

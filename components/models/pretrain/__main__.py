@@ -22,7 +22,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     options = parse_options()
     torch.set_num_threads(options.threads)
-    settings = Settings(images=options.images, seed=options.seed)
+    settings = Settings(images=options.images, seed=options.seed, teacher_size=options.teacher_size)
     try:
         if options.snapshot:
             step = snapshot(options.teacher, options.snapshot, checkpoint_path(options.out), settings)
@@ -41,6 +41,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the file to make")
     parser.add_argument("--images", type=int, default=Settings.images)
     parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--teacher-size", type=int, default=Settings.teacher_size, help="pixels the teacher sees")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--snapshot", type=Path, help="write the unfinished run's moving average here, and stop")
     return parser.parse_args()

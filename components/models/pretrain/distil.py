@@ -86,6 +86,15 @@ def hidden_states(vit: Any, images: Tensor) -> list[Tensor]:
     return _run_blocks(vit, vit._pos_embed(vit.patch_embed(images)).float(), lambda _, state: state)
 
 
+def resample_patches(state: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """A hidden state on another grid: patches averaged over the area they share, the class token as it is."""
+    if grid == wanted:
+        return state
+    patches = state[:, 1:].transpose(1, 2).reshape(len(state), -1, *grid)
+    resampled = F.interpolate(patches, wanted, mode="bilinear", antialias=True)
+    return torch.cat([state[:, :1], resampled.flatten(2).transpose(1, 2)], 1)
+
+
 def use_plain_attention(vit: Any) -> Any:
     """Products and softmax instead of the fused kernel, with which a bfloat16 step on a CPU takes 1.7 times as long."""
     for block in vit.blocks:

@@ -18,6 +18,8 @@ Image = NDArray[np.uint8]
 POOL = 1024
 RENEWED = 3  # textures replaced at each step
 TEXTURE_SIDE = 256
+# Haematoxylin, eosin, diaminobenzidine: Ruifrok and Johnston 2001, Anal Quant Cytol Histol 23(4), 291-299.
+STAINS = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 
 cv2.setNumThreads(1)
 
@@ -58,8 +60,8 @@ class Images:
         return join_images(rng, batch)
 
     def create_image(self, rng: Rng) -> Image:
-        kinds = (self._layer, self._blend, self._scene, self._mixed)
-        image = kinds[rng.choice(4, p=(0.25, 0.25, 0.35, 0.15))](rng)
+        kinds = (self._layer, self._blend, self._scene, self._mixed, self._stained)
+        image = kinds[rng.choice(5, p=(0.2, 0.2, 0.3, 0.1, 0.2))](rng)
         if rng.random() < 0.2:
             for _ in range(rng.integers(1, 5)):
                 draw_line(rng, image, tuple(int(v) for v in rng.integers(0, 256, 3)))
@@ -104,6 +106,24 @@ class Images:
         stack = np.stack([self._grey(rng) for _ in range(3)], -1).astype(np.float32)
         matrix = rng.dirichlet((0.7, 0.7, 0.7), 3).astype(np.float32)
         return np.asarray(cv2.transform(stack, matrix), np.float32).astype(np.uint8)
+
+    def _stained(self, rng: Rng) -> Image:
+        """Dyes of uneven density over one another on a bright ground, as light sees them (Beer and Lambert)."""
+        density = np.zeros((self.side, self.side, 3), np.float32)
+        for dye in choose_dyes(rng):
+            amount = (self._grey(rng) / np.float32(255)) ** np.float32(np.exp(rng.normal(0.3, 0.5)))
+            density += amount[..., None] * dye * np.float32(np.exp(rng.normal(0.1, 0.5)))
+        ground = np.float32(rng.uniform(200, 256)) * rng.uniform(0.92, 1, 3).astype(np.float32)
+        return np.asarray(ground * np.exp(-density), np.float32).clip(0, 255).astype(np.uint8)
+
+
+def choose_dyes(rng: Rng) -> NDArray[np.float32]:
+    """Two or three optical densities (n, 3) in RGB: half near those of the pathologist's stains, half anything."""
+    count = int(rng.integers(2, 4))
+    dyes = (
+        STAINS[rng.permutation(len(STAINS))[:count]] if rng.random() < 0.5 else rng.dirichlet((0.8,) * 3, count) * 1.5
+    )
+    return np.asarray(dyes * np.exp(rng.normal(0, 0.2, (count, 3))), np.float32)
 
 
 def create_palette(rng: Rng) -> NDArray[np.uint8]:
