@@ -148,7 +148,11 @@ class Schedule(Strict):
 
 
 class Domain(Strict):
-    """Everything a `domain.yaml` may say."""
+    """Everything a `domain.yaml` may say.
+
+    backbone: `embedded`, a .safetensors path, a timm name, or `auto`: the hub's default if the hub answers, else the
+    embedded one.
+    """
 
     name: str = Field(pattern=NAME_PATTERN)
     task: Literal["classification"]
@@ -159,7 +163,7 @@ class Domain(Strict):
     split: Split = Split()
     validation: Validation = Validation()
     augmentation: Literal["none", "industrial", "pathology", "xray"] = "industrial"
-    backbone: str = "embedded"
+    backbone: str = "auto"
     img_size: int | None = Field(default=None, ge=16, le=2048)
     candidates: tuple[Mapping[str, Any], ...] = Field(
         default=({"kind": "linear"}, {"kind": "vpt"}, {"kind": "vapt"}, {"kind": "full"}), min_length=1

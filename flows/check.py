@@ -8,16 +8,21 @@ from components.data import versioning
 from components.errors import CheckFailed
 from components.workspace import Workspace
 from flows.plan import create_plan
+from flows.progress import report
 
 
 def check(workspace: Workspace, name: str) -> dict[str, Any]:
     """Run the stages up to the first that says no; the outcome holds every reason."""
+    report("stage", title="record the version of the images")
     plan = create_plan(workspace, name)
     problems: list[str] = []
     split = False
+    report("stage", title="read the labels")
     versioning.run_stage(workspace, "manifest", name)
     try:
+        report("stage", title="look at every image")
         versioning.run_stage(workspace, "validate", name)
+        report("stage", title="split by groups")
         versioning.run_stage(workspace, "split", name)
         split = True
     except CheckFailed as error:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -124,7 +124,8 @@ def check(domain: DomainArgument, as_json: JsonOption = False, workspace: Worksp
     def act(place: Any) -> Outcome:
         from flows.check import check as run
 
-        return run(place, domain)
+        with _live(as_json):
+            return run(place, domain)
 
     _run(act, _shower("show_check"), as_json, workspace, failed=lambda outcome: not outcome["ok"])
 
@@ -186,7 +187,8 @@ def promote(
     def act(place: Any) -> Outcome:
         from flows.promote import promote as run
 
-        return run(place, domain, version)
+        with _live(as_json):
+            return run(place, domain, version)
 
     _run(act, _shower("show_records"), as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PROMOTE")
 
@@ -353,11 +355,10 @@ def _shower(name: str) -> Callable[[Outcome], None]:
 
 
 def _live(as_json: bool) -> AbstractContextManager[None]:
-    if as_json:
-        return nullcontext()
-    from flows.console import live
+    from flows.console import live, tell
+    from flows.progress import listening
 
-    return live()
+    return listening(tell) if as_json else live()
 
 
 def _own_stdout() -> Any:

@@ -45,6 +45,8 @@ class Live:
             self.progress.update(self.stage, description=event["title"], visible=True)
         elif kind == "stage-done":
             self.progress.console.print(f"[green]✓[/] {escape(event['title'])} [dim]{escape(event.get('note', ''))}[/]")
+        elif kind == "note":
+            self.progress.console.print(event["text"], markup=False, style="dim", soft_wrap=True)
         elif kind == "candidates":
             self.total = event["count"] * event["epochs"]
             self.progress.update(self.stage, visible=False)
@@ -88,6 +90,12 @@ def live() -> Iterator[None]:
     )
     with Progress(*columns, console=OUT, transient=True, redirect_stderr=False) as progress, listening(Live(progress)):
         yield
+
+
+def tell(event: Event) -> None:
+    """Without a live display only what a person should know, and not on stdout, which is for the answer."""
+    if event["event"] == "note":
+        ERR.print(event["text"], markup=False, soft_wrap=True)
 
 
 def show_retrain(outcome: Mapping[str, Any]) -> None:

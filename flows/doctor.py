@@ -117,6 +117,15 @@ def check_backbone(_: Workspace) -> Check:
     return Check(name="backbone", state="ok", found=f"embedded, sha256 {load_card().file_sha256[:12]}")
 
 
+def check_hub(_: Workspace) -> Check:
+    """Out of reach is no fault: it decides what a domain that names no backbone gets."""
+    from components.models.hub import DEFAULT, EMBEDDED, why_unreachable
+
+    reason = why_unreachable()
+    found = f"out of reach ({reason}); default backbone: {EMBEDDED}" if reason else f"default backbone: {DEFAULT}"
+    return Check(name="hub", state="ok", found=found)
+
+
 CHECKS: tuple[Callable[[Workspace], Check], ...] = (
     check_python,
     check_versions,
@@ -126,6 +135,7 @@ CHECKS: tuple[Callable[[Workspace], Check], ...] = (
     check_store,
     check_device,
     check_backbone,
+    check_hub,
 )
 
 

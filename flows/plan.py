@@ -14,9 +14,11 @@ from components.data.manifest import load_manifest
 from components.data.versioning import DataVersion
 from components.domain import Domain, load_domain
 from components.models.embedded import load_card
+from components.models.hub import EMBEDDED, choose_backbone
 from components.models.tuners import Tuner, create_tuners
 from components.training.job import Job
 from components.workspace import REPOSITORY, Workspace
+from flows.progress import report
 
 #: Keys of domain.yaml that describe or schedule; changing them changes no result.
 UNRELATED = {"title", "description", "source", "licence", "citation", "schedule", "work_pool"}
@@ -92,6 +94,10 @@ def load_checked_domain(workspace: Workspace, name: str, overrides: Sequence[str
 def create_plan(workspace: Workspace, name: str, overrides: Sequence[str] = ()) -> Plan:
     """Read the domain and record the version of its images as they are now."""
     domain = load_checked_domain(workspace, name, overrides)
+    backbone, told = choose_backbone(domain.backbone)
+    if told:
+        domain = domain.model_copy(update={"backbone": backbone})
+        report("note", text=told)
     versioning.require_repository(workspace)
     versioning.register_domain(workspace, name)
     version = versioning.record_version(workspace, name)
@@ -117,7 +123,7 @@ def hash_code() -> str:
 
 def _hash_backbone(name: str) -> str:
     """A local weights file by its bytes, the embedded one by its card; a timm name says enough."""
-    if name == "embedded":
+    if name == EMBEDDED:
         return load_card().file_sha256
     path = Path(name)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".safetensors" and path.is_file() else name

@@ -10,6 +10,7 @@ from components.promotion.registry import Version
 from components.training.job import Result, load_predictions
 from components.workspace import Workspace
 from flows.plan import Plan, create_plan
+from flows.progress import report
 from flows.train_candidate import run_job
 
 
@@ -17,6 +18,7 @@ def promote(workspace: Workspace, name: str, version: int | None = None) -> dict
     """Judge a version (the challenger when none is named) against the present champion; promote it if it passes."""
     from components import tracking
 
+    report("stage", title="find the versions")
     plan = create_plan(workspace, name)
     tracking.connect(workspace)
     wanted = registry.CHALLENGER if version is None else version
@@ -32,6 +34,7 @@ def promote(workspace: Workspace, name: str, version: int | None = None) -> dict
     if champion is not None and champion.version == challenger.version:
         reason = f"Version {champion.version} is the champion already."
         return describe_history(name) | {"verdict": "PROMOTE", "reason": reason}
+    report("stage", title="score both on the same test images")
     versioning.refresh(workspace, name)
     decision = judge(plan, score_version(plan, challenger), champion)
     if decision.verdict == "PROMOTE":

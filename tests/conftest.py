@@ -19,6 +19,7 @@ from components.workspace import QUIET, REPOSITORY, Workspace
 
 # Nothing a test starts may phone home, and two threads in two processes thrash two cores.
 os.environ.update(QUIET)
+os.environ["HF_HUB_OFFLINE"] = "1"  # nor be another test where there is a network
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DOMAIN = "parts"
@@ -29,6 +30,7 @@ TINY = {
     "layout": {"kind": "csv", "mask": "mask", "boxes": "boxes"},
     "group": "lot",
     "slices": ["surface"],
+    "backbone": "embedded",
     "img_size": 32,
     "candidates": ["linear", {"kind": "vpt", "num_prompts": 2}],
     "training": {"epochs": 2, "warmup_epochs": 0.5, "batch_size": 16},

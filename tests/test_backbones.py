@@ -3,7 +3,9 @@
 import json
 import os
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 from vits import create_vit
 
 from components.errors import BackboneError
-from components.models import backbones
+from components.models import backbones, hub
 from components.models.backbones import Backbone, hash_tensors, load_backbone, require_plain_vit
 from components.models.embedded import load_card
 
@@ -46,6 +48,8 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv(hub.ANSWER, "")
+    monkeypatch.delenv(hub.ANSWER)
     return tmp_path / "cache"
 
 
@@ -172,6 +176,55 @@ class TestHub:
         with pytest.raises(BackboneError, match=r"no answer from http://127\.0\.0\.1:9.*called test_vit\.safetensors"):
             load_backbone(SMALL)
         assert time.monotonic() - begin < 10
+
+    def test_none_named_and_no_hub_means_the_embedded_one_and_says_so(self, no_hub: Path) -> None:
+        name, told = hub.choose_backbone(hub.UNNAMED)
+        assert name == "embedded"
+        assert "out of reach (no answer from http://127.0.0.1:9" in told
+        assert load_backbone(hub.UNNAMED).name == "embedded"
+        assert hub.choose_backbone("vit_tiny_patch16_224") == ("vit_tiny_patch16_224", "")
+
+    def test_the_answer_is_asked_for_once_and_within_two_seconds(
+        self, no_hub: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = []
+
+        def hang(address: str) -> str:
+            asked.append(address)
+            time.sleep(5)
+            return ""
+
+        monkeypatch.setattr(hub, "_ask", hang)  # a name server that does not answer
+        begin = time.monotonic()
+        reasons = {hub.why_unreachable() for _ in range(3)}
+        assert time.monotonic() - begin < 2
+        assert reasons == {"no answer from http://127.0.0.1:9 in 1.5 s"}
+        assert len(asked) == 1
+
+    def test_a_hub_that_answers_is_the_default_and_so_is_what_it_left_on_this_disk(
+        self, no_hub: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from huggingface_hub import constants
+
+        class Refuse(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.send_error(403)
+
+            def log_message(self, *_: object) -> None: ...
+
+        with HTTPServer(("127.0.0.1", 0), Refuse) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+            assert hub.choose_backbone(hub.UNNAMED)[0] == hub.DEFAULT
+            server.shutdown()
+        monkeypatch.setenv(hub.ANSWER, "no answer")
+        assert hub.choose_backbone(hub.UNNAMED)[0] == "embedded"
+        repository = no_hub / f"models--timm--{hub.DEFAULT}"
+        for part in (repository / "refs", repository / "snapshots" / "abc"):
+            part.mkdir(parents=True)
+        (repository / "refs" / "main").write_text("abc")
+        (repository / "snapshots" / "abc" / "model.safetensors").write_bytes(b"")
+        assert hub.choose_backbone(hub.UNNAMED)[0] == hub.DEFAULT
 
     def test_offline_by_wish(self, no_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from huggingface_hub import constants

@@ -115,6 +115,14 @@ def test_bad_usage_is_one_paragraph(workspace: Path, spoil: Spoil, command: list
     assert len(answer.stderr.strip().splitlines()) == 1
 
 
+def test_a_backbone_that_nobody_named_is_told_in_one_line(workspace: Path) -> None:
+    _change(workspace, "backbone: auto\n")
+    answer = run_tessera(workspace, "check", DOMAIN)
+    assert answer.code == 0
+    line = "No backbone is named and the hub is out of reach (HF_HUB_OFFLINE is set): the embedded one."
+    assert [text for text in answer.stderr.splitlines() if "backbone" in text] == [line]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "words"),

@@ -21,7 +21,7 @@ def _write(folder: Path, text: str, name: str = "tiles") -> Path:
 
 def test_smallest_legal_file_is_four_lines(tmp_path: Path) -> None:
     domain = load_domain(_write(tmp_path, SMALLEST))
-    assert (domain.layout.kind, domain.backbone, domain.training.seeds) == ("folders", "embedded", (0,))
+    assert (domain.layout.kind, domain.backbone, domain.training.seeds) == ("folders", "auto", (0,))
     assert [tuner.label for tuner in create_tuners(domain.candidates)] == ["linear", "vpt-deep", "vapt", "full"]
 
 

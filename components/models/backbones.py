@@ -14,8 +14,6 @@ import difflib
 import hashlib
 import json
 import math
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +23,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from components.errors import BackboneError
-from components.models import embedded
+from components.models import embedded, hub
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-HUB_SECONDS = 5.0  # to wait for the hub's first answer
+HUB_SECONDS = 5.0  # to wait for the answer about one file
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npz", ".tar")
 
 
@@ -65,7 +63,8 @@ def load_backbone(name: str, img_size: int | None = None) -> Backbone:
 
     Raises BackboneError for an unknown name, a damaged file, a hub out of reach or a network that is no plain ViT.
     """
-    if name == "embedded":
+    name, _ = hub.choose_backbone(name)
+    if name == hub.EMBEDDED:
         return _load_embedded(img_size)
     path = Path(name).expanduser()
     if path.suffix == ".safetensors":
@@ -123,7 +122,9 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
 
 def _load_embedded(img_size: int | None) -> Backbone:
     """The file that ships with this package, if it is still the one on its card."""
-    return replace(_load_file("embedded", embedded.require_embedded(), img_size), licence=embedded.load_card().licence)
+    return replace(
+        _load_file(hub.EMBEDDED, embedded.require_embedded(), img_size), licence=embedded.load_card().licence
+    )
 
 
 def _load_file(name: str, path: Path, img_size: int | None) -> Backbone:
@@ -251,26 +252,12 @@ def _fetch_weights(name: str, config: Any) -> Path:
     try:
         return Path(hf_hub_download(config.hf_hub_id, file, local_files_only=True))
     except LocalEntryNotFoundError:
-        _require_hub(name)
+        if reason := hub.why_unreachable():
+            raise _unreachable(name, f"no such file in the cache, and {reason}") from None
     try:
         return Path(hf_hub_download(config.hf_hub_id, file, etag_timeout=HUB_SECONDS))
     except (HTTPError, OSError) as error:
         raise _unreachable(name, str(error).strip().splitlines()[0]) from None
-
-
-def _require_hub(name: str) -> None:
-    """Ask once, for seconds: the hub's own client retries an absent network for half a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise _unreachable(name, "no such file in the cache, and HF_HUB_OFFLINE set")
-    try:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
-    except urllib.error.HTTPError:
-        return  # it answers; what it says is better judged by its own client, which knows tokens and redirects
-    except OSError as error:
-        raise _unreachable(name, f"no answer from {constants.ENDPOINT} ({error})") from None
 
 
 def _unreachable(name: str, found: str) -> BackboneError:

@@ -38,7 +38,7 @@ Tensors = dict[str, Tensor]
 MUON_LR, ADAMW_LR, EMA = 0.012, 4e-3, 0.998
 WARMUP_STEPS, CLIP, FORCED_SHARE = 100, 1.0, 0.12
 # Enlarged images make a better teacher (linear probe and kNN on lc25000_lung: 92.1 and 89.1 at 128 px, 93.8 and 92.4
-# at 192) but a harder one to begin with: after 8,000 images its student is at 51 and 23 on magnetic_tile, not 61 and 33.
+# at 192) but a harder one to begin with: 8,000 images take its student to 51 and 23 on magnetic_tile, not 61 and 33.
 OWN_SIZE_SHARE = 0.4
 STATISTICS_BATCHES = 16
 

@@ -1,0 +1,65 @@
+"""The model hub: does it answer, and which backbone is meant where a domain names none. No torch here.
+
+Asked once a run: the answer is kept in the environment, which training processes inherit.
+"""
+
+import os
+import threading
+import urllib.error
+import urllib.request
+
+SECONDS = 1.5  # for the whole question, names looked up included
+ANSWER = "TESSERA_HUB"  # `answers`, or why it does not
+
+UNNAMED = "auto"
+EMBEDDED = "embedded"
+#: ViT-B/16 supervised on ImageNet-21k, Apache-2.0: the backbone of the VPT and VAPT papers.
+DEFAULT = "vit_base_patch16_224.augreg_in21k"
+
+
+def choose_backbone(named: str) -> tuple[str, str]:
+    """The backbone meant by a domain, and, where it names none, the line that tells a person which and why."""
+    if named != UNNAMED:
+        return named, ""
+    if _is_cached(DEFAULT):
+        return DEFAULT, f"No backbone is named: {DEFAULT}, which is on this disk."
+    if reason := why_unreachable():
+        return EMBEDDED, f"No backbone is named and the hub is out of reach ({reason}): the embedded one."
+    return DEFAULT, f"No backbone is named: {DEFAULT} from the hub."
+
+
+def why_unreachable() -> str:
+    """'' if the hub answers, else the reason; found out in under two seconds and remembered.
+
+    A thread bounds the whole of it: looking up a name heeds no timeout, and the hub's own client retries an absent
+    network for half a minute.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if ANSWER not in os.environ:
+        reasons: list[str] = []
+        asking = threading.Thread(target=lambda: reasons.append(_ask(constants.ENDPOINT)), daemon=True)
+        asking.start()
+        asking.join(SECONDS)
+        silence = f"no answer from {constants.ENDPOINT} in {SECONDS} s"
+        os.environ[ANSWER] = (reasons[0] if reasons else silence) or "answers"
+    answer = os.environ[ANSWER]
+    return "" if answer == "answers" else answer
+
+
+def _ask(address: str) -> str:
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=SECONDS).close()
+    except urllib.error.HTTPError:
+        return ""  # it answers; what it says is better judged by its own client, which knows tokens and redirects
+    except OSError as error:
+        return f"no answer from {address}: {getattr(error, 'reason', error)}"
+    return ""
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(f"timm/{name}", "model.safetensors"), str)
