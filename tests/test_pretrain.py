@@ -11,7 +11,7 @@ from components.errors import BackboneError
 from components.models import embedded
 from components.models.backbones import hash_tensors, load_backbone
 from components.models.pretrain import distil, train
-from components.models.pretrain.evaluate import Bench, extract_features, score_features
+from components.models.pretrain.evaluate import Bench, extract_features, read_defects, score_features, score_patches
 from components.models.pretrain.images import Images
 from components.models.pretrain.muon import orthogonalise
 from components.models.pretrain.textures import TEXTURES
@@ -203,11 +203,33 @@ class TestEvaluation:
             paths.append(tmp_path / f"{index}.png")
             Image.fromarray(rng.integers(0, 90, (20, 30, 3), np.uint8) + np.uint8(150 * (index % 2))).save(paths[-1])
         bench = Bench("toy", tuple(paths), np.array(["dark", "light"] * 20), np.arange(40) // 2)
-        features = extract_features(load_backbone(str(teacher), 32), bench.paths)
+        backbone = load_backbone(str(teacher), 32)
+        features = extract_features(backbone, bench.paths).images
         assert features.shape == (40, 64)
+        enlarged = extract_features(load_backbone(str(teacher), 48), bench.paths, img_size=32)
+        assert (enlarged.images.shape, enlarged.patches.shape) == ((40, 64), (40, 2, 2, 64))
+        assert not np.allclose(enlarged.images, features, atol=1e-2)
         scores = score_features(features, bench.labels, bench.groups)
         assert scores.linear_probe == 100.0
         assert score_features(rng.normal(size=(40, 64)).astype(np.float32), bench.labels).knn < 80
+
+    def test_defects_are_found_by_patches(self, tmp_path: Path) -> None:
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        patches, masks = rng.normal(size=(30, 2, 2, 8)).astype(np.float32), []
+        for index in range(30):
+            masks.append(tmp_path / f"{index}.png")
+            if index % 3 == 0:  # a corner is defective, by a bit more than a quarter of its cell
+                pixels = np.zeros((20, 40), np.uint8)
+                pixels[4:10, 9:20] = 255
+                Image.fromarray(pixels).save(masks[-1])
+                patches[index, 0, 0, 3] += 8
+        assert read_defects(masks[0], 2, 2).tolist() == [[True, False], [False, False]]
+        assert not read_defects(masks[1], 2, 2).any()
+        assert score_patches(patches, masks) > 95
+        assert score_patches(patches, masks, np.arange(30) // 2) > 95
+        assert score_patches(rng.normal(size=patches.shape).astype(np.float32), masks) < 40
 
 
 class TestShipped:
