@@ -14,7 +14,7 @@ def score_predictions(
 
     A class without an image here has no recall and is left out of the balanced accuracy.
     """
-    from sklearn.metrics import accuracy_score, f1_score, recall_score  # type: ignore[import-untyped]
+    from sklearn.metrics import accuracy_score, f1_score, recall_score
 
     predicted = probabilities.argmax(axis=1)
     present = np.unique(targets)
