@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from golden import BOUND, WAYS, Way, create_encoder, measure_errors, run
 from safetensors.torch import load_file
 
 from components.models.backbones import Backbone
+from components.models.encoders import PromptedEncoder
 from components.models.network import Network, create_network
 from components.models.tuners import create_tuners
 
@@ -18,80 +20,19 @@ RECORD = json.loads((GOLDEN / "golden.json").read_text())
 CASES = sorted(RECORD["cases"])
 
 
-def load_case(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+def load_case(name: str) -> tuple[PromptedEncoder, dict[str, torch.Tensor]]:
     """The encoder as the record configures it, holding the golden parameters, and the golden tensors."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    case, tensors = RECORD["cases"][name], load_file(GOLDEN / f"{name}.safetensors")
-    vit = VisionTransformer(
-        img_size=case["img_size"], patch_size=16, embed_dim=48, depth=4, num_heads=3, num_classes=0, global_pool="token"
-    )
-    backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-    vit.load_state_dict(backbone, strict=True)
-    config = case["prompt_config"]
-    options: dict[str, Any] = {"kind": "vpt", "deep": config["DEEP"], "num_prompts": config["NUM_TOKENS"]}
-    if config.get("ADAPTIVE"):
-        options = {"kind": "vapt", "num_prompts": config["NUM_TOKENS"], "static_blocks": config["VPT_DEPTH"]}
-        options |= {"kernel": config["KERNEL"], "bottleneck": config["HIDDEN_DIM"]}
-    (tuner,) = create_tuners([options])
-    encoder = tuner.apply(vit.eval())
-    with torch.no_grad():
-        for ours, theirs in golden_parameters(encoder, tensors, "").items():
-            encoder.get_parameter(ours).copy_(theirs)
-    return encoder.eval(), tensors
-
-
-def golden_parameters(encoder: Any, tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Golden prompt parameters (`prefix` '') or their gradients (`grad.`) under our names and in our shapes."""
-    first = tensors[f"{prefix}prompt.first"]
-    deep = [tensors[f"{prefix}prompt.deep"]] if f"{prefix}prompt.deep" in tensors else []
-    static = "prompts.static.tokens" if f"{prefix}vapt.proj.up.weight" in tensors else "prompts.tokens"
-    found = {static: torch.cat([first, *deep])}
-    for name, tensor in tensors.items():
-        if name.startswith(f"{prefix}vapt."):
-            found[rename(name.removeprefix(f"{prefix}vapt."))] = tensor
-    assert found.keys() == {name for name, p in encoder.named_parameters() if p.requires_grad}
-    return found
-
-
-def rename(name: str) -> str:
-    """`token.0.conv.weight` -> `prompts.tokenwise.0.kernel`, and so on."""
-    kind, *rest = name.split(".")
-    if kind == "proj":
-        return f"prompts.featurewise.{'.'.join(rest)}"
-    index, *rest = rest
-    inner = {"norm": "norm.", "token": ""}[kind] + ".".join(rest)
-    return f"prompts.tokenwise.{index}.{inner}".replace("conv.weight", "kernel")
-
-
-def run_case(encoder: Any, tensors: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    images = (tensors["input.image_u8"].to(dtype) / 255 - 0.5) / 0.5
-    features: torch.Tensor = encoder.to(dtype)(images)
-    (features * tensors["loss.weight"]).sum().backward()
-    return features.detach()
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    return create_encoder(RECORD["cases"][name], tensors), tensors
 
 
 # In float64 the distance is the reference's own rounding, the same on every machine: 3.5e-6 for features and
 # 7.5e-6 for gradients at the worst. In float32 ours comes on top.
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-
-
-@DTYPES
+@pytest.mark.parametrize("way", [pytest.param(way, id=f"{way.form}-{way.attention}-{way.dtype}") for way in WAYS])
 @pytest.mark.parametrize("name", CASES)
-def test_features_are_the_references(name: str, dtype: torch.dtype) -> None:
-    encoder, tensors = load_case(name)
-    assert (run_case(encoder, tensors, dtype) - tensors["out.cls"]).abs().max() <= 1e-5
-
-
-@DTYPES
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_are_the_references(name: str, dtype: torch.dtype) -> None:
-    encoder, tensors = load_case(name)
-    run_case(encoder, tensors, dtype)
-    for parameter, reference in golden_parameters(encoder, tensors, "grad.").items():
-        gradient = encoder.get_parameter(parameter).grad
-        bound = 1e-5 * max(1.0, float(reference.abs().max()))
-        assert (gradient - reference).abs().max() <= bound, parameter
+def test_every_form_is_the_references(name: str, way: Way) -> None:
+    errors = measure_errors(RECORD["cases"][name], load_file(GOLDEN / f"{name}.safetensors"), way)
+    assert max(errors.features, errors.gradients, errors.plain) <= BOUND
 
 
 def test_the_golden_files_are_whole() -> None:
@@ -107,7 +48,7 @@ def test_vapt_starts_with_adaptive_prompts_exactly_zero() -> None:
     encoder, tensors = load_case("vapt_init_zero_linear")
     x = torch.randn(2, 197, 48)
     assert all(not encoder.prompts(index, x).any() for index in (1, 2, 3))
-    run_case(encoder, tensors)
+    run(encoder, tensors, torch.float32)
     size = {n: float(p.grad.abs().max()) for n, p in encoder.named_parameters() if p.grad is not None}
     loud = {"prompts.static.tokens"} | {f"prompts.tokenwise.{j}.linear.weight" for j in range(3)}
     faint = {f"prompts.tokenwise.{j}.linear.bias" for j in range(3)}

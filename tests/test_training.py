@@ -14,8 +14,9 @@ from components.domain import Training
 from components.errors import TrainingError
 from components.models.network import Network, create_network
 from components.models.tuners import TUNERS, create_tuners
+from components.training.checkpoint import Progress, save_checkpoint
 from components.training.evaluate import Engine
-from components.training.fit import Recipe, balance_classes, fit, scale_rate
+from components.training.fit import Recipe, balance_classes, create_optimizer, fit, scale_rate
 from components.training.metrics import expected_calibration_error, score_predictions
 
 CLASSES = ("a", "b", "c")
@@ -44,7 +45,7 @@ def _train(kind: str, folder: Path, dtype: torch.dtype, *, die_after: int = 0, w
         if len(seen) == die_after:
             raise Killed
 
-    engine = Engine(torch.device("cpu"), dtype, (0.5,) * 3, (0.5,) * 3)
+    engine = Engine(torch.device("cpu"), dtype, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
     train, val = _samples(Augmentation("industrial", 0)), _samples(None)
     fit(network, train, val, Recipe(tuner, training, CLASSES, 0), engine, folder / "c.safetensors", report)
     return network
@@ -70,6 +71,18 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert whole.keys() == resumed.keys()
     for name, weight in whole.items():
         np.testing.assert_array_equal(weight, resumed[name], err_msg=name)
+
+
+def test_a_resumed_run_keeps_the_attention_it_began_with(tmp_path: Path) -> None:
+    network = create_network(create_backbone(), create_tuners([{"kind": "vpt"}])[0], len(CLASSES), 0)
+    optimizer = create_optimizer(network, create_tuners([{"kind": "vpt"}])[0])
+    weights: dict[str, torch.Tensor] = dict(network.trainable_parameters())
+    best = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    save_checkpoint(tmp_path / "c.safetensors", Progress(4, best=best, fused_attention=True), weights, optimizer)
+    engine = Engine(torch.device("cpu"), torch.float32, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
+    recipe = Recipe(create_tuners([{"kind": "vpt"}])[0], Training(epochs=4, batch_size=8), CLASSES, 0)
+    fit(network, _samples(None), _samples(None), recipe, engine, tmp_path / "c.safetensors", lambda _: None)
+    assert all(block.attn.fused_attn for block in network.encoder.vit.blocks)
 
 
 def test_any_number_of_workers_gives_the_same_batches() -> None:
@@ -105,7 +118,7 @@ def test_a_loss_that_is_not_a_number_stops_with_advice(tmp_path: Path) -> None:
     network = create_network(create_backbone(), tuner, len(CLASSES), 0)
     with torch.no_grad():
         network.head.weight.fill_(float("nan"))
-    engine = Engine(torch.device("cpu"), torch.float32, (0.5,) * 3, (0.5,) * 3)
+    engine = Engine(torch.device("cpu"), torch.float32, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
     recipe = Recipe(tuner, Training(epochs=1, batch_size=8), CLASSES, 0)
     with pytest.raises(TrainingError, match="learning rate"):
         fit(network, _samples(None), _samples(None), recipe, engine, tmp_path / "c.safetensors", lambda _: None)

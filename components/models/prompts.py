@@ -6,11 +6,10 @@
 Letters: B images, S prefix tokens (CLS, registers), H x W patch grid, N prompts, D embed_dim, L blocks,
 r bottleneck, A adaptive blocks. A token sequence is always [prefix | prompts | patches].
 
-`forward_prompted` is the only forward; a tuner differs from another in its prompt source alone: a module
-called before every block with the tokens that enter it, which answers with that block's prompts.
+`forward_prompted` is the definition, `fast.forward_fast` computes the same for less; a tuner differs from another in
+its prompt source alone: a module asked before every block, with the tokens that enter it, for that block's prompts.
 """
 
-import copy
 import math
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,9 +24,18 @@ if TYPE_CHECKING:
 
 
 class PromptSource(Protocol):
-    """`source(index, x)`: prompts (B, N, D) for block `index`, or None to let the previous block's outputs flow on."""
+    """`source(index, x)`: prompts (B, N, D) for block `index`, or None to let the previous block's outputs flow on.
+
+    `answer_fast` says the same at less cost, (1, N, D) where all images get the same. flows: prompts enter at the
+    bottom only, and their outputs flow through all blocks.
+    """
+
+    @property
+    def flows(self) -> bool: ...
 
     def __call__(self, index: int, x: Tensor, /) -> Tensor | None: ...
+
+    def answer_fast(self, index: int, x: Tensor, /) -> Tensor | None: ...
 
 
 def forward_prompted(vit: "VisionTransformer", images: Tensor, source: PromptSource | None) -> Tensor:
@@ -64,6 +72,7 @@ class StaticPrompts(nn.Module):
     def __init__(self, vit: "VisionTransformer", layers: int, num_prompts: int, dropout: float) -> None:
         super().__init__()
         height, width = vit.patch_embed.patch_size
+        self.flows = layers < len(vit.blocks)
         bound = math.sqrt(6 / (3 * height * width + vit.embed_dim))  # Xavier's, for a patch as input (VPT, section 4)
         self.tokens = nn.Parameter(torch.empty(layers, num_prompts, vit.embed_dim).uniform_(-bound, bound))
         self.dropout = nn.Dropout(dropout)
@@ -73,6 +82,14 @@ class StaticPrompts(nn.Module):
             return None
         dropped: Tensor = self.dropout(self.tokens[index].expand(len(x), -1, -1))  # (B, N, D)
         return dropped
+
+    def answer_fast(self, index: int, x: Tensor) -> Tensor | None:
+        if self.training and self.dropout.p > 0:
+            return self.forward(index, x)  # every image drops its own
+        if index >= len(self.tokens):
+            return None
+        shared: Tensor = self.tokens[index : index + 1]
+        return shared
 
 
 class AdaptivePrompts(nn.Module):
@@ -89,6 +106,7 @@ class AdaptivePrompts(nn.Module):
     ) -> None:
         super().__init__()
         _require_room(vit, static_blocks, kernel)
+        self.flows = False
         self.static = StaticPrompts(vit, static_blocks, num_prompts, dropout)
         adaptive = len(vit.blocks) - static_blocks
         self.tokenwise = nn.ModuleList(TokenProjector(vit, num_prompts, kernel, dropout) for _ in range(adaptive))
@@ -100,6 +118,14 @@ class AdaptivePrompts(nn.Module):
             prompts: Tensor | None = self.static(index, x)
         else:
             prompts = self.featurewise(self.tokenwise[index - static](x))  # no detach: gradients reach lower prompts
+        return prompts
+
+    def answer_fast(self, index: int, x: Tensor) -> Tensor | None:
+        static = len(self.static.tokens)
+        if index < static:
+            return self.static.answer_fast(index, x)
+        projector: TokenProjector = self.tokenwise[index - static]  # type: ignore[assignment]  # a ModuleList's item
+        prompts: Tensor = self.featurewise(projector.project_folded(x))
         return prompts
 
 
@@ -129,6 +155,24 @@ class TokenProjector(nn.Module):
         projected: Tensor = self.linear(mixed).transpose(1, 2)  # (B, D, N) -> (B, N, D)
         return projected
 
+    def project_folded(self, x: Tensor) -> Tensor:
+        """The same, with everything linear folded into one matrix M (N, HW).
+
+        Convolution and projection both mix places, so M is the projector's weights convolved backwards with the
+        kernel. The norm's gain, the channels' dropout and the norm's offset are of a channel each, and come after:
+        M (g x + o) = g (M x) + o (M 1).
+        """
+        (height, width), size = self.grid, self.kernel.shape[-1]
+        planes = self.linear.weight.view(-1, 1, height - size + 1, width - size + 1)
+        fold = F.conv_transpose2d(planes, self.kernel).flatten(1)  # (N, HW)
+        plain = F.layer_norm(x, x.shape[-1:], eps=self.norm.eps)[:, self.prefix :]  # (B, HW, D)
+        mixed = torch.matmul(fold.to(x.dtype), plain).to(fold.dtype)  # (B, N, D)
+        mixed = mixed * self.norm.weight + fold.sum(1, keepdim=True) * self.norm.bias
+        channels = mixed.new_ones(len(x), x.shape[-1], 1, 1)
+        kept = self.channel_dropout(channels).view(len(x), 1, -1)
+        projected: Tensor = mixed * kept + self.linear.bias[:, None]
+        return projected
+
 
 class FeatureProjector(nn.Module):
     """G (B, N, D) to P = G + W2 relu(W1 G). Without the residual the zero start could never learn."""
@@ -142,40 +186,6 @@ class FeatureProjector(nn.Module):
     def forward(self, g: Tensor) -> Tensor:
         prompts: Tensor = g + self.up(self.dropout(F.relu(self.down(g))))
         return prompts
-
-
-class PromptedEncoder(nn.Module):
-    """Images (B, 3, height, width) to features (B, D) through a frozen backbone; only the prompts learn.
-
-    The backbone is shared, not copied: any number of encoders may stand on one. It stays in eval mode
-    whatever mode the encoder is in, so that train mode switches the prompts' dropout and nothing else.
-    """
-
-    def __init__(self, vit: "VisionTransformer", prompts: StaticPrompts | AdaptivePrompts | None) -> None:
-        super().__init__()
-        self.vit = vit.requires_grad_(False)
-        self.prompts = prompts
-        self.train()
-
-    def train(self, mode: bool = True) -> "PromptedEncoder":
-        super().train(mode)
-        self.vit.eval()
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        return forward_prompted(self.vit, images, self.prompts)
-
-
-class FullEncoder(nn.Module):
-    """Images to features through a backbone that learns with the rest: a copy, for the original is shared."""
-
-    def __init__(self, vit: "VisionTransformer") -> None:
-        super().__init__()
-        self.vit = copy.deepcopy(vit).requires_grad_(True)
-        self.train()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return forward_prompted(self.vit, images, None)
 
 
 def _require_room(vit: "VisionTransformer", static_blocks: int, kernel: int) -> None:

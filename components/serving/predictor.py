@@ -29,7 +29,7 @@ class Predictor:
     def __init__(self, adapter_folder: Path, backbone: Backbone | None = None) -> None:
         self.network, self.meta = load_adapter(adapter_folder, backbone)
         self.engine = create_engine(tuple(self.meta.backbone.mean), tuple(self.meta.backbone.std))
-        self.network.to(self.engine.device).eval()
+        self.engine.prepare(self.network).eval()
         self.classes = tuple(self.meta.classes)
 
     def predict(self, images: Sequence[Path | Image.Image], batch_size: int = 32) -> list[Prediction]:

@@ -25,6 +25,7 @@ class Progress:
     best_epoch: int = 0
     best: Tensors = field(default_factory=dict)
     seconds: float = 0.0  # of training, over all processes that worked on it
+    fused_attention: bool | None = None  # chosen by a measurement at the start, which need not come out so again
 
     def keep_if_best(self, tensors: Tensors) -> None:
         """Keep a copy of the weights when the last epoch is the best on validation; a tie goes to the lower loss."""
@@ -47,6 +48,7 @@ def save_checkpoint(path: Path, progress: Progress, weights: Tensors, optimizer:
         "history": progress.history,
         "best_epoch": progress.best_epoch,
         "seconds": progress.seconds,
+        "fused_attention": progress.fused_attention,
     }
     partial = path.with_suffix(".partial")
     save_file(

@@ -11,18 +11,26 @@ from torch.nn import functional as F  # noqa: N812
 
 from components.data.loading import Samples, create_loader
 from components.domain import Domain
+from components.models.fast import choose_attention
 from components.models.network import Network
 from components.training.job import PROBABILITY
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The device, its number format, and the pixel statistics the backbone was trained with."""
+    """The device, its number format and attention kernel, and the pixel statistics the backbone was trained with."""
 
     device: torch.device
     dtype: torch.dtype
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fused_attention: bool
+
+    def prepare(self, network: Network) -> Network:
+        """Move the network here and put its frozen part into the form that is fastest here."""
+        network.to(self.device)
+        network.encoder.prepare(self.dtype, self.fused_attention)
+        return network
 
     def forward(self, network: Network, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, C) in float32 of uint8 images (B, 3, H, W)."""
@@ -37,11 +45,12 @@ class Engine:
 def create_engine(mean: tuple[float, ...], std: tuple[float, ...]) -> Engine:
     """A GPU where there is one; bfloat16 where the device computes in it natively."""
     if torch.cuda.is_available():
-        return Engine(
-            torch.device("cuda"), torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32, mean, std
-        )
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return Engine(torch.device("cpu"), torch.bfloat16 if native else torch.float32, mean, std)
+        device, native = torch.device("cuda"), torch.cuda.is_bf16_supported()
+    else:
+        device = torch.device("cpu")
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    dtype = torch.bfloat16 if native else torch.float32
+    return Engine(device, dtype, mean, std, choose_attention(device, dtype))
 
 
 @torch.no_grad()

@@ -46,10 +46,13 @@ def fit(
     network: Network, train: Samples, val: Samples, recipe: Recipe, engine: Engine, checkpoint: Path, report: Report
 ) -> Progress:
     """Train the network in place and leave it with its best epoch's weights. Resumes from `checkpoint`."""
-    network.to(engine.device)
+    engine.prepare(network)
     weights: dict[str, torch.Tensor] = dict(network.trainable_parameters())
     optimizer = create_optimizer(network, recipe.tuner)
     progress = load_checkpoint(checkpoint, weights, optimizer)
+    if progress.fused_attention is None:
+        progress.fused_attention = engine.fused_attention
+    network.encoder.prepare(engine.dtype, progress.fused_attention)
     loader = create_loader(train, recipe.training.batch_size, workers=recipe.training.workers, seed=recipe.seed)
     saved = time.monotonic()
     while progress.epoch < recipe.training.epochs:

@@ -91,7 +91,7 @@ def _score(job: Job, manifest: pl.DataFrame) -> Result:
     network, meta = load_adapter(job.adapter)
     engine = create_engine(tuple(meta.backbone.mean), tuple(meta.backbone.std))
     pixels = load_pixels(manifest, job.raw, meta.backbone.img_size, job.cache, job.domain.validation.max_megapixels)
-    metrics = _write_predictions(job, manifest, pixels, network.to(engine.device), engine)
+    metrics = _write_predictions(job, manifest, pixels, engine.prepare(network), engine)
     return _result(job, manifest, engine, metrics, (), 0.0, job.adapter)
 
 
@@ -160,5 +160,6 @@ def _environment(engine: Engine) -> dict[str, str]:
         "torch": torch.__version__,
         "device": gpu or platform.processor() or platform.machine(),
         "dtype": str(engine.dtype).removeprefix("torch."),
+        "attention": "fused" if engine.fused_attention else "plain",
         "threads": str(torch.get_num_threads()),
     }

@@ -7,7 +7,7 @@ from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-    from components.models.prompts import FullEncoder
+    from components.models.encoders import FullEncoder
 
 
 class FullTuner(TunerBase):
@@ -19,6 +19,6 @@ class FullTuner(TunerBase):
 
     def apply(self, vit: "VisionTransformer") -> "FullEncoder":
         """A trainable copy: the backbone that other tuners share stays as it was."""
-        from components.models.prompts import FullEncoder
+        from components.models.encoders import FullEncoder
 
         return FullEncoder(vit)

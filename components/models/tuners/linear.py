@@ -7,7 +7,7 @@ from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-    from components.models.prompts import PromptedEncoder
+    from components.models.encoders import PromptedEncoder
 
 
 class LinearTuner(TunerBase):
@@ -19,6 +19,6 @@ class LinearTuner(TunerBase):
 
     def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
         """The frozen backbone itself: a prompted encoder without prompts."""
-        from components.models.prompts import PromptedEncoder
+        from components.models.encoders import PromptedEncoder
 
         return PromptedEncoder(vit, prompts=None)

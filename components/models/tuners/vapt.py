@@ -9,7 +9,7 @@ from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-    from components.models.prompts import PromptedEncoder
+    from components.models.encoders import PromptedEncoder
 
 
 class VaptTuner(TunerBase):
@@ -29,7 +29,8 @@ class VaptTuner(TunerBase):
 
     def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
         """The frozen backbone with static prompts below and adaptive ones from block `static_blocks` on."""
-        from components.models.prompts import AdaptivePrompts, PromptedEncoder
+        from components.models.encoders import PromptedEncoder
+        from components.models.prompts import AdaptivePrompts
 
         prompts = AdaptivePrompts(vit, self.num_prompts, self.static_blocks, self.kernel, self.bottleneck, self.dropout)
         return PromptedEncoder(vit, prompts)

@@ -9,7 +9,7 @@ from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-    from components.models.prompts import PromptedEncoder
+    from components.models.encoders import PromptedEncoder
 
 
 class VptTuner(TunerBase):
@@ -27,7 +27,8 @@ class VptTuner(TunerBase):
 
     def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
         """The frozen backbone with prompts of their own for every block (deep), or for block 0 (shallow)."""
-        from components.models.prompts import PromptedEncoder, StaticPrompts
+        from components.models.encoders import PromptedEncoder
+        from components.models.prompts import StaticPrompts
 
         layers = len(vit.blocks) if self.deep else 1
         return PromptedEncoder(vit, StaticPrompts(vit, layers, self.num_prompts, self.dropout))

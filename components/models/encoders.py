@@ -1,0 +1,107 @@
+"""Encoders: images to features, through a backbone of which some, none or all learns."""
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from components.models.fast import cast_backbone, forward_fast
+from components.models.prompts import AdaptivePrompts, StaticPrompts, forward_prompted
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+Form = Literal["fast", "textbook"]
+FORMS: dict[Form, Callable[..., Tensor]] = {"fast": forward_fast, "textbook": forward_prompted}
+
+
+class PromptedEncoder(nn.Module):
+    """Images (B, 3, height, width) to features (B, D) through a frozen backbone; only the prompts learn.
+
+    The backbone is shared, not copied: any number of encoders may stand on one. It stays in eval mode
+    whatever mode the encoder is in, so that train mode switches the prompts' dropout and nothing else.
+    """
+
+    def __init__(self, vit: "VisionTransformer", prompts: StaticPrompts | AdaptivePrompts | None) -> None:
+        super().__init__()
+        self.vit = vit.requires_grad_(False)
+        self.prompts = prompts
+        self.form: Form = "fast"
+        self.train()
+
+    def train(self, mode: bool = True) -> "PromptedEncoder":
+        super().train(mode)
+        self.vit.eval()
+        return self
+
+    def prepare(self, dtype: torch.dtype, fused_attention: bool) -> None:
+        """Hold the backbone in `dtype` from now on; what learns stays float32."""
+        self.vit = cast_backbone(self.vit, dtype)
+        set_attention(self.vit, fused_attention)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # The weights' own dtype decides: autocast would have norms and softmax in float32, and copies of every weight.
+        with torch.autocast(images.device.type, enabled=False):
+            return FORMS[self.form](self.vit, images, self.prompts)
+
+
+class TunedEncoder(nn.Module):
+    """Images (B, 3, height, width) to features (B, D) by timm's own forward, through a backbone with a few parts of
+    its own: a tuner replaces modules or parameters of `self.vit`, whose other weights are the shared backbone's.
+
+    Nothing is in train mode but what a tuner put in, so that dropout of the backbone stays off.
+    """
+
+    def __init__(self, vit: "VisionTransformer") -> None:
+        super().__init__()
+        self.vit = share_weights(vit)
+        self.train()
+
+    def train(self, mode: bool = True) -> "TunedEncoder":
+        super().train(mode)
+        for module in self.vit.modules():
+            own = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+            module.training = mode and (own or bool(getattr(module, "is_insert", False)))
+        return self
+
+    def prepare(self, dtype: torch.dtype, fused_attention: bool) -> None:
+        """Hold the frozen matrices in `dtype`, which spares autocast a copy of each at every step."""
+        for module in self.vit.modules():
+            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+                module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
+        set_attention(self.vit, fused_attention)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.vit.forward_head(self.vit.forward_features(images), pre_logits=True)
+        return features
+
+
+def share_weights(vit: "VisionTransformer") -> "VisionTransformer":
+    """The same network over the same tensors: its modules may be replaced without touching the other's."""
+    tensors = [*vit.parameters(), *vit.buffers()]
+    return copy.deepcopy(vit, {id(tensor): tensor for tensor in tensors}).requires_grad_(False)
+
+
+class FullEncoder(nn.Module):
+    """Images to features through a backbone that learns with the rest: a copy, for the original is shared."""
+
+    def __init__(self, vit: "VisionTransformer") -> None:
+        super().__init__()
+        self.vit = copy.deepcopy(vit).requires_grad_(True)
+        self.train()
+
+    def prepare(self, dtype: torch.dtype, fused_attention: bool) -> None:
+        """Nothing is frozen here: autocast decides where to compute in `dtype`."""
+        set_attention(self.vit, fused_attention)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.vit.forward_head(self.vit.forward_features(images), pre_logits=True)
+        return features
+
+
+def set_attention(vit: "VisionTransformer", fused: bool) -> None:
+    """timm's own switch between the fused kernel and products with softmax."""
+    for block in vit.blocks:
+        block.attn.fused_attn = fused

@@ -1,0 +1,213 @@
+"""The prompted forward as it is trained and served: the same numbers as `prompts.forward_prompted`, for less.
+
+A deep prompt's own output is thrown away, so it only ever acts as one more key and value: it needs no query, no
+output projection and no MLP, and a static one's key and value are the same for every image. Where the head reads the
+class token alone, so is the last block computed for it alone. The frozen weights may be held in bfloat16, and the
+residual stream with them; everything that learns stays float32.
+
+Letters as in `prompts`; h heads of width d, T = S + HW tokens.
+"""
+
+import copy
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from components.models.prompts import PromptSource, embed_images
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+PROBE_SHAPE = (8, 3, 197, 64)  # (B, h, T, d): small enough to take milliseconds, large enough to tell
+PROBE_ROUNDS = 5
+FUSED_MUST_WIN_BY = 1.3  # a close race is decided by the device's habit, so that the same machine chooses the same
+
+
+def forward_fast(vit: "VisionTransformer", images: Tensor, source: PromptSource | None) -> Tensor:
+    """Pooled features (B, D) of normalised images (B, 3, height, width), in the dtype of the weights."""
+    x = embed_images(vit, images.to(vit.patch_embed.proj.weight.dtype))  # (B, S+HW, D)
+    prefix, last = vit.num_prefix_tokens, len(vit.blocks) - 1
+    reads_first_token = vit.global_pool == "token" and vit.attn_pool is None
+    flowing = 0  # prompts among the tokens: those of a shallow tuner, whose outputs flow on
+    for index, block in enumerate(vit.blocks):
+        prompts = source.answer_fast(index, x) if source else None  # (1, N, D) or (B, N, D)
+        prompts = None if prompts is None else prompts.to(x.dtype)
+        if prompts is not None and source is not None and source.flows:
+            flowing = prompts.shape[1]
+            x = torch.cat([x[:, :prefix], prompts.expand(len(x), -1, -1), x[:, prefix:]], dim=1)
+            prompts = None
+        x = run_block(block, x, prompts, 1 if index == last and reads_first_token else None)
+    if flowing and not reads_first_token:
+        x = torch.cat([x[:, :prefix], x[:, prefix + flowing :]], dim=1)
+    pooled: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
+    return pooled
+
+
+def run_block(block: "Block", x: Tensor, prompts: Tensor | None, queries: int | None) -> Tensor:
+    """A block over x (B, T, D) with prompts (1 or B, N, D) as further keys and values; for the first `queries` tokens
+    only, where given: (B, queries or T, D)."""
+    if prompts is None and queries is None:
+        whole: Tensor = block(x)
+        return whole
+    attended = block.drop_path1(block.ls1(_attend(block, x, prompts, queries)))
+    x = (x if queries is None else x[:, :queries]) + attended
+    out: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return out
+
+
+def _attend(block: "Block", x: Tensor, prompts: Tensor | None, queries: int | None) -> Tensor:
+    attn: Any = block.attn
+    h = block.norm1(x)
+    asking = h if queries is None else h[:, :queries]
+    pairs = None if prompts is None else _project(attn.qkv, block.norm1(prompts), attn.attn_dim)  # (1 or B, N, 2D)
+    if _is_plain(attn) and queries is None and not attn.fused_attn:
+        projected = F.linear(h, attn.qkv.weight, attn.qkv.bias)
+        mixed: Tensor = ImageWiseAttention.apply(projected, pairs, attn.num_heads, attn.scale)
+    else:
+        mixed = _attend_at_once(attn, asking, h, pairs)
+    mixed = attn.norm(mixed)  # (B, queries or T, D)
+    if attn.gate is not None:
+        mixed = mixed * attn.gate(asking).sigmoid()
+    out: Tensor = attn.proj_drop(attn.proj(mixed))
+    return out
+
+
+def _is_plain(attn: Any) -> bool:
+    return isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)
+
+
+def _attend_at_once(attn: Any, asking: Tensor, asked: Tensor, pairs: Tensor | None) -> Tensor:
+    """The batch's attention in one call, for a GPU, for the few queries of a last block, and where queries and keys
+    are normalised."""
+    q = _project(attn.qkv, asking, 0, attn.attn_dim)
+    k, v = _project(attn.qkv, asked, attn.attn_dim).chunk(2, dim=-1)
+    if pairs is not None:
+        prompt_k, prompt_v = pairs.expand(len(asked), -1, -1).chunk(2, dim=-1)
+        k, v = torch.cat([prompt_k, k], dim=1), torch.cat([prompt_v, v], dim=1)  # (B, N+T, D)
+    q, k, v = (part.reshape(*part.shape[:2], attn.num_heads, -1).transpose(1, 2) for part in (q, k, v))  # (B, h, ., d)
+    mixed = attend(attn.q_norm(q), attn.k_norm(k), v, attn.scale, attn.fused_attn)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class ImageWiseAttention(torch.autograd.Function):
+    """Attention of tokens (B, T, 3D) to themselves and to prompts' keys and values (1 or B, N, 2D), for a CPU.
+
+    Image by image the scores stay in the processor's cache, so it is cheap to compute them again for the backward
+    pass instead of keeping them: they would be a third of everything kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, pairs: Tensor | None, heads: int, scale: float) -> Tensor:
+        ctx.save_for_backward(qkv, pairs)
+        ctx.heads, ctx.scale = heads, scale
+        out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+        for image in range(len(qkv)):
+            q, k, v = _split_heads(qkv, pairs, image, heads)
+            _heads(out[image], heads).copy_(torch.bmm(_weigh(q, k, scale), v))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (grad,) = gradients
+        qkv, pairs = ctx.saved_tensors
+        heads, scale = ctx.heads, ctx.scale
+        for_tokens, for_pairs = ctx.needs_input_grad[:2]
+        count = 0 if pairs is None else pairs.shape[1]
+        grad_qkv = torch.empty_like(qkv) if for_tokens else None
+        # A static prompt's gradient is a sum over all images: too long for bfloat16.
+        precise = torch.promote_types(qkv.dtype, torch.float32)
+        grad_pairs = torch.zeros_like(pairs, dtype=precise) if for_pairs else None
+        for image in range(len(qkv)):
+            q, k, v = _split_heads(qkv, pairs, image, heads)
+            weights = _weigh(q, k, scale)  # (h, T, N+T)
+            g = _heads(grad[image], heads).contiguous()
+            grad_v = torch.bmm(weights.transpose(1, 2), g)  # (h, N+T, d)
+            grad_scores = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), weights, -1, weights.dtype)
+            grad_k = torch.bmm(grad_scores.transpose(1, 2), q) * scale
+            if grad_qkv is not None:
+                to_q, to_k, to_v = (_heads(part, heads) for part in grad_qkv[image].chunk(3, dim=-1))
+                torch.mul(torch.bmm(grad_scores, k), scale, out=to_q)
+                to_k.copy_(grad_k[:, count:])
+                to_v.copy_(grad_v[:, count:])
+            if grad_pairs is not None:
+                row = grad_pairs[image if len(grad_pairs) > 1 else 0]
+                to_k, to_v = (_heads(part, heads) for part in row.chunk(2, dim=-1))
+                to_k.add_(grad_k[:, :count])
+                to_v.add_(grad_v[:, :count])
+        return grad_qkv, None if grad_pairs is None else grad_pairs.to(qkv.dtype), None, None
+
+
+def _split_heads(qkv: Tensor, pairs: Tensor | None, image: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One image's queries (h, T, d), keys and values (h, N+T, d)."""
+    q, k, v = qkv[image].chunk(3, dim=-1)
+    if pairs is not None:
+        prompt_k, prompt_v = pairs[image if len(pairs) > 1 else 0].chunk(2, dim=-1)
+        k, v = torch.cat([prompt_k, k]), torch.cat([prompt_v, v])
+    return _heads(q, heads).contiguous(), _heads(k, heads).contiguous(), _heads(v, heads).contiguous()
+
+
+def _heads(rows: Tensor, heads: int) -> Tensor:
+    """(T, D) as (h, T, d), without a copy."""
+    return rows.view(len(rows), heads, -1).transpose(0, 1)
+
+
+def _weigh(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    return torch.bmm(q * scale, k.transpose(1, 2)).softmax(dim=-1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: bool) -> Tensor:
+    """softmax(q k^T scale) v, by the fused kernel or by products and softmax."""
+    if fused:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+
+
+def _project(linear: nn.Linear, x: Tensor, first: int, last: int | None = None) -> Tensor:
+    """Some of a linear layer's outputs."""
+    return F.linear(x, linear.weight[first:last], None if linear.bias is None else linear.bias[first:last])
+
+
+_casts: "weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]]" = weakref.WeakKeyDictionary()
+
+
+def cast_backbone(vit: "VisionTransformer", dtype: torch.dtype) -> "VisionTransformer":
+    """The frozen backbone with weights of `dtype`: one copy however many encoders stand on it, the original kept."""
+    if vit.patch_embed.proj.weight.dtype == dtype:
+        return vit
+    copies = _casts.setdefault(vit, {})
+    if dtype not in copies:
+        copies[dtype] = copy.deepcopy(vit).to(dtype)
+    return copies[dtype]
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's fused attention is to be used: measured here, forward and backward.
+
+    In bfloat16 on a CPU it may take twice the time of products and softmax; on a GPU it is far ahead.
+    """
+    seconds = {True: float("inf"), False: float("inf")}
+    tensors = [torch.full(PROBE_SHAPE, 0.1, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
+    with torch.enable_grad():
+        for _ in range(PROBE_ROUNDS):
+            for fused in seconds:
+                seconds[fused] = min(seconds[fused], _time_attention(tensors, fused))
+    usual = device.type != "cpu"
+    return usual if seconds[usual] < FUSED_MUST_WIN_BY * seconds[not usual] else not usual
+
+
+def _time_attention(tensors: list[Tensor], fused: bool) -> float:
+    q, k, v = tensors
+    _wait(q.device)
+    begin = time.perf_counter()
+    attend(q, k, v, q.shape[-1] ** -0.5, fused).sum().backward()  # type: ignore[no-untyped-call]
+    _wait(q.device)
+    return time.perf_counter() - begin
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,207 @@
+"""The fast form and the textbook's are one function: random networks, random tuners, both modes, with gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from vits import VITS, create_images, create_vit
+
+from components.models.encoders import PromptedEncoder, set_attention
+from components.models.fast import ImageWiseAttention, attend, cast_backbone, choose_attention
+from components.models.tuners import create_tuners
+
+VIT_OPTIONS = st.fixed_dictionaries(
+    {
+        "img_size": st.sampled_from([16, 32, (16, 40), (48, 16)]),
+        "patch_size": st.sampled_from([8, (8, 4)]),
+        "num_heads": st.sampled_from([1, 2, 4]),
+        "depth": st.integers(2, 4),
+        "reg_tokens": st.integers(0, 3),
+        "class_token": st.booleans(),
+        "global_pool": st.sampled_from(["token", "avg", "map", "max"]),
+        "qk_norm": st.booleans(),
+        "qkv_bias": st.booleans(),
+        "init_values": st.sampled_from([None, 0.3]),
+        "no_embed_class": st.booleans(),
+        "pre_norm": st.booleans(),
+    }
+).filter(lambda options: options["global_pool"] != "token" or options["class_token"])
+TUNERS = st.one_of(
+    st.fixed_dictionaries({"kind": st.just("vpt"), "deep": st.booleans(), "num_prompts": st.integers(1, 5)}),
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("vapt"),
+            "num_prompts": st.integers(1, 5),
+            "static_blocks": st.integers(1, 1),
+            "kernel": st.integers(1, 2),
+            "bottleneck": st.integers(1, 3),
+        }
+    ),
+    st.just({"kind": "linear"}),
+)
+
+
+def create_encoder(vit: Any, options: dict[str, Any], dtype: torch.dtype) -> PromptedEncoder:
+    """Away from every start that hides what a parameter does."""
+    encoder: PromptedEncoder = create_tuners([options])[0].apply(vit)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return encoder.to(dtype)
+
+
+def run(encoder: PromptedEncoder, images: Tensor, form: str, train: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    encoder.form = form  # type: ignore[assignment]
+    encoder.train(train)
+    encoder.zero_grad()
+    torch.manual_seed(3)  # the same prompts and channels are dropped
+    features = encoder(images)
+    if any(parameter.requires_grad for parameter in encoder.parameters()):
+        (features * torch.linspace(-1, 1, features.numel(), dtype=features.dtype).view_as(features)).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+    return features.detach(), gradients
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much])
+@given(vit_options=VIT_OPTIONS, options=TUNERS, fused=st.booleans(), train=st.booleans(), batch=st.integers(1, 3))
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 2e-4)])
+def test_both_forms_give_the_same_features_and_gradients(
+    dtype: torch.dtype,
+    bound: float,
+    vit_options: dict[str, Any],
+    options: dict[str, Any],
+    fused: bool,
+    train: bool,
+    batch: int,
+) -> None:
+    vit = create_vit(vit_options)
+    encoder = create_encoder(vit, options, dtype)
+    set_attention(vit, fused)
+    images = create_images(vit, batch).to(dtype)
+    features, gradients = run(encoder, images, "fast", train)
+    expected, reference = run(encoder, images, "textbook", train)
+    torch.testing.assert_close(features, expected, atol=bound, rtol=bound)
+    assert gradients.keys() == reference.keys()
+    for name, gradient in gradients.items():
+        scale = max(1.0, float(reference[name].abs().max()))
+        torch.testing.assert_close(gradient / scale, reference[name] / scale, atol=bound, rtol=bound, msg=name)
+
+
+@pytest.mark.parametrize("options", [pytest.param(options, id=name) for name, options in VITS.items()])
+@pytest.mark.parametrize("tuner", [{"kind": "vpt", "num_prompts": 3}, {"kind": "vapt", "num_prompts": 3}])
+class TestTheory:
+    def test_no_prompts_change_nothing(self, tuner: dict[str, Any], options: dict[str, Any]) -> None:
+        vit = create_vit(options)
+
+        class Nobody:
+            flows = False
+
+            def __call__(self, index: int, x: Tensor) -> Tensor:
+                return x[:, :0]
+
+            answer_fast = __call__
+
+        encoder = PromptedEncoder(vit, None)
+        encoder.__dict__["prompts"] = Nobody()
+        for form in ("fast", "textbook"):
+            torch.testing.assert_close(
+                run(encoder, create_images(vit), form, False)[0], vit(create_images(vit)), atol=1e-5, rtol=1e-5
+            )
+
+    def test_the_order_of_prompts_does_not_matter(self, tuner: dict[str, Any], options: dict[str, Any]) -> None:
+        vit = create_vit(options)
+        encoder = create_encoder(vit, tuner, torch.float64)
+        images = create_images(vit).double()
+        before, _ = run(encoder, images, "fast", False)
+        static = encoder.prompts if tuner["kind"] == "vpt" else encoder.prompts.static
+        with torch.no_grad():
+            static.tokens.copy_(static.tokens[:, [2, 0, 1]])
+        torch.testing.assert_close(run(encoder, images, "fast", False)[0], before, atol=1e-10, rtol=1e-10)
+
+    def test_deep_prompts_are_free_of_scale_and_shift(self, tuner: dict[str, Any], options: dict[str, Any]) -> None:
+        """The norm before attention is all that reads them: of 7 p + 3 it sees p, but for its epsilon."""
+        vit = create_vit(options)
+        encoder = create_encoder(vit, tuner, torch.float64)
+        images = create_images(vit).double()
+        before, _ = run(encoder, images, "fast", False)
+        static = encoder.prompts if tuner["kind"] == "vpt" else encoder.prompts.static
+        with torch.no_grad():
+            static.tokens.mul_(7).add_(3)
+        torch.testing.assert_close(run(encoder, images, "fast", False)[0], before, atol=1e-3, rtol=1e-3)
+
+
+def test_nothing_is_kept_below_the_first_prompted_block() -> None:
+    """Neither for the frozen weights nor for tokens that no gradient reaches."""
+    vit = create_vit({"depth": 4})
+    encoder = create_encoder(vit, {"kind": "vpt", "num_prompts": 2, "dropout": 0}, torch.float32)
+
+    class FromThird:
+        flows = False
+
+        def answer_fast(self, index: int, x: Tensor) -> Tensor | None:
+            return encoder.prompts.answer_fast(index, x) if index >= 2 else None
+
+    kept: list[int] = []
+    seen: list[int] = []
+    vit.blocks[2].norm1.register_forward_pre_hook(lambda *_: seen.append(len(kept)))
+    other = PromptedEncoder(vit, None)
+    other.__dict__["prompts"] = FromThird()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        other(create_images(vit)).sum().backward()
+    assert seen[0] == 0
+    assert kept
+    assert all(parameter.grad is None for parameter in vit.parameters())
+
+
+@pytest.mark.parametrize("prompts", [None, 1, 3])
+@pytest.mark.parametrize("needs", [(True, True), (False, True), (True, False)])
+def test_image_wise_attention_is_attention(prompts: int | None, needs: tuple[bool, bool]) -> None:
+    """Against torch's own gradients, for prompts that are one set for all (1) or an image's own (3)."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, 5, 24, generator=generator, dtype=torch.float64, requires_grad=needs[0])
+    pairs = None
+    if prompts:
+        pairs = torch.randn(prompts, 2, 16, generator=generator, dtype=torch.float64, requires_grad=needs[1])
+    if not any(tensor is not None and tensor.requires_grad for tensor in (qkv, pairs)):
+        pytest.skip("nothing to learn")
+    assert torch.autograd.gradcheck(lambda a, b: ImageWiseAttention.apply(a, b, 2, 0.5), (qkv, pairs))
+    q, k, v = qkv.chunk(3, dim=-1)
+    if pairs is not None:
+        k, v = (
+            torch.cat([part.expand(3, -1, -1), own], 1) for part, own in zip(pairs.chunk(2, -1), (k, v), strict=True)
+        )
+    q, k, v = (part.reshape(3, part.shape[1], 2, 4).transpose(1, 2) for part in (q, k, v))
+    expected = attend(q, k, v, 0.5, fused=False).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(ImageWiseAttention.apply(qkv, pairs, 2, 0.5), expected)
+
+
+def test_bfloat16_stays_near_and_what_learns_stays_float32() -> None:
+    vit = create_vit({"embed_dim": 48, "depth": 4})
+    encoder = create_encoder(vit, {"kind": "vapt", "num_prompts": 3}, torch.float32)
+    images = create_images(vit, 4)
+    exact, exact_gradients = run(encoder, images, "fast", False)
+    encoder.prepare(torch.bfloat16, fused_attention=False)
+    near, gradients = run(encoder, images, "fast", False)
+    assert near.dtype == torch.bfloat16
+    assert {p.dtype for p in encoder.parameters() if p.requires_grad} == {torch.float32}
+    assert float((near - exact).norm() / exact.norm()) < 0.05
+    together = [torch.cat([g[name].flatten() for name in exact_gradients]) for g in (gradients, exact_gradients)]
+    assert float(torch.cosine_similarity(*together, dim=0)) > 0.98
+
+
+def test_one_backbone_is_cast_once_and_stays_what_it_was() -> None:
+    vit = create_vit()
+    assert cast_backbone(vit, torch.float32) is vit
+    assert cast_backbone(vit, torch.bfloat16) is cast_backbone(vit, torch.bfloat16)
+    assert vit.patch_embed.proj.weight.dtype == torch.float32
+
+
+def test_the_probe_leaves_the_dice_alone() -> None:
+    state = torch.random.get_rng_state()
+    assert choose_attention(torch.device("cpu"), torch.float32) in (True, False)
+    assert torch.equal(state, torch.random.get_rng_state())
