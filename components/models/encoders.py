@@ -1,8 +1,7 @@
 """Encoders: images to features, through a backbone of which some, none or all learns."""
 
 import copy
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 Form = Literal["fast", "textbook"]
-FORMS: dict[Form, Callable[..., Tensor]] = {"fast": forward_fast, "textbook": forward_prompted}
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 class PromptedEncoder(nn.Module):
@@ -42,9 +41,11 @@ class PromptedEncoder(nn.Module):
         set_attention(self.vit, fused_attention)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.form == "textbook":
+            return forward_prompted(self.vit, images, self.prompts)
         # The weights' own dtype decides: autocast would have norms and softmax in float32, and copies of every weight.
         with torch.autocast(images.device.type, enabled=False):
-            return FORMS[self.form](self.vit, images, self.prompts)
+            return forward_fast(self.vit, images, self.prompts)
 
 
 class TunedEncoder(nn.Module):

@@ -11,6 +11,7 @@ Letters as in `prompts`; h heads of width d, T = S + HW tokens.
 import copy
 import time
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 PROBE_SHAPE = (8, 3, 197, 64)  # (B, h, T, d): small enough to take milliseconds, large enough to tell
 PROBE_ROUNDS = 5
+KEYS_MULTIPLE = 32  # of a vector register's numbers
+SCORES_BYTES = 4 << 20  # what stays near a processor core; 2 MB were slower for ViT-B
 FUSED_MUST_WIN_BY = 1.3  # a close race is decided by the device's habit, so that the same machine chooses the same
 
 
@@ -96,8 +99,8 @@ def _attend_at_once(attn: Any, asking: Tensor, asked: Tensor, pairs: Tensor | No
 class ImageWiseAttention(torch.autograd.Function):
     """Attention of tokens (B, T, 3D) to themselves and to prompts' keys and values (1 or B, N, 2D), for a CPU.
 
-    Image by image the scores stay in the processor's cache, so it is cheap to compute them again for the backward
-    pass instead of keeping them: they would be a third of everything kept.
+    A few images at a time the scores stay in the processor's cache, so it is cheap to compute them again for the
+    backward pass instead of keeping them: they would be a third of everything kept.
     """
 
     @staticmethod
@@ -105,9 +108,8 @@ class ImageWiseAttention(torch.autograd.Function):
         ctx.save_for_backward(qkv, pairs)
         ctx.heads, ctx.scale = heads, scale
         out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
-        for image in range(len(qkv)):
-            q, k, v = _split_heads(qkv, pairs, image, heads)
-            _heads(out[image], heads).copy_(torch.bmm(_weigh(q, k, scale), v))
+        for images, _, weights, _, values in _weigh_images(qkv, pairs, heads, scale):
+            _put(torch.bmm(weights, values), out[images], heads)
         return out
 
     @staticmethod
@@ -116,47 +118,78 @@ class ImageWiseAttention(torch.autograd.Function):
         qkv, pairs = ctx.saved_tensors
         heads, scale = ctx.heads, ctx.scale
         for_tokens, for_pairs = ctx.needs_input_grad[:2]
-        count = 0 if pairs is None else pairs.shape[1]
+        count, end = _count_keys(qkv, pairs)
         grad_qkv = torch.empty_like(qkv) if for_tokens else None
         # A static prompt's gradient is a sum over all images: too long for bfloat16.
         precise = torch.promote_types(qkv.dtype, torch.float32)
         grad_pairs = torch.zeros_like(pairs, dtype=precise) if for_pairs else None
-        for image in range(len(qkv)):
-            q, k, v = _split_heads(qkv, pairs, image, heads)
-            weights = _weigh(q, k, scale)  # (h, T, N+T)
-            g = _heads(grad[image], heads).contiguous()
-            grad_v = torch.bmm(weights.transpose(1, 2), g)  # (h, N+T, d)
-            grad_scores = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), weights, -1, weights.dtype)
-            grad_k = torch.bmm(grad_scores.transpose(1, 2), q) * scale
+        for images, q, weights, keys, values in _weigh_images(qkv, pairs, heads, scale):
+            g = _split_heads(grad[images], heads).flatten(0, 1)
+            grad_v = torch.bmm(weights.transpose(1, 2), g)  # (G h, M, d)
+            grad_scores = torch._softmax_backward_data(torch.bmm(g, values.transpose(1, 2)), weights, -1, g.dtype)
+            grad_k = torch.bmm(grad_scores.transpose(1, 2), q)  # q is scaled
             if grad_qkv is not None:
-                to_q, to_k, to_v = (_heads(part, heads) for part in grad_qkv[image].chunk(3, dim=-1))
-                torch.mul(torch.bmm(grad_scores, k), scale, out=to_q)
-                to_k.copy_(grad_k[:, count:])
-                to_v.copy_(grad_v[:, count:])
+                to_q, to_k, to_v = grad_qkv[images].chunk(3, dim=-1)
+                _put(torch.bmm(grad_scores, keys).mul_(scale), to_q, heads)
+                _put(grad_k[:, count:end], to_k, heads)
+                _put(grad_v[:, count:end], to_v, heads)
             if grad_pairs is not None:
-                row = grad_pairs[image if len(grad_pairs) > 1 else 0]
-                to_k, to_v = (_heads(part, heads) for part in row.chunk(2, dim=-1))
-                to_k.add_(grad_k[:, :count])
-                to_v.add_(grad_v[:, :count])
+                of_prompts = torch.cat([_join_heads(part[:, :count], heads) for part in (grad_k, grad_v)], dim=-1)
+                if len(grad_pairs) == 1:
+                    grad_pairs += of_prompts.sum(0, keepdim=True, dtype=precise)
+                else:
+                    grad_pairs[images] = of_prompts.to(precise)
         return grad_qkv, None if grad_pairs is None else grad_pairs.to(qkv.dtype), None, None
 
 
-def _split_heads(qkv: Tensor, pairs: Tensor | None, image: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One image's queries (h, T, d), keys and values (h, N+T, d)."""
-    q, k, v = qkv[image].chunk(3, dim=-1)
-    if pairs is not None:
-        prompt_k, prompt_v = pairs[image if len(pairs) > 1 else 0].chunk(2, dim=-1)
-        k, v = torch.cat([prompt_k, k]), torch.cat([prompt_v, v])
-    return _heads(q, heads).contiguous(), _heads(k, heads).contiguous(), _heads(v, heads).contiguous()
+def _weigh_images(
+    qkv: Tensor, pairs: Tensor | None, heads: int, scale: float
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
+    """G images after G images: which, queries times scale (G h, T, d), attention weights (G h, T, M), keys and values
+    (G h, M, d).
+
+    M is N + T rounded up, because vectors of odd length cost the softmax half its speed; what is beyond weighs nothing.
+    """
+    batch, tokens, width = len(qkv), qkv.shape[1], qkv.shape[2] // 3
+    count, end = _count_keys(qkv, pairs)
+    padded = -(-end // KEYS_MULTIPLE) * KEYS_MULTIPLE
+    group = min(batch, max(1, SCORES_BYTES // (heads * tokens * padded * qkv.element_size())))
+    keys, values = (qkv.new_zeros(group, heads, padded, width // heads) for _ in range(2))
+    for start in range(0, batch, group):
+        images = slice(start, min(start + group, batch))
+        size = images.stop - start
+        if pairs is not None and (start == 0 or len(pairs) > 1):
+            prompt_k, prompt_v = pairs[images if len(pairs) > 1 else slice(None)].chunk(2, dim=-1)
+            keys[:size, :, :count] = _split_heads(prompt_k, heads)
+            values[:size, :, :count] = _split_heads(prompt_v, heads)
+        q, k, v = (_split_heads(part, heads) for part in qkv[images].chunk(3, dim=-1))
+        keys[:size, :, count:end] = k
+        values[:size, :, count:end] = v
+        q = q.clone(memory_format=torch.contiguous_format).mul_(scale).flatten(0, 1)
+        scores = torch.bmm(q, keys[:size].flatten(0, 1).transpose(1, 2))
+        scores[:, :, end:] = -torch.inf
+        yield images, q, scores.softmax(dim=-1), keys[:size].flatten(0, 1), values[:size].flatten(0, 1)
 
 
-def _heads(rows: Tensor, heads: int) -> Tensor:
-    """(T, D) as (h, T, d), without a copy."""
-    return rows.view(len(rows), heads, -1).transpose(0, 1)
+def _count_keys(qkv: Tensor, pairs: Tensor | None) -> tuple[int, int]:
+    """N and N + T."""
+    count = 0 if pairs is None else pairs.shape[1]
+    return count, count + qkv.shape[1]
 
 
-def _weigh(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    return torch.bmm(q * scale, k.transpose(1, 2)).softmax(dim=-1)
+def _split_heads(rows: Tensor, heads: int) -> Tensor:
+    """(B, T, D) as (B, h, T, d), without a copy."""
+    return rows.view(*rows.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _join_heads(parts: Tensor, heads: int) -> Tensor:
+    """(B h, T, d) to (B, T, D)."""
+    return parts.view(-1, heads, *parts.shape[1:]).transpose(1, 2).flatten(2)
+
+
+def _put(parts: Tensor, rows: Tensor, heads: int) -> None:
+    """Write (B h, T, d) into (B, T, D)."""
+    _split_heads(rows, heads).copy_(parts.view(-1, heads, *parts.shape[1:]))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: bool) -> Tensor:
