@@ -12,10 +12,11 @@ from components.data.loading import Samples, create_loader, decode_image, load_p
 from components.data.transforms import Augmentation
 from components.domain import Training
 from components.errors import TrainingError
+from components.models.encoders import PromptedEncoder
 from components.models.network import Network, create_network
 from components.models.tuners import TUNERS, create_tuners
 from components.training.checkpoint import Progress, save_checkpoint
-from components.training.evaluate import Engine
+from components.training.evaluate import Engine, extract_features, predict_probabilities
 from components.training.fit import Recipe, balance_classes, create_optimizer, fit, scale_rate
 from components.training.metrics import expected_calibration_error, score_predictions
 
@@ -83,6 +84,23 @@ def test_a_resumed_run_keeps_the_attention_it_began_with(tmp_path: Path) -> None
     recipe = Recipe(create_tuners([{"kind": "vpt"}])[0], Training(epochs=4, batch_size=8), CLASSES, 0)
     fit(network, _samples(None), _samples(None), recipe, engine, tmp_path / "c.safetensors", lambda _: None)
     assert all(block.attn.fused_attn for block in network.encoder.vit.blocks)
+
+
+def test_a_head_alone_learns_from_features_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    forward = PromptedEncoder.forward
+
+    def count(self: PromptedEncoder, images: torch.Tensor) -> torch.Tensor:
+        passes.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(PromptedEncoder, "forward", count)
+    network = _train("linear", tmp_path, torch.float32)
+    assert sum(passes) == 2 * 24  # training and validation images, whatever the epochs
+    samples = _samples(None)
+    engine = Engine(torch.device("cpu"), torch.float32, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
+    by_features = predict_probabilities(network, extract_features(network, samples, engine, 8), engine, 8)
+    np.testing.assert_allclose(by_features, predict_probabilities(network, samples, engine, 8), atol=1e-6)
 
 
 def test_any_number_of_workers_gives_the_same_batches() -> None:

@@ -82,6 +82,17 @@ class Samples(Dataset[tuple[torch.Tensor, int]]):
         return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), int(self.targets[index])
 
 
+class Features(Samples):
+    """What a network that does not learn makes of the samples, once: (N, D) float32 instead of images."""
+
+    def __init__(self, features: NDArray[np.float32], samples: Samples) -> None:
+        super().__init__(samples.pixels, samples.rows, samples.targets, None)
+        self.features = features
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.from_numpy(self.features[index]), int(self.targets[index])
+
+
 class EpochOrder(Sampler[int]):
     """A permutation that depends on (seed, epoch) alone."""
 
@@ -97,7 +108,7 @@ class EpochOrder(Sampler[int]):
 
 
 def create_loader(samples: Samples, batch_size: int, *, workers: int = 0, seed: int | None = None) -> DataLoader[Any]:
-    """Batches of (B, 3, H, W) uint8 and (B,) int64; shuffled by `seed`, in order without one."""
+    """Batches of (B, 3, H, W) uint8, or (B, D) features, and (B,) int64; shuffled by `seed`, in order without one."""
     order = None if seed is None else EpochOrder(samples, seed)
     # A last batch of one image would be a very noisy step; it is dropped only where others remain.
     drop_last = seed is not None and len(samples) > batch_size

@@ -32,6 +32,11 @@ class Network(nn.Module):
         """Everything that learns, by name: what an optimiser, a checkpoint and an adapter hold."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    @property
+    def learns_head_only(self) -> bool:
+        """Whether an image's features are the same all through training."""
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
     def num_trainable(self, with_head: bool) -> int:
         """Count of the parameters that learn. Papers count the head, which says more of the task than of the method."""
         counts = {name: parameter.numel() for name, parameter in self.trainable_parameters().items()}

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 
-from components.data.loading import Samples, create_loader
+from components.data.loading import Features, Samples, create_loader
 from components.domain import Domain
 from components.models.fast import choose_attention
 from components.models.network import Network
@@ -33,13 +33,20 @@ class Engine:
         return network
 
     def forward(self, network: Network, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C) in float32 of uint8 images (B, 3, H, W)."""
-        mean = torch.tensor(self.mean, device=self.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=self.device).view(1, -1, 1, 1)
-        pixels = (images.to(self.device, non_blocking=True).float() / 255 - mean) / std
+        """Logits (B, C) in float32 of uint8 images (B, 3, H, W), or of their features (B, D)."""
+        if images.ndim == 2:
+            scores: torch.Tensor = network.head(images.to(self.device))
+            return scores
+        pixels = self.normalise(images)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits: torch.Tensor = network(pixels)
         return logits.float()
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Pixels as the backbone wants them."""
+        mean = torch.tensor(self.mean, device=self.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=self.device).view(1, -1, 1, 1)
+        return (images.to(self.device, non_blocking=True).float() / 255 - mean) / std
 
 
 def create_engine(mean: tuple[float, ...], std: tuple[float, ...]) -> Engine:
@@ -51,6 +58,18 @@ def create_engine(mean: tuple[float, ...], std: tuple[float, ...]) -> Engine:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     dtype = torch.bfloat16 if native else torch.float32
     return Engine(device, dtype, mean, std, choose_attention(device, dtype))
+
+
+@torch.no_grad()
+def extract_features(network: Network, samples: Samples, engine: Engine, batch_size: int) -> Features:
+    """The encoder's features of every sample, not augmented."""
+    network.eval()
+    plain = Samples(samples.pixels, samples.rows, samples.targets, None)
+    parts = []
+    for images, _ in create_loader(plain, batch_size):
+        with torch.autocast(engine.device.type, engine.dtype, enabled=engine.dtype != torch.float32):
+            parts.append(network.encoder(engine.normalise(images)).float().cpu())
+    return Features(torch.cat(parts).numpy(), samples)
 
 
 @torch.no_grad()

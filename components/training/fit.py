@@ -23,7 +23,7 @@ from components.errors import TrainingError
 from components.models.network import Network
 from components.models.tuners import Tuner
 from components.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from components.training.evaluate import Engine, cross_entropy, predict_probabilities
+from components.training.evaluate import Engine, cross_entropy, extract_features, predict_probabilities
 from components.training.metrics import score_predictions
 
 Report = Callable[[dict[str, float]], None]
@@ -53,6 +53,9 @@ def fit(
     if progress.fused_attention is None:
         progress.fused_attention = engine.fused_attention
     network.encoder.prepare(engine.dtype, progress.fused_attention)
+    if network.learns_head_only:
+        # Without augmentation, for which every epoch would need the backbone again: epochs take milliseconds.
+        train, val = (extract_features(network, side, engine, 2 * recipe.training.batch_size) for side in (train, val))
     loader = create_loader(train, recipe.training.batch_size, workers=recipe.training.workers, seed=recipe.seed)
     saved = time.monotonic()
     while progress.epoch < recipe.training.epochs:

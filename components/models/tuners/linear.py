@@ -1,4 +1,7 @@
-"""Linear probe: only the head learns. The yardstick every other tuner must beat to be worth its parameters."""
+"""Linear probe: only the head learns. The yardstick every other tuner must beat to be worth its parameters.
+
+Features are computed once, of the images as they are; so it sees no augmentation.
+"""
 
 from typing import TYPE_CHECKING, Literal
 
