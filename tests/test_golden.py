@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from golden import BOUND, WAYS, Way, create_encoder, measure_errors, run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from components.models.backbones import Backbone
 from components.models.encoders import PromptedEncoder
@@ -87,7 +87,7 @@ COUNTS = [
 ]
 
 
-def create_base_network(options: dict[str, Any]) -> Network:
+def create_base_network(options: dict[str, Any], num_classes: int = 100) -> Network:
     """ViT-B/16 at 224 without memory for its weights."""
     import timm
 
@@ -95,7 +95,7 @@ def create_base_network(options: dict[str, Any]) -> Network:
     with torch.device("meta"):
         vit = timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0).requires_grad_(False)
         backbone = Backbone("base", vit, "", 224, (0.5,) * 3, (0.5,) * 3, trained=False, licence="")
-        return create_network(backbone, tuner, num_classes=100, seed=0)
+        return create_network(backbone, tuner, num_classes, seed=0)
 
 
 @pytest.mark.parametrize(("options", "count", "percent"), COUNTS)
@@ -113,3 +113,11 @@ def test_the_split_of_vapts_parameters() -> None:
     for name, parameter in network.encoder.prompts.named_parameters():
         split[next(part for part in split if part in name)] += parameter.numel()
     assert split == {"static": 7_680, "norm": 16_896, "kernel": 44, "linear": 18_700, "featurewise": 12_288}
+
+
+def test_vapts_adapter_on_vit_b_with_50_prompts_is_under_a_megabyte() -> None:
+    """In float32, with a head of 10 classes."""
+    network = create_base_network({"kind": "vapt", "num_prompts": 50}, num_classes=10)
+    tensors = {name: torch.zeros(p.shape, dtype=p.dtype) for name, p in network.trainable_parameters().items()}
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert len(save(tensors)) < 700_000
