@@ -6,11 +6,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from step_time import count, create_step
 from torch import Tensor
 from vits import VITS, create_images, create_vit
 
-from components.models.encoders import PromptedEncoder, set_attention
+from components.models.backbones import Backbone
+from components.models.encoders import FORMS, PromptedEncoder, set_attention
 from components.models.fast import ImageWiseAttention, attend, cast_backbone, choose_attention
+from components.models.network import create_network
 from components.models.tuners import create_tuners
 
 VIT_OPTIONS = st.fixed_dictionaries(
@@ -156,6 +159,24 @@ def test_nothing_is_kept_below_the_first_prompted_block() -> None:
     assert seen[0] == 0
     assert kept
     assert all(parameter.grad is None for parameter in vit.parameters())
+
+
+@pytest.mark.parametrize("kind", ["vpt", "vapt"])
+def test_less_than_half_is_kept_for_the_backward_pass(kind: str) -> None:
+    """As `benchmarks/step_time.py` counts it, against the textbook's form under autocast."""
+    import timm
+
+    vit = timm.create_model("vit_tiny_patch16_224", depth=3, num_classes=0).requires_grad_(False).eval()
+    backbone = Backbone("tiny", vit, "", 224, (0.5,) * 3, (0.5,) * 3, trained=False, licence="")
+    kept = {}
+    for form in FORMS:
+        network = create_network(backbone, create_tuners([{"kind": kind, "num_prompts": 50}])[0], 10, 0)
+        network.encoder.form = form
+        if form == "fast":
+            network.encoder.prepare(torch.bfloat16, fused_attention=False)
+        images, targets = torch.randn(2, 3, 224, 224), torch.tensor([0, 1])
+        kept[form] = count(create_step(network, images, targets, torch.bfloat16, fused=False))[1]
+    assert kept["fast"] < 0.45 * kept["textbook"]
 
 
 @pytest.mark.parametrize("prompts", [None, 1, 3])

@@ -72,6 +72,12 @@ def test_deep_prompts_are_free_of_scale_and_shift() -> None:
 
 
 BASE_PARAMS = 85_798_656
+# For the others by hand, with D = 768, 12 blocks, and outputs of a block's layers 3D (qkv), D, 4D and D = 6,912:
+#   bitfit       12 (6,912 + 2 norms D) + patch projection D + last norm D
+#   lora         12 (8 (D + 3D) + 8 (D + D))
+#   dora         the same, and 12 (3D + D) lengths of rows
+#   adaptformer  12 (64 D + 64 + 64 D + D)
+#   ssf          twice (12 (6,912 + 2 D) + D + D): what bitfit has, as scales and as shifts
 COUNTS = [
     ({"kind": "vpt", "num_prompts": 10}, 92_160, 0.107),
     ({"kind": "vpt", "num_prompts": 50}, 460_800, 0.537),
@@ -84,6 +90,11 @@ COUNTS = [
     ({"kind": "vapt", "num_prompts": 100, "kernel": 3}, 265_583, 0.310),
     ({"kind": "linear"}, 0, 0.0),
     ({"kind": "full"}, BASE_PARAMS, 100.0),
+    ({"kind": "bitfit"}, 102_912, 0.120),
+    ({"kind": "lora", "rank": 8}, 442_368, 0.516),
+    ({"kind": "dora", "rank": 8}, 479_232, 0.559),
+    ({"kind": "adaptformer", "bottleneck": 64}, 1_189_632, 1.387),
+    ({"kind": "ssf"}, 205_824, 0.240),
 ]
 
 

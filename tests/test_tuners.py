@@ -1,5 +1,6 @@
 """Every tuner on every kind of plain ViT: a table of cases times the behaviours they share."""
 
+import copy
 import subprocess
 import sys
 from typing import Any
@@ -9,17 +10,24 @@ import torch
 from vits import VITS, create_backbone, create_images, create_vit
 
 from components.errors import BackboneError, DomainError
+from components.models.backbones import require_plain_vit
 from components.models.network import Network, create_network
 from components.models.prompts import embed_images
 from components.models.tuners import TUNERS, Tuner, create_tuners
+from components.training.fit import create_optimizer
 
 #: Every member of the union with its defaults, and the variants that differ in kind.
 VARIANTS: list[dict[str, Any]] = [{"kind": kind, "num_prompts": 3} for kind in ("vpt", "vapt")]
 VARIANTS += [{"kind": kind} for kind in TUNERS if kind not in ("vpt", "vapt")]
 VARIANTS += [{"kind": "vpt", "deep": False, "num_prompts": 3}]
 VARIANTS += [{"kind": "vapt", "name": "vapt-odd", "static_blocks": 2, "kernel": 1, "bottleneck": 1, "dropout": 0.5}]
+VARIANTS += [
+    {"kind": kind, "name": f"{kind}-odd", "rank": 3, "alpha": 7, "dropout": 0.5, "targets": ["mlp.fc1", "attn.proj"]}
+    for kind in ("lora", "dora")
+]
 TUNER_CASES = [pytest.param(tuner, id=tuner.label) for tuner in create_tuners(VARIANTS)]
 FROZEN_CASES = [case for case in TUNER_CASES if case.id != "full"]
+MERGED_CASES = [case for case in TUNER_CASES if case.values[0].merges]
 VIT_CASES = [pytest.param(options, id=name) for name, options in VITS.items()]
 
 
@@ -54,6 +62,44 @@ class TestOnEveryVit:
         with torch.no_grad():
             together, alone = network(images), torch.cat([network(image[None]) for image in images])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", VIT_CASES)
+@pytest.mark.parametrize("tuner", MERGED_CASES)
+def test_merged_it_is_a_plain_network_that_computes_the_same(tuner: Tuner, options: dict[str, Any]) -> None:
+    network = create(tuner, options)
+    stir(network)
+    encoder = network.encoder.eval()
+    images = create_images(encoder.vit)
+    before = encoder(images)
+    merged = encoder.merge()
+    require_plain_vit(merged, "merged")
+    merged.load_state_dict(copy.deepcopy(merged.state_dict()), strict=True)
+    assert merged.state_dict().keys() >= create_vit(options).state_dict().keys()
+    torch.testing.assert_close(merged(images), before, atol=1e-5, rtol=1e-5)
+    assert torch.equal(encoder(images), before)
+    assert not {id(tensor) for tensor in merged.parameters()} & {id(tensor) for tensor in encoder.parameters()}
+
+
+def test_what_cannot_be_merged_says_so() -> None:
+    (adaptformer,) = create_tuners([{"kind": "adaptformer"}])
+    assert not adaptformer.merges
+    with pytest.raises(TypeError, match="cannot be merged"):
+        adaptformer.apply(create_vit()).merge()
+    from timm.layers import RmsNorm
+
+    (ssf,) = create_tuners([{"kind": "ssf"}])
+    with pytest.raises(BackboneError, match="RmsNorm, which has no bias"):
+        ssf.apply(create_vit({"norm_layer": RmsNorm})).merge()
+
+
+@pytest.mark.parametrize("options", VIT_CASES)
+@pytest.mark.parametrize("kind", ["full", "bitfit", "lora", "dora", "adaptformer"])
+def test_at_the_start_it_is_exactly_the_backbone(kind: str, options: dict[str, Any]) -> None:
+    vit = create_vit(options)
+    images = create_images(vit)
+    encoder = create_tuners([{"kind": kind}])[0].apply(vit).eval()
+    assert torch.equal(encoder(images), vit(images))
 
 
 @pytest.mark.parametrize("options", VIT_CASES)
@@ -95,17 +141,20 @@ def test_pooling_never_sees_a_prompt(pooling: str) -> None:
 
 @pytest.mark.parametrize("tuner", FROZEN_CASES)
 def test_the_backbone_stays_as_it_was(tuner: Tuner) -> None:
-    """In train mode, through steps of the optimiser, and shared by two networks."""
+    """In train mode, through a step of the optimiser, and shared by two networks: tensor by tensor, not by copies."""
     backbone = create_backbone({"proj_drop_rate": 0.5, "attn_drop_rate": 0.5})
     before = {name: tensor.clone() for name, tensor in backbone.vit.state_dict().items()}
     network, other = (create_network(backbone, tuner, 4, seed) for seed in (0, 1))
-    assert network.encoder.vit is other.encoder.vit is backbone.vit
+    its = {id(parameter) for parameter in backbone.vit.parameters()}
+    for encoder in (network.encoder, other.encoder):
+        assert all((id(parameter) in its) != parameter.requires_grad for parameter in encoder.parameters())
     network.train()
     optimizer = torch.optim.AdamW(network.trainable_parameters().values(), lr=0.1)
     network(create_images(backbone.vit)).square().sum().backward()
     optimizer.step()
     assert not any(module.training for module in backbone.vit.modules())
     assert network.head.training
+    assert not any(parameter.requires_grad for parameter in backbone.vit.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.vit.state_dict().items())
 
 
@@ -120,13 +169,28 @@ def test_full_trains_a_copy() -> None:
 
 @pytest.mark.parametrize("tuner", TUNER_CASES)
 def test_dropout_acts_in_train_mode_only(tuner: Tuner) -> None:
-    network = create(tuner, {})
+    # The backbone's own dropout must not act, but in a backbone that learns as a whole.
+    network = create(tuner, {} if tuner.kind == "full" else {"proj_drop_rate": 0.5, "attn_drop_rate": 0.5})
     stir(network)
     images = create_images(network.encoder.vit)
     has_dropout = getattr(tuner, "dropout", 0) > 0
     with torch.no_grad():
         assert torch.equal(network.eval()(images), network.eval()(images))
         assert torch.equal(network.train()(images), network.train()(images)) != has_dropout
+
+
+@pytest.mark.parametrize("tuner", TUNER_CASES)
+def test_prepared_for_bfloat16_it_is_nearly_the_same(tuner: Tuner) -> None:
+    backbone = create_backbone()
+    network = create_network(backbone, tuner, 4, seed=0).eval()
+    images = create_images(backbone.vit)
+    with torch.no_grad():
+        plain = network(images)
+        network.encoder.prepare(torch.bfloat16, fused_attention=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(network(images).float(), plain, atol=2e-3, rtol=0.05)
+    assert {parameter.dtype for parameter in network.trainable_parameters().values()} == {torch.float32}
+    assert {parameter.dtype for parameter in backbone.vit.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("tuner", TUNER_CASES)
@@ -139,6 +203,51 @@ def test_a_seed_is_all_that_decides_a_start(tuner: Tuner) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
     assert not first["head.bias"].any()
+
+
+@pytest.mark.parametrize("options", VIT_CASES)
+def test_lower_layers_of_full_learn_more_slowly(options: dict[str, Any]) -> None:
+    (tuner,) = create_tuners([{"kind": "full", "layer_decay": 0.5}])
+    network = create(tuner, options)
+    scale = {
+        id(parameter): group["lr_scale"]
+        for group in create_optimizer(network, tuner).param_groups
+        for parameter in group["params"]
+    }
+    assert scale.keys() == {id(parameter) for parameter in network.parameters()}
+    vit = network.encoder.vit
+    parts = [vit.patch_embed, *vit.blocks, network.head]
+    assert [{scale[id(p)] for p in part.parameters()} for part in parts] == [{0.5**k} for k in (4, 3, 2, 1, 0)]
+
+
+def test_only_full_has_layers_of_different_rates() -> None:
+    for case in FROZEN_CASES:
+        (tuner,) = case.values
+        groups = create_optimizer(create(tuner, {}), tuner).param_groups
+        assert {group["lr_scale"] for group in groups} == {1.0}
+        assert [group["weight_decay"] for group in groups] == [tuner.weight_decay, 0.0]
+
+
+def test_scales_start_near_one_and_shifts_near_zero() -> None:
+    vit = create_vit()
+    trained = create_network(create_backbone(), create_tuners([{"kind": "ssf"}])[0], 4, seed=0).trainable_parameters()
+    layers = [name for name, module in vit.named_modules() if getattr(module, "weight", None) is not None]
+    assert {name.rsplit(".", 1)[0] for name in trained} - {"head"} == {f"encoder.vit.{name}" for name in layers}
+    for ending, mean in (("scale", 1), ("shift", 0)):
+        values = torch.cat([tensor for name, tensor in trained.items() if name.endswith(ending)])
+        assert values.mean() == pytest.approx(mean, abs=0.003)
+        assert values.std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_adaptformer_reads_the_residual_stream_before_norm2() -> None:
+    encoder = create_tuners([{"kind": "adaptformer", "bottleneck": 3}])[0].apply(create_vit()).eval()
+    for adapted in encoder.vit.blocks:
+        torch.nn.init.normal_(adapted.bottleneck.up.weight)
+    x = torch.randn(2, 17, 24)
+    adapted = encoder.vit.blocks[1]
+    between = x + adapted.block.attn(adapted.block.norm1(x))
+    side = torch.relu(between @ adapted.bottleneck.down.weight.T) @ adapted.bottleneck.up.weight.T
+    torch.testing.assert_close(adapted(x), adapted.block(x) + 0.1 * side, atol=1e-5, rtol=1e-5)
 
 
 def test_static_prompts_start_within_their_bound() -> None:
@@ -160,17 +269,27 @@ def test_vapt_drops_whole_channels_of_an_image() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"static_blocks": 3}, "static_blocks below 3"), ({"kernel": 5}, "patch grid, 4 x 4")],
+    [
+        ({"kind": "vapt", "static_blocks": 3}, "static_blocks below 3"),
+        ({"kind": "vapt", "kernel": 5}, "patch grid, 4 x 4"),
+        ({"kind": "lora", "rank": 25}, "tuner lora: expected a rank of 24 at most"),
+        ({"kind": "dora", "rank": 25}, "tuner dora: expected a rank of 24 at most"),
+        ({"kind": "lora", "targets": ["mlp.fc1"]}, "targets among attn.qkv, attn.proj, .*; found mlp.fc1"),
+    ],
 )
-def test_vapt_says_what_does_not_fit_the_backbone(options: dict[str, Any], message: str) -> None:
-    (tuner,) = create_tuners([{"kind": "vapt", **options}])
+def test_a_tuner_says_what_does_not_fit_the_backbone(options: dict[str, Any], message: str) -> None:
+    from timm.layers import SwiGLU
+
+    (tuner,) = create_tuners([options])
     with pytest.raises(BackboneError, match=message):
-        tuner.apply(create_vit())
+        tuner.apply(create_vit({"mlp_layer": SwiGLU}))
 
 
 def test_labels_and_names() -> None:
     labels = [tuner.label for tuner in create_tuners([*VARIANTS, {"kind": "vpt", "name": "vpt-wide"}])]
-    assert labels == ["vpt-deep", "vapt", "linear", "full", "vpt-shallow", "vapt-odd", "vpt-wide"]
+    alone = ["linear", "full", "bitfit", "lora", "dora", "adaptformer", "ssf"]
+    odd = ["vpt-shallow", "vapt-odd", "lora-odd", "dora-odd", "vpt-wide"]
+    assert labels == ["vpt-deep", "vapt", *alone, *odd]
 
 
 @pytest.mark.parametrize("tuner", TUNER_CASES)
@@ -181,8 +300,9 @@ def test_a_tuner_survives_json(tuner: Tuner) -> None:
 @pytest.mark.parametrize(
     ("candidates", "words"),
     [
-        ([{"kind": "vptt"}], ["candidates.0", "linear, full, vpt, vapt", "vptt", "Did you mean 'vpt'"]),
-        ([{"lr": 1}], ["no kind", "linear, full, vpt, vapt"]),
+        ([{"kind": "vptt"}], ["candidates.0", ", ".join(TUNERS), "vptt", "Did you mean 'vpt'"]),
+        ([{"lr": 1}], ["no kind", "linear, full, bitfit, lora, dora, adaptformer, ssf, vpt, vapt"]),
+        ([{"kind": "lora", "targets": ["attn.kqv"]}], ["targets", "attn.qkv"]),
         (
             [{"kind": "linear"}, {"kind": "vpt", "num_promts": 5}],
             ["candidates.1", "num_prompts", "'num_promts'", "deep"],
@@ -202,6 +322,22 @@ def test_mistakes_are_named_with_what_is_legal(candidates: list[dict[str, Any]],
 @pytest.mark.parametrize("module", ["components.models.tuners", "components.models.adapter"])
 def test_importing_it_imports_no_torch(module: str) -> None:
     code = (
-        f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'timm', 'safetensors.torch')))"
+        f"import sys, {module}; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'timm', 'peft', 'safetensors.torch')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_peft_says_nothing_and_asks_no_network() -> None:
+    code = """
+import socket, sys
+def refuse(*_, **__): raise SystemExit("the network")
+socket.socket.connect = socket.getaddrinfo = refuse
+sys.path.insert(0, "tests")
+from vits import create_vit
+from components.models.tuners import create_tuners
+for tuner in create_tuners([{"kind": "lora"}, {"kind": "dora"}]):
+    tuner.apply(create_vit()).merge()
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
