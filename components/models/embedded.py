@@ -27,11 +27,11 @@ class Teacher(Strict):
 
 
 class Scores(Strict):
-    """Balanced accuracies in percent: bench -> reader -> value, for this network and for those beside it."""
+    """What the features are worth: network -> bench -> reader -> percent, for this one and for those beside it."""
 
     command: str
     protocol: str
-    balanced_accuracy: dict[str, dict[str, dict[str, float]]]
+    percent: dict[str, dict[str, dict[str, float]]]
 
 
 class Card(Strict):
