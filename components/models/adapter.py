@@ -182,12 +182,13 @@ def _load_tensors(folder: Path) -> "tuple[dict[str, Tensor], str]":
         data = (folder / WEIGHTS_FILE).read_bytes()
     except OSError as error:
         raise AdapterError(what, expected="a file", found=error.strerror or "none", mend=RETRAIN) from None
-    if data.startswith(PICKLED):
-        found = "a pickle, which may run code when it is opened"
-        raise AdapterError(what, expected="safetensors", found=found, mend="Do not trust where it came from.")
     try:
         return load(data), hashlib.sha256(data).hexdigest()
     except SafetensorError as error:
+        if data.startswith(PICKLED):  # asked last, for the length of a whole file's header may begin with these bytes
+            found = "a pickle, which may run code when it is opened"
+            mend = "Do not trust where it came from."
+            raise AdapterError(what, expected="safetensors", found=found, mend=mend) from None
         raise AdapterError(what, expected="a whole safetensors file", found=str(error), mend=RETRAIN) from None
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from components.models.fast import cast_backbone, forward_fast
+from components.models.inserts import merge_inserts
 from components.models.prompts import AdaptivePrompts, StaticPrompts, forward_prompted
 
 if TYPE_CHECKING:
@@ -52,27 +53,43 @@ class TunedEncoder(nn.Module):
     """Images (B, 3, height, width) to features (B, D) by timm's own forward, through a backbone with a few parts of
     its own: a tuner replaces modules or parameters of `self.vit`, whose other weights are the shared backbone's.
 
-    Nothing is in train mode but what a tuner put in, so that dropout of the backbone stays off.
+    The backbone's modules stay in eval mode, so that train mode switches the tuner's dropout and no other.
+    precise: endings of the names of matrices that stay float32, because what the tuner puts there reads them.
     """
 
-    def __init__(self, vit: "VisionTransformer") -> None:
+    def __init__(self, vit: "VisionTransformer", precise: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.vit = share_weights(vit)
+        # Both before a tuner puts in its own; plain lists, which register nothing.
+        self.borrowed = [*self.vit.modules()]
+        named = self.vit.named_modules()
+        self.matrices = [m for name, m in named if isinstance(m, nn.Linear) and not name.endswith(precise)]
         self.train()
 
     def train(self, mode: bool = True) -> "TunedEncoder":
         super().train(mode)
-        for module in self.vit.modules():
-            own = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-            module.training = mode and (own or bool(getattr(module, "is_insert", False)))
+        for module in self.borrowed:
+            module.training = False
         return self
 
     def prepare(self, dtype: torch.dtype, fused_attention: bool) -> None:
-        """Hold the frozen matrices in `dtype`, which spares autocast a copy of each at every step."""
-        for module in self.vit.modules():
-            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-                module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
+        """Hold the frozen matrices in `dtype` from now on, which spares autocast a copy of each at every step.
+
+        What learns stays float32. So does all else: norms and positions are small, and the residual stream gains by it.
+        """
+        for linear in self.matrices:
+            if linear.weight.dtype != dtype:
+                linear.weight = nn.Parameter(linear.weight.detach().to(dtype), requires_grad=False)
         set_attention(self.vit, fused_attention)
+
+    def merge(self) -> "VisionTransformer":
+        """A plain network in eval mode that computes the same: a copy, of which nothing is shared.
+
+        Before `prepare`, which takes the matrices their last bits. TypeError where the tuner's `merges` is False.
+        """
+        vit = copy.deepcopy(self.vit)
+        merge_inserts(vit)
+        return vit.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.vit.forward_head(self.vit.forward_features(images), pre_logits=True)

@@ -83,12 +83,15 @@ def create_optimizer(network: Network, tuner: Tuner) -> torch.optim.AdamW:
     The second moment forgets in about 20 steps instead of 1,000: VAPT starts with prompts of exactly zero, where its
     first gradients are 10^2 to 10^3 times larger than later ones; remembered for long, they would freeze it.
     """
-    parameters = list(network.trainable_parameters().values())
+    scales = tuner.lr_scales(network.encoder)
+    members: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}  # share of the learning rate, whether decayed
+    for parameter in network.trainable_parameters().values():
+        members.setdefault((scales.get(parameter, 1.0), parameter.ndim > 1), []).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": tuner.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "lr_scale": scale, "weight_decay": tuner.weight_decay if decayed else 0.0}
+        for (scale, decayed), parameters in sorted(members.items(), reverse=True)
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=tuner.lr, betas=BETAS)
+    return torch.optim.AdamW(groups, lr=tuner.lr, betas=BETAS)
 
 
 def scale_rate(step: int, steps: int, warmup: float) -> float:
@@ -121,7 +124,7 @@ def _train_epoch(
     for index, (images, targets) in enumerate(loader):
         rate = scale_rate(epoch * steps + index, recipe.training.epochs * steps, recipe.training.warmup_epochs * steps)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.tuner.lr * rate
+            group["lr"] = recipe.tuner.lr * rate * group["lr_scale"]
         logits = engine.forward(network, images)
         loss = F.cross_entropy(
             logits, targets.to(engine.device), weight=balance, label_smoothing=recipe.training.label_smoothing

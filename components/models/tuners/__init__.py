@@ -1,7 +1,7 @@
 """The ways of fitting a frozen backbone to a domain: `ls` of this folder is the list of methods.
 
 A tuner is a strict record with a literal `kind`, its options, and one function `apply(vit)` that returns the
-encoder to train. To add one: a file here, one word in `Tuner`, and the tests that enumerate the union test it.
+encoder to train. To add one: a file here, one word in `Member`, and the tests that enumerate the union test it.
 Importing this package imports no torch, so the command line can check a domain's candidates at once.
 
     create_tuners([{"kind": "linear"}, {"kind": "vpt", "num_prompts": 50}])
@@ -16,17 +16,23 @@ from pydantic import Field, ValidationError
 
 from components.domain import explain
 from components.errors import DomainError
+from components.models.tuners.adaptformer import AdaptFormerTuner
+from components.models.tuners.bitfit import BitFitTuner
+from components.models.tuners.dora import DoraTuner
 from components.models.tuners.full import FullTuner
 from components.models.tuners.linear import LinearTuner
+from components.models.tuners.lora import LoraTuner
+from components.models.tuners.ssf import SsfTuner
 from components.models.tuners.vapt import VaptTuner
 from components.models.tuners.vpt import VptTuner
 
-Tuner = Annotated[LinearTuner | FullTuner | VptTuner | VaptTuner, Field(discriminator="kind")]
+Member = (
+    LinearTuner | FullTuner | BitFitTuner | LoraTuner | DoraTuner | AdaptFormerTuner | SsfTuner | VptTuner | VaptTuner
+)
+Tuner = Annotated[Member, Field(discriminator="kind")]
 
 #: kind -> its record, read from the union so that there is one list only.
-TUNERS: dict[str, type[LinearTuner | FullTuner | VptTuner | VaptTuner]] = {
-    member.model_fields["kind"].default: member for member in get_args(get_args(Tuner)[0])
-}
+TUNERS: dict[str, type[Member]] = {member.model_fields["kind"].default: member for member in get_args(Member)}
 
 
 def create_tuners(candidates: Sequence[Mapping[str, Any]], where: str = "candidates") -> tuple[Tuner, ...]:

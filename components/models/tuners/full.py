@@ -1,19 +1,27 @@
 """Full fine-tuning: the whole network learns, and the adapter holds all of it. The expensive upper yardstick."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
+    from torch import nn
 
     from components.models.encoders import FullEncoder
 
 
 class FullTuner(TunerBase):
-    """`{kind: full}`"""
+    """`{kind: full}`. layer_decay: a layer's learning rate as a share of the next higher one's; 1 for the same in all.
+
+    Lower layers hold what all images have in common: ELECTRA (https://arxiv.org/abs/2003.10555) and BEiT
+    (https://arxiv.org/abs/2106.08254) let them learn more slowly.
+    """
 
     kind: Literal["full"] = "full"
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
     lr: LearningRate = 1e-4
     weight_decay: WeightDecay = 0.05
 
@@ -22,3 +30,17 @@ class FullTuner(TunerBase):
         from components.models.encoders import FullEncoder
 
         return FullEncoder(vit)
+
+    def lr_scales(self, encoder: Any) -> "dict[nn.Parameter, float]":
+        """layer_decay to the power of a layer's distance from the head, by timm's own account of its layers.
+
+        Embedding and blocks are layers 0 to L, and what comes behind them L + 1. timm's `param_groups_layer_decay`
+        counts from the backbone's own top, which is no fixed distance from our head: there is a norm behind the
+        blocks or there is not.
+        """
+        from timm.models import group_parameters
+
+        vit = encoder.vit
+        layers = group_parameters(vit, vit.group_matcher(coarse=False), reverse=True)  # name -> number
+        top = len(vit.blocks) + 1
+        return {parameter: self.layer_decay ** (top - layers[name]) for name, parameter in vit.named_parameters()}

@@ -1,0 +1,32 @@
+"""AdaptFormer (Chen et al., NeurIPS 2022, https://arxiv.org/abs/2205.13535): a small MLP beside every large one."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from components.models.encoders import TunedEncoder
+
+
+class AdaptFormerTuner(TunerBase):
+    """`{kind: adaptformer, bottleneck: 64}`. scale: what the small MLP counts; dropout: of its hidden layer."""
+
+    kind: Literal["adaptformer"] = "adaptformer"
+    bottleneck: int = Field(default=64, ge=1, le=1024)
+    scale: float = Field(default=0.1, gt=0, le=100)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    lr: LearningRate = 1e-3
+    weight_decay: WeightDecay = 1e-4
+
+    def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
+        """The frozen backbone with a bottleneck in every block; they start at zero."""
+        from components.models.encoders import TunedEncoder
+        from components.models.inserts import insert_bottlenecks
+
+        encoder = TunedEncoder(vit)
+        insert_bottlenecks(encoder.vit, self.bottleneck, self.scale, self.dropout)
+        return encoder

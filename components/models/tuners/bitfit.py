@@ -1,0 +1,33 @@
+"""BitFit (Ben Zaken et al., ACL 2022, https://arxiv.org/abs/2106.10199): the backbone's own biases learn, no more."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from components.models.encoders import TunedEncoder
+
+
+class BitFitTuner(TunerBase):
+    """`{kind: bitfit}`. Nothing is added, so that inference costs what the backbone alone costs."""
+
+    merges: ClassVar[bool] = True
+
+    kind: Literal["bitfit"] = "bitfit"
+    lr: LearningRate = 3e-3
+    weight_decay: WeightDecay = 1e-4
+
+    def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
+        """The frozen backbone with biases of its own: of patch projection, blocks, norms and pooling."""
+        from torch import nn
+
+        from components.models.encoders import TunedEncoder
+
+        encoder = TunedEncoder(vit)
+        for module in encoder.vit.modules():
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, nn.Parameter):
+                module.bias = nn.Parameter(bias.detach().clone())
+        return encoder

@@ -1,0 +1,42 @@
+"""LoRA (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685): a product of two thin matrices beside a large one."""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from components.models.encoders import TunedEncoder
+
+#: Matrices of a block. The paper (section 7.1) finds many matrices at a low rank better than few at a high one, and
+#: all four of attention as good as any choice; queries, keys and values are one matrix in timm, the output another.
+Targets = Annotated[
+    tuple[Literal["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"], ...],
+    Field(default=("attn.qkv", "attn.proj"), min_length=1),
+]
+
+
+class LoraTuner(TunerBase):
+    """`{kind: lora, rank: 8}`. alpha: the product counts alpha / rank; dropout: of what enters the product."""
+
+    merges: ClassVar[bool] = True
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=8, ge=1, le=1024)
+    alpha: float = Field(default=8, gt=0, le=10_000)
+    dropout: float = Field(default=0, ge=0, lt=1)
+    targets: Targets
+    lr: LearningRate = 1e-3
+    weight_decay: WeightDecay = 1e-4
+
+    def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
+        """The frozen backbone with products beside the targets of every block; they start at zero."""
+        from components.models.encoders import TunedEncoder
+        from components.models.inserts import insert_low_rank
+
+        encoder = TunedEncoder(vit)
+        insert_low_rank(encoder.vit, self.rank, self.alpha, self.dropout, self.targets, magnitudes=False)
+        return encoder
