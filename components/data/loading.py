@@ -74,23 +74,33 @@ class Samples(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def locate(self, index: int) -> int:
+        """The place in `rows` of this epoch's sample `index`."""
+        return index
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        row = int(self.rows[index])
+        place = self.locate(index)
+        row = int(self.rows[place])
         image = np.array(self.pixels[row])
         if self.augmentation is not None:
             image = self.augmentation(image, self.epoch, row)
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), int(self.targets[index])
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), int(self.targets[place])
 
 
 class Features(Samples):
-    """What a network that does not learn makes of the samples, once: (N, D) float32 instead of images."""
+    """What a network that does not learn makes of the samples, once: features (rows, D) float32 instead of images."""
 
     def __init__(self, features: NDArray[np.float32], samples: Samples) -> None:
         super().__init__(samples.pixels, samples.rows, samples.targets, None)
-        self.features = features
+        self.features, self.samples = features, samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return torch.from_numpy(self.features[index]), int(self.targets[index])
+        self.samples.epoch = self.epoch
+        place = self.samples.locate(index)
+        return torch.from_numpy(self.features[place]), int(self.targets[place])
 
 
 class EpochOrder(Sampler[int]):
