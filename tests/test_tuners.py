@@ -351,3 +351,20 @@ for tuner in create_tuners([{"kind": "lora"}, {"kind": "dora"}]):
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_without_dropout_vapts_prompts_of_a_block_stay_equal(dropout: float) -> None:
+    """They start at zero and get the same gradient; known, and kept, for a random start learns worse."""
+    (tuner,) = create_tuners([{"kind": "vapt", "num_prompts": 4, "dropout": dropout}])
+    network = create_network(create_backbone(), tuner, 4, seed=0).train()
+    images = create_images(network.encoder.vit, 8)
+    optimizer = torch.optim.AdamW(network.trainable_parameters().values(), lr=3e-3)
+    torch.manual_seed(0)
+    for _ in range(10):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(images), torch.arange(8) % 4).backward()
+        optimizer.step()
+    weight = network.encoder.prompts.tokenwise[0].linear.weight.detach()
+    apart = float(weight.std(dim=0).mean() / weight.abs().mean())
+    assert apart < 1e-4 if dropout == 0 else apart > 1e-3
