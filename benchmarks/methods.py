@@ -1,0 +1,563 @@
+"""Every tuner under one budget: who recognises best, with how many parameters, and from how few images.
+
+    TESSERA_REAL_DATA=DIR python benchmarks/methods.py --backbone DIR/backbones/vit_tiny_[...].safetensors
+        [--img-size 128] [--state FOLDER] [--json FILE] [--minutes M] [--only bccd "magnetic_tile / 10%" vapt]
+
+Claim: methods.json and methods.png beside this file, whichever method they favour.
+
+Data: three sets, each brought in, checked and split by group by the project's own machinery. The share of the training
+side differs; validation and test sides stay whole. At 128 px there are a third of the tokens of 224 px; it is not
+claimed that the ranking there is the same.
+
+Budget: in a cell (a set, a fraction) each tuner gets four configurations (SPACES) and the same number of steps (BUDGET)
+on the same images. The configuration with the best balanced accuracy on validation, a tie to the lower loss, is found
+with one seed and trained again with the final seeds, of which the search's is none: no lucky start is both chosen and
+reported. Only what the final seeds trained is shown the test side. The linear probe is trained as the project trains
+it: on features of images that are not augmented, and on the last weights, where others keep the best of two rounds.
+
+Intervals are of the mean over the final seeds, by bootstrap over the test groups (components/promotion/statistics.py).
+They say how sure the score is for other groups, not for other budgets, backbones or search spaces.
+
+The result of a training is a file of its own in the state folder, named by the hash of everything it depends on but
+the code, whose commit it notes: what is there is not computed again, and processes with different `--only` may share
+the folder, each bringing in sets of its own.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import polars as pl
+import timm
+import torch
+from methods_report import choose_defaults, describe_options, draw_results, rank, render_defaults, render_table
+from numpy.typing import NDArray
+from step_time import describe
+
+from components.data import importing, versioning
+from components.data.loading import Pixels, Samples, load_pixels
+from components.data.manifest import load_manifest, save_bytes
+from components.data.transforms import Augmentation
+from components.domain import Domain, Training, load_domain
+from components.errors import DomainError, TrainingError
+from components.models.adapter import WEIGHTS_FILE, AdapterMeta, save_adapter
+from components.models.backbones import Backbone, load_backbone
+from components.models.network import Network, create_network
+from components.models.tuners import TUNERS, Tuner, create_tuners
+from components.promotion.statistics import Interval, balanced_accuracy, bootstrap_difference, bootstrap_score
+from components.training.evaluate import create_engine, hash_split, predict_probabilities
+from components.training.fit import Recipe, fit
+from components.workspace import REPOSITORY, Workspace
+
+Options = Mapping[str, Any]
+Record = dict[str, Any]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fraction:
+    """How much of the training side, never less than SHOTS images of a class, and for how many steps."""
+
+    name: str
+    share: float
+    steps: int
+
+
+def share_out(full: int, tenth: int, few: int) -> tuple[Fraction, ...]:
+    return Fraction("100%", 1.0, full), Fraction("10%", 0.1, tenth), Fraction("5 shots", 0.0, few)
+
+
+SHOTS = 5
+
+#: The budget, steps by set and fraction. Set after a look at validation, for deep prompts' sake: random ones turn the
+#: features away from the backbone's, and on magnetic_tile, 70 % of it one class, VPT-deep (lr 3e-3) was at chance
+#: after 120 steps, 0.17, at 0.48 after 240 and 0.62 after 480, while 40 were enough on bccd.
+BUDGET = {
+    "magnetic_tile": share_out(240, 120, 60),
+    "lc25000_lung": share_out(100, 60, 40),
+    "bccd": share_out(80, 60, 40),
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all trainings have in common. rounds: validations a training, the best of which is kept."""
+
+    budget: Mapping[str, tuple[Fraction, ...]] = field(default_factory=BUDGET.copy)
+    batch_size: int = 16
+    rounds: int = 2
+    warmup: float = 0.1  # of the steps
+    configurations: int = 4
+    search_seed: int = 0
+    seeds: tuple[int, ...] = (1, 2, 3)
+
+
+def vary(kind: str, lr: Sequence[float], **options: Any) -> tuple[Options, ...]:
+    return tuple({"kind": kind, **options, "lr": rate} for rate in lr)
+
+
+def vary_prompts(kind: str, lr: Sequence[float], **options: Any) -> tuple[Options, ...]:
+    """Ten prompts without dropout, and with it at the rate in the middle."""
+    plain = vary(kind, lr, **options, num_prompts=10, dropout=0.0)
+    return (*plain, {**plain[1], "dropout": 0.1})
+
+
+#: Four configurations of each tuner; what is not named is the tuner's default.
+SPACES: dict[str, tuple[Options, ...]] = {
+    "linear": vary("linear", [1e-3, 3e-3, 1e-2, 3e-2]),
+    "bitfit": vary("bitfit", [1e-3, 3e-3, 1e-2, 3e-2]),
+    "ssf": vary("ssf", [1e-3, 3e-3, 1e-2, 3e-2]),
+    "vpt-shallow": vary_prompts("vpt", [1e-3, 3e-3, 1e-2], deep=False),
+    "vpt-deep": vary_prompts("vpt", [1e-3, 3e-3, 1e-2], deep=True),
+    "vapt": vary_prompts("vapt", [3e-3, 1e-2, 3e-2]),
+    "lora": vary("lora", [1e-3, 3e-3, 1e-2, 3e-2]),
+    "dora": vary("dora", [1e-3, 3e-3, 1e-2, 3e-2]),
+    "adaptformer": vary("adaptformer", [1e-3, 3e-3, 1e-2, 3e-2]),
+    "full": vary("full", [3e-5, 1e-4, 3e-4, 1e-3]),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One tuner's part of the comparison: a place in the table."""
+
+    data: str
+    fraction: Fraction
+    tuner: str
+
+    def __str__(self) -> str:
+        return f"{self.data} / {self.fraction.name} / {self.tuner}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training."""
+
+    cell: Cell
+    options: Options
+    seed: int
+    final: bool
+
+    @property
+    def tuner(self) -> Tuner:
+        return create_tuners([self.options])[0]
+
+    def __str__(self) -> str:
+        return f"{describe_options(self.options):22}{f'seed {self.seed}' if self.final else 'search'}"
+
+
+def main(arguments: Sequence[str] | None = None, protocol: Protocol | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", required=True, help="what load_backbone knows: a file, a timm name, `embedded`")
+    parser.add_argument("--img-size", type=int, default=128)
+    parser.add_argument("--state", type=Path, default=REPOSITORY / ".tessera" / "methods", help="may be shared")
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"), help="a picture comes beside")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no training after them; 0 only reports")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="train where `set / fraction / tuner` holds one of them"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    if "TESSERA_REAL_DATA" not in os.environ:
+        parser.error("TESSERA_REAL_DATA names no folder with the data sets")
+    stop = time.monotonic() + 60 * options.minutes
+    torch.set_num_threads(options.threads)
+    # A seed must mean the same bits twice, as in components/training/run.py.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    source, backbone = Path(os.environ["TESSERA_REAL_DATA"]), load_backbone(options.backbone, options.img_size)
+    study = Study(protocol or Protocol(), backbone, source, options.state.resolve())
+    cells = [cell for cell in study.cells if any(text in str(cell) for text in options.only)]
+    if not cells:
+        parser.error(f"--only {' '.join(options.only)} fits no cell; the first one is `{study.cells[0]}`")
+    for cell in cells:
+        while time.monotonic() < stop and (trial := study.next_trial(cell)):
+            tell_result(trial, study.train(trial))
+            save_json(study.assemble(), options.json)
+    show(study, options.json)
+
+
+def tell_result(trial: Trial, record: Record) -> None:
+    print(f"{trial.cell!s:40}{trial!s:32}val {record['score']:.3f}{record['seconds']:7.1f} s", flush=True)
+
+
+def show(study: "Study", path: Path) -> None:
+    """Write everything there is, and print it in short."""
+    results = study.assemble()
+    save_json(results, path)
+    print(f"\n{len(results['rows'])} of {len(study.cells)} cells are done\n")
+    if results["rows"]:
+        print(render_table(results))
+        print(render_defaults(results))
+        draw_results(results).savefig(path.with_suffix(".png"), dpi=110)
+
+
+def save_json(results: Record, path: Path) -> None:
+    save_bytes((json.dumps(results, indent=1) + "\n").encode(), path)
+
+
+def require_spaces(kinds: Iterable[str]) -> None:
+    """Raise DomainError for a tuner that would be left out of the comparison."""
+    known = {str(space[0]["kind"]) for space in SPACES.values()}
+    for kind in kinds:
+        if kind not in known:
+            raise DomainError(
+                f"tuner {kind}",
+                expected="its configurations in SPACES of benchmarks/methods.py",
+                found="none",
+                mend=f"Add a row of {Protocol.configurations}, around the learning rates that suit it.",
+            )
+
+
+# --- the images ------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """One data set in place: checked, split, decoded."""
+
+    def __init__(self, workspace: Workspace, domain: Domain, img_size: int) -> None:
+        self.domain = domain
+        self.version = versioning.read_version(workspace, domain.name).md5
+        self.manifest = load_manifest(find_manifest(workspace, domain.name), domain)
+        self.split = hash_split(self.manifest)
+        number = {name: k for k, name in enumerate(domain.classes)}
+        self.targets: Ints = np.array([number[label] for label in self.manifest["label"]], dtype=np.int64)
+        self._load: Callable[[], Pixels] = lambda: load_pixels(
+            self.manifest, workspace.raw(domain.name), img_size, workspace.cache, domain.validation.max_megapixels
+        )
+
+    def rows(self, side: str) -> Ints:
+        return np.flatnonzero((self.manifest["split"] == side).to_numpy())
+
+    def samples(self, side: str) -> Samples:
+        rows = self.rows(side)
+        return Samples(self._load(), rows, self.targets[rows], None)
+
+    def draws(self, rows: Ints, seed: int, count: int, pieces: int) -> "Draws":
+        laid = lay_out(rows, count, seed)
+        return Draws(self._load(), laid, self.targets[laid], Augmentation(self.domain.augmentation, seed), pieces)
+
+
+class Draws(Samples):
+    """A budget of images: one shuffled pass over the rows after another, cut into pieces the loop takes for epochs.
+
+    So the budget is a number of steps whatever the number of images, and few images are not validated at every pass.
+    """
+
+    def __init__(
+        self, pixels: Pixels, rows: Ints, targets: Ints, augmentation: Augmentation | None, pieces: int
+    ) -> None:
+        super().__init__(pixels, rows, targets, augmentation)
+        self.pieces = pieces
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.pieces
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        draw = self.epoch * len(self) + index
+        row = int(self.rows[draw])
+        image = np.array(self.pixels[row])
+        if self.augmentation is not None:
+            image = self.augmentation(image, draw, row)  # by the draw, for few images come many times an epoch
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), int(self.targets[draw])
+
+
+def lay_out(rows: Ints, count: int, seed: int) -> Ints:
+    """As many shuffled passes over the rows as give `count` draws."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(rows) for _ in range(math.ceil(count / len(rows)))])[:count]
+
+
+def find_home(state: Path, name: str) -> Workspace:
+    return Workspace(state / "workspaces" / name)
+
+
+def find_manifest(workspace: Workspace, name: str) -> Path:
+    return workspace.derived(name) / "manifest.parquet"
+
+
+def open_bench(name: str, source: Path, state: Path, img_size: int) -> Bench:
+    """Bring the set into a workspace of its own and run the data stages, as `tessera import` and `check` do."""
+    workspace = find_home(state, name)
+    workspace.activate()
+    if not find_manifest(workspace, name).exists():
+        importing.import_folder(workspace, source / name, name)
+        versioning.require_repository(workspace)
+        versioning.register_domain(workspace, name)
+        versioning.record_version(workspace, name)
+        for stage in ("manifest", "validate", "split"):
+            versioning.run_stage(workspace, stage, name)
+    return Bench(workspace, load_domain(workspace.domain_file(name)), img_size)
+
+
+def draw_subset(manifest: pl.DataFrame, share: float, seed: int) -> Ints:
+    """Rows of the training side: of every class `share` of its images, and no fewer than SHOTS where there are.
+
+    The first SHOTS images of a class come from as many groups as possible, for near duplicates are one shot; then
+    groups are used up one after the other, for a tenth of the data is a tenth of the tiles, slides or patients. Each
+    class is cut off at its number, so a smaller share is a part of every larger one of the same seed.
+    """
+    rng = np.random.default_rng(seed)
+    train = manifest.with_row_index("row").filter(pl.col("split") == "train")
+    groups = train["group"].unique().sort()
+    place = pl.DataFrame({"group": groups, "place": rng.permutation(len(groups))})
+    mixed = train.with_columns(mix=rng.permutation(train.height)).join(place, on="group").sort("place", "mix")
+    turn = pl.int_range(pl.len()).over("label", "group")  # of an image among those of its class in its group
+    spread = mixed.with_columns(turn=turn).sort("turn", "place", "mix")
+    shots = spread.with_columns(shot=pl.int_range(pl.len()).over("label") < SHOTS)
+    queue = shots.sort(pl.col("shot").not_(), "place", "turn")
+    wanted = (pl.len() * share).round().cast(pl.Int64).clip(SHOTS).over("label")
+    rows = queue.filter(pl.int_range(pl.len()).over("label") < wanted)["row"]
+    return rows.sort().to_numpy().astype(np.int64)
+
+
+# --- the trainings ---------------------------------------------------------------------------------------------------
+
+
+class Study:
+    """All trainings there are to do, and the folder that remembers those that were done.
+
+    Seconds are of the whole training: features computed beforehand and validation are part of it.
+    """
+
+    def __init__(self, protocol: Protocol, backbone: Backbone, source: Path, state: Path) -> None:
+        require_spaces(TUNERS)
+        self.protocol, self.backbone, self.source, self.state = protocol, backbone, source, state
+        self.engine = create_engine(backbone.mean, backbone.std)
+        self.commit = versioning.git_commit()
+        self.benches: dict[str, Bench] = {}
+        self.records: dict[str, Record] = {}
+        places = [(data, fraction) for data, fractions in protocol.budget.items() for fraction in fractions]
+        self.cells = [Cell(*place, tuner) for place in places for tuner in SPACES]
+
+    def bench(self, name: str) -> Bench:
+        if name not in self.benches:
+            self.benches[name] = open_bench(name, self.source, self.state, self.backbone.img_size)
+        return self.benches[name]
+
+    def next_trial(self, cell: Cell) -> Trial | None:
+        """The cell's first training without a result: those of the search, then those of what it chose."""
+        searched = self.search(cell)
+        trials = searched if None in map(self.find, searched) else self.finals(cell)
+        return next((trial for trial in trials if self.find(trial) is None), None)
+
+    def search(self, cell: Cell) -> list[Trial]:
+        space = SPACES[cell.tuner][: self.protocol.configurations]
+        return [Trial(cell, options, self.protocol.search_seed, final=False) for options in space]
+
+    def finals(self, cell: Cell) -> list[Trial]:
+        """The best configuration on validation with every final seed; nothing before the search is over."""
+        searched = [(trial, self.find(trial)) for trial in self.search(cell)]
+        known = [(rank(record), trial.options) for trial, record in searched if record]
+        if len(known) < len(searched):
+            return []
+        _, options = min(known, key=lambda pair: pair[0])
+        return [Trial(cell, options, seed, final=True) for seed in self.protocol.seeds]
+
+    def find(self, trial: Trial) -> Record | None:
+        """What this training gave, if it was done, by this process or another."""
+        key = self.name(trial)
+        path = self.state / "results" / f"{key}.json"
+        if key not in self.records and path.exists():
+            self.records[key] = json.loads(path.read_text())
+        return self.records.get(key)
+
+    def name(self, trial: Trial) -> str:
+        """Hash of everything the result depends on but the code."""
+        bench, protocol = self.bench(trial.cell.data), self.protocol
+        facts = {
+            "format": 1,
+            "backbone": [self.backbone.sha256, self.backbone.img_size],
+            "data": [bench.version, bench.split, bench.domain.augmentation],
+            "budget": [protocol.batch_size, protocol.rounds, protocol.warmup, SHOTS, asdict(trial.cell.fraction)],
+            "tuner": trial.tuner.model_dump(mode="json"),
+            "seed": [trial.seed, trial.final],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def train(self, trial: Trial) -> Record:
+        """Train, look at the test side if it is a final one, and remember what came out."""
+        key, bench, fraction = self.name(trial), self.bench(trial.cell.data), trial.cell.fraction
+        network = create_network(self.backbone, trial.tuner, len(bench.domain.classes), trial.seed)
+        rows = draw_subset(bench.manifest, fraction.share, trial.seed)
+        # The loop computes the features of a linear probe once and knows one order of them: its budget is one epoch.
+        pieces = 1 if network.learns_head_only else self.protocol.rounds
+        train = bench.draws(rows, trial.seed, fraction.steps * self.protocol.batch_size, pieces)
+        checkpoint = self.state / "checkpoints" / f"{key}.safetensors"
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        record: Record = {"data": trial.cell.data, "fraction": fraction.name, "tuner": trial.cell.tuner}
+        record |= {"options": dict(trial.options), "seed": trial.seed, "final": trial.final, "commit": self.commit}
+        record |= {"images": len(rows), "groups": bench.manifest[rows]["group"].n_unique()}
+        record |= self._fit(trial, network, train, bench.samples("val"), checkpoint)
+        if trial.final:
+            record |= measure_adapter(network, self.backbone, trial, bench)
+            record["predicted"] = self._predict(network, bench.samples("test"), record)
+        save_bytes(json.dumps(record).encode(), self.state / "results" / f"{key}.json")
+        checkpoint.unlink(missing_ok=True)
+        return record
+
+    def _fit(self, trial: Trial, network: Network, train: Draws, val: Samples, checkpoint: Path) -> Record:
+        """The project's own loop. That a learning rate blows up is a result too, the worst one."""
+        protocol, classes = self.protocol, self.bench(trial.cell.data).domain.classes
+        training = Training(
+            epochs=train.pieces, batch_size=protocol.batch_size, warmup_epochs=protocol.warmup * train.pieces
+        )
+        recipe = Recipe(trial.tuner, training, classes, trial.seed)
+        started = time.monotonic()
+        try:
+            progress = fit(network, train, val, recipe, self.engine, checkpoint, lambda row: None)
+        except TrainingError as error:
+            seconds = round(time.monotonic() - started, 2)
+            return {"score": 0.0, "loss": None, "seconds": seconds, "failed": str(error)}
+        best = progress.history[progress.best_epoch - 1]
+        scores = {"score": best["val/balanced_accuracy"], "loss": best["val/loss"]}
+        return scores | {"best_round": progress.best_epoch, "seconds": round(time.monotonic() - started, 2)}
+
+    def _predict(self, network: Network, test: Samples, record: Record) -> list[int]:
+        """Predicted classes of the test side; a training that blew up answers with the first class, which is chance."""
+        if "failed" in record:
+            return [0] * len(test)
+        chances = predict_probabilities(network, test, self.engine, 2 * self.protocol.batch_size)
+        predicted: list[int] = chances.argmax(axis=1).tolist()
+        return predicted
+
+    # --- what came out ---
+
+    def assemble(self) -> Record:
+        """Everything known so far, as JSON: facts, finished rows, all the search's scores, suggested defaults."""
+        cells = [cell for cell in self.cells if self._is_open(cell.data)]
+        found = [record for cell in cells for trial in self.search(cell) if (record := self.find(trial))]
+        finals = {cell: records for cell in cells if (records := self._finals(cell))}
+        searches = [{key: value for key, value in record.items() if key != "commit"} for record in found]
+        commits = {record["commit"] for records in (found, *finals.values()) for record in records}
+        return {
+            "backbone": {"name": Path(self.backbone.name).name, "sha256": self.backbone.sha256},
+            "img_size": self.backbone.img_size,
+            "protocol": asdict(self.protocol) | {"shots": SHOTS},
+            "machine": self._describe_machine(),
+            "commits": sorted(commits),
+            "data": {name: self._describe_data(name) for name in self.protocol.budget if self._is_open(name)},
+            "rows": [self._row(cell, finals) for cell in finals],
+            "searches": searches,
+            "defaults": choose_defaults(searches),
+        }
+
+    def _is_open(self, name: str) -> bool:
+        """Whether the set was brought in, by this process or another."""
+        return find_manifest(find_home(self.state, name), name).exists()
+
+    def _finals(self, cell: Cell) -> list[Record]:
+        """The records of the final seeds once they are all there."""
+        records = [record for trial in self.finals(cell) if (record := self.find(trial))]
+        return records if len(records) == len(self.protocol.seeds) else []
+
+    def _row(self, cell: Cell, finals: Mapping[Cell, list[Record]]) -> Record:
+        bench, records = self.bench(cell.data), finals[cell]
+        place = (cell.data, cell.fraction)
+        rivals = [collect(rows) for other, rows in finals.items() if (other.data, other.fraction) == place]
+        answers = collect(records)
+        best = max(rivals, key=lambda rival: fmean(score_seeds(bench, rival)))
+        return {
+            **{key: records[0][key] for key in ("data", "fraction", "tuner", "options", "images", "groups")},
+            "steps": cell.fraction.steps,
+            "scores": score_seeds(bench, answers),
+            **write_interval(bound_mean(bench, answers)),
+            "to_best": write_interval(bound_difference(bench, answers, best)),
+            **{key: records[0][key] for key in ("trainable_params", "with_head", "share", "adapter_bytes")},
+            "seconds_training": round(fmean(record["seconds"] for record in records), 2),
+            "seconds_search": round(sum((self.find(trial) or {})["seconds"] for trial in self.search(cell)), 2),
+        }
+
+    def _describe_data(self, name: str) -> Record:
+        bench = self.bench(name)
+        sides = {side: bench.manifest[bench.rows(side)] for side in ("train", "val", "test")}
+        counts = {side: {"images": rows.height, "groups": rows["group"].n_unique()} for side, rows in sides.items()}
+        return {"version": bench.version, "split_sha256": bench.split, **counts}
+
+    def _describe_machine(self) -> Record:
+        return {
+            "device": describe(self.engine.device),
+            "dtype": str(self.engine.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        }
+
+
+def measure_adapter(network: Network, backbone: Backbone, trial: Trial, bench: Bench) -> Record:
+    """What learned, counted, and how many bytes the artifact on disk takes."""
+    facts: dict[str, Any] = {
+        "data_version": bench.version,
+        "split_sha256": bench.split,
+        "git_commit": "",
+        "metrics": {},
+    }
+    meta = AdapterMeta.describe(network, backbone, trial.tuner, classes=bench.domain.classes, seed=trial.seed, **facts)
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(Path(folder) / "adapter", network, meta)
+        size = (Path(folder) / "adapter" / WEIGHTS_FILE).stat().st_size
+    tuned = meta.trainable_params
+    return {
+        "trainable_params": tuned,
+        "with_head": tuned + meta.head_params,
+        "share": meta.share,
+        "adapter_bytes": size,
+    }
+
+
+# --- the scores ------------------------------------------------------------------------------------------------------
+
+Answers = tuple[tuple[int, ...], ...]  # predicted classes of the test side, one tuple a seed
+
+
+def collect(records: Sequence[Record]) -> Answers:
+    return tuple(tuple(record["predicted"]) for record in records)
+
+
+def score_seeds(bench: Bench, answers: Answers) -> list[float]:
+    """Balanced accuracy on the test side, seed by seed."""
+    targets, classes = bench.targets[bench.rows("test")], len(bench.domain.classes)
+    return [round(balanced_accuracy(targets, np.array(answer), classes), 6) for answer in answers]
+
+
+@cache
+def bound_mean(bench: Bench, answers: Answers) -> Interval:
+    """The mean over the seeds, and its interval: a group is drawn with what every seed said of it.
+
+    The seeds' answers laid end to end have as recalls the means of the seeds' recalls.
+    """
+    targets, groups = repeat_test(bench, len(answers))
+    return bootstrap_score(targets, np.concatenate(answers), groups, len(bench.domain.classes))
+
+
+@cache
+def bound_difference(bench: Bench, answers: Answers, best: Answers) -> Interval:
+    """How much better than the best of its cell: both are scored on the same drawn groups."""
+    targets, groups = repeat_test(bench, len(answers))
+    ours, theirs = np.concatenate(answers), np.concatenate(best)
+    return bootstrap_difference(targets, ours, theirs, groups, len(bench.domain.classes))
+
+
+def write_interval(interval: Interval) -> dict[str, float]:
+    return {"mean": round(interval.value, 4), "low": round(interval.low, 4), "high": round(interval.high, 4)}
+
+
+def repeat_test(bench: Bench, times: int) -> tuple[Ints, NDArray[np.generic]]:
+    rows = bench.rows("test")
+    return np.tile(bench.targets[rows], times), np.tile(bench.manifest["group"].to_numpy()[rows], times)
+
+
+if __name__ == "__main__":
+    main()
