@@ -22,7 +22,7 @@ class FullTuner(TunerBase):
 
     kind: Literal["full"] = "full"
     layer_decay: float = Field(default=0.75, gt=0, le=1)
-    lr: LearningRate = 1e-4
+    lr: LearningRate = 3e-4  # at 1e-4 a layer decay of 0.75 leaves the lower layers where they are
     weight_decay: WeightDecay = 0.05
 
     def apply(self, vit: "VisionTransformer") -> "FullEncoder":

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 
 
 class VptTuner(TunerBase):
-    """`{kind: vpt, num_prompts: 50}`; with `deep: false` the prompts enter before block 0 only and flow through all."""
+    """`{kind: vpt, num_prompts: 50}`; with `deep: false` the prompts enter before block 0 only and flow through all.
+
+    dropout: of the prompts, an image's own. Without it their keys and values are computed once a step for all images.
+    """
 
     kind: Literal["vpt"] = "vpt"
     deep: bool = True
     num_prompts: int = Field(default=10, ge=1, le=1000)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 
