@@ -2,7 +2,7 @@
 
     python benchmarks/step_time.py [--models base tiny] [--rounds 7] [--threads 2] [--json FILE]
 
-Claim: the keys-and-values form with frozen weights in bfloat16 takes a VPT-deep step at least 1.5 times and a VAPT step
+Claim: the keys-and-values form with frozen weights in bfloat16 takes a VPT-deep step at least 1.3 times and a VAPT step
 at least 1.4 times faster than concatenating, running and stripping under bfloat16 autocast, and 4.5 times faster than
 that in float32, and keeps less than 0.45 of the bytes for the backward pass.
 
