@@ -200,7 +200,7 @@ def show(study: "Study", path: Path) -> None:
     if results["rows"]:
         print(render_table(results))
         print(render_defaults(results))
-        draw_results(results).savefig(path.with_suffix(".png"), dpi=110)
+        draw_results(results).savefig(path.with_suffix(".png"), dpi=110, bbox_inches="tight")
 
 
 def save_json(results: Record, path: Path) -> None:
