@@ -1,5 +1,6 @@
 """The fast form and the textbook's are one function: random networks, random tuners, both modes, with gradients."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -116,26 +117,25 @@ class TestTheory:
                 run(encoder, create_images(vit), form, False)[0], vit(create_images(vit)), atol=1e-5, rtol=1e-5
             )
 
-    def test_the_order_of_prompts_does_not_matter(self, tuner: dict[str, Any], options: dict[str, Any]) -> None:
+    @pytest.mark.parametrize(
+        ("change", "bound"),
+        [
+            pytest.param(lambda tokens: tokens[:, [2, 0, 1]], 1e-10, id="order"),
+            # The norm before attention is all that reads them: of 7 p + 3 it sees p, but for its epsilon.
+            pytest.param(lambda tokens: 7 * tokens + 3, 1e-3, id="scale and shift"),
+        ],
+    )
+    def test_deep_prompts_are_free_of(
+        self, change: Callable[[Tensor], Tensor], bound: float, tuner: dict[str, Any], options: dict[str, Any]
+    ) -> None:
         vit = create_vit(options)
         encoder = create_encoder(vit, tuner, torch.float64)
         images = create_images(vit).double()
         before, _ = run(encoder, images, "fast", False)
         static = encoder.prompts if tuner["kind"] == "vpt" else encoder.prompts.static
         with torch.no_grad():
-            static.tokens.copy_(static.tokens[:, [2, 0, 1]])
-        torch.testing.assert_close(run(encoder, images, "fast", False)[0], before, atol=1e-10, rtol=1e-10)
-
-    def test_deep_prompts_are_free_of_scale_and_shift(self, tuner: dict[str, Any], options: dict[str, Any]) -> None:
-        """The norm before attention is all that reads them: of 7 p + 3 it sees p, but for its epsilon."""
-        vit = create_vit(options)
-        encoder = create_encoder(vit, tuner, torch.float64)
-        images = create_images(vit).double()
-        before, _ = run(encoder, images, "fast", False)
-        static = encoder.prompts if tuner["kind"] == "vpt" else encoder.prompts.static
-        with torch.no_grad():
-            static.tokens.mul_(7).add_(3)
-        torch.testing.assert_close(run(encoder, images, "fast", False)[0], before, atol=1e-3, rtol=1e-3)
+            static.tokens.copy_(change(static.tokens))
+        torch.testing.assert_close(run(encoder, images, "fast", False)[0], before, atol=bound, rtol=bound)
 
 
 def test_nothing_is_kept_below_the_first_prompted_block() -> None:

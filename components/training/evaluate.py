@@ -38,9 +38,13 @@ class Engine:
             scores: torch.Tensor = network.head(images.to(self.device))
             return scores
         pixels = self.normalise(images)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.autocast():
             logits: torch.Tensor = network(pixels)
         return logits.float()
+
+    def autocast(self) -> torch.autocast:
+        """Computes in the engine's number format what is not held in it."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Pixels as the backbone wants them."""
@@ -67,7 +71,7 @@ def extract_features(network: Network, samples: Samples, engine: Engine, batch_s
     plain = Samples(samples.pixels, samples.rows, samples.targets, None)
     parts = []
     for images, _ in create_loader(plain, batch_size):
-        with torch.autocast(engine.device.type, engine.dtype, enabled=engine.dtype != torch.float32):
+        with engine.autocast():
             parts.append(network.encoder(engine.normalise(images)).float().cpu())
     return Features(torch.cat(parts).numpy(), samples)
 

@@ -19,18 +19,23 @@ Targets = Annotated[
 ]
 
 
-class LoraTuner(TunerBase):
-    """`{kind: lora, rank: 8}`. alpha: the product counts alpha / rank; dropout: of what enters the product."""
+class LowRankTuner(TunerBase):
+    """alpha: the product counts alpha / rank; dropout: of what enters the product."""
 
     merges: ClassVar[bool] = True
 
-    kind: Literal["lora"] = "lora"
     rank: int = Field(default=8, ge=1, le=1024)
     alpha: float = Field(default=8, gt=0, le=10_000)
     dropout: float = Field(default=0, ge=0, lt=1)
     targets: Targets
     lr: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-4
+
+
+class LoraTuner(LowRankTuner):
+    """`{kind: lora, rank: 8}`"""
+
+    kind: Literal["lora"] = "lora"
 
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
         """The frozen backbone with products beside the targets of every block; they start at zero."""
