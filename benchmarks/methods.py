@@ -87,7 +87,7 @@ SHOTS = 5
 BUDGET = {
     "magnetic_tile": share_out(240, 80, 40),
     "lc25000_lung": share_out(60, 40, 30),
-    "bccd": share_out(60, 40, 30),
+    "bccd": share_out(40, 30, 20),
 }
 
 
