@@ -15,7 +15,7 @@ from components.errors import TrainingError
 from components.models.encoders import PromptedEncoder
 from components.models.network import Network, create_network
 from components.models.tuners import TUNERS, create_tuners
-from components.training.checkpoint import Progress, save_checkpoint
+from components.training.checkpoint import Checkpoint, Progress
 from components.training.evaluate import Engine, extract_features, predict_probabilities
 from components.training.fit import Recipe, balance_classes, create_optimizer, fit, scale_rate
 from components.training.metrics import expected_calibration_error, score_predictions

@@ -50,11 +50,12 @@ def _train(job: Job, manifest: pl.DataFrame, tell: Tell) -> Result:
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
     network = create_network(backbone, tuner, len(job.domain.classes), job.seed)
     pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache, job.domain.validation.max_megapixels)
-    engine = create_engine(backbone.mean, backbone.std)
+    engine = create_engine(backbone.mean, backbone.std, job.domain.training.dtype)
     train = _samples(job, manifest, pixels, ["train"], Augmentation(job.domain.augmentation, job.seed))
     val = _samples(job, manifest, pixels, ["val"], None)
     tell("start", epochs=job.domain.training.epochs, images=len(train), device=str(engine.device))
-    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed)
+    origin = f"{backbone.sha256}, {job.data_version}"
+    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin)
     checkpoint = job.folder / "checkpoint.safetensors"
     progress = fit(network, train, val, recipe, engine, checkpoint, lambda row: tell("epoch", **row))
     metrics = _write_predictions(job, manifest, pixels, network, engine)
