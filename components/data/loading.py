@@ -136,7 +136,7 @@ class StepOrder(Sampler[list[int]]):
 
 
 def create_loader(
-    samples: Samples, batch_size: int, *, workers: int = 0, order: StepOrder | None = None
+    samples: Dataset[Any], batch_size: int, *, workers: int = 0, order: StepOrder | None = None
 ) -> DataLoader[Any]:
     """Batches of (B, 3, H, W) uint8, or (B, D) features, and (B,) int64; in the samples' order without another."""
     # A generator of its own: the loader would draw a number from torch's global one.

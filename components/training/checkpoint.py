@@ -34,7 +34,6 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     seconds: float = 0.0  # of training, over all processes that worked on it
-    fused_attention: bool | None = None  # chosen by a measurement at the start, which need not come out so again
     losses: list[torch.Tensor] = field(default_factory=list)  # of the epoch's steps
     best: Tensors = field(default_factory=dict)
 
@@ -46,7 +45,7 @@ class Progress:
             self.best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-FACTS = ("epoch", "step", "history", "best_epoch", "seconds", "fused_attention")
+FACTS = ("epoch", "step", "history", "best_epoch", "seconds")
 
 
 class Checkpoint:
@@ -62,10 +61,12 @@ class Checkpoint:
     ) -> None:
         self.path, self.tensors, self.optimizer, self.seconds = path, tensors, optimizer, seconds
         self.identity = {"format": str(FORMAT), **identity}
-        self.due = time.monotonic() + seconds
+        self.saved, self.cost = time.monotonic(), 0.0
 
-    def is_due(self) -> bool:
-        return time.monotonic() >= self.due
+    def is_due(self, *, epoch_ends: bool) -> bool:
+        """Whether it is time; sooner where an epoch ends, for then less is to be done again."""
+        pause = self.seconds / 10 if epoch_ends else self.seconds
+        return time.monotonic() - self.saved >= max(pause, self.cost / MOST_OF_TIME)
 
     def save(self, progress: Progress) -> None:
         """Write beside and rename: a kill or a full disk leaves the last good file. Raises TrainingError."""
@@ -73,15 +74,15 @@ class Checkpoint:
         try:
             self._write(progress)
         except (OSError, SafetensorError) as error:
-            self._partial.unlink(missing_ok=True)
+            _partial(self.path).unlink(missing_ok=True)
             raise TrainingError(
                 f"checkpoint {self.path}",
                 expected="room to write it",
                 found=str(error),
                 mend="Free some space; the last good checkpoint is kept, and the same command goes on from there.",
             ) from None
-        now = time.monotonic()
-        self.due = now + max(self.seconds, (now - started) / MOST_OF_TIME)
+        self.saved = time.monotonic()
+        self.cost = self.saved - started
 
     def load(self) -> Progress:
         """Put weights and optimizer back in place; a fresh Progress where there is no checkpoint.
@@ -107,14 +108,6 @@ class Checkpoint:
         losses = list(stored["losses"]) if "losses" in stored else []
         return Progress(**json.loads(record["facts"]), losses=losses, best=_select(stored, "best"))
 
-    def remove(self) -> None:
-        for path in (self.path, self._partial):
-            path.unlink(missing_ok=True)
-
-    @property
-    def _partial(self) -> Path:
-        return self.path.with_suffix(".partial")
-
     def _write(self, progress: Progress) -> None:
         slots = self.optimizer.state_dict()["state"]
         tensors = (
@@ -127,9 +120,10 @@ class Checkpoint:
             "identity": json.dumps(self.identity),
             "facts": json.dumps({key: vars(progress)[key] for key in FACTS}),
         }
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, self._partial, record)
-        _sync(self._partial)
-        os.replace(self._partial, self.path)
+        partial = _partial(self.path)
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, record)
+        _sync(partial)
+        os.replace(partial, self.path)
         _sync(self.path.parent)
 
     def _require_ours(self, theirs: dict[str, str]) -> None:
@@ -141,6 +135,16 @@ class Checkpoint:
                     found=f"one whose {key} is {theirs.get(key, 'not told')}",
                     mend="Go on with the settings, data and machine it began with, or remove it to begin again.",
                 )
+
+
+def remove_checkpoint(path: Path) -> None:
+    """And what a writer that was killed left beside it."""
+    for file in (path, _partial(path)):
+        file.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".partial")
 
 
 def _sync(path: Path) -> None:

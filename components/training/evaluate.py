@@ -2,13 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import Dataset
 
 from components.data.loading import Features, Samples, create_loader
 from components.domain import Domain
@@ -70,7 +71,7 @@ def create_engine(
         device = torch.device("cpu")
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     chosen = {"auto": torch.bfloat16 if native else torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    return Engine(device, chosen[dtype], mean, std, choose_attention(device, chosen[dtype]), team)
+    return Engine(device, chosen[dtype], mean, std, choose_attention(device), team)
 
 
 @torch.no_grad()
@@ -86,7 +87,9 @@ def extract_features(network: Network, samples: Samples, engine: Engine, batch_s
 
 
 @torch.no_grad()
-def predict_probabilities(network: Network, samples: Samples, engine: Engine, batch_size: int) -> NDArray[np.float64]:
+def predict_probabilities(
+    network: Network, samples: Dataset[Any], engine: Engine, batch_size: int
+) -> NDArray[np.float64]:
     """Class probabilities (N, C) in the samples' order."""
     network.eval()
     parts = [

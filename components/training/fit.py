@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from components.data.loading import Samples, StepOrder, create_loader
 from components.domain import Training
@@ -29,6 +29,7 @@ from components.models.tuners import Tuner
 from components.training.checkpoint import Checkpoint, Progress, Tensors
 from components.training.evaluate import Engine, cross_entropy, extract_features, predict_probabilities
 from components.training.metrics import score_predictions
+from components.training.team import Team
 
 Report = Callable[[dict[str, float]], None]
 CLIP_NORM = 1.0
@@ -72,7 +73,7 @@ def fit(
     while progress.epoch < training.epochs and not loop.is_out_of_patience():
         row = loop.run_epoch()
         report(row)
-        loop.keep_up()
+        loop.keep_up(epoch_ends=True)
     with torch.no_grad():
         for name, tensor in loop.weights.items():
             tensor.copy_(progress.best[name])
@@ -115,13 +116,11 @@ class Loop:
         self.checkpoint = Checkpoint(checkpoint, identity, kept, self.optimizer, training.checkpoint_seconds)
         self.progress = self.checkpoint.load()
         self.progress.losses = [loss.to(engine.device) for loss in self.progress.losses]
-        if self.progress.fused_attention is None:
-            self.progress.fused_attention = engine.fused_attention
-        network.encoder.prepare(engine.dtype, self.progress.fused_attention)
         network.encoder.vit.set_grad_checkpointing(training.gradient_checkpointing)
         if network.learns_head_only:
             # Not augmented, for which every epoch would need the backbone again: epochs take milliseconds.
             train, val = (extract_features(network, side, engine, 2 * training.batch_size) for side in (train, val))
+        _require_share(train, training, team)
         self.train, self.val = train, val
         balanced = training.balance == "samples"
         self.order = StepOrder(train, training.batch_size, recipe.seed, team.rank, team.size, balanced)
@@ -149,7 +148,7 @@ class Loop:
             self.take_step(images, targets)
             progress.step += 1
             if progress.step < len(self.order):
-                self.keep_up()
+                self.keep_up(epoch_ends=False)
         loss = float(torch.stack(progress.losses).mean())
         _require_finite(loss, self.recipe, progress.epoch)
         self._add_seconds()
@@ -171,17 +170,16 @@ class Loop:
                 self.weights[name].copy_(tensor)
         return row
 
-    def keep_up(self) -> None:
-        """Between two steps: write a checkpoint when it is time, or stop."""
-        team = self.engine.team
-        if team.total(torch.tensor(float(self.stop()))) > 0:
-            self._add_seconds()
-            if team.leads:
-                self.checkpoint.save(self.progress)
-            raise Stopped
-        if team.leads and self.checkpoint.is_due():
-            self._add_seconds()
-            self.checkpoint.save(self.progress)
+    def keep_up(self, *, epoch_ends: bool) -> None:
+        """Between two steps: write a checkpoint when it is time, or because somebody asks to stop."""
+        team, progress = self.engine.team, self.progress
+        stops = team.any(self.stop())
+        if team.leads and (stops or self.checkpoint.is_due(epoch_ends=epoch_ends)):
+            if not epoch_ends:
+                self._add_seconds()
+            self.checkpoint.save(progress)
+        if stops:
+            raise Stopped(f"training stopped after {progress.epoch} epochs and {progress.step} steps")
 
     def _add_seconds(self) -> None:
         now = time.monotonic()
@@ -200,7 +198,7 @@ class Loop:
         for number, (some, of) in enumerate(parts, 1):
             with self._sync_if(number == len(parts)):
                 loss = self._measure(some, of) / float(whole)
-                (loss * team.size).backward()  # type: ignore[no-untyped-call]  DDP averages over the team
+                (loss * team.size).backward()  # type: ignore[no-untyped-call]  # DDP averages over the team
             losses.append(loss.detach())
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), CLIP_NORM)
         self.optimizer.step()
@@ -214,8 +212,10 @@ class Loop:
         return min(self.recipe.training.ema, (1 + done) / (10 + done))
 
     def _sync_if(self, last: bool) -> Any:
-        waits = isinstance(self.learner, DistributedDataParallel) and not last
-        return self.learner.no_sync() if waits else nullcontext()
+        """Gradients travel once a step, with its last part."""
+        if isinstance(self.learner, DistributedDataParallel) and not last:
+            return self.learner.no_sync()
+        return nullcontext()
 
     def _set_rate(self) -> None:
         steps, training = len(self.order), self.recipe.training
@@ -261,6 +261,7 @@ def identify(recipe: Recipe, engine: Engine, train: Samples, weights: Tensors) -
         "backbone and data": recipe.origin,
         "training side": rows,
         "list of weights": hashlib.sha256(shapes.encode()).hexdigest(),
+        "attention": "fused" if engine.fused_attention else "plain",
         "number format": str(engine.dtype).removeprefix("torch."),
         "number of devices": str(engine.team.size),
     }
@@ -296,6 +297,17 @@ def balance_classes(targets: NDArray[np.int64], num_classes: int) -> torch.Tenso
     return torch.from_numpy(len(targets) / (num_classes * counts)).float()
 
 
+def _require_share(train: Samples, training: Training, team: Team) -> None:
+    fewest = min(training.batch_size, len(train))
+    if fewest < team.size:
+        raise TrainingError(
+            "training on several devices",
+            expected=f"{team.size} images a step at least, one for each device",
+            found=f"{fewest}: batch_size {training.batch_size}, {len(train)} training images",
+            mend="Lower training.devices or raise training.batch_size.",
+        )
+
+
 def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
     if not math.isfinite(loss):
         raise TrainingError(
@@ -307,10 +319,23 @@ def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
 
 
 def _validate(network: Network, val: Samples, recipe: Recipe, engine: Engine) -> dict[str, float]:
-    probabilities = predict_probabilities(network, val, engine, recipe.training.batch_size * 2)
+    probabilities = _predict_together(network, val, engine, recipe.training.batch_size * 2)
     scores = score_predictions(val.targets, probabilities, recipe.classes)
     return {
         "val/loss": cross_entropy(val.targets, probabilities),
         "val/balanced_accuracy": scores["balanced_accuracy"],
         "val/macro_f1": scores["macro_f1"],
     }
+
+
+def _predict_together(network: Network, val: Samples, engine: Engine, batch_size: int) -> NDArray[np.float64]:
+    """Class probabilities (N, C), of which every process of the team computes its share."""
+    team = engine.team
+    if team.size == 1 or len(val) < team.size:
+        return predict_probabilities(network, val, engine, batch_size)
+    mine = range(team.rank, len(val), team.size)
+    shares = predict_probabilities(network, Subset(val, mine), engine, batch_size)
+    whole = torch.zeros(len(val), shares.shape[1], dtype=torch.float64)
+    whole[team.rank :: team.size] = torch.from_numpy(shares)
+    together: NDArray[np.float64] = team.total(whole).numpy()
+    return together

@@ -34,6 +34,10 @@ class Team:
             dist.all_reduce(values)
         return values
 
+    def any(self, mine: bool) -> bool:
+        """Whether one of them says so."""
+        return mine if self.size == 1 else bool(self.total(torch.tensor(float(mine))) > 0)
+
     def share(self, module: nn.Module, device: torch.device) -> nn.Module:
         """The module, with gradients averaged over all processes where there are several."""
         if self.size == 1:
