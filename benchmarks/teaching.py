@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from methods import (
     Bench,
@@ -37,27 +38,104 @@ from methods import (
     score_seeds,
     write_interval,
 )
+from numpy.typing import NDArray
+from torch.nn import functional as F  # noqa: N812
 
 from components.data import versioning
+from components.data.loading import Samples, StepOrder
 from components.data.manifest import save_bytes
 from components.domain import Training
 from components.models.backbones import Backbone, load_backbone
 from components.models.network import create_network
 from components.models.tuners import create_tuners
+from components.training.checkpoint import Tensors
 from components.training.evaluate import create_engine, predict_probabilities
-from components.training.fit import Recipe, fit
+from components.training.fit import Loop, Recipe
 from components.workspace import REPOSITORY
 
 PLAIN = "plain"
+NOWHERE = Path("no checkpoint")  # a training is short enough to begin again
 
-#: Each against PLAIN.
-WAYS: dict[str, Options] = {
-    PLAIN: {},
-    "loss not balanced": {"balance": "none"},
-    "sampling balanced": {"balance": "samples"},
-    "label smoothing 0.1": {"label_smoothing": 0.1},
-    "mixup 0.2": {"mixup": 0.2},
-    "average of weights 0.9": {"ema": 0.9},
+
+class Unbalanced(Loop):
+    """Every image counts the same in the loss."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.balance = torch.ones_like(self.balance)
+
+
+class EvenOrder(StepOrder):
+    """Every class is drawn as often as every other, with replacement."""
+
+    def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        targets = self.samples.targets[[self.samples.locate(index) for index in range(len(self.samples))]]
+        chances = 1 / np.bincount(targets)[targets]
+        return rng.choice(len(targets), len(targets), p=chances / chances.sum())
+
+
+class EvenSampling(Unbalanced):
+    def create_order(self, train: Samples) -> StepOrder:
+        return EvenOrder(train, self.recipe.training.batch_size, self.recipe.seed)
+
+
+class Mixup(Loop):
+    """Two images and their losses in one, by shares from Beta(0.2, 0.2) (https://arxiv.org/abs/1710.09412)."""
+
+    def measure(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        rng = np.random.default_rng(self.draw_seed(1))
+        share, other = float(rng.beta(0.2, 0.2)), torch.from_numpy(rng.permutation(len(images)))
+        logits = self.learner(images.float() * share + images[other].float() * (1 - share))
+        own, others = (
+            F.cross_entropy(logits, labels.to(logits.device), weight=self.balance.to(logits.device), reduction="sum")
+            for labels in (targets, targets[other])
+        )
+        return share * own + (1 - share) * others
+
+
+class Averaged(Loop):
+    """Judged and kept are exponential averages of the weights, over about ten steps, and fewer at the start."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.averages = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
+
+    def take_step(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+        super().take_step(images, targets)
+        done = self.progress.epoch * len(self.order) + self.progress.step
+        with torch.no_grad():
+            for name, tensor in self.averages.items():
+                tensor.lerp_(self.weights[name], 1 - min(0.9, (1 + done) / (10 + done)))
+
+    def run_epoch(self) -> dict[str, float]:
+        """The loop keeps the averages with which it validates, and goes on from the weights themselves."""
+        held: Tensors = {}
+        validate = super().validate
+
+        def judge() -> dict[str, float]:
+            held.update({name: tensor.detach().clone() for name, tensor in self.weights.items()})
+            self._put(self.averages)
+            return validate()
+
+        self.validate = judge  # type: ignore[method-assign]
+        row = super().run_epoch()
+        self._put(held)
+        return row
+
+    def _put(self, tensors: Tensors) -> None:
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                tensor.copy_(tensors[name])
+
+
+#: A way's loop and settings; each against PLAIN.
+WAYS: dict[str, tuple[type[Loop], Options]] = {
+    PLAIN: (Loop, {}),
+    "loss not balanced": (Unbalanced, {}),
+    "sampling balanced": (EvenSampling, {}),
+    "label smoothing 0.1": (Loop, {"label_smoothing": 0.1}),
+    "mixup 0.2": (Mixup, {}),
+    "averaged weights": (Averaged, {}),
 }
 
 TUNERS: dict[str, Options] = {
@@ -88,7 +166,8 @@ class Lesson:
 
     @property
     def training(self) -> Training:
-        return Training(epochs=ROUNDS, batch_size=BATCH, warmup_epochs=WARMUP * ROUNDS, **WAYS[self.way])
+        settings = WAYS[self.way][1]
+        return Training(epochs=ROUNDS, batch_size=BATCH, warmup_epochs=WARMUP * ROUNDS, **settings)
 
 
 LESSONS = [Lesson(data, tuner, way, seed) for seed in SEEDS for data in STEPS for tuner in TUNERS for way in WAYS]
@@ -117,10 +196,10 @@ class School:
         rows = draw_subset(bench.manifest, SHARE, lesson.seed)
         draws = bench.draws(rows, lesson.seed, STEPS[lesson.data] * BATCH, ROUNDS)
         path = self._path(lesson)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        started, checkpoint = time.process_time(), path.with_suffix(".safetensors")
-        recipe = Recipe(tuner, training, classes, lesson.seed)
-        progress = fit(network, draws, bench.samples("val"), recipe, self.engine, checkpoint, lambda row: None)
+        recipe = Recipe(tuner, training.model_copy(update={"checkpoint_seconds": math.inf}), classes, lesson.seed)
+        started = time.process_time()
+        loop = WAYS[lesson.way][0](network, draws, bench.samples("val"), recipe, self.engine, NOWHERE, lambda: False)
+        progress = loop.run(lambda row: None)
         seconds = time.process_time() - started
         chances = predict_probabilities(network, bench.samples("test"), self.engine, 2 * BATCH)
         record = {
@@ -130,13 +209,12 @@ class School:
             "predicted": chances.argmax(axis=1).tolist(),
         }
         save_bytes(json.dumps(record).encode(), path)
-        checkpoint.unlink(missing_ok=True)
         return record
 
     def _path(self, lesson: Lesson) -> Path:
         bench = self.benches[lesson.data]
         facts = [self.backbone.sha256, self.backbone.img_size, bench.version, bench.split, STEPS[lesson.data], SHARE]
-        facts += [dict(TUNERS[lesson.tuner]), BATCH, ROUNDS, WARMUP, dict(WAYS[lesson.way]), lesson.seed]
+        facts += [dict(TUNERS[lesson.tuner]), BATCH, ROUNDS, WARMUP, lesson.way, lesson.seed]
         return self.state / "teaching" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
 
     # --- what came out ---
@@ -152,7 +230,6 @@ class School:
             "machine": describe_machine(self.engine),
             "commits": sorted({record["commit"] for ways in found.values() for way in ways.values() for record in way}),
             "tuners": TUNERS,
-            "ways": WAYS,
             "rows": rows,
             "patience": [
                 stop_early(patience, [r for ways in found.values() for r in ways.get(PLAIN, [])])

@@ -116,11 +116,7 @@ class Training(Strict):
     batch_size: int = Field(default=32, ge=2)
     warmup_epochs: float = Field(default=2.0, ge=0)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    balance: Literal["loss", "samples", "none"] = "loss"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    mixup: float = Field(default=0.0, ge=0, le=10)
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    patience: int | None = Field(default=None, ge=1)
     workers: int = Field(default=0, ge=0)
     accumulate: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False

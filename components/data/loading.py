@@ -110,11 +110,9 @@ class StepOrder(Sampler[list[int]]):
     size-th sample, from the r-th on.
     """
 
-    def __init__(
-        self, samples: Samples, batch_size: int, seed: int, rank: int = 0, size: int = 1, balanced: bool = False
-    ) -> None:
+    def __init__(self, samples: Samples, batch_size: int, seed: int, rank: int = 0, size: int = 1) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        self.rank, self.size, self.balanced = rank, size, balanced
+        self.rank, self.size = rank, size
         self.start = 0
 
     def __len__(self) -> int:
@@ -123,16 +121,13 @@ class StepOrder(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         state = np.random.SeedSequence([self.seed, self.samples.epoch]).generate_state(1)
-        rng = np.random.default_rng(int(state[0]))
-        order = self._draw(rng) if self.balanced else rng.permutation(len(self.samples))
+        order = self.draw(np.random.default_rng(int(state[0])))
         for step in range(self.start, len(self)):
             yield order[step * self.batch_size : (step + 1) * self.batch_size][self.rank :: self.size].tolist()
 
-    def _draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Every class as often as every other, with replacement."""
-        targets = self.samples.targets[[self.samples.locate(index) for index in range(len(self.samples))]]
-        chances = 1 / np.bincount(targets)[targets]
-        return rng.choice(len(targets), len(targets), p=chances / chances.sum())
+    def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The epoch's order."""
+        return rng.permutation(len(self.samples))
 
 
 def create_loader(

@@ -68,16 +68,7 @@ def fit(
 
     Raises Stopped, with a checkpoint written, soon after `stop` says so.
     """
-    loop = Loop(network, train, val, recipe, engine, checkpoint, stop)
-    progress, training = loop.progress, recipe.training
-    while progress.epoch < training.epochs and not loop.is_out_of_patience():
-        row = loop.run_epoch()
-        report(row)
-        loop.keep_up(epoch_ends=True)
-    with torch.no_grad():
-        for name, tensor in loop.weights.items():
-            tensor.copy_(progress.best[name])
-    return progress
+    return Loop(network, train, val, recipe, engine, checkpoint, stop).run(report)
 
 
 class Learner(nn.Module):
@@ -107,13 +98,9 @@ class Loop:
         self.network, self.recipe, self.engine, self.stop = engine.prepare(network), recipe, engine, stop
         training, team = recipe.training, engine.team
         self.weights: Tensors = dict(network.trainable_parameters())
-        self.averages: Tensors = {}
-        if training.ema:
-            self.averages = {f"ema.{name}": tensor.detach().clone() for name, tensor in self.weights.items()}
         self.optimizer = create_optimizer(network, recipe.tuner)
         identity = identify(recipe, engine, train, self.weights)
-        kept = self.weights | self.averages
-        self.checkpoint = Checkpoint(checkpoint, identity, kept, self.optimizer, training.checkpoint_seconds)
+        self.checkpoint = Checkpoint(checkpoint, identity, self.weights, self.optimizer, training.checkpoint_seconds)
         self.progress = self.checkpoint.load()
         self.progress.losses = [loss.to(engine.device) for loss in self.progress.losses]
         network.encoder.vit.set_grad_checkpointing(training.gradient_checkpointing)
@@ -122,20 +109,27 @@ class Loop:
             train, val = (extract_features(network, side, engine, 2 * training.batch_size) for side in (train, val))
         _require_share(train, training, team)
         self.train, self.val = train, val
-        balanced = training.balance == "samples"
-        self.order = StepOrder(train, training.batch_size, recipe.seed, team.rank, team.size, balanced)
+        self.order = self.create_order(train)
         self.loader: DataLoader[Any] = create_loader(
             train, training.batch_size, workers=training.workers, order=self.order
         )
         self.learner = team.share(Learner(network, engine), engine.device)
-        self.balance = torch.ones(len(recipe.classes))
-        if training.balance == "loss":
-            self.balance = balance_classes(train.targets, len(recipe.classes))
+        self.balance = balance_classes(train.targets, len(recipe.classes))
         self.clock = time.monotonic()
 
-    def is_out_of_patience(self) -> bool:
-        patience = self.recipe.training.patience
-        return patience is not None and self.progress.epoch - self.progress.best_epoch >= patience
+    def create_order(self, train: Samples) -> StepOrder:
+        team = self.engine.team
+        return StepOrder(train, self.recipe.training.batch_size, self.recipe.seed, team.rank, team.size)
+
+    def run(self, report: Report) -> Progress:
+        """All epochs that remain; the network is left with the best one's weights."""
+        while self.progress.epoch < self.recipe.training.epochs:
+            report(self.run_epoch())
+            self.keep_up(epoch_ends=True)
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                tensor.copy_(self.progress.best[name])
+        return self.progress
 
     def run_epoch(self) -> dict[str, float]:
         """What remains of the epoch, and its validation."""
@@ -153,22 +147,19 @@ class Loop:
         _require_finite(loss, self.recipe, progress.epoch)
         self._add_seconds()
         progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, []
-        return self.close_epoch(loss)
-
-    def close_epoch(self, loss: float) -> dict[str, float]:
-        """Validate, with the averaged weights where they are kept, and remember the best."""
-        held = {name: tensor.detach().clone() for name, tensor in self.weights.items()} if self.averages else {}
-        with torch.no_grad():
-            for name in held:
-                self.weights[name].copy_(self.averages[f"ema.{name}"])
-        scores = _validate(self.network, self.val, self.recipe, self.engine)
-        row = {"epoch": float(self.progress.epoch), "train/loss": loss, **scores}
-        self.progress.history.append(row)
-        self.progress.keep_if_best(self.weights)
-        with torch.no_grad():
-            for name, tensor in held.items():
-                self.weights[name].copy_(tensor)
+        row = {"epoch": float(progress.epoch), "train/loss": loss, **self.validate()}
+        progress.history.append(row)
+        progress.keep_if_best(self.weights)
         return row
+
+    def validate(self) -> dict[str, float]:
+        probabilities = _predict_together(self.network, self.val, self.engine, self.recipe.training.batch_size * 2)
+        scores = score_predictions(self.val.targets, probabilities, self.recipe.classes)
+        return {
+            "val/loss": cross_entropy(self.val.targets, probabilities),
+            "val/balanced_accuracy": scores["balanced_accuracy"],
+            "val/macro_f1": scores["macro_f1"],
+        }
 
     def keep_up(self, *, epoch_ends: bool) -> None:
         """Between two steps: write a checkpoint when it is time, or because somebody asks to stop."""
@@ -189,7 +180,7 @@ class Loop:
     def take_step(self, images: torch.Tensor, targets: torch.Tensor) -> None:
         """One update from this process's share of a batch, computed in parts."""
         training, progress, team = self.recipe.training, self.progress, self.engine.team
-        torch.manual_seed(self.draw_seed(1, team.rank))
+        torch.manual_seed(self.draw_seed(team.rank))
         self._set_rate()
         whole = team.total(self.balance[targets].sum())  # so that parts and shares add up to the batch's mean
         parts = list(zip(images.chunk(training.accumulate), targets.chunk(training.accumulate), strict=True))
@@ -197,19 +188,12 @@ class Loop:
         losses = []
         for number, (some, of) in enumerate(parts, 1):
             with self._sync_if(number == len(parts)):
-                loss = self._measure(some, of) / float(whole)
+                loss = self.measure(some, of) / float(whole)
                 (loss * team.size).backward()  # type: ignore[no-untyped-call]  # DDP averages over the team
             losses.append(loss.detach())
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), CLIP_NORM)
         self.optimizer.step()
         progress.losses.append(team.total(torch.stack(losses).sum()))
-        with torch.no_grad():
-            for name, tensor in self.averages.items():
-                tensor.lerp_(self.weights[name.removeprefix("ema.")], 1 - self._ema())
-
-    def _ema(self) -> float:
-        done = self.progress.epoch * len(self.order) + self.progress.step
-        return min(self.recipe.training.ema, (1 + done) / (10 + done))
 
     def _sync_if(self, last: bool) -> Any:
         """Gradients travel once a step, with its last part."""
@@ -224,28 +208,15 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.tuner.lr * rate * group["lr_scale"]
 
-    def _measure(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def measure(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Sum of the losses, each times its class's weight."""
-        training, device = self.recipe.training, self.engine.device
-        targets, weight = targets.to(device), self.balance.to(device)
-        smoothing = training.label_smoothing
-        if training.mixup and images.ndim == 4:
-            rng = np.random.default_rng(self.draw_seed(2, self.engine.team.rank))
-            share = float(rng.beta(training.mixup, training.mixup))
-            other = torch.from_numpy(rng.permutation(len(images)))
-            mixed = images.float() * share + images[other].float() * (1 - share)
-            logits = self.learner(mixed)
-            pair = (targets, targets[other.to(device)])
-            first, second = (
-                F.cross_entropy(logits, t, weight=weight, label_smoothing=smoothing, reduction="sum") for t in pair
-            )
-            return share * first + (1 - share) * second
-        logits = self.learner(images)
-        return F.cross_entropy(logits, targets, weight=weight, label_smoothing=smoothing, reduction="sum")
+        device, smoothing = self.engine.device, self.recipe.training.label_smoothing
+        logits, weight = self.learner(images), self.balance.to(device)
+        return F.cross_entropy(logits, targets.to(device), weight=weight, label_smoothing=smoothing, reduction="sum")
 
-    def draw_seed(self, purpose: int, rank: int) -> int:
+    def draw_seed(self, *purpose: int) -> int:
         """A number for one purpose of this step."""
-        place = [self.recipe.seed, self.progress.epoch, self.progress.step, purpose, rank]
+        place = [self.recipe.seed, self.progress.epoch, self.progress.step, *purpose]
         return int(np.random.SeedSequence(place).generate_state(1)[0])
 
 
@@ -316,16 +287,6 @@ def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
             found=f"{loss} in epoch {epoch + 1}",
             mend=f"Lower its learning rate (now lr: {recipe.tuner.lr}) or lengthen training.warmup_epochs.",
         )
-
-
-def _validate(network: Network, val: Samples, recipe: Recipe, engine: Engine) -> dict[str, float]:
-    probabilities = _predict_together(network, val, engine, recipe.training.batch_size * 2)
-    scores = score_predictions(val.targets, probabilities, recipe.classes)
-    return {
-        "val/loss": cross_entropy(val.targets, probabilities),
-        "val/balanced_accuracy": scores["balanced_accuracy"],
-        "val/macro_f1": scores["macro_f1"],
-    }
 
 
 def _predict_together(network: Network, val: Samples, engine: Engine, batch_size: int) -> NDArray[np.float64]:
