@@ -25,10 +25,14 @@ from safetensors import safe_open
 from components.training.job import STOPPED, Job, Result, load_result, write_job
 from components.workspace import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 FORKS = """
-import json, os, resource, sys, albumentations, timm
+import json, os, resource, sys
 from pathlib import Path
+import PIL.Image, albumentations, scipy.stats, sklearn.metrics, timm, torch._dynamo  # all that a training ever imports
 from components.training import __main__ as entry, run
+PIL.Image.init()
 
 for line in sys.stdin:
     order = json.loads(line)
@@ -90,8 +94,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def create_job(place: Path, name: str, **training: Any) -> Job:
-    """Four epochs of six steps, with dropout and augmentation, a checkpoint after every step."""
-    settings = {"epochs": 4, "batch_size": 4, "warmup_epochs": 1, "checkpoint_seconds": 0, **training}
+    """Three epochs of six steps, with dropout and augmentation, a checkpoint after every step."""
+    settings = {"epochs": 3, "batch_size": 4, "warmup_epochs": 1, "checkpoint_seconds": 0, **training}
     return Job(
         action="train",
         domain=tiny.create_domain(backbone="embedded", img_size=32, augmentation="industrial", training=settings),
@@ -131,7 +135,10 @@ def read_place(job: Job) -> tuple[int, int]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_killed_at_twenty_random_moments(dtype: str, place: Path, trainer: Trainer) -> None:
-    """As many trainings as it takes; each ends as the undisturbed one did, however often it was killed."""
+    """As many trainings as it takes; each ends as the undisturbed one did, however often it was killed.
+
+    A process lives for up to half of what a whole training takes, so a training is killed several times, and late, too.
+    """
     whole, warm = (create_job(place, f"{dtype}-{name}", dtype=dtype) for name in ("whole", "warm"))
     assert trainer.run(whole) == 0, (whole.folder / "log").read_text()
     started = time.monotonic()
@@ -142,7 +149,7 @@ def test_killed_at_twenty_random_moments(dtype: str, place: Path, trainer: Train
     rng, kills, places = random.Random(dtype), 0, set()
     for number in range(20):
         job = create_job(place, f"{dtype}-{number}", dtype=dtype)
-        while (code := trainer.run(job, sign=signal.SIGKILL, delay=rng.uniform(0, seconds))) == -signal.SIGKILL:
+        while (code := trainer.run(job, sign=signal.SIGKILL, delay=rng.uniform(0, seconds / 2))) == -signal.SIGKILL:
             kills += 1
             if (job.folder / "checkpoint.safetensors").exists():
                 places.add(read_place(job))
@@ -157,13 +164,13 @@ def test_killed_at_twenty_random_moments(dtype: str, place: Path, trainer: Train
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_it_stops_with_a_checkpoint_when_asked(sign: signal.Signals, place: Path, trainer: Trainer) -> None:
     """At the next step, wherever it is; with checkpoints an hour apart, so that this one is because it was asked."""
-    whole = create_job(place, "whole", checkpoint_seconds=3600, epochs=30)
+    whole = create_job(place, "whole", checkpoint_seconds=3600, epochs=12)
     if load_result(whole.folder) is None:
         assert trainer.run(whole) == 0
-    job = create_job(place, f"asked-{sign.name}", checkpoint_seconds=3600, epochs=30)
-    assert trainer.run(job, sign=sign, delay=1.5) == STOPPED
+    job = create_job(place, f"asked-{sign.name}", checkpoint_seconds=3600, epochs=12)
+    assert trainer.run(job, sign=sign, delay=1) == STOPPED
     epoch, step = read_place(job)
-    assert 0 <= epoch < 30
+    assert 0 <= epoch < 12
     assert f"after {epoch} epochs and {step} steps; the same command goes on" in (job.folder / "log").read_text()
     assert trainer.run(job) == 0
     assert_same(whole, job)
