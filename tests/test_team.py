@@ -21,6 +21,7 @@ from components.training.evaluate import Engine
 from components.training.fit import Learner
 from components.training.job import Job, load_result
 from components.training.team import Team
+from flows.progress import listening
 from flows.train_candidate import run_job
 
 
@@ -87,6 +88,23 @@ def test_two_processes_train_as_one_and_a_killed_one_ends_both(place: Path) -> N
     for one, two in zip(single.history, together.history, strict=True):
         assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
     _wait(lambda: not find_workers(job), 5)
+
+
+@pytest.mark.slow
+def test_an_interrupted_parent_asks_its_processes_for_a_checkpoint_first(place: Path) -> None:
+    """Ctrl-C while an epoch is told. Checkpoints are an hour apart, so the one there was written when asked."""
+    job = create_job(place, 2, epochs=500, checkpoint_seconds=3600)
+    job = job.model_copy(update={"folder": place / "interrupted"})
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["event"] == "training-epoch":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), listening(interrupt):
+        run_job(job, "vpt")
+    assert not find_workers(job)
+    assert (job.folder / "checkpoint.safetensors").exists()
+    assert "training stopped after" in (job.folder / "log.txt").read_text()
 
 
 def find_workers(job: Job) -> list[int]:
