@@ -58,7 +58,7 @@ from components.models.backbones import Backbone, load_backbone
 from components.models.network import Network, create_network
 from components.models.tuners import TUNERS, Tuner, create_tuners
 from components.promotion.statistics import Interval, balanced_accuracy, bootstrap_difference, bootstrap_score
-from components.training.evaluate import create_engine, hash_split, predict_probabilities
+from components.training.evaluate import Engine, create_engine, hash_split, predict_probabilities
 from components.training.fit import Recipe, fit
 from components.workspace import REPOSITORY, Workspace
 
@@ -273,8 +273,11 @@ class Draws(Samples):
     def __len__(self) -> int:
         return len(self.rows) // self.pieces
 
+    def locate(self, index: int) -> int:
+        return self.epoch * len(self) + index
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        draw = self.epoch * len(self) + index
+        draw = self.locate(index)
         row = int(self.rows[draw])
         image = np.array(self.pixels[row])
         if self.augmentation is not None:
@@ -463,7 +466,7 @@ class Study:
             "backbone": {"name": Path(self.backbone.name).name, "sha256": self.backbone.sha256},
             "img_size": self.backbone.img_size,
             "protocol": asdict(self.protocol) | {"shots": SHOTS, "most_held_out": MOST_HELD_OUT},
-            "machine": self._describe_machine(),
+            "machine": describe_machine(self.engine),
             "commits": sorted(commits),
             "data": {name: self._describe_data(name) for name in self.protocol.budget if self._is_open(name)},
             "rows": [self._row(cell, finals) for cell in finals],
@@ -503,15 +506,16 @@ class Study:
         counts = {side: {"images": rows.height, "groups": rows["group"].n_unique()} for side, rows in sides.items()}
         return {"version": bench.version, "split_sha256": bench.split, **counts}
 
-    def _describe_machine(self) -> Record:
-        return {
-            "device": describe(self.engine.device),
-            "dtype": str(self.engine.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-        }
+
+def describe_machine(engine: Engine) -> Record:
+    return {
+        "device": describe(engine.device),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
 
 
 def measure_adapter(network: Network, backbone: Backbone, trial: Trial, bench: Bench) -> Record:

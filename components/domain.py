@@ -104,7 +104,13 @@ class Validation(Strict):
 
 
 class Training(Strict):
-    """One budget for every candidate, so that a method never wins by training longer."""
+    """One budget for every candidate, so that a method never wins by training longer.
+
+    batch_size: images a step, however it is computed: in `accumulate` parts one after the other, and shared among
+    `devices` processes (GPUs, where there are any). gradient_checkpointing: less memory for a third more time.
+    dtype: what is computed in; `auto` is bfloat16 where the device has it. checkpoint_seconds: between two checkpoints,
+    at least.
+    """
 
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=32, ge=2)
@@ -112,6 +118,11 @@ class Training(Strict):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     workers: int = Field(default=0, ge=0)
+    accumulate: int = Field(default=1, ge=1)
+    gradient_checkpointing: bool = False
+    devices: int = Field(default=1, ge=1, le=64)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoint_seconds: float = Field(default=10.0, ge=0)
 
 
 class Gates(Strict):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from components.errors import TesseraError, TrainingError
-from components.training.job import Job, Result, load_result, write_job
+from components.training.job import STOP_SECONDS, Job, Result, load_result, write_job
 from flows.progress import report
 
 
@@ -25,7 +25,7 @@ def run_job(job: Job, name: str) -> Result:
     path = write_job(job, job.folder / "job.json")
     log = job.folder / "log.txt"
     with log.open("ab") as stderr:
-        code = _run_process(path, stderr, name)
+        code = _run_process(_command(job, path), stderr, name)
     result = load_result(job.folder)
     if result is None:
         raise TrainingError(
@@ -37,10 +37,17 @@ def run_job(job: Job, name: str) -> Result:
     return result
 
 
-def _run_process(path: Path, stderr: IO[bytes], name: str) -> int:
+def _command(job: Job, path: Path) -> list[str]:
+    """One process, or as many as there are devices to share the training."""
+    devices = job.domain.training.devices if job.action == "train" else 1
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(devices), "-m"] if devices > 1 else []
+    return [sys.executable, "-m", *launcher, "components.training", str(path)]
+
+
+def _run_process(command: list[str], stderr: IO[bytes], name: str) -> int:
     """Start the process and pass its events on until it ends."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "components.training", str(path)],
+        command,
         stdin=subprocess.PIPE,  # the child ends itself when this closes, however we end
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -56,10 +63,24 @@ def _run_process(path: Path, stderr: IO[bytes], name: str) -> int:
                 raise TesseraError.from_dict(event["error"])
             report(f"training-{event.pop('event')}", name=name, **event)
         return process.wait()
+    except TesseraError:
+        raise
+    except BaseException:  # Ctrl-C, a cancelled flow: time for a checkpoint first
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        raise
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Nothing of it outlives this. Processes of a launcher are in sessions of their own and go by their stdin."""
+    if process.stdin is not None:
+        process.stdin.close()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _tail(log: Path) -> str:

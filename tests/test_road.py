@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import jsonschema
 import polars as pl
 import pytest
-from conftest import DOMAIN, Answer, clean_environment, create_workspace, run_tessera
+from conftest import DOMAIN, TINY, Answer, clean_environment, create_workspace, run_tessera
 from schemas import SCHEMAS
 
 from components.workspace import REPOSITORY
@@ -157,31 +158,47 @@ def test_check_and_import(tmp_path: Path, images: Path) -> None:
     )
 
 
-def test_killed_retrain_goes_on_to_the_same_bits(tmp_path: Path, images: Path, retrained: Answer) -> None:
-    """SIGKILL for the whole process group while training; the same command again ends where the undisturbed one did."""
-    place = create_workspace(tmp_path / "workspace", images)
-    command = [sys.executable, "-m", "flows.cli", "retrain", DOMAIN, "--workspace", str(place), "--json"]
-    process = subprocess.Popen(
-        command,
-        env=clean_environment(),
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    runs = place / ".tessera" / "runs"
-    deadline = time.monotonic() + 200
-    while not list(runs.glob("*/*/vpt-deep-s0/job.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(1)
-    assert not _training_processes(place), "a training process outlived its parent"
+def test_killed_or_stopped_retrain_goes_on_to_the_same_bits(tmp_path: Path, images: Path, retrained: Answer) -> None:
+    """SIGKILL for the whole process group and Ctrl-C, at random moments of the training; the same command again ends
+    where the undisturbed one did."""
+    place = create_workspace(tmp_path / "workspace", images, training={**TINY["training"], "checkpoint_seconds": 0})
+    rng = random.Random(0)
+    _disturb(place, "linear-s0", rng.uniform(0, 4), signal.SIGINT)
+    _disturb(place, "linear-s0", rng.uniform(0, 4), signal.SIGKILL)
+    _disturb(place, "vpt-deep-s0", rng.uniform(0, 4), signal.SIGKILL)
     again = run_tessera(place, "retrain", DOMAIN)
     _fits(again, "retrain")
     ours = {row["tuner"]: row["adapter_sha256"] for row in again.outcome["candidates"]}
     theirs = {row["tuner"]: row["adapter_sha256"] for row in retrained.outcome["candidates"]}
     assert ours == theirs
+
+
+def _disturb(place: Path, candidate: str, delay: float, sign: signal.Signals) -> None:
+    """Retrain, and send the signal some time after a process begins to train the candidate."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "retrain", DOMAIN, "--workspace", str(place), "--json"],
+        env=clean_environment(),
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not any(candidate in text for text in _training_processes(place)) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(delay)
+    if sign == signal.SIGKILL:
+        os.killpg(process.pid, sign)
+        process.communicate()
+        time.sleep(1)
+    else:
+        process.send_signal(sign)  # to the command alone, as it does not share a terminal with what it starts
+        told = process.communicate(timeout=120)[1]
+        assert process.returncode == 130, told
+        assert "interrupted; the same command goes on where this one stopped" in told
+    assert not _training_processes(place), "a training process outlived its parent"
 
 
 def _training_processes(place: Path) -> list[str]:

@@ -1,30 +1,33 @@
 """The loop: resumes to the same bits, repeats for any number of workers, and refuses what cannot be trained."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from vits import create_backbone
 
-from components.data.loading import Samples, create_loader, decode_image, load_pixels
+from components.data.loading import Samples, StepOrder, create_loader, decode_image, load_pixels
 from components.data.transforms import Augmentation
 from components.domain import Training
 from components.errors import TrainingError
 from components.models.encoders import PromptedEncoder
 from components.models.network import Network, create_network
 from components.models.tuners import TUNERS, create_tuners
-from components.training.checkpoint import Progress, save_checkpoint
+from components.training.checkpoint import Checkpoint, Progress
 from components.training.evaluate import Engine, extract_features, predict_probabilities
-from components.training.fit import Recipe, balance_classes, create_optimizer, fit, scale_rate
+from components.training.fit import Recipe, Stopped, balance_classes, create_optimizer, fit, identify, scale_rate
 from components.training.metrics import expected_calibration_error, score_predictions
 
 CLASSES = ("a", "b", "c")
+WITH_DROPOUT = [kind for kind, member in TUNERS.items() if "dropout" in member.model_fields]
 
 
 class Killed(BaseException):
-    """Stands for a SIGKILL between two epochs."""
+    """Stands for a SIGKILL between two steps; tests/test_resume.py sends real ones."""
 
 
 def _samples(augmentation: Augmentation | None, count: int = 24) -> Samples:
@@ -35,21 +38,37 @@ def _samples(augmentation: Augmentation | None, count: int = 24) -> Samples:
     return Samples(pixels, np.arange(count), targets, augmentation)
 
 
-def _train(kind: str, folder: Path, dtype: torch.dtype, *, die_after: int = 0, workers: int = 0) -> Network:
-    (tuner,) = create_tuners([{"kind": kind}])
+def _train(
+    kind: str,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    die_at: int = 0,
+    dropout: bool = True,
+    **options: Any,
+) -> tuple[Network, Progress]:
+    """Four epochs of three steps, a checkpoint after each; dead before the one after step `die_at`."""
+    (tuner,) = create_tuners([{"kind": kind, **({} if dropout or kind not in WITH_DROPOUT else {"dropout": 0.0})}])
     network = create_network(create_backbone(), tuner, len(CLASSES), 0)
-    training = Training(epochs=4, batch_size=8, warmup_epochs=1, workers=workers)
-    seen = []
+    training = Training(epochs=4, batch_size=8, warmup_epochs=1, checkpoint_seconds=0, **options)
+    steps = []
 
-    def report(row: dict[str, float]) -> None:
-        seen.append(row)
-        if len(seen) == die_after:
+    def die() -> bool:
+        steps.append(1)
+        if len(steps) == die_at:
             raise Killed
+        return False
 
-    engine = Engine(torch.device("cpu"), dtype, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
+    folder.mkdir(exist_ok=True)
     train, val = _samples(Augmentation("industrial", 0)), _samples(None)
-    fit(network, train, val, Recipe(tuner, training, CLASSES, 0), engine, folder / "c.safetensors", report)
-    return network
+    recipe = Recipe(tuner, training, CLASSES, 0)
+    engine = create_engine(dtype)
+    progress = fit(network, train, val, recipe, engine, folder / "c.safetensors", lambda row: None, die)
+    return network, progress
+
+
+def create_engine(dtype: torch.dtype) -> Engine:
+    return Engine(torch.device("cpu"), dtype, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
 
 
 def _weights(network: Network) -> dict[str, NDArray[np.float32]]:
@@ -58,32 +77,142 @@ def _weights(network: Network) -> dict[str, NDArray[np.float32]]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", sorted(TUNERS))
-def test_a_killed_run_resumes_to_the_same_bits(
-    kind: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("components.training.fit.CHECKPOINT_SECONDS", 0.0)
-    (tmp_path / "whole").mkdir()
-    whole = _weights(_train(kind, tmp_path / "whole", dtype))
-    (tmp_path / "broken").mkdir()
-    with pytest.raises(Killed):
-        _train(kind, tmp_path / "broken", dtype, die_after=3)
-    assert (tmp_path / "broken" / "c.safetensors").exists()
-    resumed = _weights(_train(kind, tmp_path / "broken", dtype))
-    assert whole.keys() == resumed.keys()
-    for name, weight in whole.items():
-        np.testing.assert_array_equal(weight, resumed[name], err_msg=name)
+def test_a_killed_run_resumes_to_the_same_bits(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    whole, undisturbed = _train(kind, tmp_path / "whole", dtype)
+    for die_at in (2, 5, 6):  # after step 1; after epoch 1, 1 + 4 steps; in the next epoch, at its end
+        with pytest.raises(Killed):
+            _train(kind, tmp_path / "broken", dtype, die_at=die_at)
+    resumed, progress = _train(kind, tmp_path / "broken", dtype)
+    assert progress.history == undisturbed.history
+    _assert_same(whole, resumed)
 
 
-def test_a_resumed_run_keeps_the_attention_it_began_with(tmp_path: Path) -> None:
-    network = create_network(create_backbone(), create_tuners([{"kind": "vpt"}])[0], len(CLASSES), 0)
-    optimizer = create_optimizer(network, create_tuners([{"kind": "vpt"}])[0])
+def _assert_same(one: Network, other: Network) -> None:
+    weights = _weights(other)
+    assert weights.keys() == _weights(one).keys()
+    for name, weight in _weights(one).items():
+        np.testing.assert_array_equal(weight, weights[name], err_msg=name)
+
+
+def _write_checkpoint(path: Path, progress: Progress, **changes: Any) -> None:
+    """One of a network that learned nothing."""
+    (tuner,) = create_tuners([{"kind": "vpt"}])
+    network = create_network(create_backbone(), tuner, len(CLASSES), 0)
     weights: dict[str, torch.Tensor] = dict(network.trainable_parameters())
-    best = {name: tensor.detach().clone() for name, tensor in weights.items()}
-    save_checkpoint(tmp_path / "c.safetensors", Progress(4, best=best, fused_attention=True), weights, optimizer)
-    engine = Engine(torch.device("cpu"), torch.float32, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
-    recipe = Recipe(create_tuners([{"kind": "vpt"}])[0], Training(epochs=4, batch_size=8), CLASSES, 0)
-    fit(network, _samples(None), _samples(None), recipe, engine, tmp_path / "c.safetensors", lambda _: None)
-    assert all(block.attn.fused_attn for block in network.encoder.vit.blocks)
+    progress.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    recipe = Recipe(tuner, Training(epochs=4, batch_size=8, **changes), CLASSES, 0)
+    identity = identify(recipe, create_engine(torch.float32), _samples(None), weights)
+    Checkpoint(path, identity, weights, create_optimizer(network, tuner)).save(progress)
+
+
+def _go_on(path: Path, **changes: Any) -> Network:
+    (tuner,) = create_tuners([{"kind": "vpt"}])
+    network = create_network(create_backbone(), tuner, len(CLASSES), 0)
+    recipe = Recipe(tuner, Training(epochs=4, batch_size=8, **changes), CLASSES, 0)
+    engine = create_engine(torch.float32)
+    fit(network, _samples(None), _samples(None), recipe, engine, path, lambda _: None)
+    return network
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    """By what differs, and left where it is."""
+    path = tmp_path / "c.safetensors"
+    _write_checkpoint(path, Progress(4), label_smoothing=0.1)
+    before = path.read_bytes()
+    with pytest.raises(TrainingError, match=r'training is .*"label_smoothing":0.0.*remove it to begin again'):
+        _go_on(path)
+    assert path.read_bytes() == before
+    _write_checkpoint(path, Progress(4), workers=2, checkpoint_seconds=3)  # what changes no bit is no difference
+    _go_on(path)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_file({"weights.head.bias": torch.zeros(3)}, path, {"facts": "{}"})
+    with pytest.raises(TrainingError, match=r"format is 2; found one whose format is not told"):
+        _go_on(path)
+
+
+@pytest.mark.parametrize("share", [0, 0.02, 0.5, 0.99])
+def test_a_damaged_checkpoint_starts_afresh_and_says_so(
+    share: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "c.safetensors"
+    _write_checkpoint(path, Progress(2))
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    torn = _go_on(path)
+    assert "training begins again" in caplog.text
+    _assert_same(_go_on(tmp_path / "none.safetensors"), torn)
+
+
+def test_training_stops_between_two_steps_when_asked(tmp_path: Path) -> None:
+    (tuner,) = create_tuners([{"kind": "vpt"}])
+    network = create_network(create_backbone(), tuner, len(CLASSES), 0)
+    recipe = Recipe(tuner, Training(epochs=4, batch_size=8), CLASSES, 0)
+    engine = create_engine(torch.float32)
+    steps = []
+
+    def stop() -> bool:
+        steps.append(1)
+        return len(steps) == 5
+
+    with pytest.raises(Stopped, match="1 epochs and 2 steps"):
+        fit(network, _samples(None), _samples(None), recipe, engine, tmp_path / "c", lambda _: None, stop)
+    _assert_same(_go_on(tmp_path / "c"), _go_on(tmp_path / "none"))
+
+
+def test_any_number_of_workers_gives_the_same_weights(tmp_path: Path) -> None:
+    """Also where some of the epochs were begun by another number of them."""
+    alone, _ = _train("vapt", tmp_path / "0")
+    with pytest.raises(Killed):
+        _train("vapt", tmp_path / "2", die_at=6)
+    for workers in (1, 2):
+        _assert_same(alone, _train("vapt", tmp_path / str(workers), workers=workers)[0])
+
+
+@pytest.mark.parametrize("kind", sorted(TUNERS))
+def test_a_batch_in_parts_is_the_same_update(kind: str, tmp_path: Path) -> None:
+    """Classes weigh what they weigh in the whole batch. Without dropout, whose numbers fall otherwise."""
+    whole, undivided = _train(kind, tmp_path / "1", dropout=False)
+    parts, divided = _train(kind, tmp_path / "3", dropout=False, accumulate=3)
+    for one, other in zip(undivided.history, divided.history, strict=True):
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-3)
+    weights = _weights(parts)
+    for name, weight in _weights(whole).items():
+        np.testing.assert_allclose(weight, weights[name], atol=2e-3 * max(1, abs(weight).max()), err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", sorted(set(TUNERS) - {"linear"}))
+def test_gradient_checkpointing_keeps_less_and_changes_nothing(kind: str, dtype: torch.dtype) -> None:
+    """With dropout on: the second forward draws what the first one drew."""
+    (tuner,) = create_tuners([{"kind": kind}])
+    engine = create_engine(dtype)
+    found = {}
+    for saves in (False, True):
+        network = engine.prepare(create_network(create_backbone(), tuner, len(CLASSES), 0)).train()
+        network.encoder.vit.set_grad_checkpointing(saves)
+        torch.manual_seed(0)
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = engine.forward(network, torch.from_numpy(_samples(None).pixels).permute(0, 3, 1, 2))
+            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(_samples(None).targets))
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = {name: p.grad.clone() for name, p in network.trainable_parameters().items() if p.grad is not None}
+        found[saves] = (loss.detach(), gradients, sum(kept.values()))
+        network.encoder.vit.set_grad_checkpointing(False)
+    (loss, gradients, whole), (again, others, less) = found[False], found[True]
+    assert torch.equal(loss, again)
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, others[name]), name
+    assert less < 0.7 * whole
 
 
 def test_a_head_alone_learns_from_features_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,10 +224,10 @@ def test_a_head_alone_learns_from_features_computed_once(tmp_path: Path, monkeyp
         return forward(self, images)
 
     monkeypatch.setattr(PromptedEncoder, "forward", count)
-    network = _train("linear", tmp_path, torch.float32)
+    network, _ = _train("linear", tmp_path)
     assert sum(passes) == 2 * 24  # training and validation images, whatever the epochs
     samples = _samples(None)
-    engine = Engine(torch.device("cpu"), torch.float32, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
+    engine = create_engine(torch.float32)
     by_features = predict_probabilities(network, extract_features(network, samples, engine, 8), engine, 8)
     np.testing.assert_allclose(by_features, predict_probabilities(network, samples, engine, 8), atol=1e-6)
 
@@ -106,10 +235,11 @@ def test_a_head_alone_learns_from_features_computed_once(tmp_path: Path, monkeyp
 def test_any_number_of_workers_gives_the_same_batches() -> None:
     def batches(workers: int) -> list[NDArray[np.uint8]]:
         samples = _samples(Augmentation("industrial", 3))
+        order = StepOrder(samples, 8, 3)
         found = []
         for epoch in (0, 1):
             samples.epoch = epoch
-            found += [images.numpy() for images, _ in create_loader(samples, 8, workers=workers, seed=3)]
+            found += [images.numpy() for images, _ in create_loader(samples, 8, workers=workers, order=order)]
         return found
 
     alone = batches(0)
@@ -136,18 +266,10 @@ def test_a_loss_that_is_not_a_number_stops_with_advice(tmp_path: Path) -> None:
     network = create_network(create_backbone(), tuner, len(CLASSES), 0)
     with torch.no_grad():
         network.head.weight.fill_(float("nan"))
-    engine = Engine(torch.device("cpu"), torch.float32, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
+    engine = create_engine(torch.float32)
     recipe = Recipe(tuner, Training(epochs=1, batch_size=8), CLASSES, 0)
     with pytest.raises(TrainingError, match="learning rate"):
         fit(network, _samples(None), _samples(None), recipe, engine, tmp_path / "c.safetensors", lambda _: None)
-
-
-def test_a_damaged_checkpoint_starts_afresh(tmp_path: Path) -> None:
-    (tmp_path / "c.safetensors").write_bytes(b"half a file")
-    torn = _weights(_train("linear", tmp_path, torch.float32))
-    (tmp_path / "other").mkdir()
-    for name, weight in _weights(_train("linear", tmp_path / "other", torch.float32)).items():
-        np.testing.assert_array_equal(weight, torn[name])
 
 
 def test_schedule_and_balance() -> None:

@@ -103,23 +103,39 @@ class Features(Samples):
         return torch.from_numpy(self.features[place]), int(self.targets[place])
 
 
-class EpochOrder(Sampler[int]):
-    """A permutation that depends on (seed, epoch) alone."""
+class StepOrder(Sampler[list[int]]):
+    """The batches of an epoch: a permutation that depends on (seed, epoch) alone, cut into steps.
 
-    def __init__(self, samples: Samples, seed: int) -> None:
-        self.samples, self.seed = samples, seed
+    start: the first step to give, which a resumed epoch moves. Of each step rank r of `size` processes gets every
+    size-th sample, from the r-th on.
+    """
+
+    def __init__(self, samples: Samples, batch_size: int, seed: int, rank: int = 0, size: int = 1) -> None:
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.rank, self.size = rank, size
+        self.start = 0
 
     def __len__(self) -> int:
-        return len(self.samples)
+        # A last batch of one image would be a very noisy step; it is dropped only where others remain.
+        return max(1, len(self.samples) // self.batch_size)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[list[int]]:
         state = np.random.SeedSequence([self.seed, self.samples.epoch]).generate_state(1)
-        yield from np.random.default_rng(int(state[0])).permutation(len(self.samples)).tolist()
+        order = self.draw(np.random.default_rng(int(state[0])))
+        for step in range(self.start, len(self)):
+            yield order[step * self.batch_size : (step + 1) * self.batch_size][self.rank :: self.size].tolist()
+
+    def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The epoch's order."""
+        return rng.permutation(len(self.samples))
 
 
-def create_loader(samples: Samples, batch_size: int, *, workers: int = 0, seed: int | None = None) -> DataLoader[Any]:
-    """Batches of (B, 3, H, W) uint8, or (B, D) features, and (B,) int64; shuffled by `seed`, in order without one."""
-    order = None if seed is None else EpochOrder(samples, seed)
-    # A last batch of one image would be a very noisy step; it is dropped only where others remain.
-    drop_last = seed is not None and len(samples) > batch_size
-    return DataLoader(samples, batch_size=batch_size, sampler=order, num_workers=workers, drop_last=drop_last)
+def create_loader(
+    samples: Dataset[Any], batch_size: int, *, workers: int = 0, order: StepOrder | None = None
+) -> DataLoader[Any]:
+    """Batches of (B, 3, H, W) uint8, or (B, D) features, and (B,) int64; in the samples' order without another."""
+    # A generator of its own: the loader would draw a number from torch's global one.
+    generator = torch.Generator().manual_seed(0)
+    if order is None:
+        return DataLoader(samples, batch_size=batch_size, num_workers=workers, generator=generator)
+    return DataLoader(samples, batch_sampler=order, num_workers=workers, generator=generator)

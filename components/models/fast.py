@@ -9,7 +9,6 @@ Letters as in `prompts`; h heads of width d, T = S + HW tokens.
 """
 
 import copy
-import time
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,17 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 from components.models.prompts import PromptSource, embed_images
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import Block, VisionTransformer
 
-PROBE_SHAPE = (8, 3, 197, 64)  # (B, h, T, d): small enough to take milliseconds, large enough to tell
-PROBE_ROUNDS = 5
 KEYS_MULTIPLE = 32  # of a vector register's numbers
 SCORES_BYTES = 4 << 20  # what stays near a processor core; 2 MB were slower for ViT-B
-FUSED_MUST_WIN_BY = 1.3  # a close race is decided by the device's habit, so that the same machine chooses the same
 
 
 def forward_fast(vit: "VisionTransformer", images: Tensor, source: PromptSource | None) -> Tensor:
@@ -43,7 +40,11 @@ def forward_fast(vit: "VisionTransformer", images: Tensor, source: PromptSource 
             flowing = prompts.shape[1]
             x = torch.cat([x[:, :prefix], prompts.expand(len(x), -1, -1), x[:, prefix:]], dim=1)
             prompts = None
-        x = run_block(block, x, prompts, 1 if index == last and reads_first_token else None)
+        queries = 1 if index == last and reads_first_token else None
+        if vit.grad_checkpointing and torch.is_grad_enabled():
+            x = checkpoint(run_block, block, x, prompts, queries, use_reentrant=False)
+        else:
+            x = run_block(block, x, prompts, queries)
     if flowing and not reads_first_token:
         x = torch.cat([x[:, :prefix], x[:, prefix + flowing :]], dim=1)
     pooled: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
@@ -217,30 +218,10 @@ def cast_backbone(vit: "VisionTransformer", dtype: torch.dtype) -> "VisionTransf
     return copies[dtype]
 
 
-def choose_attention(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's fused attention is to be used: measured here, forward and backward.
+def choose_attention(device: torch.device) -> bool:
+    """Whether torch's fused attention is to be used: on a GPU, where it is far ahead.
 
-    In bfloat16 on a CPU it may take twice the time of products and softmax; on a GPU it is far ahead.
+    On a CPU products and softmax take a half to a fifth of its time in bfloat16 and about the same in float32. A rule
+    rather than a measurement, which came out now so, now so on a busy machine, and the weights' last bits with it.
     """
-    seconds = {True: float("inf"), False: float("inf")}
-    tensors = [torch.full(PROBE_SHAPE, 0.1, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
-    with torch.enable_grad():
-        for _ in range(PROBE_ROUNDS):
-            for fused in seconds:
-                seconds[fused] = min(seconds[fused], _time_attention(tensors, fused))
-    usual = device.type != "cpu"
-    return usual if seconds[usual] < FUSED_MUST_WIN_BY * seconds[not usual] else not usual
-
-
-def _time_attention(tensors: list[Tensor], fused: bool) -> float:
-    q, k, v = tensors
-    _wait(q.device)
-    begin = time.perf_counter()
-    attend(q, k, v, q.shape[-1] ** -0.5, fused).sum().backward()  # type: ignore[no-untyped-call]
-    _wait(q.device)
-    return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return device.type != "cpu"

@@ -1,20 +1,27 @@
 """`python -m components.training JOB.json`: train or score one candidate in a process of its own.
 
 Torch lives and dies here; the parent gets JSON lines on stdout (`start`, `epoch`, `done`, `error`) and finds
-adapter/, predictions.parquet and result.json in the job's folder.
+adapter/, predictions.parquet and result.json in the job's folder. Started K times by torch's launcher the processes
+train together: `python -m torch.distributed.run --standalone --nproc-per-node K -m components.training JOB.json`.
+
+SIGINT and SIGTERM ask it to stop: it writes a checkpoint between two steps and ends with STOPPED.
 """
 
 import json
 import os
+import signal
 import stat
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from components.errors import TesseraError
-from components.training.job import Job
+from components.errors import TesseraError, TrainingError
+from components.training.job import STOP_SECONDS, STOPPED, Job
+from components.workspace import DISK_TROUBLE, describe_disk_trouble
 
 
 def main(path: Path) -> int:
@@ -26,26 +33,84 @@ def main(path: Path) -> int:
         events.write(json.dumps({"event": event, **facts}) + "\n")
 
     _die_with_parent()
+    stop = _hear_signals()
     job = Job.model_validate_json(path.read_text())
     started = time.monotonic()
     try:
-        from components.training.run import run_job  # torch starts here
-
-        run_job(job, tell)
+        leads = _work(job, tell, stop)
     except TesseraError as error:
         tell("error", error=error.to_dict())
         return error.exit_code
-    tell("done", seconds=round(time.monotonic() - started, 3))
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        tell("error", error=describe_disk_trouble(job.folder, error).to_dict())
+        return TesseraError.exit_code
+    if leads is None:
+        return STOPPED
+    if leads:
+        tell("done", seconds=round(time.monotonic() - started, 3))
     return 0
 
 
+def _work(job: Job, tell: Callable[..., None], stop: Callable[[], bool]) -> bool | None:
+    """Whether this process speaks for the team; None where it was stopped."""
+    from components.training.fit import Stopped  # torch starts here
+    from components.training.run import run_job
+    from components.training.team import join_team, leave_team
+
+    team = join_team()
+    try:
+        run_job(job, tell, stop, team)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)  # noqa: T201  the log
+        return None
+    except RuntimeError as error:
+        if team.size == 1:
+            raise
+        # Whoever is left says so, for a process that was killed cannot.
+        traceback.print_exc()
+        raise TrainingError(
+            f"training on {team.size} devices",
+            expected="every process to work to the end",
+            found=f"process {team.rank} could not go on: {str(error).splitlines()[0]}",
+            mend="See the log for the process that failed first; the same command goes on from the last checkpoint.",
+        ) from None
+    leave_team()
+    return team.leads
+
+
+def _hear_signals() -> Callable[[], bool]:
+    """Whether SIGINT or SIGTERM came. A process that cannot stop in time, as one that waits for another, is ended.
+
+    A thread hears them through a pipe, because Python's own handlers wait until the main thread is back from C.
+    """
+    asked = threading.Event()
+    heard, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda *_: None)
+    signal.set_wakeup_fd(wakes)
+
+    def watch() -> None:
+        os.read(heard, 1)
+        asked.set()
+        time.sleep(STOP_SECONDS)
+        os._exit(STOPPED)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return asked.is_set
+
+
 def _die_with_parent() -> None:
-    """End this process when the pipe on stdin closes: a parent that was killed cannot say so itself."""
+    """End this process and its data workers when the pipe on stdin closes: a killed parent cannot say so itself."""
     if not stat.S_ISFIFO(os.fstat(0).st_mode):
         return
 
     def watch() -> None:
         os.read(0, 1)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

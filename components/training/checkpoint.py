@@ -1,11 +1,13 @@
 """Where a training process was: adapter, best adapter so far, optimizer and history in one safetensors file.
 
-No random state is stored because none is needed: dropout, order and augmentation of an epoch follow from
-(seed, epoch), so a process that starts again at an epoch's beginning computes the same bits.
+No random state is stored because none is needed: order, augmentation, dropout and mixing of a step follow from
+(seed, epoch, step), so a process that starts again between two steps computes the same bits.
 """
 
 import json
+import logging
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,19 +15,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from components.errors import TrainingError
+
 Tensors = dict[str, torch.Tensor]
+
+FORMAT = 2
+MOST_OF_TIME = 0.05  # that writing checkpoints may take: those of a whole network are gigabytes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Progress:
-    """Everything an epoch's end decides about the next one."""
+    """Everything the steps so far decide about the next one, beside weights and optimizer."""
 
     epoch: int = 0  # epochs finished
+    step: int = 0  # steps taken in the epoch after them
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
-    best: Tensors = field(default_factory=dict)
     seconds: float = 0.0  # of training, over all processes that worked on it
-    fused_attention: bool | None = None  # chosen by a measurement at the start, which need not come out so again
+    losses: list[torch.Tensor] = field(default_factory=list)  # of the epoch's steps
+    best: Tensors = field(default_factory=dict)
 
     def keep_if_best(self, tensors: Tensors) -> None:
         """Keep a copy of the weights when the last epoch is the best on validation; a tie goes to the lower loss."""
@@ -35,47 +45,125 @@ class Progress:
             self.best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def save_checkpoint(path: Path, progress: Progress, weights: Tensors, optimizer: torch.optim.Optimizer) -> None:
-    """Write beside and rename: a kill or a full disk leaves the last good file."""
-    slots = optimizer.state_dict()["state"]
-    tensors = (
-        {f"weights.{name}": tensor.detach() for name, tensor in weights.items()}
-        | {f"best.{name}": tensor for name, tensor in progress.best.items()}
-        | {f"optimizer.{i}.{key}": value for i, slot in slots.items() for key, value in slot.items()}
-    )
-    facts = {
-        "epoch": progress.epoch,
-        "history": progress.history,
-        "best_epoch": progress.best_epoch,
-        "seconds": progress.seconds,
-        "fused_attention": progress.fused_attention,
-    }
-    partial = path.with_suffix(".partial")
-    save_file(
-        {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, {"facts": json.dumps(facts)}
-    )
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+FACTS = ("epoch", "step", "history", "best_epoch", "seconds")
 
 
-def load_checkpoint(path: Path, weights: Tensors, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put weights and optimizer back in place; a fresh Progress where there is no checkpoint or it does not fit."""
-    if not path.exists():
-        return Progress()
+class Checkpoint:
+    """The file of one training. `tensors` are saved and put back in place; `identity` says whose they are."""
+
+    def __init__(
+        self,
+        path: Path,
+        identity: dict[str, str],
+        tensors: Tensors,
+        optimizer: torch.optim.Optimizer,
+        seconds: float = 10.0,
+    ) -> None:
+        self.path, self.tensors, self.optimizer, self.seconds = path, tensors, optimizer, seconds
+        self.identity = {"format": str(FORMAT), **identity}
+        self.saved, self.cost = time.monotonic(), 0.0
+
+    def is_due(self, *, epoch_ends: bool) -> bool:
+        """Whether it is time; sooner where an epoch ends, for then less is to be done again."""
+        pause = self.seconds / 10 if epoch_ends else self.seconds
+        return time.monotonic() - self.saved >= max(pause, self.cost / MOST_OF_TIME)
+
+    def save(self, progress: Progress) -> None:
+        """Write beside and rename: a kill or a full disk leaves the last good file. Raises TrainingError."""
+        started = time.monotonic()
+        try:
+            self._write(progress)
+        except (OSError, SafetensorError) as error:
+            _partial(self.path).unlink(missing_ok=True)
+            raise TrainingError(
+                f"checkpoint {self.path}",
+                expected="room to write it",
+                found=str(error),
+                mend="Free some space; the last good checkpoint is kept, and the same command goes on from there.",
+            ) from None
+        self.saved = time.monotonic()
+        self.cost = self.saved - started
+
+    def load(self) -> Progress:
+        """Put weights and optimizer back in place; a fresh Progress where there is no checkpoint.
+
+        A damaged file is no use to anybody: training begins again, and the log says so. Raises TrainingError for a
+        whole one that is of another training.
+        """
+        if not self.path.exists():
+            return Progress()
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                record = file.metadata() or {}
+                stored: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no iterator
+        except SafetensorError as error:
+            log.warning("checkpoint %s is damaged (%s): training begins again", self.path, error)
+            return Progress()
+        self._require_ours(json.loads(record.get("identity", "{}")))
+        for name, tensor in self.tensors.items():
+            tensor.data.copy_(stored[f"weights.{name}"])
+        self.optimizer.load_state_dict(
+            {"state": _nest(_select(stored, "optimizer")), "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
+        losses = list(stored["losses"]) if "losses" in stored else []
+        return Progress(**json.loads(record["facts"]), losses=losses, best=_select(stored, "best"))
+
+    def _write(self, progress: Progress) -> None:
+        slots = self.optimizer.state_dict()["state"]
+        tensors = (
+            {f"weights.{name}": tensor.detach() for name, tensor in self.tensors.items()}
+            | {f"best.{name}": tensor for name, tensor in progress.best.items()}
+            | {f"optimizer.{i}.{key}": value for i, slot in slots.items() for key, value in slot.items()}
+            | ({"losses": torch.stack(progress.losses)} if progress.losses else {})
+        )
+        record = {
+            "identity": json.dumps(self.identity),
+            "facts": json.dumps({key: vars(progress)[key] for key in FACTS}),
+        }
+        partial = _partial(self.path)
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, record)
+        _sync(partial)
+        os.replace(partial, self.path)
+        _sync(self.path.parent)
+
+    def _require_ours(self, theirs: dict[str, str]) -> None:
+        for key, ours in self.identity.items():
+            if theirs.get(key) != ours:
+                raise TrainingError(
+                    f"checkpoint {self.path}",
+                    expected=f"one of this training, whose {key} is {ours}",
+                    found=f"one whose {key} is {theirs.get(key, 'not told')}",
+                    mend="Go on with the settings, data and machine it began with, or remove it to begin again.",
+                )
+
+
+def remove_checkpoint(path: Path) -> None:
+    """And what a writer that was killed left beside it."""
+    for file in (path, _partial(path)):
+        file.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".partial")
+
+
+def _sync(path: Path) -> None:
+    """To the disk, not only to the system's memory: a file, or a folder's list of names."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no iterator
-    except SafetensorError:
-        return Progress()
-    for name, tensor in weights.items():
-        tensor.data.copy_(tensors[f"weights.{name}"])
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _select(stored: Tensors, kind: str) -> Tensors:
+    return {name.removeprefix(f"{kind}."): tensor for name, tensor in stored.items() if name.startswith(f"{kind}.")}
+
+
+def _nest(slots: Tensors) -> dict[int, Tensors]:
+    """`3.exp_avg` as [3]["exp_avg"], which is how an optimizer keeps them."""
     state: dict[int, Tensors] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    best = {name.removeprefix("best."): tensor for name, tensor in tensors.items() if name.startswith("best.")}
-    return Progress(best=best, **facts)
+    for name, tensor in slots.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    return state

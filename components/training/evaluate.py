@@ -2,29 +2,34 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import Dataset
 
 from components.data.loading import Features, Samples, create_loader
 from components.domain import Domain
 from components.models.fast import choose_attention
 from components.models.network import Network
 from components.training.job import PROBABILITY
+from components.training.team import ALONE, Team
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The device, its number format and attention kernel, and the pixel statistics the backbone was trained with."""
+    """The device, its number format and attention kernel, the pixel statistics the backbone was trained with, and who
+    else computes."""
 
     device: torch.device
     dtype: torch.dtype
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fused_attention: bool
+    team: Team = ALONE
 
     def prepare(self, network: Network) -> Network:
         """Move the network here and put its frozen part into the form that is fastest here."""
@@ -53,15 +58,20 @@ class Engine:
         return (images.to(self.device, non_blocking=True).float() / 255 - mean) / std
 
 
-def create_engine(mean: tuple[float, ...], std: tuple[float, ...]) -> Engine:
-    """A GPU where there is one; bfloat16 where the device computes in it natively."""
+def create_engine(
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    team: Team = ALONE,
+) -> Engine:
+    """A GPU where there is one; by itself bfloat16 where the device computes in it natively."""
     if torch.cuda.is_available():
-        device, native = torch.device("cuda"), torch.cuda.is_bf16_supported()
+        device, native = torch.device("cuda", torch.cuda.current_device()), torch.cuda.is_bf16_supported()
     else:
         device = torch.device("cpu")
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    dtype = torch.bfloat16 if native else torch.float32
-    return Engine(device, dtype, mean, std, choose_attention(device, dtype))
+    chosen = {"auto": torch.bfloat16 if native else torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    return Engine(device, chosen[dtype], mean, std, choose_attention(device), team)
 
 
 @torch.no_grad()
@@ -77,7 +87,9 @@ def extract_features(network: Network, samples: Samples, engine: Engine, batch_s
 
 
 @torch.no_grad()
-def predict_probabilities(network: Network, samples: Samples, engine: Engine, batch_size: int) -> NDArray[np.float64]:
+def predict_probabilities(
+    network: Network, samples: Dataset[Any], engine: Engine, batch_size: int
+) -> NDArray[np.float64]:
     """Class probabilities (N, C) in the samples' order."""
     network.eval()
     parts = [

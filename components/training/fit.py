@@ -1,12 +1,14 @@
 """The loop: AdamW, warm-up and cosine, class-balanced cross entropy, the best epoch on validation wins.
 
-Everything random in an epoch is a function of (seed, epoch): `torch.manual_seed` at its start for dropout,
-the order and the augmentation by their own generators. A run that was killed resumes to the same bits.
+Everything random in a step is a function of (seed, epoch, step): `torch.manual_seed` before it for dropout, the order
+and the augmentation by their own generators. A run that was killed between any two steps resumes to the same bits.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,67 +16,226 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.data import DataLoader
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Subset
 
-from components.data.loading import Samples, create_loader
+from components.data.loading import Samples, StepOrder, create_loader
 from components.domain import Training
 from components.errors import TrainingError
 from components.models.network import Network
 from components.models.tuners import Tuner
-from components.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from components.training.checkpoint import Checkpoint, Progress, Tensors
 from components.training.evaluate import Engine, cross_entropy, extract_features, predict_probabilities
 from components.training.metrics import score_predictions
+from components.training.team import Team
 
 Report = Callable[[dict[str, float]], None]
-CHECKPOINT_SECONDS = 10.0
 CLIP_NORM = 1.0
 BETAS = (0.9, 0.95)
+
+#: Settings of a training that change how it is computed but not a bit of what comes out.
+UNRELATED = {"seeds", "workers", "checkpoint_seconds", "dtype", "devices"}
+
+
+class Stopped(Exception):  # noqa: N818  asked for, so no error
+    """Training ended early because somebody asked; the checkpoint says where."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One candidate's training: who learns, from what, for how long."""
+    """One candidate's training: who learns, from what, for how long. origin: names of backbone and data, by hash."""
 
     tuner: Tuner
     training: Training
     classes: tuple[str, ...]
     seed: int
+    origin: str = ""
 
 
 def fit(
-    network: Network, train: Samples, val: Samples, recipe: Recipe, engine: Engine, checkpoint: Path, report: Report
+    network: Network,
+    train: Samples,
+    val: Samples,
+    recipe: Recipe,
+    engine: Engine,
+    checkpoint: Path,
+    report: Report,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
-    """Train the network in place and leave it with its best epoch's weights. Resumes from `checkpoint`."""
-    engine.prepare(network)
-    weights: dict[str, torch.Tensor] = dict(network.trainable_parameters())
-    optimizer = create_optimizer(network, recipe.tuner)
-    progress = load_checkpoint(checkpoint, weights, optimizer)
-    if progress.fused_attention is None:
-        progress.fused_attention = engine.fused_attention
-    network.encoder.prepare(engine.dtype, progress.fused_attention)
-    if network.learns_head_only:
-        # Without augmentation, for which every epoch would need the backbone again: epochs take milliseconds.
-        train, val = (extract_features(network, side, engine, 2 * recipe.training.batch_size) for side in (train, val))
-    loader = create_loader(train, recipe.training.batch_size, workers=recipe.training.workers, seed=recipe.seed)
-    saved = time.monotonic()
-    while progress.epoch < recipe.training.epochs:
-        started = time.monotonic()
-        train.epoch = progress.epoch
-        loss = _train_epoch(network, train, loader, optimizer, recipe, engine)
-        progress.epoch += 1
-        progress.seconds += time.monotonic() - started
-        row = {"epoch": float(progress.epoch), "train/loss": loss, **_validate(network, val, recipe, engine)}
+    """Train the network in place and leave it with its best epoch's weights. Resumes from `checkpoint`.
+
+    Raises Stopped, with a checkpoint written, soon after `stop` says so.
+    """
+    return Loop(network, train, val, recipe, engine, checkpoint, stop).run(report)
+
+
+class Learner(nn.Module):
+    """What learns, as one module: from images or features to logits (B, C) in float32."""
+
+    def __init__(self, network: Network, engine: Engine) -> None:
+        super().__init__()
+        self.network, self.engine = network, engine
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.engine.forward(self.network, images)
+
+
+class Loop:
+    """One training between its first step and its last: what all steps share."""
+
+    def __init__(
+        self,
+        network: Network,
+        train: Samples,
+        val: Samples,
+        recipe: Recipe,
+        engine: Engine,
+        checkpoint: Path,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.network, self.recipe, self.engine, self.stop = engine.prepare(network), recipe, engine, stop
+        training, team = recipe.training, engine.team
+        self.weights: Tensors = dict(network.trainable_parameters())
+        self.optimizer = create_optimizer(network, recipe.tuner)
+        identity = identify(recipe, engine, train, self.weights)
+        self.checkpoint = Checkpoint(checkpoint, identity, self.weights, self.optimizer, training.checkpoint_seconds)
+        self.progress = self.checkpoint.load()
+        self.progress.losses = [loss.to(engine.device) for loss in self.progress.losses]
+        network.encoder.vit.set_grad_checkpointing(training.gradient_checkpointing)
+        if network.learns_head_only:
+            # Not augmented, for which every epoch would need the backbone again: epochs take milliseconds.
+            train, val = (extract_features(network, side, engine, 2 * training.batch_size) for side in (train, val))
+        _require_share(train, training, team)
+        self.train, self.val = train, val
+        self.order = self.create_order(train)
+        self.loader: DataLoader[Any] = create_loader(
+            train, training.batch_size, workers=training.workers, order=self.order
+        )
+        self.learner = team.share(Learner(network, engine), engine.device)
+        self.balance = balance_classes(train.targets, len(recipe.classes))
+        self.clock = time.monotonic()
+
+    def create_order(self, train: Samples) -> StepOrder:
+        team = self.engine.team
+        return StepOrder(train, self.recipe.training.batch_size, self.recipe.seed, team.rank, team.size)
+
+    def run(self, report: Report) -> Progress:
+        """All epochs that remain; the network is left with the best one's weights."""
+        while self.progress.epoch < self.recipe.training.epochs:
+            report(self.run_epoch())
+            self.keep_up(epoch_ends=True)
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                tensor.copy_(self.progress.best[name])
+        return self.progress
+
+    def run_epoch(self) -> dict[str, float]:
+        """What remains of the epoch, and its validation."""
+        progress = self.progress
+        self.network.train()
+        self.train.epoch = progress.epoch
+        self.order.start = progress.step
+        self.clock = time.monotonic()
+        for images, targets in self.loader:
+            self.take_step(images, targets)
+            progress.step += 1
+            if progress.step < len(self.order):
+                self.keep_up(epoch_ends=False)
+        loss = float(torch.stack(progress.losses).mean())
+        _require_finite(loss, self.recipe, progress.epoch)
+        self._add_seconds()
+        progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, []
+        row = {"epoch": float(progress.epoch), "train/loss": loss, **self.validate()}
         progress.history.append(row)
-        progress.keep_if_best(weights)
-        report(row)
-        if time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save_checkpoint(checkpoint, progress, weights, optimizer)
-            saved = time.monotonic()
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            tensor.copy_(progress.best[name])
-    return progress
+        progress.keep_if_best(self.weights)
+        return row
+
+    def validate(self) -> dict[str, float]:
+        probabilities = _predict_together(self.network, self.val, self.engine, self.recipe.training.batch_size * 2)
+        scores = score_predictions(self.val.targets, probabilities, self.recipe.classes)
+        return {
+            "val/loss": cross_entropy(self.val.targets, probabilities),
+            "val/balanced_accuracy": scores["balanced_accuracy"],
+            "val/macro_f1": scores["macro_f1"],
+        }
+
+    def keep_up(self, *, epoch_ends: bool) -> None:
+        """Between two steps: write a checkpoint when it is time, or because somebody asks to stop."""
+        team, progress = self.engine.team, self.progress
+        stops = team.any(self.stop())
+        if team.leads and (stops or self.checkpoint.is_due(epoch_ends=epoch_ends)):
+            if not epoch_ends:
+                self._add_seconds()
+            self.checkpoint.save(progress)
+        if stops:
+            raise Stopped(f"training stopped after {progress.epoch} epochs and {progress.step} steps")
+
+    def _add_seconds(self) -> None:
+        now = time.monotonic()
+        self.progress.seconds += now - self.clock
+        self.clock = now
+
+    def take_step(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+        """One update from this process's share of a batch, computed in parts."""
+        training, progress, team = self.recipe.training, self.progress, self.engine.team
+        torch.manual_seed(self.draw_seed(team.rank))
+        self._set_rate()
+        whole = team.total(self.balance[targets].sum())  # so that parts and shares add up to the batch's mean
+        parts = list(zip(images.chunk(training.accumulate), targets.chunk(training.accumulate), strict=True))
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for number, (some, of) in enumerate(parts, 1):
+            with self._sync_if(number == len(parts)):
+                loss = self.measure(some, of) / float(whole)
+                (loss * team.size).backward()  # type: ignore[no-untyped-call]  # DDP averages over the team
+            losses.append(loss.detach())
+        torch.nn.utils.clip_grad_norm_(list(self.weights.values()), CLIP_NORM)
+        self.optimizer.step()
+        progress.losses.append(team.total(torch.stack(losses).sum()))
+
+    def _sync_if(self, last: bool) -> Any:
+        """Gradients travel once a step, with its last part."""
+        if isinstance(self.learner, DistributedDataParallel) and not last:
+            return self.learner.no_sync()
+        return nullcontext()
+
+    def _set_rate(self) -> None:
+        steps, training = len(self.order), self.recipe.training
+        done = self.progress.epoch * steps + self.progress.step
+        rate = scale_rate(done, training.epochs * steps, training.warmup_epochs * steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.tuner.lr * rate * group["lr_scale"]
+
+    def measure(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Sum of the losses, each times its class's weight."""
+        device, smoothing = self.engine.device, self.recipe.training.label_smoothing
+        logits, weight = self.learner(images), self.balance.to(device)
+        return F.cross_entropy(logits, targets.to(device), weight=weight, label_smoothing=smoothing, reduction="sum")
+
+    def draw_seed(self, *purpose: int) -> int:
+        """A number for one purpose of this step."""
+        place = [self.recipe.seed, self.progress.epoch, self.progress.step, *purpose]
+        return int(np.random.SeedSequence(place).generate_state(1)[0])
+
+
+def identify(recipe: Recipe, engine: Engine, train: Samples, weights: Tensors) -> dict[str, str]:
+    """What a checkpoint must have in common with the training that goes on from it."""
+    rows = hashlib.sha256(train.rows.tobytes() + train.targets.tobytes()).hexdigest()
+    shapes = repr([(name, tuple(tensor.shape)) for name, tensor in weights.items()])
+    return {
+        "candidate": recipe.tuner.model_dump_json(),
+        "seed": str(recipe.seed),
+        "training": recipe.training.model_dump_json(exclude=UNRELATED),
+        "classes": ", ".join(recipe.classes),
+        "backbone and data": recipe.origin,
+        "training side": rows,
+        "list of weights": hashlib.sha256(shapes.encode()).hexdigest(),
+        "attention": "fused" if engine.fused_attention else "plain",
+        "number format": str(engine.dtype).removeprefix("torch."),
+        "number of devices": str(engine.team.size),
+    }
 
 
 def create_optimizer(network: Network, tuner: Tuner) -> torch.optim.AdamW:
@@ -107,36 +268,15 @@ def balance_classes(targets: NDArray[np.int64], num_classes: int) -> torch.Tenso
     return torch.from_numpy(len(targets) / (num_classes * counts)).float()
 
 
-def _train_epoch(
-    network: Network,
-    train: Samples,
-    loader: DataLoader[Any],
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    engine: Engine,
-) -> float:
-    network.train()
-    epoch = train.epoch
-    torch.manual_seed(int(np.random.SeedSequence([recipe.seed, epoch, 1]).generate_state(1)[0]))
-    balance = balance_classes(train.targets, len(recipe.classes)).to(engine.device)
-    parameters = list(network.trainable_parameters().values())
-    steps, losses = len(loader), []
-    for index, (images, targets) in enumerate(loader):
-        rate = scale_rate(epoch * steps + index, recipe.training.epochs * steps, recipe.training.warmup_epochs * steps)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.tuner.lr * rate * group["lr_scale"]
-        logits = engine.forward(network, images)
-        loss = F.cross_entropy(
-            logits, targets.to(engine.device), weight=balance, label_smoothing=recipe.training.label_smoothing
+def _require_share(train: Samples, training: Training, team: Team) -> None:
+    fewest = min(training.batch_size, len(train))
+    if fewest < team.size:
+        raise TrainingError(
+            "training on several devices",
+            expected=f"{team.size} images a step at least, one for each device",
+            found=f"{fewest}: batch_size {training.batch_size}, {len(train)} training images",
+            mend="Lower training.devices or raise training.batch_size.",
         )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
-        optimizer.step()
-        losses.append(loss.detach())
-    mean = float(torch.stack(losses).mean())
-    _require_finite(mean, recipe, epoch)
-    return mean
 
 
 def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
@@ -149,11 +289,14 @@ def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
         )
 
 
-def _validate(network: Network, val: Samples, recipe: Recipe, engine: Engine) -> dict[str, float]:
-    probabilities = predict_probabilities(network, val, engine, recipe.training.batch_size * 2)
-    scores = score_predictions(val.targets, probabilities, recipe.classes)
-    return {
-        "val/loss": cross_entropy(val.targets, probabilities),
-        "val/balanced_accuracy": scores["balanced_accuracy"],
-        "val/macro_f1": scores["macro_f1"],
-    }
+def _predict_together(network: Network, val: Samples, engine: Engine, batch_size: int) -> NDArray[np.float64]:
+    """Class probabilities (N, C), of which every process of the team computes its share."""
+    team = engine.team
+    if team.size == 1 or len(val) < team.size:
+        return predict_probabilities(network, val, engine, batch_size)
+    mine = range(team.rank, len(val), team.size)
+    shares = predict_probabilities(network, Subset(val, mine), engine, batch_size)
+    whole = torch.zeros(len(val), shares.shape[1], dtype=torch.float64)
+    whole[team.rank :: team.size] = torch.from_numpy(shares)
+    together: NDArray[np.float64] = team.total(whole).numpy()
+    return together

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from components.domain import Domain, Strict
 
+STOPPED = 130  # exit code of a process that stopped because it was asked to
+STOP_SECONDS = 20.0  # for it to write its checkpoint: a step of a large network on a CPU takes many
 PROBABILITY = "p_"  # column prefix of class probabilities in predictions.parquet
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from components.models.adapter import AdapterMeta, load_adapter, load_meta, save
 from components.models.backbones import load_backbone
 from components.models.network import Network, create_network
 from components.models.tuners import create_tuners
+from components.training.checkpoint import remove_checkpoint
 from components.training.evaluate import (
     Engine,
     create_engine,
@@ -29,34 +31,50 @@ from components.training.evaluate import (
 from components.training.fit import Recipe, fit
 from components.training.job import Job, Result
 from components.training.metrics import score_predictions
+from components.training.team import ALONE, Team
 
 Tell = Callable[..., None]
+Stop = Callable[[], bool]
+CHECKPOINT = "checkpoint.safetensors"
 
 
-def run_job(job: Job, tell: Tell) -> None:
-    """Do the job and leave its files in the folder, result.json last."""
+def run_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE) -> None:
+    """Do the job and leave its files in the folder, result.json last. Raises Stopped soon after `stop` says so."""
     job.folder.mkdir(parents=True, exist_ok=True)
     # A seed must mean the same bits twice; on a GPU some kernels have no deterministic form, which is warned of.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     manifest = pl.read_parquet(job.manifest)
-    result = _train(job, manifest, tell) if job.action == "train" else _score(job, manifest)
+    checkpoint = job.folder / CHECKPOINT
+    result = _train(job, manifest, checkpoint, tell, stop, team) if job.action == "train" else _score(job, manifest)
+    if result is None:
+        return
     partial = job.folder / "result.partial"
     partial.write_text(json.dumps(result.model_dump(mode="json"), indent=1))
     os.replace(partial, job.folder / "result.json")
+    remove_checkpoint(checkpoint)
 
 
-def _train(job: Job, manifest: pl.DataFrame, tell: Tell) -> Result:
+def _train(job: Job, manifest: pl.DataFrame, checkpoint: Path, tell: Tell, stop: Stop, team: Team) -> Result | None:
+    """The result, for the team's leader; nothing for the others, whose work ends with the last epoch."""
     (tuner,) = create_tuners([job.tuner])
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
     network = create_network(backbone, tuner, len(job.domain.classes), job.seed)
     pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache, job.domain.validation.max_megapixels)
-    engine = create_engine(backbone.mean, backbone.std)
+    engine = create_engine(backbone.mean, backbone.std, job.domain.training.dtype, team)
     train = _samples(job, manifest, pixels, ["train"], Augmentation(job.domain.augmentation, job.seed))
     val = _samples(job, manifest, pixels, ["val"], None)
-    tell("start", epochs=job.domain.training.epochs, images=len(train), device=str(engine.device))
-    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed)
-    checkpoint = job.folder / "checkpoint.safetensors"
-    progress = fit(network, train, val, recipe, engine, checkpoint, lambda row: tell("epoch", **row))
+    if team.leads:
+        tell("start", epochs=job.domain.training.epochs, images=len(train), device=str(engine.device))
+    origin = f"{backbone.sha256}, {job.data_version}"
+    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin)
+
+    def report(row: dict[str, float]) -> None:
+        if team.leads:
+            tell("epoch", **row)
+
+    progress = fit(network, train, val, recipe, engine, checkpoint, report, stop)
+    if not team.leads:
+        return None
     metrics = _write_predictions(job, manifest, pixels, network, engine)
     meta = AdapterMeta.describe(
         network,
@@ -70,7 +88,6 @@ def _train(job: Job, manifest: pl.DataFrame, tell: Tell) -> Result:
         metrics=metrics,
     )
     save_adapter(job.folder / "adapter", network, meta)
-    checkpoint.unlink(missing_ok=True)
     facts = {"best_epoch": float(progress.best_epoch)}
     return _result(
         job, manifest, engine, metrics | facts, tuple(progress.history), progress.seconds, job.folder / "adapter"
@@ -89,7 +106,7 @@ def _score(job: Job, manifest: pl.DataFrame) -> Result:
             mend="A domain whose classes changed is another domain: give it a new name.",
         )
     network, meta = load_adapter(job.adapter)
-    engine = create_engine(tuple(meta.backbone.mean), tuple(meta.backbone.std))
+    engine = create_engine(tuple(meta.backbone.mean), tuple(meta.backbone.std), job.domain.training.dtype)
     pixels = load_pixels(manifest, job.raw, meta.backbone.img_size, job.cache, job.domain.validation.max_megapixels)
     metrics = _write_predictions(job, manifest, pixels, engine.prepare(network), engine)
     return _result(job, manifest, engine, metrics, (), 0.0, job.adapter)
@@ -157,8 +174,9 @@ def _environment(engine: Engine) -> dict[str, str]:
     gpu = torch.cuda.get_device_name() if engine.device.type == "cuda" else ""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        **{name: version(name) for name in ("torch", "timm", "numpy", "albumentations")},
         "device": gpu or platform.processor() or platform.machine(),
+        "devices": str(engine.team.size),
         "dtype": str(engine.dtype).removeprefix("torch."),
         "attention": "fused" if engine.fused_attention else "plain",
         "threads": str(torch.get_num_threads()),
