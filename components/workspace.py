@@ -34,6 +34,10 @@ QUIET = {
 }
 
 
+#: Gigabytes that decoded pixels may take in `.tessera/cache`; TESSERA_CACHE_GB says otherwise.
+CACHE_GB = "20"
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Paths of one workspace; making one touches no disk."""
@@ -95,6 +99,19 @@ def find_workspace(path: Path | None = None) -> Workspace:
     """The workspace named, or TESSERA_WORKSPACE, or the repository."""
     chosen = path or os.environ.get("TESSERA_WORKSPACE") or REPOSITORY
     return Workspace(Path(chosen).expanduser().resolve())
+
+
+def cache_limit() -> int:
+    """Bytes that decoded pixels may take. Raises WorkspaceError when TESSERA_CACHE_GB is no such number."""
+    text = os.environ.get("TESSERA_CACHE_GB", CACHE_GB)
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 <= gigabytes < float("inf"):
+        mend = "Correct or unset it."
+        raise WorkspaceError("TESSERA_CACHE_GB", expected="a number of gigabytes", found=repr(text), mend=mend)
+    return int(gigabytes * 1e9)
 
 
 def require_writable(root: Path) -> None:

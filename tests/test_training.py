@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from vits import create_backbone
 
-from components.data.loading import Samples, create_loader, decode_image, load_pixels
+from components.data.loading import Samples, create_loader
 from components.data.transforms import Augmentation
 from components.domain import Training
 from components.errors import TrainingError
@@ -167,17 +167,3 @@ def test_metrics_by_hand() -> None:
     assert scores["recall/cracked"] == 1
     assert scores["accuracy"] == 0.75
     assert expected_calibration_error(targets, probabilities) == pytest.approx(0.15)
-
-
-def test_pixels_are_decoded_once_and_named_by_content(tmp_path: Path, images: Path) -> None:
-    import polars as pl
-
-    paths = sorted(path.relative_to(images).as_posix() for path in (images / "images").glob("*.jpg"))[:4]
-    manifest = pl.DataFrame({"id": paths, "path": paths, "crop": [[0, 0, 20, 30], None, None, None]})
-    pixels = load_pixels(manifest, images, 32, tmp_path, 100)
-    assert pixels.shape == (4, 32, 32, 3)
-    np.testing.assert_array_equal(pixels[0], decode_image(images / paths[0], 32, (0, 0, 20, 30)))
-    load_pixels(manifest, images, 32, tmp_path, 100)
-    assert len(list(tmp_path.iterdir())) == 1
-    load_pixels(manifest, images, 16, tmp_path, 100)
-    assert len(list(tmp_path.iterdir())) == 2

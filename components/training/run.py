@@ -11,7 +11,8 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from components.data.loading import Pixels, Samples, load_pixels
+from components.data.loading import Samples
+from components.data.pixels import Pixels, load_pixels
 from components.data.transforms import Augmentation
 from components.errors import DataError
 from components.models.adapter import AdapterMeta, load_adapter, load_meta, save_adapter
