@@ -30,6 +30,10 @@ WorkspaceOption = Annotated[
         help="Where data and state live; default the repository.",
     ),
 ]
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of domain.yaml, e.g. training.epochs=5."),
+]
 DomainArgument = Annotated[str, typer.Argument(metavar="DOMAIN", help="Name of a folder in data/.")]
 
 Outcome = Mapping[str, Any]
@@ -131,12 +135,33 @@ def check(domain: DomainArgument, as_json: JsonOption = False, workspace: Worksp
 
 
 @app.command()
+def preview(
+    domain: DomainArgument,
+    images: Annotated[int, typer.Option("--images", min=1, max=200, help="How many, of all classes together.")] = 12,
+    overrides: OverridesOption = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Draw a sheet of training images as augmentation will show them, with masks and boxes."""
+
+    def act(place: Any) -> Outcome:
+        from flows.preview import preview as run
+
+        with _live(as_json):
+            return run(place, domain, overrides or [], images)
+
+    def show(outcome: Outcome) -> None:
+        from flows import console
+
+        console.OUT.print(outcome["path"], soft_wrap=True)
+
+    _run(act, show, as_json, workspace)
+
+
+@app.command()
 def retrain(
     domain: DomainArgument,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of domain.yaml, e.g. training.epochs=5."),
-    ] = None,
+    overrides: OverridesOption = None,
     force: Annotated[bool, typer.Option("--force", help="Train again even if nothing changed.")] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,

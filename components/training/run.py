@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from components.data.loading import Samples
 from components.data.pixels import Pixels, load_pixels
-from components.data.transforms import Augmentation
+from components.data.transforms import Augmentation, require_fit
 from components.errors import DataError
 from components.models.adapter import AdapterMeta, load_adapter, load_meta, save_adapter
 from components.models.backbones import load_backbone
@@ -49,6 +49,7 @@ def run_job(job: Job, tell: Tell) -> None:
 def _train(job: Job, manifest: pl.DataFrame, tell: Tell) -> Result:
     (tuner,) = create_tuners([job.tuner])
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
+    require_fit(job.domain.augmentation, backbone.img_size)
     network = create_network(backbone, tuner, len(job.domain.classes), job.seed)
     pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache, job.domain.validation.max_megapixels)
     engine = create_engine(backbone.mean, backbone.std)
