@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from vits import create_backbone
 
-from components.data.loading import Samples, create_loader
+from components.data.loading import Samples
 from components.data.transforms import Augmentation
 from components.domain import Training
 from components.errors import TrainingError
@@ -101,34 +101,6 @@ def test_a_head_alone_learns_from_features_computed_once(tmp_path: Path, monkeyp
     engine = Engine(torch.device("cpu"), torch.float32, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
     by_features = predict_probabilities(network, extract_features(network, samples, engine, 8), engine, 8)
     np.testing.assert_allclose(by_features, predict_probabilities(network, samples, engine, 8), atol=1e-6)
-
-
-def test_any_number_of_workers_gives_the_same_batches() -> None:
-    def batches(workers: int) -> list[NDArray[np.uint8]]:
-        samples = _samples(Augmentation("industrial", 3))
-        found = []
-        for epoch in (0, 1):
-            samples.epoch = epoch
-            found += [images.numpy() for images, _ in create_loader(samples, 8, workers=workers, seed=3)]
-        return found
-
-    alone = batches(0)
-    assert not np.array_equal(alone[0], alone[3]), "epochs must differ"
-    for workers in (1, 2):
-        for expected, got in zip(alone, batches(workers), strict=True):
-            np.testing.assert_array_equal(expected, got)
-
-
-@pytest.mark.parametrize("preset", ["industrial", "pathology", "xray"])
-def test_augmentation_depends_on_seed_epoch_and_index_alone(preset: str) -> None:
-    image = np.random.default_rng(1).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    augment = Augmentation(preset, 0)  # type: ignore[arg-type]
-    first = augment(image, 0, 0)
-    others = [augment(image, 0, 1), augment(image, 1, 0), Augmentation(preset, 1)(image, 0, 0)]  # type: ignore[arg-type]
-    assert first.shape == image.shape
-    assert first.dtype == np.uint8
-    np.testing.assert_array_equal(first, augment(image, 0, 0))
-    assert not all(np.array_equal(first, other) for other in others)
 
 
 def test_a_loss_that_is_not_a_number_stops_with_advice(tmp_path: Path) -> None:

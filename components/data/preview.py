@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 Mask = NDArray[np.uint8]
 
 EPOCHS = 6  # augmented versions of each image
-TILE_INCHES = 1.45
+TILE_INCHES = 1.6
 MASK, BOX = "#00e5ff", "#ffd400"
-HALO = [(2.6, "#000000b0"), (1.2, None)]  # a dark line below a bright one is seen on any ground
+HALO = [(1.9, "#00000090"), (0.8, None)]  # a dark line below a bright one is seen on any ground
 
 
 def choose_rows(manifest: pl.DataFrame, images: int) -> pl.DataFrame:
@@ -45,7 +45,7 @@ def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: int) -
     augment = Augmentation(domain.augmentation, seed)
     epochs = 0 if augment.pipeline is None else EPOCHS
     width = max(1 + epochs, 3)
-    figure = Figure(figsize=(TILE_INCHES * width + 1.2, TILE_INCHES * rows.height + 0.75), layout="constrained")
+    figure = Figure(figsize=(TILE_INCHES * width + 0.45, TILE_INCHES * rows.height + 0.95), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)  # type: ignore[union-attr]
     grid = figure.subplots(rows.height, 1 + epochs, squeeze=False)
     named = domain.augmentation if isinstance(domain.augmentation, str) else "own pipeline"
@@ -108,10 +108,8 @@ def _draw_tile(axes: "Axes", image: Pixels, mask: Mask, boxes: Sequence[Box]) ->
 def _draw_legend(figure: "Figure", seen: set[str]) -> None:
     from matplotlib.lines import Line2D
 
-    lines = [
-        Line2D([], [], color=colour, label=name) for name, colour in (("mask", MASK), ("box", BOX)) if name in seen
-    ]
+    kinds = [(name, colour) for name, colour in (("mask", MASK), ("box", BOX)) if name in seen]
+    lines = [Line2D([], [], color=colour, label=name) for name, colour in kinds]
     if lines:
-        figure.legend(
-            handles=lines, loc="outside lower center", ncols=2, fontsize=9, facecolor="#606060", labelcolor="w"
-        )
+        place = {"loc": "outside lower center", "ncols": len(lines), "fontsize": 9}
+        figure.legend(handles=lines, facecolor="#505050", labelcolor="w", **place)

@@ -13,6 +13,7 @@ import inspect
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Augmentation:
     """`augment(image, epoch, index)`: (H, W, 3) uint8 in, the same shape out."""
 
     def __init__(self, recipe: str | Record, seed: int) -> None:
-        self.seed = seed
+        self.recipe, self.seed = recipe, seed
         self.pipeline = create_pipeline(recipe)
 
     def __call__(self, image: Image, epoch: int, index: int) -> Image:
@@ -54,10 +55,15 @@ class Augmentation:
         """The same picture, with a mask (H, W) and boxes (x0, y0, x1, y1 in pixels) that went the same way."""
         if self.pipeline is None:
             return image, mask, list(boxes)
-        A = load_albumentations()  # noqa: N806  as everybody calls it
-        whole = A.Compose([self.pipeline], bbox_params=A.BboxParams("pascal_voc", clip=True))
-        found = self._draw(whole, epoch, index)(image=image, mask=mask, bboxes=np.array(boxes, float).reshape(-1, 4))
+        corners = np.array(boxes, dtype=float).reshape(-1, 4)
+        found = self._draw(self._labelled, epoch, index)(image=image, mask=mask, bboxes=corners)
         return found["image"], found["mask"], [tuple(map(float, box)) for box in found["bboxes"]]
+
+    @cached_property
+    def _labelled(self) -> Any:
+        """The same transforms at the same depth: a Compose around a Compose would draw one number more."""
+        A = load_albumentations()  # noqa: N806  as everybody calls it
+        return A.Compose(create_pipeline(self.recipe).transforms, bbox_params=A.BboxParams("pascal_voc", clip=True))
 
     def _draw(self, pipeline: Any, epoch: int, index: int) -> Any:
         state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(2)
@@ -125,7 +131,7 @@ def require_fit(recipe: str | Record, img_size: int) -> None:
                 continue
         except DomainError:
             raise
-        except Exception as error:  # whatever a transform of the user's choice raises is about that choice
+        except Exception as error:  # noqa: BLE001  whatever a transform raises is about the user's choice of it
             name = _find_culprit(first.pipeline, image)
             found = f"{name}: {_brief(error)}"
             mend = "Correct or remove it; a transform has the image alone to work on."
@@ -155,26 +161,28 @@ def _create_transform(A: Any, node: Any, where: str) -> Any:  # noqa: N803
     albumentations' own reader would take any class registered by anyone, and only warn of an argument it does not know.
     """
     kind = _find_class(A, node, where)
-    name = kind.__name__
-    arguments = {key: value for key, value in node.items() if key != CLASS and key not in ASIDE}
+    what = f"{where}, {kind.__name__}"
     legal = [key for key in inspect.signature(kind.__init__).parameters if key != "self"]
-    for key in arguments:
-        if key not in legal:
-            close = difflib.get_close_matches(str(key), legal, 1)
-            mend = f"Did you mean {close[0]!r}? Rename or remove it." if close else "Rename or remove it."
-            found = f"the unknown argument {key!r}"
-            raise DomainError(f"{where}, {name}", expected=f"one of {', '.join(legal)}", found=found, mend=mend)
+    arguments = {key: value for key, value in node.items() if key in legal and key not in ASIDE}
     if "transforms" in legal:
         inner = arguments.get("transforms")
         if not isinstance(inner, list):
             mend = "List them below the key `transforms`."
-            raise DomainError(f"{where}, {name}", expected="a list of transforms", found=repr(inner)[:80], mend=mend)
+            raise DomainError(what, expected="a list of transforms", found=repr(inner)[:80], mend=mend)
         arguments["transforms"] = [_create_transform(A, child, where) for child in inner]
     try:
-        return kind(**arguments)
+        made = kind(**arguments)
     except (ValueError, TypeError) as error:
         expected, mend = "arguments as albumentations documents them", "Correct them."
-        raise DomainError(f"{where}, {name}", expected=expected, found=_brief(error), mend=mend) from None
+        raise DomainError(what, expected=expected, found=_brief(error), mend=mend) from None
+    written = {*legal, *ASIDE, *made.to_dict_private()}  # some classes save more than they take: PadIfNeeded's padding
+    for key in node:
+        if key not in written:
+            close = difflib.get_close_matches(str(key), legal, 1)
+            mend = f"Did you mean {close[0]!r}? Rename or remove it." if close else "Rename or remove it."
+            found = f"the unknown argument {key!r}"
+            raise DomainError(what, expected=f"one of {', '.join(legal)}", found=found, mend=mend)
+    return made
 
 
 def _find_class(A: Any, node: Any, where: str) -> Any:  # noqa: N803
