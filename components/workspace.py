@@ -76,6 +76,10 @@ class Workspace:
     def tracking_uri(self) -> str:
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.state / 'mlflow' / 'mlflow.db'}"
 
+    def has_results(self) -> bool:
+        """Whether anything may have been trained here: a server may know of it, a store that is not there cannot."""
+        return "MLFLOW_TRACKING_URI" in os.environ or (self.state / "mlflow" / "mlflow.db").exists()
+
     def activate(self) -> None:
         """Make the state folder, and point the libraries of this process and its children at it.
 

@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 from vits import create_backbone
 
 from components.data.loading import Samples
@@ -139,3 +142,16 @@ def test_metrics_by_hand() -> None:
     assert scores["recall/cracked"] == 1
     assert scores["accuracy"] == 0.75
     assert expected_calibration_error(targets, probabilities) == pytest.approx(0.15)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
+def test_metrics_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    targets, predicted = (np.array(column, np.int64) for column in zip(*pairs, strict=True))
+    scores = score_predictions(targets, np.eye(3)[predicted], CLASSES)
+    present = np.unique(targets)
+    recalls = recall_score(targets, predicted, labels=present, average=None, zero_division=0.0)
+    assert scores["balanced_accuracy"] == pytest.approx(recalls.mean())
+    assert scores["accuracy"] == pytest.approx(accuracy_score(targets, predicted))
+    f1 = f1_score(targets, predicted, labels=present, average="macro", zero_division=0.0)
+    assert scores["macro_f1"] == pytest.approx(f1)
+    assert [scores[f"recall/{CLASSES[k]}"] for k in present] == pytest.approx(recalls.tolist())

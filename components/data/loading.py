@@ -1,6 +1,8 @@
 """From decoded pixels to batches: samples, their order in an epoch, and the loader that keeps the step from waiting."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from components.data.pixels import Pixels
 from components.data.transforms import Augmentation
+
+AHEAD = 2  # batches: one that is ready, one under way
 
 
 class Samples(Dataset[tuple[torch.Tensor, int]]):
@@ -67,9 +71,35 @@ class EpochOrder(Sampler[int]):
         yield from np.random.default_rng(int(state[0])).permutation(len(self.samples)).tolist()
 
 
+class Loader(DataLoader[Any]):
+    """A DataLoader that, without workers, makes the next batches on a thread while the step computes.
+
+    albumentations and numpy leave the interpreter free for most of their time, as torch does, so the thread hides most
+    of what augmentation costs wherever the step leaves a core idle, and always where it runs on a GPU.
+    """
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()  # here, for it takes a number from torch's generator, which the step uses, too
+        augmented = isinstance(self.dataset, Samples) and self.dataset.augmentation is not None
+        return _make_ahead(batches) if augmented and self.num_workers == 0 else batches
+
+
+def _make_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches in the same order, AHEAD of them being made while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(next, batches, None) for _ in range(AHEAD))
+        while (batch := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, batches, None))
+            yield batch
+
+
 def create_loader(samples: Samples, batch_size: int, *, workers: int = 0, seed: int | None = None) -> DataLoader[Any]:
     """Batches of (B, 3, H, W) uint8, or (B, D) features, and (B,) int64; shuffled by `seed`, in order without one."""
     order = None if seed is None else EpochOrder(samples, seed)
     # A last batch of one image would be a very noisy step; it is dropped only where others remain.
     drop_last = seed is not None and len(samples) > batch_size
-    return DataLoader(samples, batch_size=batch_size, sampler=order, num_workers=workers, drop_last=drop_last)
+    # Forked, whatever the platform's habit, so that workers share the map: a pickled one would be a copy of all pixels.
+    context = "fork" if workers else None
+    return Loader(
+        samples, batch_size, sampler=order, num_workers=workers, drop_last=drop_last, multiprocessing_context=context
+    )
