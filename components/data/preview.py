@@ -40,13 +40,14 @@ def choose_rows(manifest: pl.DataFrame, images: int) -> pl.DataFrame:
 def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: int) -> "Figure":
     """A line an image, the original first; epochs and seed are training's own, so these are its very pictures."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     seed = domain.training.seeds[0]
     augment = Augmentation(domain.augmentation, seed)
     epochs = 0 if augment.pipeline is None else EPOCHS
     width = max(1 + epochs, 3)
-    figure = Figure(figsize=(TILE_INCHES * width + 0.45, TILE_INCHES * rows.height + 0.95), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure = Figure(figsize=(TILE_INCHES * width + 0.45, TILE_INCHES * rows.height + 0.95), layout=layout)
     grid = figure.subplots(rows.height, 1 + epochs, squeeze=False)
     named = domain.augmentation if isinstance(domain.augmentation, str) else "own pipeline"
     figure.suptitle(f"{domain.name}, augmentation {named}, {img_size} px, seed {seed}", fontsize=11)
@@ -75,7 +76,7 @@ def load_labelled(row: dict[str, Any], raw: Path, img_size: int) -> tuple[Pixels
     if row["mask"]:
         whole = Image.fromarray(_read_mask(raw / row["mask"]))
         mask = np.asarray(whole.crop((x0, y0, x1, y1)).resize((img_size, img_size), Image.Resampling.NEAREST))
-    return shrink(upright, img_size, row["crop"]), mask, boxes  # type: ignore[return-value]  four numbers a box
+    return shrink(upright, img_size, row["crop"]), mask, boxes
 
 
 def _read_mask(path: Path) -> Mask:

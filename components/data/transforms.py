@@ -26,7 +26,7 @@ from components.errors import DomainError
 
 Image = NDArray[np.uint8]
 Record = Mapping[str, Any]
-Box = tuple[float, float, float, float]
+Box = tuple[float, ...]  # x0, y0, x1, y1 in pixels
 
 CLASS = "__class_fullname__"
 TRIALS = 24  # random draws of a user's pipeline before anything is trained on it
@@ -73,7 +73,8 @@ class Augmentation:
 
 def load_albumentations() -> Any:
     """The library, a second to import: without its bridge to torch, which is wanted nowhere and takes two more."""
-    sys.modules.setdefault("albumentations.pytorch", None)  # type: ignore[arg-type]  None stops the import
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("albumentations.pytorch", None)  # None stops the import
     import albumentations
 
     return albumentations
