@@ -48,8 +48,9 @@ from numpy.typing import NDArray
 from step_time import describe
 
 from components.data import importing, versioning
-from components.data.loading import Pixels, Samples, load_pixels
+from components.data.loading import Samples
 from components.data.manifest import load_manifest, save_bytes
+from components.data.pixels import Pixels, load_pixels
 from components.data.transforms import Augmentation
 from components.domain import Domain, Training, load_domain
 from components.errors import DomainError, TrainingError

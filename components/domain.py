@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from components.errors import DomainError
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
+PRESETS = ("none", "industrial", "pathology", "xray")
 RESERVED_COLUMNS = ("id", "path", "label", "group", "mask", "boxes", "crop", "width", "height", "split")
 
 
@@ -161,6 +162,7 @@ class Schedule(Strict):
 class Domain(Strict):
     """Everything a `domain.yaml` may say.
 
+    augmentation: a preset, or a pipeline that albumentations saved: its `*.yaml` beside domain.yaml, or itself.
     backbone: `embedded`, a .safetensors path, a timm name, or `auto`: the hub's default if the hub answers, else the
     embedded one.
     """
@@ -173,7 +175,7 @@ class Domain(Strict):
     slices: tuple[str, ...] = ()
     split: Split = Split()
     validation: Validation = Validation()
-    augmentation: Literal["none", "industrial", "pathology", "xray"] = "industrial"
+    augmentation: str | dict[str, Any] = "industrial"
     backbone: str = "auto"
     img_size: int | None = Field(default=None, ge=16, le=2048)
     candidates: tuple[Mapping[str, Any], ...] = Field(
@@ -199,6 +201,14 @@ class Domain(Strict):
     def _candidates_by_name(cls, value: Any) -> Any:
         if isinstance(value, Sequence) and not isinstance(value, str):
             return [{"kind": item} if isinstance(item, str) else item for item in value]
+        return value
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _known_augmentation(cls, value: Any) -> Any:
+        named = isinstance(value, str) and (value in PRESETS or value.endswith((".yaml", ".yml")))
+        if not named and not (isinstance(value, dict) and isinstance(value.get("transform"), dict)):
+            raise ValueError(f"one of {', '.join(PRESETS)}, or an albumentations file `*.yaml` beside domain.yaml")
         return value
 
     @field_validator("classes")

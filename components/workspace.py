@@ -34,6 +34,10 @@ QUIET = {
 }
 
 
+#: Gigabytes that decoded pixels may take in `.tessera/cache`; TESSERA_CACHE_GB says otherwise.
+CACHE_GB = "20"
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Paths of one workspace; making one touches no disk."""
@@ -72,6 +76,10 @@ class Workspace:
     def tracking_uri(self) -> str:
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.state / 'mlflow' / 'mlflow.db'}"
 
+    def has_results(self) -> bool:
+        """Whether anything may have been trained here: a server may know of it, a store that is not there cannot."""
+        return "MLFLOW_TRACKING_URI" in os.environ or (self.state / "mlflow" / "mlflow.db").exists()
+
     def activate(self) -> None:
         """Make the state folder, and point the libraries of this process and its children at it.
 
@@ -95,6 +103,19 @@ def find_workspace(path: Path | None = None) -> Workspace:
     """The workspace named, or TESSERA_WORKSPACE, or the repository."""
     chosen = path or os.environ.get("TESSERA_WORKSPACE") or REPOSITORY
     return Workspace(Path(chosen).expanduser().resolve())
+
+
+def cache_limit() -> int:
+    """Bytes that decoded pixels may take. Raises WorkspaceError when TESSERA_CACHE_GB is no such number."""
+    text = os.environ.get("TESSERA_CACHE_GB", CACHE_GB)
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 <= gigabytes < float("inf"):
+        mend = "Correct or unset it."
+        raise WorkspaceError("TESSERA_CACHE_GB", expected="a number of gigabytes", found=repr(text), mend=mend)
+    return int(gigabytes * 1e9)
 
 
 def require_writable(root: Path) -> None:

@@ -30,6 +30,10 @@ WorkspaceOption = Annotated[
         help="Where data and state live; default the repository.",
     ),
 ]
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of domain.yaml, e.g. training.epochs=5."),
+]
 DomainArgument = Annotated[str, typer.Argument(metavar="DOMAIN", help="Name of a folder in data/.")]
 
 Outcome = Mapping[str, Any]
@@ -131,12 +135,33 @@ def check(domain: DomainArgument, as_json: JsonOption = False, workspace: Worksp
 
 
 @app.command()
+def preview(
+    domain: DomainArgument,
+    images: Annotated[int, typer.Option("--images", min=1, max=200, help="How many, of all classes together.")] = 12,
+    overrides: OverridesOption = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Draw a sheet of training images as augmentation will show them, with masks and boxes."""
+
+    def act(place: Any) -> Outcome:
+        from flows.preview import preview as run
+
+        with _live(as_json):
+            return run(place, domain, overrides or [], images)
+
+    def show(outcome: Outcome) -> None:
+        from flows import console
+
+        console.OUT.print(outcome["path"], soft_wrap=True)
+
+    _run(act, show, as_json, workspace)
+
+
+@app.command()
 def retrain(
     domain: DomainArgument,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of domain.yaml, e.g. training.epochs=5."),
-    ] = None,
+    overrides: OverridesOption = None,
     force: Annotated[bool, typer.Option("--force", help="Train again even if nothing changed.")] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
@@ -279,28 +304,50 @@ def up(
 
 
 def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json: bool) -> dict[str, Any]:
-    """Look first whether the answer is known: that takes seconds and needs no Prefect server."""
-    from components import tracking
-    from flows.plan import create_plan
-    from flows.promote import mark_unchanged
+    """Look first whether the answer is known: that takes seconds and needs no Prefect server.
 
-    with _live(as_json):
+    While DVC works in processes of its own, this one imports MLflow on a thread, and starts Prefect's server where
+    the answer cannot be known: on two cores that is most of what a first retrain would otherwise wait for.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    with _live(as_json), ThreadPoolExecutor(1) as aside:
+        from flows.plan import create_plan, load_checked_domain
         from flows.progress import report
 
         report("stage", title="look for changes")
+        load_checked_domain(place, domain, overrides)  # a typo is told before a server starts
+        certain = force or not place.has_results()
+        server = aside.submit(_start_prefect, place) if certain else None
+        importing = None if certain else aside.submit(__import__, "mlflow")
         plan = create_plan(place, domain, overrides)
-        tracking.connect(place)
-        known = None if force else tracking.find_retrain(domain, plan.fingerprint)
-        if known is not None:
-            return mark_unchanged(domain, known)
+        if importing is not None:
+            importing.result()
+        if not certain and (known := _find_answer(place, domain, plan.fingerprint)) is not None:
+            return known
         report("stage", title="start Prefect")
-        # Prefect's own console lines would cut through the progress display; its server still gets them.
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        (server or aside.submit(_start_prefect, place)).result()
         from flows.retrain import retrain as run
-        from flows.services import start_embedded_prefect
 
-        start_embedded_prefect(place)
         return run(domain=domain, workspace=str(place.root), overrides=overrides, force=force)
+
+
+def _find_answer(place: Any, domain: str, fingerprint: str) -> dict[str, Any] | None:
+    from components import tracking
+    from flows.promote import mark_unchanged
+
+    tracking.connect(place)
+    known = tracking.find_retrain(domain, fingerprint)
+    return None if known is None else mark_unchanged(domain, known)
+
+
+def _start_prefect(place: Any) -> None:
+    # Prefect's own console lines would cut through the progress display; its server still gets them.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    from flows.services import start_embedded_prefect
+
+    start_embedded_prefect(place)
+    import flows.retrain  # noqa: F401  with MLflow behind it, on this thread
 
 
 def _run(

@@ -11,6 +11,7 @@ import polars as pl
 
 from components.data import versioning
 from components.data.manifest import load_manifest
+from components.data.transforms import embed_augmentation, require_fit
 from components.data.versioning import DataVersion
 from components.domain import Domain, load_domain
 from components.models.embedded import load_card
@@ -98,6 +99,9 @@ def create_plan(workspace: Workspace, name: str, overrides: Sequence[str] = ()) 
     if told:
         domain = domain.model_copy(update={"backbone": backbone})
         report("note", text=told)
+    domain = embed_augmentation(domain, workspace.domain_file(name).parent)
+    if (img_size := known_size(domain)) is not None:
+        require_fit(domain.augmentation, img_size)
     versioning.require_repository(workspace)
     versioning.register_domain(workspace, name)
     version = versioning.record_version(workspace, name)
@@ -119,6 +123,11 @@ def hash_code() -> str:
     for path in sorted((REPOSITORY / "components").rglob("*.py")):
         digest.update(path.relative_to(REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def known_size(domain: Domain) -> int | None:
+    """The size of training images; None where the domain leaves it to a backbone that is not loaded here."""
+    return domain.img_size or (load_card().img_size if domain.backbone == EMBEDDED else None)
 
 
 def _hash_backbone(name: str) -> str:

@@ -71,6 +71,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         manifest={"type": ["string", "null"]},
         report=TEXT,
     ),
+    "preview": record(domain=TEXT, data_version=MD5, img_size=COUNT, images={"type": "object"}, path=TEXT),
     "retrain": RETRAIN,
     "compare": RETRAIN,
     "promote": record(domain=TEXT, verdict=VERDICT, reason=TEXT, champion_version=VERSION, records=RECORDS),

@@ -1,65 +1,19 @@
-"""From manifest rows to batches: every image is decoded once, at training size, into one memory-mapped file."""
+"""From decoded pixels to batches: samples, their order in an epoch, and the loader that keeps the step from waiting."""
 
-import hashlib
-import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from components.data.images import FORMATS, UNDECODABLE, pixel_limit
+from components.data.pixels import Pixels
 from components.data.transforms import Augmentation
-from components.errors import DataError
 
-Pixels = NDArray[np.uint8]
-
-
-def decode_image(source: Path | Image.Image, img_size: int, crop: tuple[int, ...] | None = None) -> Pixels:
-    """One image as (img_size, img_size, 3) uint8: EXIF turned, cut to `crop`, resized without keeping the aspect.
-
-    Raises DataError naming a file that cannot be read.
-    """
-    try:
-        opened = Image.open(source, formats=FORMATS) if isinstance(source, Path) else source
-        with opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
-    except (Image.DecompressionBombError, *UNDECODABLE) as error:
-        mend = "Export it again as JPEG or PNG."
-        raise DataError(str(source), expected="a readable image", found=str(error), mend=mend) from None
-    if crop is not None:
-        upright = upright.crop((crop[0], crop[1], crop[2], crop[3]))
-    return np.asarray(upright.resize((img_size, img_size), Image.Resampling.BICUBIC, reducing_gap=3.0))
-
-
-def load_pixels(manifest: pl.DataFrame, raw: Path, img_size: int, cache: Path, max_megapixels: float) -> Pixels:
-    """All images of the manifest in its order, (N, img_size, img_size, 3) uint8, memory-mapped read-only.
-
-    The file is named by the content of the images (their ids and crops), so it never goes stale, and is put
-    in place in one move, so a killed writer leaves nothing that looks whole.
-    """
-    key = hashlib.sha256(repr((manifest["id"].to_list(), manifest["crop"].to_list(), img_size, 1)).encode())
-    path = cache / f"{key.hexdigest()[:32]}.npy"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        shape = (manifest.height, img_size, img_size, 3)
-        pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        jobs = list(zip(manifest["path"], manifest["crop"].to_list(), strict=True))
-        with pixel_limit(max_megapixels), ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = pool.map(lambda job: decode_image(raw / job[0], img_size, job[1]), jobs)
-            for index, image in enumerate(decoded):
-                pixels[index] = image
-        pixels.flush()
-        os.replace(partial, path)
-    loaded: Pixels = np.load(path, mmap_mode="r")
-    return loaded
+AHEAD = 2  # batches: one that is ready, one under way
 
 
 class Samples(Dataset[tuple[torch.Tensor, int]]):
@@ -130,12 +84,39 @@ class StepOrder(Sampler[list[int]]):
         return rng.permutation(len(self.samples))
 
 
+class Loader(DataLoader[Any]):
+    """A DataLoader that, without workers, makes the next batches on a thread while the step computes.
+
+    albumentations and numpy leave the interpreter free for most of their time, as torch does, so the thread hides most
+    of what augmentation costs wherever the step leaves a core idle, and always where it runs on a GPU.
+    """
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        augmented = isinstance(self.dataset, Samples) and self.dataset.augmentation is not None
+        return _make_ahead(batches) if augmented and self.num_workers == 0 else batches
+
+
+def _make_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches in the same order, AHEAD of them being made while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(next, batches, None) for _ in range(AHEAD))
+        while (batch := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, batches, None))
+            yield batch
+
+
 def create_loader(
     samples: Dataset[Any], batch_size: int, *, workers: int = 0, order: StepOrder | None = None
 ) -> DataLoader[Any]:
     """Batches of (B, 3, H, W) uint8, or (B, D) features, and (B,) int64; in the samples' order without another."""
     # A generator of its own: the loader would draw a number from torch's global one.
-    generator = torch.Generator().manual_seed(0)
+    # Forked, whatever the platform's habit, so that workers share the map: a pickled one would be a copy of all pixels.
+    shared: dict[str, Any] = {
+        "num_workers": workers,
+        "generator": torch.Generator().manual_seed(0),
+        "multiprocessing_context": "fork" if workers else None,
+    }
     if order is None:
-        return DataLoader(samples, batch_size=batch_size, num_workers=workers, generator=generator)
-    return DataLoader(samples, batch_sampler=order, num_workers=workers, generator=generator)
+        return Loader(samples, batch_size=batch_size, **shared)
+    return Loader(samples, batch_sampler=order, **shared)

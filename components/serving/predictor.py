@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from components.data.loading import decode_image
+from components.data.pixels import decode_image
 from components.models.adapter import load_adapter
 from components.models.backbones import Backbone
 from components.training.evaluate import create_engine

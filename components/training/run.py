@@ -12,8 +12,9 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from components.data.loading import Pixels, Samples, load_pixels
-from components.data.transforms import Augmentation
+from components.data.loading import Samples
+from components.data.pixels import Pixels, load_pixels
+from components.data.transforms import Augmentation, require_fit
 from components.errors import DataError
 from components.models.adapter import AdapterMeta, load_adapter, load_meta, save_adapter
 from components.models.backbones import load_backbone
@@ -58,6 +59,7 @@ def _train(job: Job, manifest: pl.DataFrame, checkpoint: Path, tell: Tell, stop:
     """The result, for the team's leader; nothing for the others, whose work ends with the last epoch."""
     (tuner,) = create_tuners([job.tuner])
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
+    require_fit(job.domain.augmentation, backbone.img_size)
     network = create_network(backbone, tuner, len(job.domain.classes), job.seed)
     pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache, job.domain.validation.max_megapixels)
     engine = create_engine(backbone.mean, backbone.std, job.domain.training.dtype, team)

@@ -1,0 +1,34 @@
+"""`tessera preview`: what training will see of a domain, drawn before anything is trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from components.data import versioning
+from components.data.preview import choose_rows, draw_preview
+from components.workspace import Workspace
+from flows.plan import create_plan, known_size
+from flows.progress import report
+
+USUAL_SIZE = 224  # of a backbone whose size is known only to its own library
+
+
+def preview(workspace: Workspace, name: str, overrides: Sequence[str], images: int) -> dict[str, Any]:
+    """Draw the contact sheet; the data stages run first where the images changed since."""
+    report("stage", title="read the images")
+    plan = create_plan(workspace, name, overrides)
+    versioning.refresh(workspace, name)
+    rows = choose_rows(plan.load_manifest(), images)
+    img_size = known_size(plan.domain) or USUAL_SIZE
+    report("stage", title="draw the sheet")
+    figure = draw_preview(rows, workspace.raw(name), plan.domain, img_size)
+    path = workspace.derived(name) / "preview.png"
+    figure.savefig(path, dpi=130)
+    counts = rows["label"].value_counts(sort=True).sort("label")
+    return {
+        "domain": name,
+        "data_version": plan.version.md5,
+        "augmentation": plan.domain.augmentation,
+        "img_size": img_size,
+        "images": dict(counts.iter_rows()),
+        "path": str(path),
+    }

@@ -1,0 +1,76 @@
+"""The contact sheet shows what training sees, and masks and boxes go the way of the image."""
+
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import polars as pl
+import pytest
+from conftest import DOMAIN, run_tessera
+from PIL import Image
+from schemas import SCHEMAS
+
+from components.data.preview import choose_rows, draw_preview, load_labelled
+from components.data.transforms import Augmentation
+from components.domain import PRESETS, parse_domain
+
+
+def _row(tmp_path: Path, crop: list[int] | None = None) -> dict[str, object]:
+    """A picture whose one white square is its mask and its box."""
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    pixels[20:40, 30:60] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "m.png")
+    return {"path": "a.png", "mask": "m.png", "boxes": [[30, 20, 60, 40]], "crop": crop, "label": "x", "row": 0}
+
+
+@pytest.mark.parametrize("crop", [None, [20, 10, 70, 50]])
+def test_labels_are_brought_to_the_size_of_the_image(tmp_path: Path, crop: list[int] | None) -> None:
+    image, mask, ((x0, y0, x1, y1),) = load_labelled(_row(tmp_path, crop), tmp_path, 64)
+    white = image[..., 0] > 127
+    assert (white != mask.astype(bool)).mean() < 0.02
+    y, x = np.nonzero(white)
+    np.testing.assert_allclose([x0, y0, x1, y1], [x.min(), y.min(), x.max() + 1, y.max() + 1], atol=1)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_labels_go_the_way_of_the_image_that_training_sees(tmp_path: Path, preset: str) -> None:
+    image, mask, boxes = load_labelled(_row(tmp_path), tmp_path, 64)
+    augment = Augmentation(preset, 7)
+    for epoch in range(12):
+        seen, moved, around = augment.with_labels(image, mask, boxes, epoch, 3)
+        np.testing.assert_array_equal(seen, augment(image, epoch, 3))
+        bright = seen.astype(int).sum(axis=-1) > 300
+        assert (bright != moved.astype(bool)).mean() < 0.05
+        y, x = np.nonzero(moved)
+        inside = [(x0 - 2 <= x) & (x <= x1 + 2) & (y0 - 2 <= y) & (y <= y1 + 2) for x0, y0, x1, y1 in around]
+        assert np.any(inside, axis=0).all()
+
+
+def test_rows_are_of_every_class_and_of_training_alone() -> None:
+    labels, splits = ["a", "b", "c"] * 20, ["train", "train", "val", "test"] * 15
+    frame = pl.DataFrame({"id": [f"{n:02}" for n in range(60)], "label": labels, "split": splits})
+    rows = choose_rows(frame, 6)
+    assert rows["label"].to_list() == ["a", "a", "b", "b", "c", "c"]
+    assert set(frame[rows["row"].to_list()]["split"]) == {"train"}
+    assert frame[rows["row"].to_list()]["id"].to_list() == rows["id"].to_list()
+
+
+def test_a_sheet_has_a_line_an_image(tmp_path: Path) -> None:
+    rows = pl.DataFrame(
+        [_row(tmp_path), _row(tmp_path, [20, 10, 70, 50])], schema_overrides={"crop": pl.List(pl.Int64)}
+    )
+    facts = {"name": "tiles", "task": "classification", "classes": ["x", "y"], "layout": "folders"}
+    sheet = draw_preview(rows, tmp_path, parse_domain(facts | {"augmentation": "xray"}, "tests"), 32)
+    assert len(sheet.axes) == 2 * 7
+    plain = draw_preview(rows, tmp_path, parse_domain(facts | {"augmentation": "none"}, "tests"), 32)
+    assert len(plain.axes) == 2
+
+
+@pytest.mark.slow
+def test_preview_draws_a_picture(workspace: Path) -> None:
+    answer = run_tessera(workspace, "preview", DOMAIN, "--images", "4", "--set", "augmentation=xray")
+    assert answer.code == 0, answer.stderr
+    jsonschema.validate(answer.outcome, SCHEMAS["preview"])
+    with Image.open(answer.outcome["path"]) as sheet:
+        assert min(sheet.size) > 400
