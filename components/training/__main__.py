@@ -31,7 +31,7 @@ def main(path: Path) -> int:
     try:
         from components.training.run import run_job  # torch starts here
 
-        run_job(job, tell)
+        run_job(job, tell, started)
     except TesseraError as error:
         tell("error", error=error.to_dict())
         return error.exit_code

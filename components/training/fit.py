@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from components.data.loading import Samples, create_loader
 from components.domain import Training
-from components.errors import TrainingError
+from components.errors import Diverged
 from components.models.network import Network
 from components.models.tuners import Tuner
 from components.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -43,9 +43,19 @@ class Recipe:
 
 
 def fit(
-    network: Network, train: Samples, val: Samples, recipe: Recipe, engine: Engine, checkpoint: Path, report: Report
+    network: Network,
+    train: Samples,
+    val: Samples,
+    recipe: Recipe,
+    engine: Engine,
+    checkpoint: Path,
+    report: Report,
+    until_epoch: int | None = None,
 ) -> Progress:
-    """Train the network in place and leave it with its best epoch's weights. Resumes from `checkpoint`."""
+    """Train the network in place and leave it with its best epoch's weights. Resumes from `checkpoint`.
+
+    Every epoch is reported, those of an earlier process at once and marked. until_epoch: stop there with a checkpoint.
+    """
     engine.prepare(network)
     weights: dict[str, torch.Tensor] = dict(network.trainable_parameters())
     optimizer = create_optimizer(network, recipe.tuner)
@@ -58,7 +68,10 @@ def fit(
         train, val = (extract_features(network, side, engine, 2 * recipe.training.batch_size) for side in (train, val))
     loader = create_loader(train, recipe.training.batch_size, workers=recipe.training.workers, seed=recipe.seed)
     saved = time.monotonic()
-    while progress.epoch < recipe.training.epochs:
+    for row in progress.history:
+        report(row | {"resumed": 1.0})
+    last = min(recipe.training.epochs, until_epoch or recipe.training.epochs)
+    while progress.epoch < last:
         started = time.monotonic()
         train.epoch = progress.epoch
         loss = _train_epoch(network, train, loader, optimizer, recipe, engine)
@@ -71,6 +84,8 @@ def fit(
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
             save_checkpoint(checkpoint, progress, weights, optimizer)
             saved = time.monotonic()
+    if until_epoch is not None:
+        save_checkpoint(checkpoint, progress, weights, optimizer)
     with torch.no_grad():
         for name, tensor in weights.items():
             tensor.copy_(progress.best[name])
@@ -141,7 +156,7 @@ def _train_epoch(
 
 def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
     if not math.isfinite(loss):
-        raise TrainingError(
+        raise Diverged(
             f"candidate {recipe.tuner.label}, seed {recipe.seed}",
             expected="a finite training loss",
             found=f"{loss} in epoch {epoch + 1}",

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from components.data.loading import Pixels, Samples, load_pixels
 from components.data.transforms import Augmentation
-from components.errors import DataError
+from components.errors import DataError, Diverged
 from components.models.adapter import AdapterMeta, load_adapter, load_meta, save_adapter
 from components.models.backbones import load_backbone
 from components.models.network import Network, create_network
@@ -27,25 +28,33 @@ from components.training.evaluate import (
     predict_probabilities,
 )
 from components.training.fit import Recipe, fit
-from components.training.job import Job, Result
+from components.training.job import Job, Result, Rung, write_rung
 from components.training.metrics import score_predictions
+from components.training.usage import Usage
 
 Tell = Callable[..., None]
 
 
-def run_job(job: Job, tell: Tell) -> None:
-    """Do the job and leave its files in the folder, result.json last."""
+def run_job(job: Job, tell: Tell, started: float | None = None) -> None:
+    """Do the job and leave its files in the folder, result.json last, or those of a rung.
+
+    started: when the process was, by the monotonic clock; a search pays for loading libraries, too.
+    """
+    started = started or time.monotonic()
     job.folder.mkdir(parents=True, exist_ok=True)
     # A seed must mean the same bits twice; on a GPU some kernels have no deterministic form, which is warned of.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     manifest = pl.read_parquet(job.manifest)
-    result = _train(job, manifest, tell) if job.action == "train" else _score(job, manifest)
+    result = _train(job, manifest, tell, started) if job.action == "train" else _score(job, manifest)
+    if isinstance(result, Rung):
+        write_rung(job.folder, result)
+        return
     partial = job.folder / "result.partial"
     partial.write_text(json.dumps(result.model_dump(mode="json"), indent=1))
     os.replace(partial, job.folder / "result.json")
 
 
-def _train(job: Job, manifest: pl.DataFrame, tell: Tell) -> Result:
+def _train(job: Job, manifest: pl.DataFrame, tell: Tell, started: float) -> Result | Rung:
     (tuner,) = create_tuners([job.tuner])
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
     network = create_network(backbone, tuner, len(job.domain.classes), job.seed)
@@ -56,7 +65,19 @@ def _train(job: Job, manifest: pl.DataFrame, tell: Tell) -> Result:
     tell("start", epochs=job.domain.training.epochs, images=len(train), device=str(engine.device))
     recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed)
     checkpoint = job.folder / "checkpoint.safetensors"
-    progress = fit(network, train, val, recipe, engine, checkpoint, lambda row: tell("epoch", **row))
+    usage = Usage()
+
+    def report(row: dict[str, float]) -> None:
+        tell("epoch", **row, **usage.sample())
+
+    try:
+        progress = fit(network, train, val, recipe, engine, checkpoint, report, job.until_epoch)
+    except Diverged as error:
+        if job.until_epoch is None:
+            raise
+        return _describe_rung(job, {}, started, str(error))
+    if job.until_epoch is not None:
+        return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
     metrics = _write_predictions(job, manifest, pixels, network, engine)
     meta = AdapterMeta.describe(
         network,
@@ -74,6 +95,18 @@ def _train(job: Job, manifest: pl.DataFrame, tell: Tell) -> Result:
     facts = {"best_epoch": float(progress.best_epoch)}
     return _result(
         job, manifest, engine, metrics | facts, tuple(progress.history), progress.seconds, job.folder / "adapter"
+    )
+
+
+def _describe_rung(job: Job, row: dict[str, float], started: float, error: str = "") -> Rung:
+    return Rung(
+        tuner=job.tuner,
+        seed=job.seed,
+        epochs=job.until_epoch or 0,
+        score=row.get("val/balanced_accuracy", 0.0),
+        loss=row.get("val/loss", 0.0),
+        seconds=round(time.monotonic() - started, 3),
+        error=error,
     )
 
 
