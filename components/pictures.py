@@ -118,22 +118,28 @@ def draw_comparison(tuners: Sequence[Mapping[str, Any]], title: str) -> "Figure"
     first = None
     for place, (key, label, floor) in enumerate(COSTS):
         axes = figure.add_subplot(grid[0, place], sharey=first)
-        first = first or axes
         _draw_cost(axes, ranked, key, floor)
-        axes.set(xlabel=label, ylabel="balanced accuracy, test")
-        axes.label_outer()
+        axes.set_xlabel(label)
+        if first is None:
+            first = axes
+            axes.set_ylabel("balanced accuracy, test")
+        else:
+            axes.tick_params(labelleft=False)
     _draw_recalls(figure.add_subplot(grid[1, :]), ranked)
     return figure
 
 
 def _draw_cost(axes: "Axes", ranked: Sequence[Mapping[str, Any]], key: str, floor: float) -> None:
     """floor: what stands for less, as a logarithm has no zero."""
+    places = [max(line[key], floor) for line in ranked]
     axes.set_xscale("log")
+    axes.set_xlim(min(places) / 3, max(places) * 3)
     axes.grid(alpha=0.25)
     for place, line in enumerate(ranked):
-        colour, x, test = SERIES[place % len(SERIES)], max(line[key], floor), line["test"]
+        colour, x, test = SERIES[place % len(SERIES)], places[place], line["test"]
         axes.vlines(x, test["low"], test["high"], color=colour, linewidth=1.4, alpha=0.6)
-        axes.plot([x] * len(test["seeds"]), test["seeds"], "_", color=colour, markersize=9, alpha=0.8)
+        axes.plot([x, x], [test["low"], test["high"]], "_", color=colour, markersize=8, alpha=0.6)
+        axes.plot([x] * len(test["seeds"]), test["seeds"], ".", color=colour, markersize=5)
         axes.plot(x, test["value"], "o", color=colour, markersize=14, markeredgecolor="white")
         style: dict[str, Any] = {"color": "white", "fontsize": 8, "weight": "bold", "ha": "center", "va": "center"}
         axes.annotate(str(place + 1), (x, test["value"]), **style)

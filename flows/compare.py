@@ -49,7 +49,7 @@ def _summarise(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     answers = pl.concat(load_predictions(Path(row["folder"]), "test") for row in rows)
     test = score_frame(answers, plan.domain)
-    hit = (pl.col("label") == pl.col("predicted")).mean()
+    hit = (pl.col("label") == pl.col("predicted")).mean().alias("recall")
     recalls = dict(answers.group_by("label").agg(hit).iter_rows())
     first = rows[0]
     return {
@@ -81,5 +81,5 @@ def describe_outcome(outcome: Mapping[str, Any]) -> str:
     number = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
     return (
         f"{outcome['domain']} on {outcome['backbone']['name']}: balanced accuracy on the test groups, {number}\n"
-        f"bars: intervals by bootstrap over groups; data version {outcome['data_version'][:12]}"
+        f"bars: intervals by bootstrap over groups; dots: seeds; data version {outcome['data_version'][:12]}"
     )

@@ -154,4 +154,4 @@ def describe_search(found: Found, own: Tuner) -> dict[str, Any]:
 
 
 def name_trial(tuner: Tuner, trial: Trial) -> str:
-    return f"{tuner.label} trial {trial.number}"
+    return f"{tuner.label} · trial {trial.number}"

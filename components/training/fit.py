@@ -77,7 +77,11 @@ def fit(
         loss = _train_epoch(network, train, loader, optimizer, recipe, engine)
         progress.epoch += 1
         progress.seconds += time.monotonic() - started
-        row = {"epoch": float(progress.epoch), "train/loss": loss, **_validate(network, val, recipe, engine)}
+        row = {
+            "epoch": float(progress.epoch),
+            "train/loss": loss,
+            **_validate(network, val, recipe, engine, progress.epoch),
+        }
         progress.history.append(row)
         progress.keep_if_best(weights)
         report(row)
@@ -164,8 +168,9 @@ def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
         )
 
 
-def _validate(network: Network, val: Samples, recipe: Recipe, engine: Engine) -> dict[str, float]:
+def _validate(network: Network, val: Samples, recipe: Recipe, engine: Engine, epoch: int) -> dict[str, float]:
     probabilities = predict_probabilities(network, val, engine, recipe.training.batch_size * 2)
+    _require_finite(float(probabilities.sum()), recipe, epoch - 1)  # the last step may have been the one too many
     scores = score_predictions(val.targets, probabilities, recipe.classes)
     return {
         "val/loss": cross_entropy(val.targets, probabilities),

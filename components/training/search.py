@@ -55,15 +55,19 @@ Forget = Callable[[Trial], None]  # it goes no further: what it was to go on fro
 def search_tuner(tuner: Tuner, search: Search, training: Training, climb: Climb, forget: Forget) -> Found:
     """The best configuration of a candidate within the budget. Raises TrainingError when not one can be trained."""
     rungs = plan_rungs(search, training)
+    shares = share_seconds(search, rungs)
     trials: list[Trial] = []
-    while _may_begin(search, trials, rungs) and (proposed := propose(tuner, trials, choose_seed(training))) is not None:
+    while (
+        _may_begin(search, trials, shares[0])
+        and (proposed := propose(tuner, trials, choose_seed(training))) is not None
+    ):
         trial = Trial(len(trials), proposed)
         trials.append(replace(trial, rungs=(climb(trial, rungs[0]),)))
         promoted = _sift(trials, search.trials or len(trials), search.halving, forget)
-    for level, epochs in enumerate(rungs[1:], start=2):
+    for level, epochs in enumerate(rungs[1:], start=1):
         climbing, climbed, promoted = promoted, [], []
         for trial in climbing:
-            if search.seconds is not None and sum_seconds(trials) >= search.seconds * level / len(rungs):
+            if search.seconds is not None and sum_seconds(trials) >= search.seconds * shares[level]:
                 break
             trials[trial.number] = replace(trial, rungs=(*trial.rungs, climb(trial, epochs)))
             climbed.append(trials[trial.number])
@@ -105,6 +109,15 @@ def count_epochs(search: Search, training: Training) -> int | None:
         total += climbing * (epochs - before)
         climbing = max(1, climbing // search.halving)
     return total
+
+
+def share_seconds(search: Search, rungs: Sequence[int]) -> list[float]:
+    """How much of the seconds may be used when a rung ends, each by what it costs where an epoch is an epoch.
+
+    One in `halving` goes on to so many times the epochs, of which it has one part behind it.
+    """
+    costs = [1.0] + [1 - 1 / search.halving] * (len(rungs) - 1)
+    return [sum(costs[: place + 1]) / sum(costs) for place in range(len(costs))]
 
 
 def choose_seed(training: Training) -> int:
@@ -155,11 +168,11 @@ def read_options(tuner: Tuner, own: Tuner) -> dict[str, Any]:
     return {key: getattr(tuner, key) for key in own.space()}
 
 
-def _may_begin(search: Search, trials: Sequence[Trial], rungs: Sequence[int]) -> bool:
-    """Whether the budget holds another trial; every rung has an equal part of the seconds."""
+def _may_begin(search: Search, trials: Sequence[Trial], share: float) -> bool:
+    """Whether the budget holds another trial; the first rung has its share of the seconds."""
     if search.trials is not None and len(trials) >= search.trials:
         return False
-    return search.seconds is None or not trials or sum_seconds(trials) < search.seconds / len(rungs)
+    return search.seconds is None or not trials or sum_seconds(trials) < search.seconds * share
 
 
 def _sift(trials: Sequence[Trial], expected: int, halving: int, forget: Forget) -> list[Trial]:
