@@ -56,11 +56,8 @@ def search_tuner(tuner: Tuner, search: Search, training: Training, climb: Climb,
     """The best configuration of a candidate within the budget. Raises TrainingError when not one can be trained."""
     rungs = plan_rungs(search, training)
     shares = share_seconds(search, rungs)
-    trials: list[Trial] = []
-    while (
-        _may_begin(search, trials, shares[0])
-        and (proposed := propose(tuner, trials, choose_seed(training))) is not None
-    ):
+    seed, trials = choose_seed(training), list[Trial]()
+    while _may_begin(search, trials, shares[0]) and (proposed := propose(tuner, trials, seed)) is not None:
         trial = Trial(len(trials), proposed)
         trials.append(replace(trial, rungs=(climb(trial, rungs[0]),)))
         promoted = _sift(trials, search.trials or len(trials), search.halving, forget)
