@@ -123,7 +123,7 @@ def continue_child(run_id: str) -> tuple[int, ...]:
 
     with _refusals():
         client = mlflow.MlflowClient()
-        client.set_tag(run_id, f"{TAG}process", _name_process())
+        _set_tags(client, run_id, _create_tags(process=_name_process()))
         client.update_run(run_id, status="RUNNING")
         return tuple(point.step for point in client.get_metric_history(run_id, "val/loss"))
 
@@ -144,8 +144,8 @@ def end_child(run_id: str, status: Ending, message: str = "") -> None:
     with _refusals():
         client = mlflow.MlflowClient()
         if message:
-            client.set_tag(run_id, f"{TAG}error", message)
-            client.set_tag(run_id, "mlflow.note.content", f"{status.lower()}: {message}")
+            tags = _create_tags(error=message) | {"mlflow.note.content": f"{status.lower()}: {message}"}
+            _set_tags(client, run_id, tags)
         client.set_terminated(run_id, status)
 
 
@@ -156,7 +156,7 @@ def log_trial(
 
     own: the options the search chose. points: epochs the run lacks.
 
-    The rungs are one tag, written at once: they are there whole or not at all.
+    Options and rungs are tags, written at once: they are there whole or not at all.
     """
     import mlflow
     from mlflow.entities import Param
@@ -176,9 +176,8 @@ def log_trial(
         client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
         _log_points(client, run_id, points)
         _log_metrics(client, run_id, numbers, step=last.epochs, when=int(time.time() * 1000))
-        client.set_tag(run_id, "mlflow.note.content", note.strip())
-        client.set_tag(run_id, f"{TAG}options", json.dumps(last.tuner))
-        client.set_tag(run_id, f"{TAG}rungs", json.dumps(told))
+        tags = _create_tags(options=json.dumps(last.tuner), rungs=json.dumps(told))
+        _set_tags(client, run_id, tags | {"mlflow.note.content": note.strip()})
         client.set_terminated(run_id, "FINISHED")
 
 
@@ -232,8 +231,7 @@ def log_candidate(
             run_id, points = str(created.info.run_id), _spread(result.history, (started, ended))
         else:
             run_id = live.run_id
-            for key, value in tags.items():
-                client.set_tag(run_id, key, value)
+            _set_tags(client, run_id, tags)
         status = "FAILED"
         try:
             _log_points(client, run_id, points)
@@ -441,6 +439,13 @@ def _create_tags(**tags: str) -> dict[str, str]:
     own = {"mlflow.source.name": "tessera", "mlflow.source.type": "LOCAL"}
     commit = {"mlflow.source.git.commit": tags["git_commit"]} if tags.get("git_commit") else {}
     return {**resolve_tags(), **own, **commit, **named}
+
+
+def _set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """In one request."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def _inherit_tags(above: Any) -> dict[str, str]:

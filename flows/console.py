@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from flows.progress import Event, Pace, format_seconds, listening
+from flows.progress import Event, Pace, format_left, listening
 
 # Everything a person reads goes to stderr's sibling only through here; `--json` silences it.
 OUT = Console(highlight=False)
@@ -82,8 +82,8 @@ class Live:
 
     def _epoch(self, event: Event) -> None:
         if self.bar is not None:
-            left = format_seconds(self.pace.left(event["epoch"], "resumed" in event))
-            note = f"epoch {event['epoch']:.0f}  val {event['val/balanced_accuracy']:.3f}  {left} left"
+            left = format_left(self.pace.left(event["epoch"], "resumed" in event))
+            note = f"epoch {event['epoch']:.0f}  val {event['val/balanced_accuracy']:.3f}  {left}"
             done = self.before + int(event["epoch"])
             count = f"{done} of {self.total} epochs"
             self.progress.update(self.bar, completed=done, description=event["name"], note=note, count=count)

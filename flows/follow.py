@@ -13,7 +13,7 @@ from uuid import UUID
 from components import tracking
 from components.errors import TrackingError
 from components.live import Live
-from flows.progress import Event, Pace, format_seconds, listening, report
+from flows.progress import Event, Pace, format_left, listening, report
 
 BAR_SECONDS = 1.0  # between two requests
 GIVE_UP_SECONDS = 5.0  # for the last words of a training that failed
@@ -68,7 +68,7 @@ def follow_epochs(name: str, epochs: int, show: Show) -> Iterator[None]:
 
 def describe_epoch(event: Event, epochs: int, left: float | None) -> str:
     score = f"val {event['val/balanced_accuracy']:.3f}"
-    return f"epoch {event['epoch']:.0f} of {epochs}, {score}, {format_seconds(left)} left"
+    return f"epoch {event['epoch']:.0f} of {epochs}, {score}, {format_left(left)}"
 
 
 @contextmanager

@@ -42,11 +42,11 @@ class Pace:
         return (time.monotonic() - self.began) / seen * max(0.0, self.total - done) if seen > 0 else None
 
 
-def format_seconds(seconds: float | None) -> str:
-    """`40 s`, `12 min`, `3 h 20 min`: as exact as a guess deserves."""
+def format_left(seconds: float | None) -> str:
+    """`40 s left`, `12 min left`, `3 h 20 min left`: as exact as a guess deserves."""
     if seconds is None:
-        return "not known yet"
+        return "time left not known yet"
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.0f} s left"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min left" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min left"

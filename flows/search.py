@@ -12,7 +12,7 @@ from components.training.search import Found, Trial, count_epochs, read_options,
 from flows.console import render_options
 from flows.follow import live_run, progress_bar
 from flows.plan import Plan
-from flows.progress import Event, Pace, format_seconds, listening, report
+from flows.progress import Event, Pace, format_left, listening, report
 from flows.train_candidate import run_trial
 
 
@@ -130,7 +130,7 @@ class Meter:
         """Share done, and the time left as text, at an epoch of the trial that climbs."""
         now = max(0.0, event["epoch"] - self.came_from) if self.counts_epochs else time.monotonic() - self.began
         done = min(self.total, self.used + now)
-        return done / self.total, f"{format_seconds(self.pace.left(done))} left"
+        return done / self.total, format_left(self.pace.left(done))
 
     def finish(self, rung: Rung, known: bool) -> None:
         """known: it was trained by an earlier process, which says nothing of the pace."""

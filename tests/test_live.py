@@ -3,18 +3,22 @@
 import threading
 import time
 from collections.abc import Sequence
+from io import StringIO
 from typing import Any
 
 import pytest
 import tiny
+from rich.console import Console
+from rich.progress import Progress
 
 from components import live, tracking
 from components.errors import TrackingError
 from components.live import Live, Point
 from components.training.job import Rung
 from components.workspace import Workspace
-from flows.follow import live_run
-from flows.progress import Pace, format_seconds, report
+from flows import console
+from flows.follow import follow_epochs, live_run
+from flows.progress import Pace, format_left, report
 
 COMMIT = "c0ffee00" * 5
 FINGERPRINT = "live"
@@ -201,4 +205,36 @@ def test_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pace.left(8, resumed=True) is None
     now = 112.0
     assert pace.left(9) == 22
-    assert [format_seconds(s) for s in (None, 40, 720, 12_000)] == ["not known yet", "40 s", "12 min", "3 h 20 min"]
+    assert [format_left(s) for s in (40, 720, 12_000)] == ["40 s left", "12 min left", "3 h 20 min left"]
+
+
+def test_a_bar_says_how_far_and_how_long() -> None:
+    shown: list[tuple[float, str]] = []
+    with follow_epochs("vpt-s0", 4, lambda share, text: shown.append((share, text))):
+        tell("vpt-s0", 2, resumed=1.0)
+        tell("another", 3)
+        tell("vpt-s0", 3)
+    assert shown[0] == (0.5, "epoch 2 of 4, val 0.500, time left not known yet")
+    assert shown[1][0] == 0.75
+    assert shown[1][1].startswith("epoch 3 of 4, val 0.500, 0 s")
+
+
+def test_the_terminal_shows_a_search_and_the_time_left() -> None:
+    progress = Progress(console=Console(file=StringIO()))
+    live_display = console.Live(progress)
+    for event in (
+        {"event": "search", "name": "vpt-deep"},
+        {"event": "search-progress", "name": "vpt-deep", "share": 0.25, "text": "trial 1 to epoch 5, 40 s left"},
+    ):
+        live_display(event)
+    (bar,) = [task for task in progress.tasks if task.visible]
+    assert (bar.description, bar.percentage) == ("search vpt-deep", 25)
+    assert bar.fields["note"] == "trial 1 to epoch 5, 40 s left"
+    live_display({"event": "search-done", "name": "vpt-deep", "note": "9 trials"})
+    live_display({"event": "candidates", "count": 2, "epochs": 4})
+    live_display({"event": "training-start", "name": "vpt-s0", "epochs": 4, "images": 9, "device": "cpu"})
+    row = {"event": "training-epoch", "name": "vpt-s0", "epoch": 1.0, "val/balanced_accuracy": 0.5}
+    live_display(row)
+    (bar,) = [task for task in progress.tasks if task.visible]
+    assert bar.fields["count"] == "1 of 8 epochs"
+    assert bar.fields["note"] == "epoch 1  val 0.500  0 s left"
