@@ -3,6 +3,7 @@
 Neither may hold it up or end it: what MLflow missed it is told later, and a bar that cannot be drawn is left out.
 """
 
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -88,20 +89,23 @@ class _Bar:
     """Drawn at most every BAR_SECONDS: an epoch of a linear probe takes milliseconds, a request about ten."""
 
     def __init__(self, key: str, title: str) -> None:
-        from prefect.artifacts import create_progress_artifact
-
-        self.title, self.due = title, 0.0
-        self.artifact = cast(UUID, create_progress_artifact(0.0, key=key, description=f"{title}: starting"))
+        self.key, self.title, self.due = key, title, 0.0
+        self.artifact: UUID | None = None
+        self.show(0.0, "starting")
 
     def show(self, share: float, text: str, now: bool = False) -> None:
         import httpx
-        from prefect.artifacts import update_progress_artifact
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-        if time.monotonic() < self.due and not now:
+        if self.due == math.inf or (time.monotonic() < self.due and not now):
             return
+        done, told = round(100 * share, 1), f"{self.title}: {text}"
         try:
-            update_progress_artifact(self.artifact, round(100 * share, 1), f"{self.title}: {text}")
+            if self.artifact is None:
+                self.artifact = cast(UUID, create_progress_artifact(done, key=self.key, description=told))
+            else:
+                update_progress_artifact(self.artifact, done, told)
             self.due = time.monotonic() + BAR_SECONDS
         except httpx.HTTPError as error:
             report("note", text=f"Prefect shows no progress of {self.title}: {error}")
-            self.due = float("inf")
+            self.due = math.inf

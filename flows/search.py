@@ -1,5 +1,6 @@
 """One candidate's search: a training process and an MLflow run a trial; known ones from disk or from MLflow."""
 
+import json
 import shutil
 import time
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from components import tracking
 from components.domain import Search, Training
 from components.models.tuners import Tuner
-from components.training.job import Rung, load_rung, write_rung
+from components.training.job import JOB_FILE, Job, Rung, load_rung, write_rung
 from components.training.search import Found, Trial, count_epochs, read_options, search_tuner
 from flows.console import render_options
 from flows.follow import live_run, progress_bar
@@ -28,12 +29,9 @@ class Climber:
 
     def climb(self, trial: Trial, epochs: int) -> Rung:
         job = self.plan.create_trial_job(self.tuner.label, trial, epochs)
-        there = self._find_stored(trial)
+        _clear_other(job)
         known = load_rung(job.folder, epochs)
-        if known is not None and known.tuner != job.tuner:  # proposed by another version of Optuna
-            shutil.rmtree(job.folder)
-            known = None
-        told = next((rung for rung in there if rung.epochs == epochs), None)
+        told = next((rung for rung in self._find_stored(trial) if rung.epochs == epochs), None)
         if told is not None:
             write_rung(job.folder, told)
             return told
@@ -137,6 +135,13 @@ class Meter:
         self.used += rung.epochs - self.came_from if self.counts_epochs else rung.seconds
         if known:
             self.pace.left(self.used, resumed=True)
+
+
+def _clear_other(job: Job) -> None:
+    """Another version of Optuna proposes something else: what is left of it cannot be gone on from."""
+    path = job.folder / JOB_FILE
+    if path.exists() and json.loads(path.read_text())["tuner"] != job.tuner:
+        shutil.rmtree(job.folder)
 
 
 def describe_search(found: Found, own: Tuner) -> dict[str, Any]:

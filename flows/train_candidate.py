@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from components.errors import TesseraError, TrainingError
-from components.training.job import Job, Result, Rung, load_result, load_rung, write_job
+from components.training.job import JOB_FILE, Job, Result, Rung, load_result, load_rung, write_job
 from flows.progress import report
 
 Left = TypeVar("Left")
@@ -34,7 +34,7 @@ def _run_job(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
     known = load()
     if known is not None:
         return known
-    path = write_job(job, job.folder / "job.json")
+    path = write_job(job, job.folder / JOB_FILE)
     log = job.folder / "log.txt"
     with log.open("ab") as stderr:
         code = _run_process(path, stderr, name)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from components.domain import Domain, Strict
 
+JOB_FILE = "job.json"  # in the job's folder: what its process was told
 PROBABILITY = "p_"  # column prefix of class probabilities in predictions.parquet
 
 
