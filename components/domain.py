@@ -126,6 +126,25 @@ class Training(Strict):
     checkpoint_seconds: float = Field(default=10.0, ge=0)
 
 
+class Search(Strict):
+    """How long each candidate's options are searched before the final seeds are trained; the same for every candidate.
+
+    trials: configurations tried. seconds: of training processes, start to end, with which the same search may come
+    elsewhere on another machine. Whichever is used up first ends it.
+    halving: one in so many trials goes on at each rung, and a rung has so many times the epochs of the one before.
+    """
+
+    trials: int | None = Field(default=None, ge=2, le=1000)
+    seconds: float | None = Field(default=None, gt=0)
+    halving: int = Field(default=3, ge=2, le=10)
+
+    @model_validator(mode="after")
+    def _some_budget(self) -> "Search":
+        if self.trials is None and self.seconds is None:
+            raise ValueError("give a budget: trials, seconds or both")
+        return self
+
+
 class Gates(Strict):
     """When a challenger may become champion. Scores are balanced accuracies on the test groups.
 
@@ -182,6 +201,7 @@ class Domain(Strict):
         default=({"kind": "linear"}, {"kind": "vpt"}, {"kind": "vapt"}, {"kind": "full"}), min_length=1
     )
     training: Training = Training()
+    search: Search | None = None
     gates: Gates = Gates()
     schedule: Schedule | None = None
     work_pool: str = "gpu"

@@ -1,10 +1,10 @@
-"""What a run looks like: the confusion matrix and a sheet of sample pictures, as matplotlib figures.
+"""What a run looks like: confusion matrix, sample pictures, learning curves, the comparison, as matplotlib figures.
 
 Figures are made as objects: pyplot's global state leaks memory in a long-lived worker and wants a main thread.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,19 @@ from components.errors import DataError
 from components.training.job import PROBABILITY
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_ANNOTATED = 20  # classes; beyond it the numbers cover one another
 TILE_PIXELS = 160
+#: What a tuner costs: key of its line, label, and the least that is drawn.
+COSTS = (
+    ("trainable_params", "trainable parameters, without the head", 1),
+    ("seconds", "seconds of training, mean of the seeds", 0.1),
+    ("adapter_bytes", "bytes of the adapter", 1),
+)
 RIGHT, WRONG = "#1a7f37", "#b42318"
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's colours
 
 
 def draw_confusion(frame: pl.DataFrame, classes: Sequence[str], title: str) -> "Figure":
@@ -71,6 +79,87 @@ def draw_samples(frame: pl.DataFrame, raw: Path, title: str, most: int = 24) -> 
         colour = WRONG if wrong else RIGHT
         axes.set_title(f"{told} {row['confidence']:.0%}", fontsize=8, color=colour, parse_math=False)
     return figure
+
+
+def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int, title: str) -> "Figure":
+    """Losses and validation scores by epoch, and the epoch whose weights were kept."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    panels = figure.subplots(1, 2)
+    shown = (("loss", ("train/loss", "val/loss")), ("score", ("val/balanced_accuracy", "val/macro_f1")))
+    for axes, (unit, keys) in zip(panels, shown, strict=True):
+        for key, colour in zip(keys, SERIES, strict=False):
+            label = key.replace("_", " ")
+            axes.plot(epochs, [row[key] for row in history], "o-", ms=3, color=colour, label=label)
+        axes.axvline(best_epoch, color="#59636e", linestyle=":", label=f"kept: epoch {best_epoch}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="epoch", ylabel=unit)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def draw_comparison(tuners: Sequence[Mapping[str, Any]], title: str) -> "Figure":
+    """Scores with their intervals against what they cost, and the recall of every class below.
+
+    tuners: lines of `flows.compare.summarise_tuners`. A number is a tuner wherever it stands, the best first.
+    """
+    from matplotlib.figure import Figure
+
+    ranked = sorted(tuners, key=lambda line: -line["test"]["value"])
+    table = 0.36 * len(ranked) + 1.3
+    figure = Figure(figsize=(13, 4.4 + table), layout="constrained")
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    grid = figure.add_gridspec(2, len(COSTS), height_ratios=[4.4, table])
+    first = None
+    for place, (key, label, floor) in enumerate(COSTS):
+        axes = figure.add_subplot(grid[0, place], sharey=first)
+        _draw_cost(axes, ranked, key, floor)
+        axes.set_xlabel(label)
+        if first is None:
+            first = axes
+            axes.set_ylabel("balanced accuracy, test")
+        else:
+            axes.tick_params(labelleft=False)
+    _draw_recalls(figure.add_subplot(grid[1, :]), ranked)
+    return figure
+
+
+def _draw_cost(axes: "Axes", ranked: Sequence[Mapping[str, Any]], key: str, floor: float) -> None:
+    """floor: what stands for less, as a logarithm has no zero."""
+    places = [max(line[key], floor) for line in ranked]
+    axes.set_xscale("log")
+    axes.set_xlim(min(places) / 3, max(places) * 3)
+    axes.grid(alpha=0.25)
+    for place, line in enumerate(ranked):
+        colour, x, test = SERIES[place % len(SERIES)], places[place], line["test"]
+        axes.vlines(x, test["low"], test["high"], color=colour, linewidth=1.4, alpha=0.6)
+        axes.plot([x, x], [test["low"], test["high"]], "_", color=colour, markersize=8, alpha=0.6)
+        axes.plot([x] * len(test["seeds"]), test["seeds"], ".", color=colour, markersize=5)
+        axes.plot(x, test["value"], "o", color=colour, markersize=14, markeredgecolor="white")
+        style: dict[str, Any] = {"color": "white", "fontsize": 8, "weight": "bold", "ha": "center", "va": "center"}
+        axes.annotate(str(place + 1), (x, test["value"]), **style)
+
+
+def _draw_recalls(axes: "Axes", ranked: Sequence[Mapping[str, Any]]) -> None:
+    """A row a tuner, a column a class; its name and number at the left, its score with them."""
+    classes = list(ranked[0]["recalls"])
+    shares = np.array([[line["recalls"][name] for name in classes] for line in ranked])
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right", parse_math=False)
+    names = [f"{place}  {line['tuner']}  {line['test']['value']:.3f}" for place, line in enumerate(ranked, 1)]
+    axes.set_yticks(range(len(ranked)), names, parse_math=False)
+    for place, label in enumerate(axes.get_yticklabels()):
+        label.set_color(SERIES[place % len(SERIES)])
+    axes.set_title("recall by class, test", fontsize=10)
+    if len(classes) <= MOST_ANNOTATED:
+        for (row, column), share in np.ndenumerate(shares):
+            shade = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=shade, fontsize=8.5)
 
 
 def choose_samples(frame: pl.DataFrame, most: int) -> pl.DataFrame:

@@ -1,8 +1,10 @@
-"""What happened, in MLflow: one parent run a retrain, one child run a candidate, under the domain's own experiment.
+"""What happened, in MLflow: a parent run a retrain, a child run a candidate or trial, in the domain's own experiment.
 
     connect(workspace)                       once a process; then
     run_id = start_retrain(domain, ...)      RUNNING until end_retrain(run_id, "FINISHED")
-    child = log_candidate(run_id, ...)       parameters, history, metrics, pictures, adapter, lineage
+    child = start_child(run_id, ...)         RUNNING while it is trained; log_epochs(child, points) as they come
+    log_candidate(run_id, ..., live)         parameters, history, metrics, pictures, adapter, lineage; FINISHED
+    log_trial(child, ...)                    what a search's trial scored; find_trials(...) gives them back
     uri = log_model(child, adapter)          the winner only: ready for the registry and for `mlflow models serve`
     log_result(run_id, outcome)              what `find_retrain` gives back when nothing has changed
 
@@ -28,9 +30,10 @@ from typing import Any, Literal
 
 from components.domain import Domain
 from components.errors import TrackingError
+from components.live import Live, Point
 from components.models.adapter import load_meta
-from components.pictures import draw_confusion, draw_samples
-from components.training.job import PROBABILITY, Result, load_predictions
+from components.pictures import draw_confusion, draw_curves, draw_samples
+from components.training.job import PROBABILITY, Result, Rung, load_predictions
 from components.workspace import Workspace
 
 TAG = "tessera."
@@ -82,7 +85,7 @@ def start_retrain(domain: Domain, data_version: str, fingerprint: str, git_commi
             fingerprint=fingerprint,
             git_commit=git_commit,
             backbone=domain.backbone,
-            process=f"{socket.gethostname()}:{os.getpid()}",
+            process=_name_process(),
         )
         run_id = str(client.create_run(experiment, tags=tags, run_name=f"retrain {data_version[:8]}").info.run_id)
         params = flatten(domain.model_dump(mode="json", include={"training", "gates", "split", "augmentation"}))
@@ -91,45 +94,154 @@ def start_retrain(domain: Domain, data_version: str, fingerprint: str, git_commi
         return run_id
 
 
-def log_candidate(parent: str, domain: Domain, result: Result, row: Mapping[str, Any], raw: Path) -> str:
-    """One trained candidate as a finished child run; `row` is its line of the table, with the test interval."""
+def start_child(parent: str, name: str, **tags: str) -> str:
+    """Open the run of a training that begins now: RUNNING until `log_candidate`, `log_trial` or `end_child`.
+
+    tags: role (candidate or trial), tuner, seed and what else it is to be found by.
+    """
     import mlflow
 
     with _refusals():
         client = mlflow.MlflowClient()
         above = client.get_run(parent)
+        own = _create_tags(process=_name_process(), **tags) | {"mlflow.parentRunId": parent}
+        created = client.create_run(above.info.experiment_id, tags=_inherit_tags(above) | own, run_name=name)
+        return str(created.info.run_id)
+
+
+def adopt_child(parent: str, run_id: str) -> None:
+    """A trial that an earlier retrain left becomes this one's."""
+    import mlflow
+
+    with _refusals():
+        mlflow.MlflowClient().set_tag(run_id, "mlflow.parentRunId", parent)
+
+
+def continue_child(run_id: str) -> tuple[int, ...]:
+    """A trial's run goes on; returns the epochs it has."""
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        _set_tags(client, run_id, _create_tags(process=_name_process()))
+        client.update_run(run_id, status="RUNNING")
+        return tuple(point.step for point in client.get_metric_history(run_id, "val/loss"))
+
+
+def log_epochs(run_id: str, points: Sequence[Point]) -> None:
+    """The epochs' numbers in one request, or as few as MLflow allows."""
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        _log_points(client, run_id, points)
+
+
+def end_child(run_id: str, status: Ending, message: str = "") -> None:
+    """Close the run of a training that did not come to its end, and say why."""
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        if message:
+            tags = _create_tags(error=message) | {"mlflow.note.content": f"{status.lower()}: {message}"}
+            _set_tags(client, run_id, tags)
+        client.set_terminated(run_id, status)
+
+
+def log_trial(
+    run_id: str, number: int, rungs: Sequence[Rung], own: Mapping[str, Any], points: Sequence[Point] = ()
+) -> None:
+    """What a trial of a search has scored so far, as a finished run.
+
+    own: the options the search chose. points: epochs the run lacks.
+
+    Options and rungs are tags, written at once: they are there whole or not at all.
+    """
+    import mlflow
+    from mlflow.entities import Param
+
+    last = rungs[-1]
+    told = [rung.model_dump(mode="json", exclude={"tuner"}) for rung in rungs]
+    chosen = ", ".join(f"{key} {value}" for key, value in own.items())
+    note = f"Trial {number}: **{last.score:.3f}** on validation after {last.epochs} epochs, with {chosen}. {last.error}"
+    numbers = {
+        "search/score": last.score,
+        "search/epochs": last.epochs,
+        "search/seconds": sum(r.seconds for r in rungs),
+    }
+    with _refusals():
+        client = mlflow.MlflowClient()
+        params = flatten({"tuner": last.tuner, "seed": last.seed})
+        client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
+        _log_points(client, run_id, points)
+        _log_metrics(client, run_id, numbers, step=last.epochs, when=int(time.time() * 1000))
+        tags = _create_tags(options=json.dumps(last.tuner), rungs=json.dumps(told))
+        _set_tags(client, run_id, tags | {"mlflow.note.content": note.strip()})
+        client.set_terminated(run_id, "FINISHED")
+
+
+def find_trials(
+    domain: str, fingerprint: str, tuner: str, parent: str | None = None
+) -> dict[int, tuple[str, tuple[Rung, ...]]]:
+    """Run and rungs of every trial of the same data, settings and code, by its number.
+
+    parent: only those of this retrain; else those that earlier ones left, too.
+    """
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(domain)
+        if experiment is None:
+            return {}
+        wanted = {"role": "trial", "fingerprint": fingerprint, "tuner": tuner}
+        condition = " AND ".join(f"tags.`{TAG}{key}` = '{value}'" for key, value in wanted.items())
+        condition += f" AND tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
+        runs = client.search_runs([experiment.experiment_id], condition, order_by=["attributes.start_time ASC"])
+    found = {}
+    for run in runs:
+        tags = run.data.tags
+        if f"{TAG}rungs" in tags:
+            options = json.loads(tags[f"{TAG}options"])
+            rungs = tuple(Rung(tuner=options, **rung) for rung in json.loads(tags[f"{TAG}rungs"]))
+            found[int(tags[f"{TAG}trial"])] = (str(run.info.run_id), rungs)
+    return found
+
+
+def log_candidate(
+    parent: str, domain: Domain, result: Result, row: Mapping[str, Any], raw: Path, live: Live | None = None
+) -> str:
+    """One trained candidate as a finished child run; `row` is its line of the table, with the test interval.
+
+    live: has the run that was open while it was trained, and what that run lacks; without one a run is made.
+    """
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        above = client.get_run(parent)
+        tags = _create_candidate_tags(above, domain, result, row)
         ended = int(time.time() * 1000)
-        started = ended - int(result.seconds * 1000)
-        created = client.create_run(
-            above.info.experiment_id,
-            start_time=started,  # so that MLflow's duration is the training's
-            tags=_create_candidate_tags(above, domain, result, row),
-            run_name=f"{result.label} · seed {result.seed}",
-        )
-        run_id = str(created.info.run_id)
+        points = [] if live is None else live.missing
+        if live is None or live.run_id is None:
+            started = ended - int(result.seconds * 1000)  # so that MLflow's duration is the training's
+            name = f"{result.label} · seed {result.seed}"
+            created = client.create_run(above.info.experiment_id, start_time=started, tags=tags, run_name=name)
+            run_id, points = str(created.info.run_id), _spread(result.history, (started, ended))
+        else:
+            run_id = live.run_id
+            _set_tags(client, run_id, tags)
         status = "FAILED"
         try:
-            _log_numbers(client, run_id, domain, result, row, (started, ended))
+            _log_points(client, run_id, points)
+            _log_numbers(client, run_id, domain, result, row, ended)
             _log_files(client, run_id, domain, result, raw)
             _log_dataset(client, run_id, domain.name, above.data.tags[f"{TAG}data_version"])
             status = "FINISHED"
         finally:
             client.set_terminated(run_id, status, end_time=ended)
         return run_id
-
-
-def log_failure(parent: str, label: str, seed: int, message: str) -> str:
-    """A candidate whose training failed, as a FAILED child run that says why."""
-    import mlflow
-
-    with _refusals():
-        client = mlflow.MlflowClient()
-        above = client.get_run(parent)
-        tags = _inherit_tags(above) | _create_tags(role="candidate", tuner=label, seed=str(seed), error=message)
-        tags |= {"mlflow.parentRunId": parent, "mlflow.note.content": f"**{label}**, seed {seed}, failed: {message}"}
-        created = client.create_run(above.info.experiment_id, tags=tags, run_name=f"{label} · seed {seed}")
-        client.set_terminated(created.info.run_id, "FAILED")
-        return str(created.info.run_id)
 
 
 def log_model(run_id: str, adapter: Path) -> str:
@@ -154,10 +266,10 @@ def log_model(run_id: str, adapter: Path) -> str:
     return str(logged.model_uri)
 
 
-def log_result(run_id: str, outcome: Mapping[str, Any], report: Path | None = None) -> None:
+def log_result(run_id: str, outcome: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
     """Leave the whole outcome with the parent run; `find_retrain` finds it from now on.
 
-    outcome: as `tessera retrain --json` prints it. report: an HTML page to keep beside it.
+    outcome: as `tessera retrain --json` prints it. files: report and pictures to keep beside it.
     """
     import mlflow
 
@@ -169,8 +281,8 @@ def log_result(run_id: str, outcome: Mapping[str, Any], report: Path | None = No
     with _refusals():
         client = mlflow.MlflowClient()
         client.log_text(run_id, text, RESULT_FILE)
-        if report is not None:
-            client.log_artifact(run_id, str(report))
+        for path in files:
+            client.log_artifact(run_id, str(path))
         if best is not None:
             _log_metrics(client, run_id, _summarise(best), step=0, when=int(time.time() * 1000))
         if best is not None and "run_id" in best:
@@ -294,12 +406,17 @@ def _find_experiment(client: Any, domain: Domain) -> str:
 
 
 def _end_dead_runs(client: Any, experiment: str) -> None:
-    """A process that was killed outright leaves its run RUNNING for ever: close those of this machine's dead ones."""
-    running = client.search_runs([experiment], f"attributes.status = 'RUNNING' AND tags.`{TAG}role` = 'retrain'")
+    """A process that was killed outright leaves its runs RUNNING for ever: close those of this machine's dead ones."""
+    running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
     for run in running:
         host, _, pid = run.data.tags.get(f"{TAG}process", "").rpartition(":")
         if host == socket.gethostname() and pid.isdecimal() and not _is_alive(int(pid)):
             client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _name_process() -> str:
+    """Who writes a run, and can be asked whether it still lives."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _is_alive(pid: int) -> bool:
@@ -324,6 +441,13 @@ def _create_tags(**tags: str) -> dict[str, str]:
     return {**resolve_tags(), **own, **commit, **named}
 
 
+def _set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """In one request."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
 def _inherit_tags(above: Any) -> dict[str, str]:
     """What a candidate shares with its retrain."""
     shared = [f"{TAG}{key}" for key in ("domain", "data_version", "fingerprint", "git_commit")]
@@ -346,10 +470,8 @@ def _create_candidate_tags(above: Any, domain: Domain, result: Result, row: Mapp
     return own | _inherit_tags(above) | {"mlflow.parentRunId": above.info.run_id, "mlflow.note.content": note}
 
 
-def _log_numbers(
-    client: Any, run_id: str, domain: Domain, result: Result, row: Mapping[str, Any], span: tuple[int, int]
-) -> None:
-    """Parameters, the history at its epochs, and the final metrics."""
+def _log_numbers(client: Any, run_id: str, domain: Domain, result: Result, row: Mapping[str, Any], ended: int) -> None:
+    """Parameters and the final metrics."""
     from mlflow.entities import Param
 
     tuner = load_meta(result.folder / "adapter").tuner.model_dump(mode="json")
@@ -359,9 +481,8 @@ def _log_numbers(
     entries = [Param(key, value) for key, value in params.items()]
     for start in range(0, len(entries), MOST_PARAMS):
         client.log_batch(run_id, params=entries[start : start + MOST_PARAMS])
-    _log_history(client, run_id, result.history, span)
     # A millisecond after the last epoch: at one step and time MLflow would show the greater value, not the later one.
-    _log_metrics(client, run_id, result.metrics | _summarise(row), step=len(result.history), when=span[1] + 1)
+    _log_metrics(client, run_id, result.metrics | _summarise(row), step=len(result.history), when=ended + 1)
 
 
 def _summarise(row: Mapping[str, Any]) -> dict[str, float]:
@@ -376,17 +497,21 @@ def _summarise(row: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _log_history(client: Any, run_id: str, history: Sequence[Mapping[str, float]], span: tuple[int, int]) -> None:
-    """One point an epoch, its time spread over the training, in as few requests as MLflow allows."""
+def _spread(history: Sequence[Mapping[str, float]], span: tuple[int, int]) -> list[Point]:
+    """A point an epoch, their times spread over the training."""
+    whole = span[1] - span[0]
+    return [
+        Point(int(row["epoch"]), span[0] + whole * number // len(history), {k: row[k] for k in row if k != "epoch"})
+        for number, row in enumerate(history, start=1)
+    ]
+
+
+def _log_points(client: Any, run_id: str, points: Sequence[Point]) -> None:
     from mlflow.entities import Metric
 
-    points = []
-    for number, row in enumerate(history, start=1):
-        when = span[0] + (span[1] - span[0]) * number // len(history)
-        step = int(row.get("epoch", number))
-        points += [Metric(_clean(key), value, when, step) for key, value in row.items() if key != "epoch"]
-    for start in range(0, len(points), MOST_METRICS):
-        client.log_batch(run_id, metrics=points[start : start + MOST_METRICS])
+    entries = [Metric(_clean(key), value, p.when, p.step) for p in points for key, value in p.values.items()]
+    for start in range(0, len(entries), MOST_METRICS):
+        client.log_batch(run_id, metrics=entries[start : start + MOST_METRICS])
 
 
 def _log_metrics(client: Any, run_id: str, metrics: Mapping[str, float], step: int, when: int) -> None:
@@ -403,12 +528,15 @@ def _clean(key: str) -> str:
 
 
 def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Path) -> None:
-    """The adapter, its predictions, and the two pictures."""
+    """The adapter, its predictions, and the pictures."""
     client.log_artifacts(run_id, str(result.folder / "adapter"), "adapter")
     client.log_artifact(run_id, str(result.folder / "predictions.parquet"))
     test = load_predictions(result.folder, "test")
     title = f"{domain.name}: {result.label}, seed {result.seed}, test split"
     client.log_figure(run_id, draw_confusion(test, domain.classes, title), "pictures/confusion_matrix.png")
+    if result.history:
+        best = int(result.metrics["best_epoch"])
+        client.log_figure(run_id, draw_curves(result.history, best, title), "pictures/learning_curves.png")
     client.log_figure(run_id, draw_samples(test, raw, title), "pictures/samples.png")
 
 
@@ -460,8 +588,8 @@ def _describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any]) 
         f"Tuned {tuned if result.trainable_params else 'only'} a head of {result.head_params:,} in "
         f"{result.seconds:.0f} s; the adapter takes {result.adapter_bytes / 1e6:.2g} MB. "
         f"Backbone `{backbone['name']}`, weights `{str(backbone['sha256'])[:12]}`.\n\n"
-        "Artifacts: `pictures/samples.png` (mistakes first), `pictures/confusion_matrix.png`, `predictions.parquet`, "
-        "`adapter/`."
+        "Artifacts: `pictures/samples.png` (mistakes first), `pictures/confusion_matrix.png`, "
+        "`pictures/learning_curves.png`, `predictions.parquet`, `adapter/`."
     )
 
 

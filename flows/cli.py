@@ -182,22 +182,14 @@ def retrain(
 
 @app.command()
 def compare(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Show every candidate of the last retrain."""
+    """Show what every candidate of the last retrain reached and cost, and draw it."""
 
     def act(place: Any) -> Outcome:
-        from components import tracking
-        from components.errors import PromotionError
-        from flows.plan import load_checked_domain
+        from flows.compare import compare as run
 
-        load_checked_domain(place, domain)
-        tracking.connect(place)
-        last = tracking.load_last_result(domain)
-        if last is None:
-            mend = f"Run `tessera retrain {domain}` first."
-            raise PromotionError(f"comparison of {domain}", expected="a finished retrain", found="none", mend=mend)
-        return last
+        return run(place, domain)
 
-    _run(act, _shower("show_candidates"), as_json, workspace)
+    _run(act, _shower("show_comparison"), as_json, workspace)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """What a person sees in the terminal: live progress while a run goes on, one table and a verdict at its end."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from flows.progress import Event, listening
+from flows.progress import Event, Pace, format_left, listening
 
 # Everything a person reads goes to stderr's sibling only through here; `--json` silences it.
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
 HEADS = ("candidate", "seed", "trainable", "share", "val", "test [95 %]", "secs", "adapter")
+UNTRAINED = "[yellow]The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods.[/]"
 COLOUR = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 
 
@@ -34,7 +35,9 @@ class Live:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.stage: TaskID = progress.add_task("starting", total=None, note="", count="")
+        self.hunt: TaskID = progress.add_task("search", total=1.0, note="", count="", visible=False)
         self.bar: TaskID | None = None
+        self.pace = Pace(1)
         self.started = time.monotonic()
         self.total = 0
         self.before = 0  # epochs of candidates that are done
@@ -51,12 +54,27 @@ class Live:
             self.total = event["count"] * event["epochs"]
             self.progress.update(self.stage, visible=False)
             self.bar = self.progress.add_task("candidates", total=self.total, note="", count="")
+        elif kind == "search":
+            self._search(event["name"], 0.0, "")
+        elif kind == "search-progress":
+            self._search(event["name"], event["share"], event["text"])
+        elif kind == "search-done":
+            self.progress.update(self.hunt, visible=False)
+            self.progress.console.print(f"[green]✓[/] searched {escape(event['name'])} [dim]{escape(event['note'])}[/]")
         elif kind == "training-start":
+            self.pace = Pace(event["epochs"])
             self._candidate(event["name"], f"{event['images']} images on {event['device']}")
         elif kind == "training-epoch":
             self._epoch(event)
         elif kind == "candidate":
             self._finish(event)
+
+    def _search(self, name: str, share: float, text: str) -> None:
+        """A bar of its own: how many epochs a search takes is not known beforehand."""
+        self.progress.update(self.stage, visible=False)
+        self.progress.update(
+            self.hunt, visible=True, description=f"search {name}", completed=share, note=text, count=f"{share:.0%}"
+        )
 
     def _candidate(self, name: str, note: str) -> None:
         if self.bar is not None:
@@ -64,7 +82,8 @@ class Live:
 
     def _epoch(self, event: Event) -> None:
         if self.bar is not None:
-            note = f"epoch {event['epoch']:.0f}  val {event['val/balanced_accuracy']:.3f}"
+            left = format_left(self.pace.left(event["epoch"], "resumed" in event))
+            note = f"epoch {event['epoch']:.0f}  val {event['val/balanced_accuracy']:.3f}  {left}"
             done = self.before + int(event["epoch"])
             count = f"{done} of {self.total} epochs"
             self.progress.update(self.bar, completed=done, description=event["name"], note=note, count=count)
@@ -121,20 +140,61 @@ def show_retrain(outcome: Mapping[str, Any]) -> None:
 def show_candidates(outcome: Mapping[str, Any]) -> None:
     """One row a candidate and seed, best on validation marked."""
     backbone = outcome["backbone"]
-    title = f"{outcome['domain']} on {backbone['name']}"
-    # Narrow on purpose: it has to fit a terminal of 80 columns.
-    table = Table(
-        title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
-    )
-    for head in HEADS:
-        table.add_column(head, justify="left" if head == "candidate" else "right", no_wrap=True)
+    table = _create_table(f"{outcome['domain']} on {backbone['name']}", HEADS)
     for row in outcome["candidates"]:
         table.add_row(*(escape(cell) for cell in describe_candidate(row)), style="bold" if row["selected"] else None)
     OUT.print(table)
     if not backbone["trained"]:
-        OUT.print(
-            "[yellow]The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods.[/]"
-        )
+        OUT.print(UNTRAINED)
+
+
+def show_comparison(outcome: Mapping[str, Any]) -> None:
+    """A row a tuner over its seeds, the recall of every class, what was searched, and where the picture is."""
+    backbone = outcome["backbone"]
+    table = _create_table(f"{outcome['domain']} on {backbone['name']}", ("tuner", "seeds", *HEADS[2:]))
+    for line in outcome["tuners"]:
+        seeds = " ".join(str(seed) for seed in line["seeds"])
+        name, _, *rest = describe_candidate(line | {"seed": ""})
+        table.add_row(escape(name), seeds, *rest, style="bold" if line["selected"] else None)
+    OUT.print(table)
+    classes = list(outcome["tuners"][0]["recalls"])
+    recalls = _create_table("recall by class, test", ("tuner", *classes))
+    for line in outcome["tuners"]:
+        recalls.add_row(escape(line["tuner"]), *(f"{line['recalls'][name]:.2f}" for name in classes))
+    OUT.print(recalls)
+    for line in outcome["tuners"]:
+        if line["search"]:
+            OUT.print(f"{escape(line['tuner'])}: {escape(render_search(line))}")
+    if not backbone["trained"]:
+        OUT.print(UNTRAINED)
+    OUT.print(f"Picture  {outcome['picture']}", soft_wrap=True)
+
+
+def render_search(line: Mapping[str, Any]) -> str:
+    """What a search took and chose, in a sentence."""
+    record = line["search"]
+    chosen = render_options(record["options"]) or "nothing to choose"
+    rungs = ", ".join(str(epochs) for epochs in record["rungs"])
+    return (
+        f"{chosen}: of {record['trials']} trials compared after {rungs} epochs with seed {record['seed']}, "
+        f"in {record['seconds']:.0f} s"
+    )
+
+
+def render_options(options: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in options.items()
+    )
+
+
+def _create_table(title: str, heads: Sequence[str]) -> Table:
+    """Narrow on purpose: it has to fit a terminal of 80 columns."""
+    table = Table(
+        title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )
+    for place, head in enumerate(heads):
+        table.add_column(escape(head), justify="right" if place else "left", no_wrap=True)
+    return table
 
 
 def describe_candidate(row: Mapping[str, Any]) -> tuple[str, ...]:

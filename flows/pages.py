@@ -1,12 +1,13 @@
 """The retrain report: one HTML file on disk that needs nothing else, and its table as markdown for Prefect."""
 
+import base64
 import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.console import HEADS, describe_candidate
+from flows.console import HEADS, describe_candidate, render_search
 from flows.plan import Plan
 
 UNTRAINED = "The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods."
@@ -29,11 +30,11 @@ def report_path(plan: Plan) -> Path:
     return plan.folder / "report.html"
 
 
-def write_report(plan: Plan, outcome: Mapping[str, Any]) -> Path:
+def write_report(plan: Plan, outcome: Mapping[str, Any], picture: Path) -> Path:
     """Write the report beside the adapters it speaks of; returns its path."""
     path = report_path(plan)
     partial = path.with_suffix(".partial")
-    partial.write_text(render_html(plan, outcome), encoding="utf-8")
+    partial.write_text(render_html(plan, outcome, picture), encoding="utf-8")
     os.replace(partial, path)
     return path
 
@@ -42,6 +43,7 @@ def render_markdown(outcome: Mapping[str, Any]) -> str:
     """The candidates' table, the verdict and its reasons."""
     rows = [" | ".join(HEADS), " | ".join("---" for _ in HEADS)]
     rows += [" | ".join(cell.strip() for cell in describe_candidate(row)) for row in outcome["candidates"]]
+    searches = [f"- {line['tuner']}: {render_search(line)}" for line in outcome["tuners"] if line["search"]]
     findings = [f"- **{f['gate']}** {f['verdict']}: {f['reason']}" for f in outcome["findings"]]
     warning = [] if outcome["backbone"]["trained"] else [f"> {UNTRAINED}", ""]
     head = [f"# {outcome['domain']}: {outcome['verdict']}", "", outcome["reason"], ""]
@@ -50,11 +52,11 @@ def render_markdown(outcome: Mapping[str, Any]) -> str:
         "",
         f"Champion: {f'version {champion}' if champion else 'none yet'}. Data version `{outcome['data_version']}`.",
     ]
-    return "\n".join([*head, *warning, *rows, "", *findings, *tail])
+    return "\n".join([*head, *warning, *rows, "", *searches, "", *findings, *tail])
 
 
-def render_html(plan: Plan, outcome: Mapping[str, Any]) -> str:
-    """The whole report; every text in it is escaped."""
+def render_html(plan: Plan, outcome: Mapping[str, Any], picture: Path) -> str:
+    """The whole report with the picture in it; every text in it is escaped."""
     domain = plan.domain
     title = html.escape(domain.title or domain.name)
     verdict = outcome["verdict"]
@@ -67,7 +69,7 @@ def render_html(plan: Plan, outcome: Mapping[str, Any]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}: {verdict}</title><style>{STYLE}</style>'
         f"<h1>{title}</h1><p>{html.escape(domain.description)}</p>{warning}"
         f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p><p>{html.escape(outcome["reason"])}</p>'
-        f"<h2>Candidates</h2>{_render_table(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
+        f"<h2>Candidates</h2>{_render_table(outcome)}{_render_picture(picture)}{_render_searches(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
         f"<h2>Lineage</h2><dl>{_render_lineage(plan, outcome)}</dl></html>"
     )
 
@@ -82,6 +84,18 @@ def _render_table(outcome: Mapping[str, Any]) -> str:
     )
     note = "<p>Scores are balanced accuracies; intervals by bootstrap over groups. Selected on validation: ►</p>"
     return f"<table><tr>{head}</tr>{body}</table>{note}"
+
+
+def _render_picture(picture: Path) -> str:
+    encoded = base64.b64encode(picture.read_bytes()).decode()
+    return f'<img style="width:100%" alt="Scores against costs, recall by class" src="data:image/png;base64,{encoded}">'
+
+
+def _render_searches(outcome: Mapping[str, Any]) -> str:
+    """What was tried and chosen, where there was a search."""
+    lines = [line for line in outcome["tuners"] if line["search"]]
+    items = "".join(f"<dt><b>{html.escape(t['tuner'])}</b></dt><dd>{html.escape(render_search(t))}</dd>" for t in lines)
+    return f"<h2>Searches</h2><dl>{items}</dl>" if items else ""
 
 
 def _render_bar(test: Mapping[str, float]) -> str:

@@ -18,6 +18,7 @@ from components.models.embedded import load_card
 from components.models.hub import EMBEDDED, choose_backbone
 from components.models.tuners import Tuner, create_tuners
 from components.training.job import Job
+from components.training.search import Trial, choose_seed
 from components.workspace import REPOSITORY, Workspace
 from flows.progress import report
 
@@ -66,6 +67,16 @@ class Plan:
                 settings = tuner.model_dump(mode="json")
                 jobs[name] = self._job(action="train", folder=self.folder / name, tuner=settings, seed=seed)
         return jobs
+
+    def create_trial_job(self, label: str, trial: Trial, until_epoch: int) -> Job:
+        """A trial of the candidate's search, up to a rung; one folder a trial, for it goes on from there."""
+        return self._job(
+            action="train",
+            folder=self.folder / "search" / label / f"trial-{trial.number:03}",
+            tuner=trial.tuner.model_dump(mode="json"),
+            seed=choose_seed(self.domain.training),
+            until_epoch=until_epoch,
+        )
 
     def create_score_job(self, adapter: Path, folder: Path) -> Job:
         """Score an adapter that exists on this plan's test images."""

@@ -1,5 +1,6 @@
-"""What a run says while it runs: events to whoever listens in this process, and to Prefect's log otherwise."""
+"""What a run says while it runs: events to whoever listens in this process, and how long it will take yet."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ _listeners: list[Listener] = []
 
 def report(event: str, **facts: Any) -> None:
     """Tell every listener; the command line draws them, a worker without listeners stays quiet."""
-    for listener in _listeners:
+    for listener in list(_listeners):
         listener({"event": event, **facts})
 
 
@@ -24,3 +25,28 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+class Pace:
+    """When work will be done, from how long what was seen of it took: `Pace(20).left(5)`."""
+
+    def __init__(self, total: float) -> None:
+        self.total = total
+        self.began, self.before = time.monotonic(), 0.0
+
+    def left(self, done: float, resumed: bool = False) -> float | None:
+        """Seconds until all is done; None while nothing was seen to be done. resumed: so much was done before."""
+        if resumed:
+            self.began, self.before = time.monotonic(), done
+        seen = done - self.before
+        return (time.monotonic() - self.began) / seen * max(0.0, self.total - done) if seen > 0 else None
+
+
+def format_left(seconds: float | None) -> str:
+    """`40 s left`, `12 min left`, `3 h 20 min left`: as exact as a guess deserves."""
+    if seconds is None:
+        return "time left not known yet"
+    if seconds < 90:
+        return f"{seconds:.0f} s left"
+    minutes = round(seconds / 60)
+    return f"{minutes} min left" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min left"

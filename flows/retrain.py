@@ -1,4 +1,4 @@
-"""The retrain flow: version, manifest, validate, split, train candidates, select, gate, promote, publish.
+"""The retrain flow: version, manifest, validate, split, search, train candidates, select, gate, promote, publish.
 
 Read `retrain` from top to bottom: it is the architecture. Each task is a thin shell over a function in `components`;
 results between tasks are JSON, images and weights stay on disk. Without a configured Prefect server the flow runs on
@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,14 +23,18 @@ from prefect.tasks import Task
 from components import tracking
 from components.data import versioning
 from components.errors import TesseraError, TrackingError, VersioningError
+from components.models.tuners import Tuner, create_tuners
 from components.promotion import registry
 from components.promotion.gates import Decision, score_frame
 from components.training.job import Job, Result, load_predictions, load_result
 from components.workspace import Workspace, find_workspace
 from flows import pages
+from flows.compare import PICTURE, draw_picture, summarise_tuners
+from flows.follow import follow_epochs, live_run, progress_bar
 from flows.plan import Plan, create_plan
 from flows.progress import report
 from flows.promote import judge, mark_unchanged, move_champion
+from flows.search import search_options
 from flows.train_candidate import run_job
 
 Made = TypeVar("Made")
@@ -77,7 +82,8 @@ def retrain(
         summary = prepare_data(plan)
         parent = start_run(plan)
         try:
-            outcome = _train_and_promote(plan, parent, summary, started)
+            plan, searches = search_candidates(plan, parent, fresh=force)
+            outcome = _train_and_promote(plan, parent, searches, summary, started)
         except BaseException as error:
             tracking.end_retrain(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
@@ -100,7 +106,9 @@ def _turn(place: Workspace, domain: str) -> Iterator[None]:
         lock.release()
 
 
-def _train_and_promote(plan: Plan, parent: str, summary: dict[str, Any], started: float) -> dict[str, Any]:
+def _train_and_promote(
+    plan: Plan, parent: str, searches: dict[str, Any], summary: dict[str, Any], started: float
+) -> dict[str, Any]:
     """From fit images to a decision; everything here is inside the MLflow parent run."""
     jobs = plan.create_jobs()
     report("candidates", count=len(jobs), epochs=plan.domain.training.epochs)
@@ -126,6 +134,7 @@ def _train_and_promote(plan: Plan, parent: str, summary: dict[str, Any], started
         "challenger_version": version,
         "fingerprint": plan.fingerprint,
         "backbone": best["backbone"],
+        "tuners": summarise_tuners(plan, rows, searches),
         "candidates": [{key: row[key] for key in row if key not in ("backbone", "folder")} for row in rows],
         "validation": summary,
         "report": str(pages.report_path(plan)),
@@ -174,19 +183,50 @@ def start_run(plan: Plan) -> str:
     return tracking.start_retrain(plan.domain, plan.version.md5, plan.fingerprint, plan.code)
 
 
+def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[str, Any]]:
+    """The plan with every candidate as its search found it, and what each search took; both as they were without one.
+
+    fresh: train again what was trained before.
+    """
+    if plan.domain.search is None:
+        return plan, {}
+    searches = {}
+    for tuner in plan.tuners:
+        name = f"search {tuner.label}"
+        searches[tuner.label] = search_candidate.with_options(task_run_name=name)(plan, parent, tuner, fresh)
+    found = create_tuners([record["tuner"] for record in searches.values()])
+    return replace(plan, tuners=found), searches
+
+
+@_task("search candidate", retries=1)
+def search_candidate(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
+    tracking.connect(plan.workspace)
+    return search_options(plan, parent, tuner, fresh)
+
+
 @_task("train candidate", retries=1)
 def train_candidate(plan: Plan, parent: str, name: str, job: Job) -> dict[str, Any]:
-    """Train in a child process, log to MLflow, and return the candidate's row."""
-    known = load_result(job.folder) is not None
-    try:
-        result = run_job(job, name)
-    except TesseraError as error:
-        tracking.log_failure(parent, name.rpartition("-s")[0], job.seed, str(error))
-        raise
+    """Train in a child process, told to MLflow and Prefect as it goes on, and return the candidate's row."""
+    epochs, live = plan.domain.training.epochs, None
+    result = load_result(job.folder)
+    note = "finished earlier"
+    if result is None:
+        label = name.rpartition("-s")[0]
+        facts = {"role": "candidate", "tuner": label, "seed": str(job.seed)}
+
+        def open_run() -> tuple[str, tuple[int, ...]]:
+            return tracking.start_child(parent, f"{label} · seed {job.seed}", **facts), ()
+
+        with (
+            progress_bar(f"{plan.domain.name}-{name}", name) as show,
+            live_run(name, open_run) as live,
+            follow_epochs(name, epochs, show),
+        ):
+            result = run_job(job, name)
+        note = f"val {result.metrics['val/balanced_accuracy']:.3f} in {result.seconds:.0f} s"
     row = describe_result(plan, result)
-    run_id = tracking.log_candidate(parent, plan.domain, result, row, plan.workspace.raw(plan.domain.name))
-    note = "finished earlier" if known else f"val {row['val']:.3f} in {row['seconds']:.0f} s"
-    report("candidate", name=name, epochs=plan.domain.training.epochs, note=note)
+    run_id = tracking.log_candidate(parent, plan.domain, result, row, plan.workspace.raw(plan.domain.name), live)
+    report("candidate", name=name, epochs=epochs, note=note)
     return row | {"run_id": run_id}
 
 
@@ -271,8 +311,9 @@ def _require(made: Made | None, what: str) -> Made:
 def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow."""
     tracking.connect(plan.workspace)
-    path = pages.write_report(plan, outcome)
-    tracking.log_result(parent, outcome, path)
+    picture = draw_picture(outcome, plan.folder / PICTURE)
+    path = pages.write_report(plan, outcome, picture)
+    tracking.log_result(parent, outcome, [path, picture])
     create_markdown_artifact(
         pages.render_markdown(outcome),
         key=f"retrain-{plan.domain.name.replace('_', '-')}",

@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from components.errors import TesseraError, TrainingError
-from components.training.job import STOP_SECONDS, Job, Result, load_result, write_job
+from components.training.job import JOB_FILE, STOP_SECONDS, Job, Result, Rung, load_result, load_rung, write_job
 from flows.progress import report
+
+Left = TypeVar("Left")
 
 
 def run_job(job: Job, name: str) -> Result:
@@ -19,14 +22,23 @@ def run_job(job: Job, name: str) -> Result:
 
     Raises the TesseraError the process met, or TrainingError with the end of its log when it died.
     """
-    known = load_result(job.folder)
+    return _run_job(job, name, lambda: load_result(job.folder))
+
+
+def run_trial(job: Job, name: str) -> Rung:
+    """How far a trial of a search came; the same for a job with `until_epoch`."""
+    return _run_job(job, name, lambda: load_rung(job.folder, job.until_epoch or 0))
+
+
+def _run_job(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
+    known = load()
     if known is not None:
         return known
-    path = write_job(job, job.folder / "job.json")
+    path = write_job(job, job.folder / JOB_FILE)
     log = job.folder / "log.txt"
     with log.open("ab") as stderr:
         code = _run_process(_command(job, path), stderr, name)
-    result = load_result(job.folder)
+    result = load()
     if result is None:
         raise TrainingError(
             f"training process of {name}",

@@ -34,6 +34,24 @@ CANDIDATES = rows(
     run_id=TEXT,
     selected={"type": "boolean"},
 )
+TUNERS = rows(
+    tuner=TEXT,
+    selected={"type": "boolean"},
+    seeds={"type": "array", "items": {"type": "integer"}},
+    val=SHARE,
+    test=record(value=SHARE, low=SHARE, high=SHARE, seeds={"type": "array", "items": SHARE}),
+    recalls={"type": "object", "additionalProperties": SHARE},
+    seconds={"type": "number", "minimum": 0},
+    trainable_params=COUNT,
+    adapter_bytes=COUNT,
+    options={"type": "object"},
+    search={
+        "anyOf": [
+            {"type": "null"},
+            record(trials=COUNT, seconds={"type": "number"}, seed={"type": "integer"}, options={"type": "object"}),
+        ]
+    },
+)
 RECORDS = rows(
     number=COUNT,
     when=TEXT,
@@ -53,6 +71,7 @@ RETRAIN = record(
     reason=TEXT,
     champion_version=VERSION,
     candidates=CANDIDATES,
+    tuners=TUNERS,
     backbone=record(name=TEXT, sha256=SHA256, trained={"type": "boolean"}),
     report=TEXT,
 )
@@ -73,7 +92,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "preview": record(domain=TEXT, data_version=MD5, img_size=COUNT, images={"type": "object"}, path=TEXT),
     "retrain": RETRAIN,
-    "compare": RETRAIN,
+    "compare": {**RETRAIN, "required": [*RETRAIN["required"], "picture"]},
     "promote": record(domain=TEXT, verdict=VERDICT, reason=TEXT, champion_version=VERSION, records=RECORDS),
     "rollback": record(domain=TEXT, champion_version=VERSION, records=RECORDS),
     "history": record(domain=TEXT, champion_version=VERSION, records=RECORDS),

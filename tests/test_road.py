@@ -14,6 +14,7 @@ import jsonschema
 import polars as pl
 import pytest
 from conftest import DOMAIN, TINY, Answer, clean_environment, create_workspace, run_tessera
+from PIL import Image
 from schemas import SCHEMAS
 
 from components.workspace import REPOSITORY
@@ -73,6 +74,15 @@ def test_other_settings_are_judged_against_the_champion(road: Path, retrained: A
     compared = run_tessera(road, "compare", DOMAIN)
     _fits(compared, "compare")
     assert compared.outcome["candidates"] == other.outcome["candidates"]
+    (line,) = compared.outcome["tuners"]
+    (row,) = compared.outcome["candidates"]
+    assert (line["seeds"], line["test"]["value"], line["val"]) == ([1], row["test"]["value"], row["val"])
+    assert sum(line["recalls"].values()) / len(line["recalls"]) == pytest.approx(row["test"]["value"])
+    with Image.open(compared.outcome["picture"]) as picture:
+        assert picture.format == "PNG"
+    shown = run_tessera(road, "compare", DOMAIN, as_json=False)
+    assert "recall by class" in shown.stdout
+    assert compared.outcome["picture"] in shown.stdout
 
 
 def test_history_predict_and_rollback(road: Path, retrained: Answer) -> None:

@@ -49,6 +49,7 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
         assert httpx.get(f"http://127.0.0.1:{mlflow}/health").status_code == 200
         state = _run_deployment(f"http://127.0.0.1:{api}/api")
         assert state == "COMPLETED"
+        _require_progress(f"http://127.0.0.1:{api}/api")
         served = run_tessera(workspace, "history", DOMAIN, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{mlflow}")
         assert served.outcome["champion_version"] == 1
         taken = run_tessera(workspace, "up", *ports, as_json=False)
@@ -61,6 +62,14 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
     for port in (api, mlflow):
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"http://127.0.0.1:{port}/health")
+
+
+def _require_progress(api: str) -> None:
+    """A bar a candidate, full in the end, which said on its way what is left."""
+    found = httpx.post(f"{api}/artifacts/filter", json={"artifacts": {"type": {"any_": ["progress"]}}}).json()
+    assert {bar["key"]: bar["data"] for bar in found} == {"parts-linear-s0": 100.0, "parts-vpt-deep-s0": 100.0}
+    assert all(bar["task_run_id"] for bar in found)
+    assert {bar["description"] for bar in found} == {"linear-s0: done", "vpt-deep-s0: done"}
 
 
 def _run_deployment(api: str) -> str:

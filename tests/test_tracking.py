@@ -47,7 +47,8 @@ def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[
     domain = tiny.create_domain()
     parent = tracking.start_retrain(domain, tiny.DATA_VERSION, "fingerprint-1", COMMIT)
     child = tracking.log_candidate(parent, domain, result, row, workspace.root / "raw")
-    failed = tracking.log_failure(parent, "vapt", 3, "killed by signal 9")
+    failed = tracking.start_child(parent, "vapt · seed 3", role="candidate", tuner="vapt", seed="3")
+    tracking.end_child(failed, "FAILED", "killed by signal 9")
     outcome = {
         "domain": domain.name,
         "verdict": "PROMOTE",

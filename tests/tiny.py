@@ -10,7 +10,7 @@ import polars as pl
 from PIL import Image
 
 from components.domain import Domain, parse_domain
-from components.training.job import Job, Result, load_result
+from components.training.job import Job, Result, Rung, load_result, load_rung
 
 CLASSES = ("dark", "light", "red")
 COLOURS = {"dark": (40, 40, 50), "light": (210, 205, 200), "red": (190, 60, 50)}
@@ -55,10 +55,32 @@ def train(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int = 0)
     """One candidate through the real training code, in this process."""
     from components.training.run import run_job
 
+    job = create_job(folder, domain, tuner, seed, folder / "runs" / f"{tuner['kind']}-s{seed}")
+    run_job(job, lambda event, **facts: None)
+    result = load_result(job.folder)
+    assert result is not None
+    return result
+
+
+def climb(folder: Path, domain: Domain, tuner: Mapping[str, Any], rungs: list[int]) -> list[Rung]:
+    """A trial of a search, stopped at every rung."""
+    from components.training.run import run_job
+
+    left = []
+    for epochs in rungs:
+        job = create_job(folder, domain, tuner, 0, folder / "trial").model_copy(update={"until_epoch": epochs})
+        run_job(job, lambda event, **facts: None)
+        rung = load_rung(job.folder, epochs)
+        assert rung is not None
+        left.append(rung)
+    return left
+
+
+def create_job(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int, place: Path) -> Job:
     raw, manifest = folder / "raw", folder / "manifest.parquet"
     if not manifest.exists():
         write_images(raw).write_parquet(manifest)
-    job = Job(
+    return Job(
         action="train",
         domain=domain,
         tuner=dict(tuner),
@@ -66,14 +88,10 @@ def train(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int = 0)
         manifest=manifest,
         raw=raw,
         cache=folder / "cache",
-        folder=folder / "runs" / f"{tuner['kind']}-s{seed}",
+        folder=place,
         data_version=DATA_VERSION,
         git_commit="c0ffee" * 6 + "c0ff",
     )
-    run_job(job, lambda event, **facts: None)
-    result = load_result(job.folder)
-    assert result is not None
-    return result
 
 
 def predict(

@@ -37,7 +37,7 @@ def main(path: Path) -> int:
     job = Job.model_validate_json(path.read_text())
     started = time.monotonic()
     try:
-        leads = _work(job, tell, stop)
+        leads = _work(job, tell, stop, started)
     except TesseraError as error:
         tell("error", error=error.to_dict())
         return error.exit_code
@@ -53,7 +53,7 @@ def main(path: Path) -> int:
     return 0
 
 
-def _work(job: Job, tell: Callable[..., None], stop: Callable[[], bool]) -> bool | None:
+def _work(job: Job, tell: Callable[..., None], stop: Callable[[], bool], started: float) -> bool | None:
     """Whether this process speaks for the team; None where it was stopped."""
     from components.training.fit import Stopped  # torch starts here
     from components.training.run import run_job
@@ -61,7 +61,7 @@ def _work(job: Job, tell: Callable[..., None], stop: Callable[[], bool]) -> bool
 
     team = join_team()
     try:
-        run_job(job, tell, stop, team)
+        run_job(job, tell, stop, team, started)
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)  # noqa: T201  the log
         return None

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Subset
 
 from components.data.loading import Samples, StepOrder, create_loader
 from components.domain import Training
-from components.errors import TrainingError
+from components.errors import Diverged, TrainingError
 from components.models.network import Network
 from components.models.tuners import Tuner
 from components.training.checkpoint import Checkpoint, Progress, Tensors
@@ -63,12 +63,14 @@ def fit(
     checkpoint: Path,
     report: Report,
     stop: Callable[[], bool] = lambda: False,
+    until_epoch: int | None = None,
 ) -> Progress:
     """Train the network in place and leave it with its best epoch's weights. Resumes from `checkpoint`.
 
-    Raises Stopped, with a checkpoint written, soon after `stop` says so.
+    Every epoch is reported, those of an earlier process at once and marked. until_epoch: stop there with a checkpoint.
+    Raises Stopped, with a checkpoint written, soon after `stop` says so, and Diverged where the loss is no number.
     """
-    return Loop(network, train, val, recipe, engine, checkpoint, stop).run(report)
+    return Loop(network, train, val, recipe, engine, checkpoint, stop).run(report, until_epoch)
 
 
 class Learner(nn.Module):
@@ -121,11 +123,15 @@ class Loop:
         team = self.engine.team
         return StepOrder(train, self.recipe.training.batch_size, self.recipe.seed, team.rank, team.size)
 
-    def run(self, report: Report) -> Progress:
+    def run(self, report: Report, until_epoch: int | None) -> Progress:
         """All epochs that remain; the network is left with the best one's weights."""
-        while self.progress.epoch < self.recipe.training.epochs:
+        for row in self.progress.history:
+            report(row | {"resumed": 1.0})
+        while self.progress.epoch < min(self.recipe.training.epochs, until_epoch or self.recipe.training.epochs):
             report(self.run_epoch())
             self.keep_up(epoch_ends=True)
+        if until_epoch is not None and self.engine.team.leads:
+            self.checkpoint.save(self.progress)
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 tensor.copy_(self.progress.best[name])
@@ -154,6 +160,7 @@ class Loop:
 
     def validate(self) -> dict[str, float]:
         probabilities = _predict_together(self.network, self.val, self.engine, self.recipe.training.batch_size * 2)
+        _require_finite(float(probabilities.sum()), self.recipe, self.progress.epoch - 1)  # one step may be too many
         scores = score_predictions(self.val.targets, probabilities, self.recipe.classes)
         return {
             "val/loss": cross_entropy(self.val.targets, probabilities),
@@ -281,7 +288,7 @@ def _require_share(train: Samples, training: Training, team: Team) -> None:
 
 def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
     if not math.isfinite(loss):
-        raise TrainingError(
+        raise Diverged(
             f"candidate {recipe.tuner.label}, seed {recipe.seed}",
             expected="a finite training loss",
             found=f"{loss} in epoch {epoch + 1}",

@@ -1,6 +1,7 @@
 """What a training process is told and what it leaves behind. Free of torch: flows speak it too."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from components.domain import Domain, Strict
 
 STOPPED = 130  # exit code of a process that stopped because it was asked to
 STOP_SECONDS = 20.0  # for it to write its checkpoint: a step of a large network on a CPU takes many
+JOB_FILE = "job.json"  # in the job's folder: what its process was told
 PROBABILITY = "p_"  # column prefix of class probabilities in predictions.parquet
 
 
@@ -18,6 +20,8 @@ class Job(Strict):
     """Train one candidate with one seed, or score an adapter that exists.
 
     folder receives adapter/, predictions.parquet and result.json; `result.json` comes last and marks it done.
+    until_epoch: stop there, as a trial of a search does; the folder receives rung-<epoch>.json, and a checkpoint from
+    which the same job goes on with a later epoch. The schedule is that of the whole training all along.
     """
 
     action: Literal["train", "score"]
@@ -29,6 +33,7 @@ class Job(Strict):
     cache: Path
     folder: Path
     adapter: Path | None = None
+    until_epoch: int | None = None
     data_version: str
     git_commit: str
 
@@ -50,6 +55,40 @@ class Result(Strict):
     backbone: dict[str, Any]
     environment: dict[str, str] = Field(default_factory=dict)
     folder: Path
+
+
+class Rung(Strict):
+    """How far a trial of a search came. Score and loss are those on validation of the best epoch so far.
+
+    seconds: of the process, all of it. error: why it cannot be trained; such a trial scores 0.
+    """
+
+    tuner: dict[str, Any]
+    seed: int
+    epochs: int
+    score: float
+    loss: float
+    seconds: float
+    error: str = ""
+
+
+def rung_path(folder: Path, epochs: int) -> Path:
+    return folder / f"rung-{epochs}.json"
+
+
+def load_rung(folder: Path, epochs: int) -> Rung | None:
+    """What the trial in this folder scored after so many epochs, None where it has not come there."""
+    path = rung_path(folder, epochs)
+    return Rung.model_validate_json(path.read_text()) if path.exists() else None
+
+
+def write_rung(folder: Path, rung: Rung) -> None:
+    """All of it or nothing."""
+    path = rung_path(folder, rung.epochs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(rung.model_dump(mode="json"), indent=1))
+    os.replace(partial, path)
 
 
 def load_result(folder: Path) -> Result | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from components.data.loading import Samples
 from components.data.pixels import Pixels, load_pixels
 from components.data.transforms import Augmentation, require_fit
-from components.errors import DataError
+from components.errors import DataError, Diverged
 from components.models.adapter import AdapterMeta, load_adapter, load_meta, save_adapter
 from components.models.backbones import load_backbone
 from components.models.network import Network, create_network
@@ -30,23 +31,35 @@ from components.training.evaluate import (
     predict_probabilities,
 )
 from components.training.fit import Recipe, fit
-from components.training.job import Job, Result
+from components.training.job import Job, Result, Rung, write_rung
 from components.training.metrics import score_predictions
 from components.training.team import ALONE, Team
+from components.training.usage import Usage
 
 Tell = Callable[..., None]
 Stop = Callable[[], bool]
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def run_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE) -> None:
-    """Do the job and leave its files in the folder, result.json last. Raises Stopped soon after `stop` says so."""
+def run_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE, started: float | None = None) -> None:
+    """Do the job and leave its files in the folder, result.json last, or those of a rung.
+
+    Raises Stopped soon after `stop` says so. started: when the process was, by the monotonic clock; a search pays for
+    loading libraries, too.
+    """
+    started = started or time.monotonic()
     job.folder.mkdir(parents=True, exist_ok=True)
     # A seed must mean the same bits twice; on a GPU some kernels have no deterministic form, which is warned of.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     manifest = pl.read_parquet(job.manifest)
     checkpoint = job.folder / CHECKPOINT
-    result = _train(job, manifest, checkpoint, tell, stop, team) if job.action == "train" else _score(job, manifest)
+    if job.action == "train":
+        result = _train(job, manifest, checkpoint, tell, stop, team, started)
+    else:
+        result = _score(job, manifest)
+    if isinstance(result, Rung):
+        write_rung(job.folder, result)
+        return
     if result is None:
         return
     partial = job.folder / "result.partial"
@@ -55,7 +68,9 @@ def run_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE
     remove_checkpoint(checkpoint)
 
 
-def _train(job: Job, manifest: pl.DataFrame, checkpoint: Path, tell: Tell, stop: Stop, team: Team) -> Result | None:
+def _train(
+    job: Job, manifest: pl.DataFrame, checkpoint: Path, tell: Tell, stop: Stop, team: Team, started: float
+) -> Result | Rung | None:
     """The result, for the team's leader; nothing for the others, whose work ends with the last epoch."""
     (tuner,) = create_tuners([job.tuner])
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
@@ -69,14 +84,22 @@ def _train(job: Job, manifest: pl.DataFrame, checkpoint: Path, tell: Tell, stop:
         tell("start", epochs=job.domain.training.epochs, images=len(train), device=str(engine.device))
     origin = f"{backbone.sha256}, {job.data_version}"
     recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin)
+    usage = Usage()
 
     def report(row: dict[str, float]) -> None:
         if team.leads:
-            tell("epoch", **row)
+            tell("epoch", **row, **usage.sample())
 
-    progress = fit(network, train, val, recipe, engine, checkpoint, report, stop)
+    try:
+        progress = fit(network, train, val, recipe, engine, checkpoint, report, stop, job.until_epoch)
+    except Diverged as error:
+        if job.until_epoch is None:
+            raise
+        return _describe_rung(job, {}, started, str(error)) if team.leads else None
     if not team.leads:
         return None
+    if job.until_epoch is not None:
+        return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
     metrics = _write_predictions(job, manifest, pixels, network, engine)
     meta = AdapterMeta.describe(
         network,
@@ -93,6 +116,18 @@ def _train(job: Job, manifest: pl.DataFrame, checkpoint: Path, tell: Tell, stop:
     facts = {"best_epoch": float(progress.best_epoch)}
     return _result(
         job, manifest, engine, metrics | facts, tuple(progress.history), progress.seconds, job.folder / "adapter"
+    )
+
+
+def _describe_rung(job: Job, row: dict[str, float], started: float, error: str = "") -> Rung:
+    return Rung(
+        tuner=job.tuner,
+        seed=job.seed,
+        epochs=job.until_epoch or 0,
+        score=row.get("val/balanced_accuracy", 0.0),
+        loss=row.get("val/loss", 0.0),
+        seconds=round(time.monotonic() - started, 3),
+        error=error,
     )
 
 

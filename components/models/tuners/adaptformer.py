@@ -1,10 +1,10 @@
 """AdaptFormer (Chen et al., NeurIPS 2022, https://arxiv.org/abs/2205.13535): a small MLP beside every large one."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
+from components.models.tuners.base import Among, LearningRate, TunerBase, WeightDecay
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -16,9 +16,9 @@ class AdaptFormerTuner(TunerBase):
     """`{kind: adaptformer, bottleneck: 64}`. scale: what the small MLP counts; dropout: of its hidden layer."""
 
     kind: Literal["adaptformer"] = "adaptformer"
-    bottleneck: int = Field(default=64, ge=1, le=1024)
-    scale: float = Field(default=0.1, gt=0, le=100)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    bottleneck: Annotated[int, Among(16, 64, 128)] = Field(default=64, ge=1, le=1024)
+    scale: Annotated[float, Among(0.1, 0.3, 1.0)] = Field(default=0.1, gt=0, le=100)
+    dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.1, ge=0, lt=1)
     lr: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-4
 

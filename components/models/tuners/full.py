@@ -1,10 +1,10 @@
 """Full fine-tuning: the whole network learns, and the adapter holds all of it. The expensive upper yardstick."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
+from components.models.tuners.base import Among, LearningRate, TunerBase, WeightDecay
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -21,7 +21,7 @@ class FullTuner(TunerBase):
     """
 
     kind: Literal["full"] = "full"
-    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    layer_decay: Annotated[float, Among(0.65, 0.75, 0.85, 1.0)] = Field(default=0.75, gt=0, le=1)
     lr: LearningRate = 3e-4  # at 1e-4 a layer decay of 0.75 leaves the lower layers where they are
     weight_decay: WeightDecay = 0.05
 

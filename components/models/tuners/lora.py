@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
+from components.models.tuners.base import Among, LearningRate, TunerBase, WeightDecay
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -24,9 +24,9 @@ class LowRankTuner(TunerBase):
 
     merges: ClassVar[bool] = True
 
-    rank: int = Field(default=8, ge=1, le=1024)
+    rank: Annotated[int, Among(4, 8, 16, 32)] = Field(default=8, ge=1, le=1024)
     alpha: float = Field(default=8, gt=0, le=10_000)
-    dropout: float = Field(default=0, ge=0, lt=1)
+    dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.0, ge=0, lt=1)
     targets: Targets
     lr: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-4

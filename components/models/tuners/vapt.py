@@ -1,10 +1,10 @@
 """Visual adaptive prompt tuning (Le et al., ICLR 2026, https://arxiv.org/abs/2501.18936): prompts from the image."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
+from components.models.tuners.base import Among, LearningRate, TunerBase, WeightDecay
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -19,11 +19,11 @@ class VaptTuner(TunerBase):
     """
 
     kind: Literal["vapt"] = "vapt"
-    num_prompts: int = Field(default=10, ge=1, le=1000)
+    num_prompts: Annotated[int, Among(5, 10, 20, 50)] = Field(default=10, ge=1, le=1000)
     static_blocks: int = Field(default=1, ge=1)
     kernel: int = Field(default=2, ge=1, le=16)
-    bottleneck: int = Field(default=8, ge=1, le=1024)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    bottleneck: Annotated[int, Among(4, 8, 16)] = Field(default=8, ge=1, le=1024)
+    dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.1, ge=0, lt=1)
     lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 

@@ -1,10 +1,10 @@
 """Visual prompt tuning (Jia et al., ECCV 2022, https://arxiv.org/abs/2203.12119): learned tokens beside the patches."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from components.models.tuners.base import LearningRate, TunerBase, WeightDecay
+from components.models.tuners.base import Among, LearningRate, TunerBase, WeightDecay
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -20,8 +20,8 @@ class VptTuner(TunerBase):
 
     kind: Literal["vpt"] = "vpt"
     deep: bool = True
-    num_prompts: int = Field(default=10, ge=1, le=1000)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    num_prompts: Annotated[int, Among(5, 10, 20, 50)] = Field(default=10, ge=1, le=1000)
+    dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.0, ge=0, lt=1)
     lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 

@@ -1,0 +1,85 @@
+"""`tessera compare`: what each tuner of a retrain reached and cost, over its seeds; as rows, and as one picture."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import polars as pl
+
+from components import tracking
+from components.errors import PromotionError
+from components.promotion.gates import score_frame
+from components.training.job import load_predictions
+from components.workspace import Workspace
+from flows.plan import Plan, load_checked_domain
+
+PICTURE = "comparison.png"
+
+
+def compare(workspace: Workspace, name: str) -> dict[str, Any]:
+    """The outcome of the last retrain, with the path of its picture."""
+    load_checked_domain(workspace, name)
+    tracking.connect(workspace)
+    last = tracking.load_last_result(name)
+    if last is None or "tuners" not in last:
+        found = "none" if last is None else "one by an older version of Tessera"
+        mend = f"Run `tessera retrain {name}` first."
+        raise PromotionError(f"comparison of {name}", expected="a finished retrain", found=found, mend=mend)
+    return last | {"picture": str(draw_picture(last, workspace.runs(name) / PICTURE))}
+
+
+def summarise_tuners(
+    plan: Plan, rows: Sequence[Mapping[str, Any]], searches: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """A line a tuner, the best on validation first. rows: as `describe_result` makes them."""
+    tuners = [_summarise(plan, [row for row in rows if row["tuner"] == tuner.label]) for tuner in plan.tuners]
+    for line, tuner in zip(tuners, plan.tuners, strict=True):
+        line["options"] = tuner.model_dump(mode="json", exclude={"kind", "name"})
+        record = searches.get(tuner.label)
+        line["search"] = None if record is None else {key: record[key] for key in record if key != "tuner"}
+    return sorted(tuners, key=lambda line: -line["val"])
+
+
+def _summarise(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean over the seeds, and its interval: a group is drawn with what every seed said of it.
+
+    The seeds' answers laid end to end have as recalls the means of the seeds' recalls.
+    """
+    answers = pl.concat(load_predictions(Path(row["folder"]), "test") for row in rows)
+    test = score_frame(answers, plan.domain)
+    hit = (pl.col("label") == pl.col("predicted")).mean().alias("recall")
+    recalls = dict(answers.group_by("label").agg(hit).iter_rows())
+    first = rows[0]
+    return {
+        "tuner": first["tuner"],
+        "selected": any(row["selected"] for row in rows),
+        "seeds": [row["seed"] for row in rows],
+        "val": fmean(row["val"] for row in rows),
+        "test": {"value": test.value, "low": test.low, "high": test.high, "seeds": [r["test"]["value"] for r in rows]},
+        "recalls": {name: recalls[name] for name in plan.domain.classes if name in recalls},
+        "seconds": round(fmean(row["seconds"] for row in rows), 3),
+        **{key: first[key] for key in ("trainable_params", "head_params", "share", "adapter_bytes")},
+    }
+
+
+def draw_picture(outcome: Mapping[str, Any], path: Path) -> Path:
+    """Draw an outcome's tuners into a PNG; returns its path."""
+    from components.pictures import draw_comparison
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    draw_comparison(outcome["tuners"], describe_outcome(outcome)).savefig(partial, format="png", dpi=120)
+    os.replace(partial, path)
+    return path
+
+
+def describe_outcome(outcome: Mapping[str, Any]) -> str:
+    """The picture's title: what was compared, on what, and what the intervals are of."""
+    seeds = outcome["tuners"][0]["seeds"]
+    number = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
+    return (
+        f"{outcome['domain']} on {outcome['backbone']['name']}: balanced accuracy on the test groups, {number}\n"
+        f"bars: intervals by bootstrap over groups; dots: seeds; data version {outcome['data_version'][:12]}"
+    )
