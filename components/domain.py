@@ -150,9 +150,10 @@ class Gates(Strict):
 
     floor: the lower end of the challenger's interval must reach it; chance level when left out.
     confidence: of every interval. slice_margin: how much worse any slice may get.
-    max_adapter_mb: an artifact limit, none when left out.
+    max_adapter_mb: an artifact limit, none when left out. use: the gates that judge, all when left out.
     """
 
+    use: tuple[str, ...] | None = Field(default=None, min_length=1)
     floor: float | None = Field(default=None, ge=0, le=1)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     slice_margin: float = Field(default=0.05, ge=0, le=1)

@@ -20,6 +20,9 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=(__doc__ or "").split(" Every")[0]
 )
 
+ledger_app = typer.Typer(no_args_is_help=True, help="The record of every promotion: verify or export it.")
+app.add_typer(ledger_app, name="ledger")
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 WorkspaceOption = Annotated[
     Path | None,
@@ -230,8 +233,29 @@ def rollback(
 
 
 @app.command()
-def history(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+def history(
+    domain: DomainArgument,
+    at: Annotated[str | None, typer.Option("--at", metavar="DATE", help="Who was champion then?")] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
     """Who was champion, when and why."""
+
+    def act(place: Any) -> Outcome:
+        from components import tracking
+        from flows.plan import load_checked_domain
+        from flows.promote import describe_history, find_champion_at
+
+        load_checked_domain(place, domain)
+        tracking.connect(place)
+        return describe_history(domain) | (find_champion_at(domain, at) if at else {})
+
+    _run(act, _shower("show_records"), as_json, workspace)
+
+
+@ledger_app.command("verify")
+def verify_ledger(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Find records that were altered, removed or reordered, and a champion that no record explains."""
 
     def act(place: Any) -> Outcome:
         from components import tracking
@@ -240,9 +264,33 @@ def history(domain: DomainArgument, as_json: JsonOption = False, workspace: Work
 
         load_checked_domain(place, domain)
         tracking.connect(place)
-        return describe_history(domain)
+        found = describe_history(domain)
+        return {"domain": domain, "records": len(found["records"]), "problems": found["ledger_problems"]}
 
-    _run(act, _shower("show_records"), as_json, workspace)
+    _run(act, _shower("show_ledger"), as_json, workspace, failed=lambda outcome: bool(outcome["problems"]))
+
+
+@ledger_app.command("export")
+def export_ledger(
+    domain: DomainArgument,
+    file: Annotated[Path, typer.Argument(help="Where to write it, one JSON record a line.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the ledger as it is stored, a line a record: each names the sha256 of the line before."""
+
+    def act(place: Any) -> Outcome:
+        from components import tracking
+        from components.promotion.ledger import load_texts
+        from flows.plan import load_checked_domain
+
+        load_checked_domain(place, domain)
+        tracking.connect(place)
+        texts = [text for _, text in sorted(load_texts(domain).items())]
+        file.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        return {"domain": domain, "records": len(texts), "file": str(file.resolve())}
+
+    _run(act, _shower("show_export"), as_json, workspace)
 
 
 @app.command()

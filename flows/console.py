@@ -258,6 +258,24 @@ def show_records(outcome: Mapping[str, Any]) -> None:
     OUT.print(table)
     champion = outcome["champion_version"]
     OUT.print(f"Champion of {outcome['domain']}: " + (f"version {champion}" if champion else "none yet"))
+    if "at" in outcome:
+        then = outcome["champion_at"]
+        OUT.print(f"At {outcome['at']}: " + (f"version {then}" if then else "none yet"))
+    for problem in outcome.get("ledger_problems", ()):
+        OUT.print(f"[red]ledger[/] {escape(problem)}")
+
+
+def show_ledger(outcome: Mapping[str, Any]) -> None:
+    """Whole, or what is wrong with it."""
+    for problem in outcome["problems"]:
+        OUT.print(f"[red]problem[/] {escape(problem)}")
+    word = "[red]not whole[/]" if outcome["problems"] else "[green]whole[/]"
+    OUT.print(f"Ledger of {outcome['domain']}: {word}, {outcome['records']} records")
+
+
+def show_export(outcome: Mapping[str, Any]) -> None:
+    """How many records went where."""
+    OUT.print(f"{outcome['records']} records of {outcome['domain']} in {outcome['file']}", soft_wrap=True)
 
 
 def show_predictions(outcome: Mapping[str, Any]) -> None:

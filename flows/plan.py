@@ -17,6 +17,7 @@ from components.domain import Domain, load_domain
 from components.models.embedded import load_card
 from components.models.hub import EMBEDDED, choose_backbone
 from components.models.tuners import Tuner, create_tuners
+from components.promotion.gates import require_gates
 from components.training.job import Job
 from components.training.search import Trial, choose_seed
 from components.workspace import REPOSITORY, Workspace
@@ -100,6 +101,7 @@ def load_checked_domain(workspace: Workspace, name: str, overrides: Sequence[str
     if domain.backbone.endswith(".safetensors"):  # a relative path is one in the workspace
         domain = domain.model_copy(update={"backbone": str(workspace.root / Path(domain.backbone).expanduser())})
     create_tuners(domain.candidates, str(workspace.domain_file(name)))
+    require_gates(domain, str(workspace.domain_file(name)))
     return domain
 
 

@@ -1,5 +1,6 @@
 """Gate and promote: challenger and champion scored on the same test images, and the alias moved if the gates agree."""
 
+from datetime import UTC, datetime, time
 from typing import Any
 
 from components.data import versioning
@@ -36,7 +37,7 @@ def promote(workspace: Workspace, name: str, version: int | None = None) -> dict
         return describe_history(name) | {"verdict": "PROMOTE", "reason": reason}
     report("stage", title="score both on the same test images")
     versioning.refresh(workspace, name)
-    decision = judge(plan, score_version(plan, challenger), champion)
+    decision = judge(plan, score_version(plan, challenger), challenger, champion)
     if decision.verdict == "PROMOTE":
         move_champion(plan, challenger, None if champion is None else champion.version, decision)
     return describe_history(name) | {"verdict": decision.verdict, "reason": decision.reason}
@@ -51,17 +52,28 @@ def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
     return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
 
 
-def judge(plan: Plan, challenger: Result, champion: Version | None) -> Decision:
-    """The gates' decision on the plan's test images; the champion is scored afresh on them."""
+def judge(plan: Plan, scored: Result, challenger: Version, champion: Version | None) -> Decision:
+    """The gates' decision on the plan's test images, where the champion is scored afresh; `scored` is the challenger.
+
+    A verdict that moves nothing is written into the ledger at once, for it was a look at the test set all the same.
+    """
     rival = None if champion is None else load_predictions(score_version(plan, champion).folder, "test")
+    frame = load_predictions(scored.folder, "test")
+    pair = (None if champion is None else champion.version, challenger.version)
     context = Context(
         domain=plan.domain,
-        challenger=load_predictions(challenger.folder, "test"),
+        challenger=frame,
         champion=rival,
-        adapter_bytes=challenger.adapter_bytes,
-        trained=bool(challenger.backbone["trained"]),
+        adapter_bytes=scored.adapter_bytes,
+        looks=ledger.count_looks(ledger.load_records(plan.domain.name), pair, frame["group"].n_unique()),
+        trained=bool(scored.backbone["trained"]),
     )
-    return decide(context)
+    decision = decide(context)
+    if decision.verdict != "PROMOTE":
+        registry.record_judgement(
+            plan.workspace, plan.domain.name, challenger.version, expected=pair[0], **_evidence(plan, decision)
+        )
+    return decision
 
 
 def score_version(plan: Plan, version: Version) -> Result:
@@ -78,12 +90,42 @@ def move_champion(plan: Plan, challenger: Version, expected: int | None, decisio
         plan.domain.name,
         challenger.version,
         expected=expected,
-        reason=decision.reason,
-        verdict=decision.verdict,
-        evidence_sha256=ledger.hash_evidence(decision.model_dump(mode="json")),
-        data_version=challenger.data_version,
-        git_commit=plan.code,
+        **_evidence(plan, decision),
     )
+
+
+def _evidence(plan: Plan, decision: Decision) -> dict[str, Any]:
+    """What a record says of the judgement it rests on."""
+    groups = next((int(found.evidence["groups"]) for found in decision.findings if "groups" in found.evidence), 0)
+    return {
+        "reason": decision.reason,
+        "verdict": decision.verdict,
+        "evidence_sha256": ledger.hash_evidence(decision.model_dump(mode="json")),
+        "data_version": plan.version.md5,
+        "git_commit": plan.code,
+        "test_groups": groups,
+    }
+
+
+def find_champion_at(name: str, when: str) -> dict[str, Any]:
+    """Who was champion at a moment, an ISO date (its end) or time, in UTC where it names no zone.
+
+    Raises PromotionError for a text that is neither.
+    """
+    try:
+        moment = datetime.fromisoformat(when)
+    except ValueError:
+        raise PromotionError(
+            f"--at {when}",
+            expected="a date or time such as 2026-11-24 or 2026-11-24T15:30+01:00",
+            found="neither",
+            mend="Write it in that form.",
+        ) from None
+    if "T" not in when and " " not in when:
+        moment = datetime.combine(moment.date(), time.max)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    record = ledger.find_champion(ledger.load_records(name), moment)
+    return {"at": moment.isoformat(), "champion_at": None if record is None else record.to_version}
 
 
 def mark_unchanged(name: str, known: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +150,7 @@ def describe_history(name: str) -> dict[str, Any]:
             "data_version": record.data_version,
             "git_commit": record.git_commit,
             "evidence_sha256": record.evidence_sha256,
+            "test_groups": record.test_groups,
         }
         for record in ledger.load_records(name)
     ]

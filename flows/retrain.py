@@ -287,7 +287,8 @@ def gate(plan: Plan, best: dict[str, Any], version: int) -> tuple[dict[str, Any]
     """The decision, and the champion it was made against."""
     tracking.connect(plan.workspace)
     champion = registry.load_version(plan.domain.name, registry.CHAMPION)
-    decision = judge(plan, _require(load_result(Path(best["folder"])), "result"), champion)
+    scored = _require(load_result(Path(best["folder"])), "result")
+    decision = judge(plan, scored, _require(registry.load_version(plan.domain.name, version), "version"), champion)
     return decision.model_dump(mode="json"), None if champion is None else champion.version
 
 

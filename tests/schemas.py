@@ -56,7 +56,7 @@ RECORDS = rows(
     number=COUNT,
     when=TEXT,
     who=TEXT,
-    action={"enum": ["promote", "rollback"]},
+    action={"enum": ["promote", "rollback", "judge"]},
     previous=VERSION,
     version=VERSION,
     reason=TEXT,
@@ -96,6 +96,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "promote": record(domain=TEXT, verdict=VERDICT, reason=TEXT, champion_version=VERSION, records=RECORDS),
     "rollback": record(domain=TEXT, champion_version=VERSION, records=RECORDS),
     "history": record(domain=TEXT, champion_version=VERSION, records=RECORDS),
+    "ledger verify": record(domain=TEXT, records=COUNT, problems={"type": "array", "items": TEXT}),
+    "ledger export": record(domain=TEXT, records=COUNT, file=TEXT),
     "predict": record(
         domain=TEXT,
         version=VERSION,

@@ -1,14 +1,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 from tiny import CLASSES, create_domain, predict
 
-from components.errors import PromotionError
-from components.promotion.gates import GATES, Context, Decision, Finding, decide
+from components.errors import DomainError, PromotionError
+from components.promotion.gates import GATES, Context, Decision, Finding, decide, require_gates
 
 TRUTH = [CLASSES[k % 3] for k in range(240)]
 
@@ -194,3 +195,27 @@ def test_gates_import_nothing_heavy() -> None:
     code = f"import sys, components.promotion.gates; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_looks_at_the_test_set_make_the_gate_stricter() -> None:
+    first = context(spoil(0.04), spoil(0.13, seed=1))
+    later = replace(first, looks=30.0)
+    found = [finding(decide(one), "improvement") for one in (first, later)]
+    assert found[0].verdict == "PROMOTE"
+    assert found[1].verdict == "HOLD"
+    assert float(found[1].evidence["low"]) < float(found[0].evidence["low"])
+    assert float(found[1].evidence["confidence"]) > 0.9999
+    assert "worn out" in found[1].reason
+    assert "worn out" not in found[0].reason
+    assert float(found[0].evidence["mcnemar_p"]) < 0.05
+
+
+def test_a_domain_picks_its_gates() -> None:
+    decision = decide(context(spoil(0.1), use=("floor",)))
+    assert [found.gate for found in decision.findings] == ["floor"]
+
+
+@pytest.mark.parametrize(("use", "told"), [(("flor",), "floor, improvement, slices, size"), (("size",), "improvement")])
+def test_gates_that_cannot_judge_are_refused(use: tuple[str, ...], told: str) -> None:
+    with pytest.raises(DomainError, match=told):
+        require_gates(create_domain(gates={"use": use}), "domain.yaml")

@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -294,3 +296,47 @@ def test_a_lock_that_is_held_is_told(workspace: Workspace, domain: str, monkeypa
         registry.lock_domain(workspace, domain),
     ):
         pass
+
+
+def judge(workspace: Workspace, domain: str, version: int, expected: int | None, groups: int, sha: str = "e") -> None:
+    facts = {"reason": "undecided", "verdict": "HOLD", "test_groups": groups}
+    registry.record_judgement(workspace, domain, version, expected=expected, evidence_sha256=sha * 64, **facts)
+
+
+def test_a_judgement_is_recorded_once_and_moves_nothing(workspace: Workspace, domain: str, register: Register) -> None:
+    first, second, third = register(), register(), register()
+    set_champion(workspace, domain, first, expected=None, reason="first", test_groups=40)
+    judge(workspace, domain, second, first, 40)
+    judge(workspace, domain, second, first, 40)
+    set_champion(workspace, domain, third, expected=first, reason="better", test_groups=40)
+    records = ledger.load_records(domain)
+    assert [(record.action, record.to_version) for record in records] == [("promote", 1), ("judge", 2), ("promote", 3)]
+    assert ledger.verify_records(domain) == ()
+    assert rollback(workspace, domain, "back").version == first
+    assert ledger.verify_records(domain) == ()
+    with pytest.raises(PromotionError, match="somebody else moved it"):
+        judge(workspace, domain, second, third, 40, sha="f")
+
+
+def test_looks_are_counted_by_pair_and_by_share_of_the_groups() -> None:
+    def judged(number: int, champion: int | None, challenger: int, groups: int) -> ledger.Record:
+        facts = {"when": "2026-01-01T00:00:00+00:00", "who": "ada", "action": "judge", "reason": ""}
+        pair = {"from_version": champion, "to_version": challenger, "test_groups": groups}
+        return ledger.Record(number=number, before=ledger.START, **facts, **pair)
+
+    records = [judged(1, None, 1, 40), judged(2, 1, 2, 40), judged(3, 1, 2, 40), judged(4, 1, 3, 80)]
+    assert ledger.count_looks([], (None, 1), 40) == 1
+    assert ledger.count_looks(records, (1, 4), 80) == 2.5
+    assert ledger.count_looks(records, (1, 3), 80) == 1.5
+    assert ledger.count_looks(records, (1, 4), 40) == 3
+
+
+def test_who_was_champion_then(workspace: Workspace, domain: str, register: Register) -> None:
+    first, second = register(), register()
+    set_champion(workspace, domain, first, expected=None, reason="first")
+    between = datetime.now(UTC)
+    time.sleep(1.1)  # records tell time in seconds
+    set_champion(workspace, domain, second, expected=first, reason="better")
+    records = ledger.load_records(domain)
+    found = [ledger.find_champion(records, when) for when in (between - timedelta(days=1), between, datetime.now(UTC))]
+    assert [record and record.to_version for record in found] == [None, first, second]

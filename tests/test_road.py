@@ -96,13 +96,21 @@ def test_history_predict_and_rollback(road: Path, retrained: Answer) -> None:
     for row in predicted.outcome["predictions"]:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert row["model_version"] == history.outcome["champion_version"]
-    if len(history.outcome["records"]) == 1:
+    moves = [row for row in history.outcome["records"] if row["action"] == "promote"]
+    if len(moves) == 1:
         refused = run_tessera(road, "rollback", DOMAIN)
         assert refused.code == 2
         jsonschema.validate(refused.outcome, SCHEMAS["error"])
         assert "previous" in refused.outcome["error"]["message"]
     promoted = run_tessera(road, "promote", DOMAIN, "1")
     _fits(promoted, "promote")
+    before = run_tessera(road, "history", DOMAIN, "--at", "2020-01-01")
+    assert (before.outcome["champion_at"], before.outcome["at"][:10]) == (None, "2020-01-01")
+    verified = run_tessera(road, "ledger", "verify", DOMAIN)
+    _fits(verified, "ledger verify")
+    exported = run_tessera(road, "ledger", "export", DOMAIN, str(road / "ledger.jsonl"))
+    _fits(exported, "ledger export")
+    assert len((road / "ledger.jsonl").read_text().splitlines()) == verified.outcome["records"]
 
 
 def test_the_run_is_told_in_mlflow(road: Path, retrained: Answer) -> None:

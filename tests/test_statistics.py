@@ -1,5 +1,6 @@
 import itertools
 import time
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -10,20 +11,27 @@ from components.promotion.statistics import (
     balanced_accuracy,
     bootstrap_difference,
     bootstrap_score,
+    correct_confidence,
+    count_discordant,
     groups_to_decide,
+    mcnemar,
+    widen,
+    widening,
 )
 
 
-def clustered(rng: np.random.Generator, groups: int, size: int, spread: float) -> tuple[np.ndarray, ...]:
-    """Labels, two equally good models, groups: images of a group share its class and how hard it is for each model."""
+def clustered(
+    rng: np.random.Generator, groups: int, size: int, spread: float, models: int = 2
+) -> tuple[np.ndarray, ...]:
+    """Labels, equally good models, groups: images of a group share its class and how hard it is for each model."""
     labels = np.repeat(rng.integers(0, 3, groups), size)
     names = np.repeat(np.arange(groups), size)
     ease = rng.beta(4, 1, groups)
-    models = []
-    for _ in range(2):
+    answers = []
+    for _ in range(models):
         chance = np.repeat(np.clip(ease + rng.normal(0, spread, groups), 0, 1), size)
-        models.append(np.where(rng.random(len(labels)) < chance, labels, (labels + 1) % 3))
-    return labels, *models, names
+        answers.append(np.where(rng.random(len(labels)) < chance, labels, (labels + 1) % 3))
+    return labels, *answers, names
 
 
 def test_balanced_accuracy_by_hand() -> None:
@@ -90,6 +98,83 @@ def test_equal_models_are_seldom_called_better() -> None:
         labels, ours, theirs, names = clustered(rng, 10, 8, 0.15)
         wrong += bootstrap_difference(labels, ours, theirs, names, 3, resamples=500, seed=seed).low > 0
     assert wrong <= 50
+
+
+def promotes(rng: np.random.Generator, groups: int, seed: int, *, gain: float = 0.0, looks: int = 1) -> bool:
+    """Whether a comparison of two models on fresh clustered data would promote the first; `gain` is its true lead."""
+    labels, ours, theirs, names = clustered(rng, groups, 8, 0.15)
+    better = (ours != labels) & (rng.random(len(labels)) < gain)
+    ours = np.where(better, labels, ours)
+    effect = bootstrap_difference(labels, ours, theirs, names, 3, resamples=300, seed=seed)
+    corrected = correct_confidence(0.95, looks)
+    return widen(effect, 0.95, corrected, groups, reach=(-1.0, 1.0)).low > 0
+
+
+def test_without_a_true_difference_one_in_twenty_is_promoted_at_most() -> None:
+    rng = np.random.default_rng(30)
+    assert sum(promotes(rng, 30, seed) for seed in range(2000)) <= 100
+
+
+def test_many_looks_at_one_test_set_promote_no_more_often_than_one() -> None:
+    """Ten challengers that are no better, judged one after the other: in at most one series of twenty is one promoted.
+
+    Without the correction it happens three times as often.
+    """
+    rng = np.random.default_rng(7)
+    corrected, plain = 0, 0
+    for seed in range(200):
+        labels, champion, *challengers, names = clustered(rng, 30, 8, 0.15, models=11)
+        effects = [
+            bootstrap_difference(labels, challenger, champion, names, 3, resamples=300, seed=seed)
+            for challenger in challengers
+        ]
+        levels = [correct_confidence(0.95, look) for look in range(1, 11)]
+        plain += any(effect.low > 0 for effect in effects)
+        corrected += any(
+            widen(effect, 0.95, level, 30, (-1.0, 1.0)).low > 0 for effect, level in zip(effects, levels, strict=True)
+        )
+    assert corrected <= 10
+    assert plain > 3 * corrected
+
+
+def test_power_grows_with_groups() -> None:
+    rng = np.random.default_rng(3)
+    power = [fmean(promotes(rng, groups, seed, gain=0.4) for seed in range(150)) for groups in (10, 40, 160)]
+    assert power[0] < power[1] < power[2]
+    assert power[2] > 0.9
+
+
+def test_intervals_of_single_images_are_too_narrow() -> None:
+    """Taken for independent, the images of a group promote far more often than one in forty without any difference."""
+    rng, wrong = np.random.default_rng(11), 0
+    for seed in range(400):
+        labels, ours, theirs, _ = clustered(rng, 12, 20, 0.3)
+        wrong += bootstrap_difference(labels, ours, theirs, np.arange(len(labels)), 3, resamples=300, seed=seed).low > 0
+    assert wrong > 40
+
+
+@pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1.0), (5, 5, 1.0), (10, 0, 2 / 1024), (8, 2, 112 / 1024)])
+def test_mcnemar_by_hand(gained: int, lost: int, p: float) -> None:
+    assert mcnemar(gained, lost) == pytest.approx(p)
+    assert mcnemar(lost, gained) == mcnemar(gained, lost)
+
+
+def test_discordant_images_are_those_only_one_has_right() -> None:
+    labels, ours, theirs = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 1, 0, 0]), np.array([0, 1, 0, 1, 1])
+    assert count_discordant(labels, ours, theirs) == (2, 1)
+
+
+def test_all_looks_together_keep_the_level() -> None:
+    spent = sum(1 - correct_confidence(0.95, look) for look in range(1, 20_000))
+    assert 0.0499 < spent < 0.05
+    assert widening(0.95, correct_confidence(0.95, 15), 200) < statistics.WORN_OUT
+    assert widening(0.95, correct_confidence(0.95, 25), 200) > statistics.WORN_OUT
+
+
+def test_widening_scales_both_sides_and_stays_within_reach() -> None:
+    wide = widen(Interval(0.1, 0.0, 0.3), 0.95, 0.99, 1000, reach=(-1.0, 0.34))
+    factor = widening(0.95, 0.99, 1000)
+    assert (wide.value, wide.low, wide.high) == (0.1, pytest.approx(0.1 - 0.1 * factor), 0.34)
 
 
 def test_a_true_difference_is_found() -> None:

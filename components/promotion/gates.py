@@ -2,13 +2,14 @@
 
     floor        REJECT unless surely at the floor or above (better than guessing, where none is set)
     improvement  PROMOTE a first champion or where surely better than the champion, REJECT where surely worse;
-                 else HOLD, and how many further test groups would decide
+                 else HOLD, and how many further test groups would decide. Looks at one test set are counted and
+                 the level corrected for them
     slices       REJECT where a slice is surely worse by more than the margin; HOLD where it is surely worse and
                  its estimate is beyond the margin
     size         REJECT an adapter over the limit
 
 "Surely" means that the whole confidence interval agrees (`gates.confidence` of the domain). A gate that has nothing
-to say returns None. To add one, write a function and its row in GATES.
+to say returns None; `gates.use` of the domain picks some. To add one, write a function and its row in GATES.
 """
 
 from collections.abc import Callable
@@ -19,13 +20,19 @@ import numpy as np
 import polars as pl
 
 from components.domain import Domain, Strict
-from components.errors import PromotionError
+from components.errors import DomainError, PromotionError
 from components.promotion.statistics import (
+    WORN_OUT,
     Interval,
     Ints,
     bootstrap_difference,
     bootstrap_score,
+    correct_confidence,
+    count_discordant,
     groups_to_decide,
+    mcnemar,
+    widen,
+    widening,
 )
 
 Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
@@ -53,12 +60,16 @@ class Decision(Strict):
 
 @dataclass(frozen=True)
 class Context:
-    """The evidence: predictions of the test split, of the challenger and, on the same images, of the champion."""
+    """The evidence: predictions of the test split, of the challenger and, on the same images, of the champion.
+
+    looks: which comparison on these test groups this is (`ledger.count_looks`), 1 for the first.
+    """
 
     domain: Domain
     challenger: pl.DataFrame
     champion: pl.DataFrame | None
     adapter_bytes: int
+    looks: float = 1.0
     trained: bool = True  # False where the backbone's weights are random: the machinery is tried, not the method
 
 
@@ -85,21 +96,47 @@ def check_improvement(context: Context) -> Finding | None:
     """Is the challenger surely better than the champion, on the very same images?"""
     if context.champion is None:
         return Finding(gate="improvement", verdict="PROMOTE", reason="First champion: floors only.", evidence={})
-    effect = compare_frames(context.challenger, context.champion, context.domain)
+    effect, level, wear = _compare_corrected(context, context.champion)
     groups = context.challenger["group"].n_unique()
     evidence = _evidence(effect) | {"images": float(context.challenger.height), "groups": float(groups)}
+    evidence |= {"looks": context.looks, "confidence": level} | _count_changes(context, context.champion)
     told = f"Against the champion the balanced accuracy changes by {_show(effect, signed=True)}"
+    worn = f" {_explain_wear(context, level)}" if wear >= WORN_OUT else ""
     if effect.low > 0:
-        return Finding(gate="improvement", verdict="PROMOTE", reason=f"{told}: surely better.", evidence=evidence)
+        reason = f"{told}: surely better.{worn}"
+        return Finding(gate="improvement", verdict="PROMOTE", reason=reason, evidence=evidence)
     if effect.high < 0:
-        return Finding(gate="improvement", verdict="REJECT", reason=f"{told}: surely worse.", evidence=evidence)
+        return Finding(gate="improvement", verdict="REJECT", reason=f"{told}: surely worse.{worn}", evidence=evidence)
     more = groups_to_decide(effect, groups)
     if more is None:
         advice = "The difference is too small for more test data of this kind to decide it."
     else:
         evidence = evidence | {"more_groups": float(more)}
         advice = f"Were it real, about {_count(more, 'further test group')} would show it."
-    return Finding(gate="improvement", verdict="HOLD", reason=f"{told}: undecided. {advice}", evidence=evidence)
+    return Finding(gate="improvement", verdict="HOLD", reason=f"{told}: undecided. {advice}{worn}", evidence=evidence)
+
+
+def _compare_corrected(context: Context, champion: pl.DataFrame) -> tuple[Interval, float, float]:
+    """The difference at the level that so many looks leave, that level, and how much wider it made the interval."""
+    effect = compare_frames(context.challenger, champion, context.domain)
+    groups, asked = context.challenger["group"].n_unique(), context.domain.gates.confidence
+    level = correct_confidence(asked, context.looks)
+    return widen(effect, asked, level, groups, reach=(-1.0, 1.0)), level, widening(asked, level, groups)
+
+
+def _count_changes(context: Context, champion: pl.DataFrame) -> dict[str, float | str]:
+    """McNemar's test beside the interval: images that only one of the two has right."""
+    ours, theirs = context.challenger.sort("id"), champion.sort("id")
+    columns = (ours["label"], ours["predicted"], theirs["predicted"])
+    gained, lost = count_discordant(*(_encode(column, context.domain) for column in columns))
+    return {"only_challenger_right": gained, "only_champion_right": lost, "mcnemar_p": mcnemar(gained, lost)}
+
+
+def _explain_wear(context: Context, level: float) -> str:
+    return (
+        f"The test set is worn out: at look {context.looks:.3g} the interval must hold with {100 * level:.2f} %, and a "
+        "difference must be more than twice what a fresh set would show. Label new test groups."
+    )
 
 
 def check_slices(context: Context) -> Finding | None:
@@ -149,7 +186,8 @@ def decide(context: Context) -> Decision:
     Raises PromotionError when the evidence is empty or the two models were not scored on the same images.
     """
     _require_evidence(context)
-    findings = tuple(finding for gate in GATES.values() if (finding := gate(context)) is not None)
+    used = context.domain.gates.use or tuple(GATES)
+    findings = tuple(finding for name in GATES if name in used and (finding := GATES[name](context)) is not None)
     verdict = min((finding.verdict for finding in findings), key=STRICTEST.index)
     decisive = [finding for finding in findings if finding.verdict == verdict]
     reason = " ".join(finding.reason for finding in decisive)
@@ -158,6 +196,25 @@ def decide(context: Context) -> Decision:
     more = [finding.evidence["more_groups"] for finding in decisive if "more_groups" in finding.evidence]
     more_groups = int(more[0]) if more and verdict == "HOLD" else None
     return Decision(verdict=verdict, reason=reason, findings=findings, more_groups=more_groups)
+
+
+def require_gates(domain: Domain, where: str) -> None:
+    """Raise DomainError for a gate that does not exist, and where no gate is left that always has a word."""
+    names = domain.gates.use or tuple(GATES)
+    if unknown := [name for name in names if name not in GATES]:
+        raise DomainError(
+            f"{where}: gates.use",
+            expected=f"gates among {', '.join(GATES)}",
+            found=", ".join(unknown),
+            mend="Name some of these, or leave `use` out for all.",
+        )
+    if not set(names) & {"floor", "improvement"}:
+        raise DomainError(
+            f"{where}: gates.use",
+            expected="`floor` or `improvement` among the gates, without which nothing speaks for a promotion",
+            found=", ".join(names),
+            mend="Add `improvement`.",
+        )
 
 
 def score_frame(frame: pl.DataFrame, domain: Domain) -> Interval:

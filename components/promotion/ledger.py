@@ -12,7 +12,7 @@ import getpass
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -29,14 +29,22 @@ MOST_CHARACTERS = 5000
 MOST_REASON = 1500
 
 
+#: What moved the alias; a `judge` record says what was held back or rejected, and that the test set was looked at.
+MOVES = ("promote", "rollback")
+Action = Literal["promote", "rollback", "judge"]
+
+
 class Record(Strict):
-    """One move of the alias `champion`."""
+    """One move of the alias `champion`, or one judgement that did not move it.
+
+    test_groups: how many test groups both were judged on; 0 where nothing was judged.
+    """
 
     number: int = Field(ge=1)
     before: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the record before this one")
     when: str
     who: str
-    action: Literal["promote", "rollback"]
+    action: Action
     from_version: int | None
     to_version: int
     verdict: str = ""
@@ -44,12 +52,13 @@ class Record(Strict):
     evidence_sha256: str = ""
     data_version: str = ""
     git_commit: str = ""
+    test_groups: int = Field(default=0, ge=0)
 
 
 def append_record(
     domain: str,
     *,
-    action: Literal["promote", "rollback"],
+    action: Action,
     from_version: int | None,
     to_version: int,
     reason: str,
@@ -57,6 +66,7 @@ def append_record(
     evidence_sha256: str = "",
     data_version: str = "",
     git_commit: str = "",
+    test_groups: int = 0,
     who: str | None = None,
 ) -> Record:
     """Write the next record; the caller holds the domain's lock. A very long reason is cut and ends with …"""
@@ -77,6 +87,7 @@ def append_record(
         evidence_sha256=evidence_sha256,
         data_version=data_version,
         git_commit=git_commit,
+        test_groups=test_groups,
     )
     text = record.model_dump_json()
     _require_short(domain, text)
@@ -87,6 +98,28 @@ def append_record(
 def load_records(domain: str) -> tuple[Record, ...]:
     """All records, oldest first. Raises PromotionError for one that cannot be read."""
     return tuple(_parse(domain, number, text) for number, text in sorted(load_texts(domain).items()))
+
+
+def find_champion(records: Sequence[Record], when: datetime) -> Record | None:
+    """The move that made the champion of that moment, None before the first."""
+    moves = [record for record in records if record.action in MOVES and datetime.fromisoformat(record.when) <= when]
+    return moves[-1] if moves else None
+
+
+def count_looks(records: Sequence[Record], pair: tuple[int | None, int], groups: int) -> float:
+    """How often these test groups were looked at to compare two versions, the look at `pair` (champion, challenger)
+    included: 1 for the first.
+
+    A group never changes its side, so test sets grow: a look at half of the present groups counts half, and fresh
+    groups renew the set. Judging one pair again is no new look, and without a champion nothing is compared.
+    """
+    seen = {
+        (record.from_version, record.to_version): record.test_groups
+        for record in records
+        if record.from_version is not None and record.test_groups
+    }
+    others = [looked for judged, looked in seen.items() if judged != pair]
+    return 1 + sum(min(1.0, looked / max(1, groups)) for looked in others)
 
 
 def verify_records(domain: str) -> tuple[str, ...]:
@@ -101,7 +134,7 @@ def verify_records(domain: str) -> tuple[str, ...]:
             records[number] = _parse(domain, number, text)
         except PromotionError:
             problems.append(f"record {number} is altered: it can no longer be read")
-    problems += _check_chain(stored, records)
+    problems += _check_chain(stored, records) + _check_moves(records)
     return (*problems, *_check_champion(domain, records))
 
 
@@ -143,18 +176,26 @@ def _check_chain(stored: dict[int, str], records: dict[int, Record]) -> list[str
             problems.append("record 1 is altered: it is the first and yet names one before it")
         if number - 1 in stored and record.before != _hash(stored[number - 1]):
             problems.append(f"record {number - 1} is altered: record {number} was written after another text")
-        earlier = records.get(number - 1)
-        if earlier is not None and earlier.to_version != record.from_version:
+    return problems
+
+
+def _check_moves(records: dict[int, Record]) -> list[str]:
+    """Every record starts from the champion that the one before it left."""
+    problems, before, champion = [], 0, None
+    for number, record in sorted(records.items()):
+        if 0 < before == number - 1 and record.from_version != champion:
             problems.append(
-                f"between records {number - 1} and {number} the champion went from version {earlier.to_version} to "
+                f"between records {before} and {number} the champion went from version {champion} to "
                 f"{record.from_version} without a record: it was moved by hand, or a move was interrupted"
             )
+        before, champion = number, record.to_version if record.action in MOVES else record.from_version
     return problems
 
 
 def _check_champion(domain: str, records: dict[int, Record]) -> list[str]:
     champion = _load_champion(domain)
-    recorded = records[max(records)].to_version if records else None
+    moves = [number for number, record in records.items() if record.action in MOVES]
+    recorded = records[max(moves)].to_version if moves else None
     if champion == recorded:
         return []
     return [

@@ -24,7 +24,7 @@ from typing import Any
 
 from components.domain import Strict
 from components.errors import PromotionError
-from components.promotion.ledger import append_record
+from components.promotion.ledger import append_record, load_records
 from components.workspace import Workspace
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -126,6 +126,7 @@ def set_champion(
     evidence_sha256: str = "",
     data_version: str = "",
     git_commit: str = "",
+    test_groups: int = 0,
     who: str | None = None,
 ) -> Version:
     """Make `version` the champion if the champion still is `expected` (None: there is none), and record why.
@@ -149,10 +150,27 @@ def set_champion(
             evidence_sha256=evidence_sha256,
             data_version=data_version or target.data_version,
             git_commit=git_commit or target.git_commit,
+            test_groups=test_groups,
             who=who,
         )
         _move(domain, {PREVIOUS: expected, CHAMPION: version})
         return _require_version(domain, version)
+
+
+def record_judgement(
+    workspace: Workspace, domain: str, version: int, *, expected: int | None, evidence_sha256: str, **facts: Any
+) -> None:
+    """Leave a record of a verdict that moved nothing; the same one twice, as after an interruption, is one record."""
+    with lock_domain(workspace, domain):
+        records = load_records(domain)
+        last = records[-1] if records else None
+        if last is not None and (last.to_version, last.evidence_sha256) == (version, evidence_sha256):
+            return
+        champion = load_version(domain, CHAMPION)
+        _require_expected(domain, champion, expected)
+        append_record(
+            domain, action="judge", from_version=expected, to_version=version, evidence_sha256=evidence_sha256, **facts
+        )
 
 
 def rollback(workspace: Workspace, domain: str, reason: str, who: str | None = None) -> Version:
