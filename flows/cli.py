@@ -6,6 +6,7 @@ nothing else; everything a person reads goes elsewhere.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -398,6 +399,7 @@ def _run(
     failed: Callable[[Outcome], bool] = lambda _: False,
 ) -> None:
     """Do it, show it, and end with the right exit code; an error a user can mend is one paragraph."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's way of pressing Ctrl-C
     from components.errors import TesseraError
     from components.workspace import DISK_TROUBLE, describe_disk_trouble, find_workspace
 

@@ -177,7 +177,7 @@ def test_killed_at_twenty_random_moments(dtype: str, place: Path, trainer: Train
     assert any(step for _, step in places), "none of them fell into an epoch"
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_it_stops_with_a_checkpoint_when_asked(sign: signal.Signals, place: Path, trainer: Trainer) -> None:
     """At the next step, wherever it is; with checkpoints an hour apart, so that this one is because it was asked."""
     whole = create_job(place, "stopped-never", checkpoint_seconds=3600, epochs=12)
