@@ -9,6 +9,7 @@ Letters as in `prompts`; h heads of width d, T = S + HW tokens.
 """
 
 import copy
+import time
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ from components.models.prompts import PromptSource, embed_images
 if TYPE_CHECKING:
     from timm.models.vision_transformer import Block, VisionTransformer
 
+PROBE_SHAPE = (8, 3, 197, 64)  # (B, h, T, d): small enough to take milliseconds, large enough to tell
+PROBE_ROUNDS = 5
+MUST_WIN_BY = 2.0
 KEYS_MULTIPLE = 32  # of a vector register's numbers
 SCORES_BYTES = 4 << 20  # what stays near a processor core; 2 MB were slower for ViT-B
 
@@ -218,10 +222,33 @@ def cast_backbone(vit: "VisionTransformer", dtype: torch.dtype) -> "VisionTransf
     return copies[dtype]
 
 
-def choose_attention(device: torch.device) -> bool:
-    """Whether torch's fused attention is to be used: on a GPU, where it is far ahead.
+def choose_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's fused attention is to be used: measured here, forward and backward.
 
-    On a CPU products and softmax take a half to a fifth of its time in bfloat16 and about the same in float32. A rule
-    rather than a measurement, which came out now so, now so on a busy machine, and the weights' last bits with it.
+    In bfloat16 on a CPU it takes up to five times the time of products and softmax; on a GPU it is far ahead. A choice
+    changes the last bits of what is learned, so it must come out the same on the same machine whatever else is running
+    there: a processor's own time is counted, not the clock's, and the device's habit is left for a clear win alone.
     """
-    return device.type != "cpu"
+    seconds = {True: float("inf"), False: float("inf")}
+    tensors = [torch.full(PROBE_SHAPE, 0.1, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
+    with torch.enable_grad():
+        for _ in range(PROBE_ROUNDS):
+            for fused in seconds:
+                seconds[fused] = min(seconds[fused], _time_attention(tensors, fused))
+    usual = device.type != "cpu"
+    return usual if seconds[usual] < MUST_WIN_BY * seconds[not usual] else not usual
+
+
+def _time_attention(tensors: list[Tensor], fused: bool) -> float:
+    q, k, v = tensors
+    clock = time.process_time if q.device.type == "cpu" else time.perf_counter
+    _wait(q.device)
+    begin = clock()
+    attend(q, k, v, q.shape[-1] ** -0.5, fused).sum().backward()  # type: ignore[no-untyped-call]
+    _wait(q.device)
+    return clock() - begin
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -71,7 +71,7 @@ def create_engine(
         device = torch.device("cpu")
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     chosen = {"auto": torch.bfloat16 if native else torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    return Engine(device, chosen[dtype], mean, std, choose_attention(device), team)
+    return Engine(device, chosen[dtype], mean, std, choose_attention(device, chosen[dtype]), team)
 
 
 @torch.no_grad()
