@@ -201,7 +201,12 @@ ERRORS = [
     ),
     Case("link outside", link_outside, ("inside the raw folder", "a link to", "cache.type")),
     Case("link to a folder", link_folder, ("inside the raw folder", "a link to")),
-    Case("group without a table", write("x.txt", b""), ("only the layout csv", "lot"), changes={"group": "lot"}),
+    Case(
+        "group without a table",
+        write("x.txt", b""),
+        ("which only the layouts csv", "lot"),
+        changes={"group": "lot"},
+    ),
     Case("no table", remove("labels.csv"), ("the table labels.csv", "no such file"), CSV),
     Case("empty csv", write("labels.csv", b""), ("an empty file", "header line"), CSV),
     Case("csv of a header alone", table(), ("at least one row", "a header alone"), CSV),

@@ -18,13 +18,8 @@ from samples import (
 )
 
 from components.data.crops import draw_background, find_boxes
-from components.data.layouts import (
-    READERS,
-    find_classes,
-    guess_layout,
-    read_rows,
-    suggest_layout,
-)
+from components.data.guessing import guess_layout, suggest_layout
+from components.data.layouts import READERS, find_classes, read_rows
 from components.domain import LAYOUTS, Csv, Folders, Instances, Voc
 from components.errors import DataError
 
@@ -94,7 +89,7 @@ def test_voc_counts_pixels_from_one(tmp_path):
     rows = read_rows(make_domain(layout="voc"), write_voc(tmp_path, pictures=2))
     assert rows.filter(label="good")["crop"].to_list() == [[0, 10, 30, 40]] * 2
     sha = hashlib.sha256((tmp_path / "JPEGImages/p0.jpg").read_bytes()).hexdigest()
-    assert rows.filter(path="JPEGImages/p0.jpg")["id"].to_list() == [f"{sha}#0", f"{sha}#1"]
+    assert rows.filter(path="JPEGImages/p0.jpg")["id"].to_list() == [f"{sha}#0,10,30,40", f"{sha}#40,10,70,40"]
 
 
 def test_instances_are_cut_with_their_surroundings_and_background_without_any(tmp_path):
@@ -152,7 +147,7 @@ def test_a_wrong_layout_is_told_what_the_folder_looks_like(tmp_path, write, kind
         return
     with pytest.raises(DataError) as caught:
         read_rows(make_domain(layout=kind), tmp_path)
-    assert f"kind: {guess}" in str(caught.value)
+    assert f"This looks like {guess}: write `layout: " in str(caught.value)
 
 
 def test_rows_keep_their_types_when_columns_are_empty(tmp_path):

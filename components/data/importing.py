@@ -8,9 +8,11 @@ from typing import Any
 import polars as pl
 import yaml
 
-from components.data import layouts
+from components.data import guessing, layouts
+from components.data.manifest import by_class
 from components.data.splits import find_seed
-from components.domain import LAYOUTS, Domain, Split, load_domain, parse_domain
+from components.data.tables import looks_multilabel
+from components.domain import LAYOUTS, Csv, Domain, Parquet, Split, load_domain, parse_domain
 from components.errors import DataError, DomainError
 from components.workspace import REPOSITORY, Workspace
 
@@ -46,7 +48,7 @@ def _choose_seed(domain: Domain, rows: pl.DataFrame) -> Domain:
 
     Later it would move images; and a seed that serves now still does when groups are added.
     """
-    group = pl.coalesce("group", "id")
+    group, rows = pl.coalesce("group", "id"), by_class(rows)
     groups = {name: set(rows.filter(pl.col("label") == name).select(group).to_series()) for name in domain.classes}
     seed = find_seed(groups, domain.split)
     return domain if seed is None else domain.model_copy(update={"split": Split(seed=seed)})
@@ -72,7 +74,7 @@ def _require_same_layout(domain: Domain, layout: str | None, domain_file: Path) 
 
 def _describe(source: Path, name: str, layout: str | None, group: str | None, where: Path) -> Domain:
     """The smallest domain file that fits the folder."""
-    suggested = layouts.suggest_layout(source)
+    suggested = guessing.suggest_layout(source)
     if layout is None:
         chosen = suggested
     elif suggested is not None and suggested.kind == layout:
@@ -86,7 +88,10 @@ def _describe(source: Path, name: str, layout: str | None, group: str | None, wh
             found=layout or "a folder that looks like none of them",
             mend="Say which with `--layout`; data/README.md shows what each looks like.",
         )
-    facts = {"name": name, "task": "classification", "classes": layouts.find_classes(chosen, source), "layout": chosen}
+    many = isinstance(chosen, Csv | Parquet) and looks_multilabel(chosen, source)
+    classes = layouts.find_classes(chosen, source, many=many)
+    task = "multilabel" if many else "classification"
+    facts = {"name": name, "task": task, "classes": classes, "layout": chosen.model_dump()}
     return parse_domain(facts | ({"group": group} if group else {}), str(where))
 
 

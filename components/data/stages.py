@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 from components.data.layouts import read_rows
-from components.data.manifest import load_frame, load_manifest, save_bytes, save_frame
+from components.data.manifest import by_class, load_frame, load_manifest, save_bytes, save_frame
 from components.data.splits import assign_splits, require_floors
 from components.domain import Domain
 from components.workspace import Workspace
@@ -33,7 +33,7 @@ def run_split(workspace: Workspace, domain: Domain) -> None:
     """valid.parquet -> manifest.parquet; CheckFailed when a class misses a split."""
     folder = workspace.derived(domain.name)
     frame = assign_splits(load_manifest(folder / "valid.parquet", domain, split=False), domain.split)
-    require_floors(frame, domain)
+    require_floors(by_class(frame), domain)
     save_frame(frame, folder / "manifest.parquet")
 
 
