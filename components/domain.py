@@ -300,7 +300,7 @@ def load_domain(path: Path, overrides: Sequence[str] = ()) -> Domain:
             found=f"none; the domains here are: {', '.join(known) or 'none yet'}",
             mend="Name one of these, or bring in a new one with `tessera import SOURCE --domain NAME --layout ...`.",
         )
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     for text in overrides:
         _override(raw, text)
     domain = parse_domain(raw, str(path))
@@ -365,7 +365,8 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping out of a file of plain YAML. Raises DomainError."""
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or the 99th of a month

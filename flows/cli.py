@@ -79,12 +79,14 @@ def demo(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="The folder that holds the images.")],
+    source: Annotated[Path, typer.Argument(help="The folder, or the .zip or .tar archive, that holds the images.")],
     domain: Annotated[str, typer.Option("--domain", help="Name of the domain; a new one gets a domain.yaml.")],
     layout: Annotated[
         str | None,
         typer.Option(
-            "--layout", metavar="folders|csv|voc|instances", help="How labels are kept; guessed when left out."
+            "--layout",
+            metavar="KIND",
+            help="How labels are kept: data/README.md lists the kinds; guessed when left out.",
         ),
     ] = None,
     group: Annotated[
@@ -128,6 +130,36 @@ def check(domain: DomainArgument, as_json: JsonOption = False, workspace: Worksp
             return run(place, domain)
 
     _run(act, _shower("show_check"), as_json, workspace, failed=lambda outcome: not outcome["ok"])
+
+
+@app.command()
+def export(
+    domain: DomainArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    form: Annotated[str, typer.Option("--format", metavar="coco|csv", help="How the labels are written.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the fit images with labels, groups and splits as COCO or csv, for other tools or another workspace."""
+
+    def act(place: Any) -> Outcome:
+        from components.data import exporting, versioning
+        from components.data.manifest import load_manifest
+        from components.domain import load_domain
+
+        known = load_domain(place.domain_file(domain))
+        versioning.require_repository(place)
+        versioning.register_domain(place, domain)
+        versioning.refresh(place, domain)
+        manifest = load_manifest(place.derived(domain) / "manifest.parquet", known)
+        return exporting.export_manifest(manifest, known, place.raw(domain), folder, form)
+
+    def show(outcome: Outcome) -> None:
+        from flows import console
+
+        console.OUT.print(f"{domain}: {outcome['rows']} rows, {outcome['files']} files in {outcome['folder']}")
+
+    _run(act, show, as_json, workspace)
 
 
 @app.command()
@@ -281,13 +313,14 @@ def up(
 def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json: bool) -> dict[str, Any]:
     """Look first whether the answer is known: that takes seconds and needs no Prefect server."""
     from components import tracking
-    from flows.plan import create_plan
+    from flows.plan import create_plan, load_checked_domain, require_trainable
     from flows.promote import mark_unchanged
 
     with _live(as_json):
         from flows.progress import report
 
         report("stage", title="look for changes")
+        require_trainable(load_checked_domain(place, domain, overrides))
         plan = create_plan(place, domain, overrides)
         tracking.connect(place)
         known = None if force else tracking.find_retrain(domain, plan.fingerprint)

@@ -27,7 +27,7 @@ from components.promotion.gates import Decision, score_frame
 from components.training.job import Job, Result, load_predictions, load_result
 from components.workspace import Workspace, find_workspace
 from flows import pages
-from flows.plan import Plan, create_plan
+from flows.plan import Plan, create_plan, require_trainable
 from flows.progress import report
 from flows.promote import judge, mark_unchanged, move_champion
 from flows.train_candidate import run_job
@@ -138,6 +138,7 @@ def _train_and_promote(plan: Plan, parent: str, summary: dict[str, Any], started
 @_task("version images")
 def version_images(workspace: Workspace, domain: str, overrides: Sequence[str]) -> Plan:
     plan = create_plan(workspace, domain, overrides)
+    require_trainable(plan.domain)
     versioning.push_version(workspace, domain)
     return plan
 

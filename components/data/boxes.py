@@ -141,6 +141,8 @@ def _coco_rows(path: str, raw: Path, index: Index, wanted: Wanted) -> tuple[list
         pictures[entry.get("id")] = Row(
             path=picture,
             labels=[] if wanted.many else None,
+            mask=_coco_mask(entry, where),
+            boxes=parse_boxes(_text(entry.get("boxes")))[0],
             stated_size=_coco_size(entry),
             columns={column: _text(entry.get(column)) for column in wanted.columns},
             problem=problem,
@@ -198,13 +200,12 @@ def _coco_row(
     if box is None and not (annotation.get("whole") is True or wanted.many):
         found = repr(annotation.get("bbox"))[:80]
         box_problem = reason(f"a bbox [x, y, width, height] in {where}", found, "Correct or remove the annotation.")
-    mask = _text(annotation.get("mask"))
     return Row(
         path=picture.path,
         label=None if wanted.many else label,
         labels=[label] if wanted.many else None,
-        mask=resolve_inside(mask, "", where) if mask else None,
-        boxes=boxes,
+        mask=_coco_mask(annotation, where) or picture.mask,
+        boxes=boxes or picture.boxes,
         crop=box,
         stated_size=picture.stated_size,
         columns={name: _text(annotation.get(name)) or picture.columns[name] for name in wanted.columns},
@@ -224,6 +225,11 @@ def _coco_box(annotation: Entry) -> Box | None:
             xs, ys = [float(x) for x in points[::2]], [float(y) for y in points[1::2]]
             return math.floor(min(xs)), math.floor(min(ys)), math.ceil(max(xs)), math.ceil(max(ys))
     return None
+
+
+def _coco_mask(entry: Entry, where: str) -> str | None:
+    mask = _text(entry.get("mask"))
+    return resolve_inside(mask, "", where) if mask else None
 
 
 def _coco_size(entry: Entry) -> tuple[int, int] | None:

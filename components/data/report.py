@@ -118,7 +118,7 @@ def _charts(validated: Validated) -> str:
         return ""
     files = validated.fit.unique("path", maintain_order=True)
     sides = np.sqrt((files["width"] * files["height"]).to_numpy().astype(np.float64))
-    bright = np.array([validated.brightness[path] for path in files["path"]])
+    bright = np.array([validated.pictures[path].brightness for path in files["path"]])
     sizes = _histogram(sides, float(sides.min()), float(sides.max()), "side in pixels (root of the area)")
     light = _histogram(bright, 0.0, 255.0, "mean brightness, 0 to 255")
     return f'<h2>Size and brightness of the files</h2><div class="charts">{sizes}{light}</div>'
