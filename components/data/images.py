@@ -41,6 +41,13 @@ def reason(expected: str, found: str, mend: str) -> str:
     return f"expected {expected}; found {found}. {mend}"
 
 
+def split_reason(text: str) -> tuple[str, str, str]:
+    """Expected, found and mend of a reason."""
+    expected, _, rest = text.removeprefix("expected ").partition("; found ")
+    found, _, mend = rest.partition(". ")
+    return expected, found, mend
+
+
 def brief(error: BaseException) -> str:
     """What an error of another library says, on one line."""
     return " ".join(str(error).split())[:160] or type(error).__name__

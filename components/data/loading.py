@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from components.data.images import FORMATS, UNDECODABLE, pixel_limit
+from components.data.images import UNDECODABLE, pixel_limit, read_picture
 from components.data.transforms import Augmentation
 from components.errors import DataError
 
@@ -24,12 +24,10 @@ Pixels = NDArray[np.uint8]
 def decode_image(source: Path | Image.Image, img_size: int, crop: tuple[int, ...] | None = None) -> Pixels:
     """One image as (img_size, img_size, 3) uint8: EXIF turned, cut to `crop`, resized without keeping the aspect.
 
-    Raises DataError naming a file that cannot be read.
+    Raises DataError naming a file that cannot be read, or has more than 8 bits a channel.
     """
     try:
-        opened = Image.open(source, formats=FORMATS) if isinstance(source, Path) else source
-        with opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
+        upright = read_picture(source)
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         mend = "Export it again as JPEG or PNG."
         raise DataError(str(source), expected="a readable image", found=str(error), mend=mend) from None

@@ -23,7 +23,8 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
     folder, raw = workspace.derived(domain.name), workspace.raw(domain.name)
     validated = check_rows(load_frame(folder / "rows.parquet"), raw, domain)
     save_frame(validated.fit, folder / "valid.parquet")
-    save_bytes(render_report(validated, raw).encode(), folder / "validation.html")
+    split = assign_splits(validated.fit, domain.split) if validated.fit.height else None
+    save_bytes(render_report(validated, raw, split).encode(), folder / "validation.html")
     record = json.dumps(validated.to_record(), indent=1, ensure_ascii=False)
     save_bytes(f"{record}\n".encode(), folder / "validation.json")
     require_valid(validated, folder / "validation.html")
