@@ -41,6 +41,7 @@ def check(workspace: Workspace, name: str) -> dict[str, Any]:
         "classes": list(plan.domain.classes),
         "splits": count_splits(plan.load_manifest()) if split else {},
         "problems": summary["problems"] or problems,
+        "warnings": summary["warnings"],
         "manifest": str(plan.manifest) if split else None,
         "report": str(plan.validation_report),
     }

@@ -104,7 +104,7 @@ def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Pictu
             levels = np.array(small.histogram())
             if np.ptp(np.flatnonzero(levels)) <= NOISE and _is_flat(upright, NOISE):
                 found = "one value in every pixel (all black, white or grey)"
-                return Picture(reason("a picture", found, "Remove it or export it again."))
+                return Picture(reason("a picture of something", found, "Remove it, or export it again."))
             inside = [box for box in crops if not _outside(box, upright.width, upright.height)]
             flat = frozenset(box for box in inside if _is_flat(upright.crop(box)))
             return _describe(small, levels, upright.size, turned, flat)

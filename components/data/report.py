@@ -43,7 +43,9 @@ th{font-size:13px;color:#626b70;font-weight:600}td.n,th.n{text-align:right;font-
 td.mid{vertical-align:middle;width:28%}td.path{overflow-wrap:anywhere;min-width:210px;max-width:340px}img{display:block;max-width:112px;max-height:112px;image-rendering:auto}
 .bar{height:10px;background:#3f6f8f;border-radius:3px;min-width:2px}
 .row{display:flex;flex-wrap:wrap;gap:8px;margin:6px 0 18px}.row img{height:84px;width:auto}
-.charts{display:flex;flex-wrap:wrap;gap:20px}figure{margin:0;background:#fff;border:1px solid #dfe1dd;border-radius:8px;
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:14px}svg{width:100%}
+table.q{table-layout:fixed}.q th:nth-child(1){width:138px}.q th:nth-child(2){width:290px}.q th:nth-child(3){width:110px}
+figure{margin:0;background:#fff;border:1px solid #dfe1dd;border-radius:8px;
 padding:12px 14px 8px}figcaption{font-size:13px;color:#626b70}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(310px,1fr));gap:12px}
 .pair{background:#fff;border:1px solid #dfe1dd;border-radius:8px;padding:10px;display:flex;gap:10px}
@@ -176,7 +178,7 @@ def _histogram(
 ) -> str:
     """Bars as inline SVG, 24 bins; `power`: the values are powers of ten."""
     high = high if high > low else low + 1
-    first, last = (f"{10**end:.3g}" if power else f"{end:.0f}" for end in (low, high))
+    first, last = (f"{10**end:,.4g}" if power else f"{end:.0f}" for end in (low, high))
     counts, _ = np.histogram(values, bins=24, range=(low, high))
     top = max(int(counts.max()), 1)
     bars = "".join(
@@ -185,7 +187,7 @@ def _histogram(
     )
     axis = '<line x1="0" y1="90.5" x2="360" y2="90.5" stroke="#9aa1a5"/>'
     ends = f'<text x="0" y="106">{first}</text><text x="360" y="106" text-anchor="end">{last}</text>'
-    svg = f'<svg width="360" height="110" font-size="12" fill="#626b70" role="img">{bars}{axis}{ends}</svg>'
+    svg = f'<svg viewBox="0 0 360 110" font-size="12" fill="#626b70" role="img">{bars}{axis}{ends}</svg>'
     return f"<figure>{svg}<figcaption>{escape(caption)}; the tallest bar is {top:,} files</figcaption></figure>"
 
 
@@ -202,7 +204,7 @@ def _quarantine(validated: Validated, raw: Path) -> str:
             shown += 1
         more = f"<p>And {len(items) - MAX_LISTED:,} more.</p>" if len(items) > MAX_LISTED else ""
         title = f'<h3 id="{_anchor(mend)}">{escape(mend)} <span class=quiet>({len(items):,})</span></h3>'
-        parts.append(f"{title}<table>{head}{''.join(rows)}</table>{more}")
+        parts.append(f"{title}<table class=q>{head}{''.join(rows)}</table>{more}")
     note = (
         "<p>These are left out of training. Mend the files, import them again, and they come back. "
         "The whole list is in <code>validation.json</code>.</p>"

@@ -76,7 +76,7 @@ class Validated:
             "near_duplicate_pairs": [list(pair) for pair in self.near_duplicates],
             "classes": self.classes,
             "problems": [str(problem) for problem in self.problems],
-            "warnings": list(self.warnings),
+            "warnings": [*self.warnings, *_warn_of_looks(self.outliers)],
             "outliers": [{"kind": item.kind, "path": item.path, "found": item.found} for item in self.outliers],
         }
 
@@ -98,7 +98,7 @@ def check_rows(rows: pl.DataFrame, raw: Path, domain: Domain) -> Validated:
     quarantined = tuple(_quarantined(records[index], why) for index, why in sorted(reasons.items()))
     seen = {record["path"]: pictures[record["path"]] for record in fit}
     outliers = find_outliers(seen)
-    warnings = [*_warnings(fit, pairs, domain), *_warn_of_looks(seen, outliers)]
+    warnings = [*_warnings(fit, pairs, domain), *_warn_of_turned(seen)]
     return Validated(
         domain,
         len(records),
@@ -331,14 +331,18 @@ def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -
     return warnings
 
 
-def _warn_of_looks(pictures: dict[str, Picture], outliers: Sequence[Outlier]) -> list[str]:
+def _warn_of_turned(pictures: dict[str, Picture]) -> list[str]:
     turned = [path for path, picture in pictures.items() if picture.turned]
+    return [
+        f"Turned upright by their EXIF orientation: {len(turned)} (first: {path}). "
+        "Make sure that boxes and masks were drawn on the upright pictures."
+        for path in turned[:1]
+    ]
+
+
+def _warn_of_looks(outliers: Sequence[Outlier]) -> list[str]:
+    """A line a kind; the report shows their pictures instead."""
     warnings = []
-    if turned:
-        warnings.append(
-            f"Turned upright by their EXIF orientation: {len(turned)} (first: {turned[0]}). "
-            "Make sure that boxes and masks were drawn on the upright pictures."
-        )
     for kind, number in Counter(item.kind for item in outliers).items():
         first = next(item for item in outliers if item.kind == kind)
         warnings.append(
