@@ -3,6 +3,7 @@
 import json
 import math
 import posixpath
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,10 @@ def _load_coco(file: Path, path: str) -> dict[str, list[Entry]]:
     """The three lists of a COCO file. Ids must be plain, because they are looked up."""
     expected, mend = "a COCO file with the lists images, annotations and categories", "Export the file again."
     try:
-        content = json.loads(file.read_bytes())
+        data = file.read_bytes()
+        content = json.loads(data)
+        if re.search(rb"\\u[dD][89abAB]", data):  # halves of a sign, which no table can hold
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise DataError(path, expected=expected, found=f"no legal JSON: {brief(error)}", mend=mend) from None
     for key in ("images", "annotations", "categories"):

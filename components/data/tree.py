@@ -10,6 +10,7 @@ from pathlib import Path
 
 from components.errors import DataError
 
+LONGEST_NAME, LONGEST_PATH = 255, 2000  # bytes of a name on every common disk; signs of a path below raw/
 JUNK = ("thumbs.db", "desktop.ini", "__macosx")
 
 
@@ -71,7 +72,21 @@ def _require_plain(path: Path) -> None:
         raise DataError(ascii(str(path)), expected="a file name in UTF-8", found="other bytes", mend=mend) from None
 
 
+def _require_name(text: str, where: str) -> None:
+    """Names that no file can have make the system raise wherever they are looked for."""
+    try:
+        parts = text.encode().replace(b"\\", b"/").split(b"/")
+    except UnicodeEncodeError:
+        mend = "Write the path as Unicode text."
+        raise DataError(where, expected="a path", found=ascii(text)[:200], mend=mend) from None
+    if max(map(len, parts)) > LONGEST_NAME or len(text) > LONGEST_PATH:
+        expected, mend = f"names of at most {LONGEST_NAME} bytes", "Correct the path."
+        raise DataError(where, expected=expected, found=f"{text[:60]!r}, {len(text):,} signs in all", mend=mend)
+
+
 def require_inside(raw: Path, path: Path) -> None:
+    if path == raw:  # which may itself be a link, for all we care
+        return
     target = Path(os.path.realpath(path))  # resolve() raises on links that go round in a circle
     if target.is_relative_to(raw.resolve()) and not (path.is_symlink() and (path.is_dir() or not path.exists())):
         return
@@ -85,6 +100,7 @@ def require_inside(raw: Path, path: Path) -> None:
 
 def resolve_inside(text: str, base: str, where: str) -> str:
     """A path written in a table or a domain file, relative to raw/; DataError when it leads out of it."""
+    _require_name(text, where)
     plain = text.replace("\\", "/")
     path = posixpath.normpath(posixpath.join(base, plain))
     outside = plain.startswith("/") or path == ".." or path.startswith("../") or re.match(r"[A-Za-z]:/", plain)
