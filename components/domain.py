@@ -13,6 +13,7 @@ Candidates are kept here as plain mappings: their options belong to the tuners, 
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,13 +21,16 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from components.errors import DomainError
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 PRESETS = ("none", "industrial", "pathology", "xray")
-RESERVED_COLUMNS = ("id", "path", "label", "group", "mask", "boxes", "crop", "width", "height", "split")
+RESERVED_COLUMNS = (
+    *("id", "path", "label", "labels", "group", "mask", "boxes", "crop"),
+    *("width", "height", "split", "stated_size", "problem"),
+)
 
 
 class Strict(BaseModel):
@@ -43,19 +47,35 @@ class Folders(Strict):
     masks: str | None = None
 
 
-class Csv(Strict):
-    """One table, a row an image; paths in it are relative to the table.
+class Table(Strict):
+    """What a csv and a parquet table have in common."""
 
-    Any further column may serve as `group` or as a slice. `boxes` holds `x0 y0 x1 y1` in pixels, several
-    boxes joined by `;`.
-    """
-
-    kind: Literal["csv"] = "csv"
     table: str = "labels.csv"
     image: str = "image"
     label: str = "label"
+    separator: str | None = Field(default=None, min_length=1)
     mask: str | None = None
     boxes: str | None = None
+    crop: str | None = None
+
+
+class Csv(Table):
+    """One table, a row an image; paths in it are relative to the table.
+
+    Any further column may serve as `group` or as a slice. `boxes` holds `x0 y0 x1 y1` in pixels, several
+    boxes joined by `;`. `crop` holds one such box: the row is then that part of the picture. With the task
+    `multilabel` there is one column of 0 and 1 a class, named as the class; or, where `separator` is given,
+    the column `label` holds all labels joined by it (none: an empty cell).
+    """
+
+    kind: Literal["csv"] = "csv"
+
+
+class Parquet(Table):
+    """The same as csv in a parquet file; a column of lists is read as its values joined by `separator` (or `;`)."""
+
+    kind: Literal["parquet"] = "parquet"
+    table: str = "labels.parquet"
 
 
 class Voc(Strict):
@@ -64,6 +84,20 @@ class Voc(Strict):
     kind: Literal["voc"] = "voc"
     images: str = "JPEGImages"
     annotations: str = "Annotations"
+
+
+class Coco(Strict):
+    """COCO instances: each annotation's box becomes one crop, and all crops of a picture are one group.
+
+    `annotations` is one .json file or a folder of them. A segmentation gives its extent where there is no box,
+    and is not kept otherwise; crowds (`iscrowd: 1`) are passed over. Further keys of an annotation or of its image
+    may serve as `group` or as slices; `mask`, `boxes` and `whole: true` (the picture itself instead of a crop) are
+    read as `tessera export` writes them. With the task `multilabel` a row is a picture with all its categories.
+    """
+
+    kind: Literal["coco"] = "coco"
+    images: str = "images"
+    annotations: str = "annotations.json"
 
 
 class Instances(Strict):
@@ -76,13 +110,50 @@ class Instances(Strict):
     background: str = "background"
 
 
-Layout = Annotated[Folders | Csv | Voc | Instances, Field(discriminator="kind")]
-LAYOUTS: dict[str, type[Folders | Csv | Voc | Instances]] = {
+class Masks(Strict):
+    """Semantic masks, `<masks>/<same stem>.png` with a class in every pixel: a picture gets the class its mask shows.
+
+    `ids` says which number in the mask, or which colour `"#rrggbb"`, is which class; left out, number k is
+    `class_k`. 0 (black) is `background`, the label of pictures that show nothing else; numbers or colours in
+    `ignore` count for nothing. A picture that shows several classes has no one label and goes to quarantine; the task
+    `multilabel` takes them all, and background is then no label.
+    """
+
+    kind: Literal["masks"] = "masks"
+    images: str = "images"
+    masks: str = "masks"
+    ids: Mapping[str, int | str] = {}
+    background: str = "background"
+    ignore: tuple[int | str, ...] = ()
+
+    @field_validator("ids", "ignore")
+    @classmethod
+    def _numbers_or_colours(cls, value: Any) -> Any:
+        values = list(value.values()) if isinstance(value, Mapping) else list(value)
+        colours = [v for v in values if isinstance(v, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", v)]
+        numbers = [v for v in values if isinstance(v, int) and 0 <= v < 2**32]
+        if len(values) not in (len(colours), len(numbers)):
+            raise ValueError('wants whole numbers, or else colours such as "#ff0000" in quotes')
+        if len({str(v).lower() for v in values}) != len(values):
+            raise ValueError("gives one value to two classes")
+        return value
+
+
+Layout = Annotated[
+    Folders | Csv | Parquet | Voc | Coco | Instances | Masks,
+    Field(discriminator="kind"),
+]
+LAYOUTS: dict[str, type[Folders | Csv | Parquet | Voc | Coco | Instances | Masks]] = {
     "folders": Folders,
     "csv": Csv,
+    "parquet": Parquet,
     "voc": Voc,
+    "coco": Coco,
     "instances": Instances,
+    "masks": Masks,
 }
+WITH_COLUMNS = ("csv", "parquet", "coco")  # layouts that can hold a group and slices
+WITH_LABELS = ("csv", "parquet", "coco", "masks")  # layouts that can give one picture several labels
 
 
 class Split(Strict):
@@ -184,11 +255,12 @@ class Domain(Strict):
 
     augmentation: a preset, or a pipeline that albumentations saved: its `*.yaml` beside domain.yaml, or itself.
     backbone: `embedded`, a .safetensors path, a timm name, or `auto`: the hub's default if the hub answers, else the
-    embedded one.
+    embedded one. task: `classification` gives an image one label; `multilabel` any number of them, and can be
+    checked, split and exported, but not trained yet.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
-    task: Literal["classification"]
+    task: Literal["classification", "multilabel"]
     classes: tuple[str, ...] = Field(min_length=2)
     layout: Layout
     group: str | None = None
@@ -216,6 +288,16 @@ class Domain(Strict):
     @classmethod
     def _layout_by_name(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("layout")
+    @classmethod
+    def _fits_task(cls, value: Layout, info: ValidationInfo) -> Layout:
+        many = info.data.get("task") == "multilabel"
+        if many and value.kind not in WITH_LABELS:
+            raise ValueError(f"the task multilabel wants one of the layouts {', '.join(WITH_LABELS)}")
+        if isinstance(value, Table) and value.separator and not many:
+            raise ValueError("only the task multilabel has a separator")
+        return value
 
     @field_validator("candidates", mode="before")
     @classmethod
@@ -260,7 +342,7 @@ def load_domain(path: Path, overrides: Sequence[str] = ()) -> Domain:
             found=f"none; the domains here are: {', '.join(known) or 'none yet'}",
             mend="Name one of these, or bring in a new one with `tessera import SOURCE --domain NAME --layout ...`.",
         )
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     for text in overrides:
         _override(raw, text)
     domain = parse_domain(raw, str(path))
@@ -315,11 +397,22 @@ def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]
     return list(fields)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: an alias may make a few lines into more text than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            mark = self.get_mark()
+            raise yaml.constructor.ConstructorError(None, None, "an alias", mark)
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping out of a file of plain YAML. Raises DomainError."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        found = " ".join(str(error).split())
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or the 99th of a month
+        found = " ".join(str(error).split())[:300]
         raise DomainError(str(path), expected="legal YAML", found=found, mend="Mend that line.") from None
     if not isinstance(raw, dict):
         found = f"a {type(raw).__name__}"

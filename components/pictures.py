@@ -171,12 +171,12 @@ def choose_samples(frame: pl.DataFrame, most: int) -> pl.DataFrame:
 
 
 def _load_tile(path: Path, crop: Sequence[int] | None) -> Any:
-    from PIL import Image, ImageOps
+    """Pixels alone: nothing of a file's EXIF gets into a figure, and so into the tracking store."""
+    from components.data.images import UNDECODABLE, read_picture
 
     try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError) as error:
+        picture = read_picture(path)
+    except UNDECODABLE as error:
         mend = "It was readable when it was validated: fetch the data version again."
         raise DataError(str(path), expected="a readable image", found=str(error), mend=mend) from None
     if crop is not None:

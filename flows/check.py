@@ -5,6 +5,7 @@ from typing import Any
 import polars as pl
 
 from components.data import versioning
+from components.data.manifest import by_class
 from components.errors import CheckFailed
 from components.workspace import Workspace
 from flows.plan import create_plan
@@ -40,6 +41,7 @@ def check(workspace: Workspace, name: str) -> dict[str, Any]:
         "classes": list(plan.domain.classes),
         "splits": count_splits(plan.load_manifest()) if split else {},
         "problems": summary["problems"] or problems,
+        "warnings": summary["warnings"],
         "manifest": str(plan.manifest) if split else None,
         "report": str(plan.validation_report),
     }
@@ -47,8 +49,10 @@ def check(workspace: Workspace, name: str) -> dict[str, Any]:
 
 def count_splits(manifest: pl.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
     """Images and groups of every class on every side: `{"train": {"images": {...}, "groups": {...}}, ...}`."""
-    counted = manifest.group_by("split", "label").agg(
-        pl.len().alias("images"), pl.col("group").n_unique().alias("groups")
+    counted = (
+        by_class(manifest)
+        .group_by("split", "label")
+        .agg(pl.len().alias("images"), pl.col("group").n_unique().alias("groups"))
     )
     return {
         side: {

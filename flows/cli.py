@@ -87,12 +87,14 @@ def demo(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="The folder that holds the images.")],
+    source: Annotated[Path, typer.Argument(help="The folder, or the .zip or .tar archive, that holds the images.")],
     domain: Annotated[str, typer.Option("--domain", help="Name of the domain; a new one gets a domain.yaml.")],
     layout: Annotated[
         str | None,
         typer.Option(
-            "--layout", metavar="folders|csv|voc|instances", help="How labels are kept; guessed when left out."
+            "--layout",
+            metavar="KIND",
+            help="How labels are kept: data/README.md lists the kinds; guessed when left out.",
         ),
     ] = None,
     group: Annotated[
@@ -158,6 +160,36 @@ def preview(
         from flows import console
 
         console.OUT.print(outcome["path"], soft_wrap=True)
+
+    _run(act, show, as_json, workspace)
+
+
+@app.command()
+def export(
+    domain: DomainArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    form: Annotated[str, typer.Option("--format", metavar="coco|csv", help="How the labels are written.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the fit images with labels, groups and splits as COCO or csv, for other tools or another workspace."""
+
+    def act(place: Any) -> Outcome:
+        from components.data import exporting, versioning
+        from components.data.manifest import load_manifest
+        from components.domain import load_domain
+
+        known = load_domain(place.domain_file(domain))
+        versioning.require_repository(place)
+        versioning.register_domain(place, domain)
+        versioning.refresh(place, domain)
+        manifest = load_manifest(place.derived(domain) / "manifest.parquet", known)
+        return exporting.export_manifest(manifest, known, place.raw(domain), folder, form)
+
+    def show(outcome: Outcome) -> None:
+        from flows import console
+
+        console.OUT.print(f"{domain}: {outcome['rows']} rows, {outcome['files']} files in {outcome['folder']}")
 
     _run(act, show, as_json, workspace)
 
@@ -353,11 +385,11 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
     from concurrent.futures import ThreadPoolExecutor
 
     with _live(as_json), ThreadPoolExecutor(1) as aside:
-        from flows.plan import create_plan, load_checked_domain
+        from flows.plan import create_plan, load_checked_domain, require_trainable
         from flows.progress import report
 
         report("stage", title="look for changes")
-        load_checked_domain(place, domain, overrides)  # a typo is told before a server starts
+        require_trainable(load_checked_domain(place, domain, overrides))  # a typo is told before a server starts
         certain = force or not place.has_results()
         server = aside.submit(_start_prefect, place) if certain else None
         importing = None if certain else aside.submit(__import__, "mlflow")

@@ -240,6 +240,8 @@ def show_check(outcome: Mapping[str, Any]) -> None:
         OUT.print(table)
     for row in outcome["quarantined"][:10]:
         OUT.print(f"  [yellow]quarantined[/] {escape(row['path'])}: {escape(row['reason'])}")
+    for warning in outcome["warnings"]:
+        OUT.print(f"  [yellow]look at[/] {escape(warning)}")
     for problem in outcome["problems"]:
         OUT.print(f"  [red]problem[/] {escape(problem)}")
     OUT.print(f"Report   {outcome['report']}")

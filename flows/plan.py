@@ -14,6 +14,7 @@ from components.data.manifest import load_manifest
 from components.data.transforms import embed_augmentation, require_fit
 from components.data.versioning import DataVersion
 from components.domain import Domain, load_domain
+from components.errors import DomainError
 from components.models.embedded import load_card
 from components.models.hub import EMBEDDED, choose_backbone
 from components.models.tuners import Tuner, create_tuners
@@ -103,6 +104,18 @@ def load_checked_domain(workspace: Workspace, name: str, overrides: Sequence[str
     create_tuners(domain.candidates, str(workspace.domain_file(name)))
     require_gates(domain, str(workspace.domain_file(name)))
     return domain
+
+
+def require_trainable(domain: Domain) -> None:
+    """Raise DomainError for a task that can be checked but not learned yet."""
+    if domain.task == "classification":
+        return
+    raise DomainError(
+        f"training of {domain.name}",
+        expected="task: classification, the one that training is built for",
+        found=f"task: {domain.task}",
+        mend="`tessera check` and `tessera export` work on it; to train, give each image one label and change `task`.",
+    )
 
 
 def create_plan(workspace: Workspace, name: str, overrides: Sequence[str] = ()) -> Plan:

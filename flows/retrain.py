@@ -31,7 +31,7 @@ from components.workspace import Workspace, find_workspace
 from flows import pages
 from flows.compare import PICTURE, draw_picture, summarise_tuners
 from flows.follow import follow_epochs, live_run, progress_bar
-from flows.plan import Plan, create_plan
+from flows.plan import Plan, create_plan, require_trainable
 from flows.progress import report
 from flows.promote import judge, mark_unchanged, move_champion
 from flows.search import search_options
@@ -147,6 +147,7 @@ def _train_and_promote(
 @_task("version images")
 def version_images(workspace: Workspace, domain: str, overrides: Sequence[str]) -> Plan:
     plan = create_plan(workspace, domain, overrides)
+    require_trainable(plan.domain)
     versioning.push_version(workspace, domain)
     return plan
 

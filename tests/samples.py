@@ -1,11 +1,13 @@
 """Small data sets on disk, one a layout, realistic enough to go through every data stage."""
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from PIL import Image
 
 from components.domain import Domain, parse_domain
@@ -103,3 +105,60 @@ def write_instances(raw: Path, pictures: int = 4) -> Path:
         (raw / "instances").mkdir(parents=True, exist_ok=True)
         Image.fromarray(ids).save(raw / "instances" / f"p{index}.png")
     return raw
+
+
+def write_parquet(raw: Path, **sizes: int) -> Path:
+    """The csv data set with its table as parquet."""
+    write_csv(raw, **sizes)
+    pl.read_csv(raw / "labels.csv").write_parquet(raw / "labels.parquet")
+    (raw / "labels.csv").unlink()
+    return raw
+
+
+def write_multilabel(raw: Path, pictures: int = 24) -> Path:
+    """labels.csv with one column of 0 and 1 a class: none, one or both in turn."""
+    rows = [("image", *CLASSES, "lot")]
+    for index in range(pictures):
+        save_picture(raw / f"images/p{index:02d}.png", 300 + index)
+        rows.append((f"images/p{index:02d}.png", str(index % 2), str(index // 2 % 2), f"lot{index // 4}"))
+    write_table(raw / "labels.csv", rows)
+    return raw
+
+
+def write_coco(raw: Path, pictures: int = 6) -> Path:
+    """images and annotations.json: in each picture one object of every class."""
+    images, annotations = [], []
+    for index in range(pictures):
+        save_picture(raw / "images" / f"p{index}.jpg", index, width=96, height=80)
+        images.append({"id": index, "file_name": f"p{index}.jpg", "width": 96, "height": 80, "site": f"s{index % 2}"})
+        for number, _ in enumerate(CLASSES):
+            box = [40.0 * number, 10.2, 30.0, 29.9]
+            annotations.append(
+                {"id": len(annotations), "image_id": index, "category_id": number, "bbox": box, "iscrowd": 0}
+            )
+    categories = [{"id": number, "name": label} for number, label in enumerate(CLASSES)]
+    save_coco(raw / "annotations.json", images, annotations, categories)
+    return raw
+
+
+def save_coco(path: Path, images: list[Any], annotations: list[Any], categories: list[Any]) -> None:
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content, indent=1))
+
+
+def write_masks(raw: Path, pictures: int = 12) -> Path:
+    """images and semantic masks: number 1 is in every other picture, the rest show background alone."""
+    for index in range(pictures):
+        save_picture(raw / "images" / f"p{index:02d}.png", 700 + index)
+        save_ids(raw / "masks" / f"p{index:02d}.png", [1] if index % 2 else [])
+    return raw
+
+
+def save_ids(path: Path, ids: Sequence[int], width: int = 48, height: int = 40) -> Path:
+    """A mask with a patch of every id given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros((height, width), dtype=np.uint8)
+    for place, value in enumerate(ids):
+        mask[4:20, 2 + 9 * place : 8 + 9 * place] = value
+    Image.fromarray(mask).save(path)
+    return path

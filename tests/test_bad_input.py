@@ -17,17 +17,23 @@ from PIL import Image
 from samples import (
     make_domain,
     picture,
+    save_coco,
+    save_ids,
     save_mask,
     save_picture,
     write_annotation,
+    write_coco,
     write_csv,
     write_folders,
     write_instances,
+    write_masks,
+    write_multilabel,
+    write_parquet,
     write_table,
     write_voc,
 )
 
-from components.data.images import inspect_image, pixel_limit
+from components.data.images import inspect_image, pixel_limit, read_picture
 from components.data.layouts import read_rows
 from components.data.validation import Validated, check_rows, require_valid
 from components.domain import Validation
@@ -38,6 +44,10 @@ MASKED = {"layout": {"kind": "folders", "masks": "masks"}}
 CSV = {"layout": {"kind": "csv", "mask": "mask", "boxes": "boxes"}}
 VOC = {"layout": "voc"}
 INSTANCES = {"layout": "instances", "classes": ["background", "object"]}
+PARQUET = {"layout": "parquet"}
+COCO = {"layout": "coco"}
+MASKS = {"layout": {"kind": "masks", "ids": {"crack": 1}}, "classes": ["background", "crack"]}
+MANY = {"layout": "csv", "task": "multilabel"}
 
 
 def write_masked(raw: Path) -> Path:
@@ -50,6 +60,10 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     str(CSV): write_csv,
     str(VOC): write_voc,
     str(INSTANCES): write_instances,
+    str(PARQUET): write_parquet,
+    str(COCO): write_coco,
+    str(MASKS): write_masks,
+    str(MANY): write_multilabel,
 }
 
 
@@ -174,6 +188,19 @@ def annotate(*box: int, label: str = "good") -> Callable[[Path], Path]:
     return lambda raw: write_annotation(raw / "Annotations/p0.xml", "p0.jpg", [(label, (x0, y0, x1, y1))])
 
 
+def edit_coco(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    def spoil(raw: Path) -> None:
+        content = json.loads((raw / "annotations.json").read_text())
+        change(content)
+        save_coco(raw / "annotations.json", *(content[key] for key in ("images", "annotations", "categories")))
+
+    return spoil
+
+
+def annotate_coco(**facts: Any) -> Callable[[Path], Any]:
+    return edit_coco(lambda content: content["annotations"][0].update(facts))
+
+
 ERRORS = [
     Case("missing raw folder", shutil.rmtree, ("no such folder", "tessera import", "dvc pull")),
     Case("empty raw folder", empty_raw, ("an empty folder", "tessera import")),
@@ -201,7 +228,12 @@ ERRORS = [
     ),
     Case("link outside", link_outside, ("inside the raw folder", "a link to", "cache.type")),
     Case("link to a folder", link_folder, ("inside the raw folder", "a link to")),
-    Case("group without a table", write("x.txt", b""), ("only the layout csv", "lot"), changes={"group": "lot"}),
+    Case(
+        "group without a table",
+        write("x.txt", b""),
+        ("which only the layouts csv", "lot"),
+        changes={"group": "lot"},
+    ),
     Case("no table", remove("labels.csv"), ("the table labels.csv", "no such file"), CSV),
     Case("empty csv", write("labels.csv", b""), ("an empty file", "header line"), CSV),
     Case("csv of a header alone", table(), ("at least one row", "a header alone"), CSV),
@@ -269,6 +301,45 @@ ERRORS = [
         lambda raw: shutil.rmtree(raw / "instances"),
         ("a folder 'instances'", "no such folder"),
         INSTANCES,
+    ),
+    Case("no parquet", remove("labels.parquet"), ("the table labels.parquet", "no such file"), PARQUET),
+    Case("damaged parquet", write("labels.parquet", b"PAR1 no PAR1"), ("a parquet table",), PARQUET),
+    Case(
+        "a flag that is none",
+        append_line("images/p00.png,2,1,lot0"),
+        ("labels.csv, line 26", "0 or 1 in column 'good'", "'2'", "separator"),
+        MANY,
+    ),
+    Case("a class without a column", write("x.txt", b""), ("the columns pit",), MANY, {"classes": ["good", "pit"]}),
+    Case(
+        "broken JSON",
+        write("annotations.json", b'{"images": [\n}'),
+        ("no legal JSON", "line 2 column 1"),
+        COCO,
+    ),
+    Case("JSON of another kind", write("annotations.json", b"[]"), ("the lists images", "no list 'images'"), COCO),
+    Case(
+        "coco path upwards",
+        edit_coco(lambda content: content["images"][1].update(file_name="../../x.png")),
+        ("annotations.json, images[1]", "inside the raw folder"),
+        COCO,
+    ),
+    Case(
+        "coco id that is a list",
+        annotate_coco(image_id=[1]),
+        ("annotations.json, annotations[0]", "image_id and category_id"),
+        COCO,
+    ),
+    Case(
+        "coco with an unknown category",
+        edit_coco(lambda content: content["categories"][0].update(name="Good")),
+        ("'Good'", "Did you mean 'good'?"),
+        COCO,
+    ),
+    Case(
+        "voc declared as folders",
+        lambda raw: (empty_raw(raw), write_voc(raw)),
+        ("This looks like voc: write `layout: voc`",),
     ),
 ]
 
@@ -380,6 +451,34 @@ QUARANTINED = [
         ("160 x 120 pixels", "100 x 40"),
         INSTANCES,
     ),
+    Case("images/p0.jpg", annotate_coco(bbox=[5, 5, 200, 40]), ("inside the 96 x 80 picture", "5 5 205 45"), COCO),
+    Case("images/p0.jpg", annotate_coco(bbox=[5, float("nan"), 20, 40]), ("a bbox [x, y, width, height]", "nan"), COCO),
+    Case("images/p0.jpg", annotate_coco(category_id=9), ("an id that the file declares", "category_id 9"), COCO),
+    Case("annotations.json", annotate_coco(image_id=99), ("an id that the file declares", "image_id 99"), COCO),
+    Case("images/p1.jpg", remove("images/p1.jpg"), ("listed image p1.jpg", "no such file"), COCO),
+    Case("images/new.png", save("images/new.png", picture(8)), ("an entry in `images`",), COCO),
+    Case(
+        "images/p0.jpg",
+        edit_coco(lambda content: content["images"][0].update(width=80, height=96)),
+        ("a picture of 80 x 96 pixels, as its annotation says", "96 x 80"),
+        COCO,
+    ),
+    Case("images/new.png", save("images/new.png", picture(8)), ("a line in labels.csv",), CSV),
+    Case("images/p00.png", remove("masks/p00.png"), ("one mask of the same name", "none"), MASKS),
+    Case("masks/p00.png", remove("images/p00.png"), ("a picture of the same name as the mask",), MASKS),
+    Case(
+        "images/p00.png",
+        lambda raw: save_ids(raw / "masks/p00.png", [1, 7]),
+        ("the values of `ids`", "found 7 (96 pixels)"),
+        MASKS,
+    ),
+    Case("images/p01.png", lambda raw: save_ids(raw / "masks/p01.png", [1], 30), ("48 x 40 pixels", "30 x 40"), MASKS),
+    Case("images/p00.png", write("masks/p00.png", b"text"), ("a mask masks/p00.png", "cannot identify"), MASKS),
+    Case(
+        "good/dark.jpg",
+        save("good/dark.jpg", Image.fromarray(np.random.default_rng(0).integers(0, 3, (40, 48), dtype=np.uint8))),
+        ("a picture of something", "all black"),
+    ),
 ]
 
 PROBLEMS = [
@@ -460,7 +559,7 @@ def test_a_problem_of_the_whole_stops_the_run(tmp_path, case):
     ("yaml", "words"),
     [
         ({"layuot": "folders"}, ("'layuot'", "Did you mean 'layout'?")),
-        ({"layout": "folder"}, ("'folders'", "'csv'", "'voc'", "'instances'")),
+        ({"layout": "folder"}, ("'folders'", "'csv'", "'voc'", "'instances'", "'coco'", "'masks'")),
         ({"layout": {"kind": "csv", "tabel": "x"}}, ("tabel", "Did you mean 'table'?")),
         ({"classes": ["good"]}, ("classes", "at least 2")),
         ({"validation": {"min_side": 0}}, ("validation.min_side",)),
@@ -470,6 +569,16 @@ def test_a_wrong_domain_file_names_what_is_allowed(yaml, words):
     with pytest.raises(DomainError) as caught:
         make_domain(**yaml)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_deep_pixels_are_refused_wherever_they_are_decoded(tmp_path, mode):
+    """Pillow clips 16 bits to white on its way to RGB."""
+    values = np.linspace(0, 60_000, 48 * 40).reshape(40, 48)
+    Image.fromarray(values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])).save(tmp_path / "a.tif")
+    assert "8 bits a channel" in str(inspect_image(tmp_path / "a.tif", (), Validation()).problem)
+    with pytest.raises(ValueError, match="8 bits a channel"):
+        read_picture(tmp_path / "a.tif")
 
 
 # What is fine
@@ -489,7 +598,7 @@ def test_every_format_is_fit_in_a_fresh_process(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     picture(1).save(path)
     code = (
-        "import sys; from pathlib import Path; from components.data.images import inspect_image, pixel_limit;"
+        "import sys; from pathlib import Path; from components.data.images import inspect_image;"
         "from components.domain import Validation;"
         "sys.exit(inspect_image(Path(sys.argv[1]), (), Validation()).problem)"
     )
@@ -507,6 +616,7 @@ def test_exif_rotation_is_undone_before_sizes_are_compared(tmp_path):
     validated = check_rows(read_rows(domain, raw), raw, domain)
     assert not validated.quarantined
     assert validated.fit.filter(path="good/turned.jpg").select("width", "height").row(0) == (40, 48)
+    assert "Turned upright by their EXIF orientation: 1 (first: good/turned.jpg)" in validated.warnings[0]
 
 
 def test_one_name_in_two_folders_with_other_bytes_is_a_warning(tmp_path):

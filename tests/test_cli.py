@@ -39,6 +39,7 @@ def test_plans_and_gates_never_load_torch() -> None:
         "import",
         "check",
         "preview",
+        "export",
         "retrain",
         "compare",
         "promote",
@@ -86,6 +87,10 @@ def _missing_weights(place: Path) -> None:
     _change(place, "backbone: weights/none.safetensors\n")
 
 
+def _many_labels(place: Path) -> None:
+    _change(place, "{task: multilabel, layout: {kind: csv, separator: ';'}}")
+
+
 def _lost_git(place: Path) -> None:
     (place / ".dvc").mkdir()
     (place / ".dvc" / "config").write_text("[core]\n    remote = local\n")
@@ -107,6 +112,7 @@ def _change(place: Path, line: str) -> None:
         (_lost_git, ["check", DOMAIN], ("git init",)),
         (None, ["check", "partz"], ("parts",)),
         (None, ["retrain", DOMAIN, "--set", "training.epoch=3"], ("epochs",)),
+        (_many_labels, ["retrain", DOMAIN], ("task: multilabel", "tessera check", "give each image one label")),
         (None, ["history", "partz"], ("parts",)),
         (None, ["compare", DOMAIN], ("tessera retrain parts",)),
         (None, ["promote", DOMAIN], ("tessera retrain parts",)),

@@ -8,25 +8,27 @@ import pytest
 from PIL import Image
 from samples import (
     make_domain,
+    save_coco,
+    save_ids,
     save_mask,
     save_picture,
+    write_coco,
     write_csv,
     write_folders,
     write_instances,
+    write_masks,
+    write_multilabel,
+    write_parquet,
     write_table,
     write_voc,
 )
 
 from components.data.crops import draw_background, find_boxes
-from components.data.layouts import (
-    READERS,
-    find_classes,
-    guess_layout,
-    read_rows,
-    suggest_layout,
-)
-from components.domain import LAYOUTS, Csv, Folders, Instances, Voc
-from components.errors import DataError
+from components.data.guessing import guess_layout, suggest_layout
+from components.data.layouts import READERS, find_classes, read_rows
+from components.data.masks import count_values
+from components.domain import LAYOUTS, Coco, Csv, Folders, Instances, Masks, Parquet, Voc
+from components.errors import DataError, DomainError
 
 
 def test_every_layout_has_a_reader():
@@ -94,7 +96,7 @@ def test_voc_counts_pixels_from_one(tmp_path):
     rows = read_rows(make_domain(layout="voc"), write_voc(tmp_path, pictures=2))
     assert rows.filter(label="good")["crop"].to_list() == [[0, 10, 30, 40]] * 2
     sha = hashlib.sha256((tmp_path / "JPEGImages/p0.jpg").read_bytes()).hexdigest()
-    assert rows.filter(path="JPEGImages/p0.jpg")["id"].to_list() == [f"{sha}#0", f"{sha}#1"]
+    assert rows.filter(path="JPEGImages/p0.jpg")["id"].to_list() == [f"{sha}#0,10,30,40", f"{sha}#40,10,70,40"]
 
 
 def test_instances_are_cut_with_their_surroundings_and_background_without_any(tmp_path):
@@ -122,15 +124,19 @@ def test_background_depends_on_the_picture_and_gives_up_where_there_is_none():
     [
         (write_folders, Folders()),
         (write_csv, Csv()),
+        (write_parquet, Parquet()),
         (write_voc, Voc()),
+        (write_coco, Coco()),
         (write_instances, Instances()),
+        (write_masks, Masks()),
     ],
 )
 def test_layouts_are_guessed_and_their_classes_found(tmp_path, write, layout):
     write(tmp_path)
     assert guess_layout(tmp_path) == layout.kind
     assert suggest_layout(tmp_path) == layout
-    expected = ["background", "object"] if layout.kind == "instances" else ["cracked", "good"]
+    expected = {"instances": ["background", "object"], "masks": ["background", "class_1"]}.get(layout.kind)
+    expected = expected or ["cracked", "good"]
     assert find_classes(layout, tmp_path) == expected
 
 
@@ -144,7 +150,9 @@ def test_folders_below_other_folders_are_suggested_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("kind", sorted(LAYOUTS))
-@pytest.mark.parametrize("write", [write_folders, write_csv, write_voc, write_instances])
+@pytest.mark.parametrize(
+    "write", [write_folders, write_csv, write_parquet, write_voc, write_coco, write_instances, write_masks]
+)
 def test_a_wrong_layout_is_told_what_the_folder_looks_like(tmp_path, write, kind):
     write(tmp_path)
     guess = guess_layout(tmp_path)
@@ -152,7 +160,7 @@ def test_a_wrong_layout_is_told_what_the_folder_looks_like(tmp_path, write, kind
         return
     with pytest.raises(DataError) as caught:
         read_rows(make_domain(layout=kind), tmp_path)
-    assert f"kind: {guess}" in str(caught.value)
+    assert f"This looks like {guess}: write `layout: " in str(caught.value)
 
 
 def test_rows_keep_their_types_when_columns_are_empty(tmp_path):
@@ -160,3 +168,158 @@ def test_rows_keep_their_types_when_columns_are_empty(tmp_path):
     assert rows.schema["boxes"] == pl.List(pl.List(pl.Int64))
     assert rows.schema["crop"] == pl.List(pl.Int64)
     assert rows.schema["group"] == pl.String
+
+
+# Tables
+
+
+def test_a_parquet_table_gives_the_rows_of_the_csv(tmp_path):
+    options = {"mask": "mask", "boxes": "boxes"}
+    facts = {"group": "lot", "slices": ["site"]}
+    rows = read_rows(make_domain(layout={"kind": "csv", **options}, **facts), write_csv(tmp_path / "csv"))
+    same = read_rows(make_domain(layout={"kind": "parquet", **options}, **facts), write_parquet(tmp_path / "parquet"))
+    assert same.equals(rows)
+
+
+def test_parquet_columns_may_be_numbers_or_lists_but_not_blobs(tmp_path):
+    save_picture(tmp_path / "a.png", 1)
+    table = pl.DataFrame({"image": ["a.png"], "label": [["good", "cracked"]], "lot": [7]})
+    table.write_parquet(tmp_path / "labels.parquet")
+    layout = {"kind": "parquet", "separator": "|"}
+    row = read_rows(make_domain(task="multilabel", layout=layout, group="lot"), tmp_path).row(0, named=True)
+    assert (row["labels"], row["label"], row["group"]) == (["good", "cracked"], "good + cracked", "7")
+    table.with_columns(label=pl.lit(b"good")).write_parquet(tmp_path / "labels.parquet")
+    with pytest.raises(DataError, match=r"column 'label': expected plain values; found Binary"):
+        read_rows(make_domain(layout="parquet"), tmp_path)
+
+
+def test_a_csv_may_cut_crops(tmp_path):
+    save_picture(tmp_path / "a.png", 1)
+    rows = [("image", "label", "part"), ("a.png", "good", "0 0 20 20"), ("a.png", "cracked", "20 0 48 40")]
+    write_table(tmp_path / "labels.csv", rows)
+    read = read_rows(make_domain(layout={"kind": "csv", "crop": "part"}), tmp_path)
+    assert read["crop"].to_list() == [[0, 0, 20, 20], [20, 0, 48, 40]]
+    assert [name.partition("#")[2] for name in read["id"]] == ["0,0,20,20", "20,0,48,40"]
+
+
+def test_several_labels_as_columns_and_joined(tmp_path):
+    columns = read_rows(make_domain(task="multilabel", layout="csv"), write_multilabel(tmp_path, pictures=4))
+    assert columns["labels"].to_list() == [[], ["good"], ["cracked"], ["good", "cracked"]]
+    assert columns["label"].to_list() == ["(none)", "good", "cracked", "good + cracked"]
+    lines = [(f"images/p0{k}.png", text) for k, text in enumerate(["", "good", "cracked", " cracked; good;"])]
+    write_table(tmp_path / "labels.csv", [("image", "label"), *lines])
+    joined = read_rows(make_domain(task="multilabel", layout={"kind": "csv", "separator": ";"}), tmp_path)
+    assert joined.equals(columns)
+    with pytest.raises(DataError, match="label 'cracked; good;'"):
+        read_rows(make_domain(layout="csv"), write_table_of(tmp_path, lines[1:]))
+
+
+def write_table_of(raw, lines):
+    write_table(raw / "labels.csv", [("image", "label"), *lines])
+    return raw
+
+
+def test_names_that_differ_in_case_or_accents_are_told_and_backslashes_found(tmp_path):
+    for name in ("A.PNG", "u\u0308ber.png", "back\\slash.png"):
+        save_picture(tmp_path / name, len(name))
+    lines = [("a.png", "good"), ("\u00fcber.png", "good"), ("back\\slash.png", "cracked")]
+    rows = read_rows(make_domain(layout="csv"), write_table_of(tmp_path, lines))
+    problems = dict(rows.select("path", "problem").rows())
+    assert "no such file, but A.PNG" in problems["a.png"]
+    assert "no such file, but u\u0308ber.png" in problems["\u00fcber.png"]
+    assert problems["back\\slash.png"] is None
+
+
+def test_pictures_beside_listed_ones_need_a_line_but_masks_do_not(tmp_path):
+    write_csv(tmp_path)
+    save_picture(tmp_path / "images/new.png", 5)
+    save_picture(tmp_path / "elsewhere/other.png", 6)
+    rows = read_rows(make_domain(layout="csv"), tmp_path)
+    unlisted = rows.filter(pl.col("problem").is_not_null())
+    assert unlisted["path"].to_list() == ["images/new.png"]
+    assert "a line in labels.csv" in unlisted["problem"][0]
+
+
+# COCO
+
+
+def test_coco_boxes_are_crops_in_whole_pixels_with_columns_of_the_image(tmp_path):
+    domain = make_domain(layout="coco", slices=["site"])
+    rows = read_rows(domain, write_coco(tmp_path, pictures=2))
+    assert rows.filter(label="good")["crop"].to_list() == [[0, 10, 30, 40]] * 2
+    assert rows["site"].to_list() == ["s0", "s0", "s1", "s1"]
+    assert rows["stated_size"].to_list() == [[96, 80]] * 4
+    assert rows["problem"].null_count() == 4
+
+
+def test_coco_without_boxes_takes_polygons_and_passes_over_crowds(tmp_path):
+    save_picture(tmp_path / "images/a.png", 1)
+    polygon = [[3.2, 4.0, 30.5, 4.0, 30.5, 22.1]]
+    annotations = [
+        {"id": 1, "image_id": 7, "category_id": 1, "segmentation": polygon},
+        {"id": 2, "image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+        {"id": 3, "image_id": 7, "category_id": 1, "bbox": [0, 0, 48, 40], "whole": True},
+    ]
+    categories = [{"id": 1, "name": "good"}]
+    save_coco(tmp_path / "annotations.json", [{"id": 7, "file_name": "a.png"}], annotations, categories)
+    rows = read_rows(make_domain(layout="coco"), tmp_path)
+    assert rows["crop"].to_list() == [None, [3, 4, 31, 23]]
+
+
+def test_coco_in_several_files_gives_one_row_a_picture_with_all_labels(tmp_path):
+    write_coco(tmp_path, pictures=2)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations.json").rename(tmp_path / "annotations/first.json")
+    save_picture(tmp_path / "images/empty.png", 9)
+    save_coco(tmp_path / "annotations/second.json", [{"id": 0, "file_name": "empty.png"}], [], [])
+    layout = {"kind": "coco", "annotations": "annotations"}
+    assert suggest_layout(tmp_path) == Coco(annotations="annotations")
+    rows = read_rows(make_domain(task="multilabel", layout=layout), tmp_path)
+    assert rows["labels"].to_list() == [[], ["good", "cracked"], ["good", "cracked"]]
+    assert rows["crop"].null_count() == 3
+    assert read_rows(make_domain(layout=layout), tmp_path).height == 4  # a picture without objects gives no crop
+
+
+# Semantic masks
+
+
+def test_a_picture_has_the_class_its_mask_shows(tmp_path):
+    domain = make_domain(classes=["background", "class_1"], layout="masks")
+    rows = read_rows(domain, write_masks(tmp_path, pictures=4))
+    assert rows["label"].to_list() == ["background", "class_1"] * 2
+    assert rows["mask"].to_list() == [f"masks/p0{k}.png" for k in range(4)]
+    save_ids(tmp_path / "masks/p00.png", [1, 2, 255])
+    named = {"kind": "masks", "ids": {"crack": 1, "pit": 2}, "ignore": [255]}
+    rows = read_rows(make_domain(classes=["background", "crack", "pit"], layout=named), tmp_path)
+    assert "crack (96 pixels), pit (96 pixels)" in rows["problem"][0]
+    rows = read_rows(make_domain(task="multilabel", classes=["pit", "crack"], layout=named), tmp_path)
+    assert rows["labels"].to_list() == [["pit", "crack"], ["crack"], [], ["crack"]]
+
+
+def test_masks_in_colour_and_ids_in_three_equal_channels(tmp_path):
+    write_masks(tmp_path, pictures=2)
+    colours = np.zeros((40, 48, 3), dtype=np.uint8)
+    colours[5:10, 5:10] = (255, 0, 128)
+    for name in ("p00", "p01"):
+        Image.fromarray(colours).save(tmp_path / f"masks/{name}.png")
+    layout = {"kind": "masks", "ids": {"crack": "#FF0080"}}
+    rows = read_rows(make_domain(classes=["background", "crack"], layout=layout), tmp_path)
+    assert rows["label"].to_list() == ["crack", "crack"]
+    Image.fromarray(np.full((40, 48, 3), 1, dtype=np.uint8)).save(tmp_path / "masks/p00.png")
+    assert count_values(tmp_path / "masks/p00.png", colours=False) == {1: 1920}
+    rows = read_rows(make_domain(classes=["background", "crack"], layout=layout), tmp_path)
+    assert "found #010101 (1,920 pixels)" in rows["problem"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task": "multilabel"}, "multilabel wants one of the layouts csv, parquet, coco, masks"),
+        ({"layout": {"kind": "csv", "separator": ";"}}, "only the task multilabel has a separator"),
+        ({"layout": {"kind": "masks", "ids": {"crack": "red"}}}, "whole numbers, or else colours"),
+        ({"layout": {"kind": "masks", "ids": {"crack": 1, "pit": 1}}}, "one value to two classes"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(changes, words):
+    with pytest.raises(DomainError, match=words):
+        make_domain(**changes)

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import tiny
+from PIL import Image
 
 from components import pictures, tracking
 from components.errors import DataError, TrackingError
@@ -297,6 +298,33 @@ def test_a_damaged_store_is_told(tmp_path: Path, workspace: Workspace, monkeypat
         tracking.connect(Workspace(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     tracking.connect(workspace)
+
+
+def test_nothing_logged_says_where_a_picture_was_taken(
+    workspace: Workspace, result: Result, row: dict[str, Any], tmp_path: Path
+) -> None:
+    """EXIF, GPS, comments and text of the images end at the door: only pixels are published."""
+    exif = Image.Exif()
+    exif[0x010F] = "SecretMaker"
+    exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 12.0), 29: "SecretDate"})
+    for path in load_predictions(result.folder, "test")["path"]:
+        target = tmp_path / "raw" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tile = Image.open(workspace.root / "raw" / path)
+        tile.save(target, format="JPEG", exif=exif, comment=b"SecretComment")
+    assert b"SecretMaker" in target.read_bytes()
+    domain = tiny.create_domain()
+    parent = tracking.start_retrain(domain, tiny.DATA_VERSION, "fingerprint-gps", COMMIT)
+    child = tracking.log_candidate(parent, domain, result, row, tmp_path / "raw")
+    tracking.end_retrain(parent)
+    artifacts = [path for path in (workspace.state / "mlflow").rglob("*") if path.is_file() and child in path.parts]
+    assert any(path.name == "samples.png" for path in artifacts)
+    for path in artifacts:
+        assert b"Secret" not in path.read_bytes(), path
+        if path.suffix == ".png":
+            logged = Image.open(path)
+            assert not logged.getexif()
+            assert set(logged.info) <= {"Software", "dpi"}, logged.info
 
 
 def test_tracking_imports_nothing_heavy() -> None:

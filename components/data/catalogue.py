@@ -31,7 +31,7 @@ def _explain(kind: str) -> str:
     """A layout in its own words, and its options with their defaults."""
     record = LAYOUTS[kind]
     options = {name: field.default for name, field in record.model_fields.items() if name != "kind"}
-    listed = ", ".join(f"`{name}: {'none' if value is None else value}`" for name, value in options.items())
+    listed = ", ".join(f"`{name}: {value if value else 'none'}`" for name, value in options.items())
     return f"\n**{kind}** {' '.join((inspect.getdoc(record) or '').split())} Options: {listed}.\n"
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format)
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")
 #: What Pillow's decoders raise on damaged bytes (TIFF without its dimensions: TypeError).
+ORIENTATION = 0x0112  # the EXIF tag
 UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error)
 THUMBNAIL = 32  # side of the grey picture that near duplicates are found by
+LOOK = 256  # pixels: about the side at which looks are measured, because a backbone sees no finer detail
+NOISE = 2  # grey levels: what JPEG makes of one value
+DARK, BRIGHT = 5, 250  # grey levels up to and from which a pixel counts as clipped
 
 
 def reason(expected: str, found: str, mend: str) -> str:
@@ -37,14 +42,41 @@ def reason(expected: str, found: str, mend: str) -> str:
     return f"expected {expected}; found {found}. {mend}"
 
 
+def split_reason(text: str) -> tuple[str, str, str]:
+    """Expected, found and mend of a reason."""
+    expected, _, rest = text.removeprefix("expected ").partition("; found ")
+    found, _, mend = rest.partition(". ")
+    return expected, found, mend
+
+
+def brief(error: BaseException) -> str:
+    """What an error of another library says, on one line."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def not_an_image(path: str) -> str | None:
+    """Why a file is none by its name."""
+    if path.lower().endswith(SUFFIXES):
+        return None
+    found = f"a {os.path.splitext(path)[1] or 'nameless'} file"
+    return reason(f"an image ({', '.join(SUFFIXES)})", found, "Move it out of the raw folder, or convert it.")
+
+
 @dataclass(frozen=True)
 class Picture:
-    """What one decoding of a file tells: why it is unfit, or its upright size and its looks."""
+    """What one decoding of a file tells: why it is unfit, or its upright size and its looks.
+
+    A function of the file's bytes, the crops and the limits alone.
+    """
 
     problem: str | None = None
     width: int = 0
     height: int = 0
+    turned: bool = False  # EXIF says that it is stored on its side or mirrored
     brightness: float = 0.0  # mean of the grey picture, 0..255
+    sharpness: float = 0.0  # mean square of the Laplacian
+    dark: float = 0.0  # share of pixels at most DARK
+    bright: float = 0.0  # share of pixels at least BRIGHT
     grey: NDArray[np.float32] | None = None  # (THUMBNAIL, THUMBNAIL), 0..255
     flat_crops: frozenset[Box] = frozenset()  # crops in which every pixel has one value
 
@@ -62,16 +94,69 @@ def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Pictu
         with Image.open(path, formats=FORMATS) as opened:
             if problem := _unfit_header(opened, limits):
                 return Picture(problem)
-            upright = ImageOps.exif_transpose(opened)
-            if problem := _unfit_pixels(upright):
+            turned = opened.getexif().get(ORIENTATION, 1) not in (0, 1)
+            opened.load()
+            upright = ImageOps.exif_transpose(opened) if turned else opened  # which copies
+            if problem := _unfit_transparency(upright):
                 return Picture(problem)
-            rgb = upright.convert("RGB")
-    except (Image.DecompressionBombError, *UNDECODABLE) as error:
+            if upright.mode not in ("L", "RGB"):
+                upright = upright.convert("RGB")
+            small = upright.convert("L").reduce(max(1, round(max(upright.size) / LOOK)))
+            levels = np.array(small.histogram())
+            if np.ptp(np.flatnonzero(levels)) <= NOISE and _is_flat(upright, NOISE):
+                found = "one value in every pixel (all black, white or grey)"
+                return Picture(reason("a picture of something", found, "Remove it, or export it again."))
+            inside = [box for box in crops if not _outside(box, upright.width, upright.height)]
+            flat = frozenset(box for box in inside if _is_flat(upright.crop(box)))
+            return _describe(small, levels, upright.size, turned, flat)
+    except (Image.DecompressionBombError, MemoryError, *UNDECODABLE) as error:
         return Picture(_undecodable(path, error, limits))
-    grey = np.asarray(rgb.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32)
-    inside = [box for box in crops if not _outside(box, rgb.width, rgb.height)]
-    flat = frozenset(box for box in inside if _is_flat(rgb.crop(box)))
-    return Picture(None, rgb.width, rgb.height, float(grey.mean()), grey, flat)
+
+
+def _describe(
+    small: Image.Image, levels: NDArray[np.int64], size: tuple[int, int], turned: bool, flat: frozenset[Box]
+) -> Picture:
+    """The looks of a fit picture, measured on its small grey copy and that one's histogram: decoding takes longer."""
+    pixels = small.width * small.height
+    return Picture(
+        width=size[0],
+        height=size[1],
+        turned=turned,
+        brightness=float(levels @ np.arange(256)) / pixels,
+        sharpness=measure_sharpness(np.asarray(small)),
+        dark=float(levels[: DARK + 1].sum()) / pixels,
+        bright=float(levels[BRIGHT:].sum()) / pixels,
+        grey=np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32),
+        flat_crops=flat,
+    )
+
+
+def measure_sharpness(grey: NDArray[np.uint8]) -> float:
+    """Mean square of the Laplacian, which blur takes away.
+
+    Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, ICPR 2000; the Laplacian's mean is next to 0.
+    """
+    if min(grey.shape) < 3:
+        return 0.0
+    v = grey.astype(np.int16)
+    laplacian = v[:-2, 1:-1] + v[2:, 1:-1] + v[1:-1, :-2] + v[1:-1, 2:] - 4 * v[1:-1, 1:-1]
+    flat = laplacian.ravel().astype(np.float32)
+    return float(flat @ flat) / flat.size
+
+
+def read_picture(source: Path | IO[bytes] | Image.Image) -> Image.Image:
+    """Upright RGB pixels and nothing else: no EXIF, comment or profile comes along.
+
+    Raises ValueError for what validation refuses by its form, above all pixels of more than 8 bits: Pillow would clip
+    them to white. The other errors in UNDECODABLE are the decoder's.
+    """
+    opened = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
+    with opened:
+        if problem := _unfit_form(opened):
+            raise ValueError(problem)
+        upright = ImageOps.exif_transpose(opened).convert("RGB")
+    upright.info = {}  # Pillow would write a comment or profile from here into the next file
+    return upright
 
 
 def inspect_masks(raw: Path, paths: Iterable[str], limits: Validation) -> dict[str, tuple[int, int] | str]:
@@ -99,6 +184,7 @@ def create_thumbnail(path: Path, crop: Box | None, side: int, max_megapixels: fl
             upright = ImageOps.exif_transpose(opened)
             picture = upright.crop(crop) if crop else upright
             picture = _to_rgb(picture)
+            picture.info = {}  # a JPEG's comment would be written into the thumbnail
             picture.thumbnail((side, side))
             data = io.BytesIO()
             picture.save(data, "JPEG", quality=80)
@@ -127,6 +213,11 @@ def _unfit_header(image: Image.Image, limits: Validation) -> str | None:
     if min(image.size) < limits.min_side:
         expected = f"sides of at least {limits.min_side} pixels (validation.min_side)"
         return reason(expected, f"{image.width} x {image.height}", "Remove it, or lower the floor.")
+    return _unfit_form(image)
+
+
+def _unfit_form(image: Image.Image) -> str | None:
+    """Frames, depth and colours that no rule could turn into one RGB picture without guessing."""
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a photograph and its preview
         mend = "Export the frame that is meant as a single image."
         return reason("one picture a file", f"{getattr(image, 'n_frames', 0)} frames (animated or many pages)", mend)
@@ -140,17 +231,15 @@ def _unfit_header(image: Image.Image, limits: Validation) -> str | None:
     return None
 
 
-def _unfit_pixels(image: Image.Image) -> str | None:
+def _unfit_transparency(image: Image.Image) -> str | None:
     if image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
         return reason("an opaque image", "transparent pixels", "Flatten it onto the background that is meant.")
-    if _is_flat(image):
-        return reason("a picture", "one value in every pixel", "Remove it or export it again.")
     return None
 
 
-def _is_flat(image: Image.Image) -> bool:
-    extrema = np.atleast_2d(np.array(image.convert("RGB").getextrema()))
-    return bool((extrema[:, 0] == extrema[:, 1]).all())
+def _is_flat(image: Image.Image, noise: int = 0) -> bool:
+    extrema = np.atleast_2d(np.array((image if image.mode in ("L", "RGB") else image.convert("RGB")).getextrema()))
+    return bool((extrema[:, 1] - extrema[:, 0] <= noise).all())
 
 
 def _outside(box: Box, width: int, height: int) -> bool:
@@ -159,7 +248,7 @@ def _outside(box: Box, width: int, height: int) -> bool:
 
 
 def _undecodable(path: Path, error: BaseException, limits: Validation) -> str:
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
         return _too_large("far more", limits)
     if isinstance(error, FileNotFoundError):
         return reason("a file", "no such file", "Add the image or remove its row.")

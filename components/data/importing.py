@@ -8,24 +8,33 @@ from typing import Any
 import polars as pl
 import yaml
 
-from components.data import layouts
+from components.data import guessing, layouts
+from components.data.archives import unpacked
+from components.data.manifest import by_class, save_bytes
 from components.data.splits import find_seed
-from components.domain import LAYOUTS, Domain, Split, load_domain, parse_domain
-from components.errors import DataError, DomainError
+from components.data.tables import looks_multilabel
+from components.data.tree import walk_files
+from components.domain import LAYOUTS, Csv, Domain, Parquet, Split, load_domain, parse_domain, read_yaml
+from components.errors import DomainError
 from components.workspace import REPOSITORY, Workspace
+
+DOMAIN_FILE = "domain.yaml"
 
 
 def import_folder(
     workspace: Workspace, source: Path, name: str, layout: str | None = None, group: str | None = None
 ) -> Domain:
-    """Copy `source` to data/<name>/raw in one move, with a domain.yaml made for it unless there is one.
+    """Copy `source`, a folder or an archive, to data/<name>/raw in one move, with a domain.yaml unless there is one.
+
+    The file is the one in `source`, where `tessera export` left one, or is made for it.
 
     The labels are read before anything is put in place, so a wrong layout leaves the workspace as it was.
     """
-    if not source.is_dir():
-        found = "a file" if source.is_file() else "nothing there"
-        mend = "Name the folder that holds the images."
-        raise DataError(f"import of {source}", expected="a folder", found=found, mend=mend)
+    with unpacked(source, workspace.state) as folder:
+        return _import(workspace, folder, name, layout, group)
+
+
+def _import(workspace: Workspace, source: Path, name: str, layout: str | None, group: str | None) -> Domain:
     domain_file = workspace.domain_file(name)
     _bring_known_domain(domain_file, name)
     if domain_file.exists():
@@ -36,8 +45,12 @@ def import_folder(
     rows = layouts.read_rows(domain, source)
     _replace_folder(source, workspace.raw(name))
     if not domain_file.exists():
-        domain = _choose_seed(domain, rows)
-        _write_domain(domain, domain_file)
+        if (source / DOMAIN_FILE).is_file():
+            facts = read_yaml(source / DOMAIN_FILE) | {"name": name}
+            save_bytes(yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode(), domain_file)
+        else:
+            domain = _choose_seed(domain, rows)
+            _write_domain(domain, domain_file)
     return domain
 
 
@@ -46,7 +59,7 @@ def _choose_seed(domain: Domain, rows: pl.DataFrame) -> Domain:
 
     Later it would move images; and a seed that serves now still does when groups are added.
     """
-    group = pl.coalesce("group", "id")
+    group, rows = pl.coalesce("group", "id"), by_class(rows)
     groups = {name: set(rows.filter(pl.col("label") == name).select(group).to_series()) for name in domain.classes}
     seed = find_seed(groups, domain.split)
     return domain if seed is None else domain.model_copy(update={"split": Split(seed=seed)})
@@ -71,8 +84,12 @@ def _require_same_layout(domain: Domain, layout: str | None, domain_file: Path) 
 
 
 def _describe(source: Path, name: str, layout: str | None, group: str | None, where: Path) -> Domain:
-    """The smallest domain file that fits the folder."""
-    suggested = layouts.suggest_layout(source)
+    """The domain file that came with the folder, or the smallest one that fits it."""
+    if (source / DOMAIN_FILE).is_file():
+        domain = parse_domain(read_yaml(source / DOMAIN_FILE) | {"name": name}, str(source / DOMAIN_FILE))
+        _require_same_layout(domain, layout, source / DOMAIN_FILE)
+        return domain
+    suggested = guessing.suggest_layout(source)
     if layout is None:
         chosen = suggested
     elif suggested is not None and suggested.kind == layout:
@@ -86,7 +103,10 @@ def _describe(source: Path, name: str, layout: str | None, group: str | None, wh
             found=layout or "a folder that looks like none of them",
             mend="Say which with `--layout`; data/README.md shows what each looks like.",
         )
-    facts = {"name": name, "task": "classification", "classes": layouts.find_classes(chosen, source), "layout": chosen}
+    many = isinstance(chosen, Csv | Parquet) and looks_multilabel(chosen, source)
+    classes = layouts.find_classes(chosen, source, many=many)
+    task = "multilabel" if many else "classification"
+    facts = {"name": name, "task": task, "classes": classes, "layout": chosen.model_dump()}
     return parse_domain(facts | ({"group": group} if group else {}), str(where))
 
 
@@ -106,19 +126,15 @@ def _write_domain(domain: Domain, path: Path) -> None:
 
 
 def _replace_folder(source: Path, target: Path) -> None:
-    """Copy beside and rename; symbolic links are followed only inside the source."""
+    """Copy beside and rename: every file that `walk_files` lists, which follows links to files inside the source."""
     partial = target.with_name(f".{target.name}-{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    root = source.resolve()
-    for path in source.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            mend = "Copy the file into the folder or remove the link."
-            raise DataError(str(path), expected="files inside the folder", found="a link out of it", mend=mend)
     try:
-        shutil.copytree(source, partial)
-        for folder in [partial, *(p for p in partial.rglob("*") if p.is_dir())]:
-            folder.chmod(0o755)
+        for path in walk_files(source):
+            if path == DOMAIN_FILE:
+                continue
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / path, partial / path)
         if target.exists():
             shutil.rmtree(target)
         os.replace(partial, target)

@@ -11,8 +11,7 @@ give the same bytes.
 import hashlib
 import io
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,51 +27,85 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 BOXES = pl.List(pl.List(pl.Int64))
+UNLABELLED = "(none)"  # how a picture without any label of a multilabel domain is called where people read
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One sample as a layout reads it; paths are posix, relative to raw/."""
+    """One sample as a layout reads it; paths are posix, relative to raw/.
+
+    label: the one label; of a multilabel domain `labels` instead, all of them. stated_size: width and height as the
+    annotation gives them, for validation to compare.
+    """
 
     path: str
     label: str | None = None
+    labels: Sequence[str] | None = None
     mask: str | None = None
     boxes: Sequence[Box] = ()
     crop: Box | None = None
+    stated_size: tuple[int, int] | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
     problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a reader is asked for: further columns, and all labels of a picture (`many`) instead of one."""
+
+    columns: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # empty: whatever there is
+    many: bool = False
 
 
 def row_columns(domain: Domain) -> dict[str, pl.DataType]:
     """Names and types of rows.parquet."""
     text = pl.String()
-    columns: dict[str, pl.DataType] = {"id": text, "path": text, "label": text, "group": text, "mask": text}
-    columns |= {"boxes": BOXES, "crop": pl.List(pl.Int64)}
+    columns: dict[str, pl.DataType] = {"id": text, "path": text, "label": text}
+    columns |= {"labels": pl.List(pl.String)} if domain.task == "multilabel" else {}
+    columns |= {
+        "group": text,
+        "mask": text,
+        "boxes": BOXES,
+        "crop": pl.List(pl.Int64),
+        "stated_size": pl.List(pl.Int64),
+    }
     return columns | dict.fromkeys(domain.slices, text) | {"problem": text}
 
 
 def manifest_columns(domain: Domain, *, split: bool) -> list[str]:
     """Names of the columns of valid.parquet, and of manifest.parquet where `split`."""
-    first = ["id", "path", "label", "width", "height", "group", "mask", "boxes", "crop", *domain.slices]
+    labels = ["labels"] if domain.task == "multilabel" else []
+    first = ["id", "path", "label", *labels, "width", "height", "group", "mask", "boxes", "crop", *domain.slices]
     return [*first, "split"] if split else first
 
 
 def create_rows(rows: Iterable[Row], domain: Domain, raw: Path) -> pl.DataFrame:
-    """The frame of rows.parquet: ids are the files' contents, numbered where a file is cut into crops."""
+    """The frame of rows.parquet: ids are the files' contents, with the place of the crop where a file is cut up."""
     digests: dict[str, str | None] = {}
-    crops: Counter[str] = Counter()
     records = []
     for row in rows:
         if row.path not in digests:
             digests[row.path] = hash_file(raw / row.path)
         identity = digests[row.path]
         if identity and row.crop:
-            identity, crops[row.path] = f"{identity}#{crops[row.path]}", crops[row.path] + 1
+            identity = f"{identity}#{','.join(map(str, row.crop))}"
         record: dict[str, Any] = {"id": identity, "path": row.path, "label": row.label, "problem": row.problem}
+        if domain.task == "multilabel" and row.labels is not None:
+            labels = sorted(set(row.labels), key=domain.classes.index)
+            record |= {"labels": labels, "label": " + ".join(labels) or UNLABELLED}
         record |= {"mask": row.mask, "group": row.columns.get(domain.group) if domain.group else None}
         record |= {"boxes": [list(box) for box in row.boxes], "crop": list(row.crop) if row.crop else None}
+        record |= {"stated_size": list(row.stated_size) if row.stated_size else None}
         records.append(record | {name: row.columns.get(name) for name in domain.slices})
     return pl.DataFrame(records, schema=row_columns(domain)).sort("path", "id", maintain_order=True)
+
+
+def by_class(frame: pl.DataFrame) -> pl.DataFrame:
+    """One line an image and class, what counts by class are made of; the frame itself where an image has one label."""
+    if "labels" not in frame.columns:
+        return frame
+    return frame.with_columns(label="labels").explode("label").drop_nulls("label")
 
 
 def hash_file(path: Path) -> str | None:
@@ -89,7 +122,7 @@ def create_schema(domain: Domain, *, split: bool) -> "DataFrameSchema":
     import pandera.polars as pa  # one second of import, wanted only where frames are checked
 
     columns = {
-        "id": pa.Column(pl.String, pa.Check.str_matches(r"^[0-9a-f]{64}(#[0-9]+)?$"), unique=True),
+        "id": pa.Column(pl.String, pa.Check.str_matches(r"^[0-9a-f]{64}(#\d+,\d+,\d+,\d+)?$"), unique=True),
         "path": pa.Column(pl.String, pa.Check.str_length(min_value=1)),
         "label": pa.Column(pl.String, pa.Check.isin(domain.classes)),
         "width": pa.Column(pl.Int64, pa.Check.ge(domain.validation.min_side)),
@@ -101,6 +134,10 @@ def create_schema(domain: Domain, *, split: bool) -> "DataFrameSchema":
         **{name: pa.Column(pl.String) for name in domain.slices},
     }
     checks = [pa.Check(_is_sorted, name="sorted by path and id")]
+    if domain.task == "multilabel":
+        columns["label"] = pa.Column(pl.String)
+        columns["labels"] = pa.Column(pl.List(pl.String))
+        checks.append(pa.Check(_knows_labels(domain.classes), name=f"labels in {', '.join(domain.classes)}"))
     if split:
         columns["split"] = pa.Column(pl.String, pa.Check.isin(SPLITS))
         checks.append(pa.Check(_keeps_groups_together, name="every group in one split"))
@@ -172,6 +209,14 @@ def save_bytes(data: bytes, path: Path) -> None:
 def _is_sorted(data: "object") -> bool:
     frame: pl.DataFrame = data.lazyframe.collect()  # type: ignore[attr-defined]
     return frame.select("path", "id").equals(frame.select("path", "id").sort("path", "id"))
+
+
+def _knows_labels(classes: Sequence[str]) -> "Callable[[object], bool]":
+    def check(data: "object") -> bool:
+        frame: pl.DataFrame = data.lazyframe.collect()  # type: ignore[attr-defined]
+        return set(frame["labels"].explode().drop_nulls()) <= set(classes)
+
+    return check
 
 
 def _keeps_groups_together(data: "object") -> bool:

@@ -27,9 +27,9 @@ import numpy as np
 import PIL
 import polars as pl
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from components.data.images import FORMATS, UNDECODABLE, pixel_limit
+from components.data.images import UNDECODABLE, pixel_limit, read_picture
 from components.errors import DataError
 from components.workspace import DISK_TROUBLE, cache_limit, describe_disk_trouble
 
@@ -49,11 +49,11 @@ def decode_image(source: Path | Image.Image, img_size: int, crop: Sequence[int] 
 
 
 def open_upright(source: Path | IO[bytes] | Image.Image, name: str) -> Image.Image:
-    """The whole picture in RGB, EXIF turned. Raises DataError naming it when it cannot be read."""
+    """The whole picture in RGB, EXIF turned. Raises DataError naming it when it cannot be read, or has more than 8 bits
+    a channel.
+    """
     try:
-        opened = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
-        with opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+        return read_picture(source)
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         mend = "Export it again as JPEG or PNG."
         raise DataError(name, expected="a readable image", found=str(error), mend=mend) from None

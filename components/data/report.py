@@ -4,16 +4,22 @@ No time, no host, no absolute path stands in it: the same images give the same b
 """
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
-from components.data.images import create_thumbnail
+from components.data.images import create_thumbnail, split_reason
+from components.data.manifest import SPLITS, by_class
+from components.data.outliers import MEND
 from components.data.validation import Quarantined, Validated
 
 MAX_PAIRS = 50
+MAX_LOOKS = 24  # outliers a kind
+MAX_LISTED = 1000  # quarantined rows a kind
 MAX_THUMBNAILS = 300  # of quarantined rows; the rest is listed without a picture
 SAMPLES = 8  # pictures a class
 SIDE = 112
@@ -23,6 +29,7 @@ STYLE = """
 body{margin:0;background:#f4f4f1;color:#1d2327;font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1060px;margin:0 auto;padding:32px 24px 64px}
 h1{font-size:26px;margin:0 0 4px;letter-spacing:-.01em}h2{font-size:18px;margin:40px 0 10px}
+h3{font-size:15px;margin:22px 0 6px}a{color:#2a5d80}.todo{padding-left:20px;max-width:90ch}.todo li{margin:5px 0}
 p{margin:6px 0;max-width:78ch}.quiet{color:#626b70}code{font:13px ui-monospace,Menlo,Consolas,monospace}
 .verdict{margin:18px 0;padding:14px 18px;border-radius:8px;border-left:6px solid #2c7a4b;background:#e7f2ea}
 .verdict.no{border-color:#b3261e;background:#fbe9e7}.verdict b{font-size:17px}
@@ -33,22 +40,28 @@ p{margin:6px 0;max-width:78ch}.quiet{color:#626b70}code{font:13px ui-monospace,M
 table{border-collapse:collapse;width:100%;background:#fff;border:1px solid #dfe1dd}
 th,td{padding:7px 12px;text-align:left;vertical-align:top;border-top:1px solid #e8e9e6}
 th{font-size:13px;color:#626b70;font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-td.mid{vertical-align:middle;width:45%}td.path{overflow-wrap:anywhere;min-width:210px;max-width:340px}img{display:block;max-width:112px;max-height:112px;image-rendering:auto}
+td.mid{vertical-align:middle;width:28%}td.path{overflow-wrap:anywhere;min-width:210px;max-width:340px}img{display:block;max-width:112px;max-height:112px;image-rendering:auto}
 .bar{height:10px;background:#3f6f8f;border-radius:3px;min-width:2px}
 .row{display:flex;flex-wrap:wrap;gap:8px;margin:6px 0 18px}.row img{height:84px;width:auto}
-.charts{display:flex;flex-wrap:wrap;gap:20px}figure{margin:0;background:#fff;border:1px solid #dfe1dd;border-radius:8px;
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:14px}svg{width:100%}
+table.q{table-layout:fixed}.q th:nth-child(1){width:138px}.q th:nth-child(2){width:290px}.q th:nth-child(3){width:110px}
+figure{margin:0;background:#fff;border:1px solid #dfe1dd;border-radius:8px;
 padding:12px 14px 8px}figcaption{font-size:13px;color:#626b70}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(310px,1fr));gap:12px}
 .pair{background:#fff;border:1px solid #dfe1dd;border-radius:8px;padding:10px;display:flex;gap:10px}
 .pair div{width:50%;font-size:12px;overflow-wrap:anywhere}.pair.mixed{border-color:#c28a00}
+td.gap{color:#b3261e}td.why{max-width:520px;overflow-wrap:anywhere}
+.looks{display:grid;grid-template-columns:repeat(auto-fill,minmax(180px,1fr));gap:12px}
+.look{background:#fff;border:1px solid #dfe1dd;border-radius:8px;padding:10px;font-size:12px;overflow-wrap:anywhere}
+.look img{margin-bottom:6px}
 .none{width:112px;height:60px;background:#ecece8;color:#8b9296;font-size:11px;display:flex;align-items:center;
 justify-content:center;text-align:center}
 @media print{body{background:#fff}main{padding:0}}
 """
 
 
-def render_report(validated: Validated, raw: Path) -> str:
-    """The whole page."""
+def render_report(validated: Validated, raw: Path, split: pl.DataFrame | None = None) -> str:
+    """The whole page. split: the fit rows with their column `split`, for the table of classes."""
     domain = validated.domain
     title = f"Validation of {domain.title or domain.name}"
     parts = [
@@ -56,9 +69,11 @@ def render_report(validated: Validated, raw: Path) -> str:
         f'<p class="quiet">{escape(domain.description)}</p>' if domain.description else "",
         _verdict(validated),
         _counts(validated),
-        _classes(validated, raw),
+        _todo(validated),
+        _classes(validated, raw, split),
         _charts(validated),
         _quarantine(validated, raw),
+        _outliers(validated, raw),
         _pairs(validated, raw),
     ]
     body = "\n".join(part for part in parts if part)
@@ -89,21 +104,50 @@ def _counts(validated: Validated) -> str:
     return f'<div class="cards">{cards}</div>'
 
 
-def _classes(validated: Validated, raw: Path) -> str:
-    most = max((counts["images"] for counts in validated.classes.values()), default=1) or 1
+def _todo(validated: Validated) -> str:
+    """What to do, the most frequent first: a line for every kind of trouble, leading to its pictures."""
     lines = [
-        f'<tr><td>{escape(label)}</td><td class="n">{counts["images"]:,}</td><td class="n">{counts["groups"]:,}</td>'
-        f'<td class="mid"><div class="bar" style="width:{100 * counts["images"] / most:.1f}%"></div></td></tr>'
-        for label, counts in validated.classes.items()
+        f'<li><a href="#{_anchor(mend)}">{len(items):,} in quarantine</a>: expected {escape(_kind(items))}. '
+        f"<b>{escape(mend)}</b></li>"
+        for mend, items in _by_mend(validated).items()
     ]
-    head = '<tr><th>class</th><th class="n">images</th><th class="n">groups</th><th></th></tr>'
+    for kind in dict.fromkeys(item.kind for item in validated.outliers):
+        number = sum(item.kind == kind for item in validated.outliers)
+        lines.append(f'<li><a href="#looks">{number:,} {kind}</a> compared with the rest. <b>{MEND[kind]}</b></li>')
+    return f"<h2>What to do</h2><ul class=todo>{''.join(lines)}</ul>" if lines else ""
+
+
+def _classes(validated: Validated, raw: Path, split: pl.DataFrame | None) -> str:
+    most = max((counts["images"] for counts in validated.classes.values()), default=1) or 1
+    sides = _count_sides(split)
+    lines = []
+    for label, counts in validated.classes.items():
+        cells = "".join(_side_cell(sides.get((label, side))) for side in SPLITS) if sides else ""
+        cells = f'<td class="n">{counts["images"]:,}</td><td class="n">{counts["groups"]:,}</td>{cells}'
+        bar = f'<div class="bar" style="width:{100 * counts["images"] / most:.1f}%"></div>'
+        lines.append(f'<tr><td>{escape(label)}</td>{cells}<td class="mid">{bar}</td></tr>')
+    head = '<tr><th>class</th><th class="n">images</th><th class="n">groups</th>'
+    head += "".join(f'<th class="n">{side}</th>' for side in SPLITS) if sides else ""
+    note = "<p>Each side of the split as images / groups; only groups count as independent.</p>" if sides else ""
     samples = "".join(_samples(validated, raw, label) for label in validated.classes)
-    return f"<h2>Classes</h2><table>{head}{''.join(lines)}</table>{samples}"
+    return f"<h2>Classes</h2>{note}<table>{head}<th></th></tr>{''.join(lines)}</table>{samples}"
+
+
+def _count_sides(split: pl.DataFrame | None) -> dict[tuple[str, str], tuple[int, int]]:
+    """Images and groups by class and side."""
+    if split is None:
+        return {}
+    counted = by_class(split).group_by("label", "split").agg(pl.len(), pl.col("group").n_unique())
+    return {(label, side): (images, groups) for label, side, images, groups in counted.rows()}
+
+
+def _side_cell(counts: tuple[int, int] | None) -> str:
+    return f'<td class="n">{counts[0]:,} / {counts[1]:,}</td>' if counts else '<td class="n gap">none</td>'
 
 
 def _samples(validated: Validated, raw: Path, label: str) -> str:
     """Pictures of one class, spread evenly over its rows."""
-    rows = validated.fit.filter(validated.fit["label"] == label)
+    rows = by_class(validated.fit).filter(pl.col("label") == label)
     if rows.is_empty():
         return ""
     chosen = sorted({int(place) for place in np.linspace(0, rows.height - 1, SAMPLES)})
@@ -118,15 +162,23 @@ def _charts(validated: Validated) -> str:
         return ""
     files = validated.fit.unique("path", maintain_order=True)
     sides = np.sqrt((files["width"] * files["height"]).to_numpy().astype(np.float64))
-    bright = np.array([validated.brightness[path] for path in files["path"]])
-    sizes = _histogram(sides, float(sides.min()), float(sides.max()), "side in pixels (root of the area)")
-    light = _histogram(bright, 0.0, 255.0, "mean brightness, 0 to 255")
-    return f'<h2>Size and brightness of the files</h2><div class="charts">{sizes}{light}</div>'
+    looks = [validated.pictures[path] for path in files["path"]]
+    bright = np.array([picture.brightness for picture in looks])
+    sharp = np.log10(np.maximum([picture.sharpness for picture in looks], 0.1))
+    charts = (
+        _histogram(sides, float(sides.min()), float(sides.max()), "side in pixels (root of the area)"),
+        _histogram(bright, 0.0, 255.0, "mean brightness, 0 to 255"),
+        _histogram(sharp, float(sharp.min()), float(sharp.max()), "sharpness (square of the Laplacian)", power=True),
+    )
+    return f'<h2>Size, brightness and sharpness of the files</h2><div class="charts">{"".join(charts)}</div>'
 
 
-def _histogram(values: "np.ndarray[tuple[int], np.dtype[np.float64]]", low: float, high: float, caption: str) -> str:
-    """Bars as inline SVG, 24 bins."""
+def _histogram(
+    values: "np.ndarray[tuple[int], np.dtype[np.float64]]", low: float, high: float, caption: str, power: bool = False
+) -> str:
+    """Bars as inline SVG, 24 bins; `power`: the values are powers of ten."""
     high = high if high > low else low + 1
+    first, last = (f"{10**end:,.4g}" if power else f"{end:.0f}" for end in (low, high))
     counts, _ = np.histogram(values, bins=24, range=(low, high))
     top = max(int(counts.max()), 1)
     bars = "".join(
@@ -134,34 +186,79 @@ def _histogram(values: "np.ndarray[tuple[int], np.dtype[np.float64]]", low: floa
         for i, height in enumerate((counts * 90 / top).tolist())
     )
     axis = '<line x1="0" y1="90.5" x2="360" y2="90.5" stroke="#9aa1a5"/>'
-    ends = f'<text x="0" y="106">{low:.0f}</text><text x="360" y="106" text-anchor="end">{high:.0f}</text>'
-    svg = f'<svg width="360" height="110" font-size="12" fill="#626b70" role="img">{bars}{axis}{ends}</svg>'
+    ends = f'<text x="0" y="106">{first}</text><text x="360" y="106" text-anchor="end">{last}</text>'
+    svg = f'<svg viewBox="0 0 360 110" font-size="12" fill="#626b70" role="img">{bars}{axis}{ends}</svg>'
     return f"<figure>{svg}<figcaption>{escape(caption)}; the tallest bar is {top:,} files</figcaption></figure>"
 
 
 def _quarantine(validated: Validated, raw: Path) -> str:
+    """A table for every kind of trouble, under what mends it."""
     if not validated.quarantined:
         return "<h2>Quarantine</h2><p>Empty: every image could be used.</p>"
-    rows = [
-        _quarantine_row(item, raw, validated, order < MAX_THUMBNAILS) for order, item in enumerate(_listed(validated))
-    ]
-    head = "<tr><th>picture</th><th>file</th><th>label</th><th>why it is kept out, and what to do</th></tr>"
-    note = "<p>These are left out of training. Mend the files, import them again, and they come back.</p>"
-    return f"<h2>Quarantine</h2>{note}<table>{head}{''.join(rows)}</table>"
+    parts, shown = [], 0
+    head = "<tr><th>picture</th><th>file</th><th>label</th><th>why it is kept out</th></tr>"
+    for mend, items in _by_mend(validated).items():
+        rows = []
+        for item in items[:MAX_LISTED]:
+            rows.append(_quarantine_row(item, raw, validated, shown < MAX_THUMBNAILS))
+            shown += 1
+        more = f"<p>And {len(items) - MAX_LISTED:,} more.</p>" if len(items) > MAX_LISTED else ""
+        title = f'<h3 id="{_anchor(mend)}">{escape(mend)} <span class=quiet>({len(items):,})</span></h3>'
+        parts.append(f"{title}<table class=q>{head}{''.join(rows)}</table>{more}")
+    note = (
+        "<p>These are left out of training. Mend the files, import them again, and they come back. "
+        "The whole list is in <code>validation.json</code>.</p>"
+    )
+    return f"<h2>Quarantine</h2>{note}{''.join(parts)}"
 
 
-def _listed(validated: Validated) -> Sequence[Quarantined]:
-    """One entry a file and reason: twelve crops of one damaged file are one thing to mend."""
-    return list({(item.path, item.reason): item for item in reversed(validated.quarantined)}.values())[::-1]
+def _by_mend(validated: Validated) -> dict[str, list[Quarantined]]:
+    """Quarantined files by what is to be done, the most frequent first.
+
+    One entry a file and reason: twelve crops of one damaged file are one thing to mend.
+    """
+    listed = {(item.path, item.reason): item for item in reversed(validated.quarantined)}
+    kinds: dict[str, list[Quarantined]] = {}
+    for item in reversed(listed.values()):
+        kinds.setdefault(split_reason(item.reason)[2], []).append(item)
+    return dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
+
+
+def _kind(items: Sequence[Quarantined]) -> str:
+    """What was expected of these, in the words of the first; the rest may name other files."""
+    return split_reason(items[0].reason)[0]
+
+
+def _anchor(mend: str) -> str:
+    return f"q{hashlib.sha256(mend.encode()).hexdigest()[:8]}"
+
+
+def _outliers(validated: Validated, raw: Path) -> str:
+    if not validated.outliers:
+        return ""
+    parts = []
+    for kind in dict.fromkeys(item.kind for item in validated.outliers):
+        items = [item for item in validated.outliers if item.kind == kind]
+        cards = "".join(
+            f'<div class="look">{_picture(raw, item.path, None, validated)}<code>{escape(item.path)}</code>'
+            f"<br>{escape(item.found)}</div>"
+            for item in items[:MAX_LOOKS]
+        )
+        more = f", the furthest {MAX_LOOKS} of them shown" if len(items) > MAX_LOOKS else ""
+        title = f"<h3>{kind.capitalize()} <span class=quiet>({len(items):,}{more})</span></h3>"
+        parts.append(f'{title}<p>{escape(MEND[kind])}</p><div class="looks">{cards}</div>')
+    note = "<p>Compared with the domain's own pictures. Nothing is left out for its looks.</p>"
+    return f'<h2 id="looks">Unlike the rest</h2>{note}{"".join(parts)}'
 
 
 def _quarantine_row(item: Quarantined, raw: Path, validated: Validated, shown: bool) -> str:
     picture = _picture(raw, item.path, item.crop, validated) if shown else ""
     crop = f" <span class=quiet>{escape(str(item.crop))}</span>" if item.crop else ""
     label = escape(item.label or "")
-    why = escape(_sentence(item.reason))
+    expected, found, _ = split_reason(item.reason)
+    why = f"Expected {escape(expected)}.<br>Found {escape(found)}."
     file = f'<td class="path"><code>{escape(item.path)}</code>{crop}</td>'
-    return f"<tr><td>{picture}</td>{file}<td>{label}</td><td>{why}</td></tr>"
+    return f"<tr><td>{picture}</td>{file}<td>{label}</td><td class=why>{why}</td></tr>"
 
 
 def _pairs(validated: Validated, raw: Path) -> str:

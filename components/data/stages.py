@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 from components.data.layouts import read_rows
-from components.data.manifest import load_frame, load_manifest, save_bytes, save_frame
+from components.data.manifest import by_class, load_frame, load_manifest, save_bytes, save_frame
 from components.data.splits import assign_splits, require_floors
 from components.domain import Domain
 from components.workspace import Workspace
@@ -23,7 +23,8 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
     folder, raw = workspace.derived(domain.name), workspace.raw(domain.name)
     validated = check_rows(load_frame(folder / "rows.parquet"), raw, domain)
     save_frame(validated.fit, folder / "valid.parquet")
-    save_bytes(render_report(validated, raw).encode(), folder / "validation.html")
+    split = assign_splits(validated.fit, domain.split) if validated.fit.height else None
+    save_bytes(render_report(validated, raw, split).encode(), folder / "validation.html")
     record = json.dumps(validated.to_record(), indent=1, ensure_ascii=False)
     save_bytes(f"{record}\n".encode(), folder / "validation.json")
     require_valid(validated, folder / "validation.html")
@@ -33,7 +34,7 @@ def run_split(workspace: Workspace, domain: Domain) -> None:
     """valid.parquet -> manifest.parquet; CheckFailed when a class misses a split."""
     folder = workspace.derived(domain.name)
     frame = assign_splits(load_manifest(folder / "valid.parquet", domain, split=False), domain.split)
-    require_floors(frame, domain)
+    require_floors(by_class(frame), domain)
     save_frame(frame, folder / "manifest.parquet")
 
 

@@ -3,12 +3,15 @@
 import os
 import posixpath
 import re
+import stat
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from components.errors import DataError
 
-JUNK = ("thumbs.db", "desktop.ini")
+LONGEST_NAME, LONGEST_PATH = 255, 2000  # bytes of a name on every common disk; signs of a path below raw/
+JUNK = ("thumbs.db", "desktop.ini", "__macosx")
 
 
 class Index:
@@ -23,10 +26,21 @@ class Index:
                 self._names.setdefault(key, []).append(path)
 
     def find(self, text: str) -> list[str]:
-        exact = posixpath.normpath(posixpath.join(self.base, text.replace("\\", "/")))
-        if exact in self.files:
-            return [exact]
+        for written in (text, text.replace("\\", "/")):  # a backslash may be a separator, or part of a name
+            exact = posixpath.normpath(posixpath.join(self.base, written))
+            if exact in self.files:
+                return [exact]
         return [path for path in self._names.get(text, []) if not self.base or path.startswith(f"{self.base}/")]
+
+    def describe_missing(self, text: str) -> str:
+        """`no such file`, and the file whose name differs in case or in the encoding of its accents alone."""
+        wanted = _fold(posixpath.basename(text.replace("\\", "/")))
+        close = next((path for path in sorted(self.files) if _fold(posixpath.basename(path)) == wanted), None)
+        return "no such file" + (f", but {close}" if close else "")
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def walk_files(raw: Path, base: str = "") -> list[str]:
@@ -43,22 +57,50 @@ def _visible(raw: Path, folder: Path) -> Iterator[Path]:
         if entry.is_dir(follow_symlinks=False):
             yield from _visible(raw, Path(entry.path))
         elif not entry.is_dir():
+            _require_plain(Path(entry.path))
             yield Path(entry.path)
 
 
+def _require_plain(path: Path) -> None:
+    """Reading a pipe waits for ever, and a name that is no Unicode fits into no table."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError(str(path), expected="plain files", found="a pipe, socket or device", mend="Remove it.")
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        mend = "Rename it."
+        raise DataError(ascii(str(path)), expected="a file name in UTF-8", found="other bytes", mend=mend) from None
+
+
+def _require_name(text: str, where: str) -> None:
+    """Names that no file can have make the system raise wherever they are looked for."""
+    try:
+        parts = text.encode().replace(b"\\", b"/").split(b"/")
+    except UnicodeEncodeError:
+        mend = "Write the path as Unicode text."
+        raise DataError(where, expected="a path", found=ascii(text)[:200], mend=mend) from None
+    if max(map(len, parts)) > LONGEST_NAME or len(text) > LONGEST_PATH:
+        expected, mend = f"names of at most {LONGEST_NAME} bytes", "Correct the path."
+        raise DataError(where, expected=expected, found=f"{text[:60]!r}, {len(text):,} signs in all", mend=mend)
+
+
 def require_inside(raw: Path, path: Path) -> None:
-    if path.resolve().is_relative_to(raw.resolve()) and not (path.is_symlink() and path.is_dir()):
+    if path == raw:  # which may itself be a link, for all we care
+        return
+    target = Path(os.path.realpath(path))  # resolve() raises on links that go round in a circle
+    if target.is_relative_to(raw.resolve()) and not (path.is_symlink() and (path.is_dir() or not path.exists())):
         return
     raise DataError(
         str(path),
         expected="a file inside the raw folder, so that a data version holds all of it",
-        found=f"a link to {path.resolve()}",
+        found=f"a link to {target}",
         mend="Copy the file in (with DVC: `dvc config cache.type copy`, then `dvc checkout --relink`).",
     )
 
 
 def resolve_inside(text: str, base: str, where: str) -> str:
     """A path written in a table or a domain file, relative to raw/; DataError when it leads out of it."""
+    _require_name(text, where)
     plain = text.replace("\\", "/")
     path = posixpath.normpath(posixpath.join(base, plain))
     outside = plain.startswith("/") or path == ".." or path.startswith("../") or re.match(r"[A-Za-z]:/", plain)

@@ -15,7 +15,8 @@ import polars as pl
 
 from components.data.duplicates import find_near_duplicates, find_repeats, join_groups
 from components.data.images import Box, Picture, inspect_images, inspect_masks, reason, unfit_boxes
-from components.data.manifest import manifest_columns, require_manifest
+from components.data.manifest import by_class, manifest_columns, require_manifest
+from components.data.outliers import MEND, Outlier, find_outliers
 from components.domain import Domain
 from components.errors import CheckFailed
 
@@ -55,7 +56,8 @@ class Validated:
     classes: dict[str, dict[str, int]]
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
-    brightness: dict[str, float]  # of every fit file
+    pictures: dict[str, Picture]  # of every fit file
+    outliers: tuple[Outlier, ...]
 
     @property
     def ok(self) -> bool:
@@ -74,7 +76,8 @@ class Validated:
             "near_duplicate_pairs": [list(pair) for pair in self.near_duplicates],
             "classes": self.classes,
             "problems": [str(problem) for problem in self.problems],
-            "warnings": list(self.warnings),
+            "warnings": [*self.warnings, *_warn_of_looks(self.outliers)],
+            "outliers": [{"kind": item.kind, "path": item.path, "found": item.found} for item in self.outliers],
         }
 
 
@@ -93,10 +96,20 @@ def check_rows(rows: pl.DataFrame, raw: Path, domain: Domain) -> Validated:
     if not problems and frame.height:
         require_manifest(frame, domain, f"valid rows of {domain.name}", split=False)
     quarantined = tuple(_quarantined(records[index], why) for index, why in sorted(reasons.items()))
-    brightness = {record["path"]: pictures[record["path"]].brightness for record in fit}
-    warnings = _warnings(fit, pairs, domain)
+    seen = {record["path"]: pictures[record["path"]] for record in fit}
+    outliers = find_outliers(seen)
+    warnings = [*_warnings(fit, pairs, domain), *_warn_of_turned(seen)]
     return Validated(
-        domain, len(records), frame, quarantined, tuple(pairs), classes, tuple(problems), tuple(warnings), brightness
+        domain,
+        len(records),
+        frame,
+        quarantined,
+        tuple(pairs),
+        classes,
+        tuple(problems),
+        tuple(warnings),
+        seen,
+        outliers,
     )
 
 
@@ -137,6 +150,8 @@ def find_unfit(records: list[Record], pictures: dict[str, Picture], raw: Path, d
 def _unfit(record: Record, picture: Picture, masks: dict[str, tuple[int, int] | str], domain: Domain) -> str | None:
     if picture.problem:
         return picture.problem
+    if record["stated_size"] and record["stated_size"] != [picture.width, picture.height]:
+        return _wrong_size(record["stated_size"], picture)
     if record["mask"]:
         mask = masks[record["mask"]]
         if isinstance(mask, str):
@@ -146,6 +161,13 @@ def _unfit(record: Record, picture: Picture, masks: dict[str, tuple[int, int] | 
             return reason(expected, f"{found} in {record['mask']}", "Export the mask again at the image's size.")
     boxes = [(box[0], box[1], box[2], box[3]) for box in record["boxes"]]
     return unfit_boxes(boxes, picture.width, picture.height, "a box") or _unfit_crop(record, picture, domain)
+
+
+def _wrong_size(stated: list[int], picture: Picture) -> str:
+    """Boxes drawn on another picture lie in the wrong places, and most easily so where EXIF turns it."""
+    expected = f"a picture of {stated[0]} x {stated[1]} pixels, as its annotation says"
+    found = f"{picture.width} x {picture.height}" + (", turned by EXIF" if picture.turned else "")
+    return reason(expected, found, "Annotate the picture as it is shown, or put back the one that was annotated.")
 
 
 def _unfit_crop(record: Record, picture: Picture, domain: Domain) -> str | None:
@@ -232,7 +254,7 @@ def group_rows(
 
 def count_classes(frame: pl.DataFrame, domain: Domain) -> dict[str, dict[str, int]]:
     """Images and groups of every class of the domain, of those without any too."""
-    found = frame.group_by("label").agg(pl.len().alias("images"), pl.col("group").n_unique().alias("groups"))
+    found = by_class(frame).group_by("label").agg(pl.len().alias("images"), pl.col("group").n_unique().alias("groups"))
     counts = {label: {"images": images, "groups": groups} for label, images, groups in found.rows()}
     return {label: counts.get(label, {"images": 0, "groups": 0}) for label in domain.classes}
 
@@ -305,6 +327,26 @@ def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -
         warnings.append(
             f"Near duplicates that carry different labels: {len(mixed)} pairs (first: {' and '.join(mixed[0])}). "
             "They share a group, but a label may be wrong: look at them."
+        )
+    return warnings
+
+
+def _warn_of_turned(pictures: dict[str, Picture]) -> list[str]:
+    turned = [path for path, picture in pictures.items() if picture.turned]
+    return [
+        f"Turned upright by their EXIF orientation: {len(turned)} (first: {path}). "
+        "Make sure that boxes and masks were drawn on the upright pictures."
+        for path in turned[:1]
+    ]
+
+
+def _warn_of_looks(outliers: Sequence[Outlier]) -> list[str]:
+    """A line a kind; the report shows their pictures instead."""
+    warnings = []
+    for kind, number in Counter(item.kind for item in outliers).items():
+        first = next(item for item in outliers if item.kind == kind)
+        warnings.append(
+            f"Pictures {kind} compared with the rest: {number} (first: {first.path}, {first.found}). {MEND[kind]}"
         )
     return warnings
 

@@ -38,14 +38,15 @@ class AdapterModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow s
 
 def read_base64(text: str, row: int = 0) -> "Image.Image":
     """One image of a request. Raises DataError that names the row, never skips it."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
+    from components.data.images import FORMATS, UNDECODABLE
     from components.errors import DataError
 
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+        image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=FORMATS)
         image.load()
-    except (binascii.Error, TypeError, UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (binascii.Error, Image.DecompressionBombError, *UNDECODABLE) as error:
         raise DataError(
             f"image in row {row}",
             expected="the base64 text of a JPEG or PNG file",

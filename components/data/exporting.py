@@ -1,0 +1,144 @@
+"""A manifest with its pictures as a folder others can read: COCO, or a csv table. Importing it gives the same rows.
+
+Files are copied byte for byte, because their content is their name: what EXIF says of place and time goes along.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from components.data.images import Box
+from components.data.manifest import save_bytes
+from components.domain import Coco, Csv, Domain, Layout
+from components.errors import DataError, DomainError
+
+SEPARATORS = (";", "|", "/", "\t", "\x1f")
+COCO_WORDS = {"file_name", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "whole"}
+
+
+def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: Path, form: str) -> dict[str, Any]:
+    """Write pictures, masks, the table or annotations, and a domain.yaml to read them by, into a new folder.
+
+    form: one of FORMS. The folder appears whole or not at all. Raises DataError when it is there already.
+    """
+    if form not in FORMS:
+        mend = "Name one of these with `--format`."
+        raise DataError("export", expected=f"one of {', '.join(FORMS)}", found=form, mend=mend)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        found = "a folder with something in it" if target.is_dir() else "a file"
+        raise DataError(f"export to {target}", expected="a new or empty folder", found=found, mend="Name another one.")
+    partial = target.parent / f".{target.name}-{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        layout = FORMS[form](manifest, domain, partial)
+        files = sorted({*manifest["path"], *manifest["mask"].drop_nulls()})
+        for path in files:
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(raw / path, partial / path)
+        _save_domain(domain, layout, partial / "domain.yaml")
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {"domain": domain.name, "format": form, "folder": str(target), "rows": manifest.height, "files": len(files)}
+
+
+def _save_domain(domain: Domain, layout: Layout, path: Path) -> None:
+    """The domain as it is, but for where its labels stand now."""
+    changed = domain.model_copy(update={"layout": layout, "group": "group"})
+    facts = changed.model_dump(mode="json", exclude_defaults=True, exclude={"layout"})
+    facts["layout"] = {"kind": layout.kind} | layout.model_dump(mode="json", exclude_defaults=True)
+    save_bytes(yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode(), path)
+
+
+# csv
+
+
+def _write_csv(manifest: pl.DataFrame, domain: Domain, folder: Path) -> Csv:
+    """labels.csv; its columns bear the manifest's names, which no slice may have."""
+    given = {name: name for name in ("mask", "boxes", "crop") if _has(manifest, name)}
+    separator = None
+    columns = [pl.col("path").map_elements(_write_path, return_dtype=pl.String), pl.col("label")]
+    if domain.task == "multilabel":
+        separator = _choose_separator(domain)
+        columns[1] = pl.col("labels").list.join(separator).alias("label")
+    columns += [_box_column(name) if name != "mask" else pl.col(name) for name in given]
+    table = manifest.select(*columns, "group", *domain.slices, "split")
+    save_bytes(table.write_csv().encode(), folder / "labels.csv")
+    return Csv.model_validate({"image": "path", "separator": separator, **given})
+
+
+def _write_path(path: str) -> str:
+    return f"./{path}" if path != path.lstrip() else path  # a table's cells are read without blanks around them
+
+
+def _has(manifest: pl.DataFrame, name: str) -> bool:
+    filled = manifest[name].list.len() > 0 if name != "mask" else manifest[name].is_not_null()
+    return bool(filled.fill_null(False).any())
+
+
+def _box_column(name: str) -> pl.Expr:
+    """`x0 y0 x1 y1`, several joined by `;`."""
+    numbers = pl.element().cast(pl.List(pl.String)).list.join(" ")
+    if name == "crop":
+        return pl.col(name).cast(pl.List(pl.String)).list.join(" ")
+    return pl.col(name).list.eval(numbers).list.join("; ")
+
+
+def _choose_separator(domain: Domain) -> str:
+    return next(mark for mark in SEPARATORS if not any(mark in name for name in domain.classes))
+
+
+# COCO
+
+
+def _write_coco(manifest: pl.DataFrame, domain: Domain, folder: Path) -> Coco:
+    """annotations.json; what COCO has no word for stands as further keys, which readers of COCO pass over."""
+    if clash := COCO_WORDS & set(domain.slices):
+        mend = "Rename the column, or export as csv."
+        expected = "slices whose names COCO does not use itself"
+        raise DomainError(f"export of {domain.name}", expected=expected, found=", ".join(sorted(clash)), mend=mend)
+    numbers = {name: number for number, name in enumerate(domain.classes, 1)}
+    images: dict[str, dict[str, Any]] = {}
+    annotations: list[dict[str, Any]] = []
+    for row in manifest.iter_rows(named=True):
+        first = {"id": len(images) + 1, "file_name": row["path"], "width": row["width"], "height": row["height"]}
+        image = images.setdefault(row["path"], first)
+        further = _further_keys(row, domain)
+        if domain.task == "multilabel":
+            image |= further  # a picture may have no annotation
+            further = {}
+        for label in row.get("labels", [row["label"]]):
+            facts = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": numbers[label]}
+            annotations.append(facts | _bbox(row) | {"iscrowd": 0} | further)
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    info = {"description": domain.title or domain.name, "url": domain.source}
+    licences = [{"id": 1, "name": domain.licence, "url": ""}] if domain.licence else []
+    content = {"info": info, "licenses": licences, "images": list(images.values()), "categories": categories}
+    text = json.dumps(content | {"annotations": annotations}, ensure_ascii=False)
+    save_bytes(text.encode(), folder / "annotations.json")
+    return Coco(images=".")
+
+
+def _further_keys(row: dict[str, Any], domain: Domain) -> dict[str, Any]:
+    keys = {name: row[name] for name in ("group", "split", *domain.slices)}
+    if row["mask"]:
+        keys["mask"] = row["mask"]
+    if row["boxes"]:
+        keys["boxes"] = "; ".join(" ".join(map(str, box)) for box in row["boxes"])
+    return keys
+
+
+def _bbox(row: dict[str, Any]) -> dict[str, Any]:
+    box: Box = tuple(row["crop"] or (0, 0, row["width"], row["height"]))
+    width, height = box[2] - box[0], box[3] - box[1]
+    facts: dict[str, Any] = {"bbox": [box[0], box[1], width, height], "area": width * height}
+    return facts if row["crop"] else facts | {"whole": True}
+
+
+FORMS: dict[str, Callable[[pl.DataFrame, Domain, Path], Layout]] = {"coco": _write_coco, "csv": _write_csv}

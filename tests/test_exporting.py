@@ -1,0 +1,133 @@
+"""An export says what the manifest says: importing it gives the same rows, whatever the domain."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from samples import make_domain, save_mask, save_picture, write_coco, write_csv, write_multilabel
+
+from components.data.exporting import FORMS, export_manifest
+from components.data.layouts import read_rows
+from components.data.manifest import Row, create_rows
+from components.data.splits import assign_splits
+from components.data.validation import check_rows
+from components.domain import Domain, load_domain, parse_domain, read_yaml
+from components.errors import DataError, DomainError
+
+NAMES = st.text("aZü-_,;'\"$ #&+\\", min_size=1, max_size=6).map(lambda text: f"x{text}x")  # blanks inside alone
+CLASS_NAMES = ("good", "a;b", "ü, |", "x")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Eight pictures of 48 x 40 pixels as bytes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    return [save_picture(folder / f"{number}.png", number).read_bytes() for number in range(8)]
+
+
+@st.composite
+def rows(draw: st.DrawFn, many: bool) -> list[Row]:
+    """A small domain: pictures under odd names, whole or cut up, with and without masks, boxes, groups and sites."""
+    paths = draw(st.lists(NAMES, min_size=1, max_size=8, unique_by=str.casefold))
+    drawn: list[Row] = []
+    for name in paths:
+        path = f"{draw(st.sampled_from(['a', 'b c', ' d']))}/{name}.png"
+        corners = st.tuples(st.integers(0, 10), st.integers(0, 10), st.integers(30, 48), st.integers(30, 40))
+        crops = [] if many else draw(st.lists(corners, max_size=3, unique=True))
+        boxes = draw(st.lists(corners, max_size=2))
+        columns = {"lot": draw(NAMES), "site": draw(st.sampled_from(["north", 'ö, " south']))}
+        mask = draw(st.sampled_from([None, f"masks/{len(drawn)}.png"]))
+        for crop in crops or [None]:
+            label = draw(st.sampled_from(CLASS_NAMES))
+            labels = draw(st.lists(st.sampled_from(CLASS_NAMES), unique=True)) if many else None
+            drawn.append(Row(path=path, label=label, labels=labels, crop=crop, boxes=boxes, mask=mask, columns=columns))
+    return drawn
+
+
+def make_manifest(drawn: list[Row], domain: Domain, raw: Path, pictures: list[bytes]) -> pl.DataFrame:
+    """The rows through the real checks; floors are not what is tested here."""
+    for number, path in enumerate(dict.fromkeys(row.path for row in drawn)):
+        (raw / path).parent.mkdir(parents=True, exist_ok=True)
+        (raw / path).write_bytes(pictures[number])
+    for mask in {row.mask for row in drawn if row.mask}:
+        save_mask(raw / mask)
+    return assign_splits(check_rows(create_rows(drawn, domain, raw), raw, domain).fit, domain.split)
+
+
+def read_again(folder: Path) -> pl.DataFrame:
+    domain = parse_domain(read_yaml(folder / "domain.yaml"), "the export")
+    return assign_splits(check_rows(read_rows(domain, folder), folder, domain).fit, domain.split)
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+@pytest.mark.parametrize("form", sorted(FORMS))
+@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(data=st.data())
+def test_importing_an_export_gives_the_same_manifest(form, task, data, pictures):
+    drawn = data.draw(rows(many=task == "multilabel"))
+    domain = make_domain(task=task, classes=CLASS_NAMES, layout="csv", group="lot", slices=["site"], split={"seed": 3})
+    with tempfile.TemporaryDirectory() as folder:
+        raw, target = Path(folder) / "raw", Path(folder) / "out"
+        manifest = make_manifest(drawn, domain, raw, pictures)
+        facts = export_manifest(manifest, domain, raw, target, form)
+        assert facts["rows"] == manifest.height > 0
+        assert read_again(target).equals(manifest)
+
+
+def test_coco_is_what_other_readers_expect(tmp_path):
+    domain = make_domain(layout="coco", slices=["site"], validation={"min_side": 8})
+    raw = write_coco(tmp_path / "raw", pictures=3)
+    manifest = assign_splits(check_rows(read_rows(domain, raw), raw, domain).fit, domain.split)
+    export_manifest(manifest, domain, raw, tmp_path / "out", "coco")
+    content = json.loads((tmp_path / "out/annotations.json").read_text())
+    assert [entry["name"] for entry in content["categories"]] == list(domain.classes)
+    assert {entry["file_name"] for entry in content["images"]} == {f"images/p{k}.jpg" for k in range(3)}
+    assert all((tmp_path / "out" / entry["file_name"]).is_file() for entry in content["images"])
+    first = content["annotations"][0]
+    assert (first["bbox"], first["area"], first["iscrowd"]) == ([0, 10, 30, 30], 900, 0)
+
+
+def test_an_export_appears_whole_in_a_new_folder(tmp_path):
+    domain = make_domain(layout="csv", group="lot", slices=["site"])
+    raw = write_csv(tmp_path / "raw")
+    manifest = assign_splits(check_rows(read_rows(domain, raw), raw, domain).fit, domain.split)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").write_text("kept")
+    with pytest.raises(DataError, match="a new or empty folder"):
+        export_manifest(manifest, domain, raw, tmp_path / "full", "csv")
+    with pytest.raises(DataError, match=r"coco, csv; found voc"):
+        export_manifest(manifest, domain, raw, tmp_path / "out", "voc")
+    (raw / manifest["path"][5]).unlink()
+    with pytest.raises(OSError, match="No such file"):
+        export_manifest(manifest, domain, raw, tmp_path / "out", "csv")
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "full"}
+    clash = make_domain(layout="csv", slices=["area"])
+    with pytest.raises(DomainError, match="area"):
+        export_manifest(manifest, clash, raw, tmp_path / "out", "coco")
+
+
+def test_a_multilabel_domain_goes_through_the_stages_and_back(tmp_path):
+    from components.data.importing import import_folder
+    from components.data.stages import STAGES
+    from components.workspace import Workspace
+
+    workspace = Workspace(tmp_path)
+    write_multilabel(tmp_path / "source", pictures=48)
+    domain = import_folder(workspace, tmp_path / "source", "tiles", group="lot")
+    assert (domain.task, domain.classes) == ("multilabel", ("cracked", "good"))
+    for stage in STAGES.values():
+        stage(workspace, domain)
+    manifest = pl.read_parquet(workspace.derived("tiles") / "manifest.parquet")
+    record = json.loads((workspace.derived("tiles") / "validation.json").read_text())
+    assert record["classes"]["good"] == {"images": 24, "groups": 12}
+    assert set(manifest["split"]) == {"train", "val", "test"}
+    export_manifest(manifest, domain, workspace.raw("tiles"), tmp_path / "out", "coco")
+    again = import_folder(workspace, tmp_path / "out", "again")
+    assert load_domain(workspace.domain_file("again")) == again
+    assert again.name == "again"
+    rows = read_rows(again, workspace.raw("again"))
+    assert rows.select("id", "path", "labels", "group").equals(manifest.select("id", "path", "labels", "group"))
