@@ -168,7 +168,8 @@ def show_check(outcome: Mapping[str, Any]) -> None:
     word = "[green]fit[/]" if outcome["ok"] else "[red]not fit[/]"
     OUT.print(
         f"{outcome['domain']}: {word}, {outcome['images']} images in {outcome['groups']} groups, "
-        f"{len(outcome['quarantined'])} quarantined, {outcome['near_duplicate_pairs']} near-duplicate pairs"
+        f"{len(outcome['quarantined'])} quarantined, {outcome['near_duplicate_pairs']} near-duplicate pairs, "
+        f"{len(outcome['suspicious_labels'])} suspicious labels"
     )
     table = Table(header_style="bold")
     for head in ("class", *(outcome["splits"] or ())):
@@ -180,6 +181,10 @@ def show_check(outcome: Mapping[str, Any]) -> None:
         OUT.print(table)
     for row in outcome["quarantined"][:10]:
         OUT.print(f"  [yellow]quarantined[/] {escape(row['path'])}: {escape(row['reason'])}")
+    for row in outcome["aside"][:10]:
+        OUT.print(f"  [yellow]put aside[/] {escape(row['path'])}: {escape(row['reason'])}")
+    for warning in outcome["warnings"]:
+        OUT.print(f"  [yellow]warning[/] {escape(warning)}")
     for problem in outcome["problems"]:
         OUT.print(f"  [red]problem[/] {escape(problem)}")
     OUT.print(f"Report   {outcome['report']}")

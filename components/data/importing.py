@@ -5,12 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import yaml
 
 from components.data import layouts
-from components.data.splits import find_seed
-from components.domain import LAYOUTS, Domain, Split, load_domain, parse_domain
+from components.domain import LAYOUTS, Domain, load_domain, parse_domain
 from components.errors import DataError, DomainError
 from components.workspace import REPOSITORY, Workspace
 
@@ -33,23 +31,11 @@ def import_folder(
         _require_same_layout(domain, layout, domain_file)
     else:
         domain = _describe(source, name, layout, group, domain_file)
-    rows = layouts.read_rows(domain, source)
+    layouts.read_rows(domain, source)
     _replace_folder(source, workspace.raw(name))
     if not domain_file.exists():
-        domain = _choose_seed(domain, rows)
         _write_domain(domain, domain_file)
     return domain
-
-
-def _choose_seed(domain: Domain, rows: pl.DataFrame) -> Domain:
-    """A split seed that gives every class a group on every side, written down while no image has a side yet.
-
-    Later it would move images; and a seed that serves now still does when groups are added.
-    """
-    group = pl.coalesce("group", "id")
-    groups = {name: set(rows.filter(pl.col("label") == name).select(group).to_series()) for name in domain.classes}
-    seed = find_seed(groups, domain.split)
-    return domain if seed is None else domain.model_copy(update={"split": Split(seed=seed)})
 
 
 def _bring_known_domain(domain_file: Path, name: str) -> None:
@@ -99,8 +85,6 @@ def _write_domain(domain: Domain, path: Path) -> None:
     }
     if domain.group:
         facts["group"] = domain.group
-    if domain.split.seed:
-        facts["split"] = {"seed": domain.split.seed}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120))
 

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 
+from components.data.features import load_features, load_near_duplicates
 from components.data.layouts import read_rows
 from components.data.manifest import load_frame, load_manifest, save_bytes, save_frame
-from components.data.splits import assign_splits, require_floors
+from components.data.splits import assign_splits, load_memory, require_floors, save_memory
 from components.domain import Domain
 from components.workspace import Workspace
 
@@ -17,11 +19,16 @@ def run_manifest(workspace: Workspace, domain: Domain) -> None:
 
 def run_validate(workspace: Workspace, domain: Domain) -> None:
     """rows.parquet -> valid.parquet, validation.json, validation.html; then CheckFailed if a check said no."""
+    from components.data.labels import find_suspects
     from components.data.report import render_report
     from components.data.validation import check_rows, require_valid
 
     folder, raw = workspace.derived(domain.name), workspace.raw(domain.name)
-    validated = check_rows(load_frame(folder / "rows.parquet"), raw, domain)
+    near = load_near_duplicates(folder / "matches.parquet")
+    validated = check_rows(load_frame(folder / "rows.parquet"), raw, domain, near)
+    if validated.ok:
+        suspects = find_suspects(validated.fit, load_features(folder / "features.parquet"), near)
+        validated = replace(validated, suspects=suspects)
     save_frame(validated.fit, folder / "valid.parquet")
     save_bytes(render_report(validated, raw).encode(), folder / "validation.html")
     record = json.dumps(validated.to_record(), indent=1, ensure_ascii=False)
@@ -30,11 +37,18 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
 
 
 def run_split(workspace: Workspace, domain: Domain) -> None:
-    """valid.parquet -> manifest.parquet; CheckFailed when a class misses a split."""
-    folder = workspace.derived(domain.name)
-    frame = assign_splits(load_manifest(folder / "valid.parquet", domain, split=False), domain.split)
-    require_floors(frame, domain)
-    save_frame(frame, folder / "manifest.parquet")
+    """valid.parquet -> manifest.parquet, aside.json and splits.csv, which is read before; CheckFailed when a class
+    misses a split. What was split anew is remembered only when all is well."""
+    folder, memory = workspace.derived(domain.name), workspace.splits(domain.name)
+    frame = load_manifest(folder / "valid.parquet", domain, split=False)
+    named = dict(load_frame(folder / "rows.parquet").select("id", "group").drop_nulls("id").iter_rows())
+    near = load_near_duplicates(folder / "matches.parquet")
+    assigned = assign_splits(frame, [named[row] for row in frame["id"]], near, load_memory(memory), domain.split)
+    require_floors(assigned.frame, domain)
+    save_frame(assigned.frame, folder / "manifest.parquet")
+    aside = json.dumps([asdict(item) for item in assigned.aside], indent=1, ensure_ascii=False)
+    save_bytes(f"{aside}\n".encode(), folder / "aside.json")
+    save_memory(assigned.memory, memory)
 
 
 STAGES: dict[str, Callable[[Workspace, Domain], None]] = {
