@@ -3,7 +3,7 @@
     TESSERA_REAL_DATA=DIR python benchmarks/leakage.py [SET ...] [--json FILE]
 
 Claims: without being told, near duplicates are grouped as the published source images say (lc25000_lung: pairwise
-precision at least 0.98, recall at least 0.90); a ridge on 16 x 16 raw pixels, which can know nothing but pictures it saw,
+precision at least 0.98, recall at least 0.90); a ridge on 16 x 16 raw pixels, which knows nothing but pictures it saw,
 falls from about 89 % to under 60 % balanced accuracy on magnetic_tile when the groups found stay together; sets without
 augmented copies (bccd, dsb2018_stained) are hardly joined; copies planted into dsb2018_stained are found whatever was
 done to them; planted wrong labels are found; one per cent of new images costs a few per cent. Seconds are of a
@@ -64,7 +64,9 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in options.sets:
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = measure_planted(root, Path(folder)) if name == "planted" else measure(root, name, Path(folder))
+            results[name] = (
+                measure_planted(root, Path(folder)) if name == "planted" else measure(root, name, Path(folder))
+            )
         print(name, json.dumps(results[name], indent=1), flush=True)
         if options.json:
             options.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -195,11 +195,12 @@ def test_a_class_that_misses_a_split_is_named():
 
 
 def test_the_file_comes_back_as_it_was_and_a_version_adds_lines_only(tmp_path):
-    first = assign(range(20), lots=[f'lot "{number % 5}", north' for number in range(20)])
+    lots = [f'lot "{number % 5}", north' for number in range(40)]
+    first = assign(range(20), lots=lots[:20])
     save_memory(first.memory, tmp_path / "splits.csv")
     before = (tmp_path / "splits.csv").read_text().splitlines()
     assert load_memory(tmp_path / "splits.csv") == first.memory
-    save_memory(assign(range(40), memory=first.memory).memory, tmp_path / "splits.csv")
+    save_memory(assign(range(40), lots=lots, memory=first.memory).memory, tmp_path / "splits.csv")
     after = (tmp_path / "splits.csv").read_text().splitlines()
     assert [line for line in after if line in set(before)] == before
     assert load_memory(tmp_path / "missing.csv") == {}
@@ -232,7 +233,9 @@ def test_intervals_are_wilsons():
 
 def test_too_few_test_groups_are_told_with_how_many_would_do():
     needed = groups_needed()
-    assert interval_of(needed)[1] - interval_of(needed)[0] <= 0.3 < interval_of(needed - 1)[1] - interval_of(needed - 1)[0]
+    assert (
+        interval_of(needed)[1] - interval_of(needed)[0] <= 0.3 < interval_of(needed - 1)[1] - interval_of(needed - 1)[0]
+    )
     told = warn_of_few_groups({"good": {"test": needed}, "crack": {"test": 5}})
     assert len(told) == 1
     assert "crack 5" in told[0]

@@ -179,8 +179,13 @@ def _stratify(
     )
     placed = []
     for members, found in order:
+        rarest = min(found, key=lambda label: (totals[label], label))
         lack = {
-            side: sum((wanted[label][side] - have[label, side]) / totals[label] for label in found) for side in SPLITS
+            side: (
+                wanted[rarest][side] - have[rarest, side],
+                sum((wanted[label][side] - have[label, side]) / totals[label] for label in found),
+            )
+            for side in SPLITS
         }
         side = max(SPLITS, key=lack.__getitem__)
         have.update((label, side) for label in found)
