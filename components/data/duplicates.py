@@ -102,7 +102,7 @@ class _Search:
         self.matches: Matches = {pair: match for pair, match in known.items() if set(pair) <= set(self.place)}
         self.parent = list(range(len(pictures.contents)))
         self.related: set[int] = set()
-        self.needed = MIN_AGREEMENT
+        self.needed: float = np.inf  # nothing is joined before it is known what any two pictures share
         self.sketch: Callable[[int], Sketch] = lru_cache(SKETCHES)(lambda index: create_sketch(pictures.read(index)))
 
     def look(self, candidates: Sequence[LookAlike]) -> None:

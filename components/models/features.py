@@ -33,6 +33,7 @@ from components.domain import Domain
 from components.models.embedded import load_card
 from components.workspace import Workspace
 
+SIDE = 128  # pixels: the embedded backbone's own
 BATCH = 32  # always full, so that a feature's last bits do not depend on its neighbours
 KEEP_EVERY = 64  # batches
 
@@ -103,16 +104,20 @@ def _compute(
     missing: dict[str, list[Box | None]], contents: dict[str, str], raw: Path, domain: Domain
 ) -> Iterator[pl.DataFrame]:
     """Features of all crops asked for of every file, a batch at a time."""
+    waiting = _view(missing, contents, raw, domain)
+    views = list(islice(waiting, BATCH))
+    if not views:
+        return  # what is missing cannot be decoded
+
     import torch
 
     from components.models.backbones import load_backbone
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = load_backbone("embedded")
+    backbone = load_backbone("embedded", SIDE)
     vit = backbone.vit.to(device)
     mean, std = torch.tensor(backbone.mean, device=device), torch.tensor(backbone.std, device=device)
-    waiting = _view(missing, contents, raw, domain, backbone.img_size)
-    while views := list(islice(waiting, BATCH)):
+    while views:
         pixels = np.zeros((BATCH, *views[0].pixels.shape), np.uint8)
         pixels[: len(views)] = [view.pixels for view in views]
         images = (torch.from_numpy(pixels).to(device).float() / 255 - mean) / std
@@ -126,20 +131,19 @@ def _compute(
             columns | {"grey": [view.grey for view in views]},
             schema={"key": pl.String, "feature": pl.Binary, "grey": pl.Binary},
         )
+        views = list(islice(waiting, BATCH))
 
 
-def _view(
-    missing: dict[str, list[Box | None]], contents: dict[str, str], raw: Path, domain: Domain, size: int
-) -> Iterator[View]:
+def _view(missing: dict[str, list[Box | None]], contents: dict[str, str], raw: Path, domain: Domain) -> Iterator[View]:
     """Decoded by several threads, a few files ahead of the network."""
     waiting = iter(missing.items())
     with pixel_limit(domain.validation.max_megapixels), ThreadPoolExecutor() as pool:
         while files := list(islice(waiting, BATCH)):
-            read = pool.map(lambda item: _read(raw / item[0], content_of(contents[item[0]]), item[1], size), files)
+            read = pool.map(lambda item: _read(raw / item[0], content_of(contents[item[0]]), item[1]), files)
             yield from chain.from_iterable(read)
 
 
-def _read(path: Path, content: str, crops: Sequence[Box | None], size: int) -> list[View]:
+def _read(path: Path, content: str, crops: Sequence[Box | None]) -> list[View]:
     """The crops wanted of one file; none where it cannot be decoded, which the next stage explains."""
     try:
         with Image.open(path, formats=FORMATS) as opened:
@@ -151,7 +155,7 @@ def _read(path: Path, content: str, crops: Sequence[Box | None], size: int) -> l
         part = upright if crop is None else upright.crop(crop)
         if min(part.size) == 0:
             continue
-        pixels = np.asarray(part.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
+        pixels = np.asarray(part.resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0))
         small = part.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
         views.append(View(sample_key(content, crop), pixels, None if crop else small.tobytes()))
     return views
