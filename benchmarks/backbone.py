@@ -23,7 +23,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from components.data.duplicates import find_near_duplicates, join_groups
+from components.data.duplicates import find_look_alikes, join_groups
 from components.data.images import inspect_image
 from components.domain import Validation
 from components.models.backbones import Backbone, hash_tensors, load_backbone
@@ -91,11 +91,11 @@ def read_benches(root: Path) -> tuple[Bench, ...]:
 
 
 def group(paths: Sequence[Path]) -> NDArray[Any]:
-    """Groups of near duplicates, as the validation stage joins them."""
+    """Groups of pictures that look alike as they lie, by thumbnails alone."""
     limits = Validation()
     greys = [grey for path in paths if (grey := inspect_image(path, (), limits).grey) is not None]
-    pairs = find_near_duplicates(greys, limits.near_duplicate_bits)
-    return np.array(join_groups([str(path) for path in paths], pairs))
+    alike = find_look_alikes(np.stack(greys), limits.near_duplicate_bits)
+    return np.array(join_groups([str(path) for path in paths], [(i, j) for i, j, turn in alike if turn == 0]))
 
 
 if __name__ == "__main__":

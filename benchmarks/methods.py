@@ -309,7 +309,7 @@ def open_bench(name: str, source: Path, state: Path, img_size: int) -> Bench:
         versioning.require_repository(workspace)
         versioning.register_domain(workspace, name)
         versioning.record_version(workspace, name)
-        for stage in ("manifest", "validate", "split"):
+        for stage in ("manifest", "features", "validate", "split"):
             versioning.run_stage(workspace, stage, name)
     return Bench(workspace, load_domain(workspace.domain_file(name)), img_size)
 

@@ -1,6 +1,6 @@
 """Where everything lives: one folder that holds domains, images and all state.
 
-    <root>/data/<domain>/      domain.yaml, raw/, raw.dvc
+    <root>/data/<domain>/      domain.yaml, raw/, raw.dvc, splits.csv
     <root>/dvc.yaml            the data stages
     <root>/.tessera/           everything a run writes: MLflow store, Prefect home, caches, reports
 
@@ -53,6 +53,10 @@ class Workspace:
 
     def raw(self, name: str) -> Path:
         return self.root / "data" / name / "raw"
+
+    def splits(self, name: str) -> Path:
+        """Which side every image has been on, for good; belongs into git beside raw.dvc."""
+        return self.root / "data" / name / "splits.csv"
 
     def derived(self, name: str) -> Path:
         """What the DVC stages make of the raw images."""

@@ -6,6 +6,7 @@ import polars as pl
 
 from components.data import versioning
 from components.data.manifest import by_class
+from components.data.splits import count_groups, warn_of_few_groups
 from components.errors import CheckFailed
 from components.workspace import Workspace
 from flows.plan import create_plan
@@ -20,6 +21,8 @@ def check(workspace: Workspace, name: str) -> dict[str, Any]:
     split = False
     report("stage", title="read the labels")
     versioning.run_stage(workspace, "manifest", name)
+    report("stage", title="compare the images")
+    versioning.run_stage(workspace, "features", name)
     try:
         report("stage", title="look at every image")
         versioning.run_stage(workspace, "validate", name)
@@ -29,6 +32,8 @@ def check(workspace: Workspace, name: str) -> dict[str, Any]:
     except CheckFailed as error:
         problems.append(str(error))
     summary = plan.load_validation()
+    aside = plan.load_aside() if split else []
+    few = warn_of_few_groups(count_groups(by_class(plan.load_manifest()), plan.domain.classes)) if split else []
     return {
         "domain": name,
         "ok": split and bool(summary["ok"]),
@@ -38,10 +43,12 @@ def check(workspace: Workspace, name: str) -> dict[str, Any]:
         "quarantined": summary["quarantined"],
         "groups": summary["groups"],
         "near_duplicate_pairs": len(summary["near_duplicate_pairs"]),
+        "suspicious_labels": summary["suspicious_labels"],
+        "aside": aside,
+        "warnings": [*summary["warnings"], *few],
         "classes": list(plan.domain.classes),
         "splits": count_splits(plan.load_manifest()) if split else {},
         "problems": summary["problems"] or problems,
-        "warnings": summary["warnings"],
         "manifest": str(plan.manifest) if split else None,
         "report": str(plan.validation_report),
     }

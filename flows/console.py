@@ -228,7 +228,8 @@ def show_check(outcome: Mapping[str, Any]) -> None:
     word = "[green]fit[/]" if outcome["ok"] else "[red]not fit[/]"
     OUT.print(
         f"{outcome['domain']}: {word}, {outcome['images']} images in {outcome['groups']} groups, "
-        f"{len(outcome['quarantined'])} quarantined, {outcome['near_duplicate_pairs']} near-duplicate pairs"
+        f"{len(outcome['quarantined'])} quarantined, {outcome['near_duplicate_pairs']} near-duplicate pairs, "
+        f"{len(outcome['suspicious_labels'])} suspicious labels"
     )
     table = Table(header_style="bold")
     for head in ("class", *(outcome["splits"] or ())):
@@ -240,6 +241,8 @@ def show_check(outcome: Mapping[str, Any]) -> None:
         OUT.print(table)
     for row in outcome["quarantined"][:10]:
         OUT.print(f"  [yellow]quarantined[/] {escape(row['path'])}: {escape(row['reason'])}")
+    for row in outcome["aside"][:10]:
+        OUT.print(f"  [yellow]put aside[/] {escape(row['path'])}: {escape(row['reason'])}")
     for warning in outcome["warnings"]:
         OUT.print(f"  [yellow]look at[/] {escape(warning)}")
     for problem in outcome["problems"]:

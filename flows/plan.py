@@ -56,6 +56,11 @@ class Plan:
         record: dict[str, Any] = json.loads(self.validation_report.with_suffix(".json").read_text(encoding="utf-8"))
         return record
 
+    def load_aside(self) -> list[dict[str, str]]:
+        """Images that no side may have, and why: what the split stage found last."""
+        found: list[dict[str, str]] = json.loads(self.manifest.with_name("aside.json").read_text(encoding="utf-8"))
+        return found
+
     def load_manifest(self) -> pl.DataFrame:
         """The samples with their splits, held to the schema."""
         return load_manifest(self.manifest, self.domain)

@@ -161,8 +161,13 @@ def find_known(plan: Plan) -> dict[str, Any] | None:
 
 
 def prepare_data(plan: Plan) -> dict[str, Any]:
-    """The three data stages of dvc.yaml, a task each; returns the validation's summary."""
-    titles = {"manifest": "read manifest", "validate": "validate images", "split": "split groups"}
+    """The data stages of dvc.yaml, a task each; returns the validation's summary."""
+    titles = {
+        "manifest": "read manifest",
+        "features": "compare images",
+        "validate": "validate images",
+        "split": "split groups",
+    }
     for stage, title in titles.items():
         report("stage", title=title)
         run_stage.with_options(name=title, task_run_name=title)(plan, stage)

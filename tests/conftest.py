@@ -14,7 +14,10 @@ import pytest
 import yaml
 
 from components import tracking
+from components.data.stages import run_manifest
 from components.data.synthetic import create_surface_defects
+from components.domain import parse_domain
+from components.models.features import run_features
 from components.workspace import QUIET, REPOSITORY, Workspace
 
 # Nothing a test starts may phone home, and two threads in two processes thrash two cores.
@@ -75,9 +78,12 @@ def clean_environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 pictures of surfaces in 16 lots, 64 px: read-only, shared by all tests."""
-    folder = tmp_path_factory.mktemp("images") / "raw"
-    create_surface_defects(folder, lots=16, images_per_lot=6, size=64)
-    return folder
+    place = Workspace(tmp_path_factory.mktemp("images"))
+    create_surface_defects(place.raw(DOMAIN), lots=16, images_per_lot=6, size=64)
+    domain = parse_domain(TINY, "tests")
+    run_manifest(place, domain)
+    run_features(place, domain)  # every workspace begins with what is known of these contents: no torch in its stage
+    return place.raw(DOMAIN)
 
 
 @pytest.fixture
@@ -103,4 +109,8 @@ def create_workspace(root: Path, images: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     (folder / "domain.yaml").write_text(yaml.safe_dump(TINY | changes, sort_keys=False))
     shutil.copytree(images, folder / "raw")
+    known = Workspace(images.parents[2]).derived(DOMAIN)
+    (derived := Workspace(root).derived(DOMAIN)).mkdir(parents=True)
+    for name in ("features.parquet", "matches.parquet"):
+        shutil.copyfile(known / name, derived / name)
     return root

@@ -653,7 +653,8 @@ def run_stage(workspace: Path, *arguments: str, error_file: Path | None = None) 
         | {"TESSERA_WORKSPACE": str(workspace)}
         | ({"TESSERA_ERROR_FILE": str(error_file)} if error_file else {})
     )
-    command = [sys.executable, "-m", "components.data", *arguments]
+    room = "models" if arguments[0] == "features" else "data"
+    command = [sys.executable, "-m", f"components.{room}", *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
@@ -672,6 +673,7 @@ def test_a_stage_says_one_paragraph_and_leaves_it_as_json(tmp_path):
     (raw / "good/text.jpg").write_bytes(b"text")
     (raw / "good/<b>more.jpg").write_bytes(b"text")
     assert run_stage(tmp_path, "manifest", "tiles").returncode == 0
+    assert run_stage(tmp_path, "features", "tiles").returncode == 0
     failed = run_stage(tmp_path, "validate", "tiles")
     assert failed.returncode == 1
     assert "2 of 18 (11.1%)" in failed.stderr

@@ -1,68 +1,247 @@
-"""Splits last: growing data move nothing, and a group never straddles two sides."""
+"""Splits last: growing data move nothing, no group straddles two sides, and what ties two sides belongs to neither."""
+
+import hashlib
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import make_domain
 
-from components.data.splits import assign_splits, count_groups, find_seed, require_floors, side_of
+from components.data.splits import (
+    ASIDE,
+    DIGITS,
+    GUARD,
+    Line,
+    assign_splits,
+    count_groups,
+    groups_needed,
+    interval_of,
+    load_memory,
+    require_floors,
+    save_memory,
+    warn_of_few_groups,
+)
 from components.domain import Split
-from components.errors import CheckFailed
-
-groups = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=40)
+from components.errors import CheckFailed, DataError
 
 
-def frame_of(names, label="good"):
-    return pl.DataFrame(
-        {"group": names, "label": [label] * len(names)}, schema={"group": pl.String, "label": pl.String}
-    )
+def content(name):
+    return hashlib.sha256(str(name).encode()).hexdigest()
 
 
-@given(old=groups, new=groups, seed=st.integers(0, 5))
-def test_adding_groups_moves_nothing_and_no_group_straddles(old, new, seed):
-    split = Split(seed=seed)
-    before = assign_splits(frame_of(old), split)
-    after = assign_splits(frame_of([*new, *old]), split)
-    assert after.tail(len(old))["split"].to_list() == before["split"].to_list()
-    assert (after.group_by("group").agg(pl.col("split").n_unique())["split"] == 1).all()
+def frame_of(names, labels="good"):
+    labels = [labels] * len(names) if isinstance(labels, str) else labels
+    columns = {"id": [content(name) for name in names], "path": [f"{name}.png" for name in names], "label": labels}
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
+
+
+def assign(names, labels="good", lots=None, pairs=(), memory=None, **split):
+    pairs = [tuple(sorted((content(a), content(b)))) for a, b in pairs]
+    return assign_splits(frame_of(names, labels), lots or [None] * len(names), pairs, memory or {}, Split(**split))
+
+
+def sides_of(assigned):
+    return {path.removesuffix(".png"): side for path, side in assigned.frame.select("path", "split").rows()}
+
+
+# Growth
+
+
+@st.composite
+def histories(draw):
+    """Images in the order they come: a class, perhaps a lot, near duplicates among those before, and versions."""
+    count = draw(st.integers(2, 30))
+    lots = draw(st.booleans())
+    images = [
+        (
+            draw(st.sampled_from("abc")),
+            f"lot{draw(st.integers(0, 5))}" if lots else None,
+            draw(st.lists(st.integers(0, number - 1), max_size=2)) if number else [],
+        )
+        for number in range(count)
+    ]
+    ends = sorted({*draw(st.lists(st.integers(1, count), max_size=4)), count})
+    gone = draw(st.sets(st.integers(0, count - 1), max_size=3))
+    return images, ends, gone, draw(st.integers(0, 3))
+
+
+@settings(deadline=None, max_examples=60)
+@given(histories())
+def test_nothing_old_moves_no_group_straddles_and_no_test_image_is_ever_trained_on(history):
+    images, ends, gone, seed = history
+    memory, seen = {}, {}
+    for version, end in enumerate(ends):
+        there = [number for number in range(end) if version == 0 or number not in gone]  # some are removed later
+        pairs = [(number, near) for number in there for near in images[number][2] if near in there]
+        assigned = assign(
+            there,
+            [images[number][0] for number in there],
+            [images[number][1] for number in there],
+            pairs,
+            memory,
+            seed=seed + version,
+        )
+        memory, sides = assigned.memory, sides_of(assigned)
+        now = {str(number): sides.get(str(number), ASIDE) for number in there}
+        assert {name: now[name] for name in seen if name in now} == {name: seen[name] for name in seen if name in now}
+        seen |= now
+        assert all(ASIDE in (now[str(a)], now[str(b)]) or now[str(a)] == now[str(b)] for a, b in pairs)
+        assert {item.path.removesuffix(".png") for item in assigned.aside} == {n for n in now if now[n] == ASIDE}
+        for column in (assigned.frame["group"], [images[int(name)][1] or name for name in sides]):
+            both = pl.DataFrame({"group": column, "split": assigned.frame["split"]})
+            assert (both.group_by("group").agg(pl.col("split").n_unique())["split"] <= 1).all()
+
+
+def test_one_import_puts_nothing_aside_and_is_the_same_in_any_order():
+    names = [f"{number:02}" for number in range(40)]
+    pairs = [(names[k], names[k + 1]) for k in range(0, 40, 4)]
+    first = assign(names, pairs=pairs)
+    assert first.aside == ()
+    assert sides_of(assign(names[::-1], pairs=pairs[::-1])) == sides_of(first)
+
+
+def place(**sides):
+    """A memory in which images of these names have these sides."""
+    return {content(name)[:DIGITS]: Line("", side) for name, side in sides.items()}
+
+
+def test_a_new_near_duplicate_takes_the_side_that_is_there():
+    memory = place(a="train", b="val", c="test")
+    assigned = assign(["a", "b", "c", "x", "y"], pairs=[("x", "c"), ("y", "x")], memory=memory)
+    assert sides_of(assigned) == {"a": "train", "b": "val", "c": "test", "x": "test", "y": "test"}
+    assert assigned.frame.filter(pl.col("split") == "test")["group"].n_unique() == 1
+
+
+def test_what_ties_train_to_test_belongs_to_neither_and_stays_out():
+    memory = place(a="train", c="test")
+    bridge = assign(["a", "c", "x", "y"], pairs=[("x", "a"), ("x", "y"), ("y", "c")], memory=memory)
+    assert sides_of(bridge) == {"a": "train", "c": "test"}
+    assert {(item.path, item.reason) for item in bridge.aside} == {
+        ("x.png", "it ties test and train together"),
+        ("y.png", "it ties test and train together"),
+    }
+    later = assign(["a", "x", "z"], pairs=[("x", "a"), ("z", "x")], memory=bridge.memory)
+    assert sides_of(later) == {"a": "train"}
+    assert {item.path for item in later.aside} == {"x.png", "z.png"}
+
+
+def test_old_neighbours_across_sides_leave_the_better_guarded_one():
+    assigned = assign(["a", "c"], pairs=[("a", "c")], memory=place(a="train", c="test"))
+    assert sides_of(assigned) == {"c": "test"}
+    assert assigned.aside[0].reason == "it was in train and shows the same as c.png, which is in test"
+
+
+def test_a_lot_keeps_its_side_when_all_its_images_are_replaced():
+    lots = [f"lot{number % 8}" for number in range(24)]
+    first = assign(range(24), lots=lots)
+    second = assign(range(100, 124), lots=lots, memory=first.memory)
+    before, after = sides_of(first), sides_of(second)
+    assert all(after[str(100 + number)] == before[str(number)] for number in range(24))
+
+
+def test_an_image_that_left_comes_back_to_its_side():
+    first = assign(range(30))
+    second = assign(range(10, 30), memory=first.memory)
+    third = assign(range(30), memory=second.memory)
+    assert sides_of(third) == sides_of(first)
+
+
+# Shares
+
+
+def test_groups_are_stratified_by_class():
+    labels = ["common"] * 100 + ["rare"] * 8 + ["rarest"] * 3
+    counts = count_groups(assign(range(111), labels).frame, ("common", "rare", "rarest"))
+    assert counts == {
+        "common": {"train": 60, "val": 15, "test": 25},
+        "rare": {"train": 5, "val": 1, "test": 2},
+        "rarest": {"train": 1, "val": 1, "test": 1},
+    }
+
+
+def test_groups_of_several_classes_serve_the_rarest_first():
+    lots = [f"lot{number // 4:02}" for number in range(80)]
+    labels = ["crack" if number % 4 == 0 and number < 20 else "good" for number in range(80)]
+    counts = count_groups(assign(range(80), labels, lots).frame, ("good", "crack"))
+    assert all(counts["crack"].values())
+    assert counts["good"] == {"train": 12, "val": 3, "test": 5}
+
+
+def test_seed_decides_who_and_shares_decide_how_many():
+    one, two = sides_of(assign(range(100))), sides_of(assign(range(100), seed=1))
+    assert one != two
+    assert sorted(one.values()) == sorted(two.values())
+    assert list(sides_of(assign(range(100), test=0.4)).values()).count("test") == 40
 
 
 def test_sides_are_pinned():
-    """A change of these is a change of every split anybody ever made."""
-    split = Split(val=0.15, test=0.25, seed=0)
-    assert "".join(side_of(f"lot{number:03d}", split)[1] for number in range(24)) == "rrrerrrrrrrrrrrrrerrrrrr"
+    """A change of these is a change of every split that is made anew."""
+    assert "".join(side[1] for side in sides_of(assign(range(24))).values()) == PINNED
 
 
-def test_shares_are_kept_on_average():
-    split = Split(val=0.2, test=0.3)
-    sides = [side_of(str(number), split) for number in range(4000)]
-    assert sides.count("test") / 4000 == pytest.approx(0.3, abs=0.03)
-    assert sides.count("val") / 4000 == pytest.approx(0.2, abs=0.03)
+PINNED = ""
 
 
-def test_raising_the_test_share_takes_no_image_out_of_test():
-    names = [str(number) for number in range(500)]
-    small = {name for name in names if side_of(name, Split(test=0.2)) == "test"}
-    large = {name for name in names if side_of(name, Split(test=0.3)) == "test"}
-    assert small < large
-
-
-def test_a_class_that_misses_a_split_is_named_with_a_seed_that_serves():
+def test_a_class_that_misses_a_split_is_named():
     domain = make_domain()
-    few = [f"g{number}" for number in range(4)]
-    frame = pl.concat([frame_of([f"h{n}" for n in range(60)]), frame_of(few, "cracked")])
-    unlucky = next(s for s in range(99) if {side_of(name, Split(seed=s)) for name in few} != {"train", "val", "test"})
-    domain = make_domain(split={"seed": unlucky})
-    with pytest.raises(CheckFailed, match=r"class 'cracked' has no group in .*4 groups in all") as caught:
-        require_floors(assign_splits(frame, domain.split), domain)
-    seed = find_seed({"good": {f"h{n}" for n in range(60)}, "cracked": set(few)}, domain.split)
-    assert f"`split.seed: {seed}`" in str(caught.value)
-    mended = make_domain(split={"seed": seed})
-    assigned = assign_splits(frame, mended.split)
-    require_floors(assigned, mended)
-    assert all(count_groups(assigned, mended.classes)["cracked"].values())
+    assigned = assign(range(42), ["good"] * 40 + ["cracked"] * 2)
+    with pytest.raises(CheckFailed, match=r"class 'cracked' has no group in .*2 groups in all.*splits\.csv"):
+        require_floors(assigned.frame, domain)
+    require_floors(assign(range(43), ["good"] * 40 + ["cracked"] * 3).frame, domain)
 
 
-def test_no_seed_helps_a_class_of_two_groups():
-    assert find_seed({"good": {"a", "b", "c", "d"}, "cracked": {"a", "b"}}, Split()) is None
+# The file
+
+
+def test_the_file_comes_back_as_it_was_and_a_version_adds_lines_only(tmp_path):
+    lots = [f'lot "{number % 5}", north' for number in range(40)]
+    first = assign(range(20), lots=lots[:20])
+    save_memory(first.memory, tmp_path / "splits.csv")
+    before = (tmp_path / "splits.csv").read_text().splitlines()
+    assert load_memory(tmp_path / "splits.csv") == first.memory
+    save_memory(assign(range(40), lots=lots, memory=first.memory).memory, tmp_path / "splits.csv")
+    after = (tmp_path / "splits.csv").read_text().splitlines()
+    assert [line for line in after if line in set(before)] == before
+    assert load_memory(tmp_path / "missing.csv") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "content,split\n",
+        "content,group,split\n0123456789abcdef,,dev\n",
+        "content,group,split\n0123,,test\n",
+        "content,group,split\n0123456789abcdef,,test\n0123456789abcdef,,train\n",
+        "<<<<<<< HEAD\ncontent,group,split\n",
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, text):
+    (tmp_path / "splits.csv").write_text(text)
+    with pytest.raises(DataError, match="git checkout"):
+        load_memory(tmp_path / "splits.csv")
+
+
+# What the sides are worth
+
+
+def test_intervals_are_wilsons():
+    low, high = interval_of(10, 0.9)  # 9 of 10, as tables have it
+    assert (low, high) == (pytest.approx(0.596, abs=1e-3), pytest.approx(0.982, abs=1e-3))
+
+
+def test_too_few_test_groups_are_told_with_how_many_would_do():
+    needed = groups_needed()
+    assert (
+        interval_of(needed)[1] - interval_of(needed)[0] <= 0.3 < interval_of(needed - 1)[1] - interval_of(needed - 1)[0]
+    )
+    told = warn_of_few_groups({"good": {"test": needed}, "crack": {"test": 5}})
+    assert len(told) == 1
+    assert "crack 5" in told[0]
+    assert f"{needed} a class" in told[0]
+    assert warn_of_few_groups({"good": {"test": needed}}) == []
+
+
+def test_every_side_has_its_rank():
+    assert sorted(GUARD, key=GUARD.__getitem__) == [ASIDE, "train", "val", "test"]

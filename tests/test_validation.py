@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from samples import (
     make_domain,
@@ -25,8 +24,8 @@ from samples import (
 )
 
 from components.data.catalogue import render_table
-from components.data.duplicates import cosine_transform, find_near_duplicates, hash_spectra, join_groups
-from components.data.images import THUMBNAIL, Picture, create_thumbnail
+from components.data.features import load_near_duplicates
+from components.data.images import Picture, create_thumbnail
 from components.data.layouts import read_rows
 from components.data.manifest import create_schema, load_frame, load_manifest, require_manifest
 from components.data.outliers import find_outliers
@@ -36,6 +35,7 @@ from components.data.stages import STAGES, run_manifest, run_split, run_validate
 from components.data.validation import check_rows
 from components.domain import load_domain
 from components.errors import CheckFailed, DataError
+from components.models.features import run_features
 from components.workspace import REPOSITORY, Workspace
 
 REAL_DATA = os.environ.get("TESSERA_REAL_DATA")
@@ -46,7 +46,7 @@ def check(domain, raw):
 
 
 def run_stages(workspace, domain):
-    for stage in STAGES.values():
+    for stage in (STAGES["manifest"], run_features, STAGES["validate"], STAGES["split"]):
         stage(workspace, domain)
     return load_manifest(workspace.derived(domain.name) / "manifest.parquet", domain)
 
@@ -74,7 +74,10 @@ def test_every_layout_goes_through_all_stages_with_the_same_bytes(tmp_path, layo
         written.append({file.name: file.read_bytes() for file in files})
     assert written[0] == written[1]
     assert sorted(written[0]) == [
+        "aside.json",
+        "features.parquet",
         "manifest.parquet",
+        "matches.parquet",
         "rows.parquet",
         "valid.parquet",
         "validation.html",
@@ -102,60 +105,52 @@ def test_a_group_is_the_picture_or_the_column(tmp_path):
 # Near duplicates
 
 
+def check_near(domain, workspace):
+    """Checked with the near duplicates that the features stage finds."""
+    run_manifest(workspace, domain)
+    run_features(workspace, domain)
+    folder, raw = workspace.derived(domain.name), workspace.raw(domain.name)
+    return check_rows(
+        load_frame(folder / "rows.parquet"), raw, domain, load_near_duplicates(folder / "matches.parquet")
+    )
+
+
 def test_a_picture_saved_again_brighter_smaller_and_as_jpeg_is_found(tmp_path):
-    raw = write_folders(tmp_path)
+    domain, workspace = make_domain(), Workspace(tmp_path)
+    raw = write_folders(workspace.raw(domain.name))
     image = picture(900, 120, 100)
     image.save(raw / "good/a.png")
     Image.fromarray((np.asarray(image) * 0.8 + 30).astype(np.uint8)).save(raw / "good/b.png")
-    image.resize((60, 50)).save(raw / "cracked/c.jpg", quality=70)
-    validated = check(make_domain(), raw)
+    image.resize((90, 75)).save(raw / "cracked/c.jpg", quality=70)
+    validated = check_near(domain, workspace)
     names = ["cracked/c.jpg", "good/a.png", "good/b.png"]
-    assert validated.near_duplicates == ((names[0], names[1]), (names[0], names[2]), (names[1], names[2]))
+    assert {path for pair in validated.near_duplicates for path in pair} == set(names)
     groups = validated.fit.filter(pl.col("path").is_in(names))
     assert groups["group"].n_unique() == 1
     assert groups["group"][0] == min(groups["id"])
-    assert "different labels: 2 pairs" in validated.warnings[0]
+    assert "different labels" in validated.warnings[0]
 
 
 def test_near_duplicates_join_lots(tmp_path):
-    raw = write_csv(tmp_path)
+    domain, workspace = make_domain(layout="csv", group="lot"), Workspace(tmp_path)
+    raw = write_csv(workspace.raw(domain.name))
     picture(0).save(raw / "images/lot0_good0.png")
     Image.fromarray(np.asarray(picture(0)) + np.uint8(3)).save(raw / "images/lot4_good0.png")
-    groups = check(make_domain(layout="csv", group="lot"), raw).fit["group"]
+    groups = check_near(domain, workspace).fit["group"]
     assert sorted(set(groups)) == ["lot0", "lot1", "lot2", "lot3", "lot5"]
 
 
-def greys_of_blank_tiles(count):
-    """The same lamp on blank tiles: only shade, and a little grain."""
-    y, x = np.mgrid[:THUMBNAIL, :THUMBNAIL] / THUMBNAIL
-    spot = np.exp(-((x - 0.3) ** 2 + (y - 0.6) ** 2) / 0.1)
-    shade = 120 + 80 * x * x + 50 * y - 120 * ((x - 0.4) ** 2 + (y - 0.5) ** 2) + 60 * spot
-    return [(shade + np.random.default_rng(n).normal(0, 0.3, shade.shape)).astype(np.float32) for n in range(count)]
-
-
-def test_blank_tiles_under_one_lamp_are_not_near_duplicates():
-    greys = greys_of_blank_tiles(40)
-    hashes = hash_spectra(cosine_transform(np.stack(greys)))
-    bits = np.bitwise_count(hashes[:, None] ^ hashes[None])
-    assert ((bits <= 4).sum() - 40) / 2 > 100  # the hash alone would join them
-    assert find_near_duplicates(greys, bits=4) == []
-
-
-def test_near_duplicates_across_chunks():
-    greys = [np.asarray(picture(n, 32, 32), dtype=np.float32) for n in range(300)]
-    greys[299] = greys[1] + 2
-    assert find_near_duplicates(greys, bits=4) == [(1, 299)]
-    assert find_near_duplicates(greys[:1], bits=4) == []
-
-
-@given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=30), st.randoms())
-def test_joined_groups_bear_the_smallest_name_in_any_order(pairs, random):
-    names = [f"g{number:02d}" for number in range(12)]
-    joined = join_groups(names, pairs)
-    assert all(joined[i] == joined[j] for i, j in pairs)
-    assert all(joined[names.index(name)] == name <= own for name, own in zip(joined, names, strict=True))
-    random.shuffle(pairs)
-    assert join_groups(names, pairs) == joined
+def test_a_split_is_remembered_and_growth_moves_nothing(tmp_path):
+    domain, workspace = make_domain(), Workspace(tmp_path)
+    write_folders(workspace.raw(domain.name), images=12)
+    before = dict(run_stages(workspace, domain).select("id", "split").rows())
+    write_folders(workspace.raw(domain.name), images=20)
+    after = dict(run_stages(workspace, domain).select("id", "split").rows())
+    assert len(after) == 40
+    assert {identity: after[identity] for identity in before} == before
+    again = Workspace(tmp_path / "clone")  # what is committed, and the images: no features, no frames
+    shutil.copytree(tmp_path / "data", again.root / "data")
+    assert dict(run_stages(again, domain).select("id", "split").rows()) == after
 
 
 # Looks
@@ -173,7 +168,11 @@ def test_blurred_dark_and_bright_pictures_are_warned_of_but_kept(tmp_path):
     assert found == {("blurred", "good/soft.png"), ("too dark", "good/night.png"), ("too bright", "good/flash.png")}
     assert validated.fit.height == 43
     assert any(line.startswith("Pictures blurred") for line in validated.to_record()["warnings"])
-    page = render_report(validated, raw, assign_splits(validated.fit, validated.domain.split))
+    page = render_report(
+        validated,
+        raw,
+        assign_splits(validated.fit, [None] * validated.fit.height, [], {}, validated.domain.split).frame,
+    )
     assert all(words in page for words in ("What to do", "Unlike the rest", "good/soft.png", '<th class="n">test</th>'))
     assert "http" not in page.replace("http://www.w3.org", "")
 
@@ -258,6 +257,7 @@ def test_files_are_written_even_when_a_check_says_no(tmp_path):
     domain, workspace = make_domain(), Workspace(tmp_path)
     write_folders(workspace.raw(domain.name), images=2)
     run_manifest(workspace, domain)
+    run_features(workspace, domain)
     with pytest.raises(CheckFailed, match=r"class 'good'.*found 2 \(1 more after this one\)"):
         run_validate(workspace, domain)
     folder = workspace.derived(domain.name)
@@ -285,12 +285,18 @@ def test_the_table_of_domains_is_up_to_date():
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA names no folder of real data")
 @pytest.mark.parametrize(
-    ("name", "fit", "groups"),
-    [("magnetic_tile", 1344, 730), ("lc25000_lung", 2091, 180), ("bccd", 4886, 363), ("dsb2018_stained", 8671, 107)],
+    ("name", "fit", "fewest", "most"),
+    [
+        ("magnetic_tile", 1344, 235, 260),  # six exposures of each tile
+        ("lc25000_lung", 2091, 178, 180),  # sources 214 and 239 overlap
+        ("bccd", 4886, 345, 363),
+        ("dsb2018_stained", 8671, 107, 107),
+    ],
 )
-def test_published_data_sets_pass(tmp_path, name, fit, groups):
+def test_published_data_sets_pass(tmp_path, name, fit, fewest, most):
     domain, workspace = load_domain(REPOSITORY / "data" / name / "domain.yaml"), Workspace(tmp_path)
     workspace.raw(name).parent.mkdir(parents=True)
     workspace.raw(name).symlink_to(Path(str(REAL_DATA)) / name)
     manifest = run_stages(workspace, domain)
-    assert (manifest.height, manifest["group"].n_unique()) == (fit, groups)
+    assert manifest.height == fit
+    assert fewest <= manifest["group"].n_unique() <= most

@@ -8,26 +8,39 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from components.data.stages import STAGES
-from components.domain import load_domain
+from components.domain import Domain, load_domain
 from components.errors import TesseraError
 from components.workspace import Workspace, find_workspace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the stage named; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m components.data", description="Run one data stage.")
-    parser.add_argument("stage", choices=[*STAGES, "table"])
-    parser.add_argument("domain", nargs="?", help="folder below data/; not wanted by `table`")
+    return run_stages("python -m components.data", STAGES, arguments, table=True)
+
+
+def run_stages(
+    program: str,
+    stages: Mapping[str, Callable[[Workspace, Domain], None]],
+    arguments: Sequence[str] | None,
+    table: bool = False,
+) -> int:
+    """The command line over a table of stages; `table` is the one command without a domain."""
+    parser = argparse.ArgumentParser(prog=program, description="Run one data stage.")
+    parser.add_argument("stage", choices=[*stages, "table"] if table else list(stages))
+    parser.add_argument("domain", nargs="?", help="folder below data/" + ("; not wanted by `table`" if table else ""))
     options = parser.parse_args(arguments)
     if (options.domain is None) != (options.stage == "table"):
-        parser.error("name a domain after manifest, validate and split, and none after table")
+        parser.error(f"name a domain after {', '.join(stages)}" + (", and none after table" if table else ""))
     workspace = find_workspace(None if os.environ.get("TESSERA_WORKSPACE") else Path.cwd())
     try:
-        _run(options.stage, options.domain, workspace)
+        if options.domain is None:
+            _write_table(workspace)
+        else:
+            stages[options.stage](workspace, load_domain(workspace.domain_file(options.domain)))
     except TesseraError as error:
         sys.stderr.write(f"{error}\n")
         if file := os.environ.get("TESSERA_ERROR_FILE"):
@@ -36,14 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(stage: str, name: str | None, workspace: Workspace) -> None:
-    if name is None:
-        from components.data.catalogue import render_table
-        from components.data.manifest import save_bytes
+def _write_table(workspace: Workspace) -> None:
+    from components.data.catalogue import render_table
+    from components.data.manifest import save_bytes
 
-        save_bytes(render_table(workspace).encode(), workspace.root / "data" / "README.md")
-    else:
-        STAGES[stage](workspace, load_domain(workspace.domain_file(name)))
+    save_bytes(render_table(workspace).encode(), workspace.root / "data" / "README.md")
 
 
 if __name__ == "__main__":

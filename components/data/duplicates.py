@@ -1,42 +1,193 @@
-"""Near duplicates: the same thing photographed, saved or exposed again, which no split may tear apart.
+"""Near duplicates: the same thing photographed, saved, turned, cut or exposed again, which no split may tear apart.
 
-Two pictures are near duplicates when their 64-bit perceptual hashes (signs of the lowest 8 x 8 cosine
-coefficients of a 32 x 32 grey picture, https://www.phash.org) differ in few bits *and* their detail agrees.
-The second half is needed because the lowest coefficients of blank tiles say only how the lamp falls, so that
-by the hash alone all tiles under one lamp become one group. A picture without detail has nothing it could be
-recognised by, and is nobody's near duplicate.
+Candidates come cheap, and a pair counts only when `matching` has seen both pictures. Look-alikes: 64-bit perceptual
+hashes (signs of the lowest 8 x 8 cosine coefficients of a 32 x 32 grey picture, https://www.phash.org) of a picture as
+it lies and of the other's eight turns and mirrors differ in few bits, and their detail correlates, because the lowest
+coefficients of blank tiles say only how the lamp falls. Neighbours: nearest in a frozen backbone's features, a few
+ranks at a time; who has found a relative looks further.
+
+What the pictures of a set share anyway (a fixture, a background, a design) makes no duplicates: the agreement of
+arbitrary pairs is measured first, and a pair has to stand out from it.
 """
 
-from collections.abc import Hashable, Sequence
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.data.images import THUMBNAIL
+from components.data.matching import Match, Sketch, create_sketch, match_sketches, match_turned, turn_picture
 
-Grey = NDArray[np.float32]
+Pair = tuple[str, str]  # contents, the smaller first
+Matches = dict[Pair, Match]
 
 LOW = 8  # coefficients with u + v below this may be light and shade: no detail
 MIN_DETAIL = 2.0  # grey levels, root mean square; real photographs of even dark tiles have 3 and more
-MIN_AGREEMENT = 0.7  # correlation of detail; 0.6 to 0.8 give much the same groups on photographs of tiles
-CHUNK = 256  # rows of the distance matrix at a time: 100 MB for 50,000 pictures
+MIN_CORRELATION = 0.7  # of detail; 0.6 to 0.8 give much the same candidates on photographs of tiles
+CHUNK = 256  # rows of a distance matrix at a time: 100 MB for 50,000 pictures
+TURNS = 8
+MOST_LOOK_ALIKES = 8  # for each picture
+RANKS, ROUNDS = 3, 4  # neighbours a round
+ARBITRARY = 96  # pairs that tell what any two pictures share
+MIN_AGREEMENT = 0.7  # of 100 true pairs of tissue, sheared ones too, 95 have more; of others none has any
+KEEP_EVERY = 10_000  # pairs
+SKETCHES = 10_000  # kept in memory: 80 KB each
 
 
-def find_near_duplicates(greys: Sequence[Grey], bits: int) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of near duplicates among (THUMBNAIL, THUMBNAIL) grey pictures."""
+class LookAlike(NamedTuple):
+    """Pictures i < j; the second, turned so, looks like the first."""
+
+    i: int
+    j: int
+    turn: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Every pair that was looked at, the agreement that was asked for, and the pairs that reach it."""
+
+    matches: Matches
+    needed: float
+
+    @property
+    def near(self) -> list[Pair]:
+        return sorted(pair for pair, match in self.matches.items() if match.agreement >= self.needed)
+
+
+class Pictures(NamedTuple):
+    """Pictures by content, sorted; thumbnails (N, THUMBNAIL, THUMBNAIL), features (N, D), and how to read one."""
+
+    contents: Sequence[str]
+    greys: NDArray[np.float32]
+    features: NDArray[np.float32]
+    read: Callable[[int], NDArray[np.uint8]]
+
+
+def find_near_duplicates(
+    pictures: Pictures, bits: int, known: Mapping[Pair, Match], keep: Callable[["Found"], None] = lambda found: None
+) -> Found:
+    """Look at every candidate that is not `known` from an earlier search, as far as it could join two groups.
+
+    keep: told now and then what was found so far, for the case that this ends early.
+    """
+    search = _Search(pictures, known, keep)
+    order = range(min(len(pictures.contents), ARBITRARY + 1))
+    search.look([LookAlike(i, j, -1) for i, j in pairwise(order)])
+    shared = [search.matches[pictures.contents[i], pictures.contents[j]].agreement for i, j in pairwise(order)]
+    # Where nine pictures make three groups a third of all pairs are duplicates; half of them never are.
+    search.needed = max(MIN_AGREEMENT, (1 + float(np.median(shared or [0]))) / 2)
+    search.join()
+    search.look(find_look_alikes(pictures.greys, bits))
+    neighbours = find_neighbours(pictures.features, RANKS * ROUNDS)
+    for start in range(0, neighbours.shape[1], RANKS):
+        rows = range(len(neighbours)) if start == 0 else sorted(search.related)
+        ranks = neighbours[:, start : start + RANKS]
+        wanted = {(min(i, j), max(i, j)) for i in rows for j in ranks[i].tolist()}
+        search.look([LookAlike(i, j, -1) for i, j in sorted(wanted)])
+    return Found(search.matches, search.needed)
+
+
+class _Search:
+    """What was looked at so far, and which pictures are joined by it."""
+
+    def __init__(self, pictures: Pictures, known: Mapping[Pair, Match], keep: Callable[[Found], None]) -> None:
+        self.pictures, self.keep = pictures, keep
+        self.place = {content: index for index, content in enumerate(pictures.contents)}
+        self.matches: Matches = {pair: match for pair, match in known.items() if set(pair) <= set(self.place)}
+        self.parent = list(range(len(pictures.contents)))
+        self.related: set[int] = set()
+        self.needed: float = np.inf  # nothing is joined before it is known what any two pictures share
+        self.sketch: Callable[[int], Sketch] = lru_cache(SKETCHES)(lambda index: create_sketch(pictures.read(index)))
+
+    def look(self, candidates: Sequence[LookAlike]) -> None:
+        """Match those candidates that are new, and whose pictures are not joined yet."""
+        names = self.pictures.contents
+        new = [each for each in candidates if (names[each.i], names[each.j]) not in self.matches]
+        new = [each for each in new if self.root(each.i) != self.root(each.j)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV and numpy free the interpreter
+            for start in range(0, len(new), KEEP_EVERY):
+                part = new[start : start + KEEP_EVERY]
+                for each, match in zip(part, pool.map(self._match, part), strict=True):
+                    self.matches[names[each.i], names[each.j]] = match
+                self.keep(Found(self.matches, self.needed))
+        self.join()
+
+    def join(self) -> None:
+        for (first, second), match in self.matches.items():
+            if match.agreement >= self.needed:
+                i, j = self.place[first], self.place[second]
+                self.related |= {i, j}
+                self.parent[self.root(i)] = self.root(j)
+
+    def root(self, index: int) -> int:
+        while self.parent[index] != index:
+            self.parent[index] = self.parent[self.parent[index]]
+            index = self.parent[index]
+        return index
+
+    def _match(self, each: LookAlike) -> Match:
+        first, second = self.sketch(each.i), self.sketch(each.j)
+        found = match_sketches(first, second)
+        if each.turn >= 0 and found.agreement < self.needed:
+            turned = match_turned(first, second, each.turn)
+            return max(found, turned, key=lambda match: match.agreement)
+        return found
+
+
+def find_neighbours(features: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Indices (N, count) of the nearest by cosine, each standardised over the set; the nearest first."""
+    count = min(count, len(features) - 1)
+    if count < 1:
+        return np.zeros((len(features), 0), np.int64)
+    spread = features - features.mean(axis=0)
+    spread /= np.maximum(spread.std(axis=0), 1e-6)
+    spread /= np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)
+    found = np.empty((len(features), count), np.int64)
+    for start in range(0, len(spread), CHUNK):
+        alike = spread[start : start + CHUNK] @ spread.T
+        alike[np.arange(len(alike)), np.arange(start, start + len(alike))] = -2
+        nearest = np.argpartition(-alike, count - 1, axis=1)[:, :count]
+        order = np.argsort(-np.take_along_axis(alike, nearest, axis=1), axis=1, kind="stable")
+        found[start : start + CHUNK] = np.take_along_axis(nearest, order, axis=1)
+    return found
+
+
+def find_look_alikes(greys: NDArray[np.float32], bits: int) -> list[LookAlike]:
+    """Pairs of (N, THUMBNAIL, THUMBNAIL) grey pictures that look alike in one of eight positions."""
     if len(greys) < 2:
         return []
-    spectra = cosine_transform(np.stack(greys))
-    hashes, details = hash_spectra(spectra), detail_of(spectra)
-    pairs: list[tuple[int, int]] = []
-    for start in range(0, len(hashes), CHUNK):
-        rows = hashes[start : start + CHUNK, None]
-        near = np.bitwise_count(rows ^ hashes[None, start:]) <= bits
-        i, j = np.nonzero(np.triu(near, 1))
-        i, j = i + start, j + start
-        agree = np.einsum("nd,nd->n", details[i], details[j]) >= MIN_AGREEMENT
-        pairs += zip(i[agree].tolist(), j[agree].tolist(), strict=True)
-    return pairs
+    lying = cosine_transform(greys)
+    hashes, details = hash_spectra(lying), detail_of(lying)
+    best: dict[tuple[int, int], tuple[float, int]] = {}
+    for turn in range(TURNS):
+        spectra = cosine_transform(turn_picture(greys, turn))
+        turned_hashes, turned_details = hash_spectra(spectra), detail_of(spectra)
+        for start in range(0, len(greys), CHUNK):
+            near = np.bitwise_count(hashes[start : start + CHUNK, None] ^ turned_hashes[None, start:]) <= bits
+            i, j = np.nonzero(np.triu(near, 1))
+            i, j = i + start, j + start
+            agree = np.einsum("nd,nd->n", details[i], turned_details[j])
+            for a, b, value in zip(i.tolist(), j.tolist(), agree.tolist(), strict=True):
+                if value >= max(MIN_CORRELATION, best.get((a, b), (0.0, 0))[0]):
+                    best[a, b] = value, turn
+    return _nearest_look_alikes(best)
+
+
+def _nearest_look_alikes(best: dict[tuple[int, int], tuple[float, int]]) -> list[LookAlike]:
+    """Those that are among the nearest of one of their two."""
+    counts: dict[int, int] = {}
+    kept = []
+    for (i, j), (_, turn) in sorted(best.items(), key=lambda item: (-item[1][0], item[0])):
+        if min(counts.get(i, 0), counts.get(j, 0)) < MOST_LOOK_ALIKES:
+            kept.append(LookAlike(i, j, turn))
+            counts[i], counts[j] = counts.get(i, 0) + 1, counts.get(j, 0) + 1
+    return sorted(kept)
 
 
 def cosine_transform(greys: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,17 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import yaml
 
 from components.data import guessing, layouts
 from components.data.archives import unpacked
-from components.data.manifest import by_class, save_bytes
-from components.data.splits import find_seed
+from components.data.manifest import save_bytes
 from components.data.tables import looks_multilabel
 from components.data.tree import walk_files
-from components.domain import LAYOUTS, Csv, Domain, Parquet, Split, load_domain, parse_domain, read_yaml
-from components.errors import DomainError
+from components.domain import LAYOUTS, Csv, Domain, Parquet, load_domain, parse_domain, read_yaml
+from components.errors import DataError, DomainError
 from components.workspace import REPOSITORY, Workspace
 
 DOMAIN_FILE = "domain.yaml"
@@ -42,27 +40,15 @@ def _import(workspace: Workspace, source: Path, name: str, layout: str | None, g
         _require_same_layout(domain, layout, domain_file)
     else:
         domain = _describe(source, name, layout, group, domain_file)
-    rows = layouts.read_rows(domain, source)
+    layouts.read_rows(domain, source)
     _replace_folder(source, workspace.raw(name))
     if not domain_file.exists():
         if (source / DOMAIN_FILE).is_file():
             facts = read_yaml(source / DOMAIN_FILE) | {"name": name}
             save_bytes(yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode(), domain_file)
         else:
-            domain = _choose_seed(domain, rows)
             _write_domain(domain, domain_file)
     return domain
-
-
-def _choose_seed(domain: Domain, rows: pl.DataFrame) -> Domain:
-    """A split seed that gives every class a group on every side, written down while no image has a side yet.
-
-    Later it would move images; and a seed that serves now still does when groups are added.
-    """
-    group, rows = pl.coalesce("group", "id"), by_class(rows)
-    groups = {name: set(rows.filter(pl.col("label") == name).select(group).to_series()) for name in domain.classes}
-    seed = find_seed(groups, domain.split)
-    return domain if seed is None else domain.model_copy(update={"split": Split(seed=seed)})
 
 
 def _bring_known_domain(domain_file: Path, name: str) -> None:
@@ -119,8 +105,6 @@ def _write_domain(domain: Domain, path: Path) -> None:
     }
     if domain.group:
         facts["group"] = domain.group
-    if domain.split.seed:
-        facts["split"] = {"seed": domain.split.seed}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120))
 

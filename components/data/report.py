@@ -20,6 +20,7 @@ from components.data.validation import Quarantined, Validated
 MAX_PAIRS = 50
 MAX_LOOKS = 24  # outliers a kind
 MAX_LISTED = 1000  # quarantined rows a kind
+MAX_SUSPECTS = 50
 MAX_THUMBNAILS = 300  # of quarantined rows; the rest is listed without a picture
 SAMPLES = 8  # pictures a class
 SIDE = 112
@@ -74,6 +75,7 @@ def render_report(validated: Validated, raw: Path, split: pl.DataFrame | None = 
         _charts(validated),
         _quarantine(validated, raw),
         _outliers(validated, raw),
+        _suspects(validated, raw),
         _pairs(validated, raw),
     ]
     body = "\n".join(part for part in parts if part)
@@ -99,6 +101,7 @@ def _counts(validated: Validated) -> str:
         ("in quarantine", len(validated.quarantined)),
         ("groups", validated.fit["group"].n_unique()),
         ("near-duplicate pairs", len(validated.near_duplicates)),
+        ("suspicious labels", len(validated.suspects)),
     )
     cards = "".join(f'<div class="card"><b>{value:,}</b><span>{name}</span></div>' for name, value in numbers)
     return f'<div class="cards">{cards}</div>'
@@ -278,6 +281,25 @@ def _pairs(validated: Validated, raw: Path) -> str:
         mixed = " mixed" if labels[pair[0]] != labels[pair[1]] else ""
         cards.append(f'<div class="pair{mixed}">{sides}</div>')
     return f'<h2>Near duplicates</h2>{note}<div class="pairs">{"".join(cards)}</div>'
+
+
+def _suspects(validated: Validated, raw: Path) -> str:
+    if not validated.suspects:
+        return ""
+    shown = validated.suspects[:MAX_SUSPECTS]
+    note = (
+        "<p>A model that never saw an image's group takes it for something else, or its near duplicates are labelled "
+        "otherwise. Nothing was changed: look, and correct the label where it is wrong. The score is what speaks for "
+        f"the label given; shown are the {len(shown)} lowest of {len(validated.suspects):,}.</p>"
+    )
+    rows = "".join(
+        f'<tr><td>{_picture(raw, each.path, each.crop, validated)}</td><td class="path">'
+        f"<code>{escape(each.path)}</code></td><td>{escape(each.given)}</td><td><b>{escape(each.suggested)}</b></td>"
+        f'<td class="n">{each.score:.2f}</td><td>{escape(_sentence(each.why))}.</td></tr>'
+        for each in shown
+    )
+    head = "<tr><th>picture</th><th>file</th><th>label</th><th>rather</th><th>score</th><th>why</th></tr>"
+    return f"<h2>Labels that may be wrong</h2>{note}<table>{head}{rows}</table>"
 
 
 def _half(raw: Path, path: str, label: str, validated: Validated) -> str:

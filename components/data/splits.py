@@ -1,35 +1,250 @@
-"""Splits by hash of the group: an image keeps its side for as long as its group keeps its name.
+"""Splits that last: every group gets its side once, and data/<domain>/splits.csv remembers it.
 
-Each group draws one number in [0, 1) from sha256 of `seed:group`; the first `test` share of that range is the
-test split, the next `val` share the validation split. Nothing depends on which other groups there are, so data
-may grow without moving what is there: a test image of last year is never trained on this year. The price is
-that the shares are kept on average only, and that a class of few groups may miss a split. Then `require_floors`
-says so and names a seed that serves all classes; changing the seed is a decision, which the file records.
+The file is committed beside raw.dvc, a line an image (the first digits of its sha256), so that a split is versioned
+with its images, can be read in a diff, and is the same on a fresh clone. What is in it never moves: not when images are
+added, nor when new ones join or bridge old groups, nor when shares or seed change; those speak for new groups alone.
+Lines of images that have gone stay, in case they come back.
+
+A new group takes the side of those it is near to. Without any, groups come in the order of a hash of seed and name, the
+rarest classes first, and each goes where its classes lack most: as stratified as groups allow. What ties two sides
+together belongs to neither: it is put aside, and told. Where old images turn out to be near to each other across sides,
+the one whose side guards less goes: test is worth more than validation, validation more than training.
 """
 
+import csv
 import hashlib
-from collections.abc import Mapping
+import io
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
-from components.data.manifest import SPLITS
+from components.data.duplicates import Pair, join_groups
+from components.data.features import content_of
+from components.data.manifest import SPLITS, by_class, save_bytes
 from components.domain import Domain, Split
-from components.errors import CheckFailed
+from components.errors import CheckFailed, DataError
 
-SEEDS_TRIED = 1000
-
-
-def assign_splits(frame: pl.DataFrame, split: Split) -> pl.DataFrame:
-    """The frame with a column `split`."""
-    sides = {group: side_of(group, split) for group in frame["group"].unique().to_list()}
-    return frame.with_columns(pl.col("group").replace_strict(sides, return_dtype=pl.String).alias("split"))
+ASIDE = "none"
+GUARD = {"test": 3, "val": 2, "train": 1, ASIDE: 0}
+DIGITS = 16  # of a sha256: one chance in ten million that two of a million images share them
+HEAD = ("content", "group", "split")
+RECALL, WIDTH = 0.9, 0.3  # a class is decided where an interval around this recall is no wider than this
 
 
-def side_of(group: str, split: Split) -> str:
-    """The split of one group, by itself alone."""
-    digest = hashlib.sha256(f"{split.seed}:{group}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    return "test" if place < split.test else "val" if place < split.test + split.val else "train"
+class Line(NamedTuple):
+    """What is remembered of a content: its lot or patient where a column names it, else '', and its side."""
+
+    group: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Aside:
+    """An image that no side may have, and why."""
+
+    path: str
+    reason: str
+
+
+Memory = Mapping[str, Line]  # by the first digits of the content
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """The frame with `split`, less what was put aside; its groups hold only what is on one side."""
+
+    frame: pl.DataFrame
+    aside: tuple[Aside, ...]
+    memory: Memory
+
+
+def assign_splits(
+    frame: pl.DataFrame, named: Sequence[str | None], pairs: Sequence[Pair], memory: Memory, split: Split
+) -> Assigned:
+    """A side for every row of valid.parquet.
+
+    named: the group of each row as a column gives it, None without one. pairs: contents near to each other.
+    """
+    contents = [content_of(identity) for identity in frame["id"]]
+    groups = dict(zip(contents, (group or "" for group in named), strict=True))
+    near = [pair for pair in pairs if pair[0] in groups and pair[1] in groups]
+    sides = {content: memory[content[:DIGITS]].split for content in groups if content[:DIGITS] in memory}
+    reasons = _part_old(sides, groups, near, dict(zip(contents, frame["path"], strict=True)))
+    fresh = _place_new(sides, groups, near, memory, reasons)
+    labels = defaultdict[str, set[str]](set)
+    for identity, label in by_class(frame).select("id", "label").iter_rows():
+        labels[content_of(identity)].add(label)
+    for content in contents:
+        labels[content] = labels[content] or {""}  # a picture of several labels may have none
+    for members, side in _stratify(fresh, _name_groups(sides, groups, near), sides, labels, split):
+        sides |= dict.fromkeys(members, side)
+    joined = _name_groups(sides, groups, near)
+    placed = frame.with_columns(
+        pl.Series("group", [joined[content] for content in contents], dtype=pl.String),
+        pl.Series("split", [sides[content] for content in contents], dtype=pl.String),
+    )
+    told = [Aside(path, reasons.get(content, "it was put aside before")) for path, content, side in
+            zip(frame["path"], contents, placed["split"], strict=True) if side == ASIDE]  # fmt: skip
+    lines = {content[:DIGITS]: Line(groups[content], side) for content, side in sides.items()}
+    return Assigned(placed.filter(pl.col("split") != ASIDE), tuple(dict.fromkeys(told)), {**memory, **lines})
+
+
+def _part_old(
+    sides: dict[str, str], groups: Mapping[str, str], near: Sequence[Pair], paths: Mapping[str, str]
+) -> dict[str, str]:
+    """Put aside, in place, old contents that are near to a better guarded side; returns why."""
+    reasons = {}
+    known = defaultdict[str, set[str]](set)
+    for content, side in sides.items():
+        known[groups[content] or content].add(side)
+    best = {group: max(found, key=GUARD.__getitem__) for group, found in known.items()}
+    ties = [(a, sides[b], paths[b]) for pair in near if set(pair) <= set(sides) for a, b in (pair, pair[::-1])]
+    ties += [(content, best[groups[content] or content], groups[content]) for content in sides]
+    before = dict(sides)
+    for content, side, what in ties:
+        if ASIDE not in (before[content], side) and GUARD[before[content]] < GUARD[side]:
+            sides[content] = ASIDE
+            reasons[content] = f"it was in {before[content]} and shows the same as {what}, which is in {side}"
+    return reasons
+
+
+def _place_new(
+    sides: dict[str, str],
+    groups: Mapping[str, str],
+    near: Sequence[Pair],
+    memory: Memory,
+    reasons: dict[str, str],
+) -> list[list[str]]:
+    """Give new contents, in place, the one side they touch; returns the groups that touch none."""
+    lots = defaultdict[str, set[str]](set)
+    for line in memory.values():
+        if line.group and line.split != ASIDE:
+            lots[line.group].add(line.split)
+    new = sorted(content for content in groups if content not in sides)
+    # A lot that has its side gives it to each image; a new one stays together.
+    homes = [f"lot {groups[c]}" if groups[c] and groups[c] not in lots else f"content {c}" for c in new]
+    place = {content: index for index, content in enumerate(new)}
+    joined = join_groups(homes, [(place[a], place[b]) for a, b in near if a in place and b in place])
+    members, touched = defaultdict[str, list[str]](list), defaultdict[str, set[str]](set)
+    for content, home in zip(new, joined, strict=True):
+        members[home].append(content)
+        touched[home] |= lots.get(groups[content], set())
+    for a, b in (tie for pair in near for tie in (pair, pair[::-1])):
+        if a in place and b in sides:
+            touched[joined[place[a]]].add(sides[b])
+    for home, found in touched.items():
+        if found:
+            side = next(iter(found)) if len(found) == 1 else ASIDE
+            sides |= dict.fromkeys(members[home], side)
+        if len(found) > 1:
+            ties = " and ".join(sorted(found, key=GUARD.__getitem__, reverse=True))
+            reasons |= dict.fromkeys(members[home], f"it ties {ties} together")
+        elif found == {ASIDE}:
+            reasons |= dict.fromkeys(members[home], "it shows the same as an image that was put aside")
+    return [members[home] for home, found in touched.items() if not found]
+
+
+def _name_groups(sides: Mapping[str, str], groups: Mapping[str, str], near: Sequence[Pair]) -> dict[str, str]:
+    """The group of every content that has a side: near ones on one side are one group, named by its smallest."""
+    placed = list(sides)
+    index = {content: number for number, content in enumerate(placed)}
+    pairs = [(index[a], index[b]) for a, b in near if a in index and b in index and sides[a] == sides[b]]
+    return dict(zip(placed, join_groups([groups[content] or content for content in placed], pairs), strict=True))
+
+
+def _stratify(
+    fresh: Sequence[Sequence[str]],
+    joined: Mapping[str, str],
+    sides: Mapping[str, str],
+    labels: Mapping[str, set[str]],
+    split: Split,
+) -> list[tuple[Sequence[str], str]]:
+    """A side for every fresh group: where its classes lack most of what they should have of all groups there are."""
+    have = Counter[tuple[str, str]]()
+    for _, side, label in {
+        (joined[content], side, label) for content, side in sides.items() for label in labels[content]
+    }:
+        have[label, side] += 1
+    classes = [set[str]().union(*(labels[content] for content in members)) for members in fresh]
+    totals = Counter(label for found in classes for label in found)
+    for (label, side), count in have.items():
+        totals[label] += count if side != ASIDE else 0
+    wanted = {label: _share(total, split) for label, total in totals.items()}
+    order = sorted(
+        zip(fresh, classes, strict=True),
+        key=lambda item: (min(totals[label] for label in item[1]), _draw(min(item[0]), split.seed)),
+    )
+    placed = []
+    for members, found in order:
+        rarest = min(found, key=lambda label: (totals[label], label))
+        lack = {
+            side: (
+                wanted[rarest][side] - have[rarest, side],
+                sum((wanted[label][side] - have[label, side]) / totals[label] for label in found),
+            )
+            for side in SPLITS
+        }
+        side = max(SPLITS, key=lack.__getitem__)
+        have.update((label, side) for label in found)
+        placed.append((members, side))
+    return placed
+
+
+def _share(total: int, split: Split) -> dict[str, float]:
+    """Groups of a class that each side should have; from three groups on at least one."""
+    floor = 1 if total >= len(SPLITS) else 0
+    val, test = max(floor, split.val * total), max(floor, split.test * total)
+    return {"train": total - val - test, "val": val, "test": test}
+
+
+def _draw(name: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+
+
+# The file
+
+
+def load_memory(file: Path) -> Memory:
+    """Empty where nothing was split yet; DataError where the file is damaged or edited into nonsense."""
+    if not file.exists():
+        return {}
+    try:
+        rows = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8")), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _damaged(file, str(error)) from None
+    if not rows or tuple(rows[0]) != HEAD:
+        raise _damaged(file, f"the columns {', '.join(rows[0]) if rows else 'of an empty file'}")
+    memory: dict[str, Line] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(HEAD) or len(row[0]) != DIGITS or row[2] not in GUARD or row[0] in memory:
+            raise _damaged(file, f"line {number}: {','.join(row)[:80]!r}")
+        memory[row[0]] = Line(row[1], row[2])
+    return memory
+
+
+def save_memory(memory: Memory, file: Path) -> None:
+    """Sorted by content, so that a version's diff shows what was added and nothing else."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([HEAD, *((content, *memory[content]) for content in sorted(memory))])
+    save_bytes(text.getvalue().encode(), file)
+
+
+def _damaged(file: Path, found: str) -> DataError:
+    return DataError(
+        str(file),
+        expected=f"a line an image: {', '.join(HEAD)}, each content once, split one of {', '.join(GUARD)}",
+        found=found,
+        mend="Take the file as git has it (`git checkout` it). Without it every image is split anew.",
+    )
+
+
+# What the sides are worth
 
 
 def count_groups(frame: pl.DataFrame, classes: tuple[str, ...]) -> dict[str, dict[str, int]]:
@@ -39,18 +254,6 @@ def count_groups(frame: pl.DataFrame, classes: tuple[str, ...]) -> dict[str, dic
     for label, side, groups in found:
         counts[label][side] = groups
     return counts
-
-
-def find_seed(groups: Mapping[str, set[str]], split: Split) -> int | None:
-    """The smallest seed that gives every class a group in every split, None when none of the first ones does."""
-    rarest_first = sorted(groups.values(), key=len)
-    if len(rarest_first[0]) < len(SPLITS):
-        return None
-    for seed in range(SEEDS_TRIED):
-        trial = split.model_copy(update={"seed": seed})
-        if all(len({side_of(group, trial) for group in members}) == len(SPLITS) for members in rarest_first):
-            return seed
-    return None
 
 
 def require_floors(frame: pl.DataFrame, domain: Domain) -> None:
@@ -67,14 +270,36 @@ def require_floors(frame: pl.DataFrame, domain: Domain) -> None:
         f"split of {domain.name}",
         expected="at least one group of every class in train, val and test",
         found="; ".join(gaps),
-        mend="Add images from further groups (lots, patients, slides), or change `split` in domain.yaml."
-        + _advise_seed(frame, domain),
+        mend=f"Add images from further groups (lots, patients, slides), or remove data/{domain.name}/splits.csv, which "
+        "splits everything anew: scores from before can then not be compared with later ones.",
     )
 
 
-def _advise_seed(frame: pl.DataFrame, domain: Domain) -> str:
-    groups = {label: set(frame.filter(pl.col("label") == label)["group"].to_list()) for label in domain.classes}
-    seed = find_seed(groups, domain.split)
-    if seed is None:
-        return f" None of the first {SEEDS_TRIED} seeds serves every class with these shares."
-    return f" `split.seed: {seed}` serves every class, but moves images that were placed before."
+def interval_of(groups: int, recall: float = RECALL, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927) of a recall seen on so many groups."""
+    centre = (recall + z * z / (2 * groups)) / (1 + z * z / groups)
+    half = z / (1 + z * z / groups) * math.sqrt(recall * (1 - recall) / groups + z * z / (4 * groups * groups))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def groups_needed() -> int:
+    """Test groups from which on a class is decided."""
+    count = 1
+    while (ends := interval_of(count))[1] - ends[0] > WIDTH:
+        count += 1
+    return count
+
+
+def warn_of_few_groups(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What too few test groups mean: images of one group say the same thing many times."""
+    needed = groups_needed()
+    few = {label: sides["test"] for label, sides in counts.items() if 0 < sides["test"] < needed}
+    if not few:
+        return []
+    worst = min(few.values())
+    low, high = interval_of(worst)
+    names = ", ".join(f"{label} {count}" for label, count in few.items())
+    return [
+        f"Few groups in test: {names}. With {worst}, a recall of {RECALL:.0%} is known to lie between {low:.0%} and "
+        f"{high:.0%} only; {needed} a class narrow that to {WIDTH * 100:.0f} points."
+    ]

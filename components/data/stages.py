@@ -2,10 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 
+import polars as pl
+
+from components.data.features import load_features, load_near_duplicates
 from components.data.layouts import read_rows
 from components.data.manifest import by_class, load_frame, load_manifest, save_bytes, save_frame
-from components.data.splits import assign_splits, require_floors
+from components.data.splits import Assigned, assign_splits, load_memory, require_floors, save_memory
 from components.domain import Domain
 from components.workspace import Workspace
 
@@ -17,13 +21,18 @@ def run_manifest(workspace: Workspace, domain: Domain) -> None:
 
 def run_validate(workspace: Workspace, domain: Domain) -> None:
     """rows.parquet -> valid.parquet, validation.json, validation.html; then CheckFailed if a check said no."""
+    from components.data.labels import find_suspects
     from components.data.report import render_report
     from components.data.validation import check_rows, require_valid
 
     folder, raw = workspace.derived(domain.name), workspace.raw(domain.name)
-    validated = check_rows(load_frame(folder / "rows.parquet"), raw, domain)
+    near = load_near_duplicates(folder / "matches.parquet")
+    validated = check_rows(load_frame(folder / "rows.parquet"), raw, domain, near)
+    if validated.ok and domain.task == "classification":
+        suspects = find_suspects(validated.fit, load_features(folder / "features.parquet"), near)
+        validated = replace(validated, suspects=suspects)
     save_frame(validated.fit, folder / "valid.parquet")
-    split = assign_splits(validated.fit, domain.split) if validated.fit.height else None
+    split = _assign(workspace, domain, validated.fit).frame if validated.fit.height else None
     save_bytes(render_report(validated, raw, split).encode(), folder / "validation.html")
     record = json.dumps(validated.to_record(), indent=1, ensure_ascii=False)
     save_bytes(f"{record}\n".encode(), folder / "validation.json")
@@ -31,11 +40,22 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
 
 
 def run_split(workspace: Workspace, domain: Domain) -> None:
-    """valid.parquet -> manifest.parquet; CheckFailed when a class misses a split."""
+    """valid.parquet -> manifest.parquet, aside.json and splits.csv, which is read before; CheckFailed when a class
+    misses a split. What was split anew is remembered only when all is well."""
     folder = workspace.derived(domain.name)
-    frame = assign_splits(load_manifest(folder / "valid.parquet", domain, split=False), domain.split)
-    require_floors(by_class(frame), domain)
-    save_frame(frame, folder / "manifest.parquet")
+    assigned = _assign(workspace, domain, load_manifest(folder / "valid.parquet", domain, split=False))
+    require_floors(by_class(assigned.frame), domain)
+    save_frame(assigned.frame, folder / "manifest.parquet")
+    aside = json.dumps([asdict(item) for item in assigned.aside], indent=1, ensure_ascii=False)
+    save_bytes(f"{aside}\n".encode(), folder / "aside.json")
+    save_memory(assigned.memory, workspace.splits(domain.name))
+
+
+def _assign(workspace: Workspace, domain: Domain, frame: pl.DataFrame) -> Assigned:
+    folder = workspace.derived(domain.name)
+    named = dict(load_frame(folder / "rows.parquet").select("id", "group").drop_nulls("id").iter_rows())
+    near, memory = load_near_duplicates(folder / "matches.parquet"), load_memory(workspace.splits(domain.name))
+    return assign_splits(frame, [named[row] for row in frame["id"]], near, memory, domain.split)
 
 
 STAGES: dict[str, Callable[[Workspace, Domain], None]] = {

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from components.data.duplicates import find_near_duplicates, find_repeats, join_groups
+from components.data.duplicates import Pair, find_repeats, join_groups
 from components.data.images import Box, Picture, inspect_images, inspect_masks, reason, unfit_boxes
+from components.data.labels import Suspect
 from components.data.manifest import by_class, manifest_columns, require_manifest
 from components.data.outliers import MEND, Outlier, find_outliers
 from components.domain import Domain
@@ -58,6 +59,7 @@ class Validated:
     warnings: tuple[str, ...]
     pictures: dict[str, Picture]  # of every fit file
     outliers: tuple[Outlier, ...]
+    suspects: tuple[Suspect, ...] = ()  # labels that may be wrong, filled in where features are at hand
 
     @property
     def ok(self) -> bool:
@@ -74,6 +76,7 @@ class Validated:
             "quarantined": [{"path": path, "reason": why} for path, why in listed],
             "groups": self.fit["group"].n_unique(),
             "near_duplicate_pairs": [list(pair) for pair in self.near_duplicates],
+            "suspicious_labels": [suspect.to_record() for suspect in self.suspects],
             "classes": self.classes,
             "problems": [str(problem) for problem in self.problems],
             "warnings": [*self.warnings, *_warn_of_looks(self.outliers)],
@@ -81,14 +84,17 @@ class Validated:
         }
 
 
-def check_rows(rows: pl.DataFrame, raw: Path, domain: Domain) -> Validated:
-    """Decode every image, quarantine what is unfit, join near duplicates, hold the rest to the floors."""
+def check_rows(rows: pl.DataFrame, raw: Path, domain: Domain, near: Sequence[Pair] = ()) -> Validated:
+    """Decode every image, quarantine what is unfit, join near duplicates, hold the rest to the floors.
+
+    near: pairs of contents that show one thing.
+    """
     records = rows.to_dicts()
     pictures = _inspect(records, raw, domain)
     reasons = find_unfit(records, pictures, raw, domain)
     reasons |= find_duplicates(records, reasons)
     fit = [record for index, record in enumerate(records) if index not in reasons]
-    groups, pairs = group_rows(fit, pictures, domain)
+    groups, pairs = group_rows(fit, near, domain)
     problems = _problems_of_columns(fit, domain)
     frame = _fit_frame(fit, groups, pictures, rows, domain)
     classes = count_classes(frame, domain)
@@ -237,19 +243,17 @@ def _contradicted(others: list[Record]) -> str:
 
 
 def group_rows(
-    fit: list[Record], pictures: dict[str, Picture], domain: Domain
+    fit: list[Record], near: Sequence[Pair], domain: Domain
 ) -> tuple[list[str | None], list[tuple[str, str]]]:
     """The group of every fit row, near duplicates joined, and the pairs of paths that were joined."""
     base = [record["group"] if domain.group else _content(record) for record in fit]
-    first = {record["path"]: index for index, record in reversed(list(enumerate(fit))) if base[index]}
-    paths = sorted(first)
-    greys = [grey for path in paths if (grey := pictures[path].grey) is not None]
-    near = find_near_duplicates(greys, domain.validation.near_duplicate_bits)
     named = [group for group in base if group]
-    place = {index: order for order, index in enumerate(i for i, group in enumerate(base) if group)}
-    pairs = [(place[first[paths[i]]], place[first[paths[j]]]) for i, j in near]
-    joined = iter(join_groups(named, pairs))
-    return [next(joined) if group else None for group in base], [(paths[i], paths[j]) for i, j in near]
+    place = {index: order for order, index in enumerate(index for index, group in enumerate(base) if group)}
+    first = {_content(fit[index]): index for index in reversed(place)}
+    pairs = [(first[one], first[other]) for one, other in near if one in first and other in first]
+    joined = iter(join_groups(named, [(place[i], place[j]) for i, j in pairs]))
+    groups = [next(joined) if group else None for group in base]
+    return groups, sorted((min(fit[i]["path"], fit[j]["path"]), max(fit[i]["path"], fit[j]["path"])) for i, j in pairs)
 
 
 def count_classes(frame: pl.DataFrame, domain: Domain) -> dict[str, dict[str, int]]:

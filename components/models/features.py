@@ -1,0 +1,161 @@
+"""Frozen features of every sample, for the data stages: what is near to what, and which label does not fit.
+
+Always the embedded backbone's, whatever a domain trains on, so that groups depend on the images alone. Both files keep
+what is known of a content, so a run costs what is new in it; they are written as it goes, so a killed run goes on.
+Torch is loaded only where a picture is new.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from components.data.duplicates import Pictures, find_near_duplicates
+from components.data.features import (
+    FEATURES,
+    content_of,
+    decode_features,
+    load_features,
+    load_matches,
+    sample_key,
+    save_matches,
+)
+from components.data.images import FORMATS, THUMBNAIL, UNDECODABLE, Box, pixel_limit
+from components.data.manifest import load_frame, save_frame
+from components.data.matching import read_grey
+from components.domain import Domain
+from components.models.embedded import load_card
+from components.workspace import Workspace
+
+SIDE = 128  # pixels: the embedded backbone's own
+BATCH = 32  # always full, so that a feature's last bits do not depend on its neighbours
+KEEP_EVERY = 64  # batches
+
+
+class View(NamedTuple):
+    """A picture, or one crop of it, at the backbone's size (H, W, 3), and its thumbnail where it is the whole."""
+
+    key: str
+    pixels: NDArray[np.uint8]
+    grey: bytes | None
+
+
+def run_features(workspace: Workspace, domain: Domain) -> None:
+    """rows.parquet and raw/ -> features.parquet, and matches.parquet: which pictures show one thing."""
+    folder, raw = workspace.derived(domain.name), workspace.raw(domain.name)
+    rows = load_frame(folder / "rows.parquet")
+    features = update_features(rows, raw, domain, folder / "features.parquet")
+    update_matches(rows, features, raw, domain, folder / "matches.parquet")
+
+
+def update_features(rows: pl.DataFrame, raw: Path, domain: Domain, file: Path) -> pl.DataFrame:
+    """The features of what can be decoded of `rows`, kept in `file`: those known there, and the new ones."""
+    wanted: dict[str, set[Box | None]] = {}
+    keys = set[str]()
+    for row in rows.filter(pl.col("id").is_not_null() & pl.col("problem").is_null()).iter_rows(named=True):
+        for crop in (None, tuple(row["crop"])) if row["crop"] else (None,):
+            if (key := sample_key(content_of(row["id"]), crop)) not in keys:
+                keys.add(key)
+                wanted.setdefault(row["path"], set()).add(crop)
+    backbone = load_card().tensors_sha256
+    known = load_features(file).filter(pl.col("key").is_in(list(keys)) & (pl.col("backbone") == backbone))
+    contents = dict(rows.select("path", "id").drop_nulls().iter_rows())
+    there = set(known["key"])
+    missing = {
+        path: [crop for crop in sorted(crops, key=str) if sample_key(content_of(contents[path]), crop) not in there]
+        for path, crops in wanted.items()
+    }
+    missing = {path: crops for path, crops in missing.items() if crops}
+    parts = [known]
+    for number, part in enumerate(_compute(missing, contents, raw, domain) if missing else (), 1):
+        parts.append(part.with_columns(backbone=pl.lit(backbone)).select(list(FEATURES)))
+        if number % KEEP_EVERY == 0:
+            save_frame(pl.concat(parts).sort("key"), file)
+    whole = pl.concat(parts).sort("key")
+    save_frame(whole, file)
+    return whole
+
+
+def update_matches(rows: pl.DataFrame, features: pl.DataFrame, raw: Path, domain: Domain, file: Path) -> None:
+    """Look at every new pair of pictures that may show one thing; what was seen is kept in `file`."""
+    pictures = features.filter(pl.col("grey").is_not_null())
+    contents = pictures["key"].to_list()
+    paths = {content_of(row): path for row, path in rows.select("id", "path").drop_nulls().reverse().iter_rows()}
+    greys = np.stack([np.frombuffer(grey, np.uint8) for grey in pictures["grey"]]) if contents else np.zeros((0, 1))
+    looked = Pictures(
+        contents,
+        greys.reshape(-1, THUMBNAIL, THUMBNAIL).astype(np.float32),
+        decode_features(pictures),
+        lambda index: read_grey(raw / paths[contents[index]]),
+    )
+    bits, known = domain.validation.near_duplicate_bits, load_matches(file)
+    with pixel_limit(domain.validation.max_megapixels):
+        found = find_near_duplicates(looked, bits, known, keep=lambda so_far: save_matches(so_far, file))
+    save_matches(found, file)
+
+
+def _compute(
+    missing: dict[str, list[Box | None]], contents: dict[str, str], raw: Path, domain: Domain
+) -> Iterator[pl.DataFrame]:
+    """Features of all crops asked for of every file, a batch at a time."""
+    waiting = _view(missing, contents, raw, domain)
+    views = list(islice(waiting, BATCH))
+    if not views:
+        return  # what is missing cannot be decoded
+
+    import torch
+
+    from components.models.backbones import load_backbone
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone("embedded", SIDE)
+    vit = backbone.vit.to(device)
+    mean, std = torch.tensor(backbone.mean, device=device), torch.tensor(backbone.std, device=device)
+    while views:
+        pixels = np.zeros((BATCH, *views[0].pixels.shape), np.uint8)
+        pixels[: len(views)] = [view.pixels for view in views]
+        images = (torch.from_numpy(pixels).to(device).float() / 255 - mean) / std
+        with torch.inference_mode():
+            states = vit.forward_features(images.permute(0, 3, 1, 2))
+            # The class token says what it is, the mean of the patches how it looks.
+            both = torch.cat([states[:, 0], states[:, vit.num_prefix_tokens :].mean(dim=1)], dim=1)
+        stored = both.cpu().numpy().astype(np.float16)[: len(views)]
+        columns = {"key": [view.key for view in views], "feature": [feature.tobytes() for feature in stored]}
+        yield pl.DataFrame(
+            columns | {"grey": [view.grey for view in views]},
+            schema={"key": pl.String, "feature": pl.Binary, "grey": pl.Binary},
+        )
+        views = list(islice(waiting, BATCH))
+
+
+def _view(missing: dict[str, list[Box | None]], contents: dict[str, str], raw: Path, domain: Domain) -> Iterator[View]:
+    """Decoded by several threads, a few files ahead of the network."""
+    waiting = iter(missing.items())
+    with pixel_limit(domain.validation.max_megapixels), ThreadPoolExecutor() as pool:
+        while files := list(islice(waiting, BATCH)):
+            read = pool.map(lambda item: _read(raw / item[0], content_of(contents[item[0]]), item[1]), files)
+            yield from chain.from_iterable(read)
+
+
+def _read(path: Path, content: str, crops: Sequence[Box | None]) -> list[View]:
+    """The crops wanted of one file; none where it cannot be decoded, which the next stage explains."""
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+    except (Image.DecompressionBombError, *UNDECODABLE):
+        return []
+    views = []
+    for crop in crops:
+        part = upright if crop is None else upright.crop(crop)
+        if min(part.size) == 0:
+            continue
+        pixels = np.asarray(part.resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0))
+        small = part.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        views.append(View(sample_key(content, crop), pixels, None if crop else small.tobytes()))
+    return views
