@@ -13,7 +13,7 @@ from components.data.manifest import save_bytes
 from components.data.tables import looks_multilabel
 from components.data.tree import walk_files
 from components.domain import LAYOUTS, Csv, Domain, Parquet, load_domain, parse_domain, read_yaml
-from components.errors import DataError, DomainError
+from components.errors import DomainError
 from components.workspace import REPOSITORY, Workspace
 
 DOMAIN_FILE = "domain.yaml"
