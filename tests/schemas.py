@@ -45,6 +45,16 @@ RECORDS = rows(
     data_version=TEXT,
     git_commit=TEXT,
 )
+NAMED = record(
+    name={"type": "string", "pattern": r"^[a-z][a-z0-9_]*@v[0-9]+$"},
+    md5=MD5,
+    files=COUNT,
+    images={"type": ["integer", "null"]},
+    classes={"type": ["object", "null"], "additionalProperties": COUNT},
+    difference={"oneOf": [{"type": "null"}, record(added=COUNT, removed=COUNT, relabelled=COUNT)]},
+    created=TEXT,
+    message=TEXT,
+)
 RETRAIN = record(
     domain=TEXT,
     status={"enum": ["done", "unchanged", "held", "rejected"]},
@@ -71,6 +81,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         manifest={"type": ["string", "null"]},
         report=TEXT,
     ),
+    "version": record(domain=TEXT, status={"enum": ["named", "unchanged"]}, version=NAMED),
+    "versions": record(domain=TEXT, versions={"type": "array", "items": NAMED}),
+    "checkout": record(domain=TEXT, raw=TEXT, version=NAMED),
     "retrain": RETRAIN,
     "compare": RETRAIN,
     "promote": record(domain=TEXT, verdict=VERDICT, reason=TEXT, champion_version=VERSION, records=RECORDS),
