@@ -29,6 +29,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", TiffImagePlugin.TiffImageFile.format, We
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")
 #: What Pillow's decoders raise on damaged bytes (TIFF without its dimensions: TypeError).
 UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error)
+PART = 32  # files a thread takes at a time
 THUMBNAIL = 32  # side of the grey picture that near duplicates are found by
 
 
@@ -51,9 +52,15 @@ class Picture:
 
 def inspect_images(raw: Path, crops: Mapping[str, Iterable[Box]], limits: Validation) -> dict[str, Picture]:
     """Decode every file named (with the crops wanted of it), several at a time: Pillow frees the interpreter."""
+    paths = list(crops)
+    parts = [paths[start : start + PART] for start in range(0, len(paths), PART)]
+
+    def look(part: list[str]) -> list[Picture]:
+        return [inspect_image(raw / path, crops[path], limits) for path in part]
+
     with pixel_limit(limits.max_megapixels), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        pictures = pool.map(lambda item: inspect_image(raw / item[0], item[1], limits), crops.items())
-        return dict(zip(crops, pictures, strict=True))
+        pictures = [picture for part in pool.map(look, parts) for picture in part]
+    return dict(zip(paths, pictures, strict=True))
 
 
 def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Picture:
@@ -62,13 +69,17 @@ def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Pictu
         with Image.open(path, formats=FORMATS) as opened:
             if problem := _unfit_header(opened, limits):
                 return Picture(problem)
-            upright = ImageOps.exif_transpose(opened)
-            if problem := _unfit_pixels(upright):
+            ImageOps.exif_transpose(opened, in_place=True)  # decodes; a copy would cost a tenth of that
+            if problem := _unfit_alpha(opened):
                 return Picture(problem)
-            rgb = upright.convert("RGB")
+            rgb = opened if opened.mode == "RGB" else opened.convert("RGB")
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         return Picture(_undecodable(path, error, limits))
-    grey = np.asarray(rgb.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32)
+    small = rgb.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    low, high = small.getextrema()
+    if low == high and _is_flat(rgb):
+        return Picture(reason("a picture", "one value in every pixel", "Remove it or export it again."))
+    grey = np.asarray(small, dtype=np.float32)
     inside = [box for box in crops if not _outside(box, rgb.width, rgb.height)]
     flat = frozenset(box for box in inside if _is_flat(rgb.crop(box)))
     return Picture(None, rgb.width, rgb.height, float(grey.mean()), grey, flat)
@@ -140,11 +151,9 @@ def _unfit_header(image: Image.Image, limits: Validation) -> str | None:
     return None
 
 
-def _unfit_pixels(image: Image.Image) -> str | None:
+def _unfit_alpha(image: Image.Image) -> str | None:
     if image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
         return reason("an opaque image", "transparent pixels", "Flatten it onto the background that is meant.")
-    if _is_flat(image):
-        return reason("a picture", "one value in every pixel", "Remove it or export it again.")
     return None
 
 

@@ -1,7 +1,9 @@
 """Bringing a folder of images into the workspace as a domain."""
 
+import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import polars as pl
 import yaml
 
 from components.data import layouts
+from components.data.digests import Digests
 from components.data.splits import find_seed
 from components.domain import LAYOUTS, Domain, Split, load_domain, parse_domain
 from components.errors import DataError, DomainError
@@ -33,8 +36,9 @@ def import_folder(
         _require_same_layout(domain, layout, domain_file)
     else:
         domain = _describe(source, name, layout, group, domain_file)
-    rows = layouts.read_rows(domain, source)
-    _replace_folder(source, workspace.raw(name))
+    digests = Digests(source, workspace.cache)
+    rows = layouts.read_rows(domain, source, digests)
+    _replace_folder(source, digests, workspace.raw(name), Digests(workspace.raw(name), workspace.cache))
     if not domain_file.exists():
         domain = _choose_seed(domain, rows)
         _write_domain(domain, domain_file)
@@ -105,22 +109,69 @@ def _write_domain(domain: Domain, path: Path) -> None:
     path.write_text(yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120))
 
 
-def _replace_folder(source: Path, target: Path) -> None:
-    """Copy beside and rename; symbolic links are followed only inside the source."""
+def _replace_folder(source: Path, wanted: Digests, target: Path, there: Digests) -> None:
+    """Fill a folder beside and rename it; symbolic links are followed only inside the source.
+
+    A file that is in place already, by its hash, gets a second name instead of a copy; so an import costs what is new.
+    """
     partial = target.with_name(f".{target.name}-{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    root = source.resolve()
-    for path in source.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            mend = "Copy the file into the folder or remove the link."
-            raise DataError(str(path), expected="files inside the folder", found="a link out of it", mend=mend)
+    paths = list(_walk(source))
+    remove_leftovers(target)
     try:
-        shutil.copytree(source, partial)
-        for folder in [partial, *(p for p in partial.rglob("*") if p.is_dir())]:
-            folder.chmod(0o755)
+        for folder in sorted({os.path.dirname(path) for path in paths}):
+            (partial / folder).mkdir(parents=True, exist_ok=True)
+        made = {path: _bring(path, source, wanted, target, there, partial) for path in paths}
         if target.exists():
             shutil.rmtree(target)
         os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    for path, digest in made.items():
+        there.put(path, digest)
+    there.save()
+    wanted.save()
+
+
+def _walk(source: Path) -> Iterator[str]:
+    """Every file below the source, relative to it; DataError for a link that leads out."""
+    root = source.resolve()
+    for folder, folders, files in os.walk(source, followlinks=True):
+        inner = os.path.relpath(folder, source)
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if os.path.islink(path) and (
+                not path.resolve().is_relative_to(root) or Path(folder).is_relative_to(path.resolve())
+            ):
+                mend = "Copy the file into the folder or remove the link."
+                raise DataError(str(path), expected="files inside the folder", found="a link out of it", mend=mend)
+        yield from (name if inner == "." else f"{inner}/{name}" for name in files)
+
+
+def _is_below(end: Path, root: Path, folder: Path) -> bool:
+    """Whether a link in `folder` ends inside the source, and not above itself, where it would be walked for ever."""
+    return end.is_relative_to(root) and not folder.is_relative_to(end)
+
+
+def _bring(path: str, source: Path, wanted: Digests, target: Path, there: Digests, partial: Path) -> str:
+    """One file into the new folder, by a second name where the old one has it, else by copying; its sha256."""
+    digest = wanted[path]
+    if digest and there[path] == digest:
+        try:
+            os.link(f"{target}/{path}", f"{partial}/{path}")
+            return digest
+        except OSError:  # a file system without second names
+            pass
+    data = Path(source, path).read_bytes()
+    Path(partial, path).write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def remove_leftovers(target: Path) -> None:
+    """What killed imports and checkouts left beside the folder; one that is at work still has its process."""
+    for left in target.parent.glob(f".{target.name}-*.partial"):
+        try:
+            os.kill(int(left.name.removesuffix(".partial").rpartition("-")[2]), 0)
+        except (ValueError, ProcessLookupError):
+            shutil.rmtree(left, ignore_errors=True)
+        except PermissionError:
+            pass  # somebody else's, and alive

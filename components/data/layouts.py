@@ -20,7 +20,7 @@ from PIL import Image
 
 from components.data.crops import draw_background, find_boxes, read_ids, square_around
 from components.data.images import SUFFIXES, UNDECODABLE, Box, reason
-from components.data.manifest import Row, create_rows, hash_file
+from components.data.manifest import Row, SupportsDigest, create_rows, hash_file
 from components.data.tree import Index, require_inside, resolve_inside, walk_files
 from components.domain import Csv, Domain, Folders, Instances, Layout, Voc
 from components.errors import DataError
@@ -28,8 +28,10 @@ from components.errors import DataError
 Reader = Callable[[Any, Path, tuple[str, ...]], list[Row]]
 
 
-def read_rows(domain: Domain, raw: Path) -> pl.DataFrame:
+def read_rows(domain: Domain, raw: Path, digests: SupportsDigest | None = None) -> pl.DataFrame:
     """All samples of the raw folder as rows.parquet holds them, unvalidated.
+
+    `digests` knows the hashes of files that did not change (`Digests`); without it all are read.
 
     Raises DataError when the tree does not fit the layout, or holds a label that is no class of the domain.
     """
@@ -46,7 +48,7 @@ def read_rows(domain: Domain, raw: Path) -> pl.DataFrame:
     if not rows:
         _misfit(raw, domain.layout, "at least one image", "none")
     _require_known_labels(rows, domain, raw)
-    return create_rows(_without_shared_masks(rows), domain, raw)
+    return create_rows(_without_shared_masks(rows), domain, raw, digests)
 
 
 def find_classes(layout: Layout, raw: Path) -> list[str]:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
@@ -57,14 +57,20 @@ def manifest_columns(domain: Domain, *, split: bool) -> list[str]:
     return [*first, "split"] if split else first
 
 
-def create_rows(rows: Iterable[Row], domain: Domain, raw: Path) -> pl.DataFrame:
+class SupportsDigest(Protocol):
+    """Something that knows the sha256 of a file by its path below raw/."""
+
+    def __getitem__(self, path: str) -> str | None: ...
+
+
+def create_rows(rows: Iterable[Row], domain: Domain, raw: Path, known: SupportsDigest | None = None) -> pl.DataFrame:
     """The frame of rows.parquet: ids are the files' contents, numbered where a file is cut into crops."""
     digests: dict[str, str | None] = {}
     crops: Counter[str] = Counter()
     records = []
     for row in rows:
         if row.path not in digests:
-            digests[row.path] = hash_file(raw / row.path)
+            digests[row.path] = known[row.path] if known else hash_file(raw / row.path)
         identity = digests[row.path]
         if identity and row.crop:
             identity, crops[row.path] = f"{identity}#{crops[row.path]}", crops[row.path] + 1

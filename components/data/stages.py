@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 
+from components.data.digests import Digests
 from components.data.layouts import read_rows
 from components.data.manifest import load_frame, load_manifest, save_bytes, save_frame
 from components.data.splits import assign_splits, require_floors
@@ -12,7 +13,10 @@ from components.workspace import Workspace
 
 def run_manifest(workspace: Workspace, domain: Domain) -> None:
     """raw/ -> rows.parquet."""
-    save_frame(read_rows(domain, workspace.raw(domain.name)), workspace.derived(domain.name) / "rows.parquet")
+    raw = workspace.raw(domain.name)
+    digests = Digests(raw, workspace.cache)
+    save_frame(read_rows(domain, raw, digests), workspace.derived(domain.name) / "rows.parquet")
+    digests.save()
 
 
 def run_validate(workspace: Workspace, domain: Domain) -> None:
@@ -21,7 +25,8 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
     from components.data.validation import check_rows, require_valid
 
     folder, raw = workspace.derived(domain.name), workspace.raw(domain.name)
-    validated = check_rows(load_frame(folder / "rows.parquet"), raw, domain)
+    rows = load_frame(folder / "rows.parquet")
+    validated = check_rows(rows, raw, domain, workspace.cache / "findings" / domain.name)
     save_frame(validated.fit, folder / "valid.parquet")
     save_bytes(render_report(validated, raw).encode(), folder / "validation.html")
     record = json.dumps(validated.to_record(), indent=1, ensure_ascii=False)

@@ -26,6 +26,7 @@ import yaml
 from pydantic import ValidationError
 
 from components.data import versioning
+from components.data.importing import remove_leftovers
 from components.data.manifest import load_frame, save_bytes
 from components.data.objects import load_listing, locate_object
 from components.data.tree import resolve_inside
@@ -106,8 +107,7 @@ def checkout_version(workspace: Workspace, domain: Domain, name: str) -> NamedVe
     with versioning.turn(workspace, f"tessera checkout {name}"):
         versioning.require_repository(workspace)
         named = find_version(workspace, name)
-        for left in workspace.raw(domain.name).parent.glob(".raw-*.partial"):
-            shutil.rmtree(left)  # of a checkout or an import that was killed
+        remove_leftovers(workspace.raw(domain.name))
         if _is_there(workspace, domain.name, named):
             return named
         try:
