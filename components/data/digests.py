@@ -50,11 +50,12 @@ class Digests:
         if stamp:
             self.seen[path] = stamp, digest
 
-    def save(self) -> None:
-        """Keep what was asked for since this was made; the rest is no longer there, or no longer wanted."""
-        if self.seen != self.known:
+    def save(self, *, whole: bool = False) -> None:
+        """Keep what is known for the next one; `whole`: what was not asked for is not there any more."""
+        entries = self.seen if whole else self.known | self.seen
+        if entries != self.known:
             young = time.time_ns() - YOUNG
-            rows = [(path, *stamp, digest) for path, (stamp, digest) in self.seen.items() if stamp[2] < young]
+            rows = [(path, *stamp, digest) for path, (stamp, digest) in entries.items() if stamp[2] < young]
             save_frame(pl.DataFrame(rows, schema=SCHEMA, orient="row"), self.file)
 
 

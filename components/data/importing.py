@@ -128,8 +128,8 @@ def _replace_folder(source: Path, wanted: Digests, target: Path, there: Digests)
         shutil.rmtree(partial, ignore_errors=True)
     for path, digest in made.items():
         there.put(path, digest)
-    there.save()
-    wanted.save()
+    there.save(whole=True)
+    wanted.save(whole=True)
 
 
 def _walk(source: Path) -> Iterator[str]:
