@@ -9,6 +9,7 @@ found, and how to mend it. Anything else that escapes is a defect of ours and ke
     ├── DataError            the raw images or their labels do not fit the declared layout
     │   └── CheckFailed      the data were read, and a check said no        (exit code 1)
     ├── VersioningError      DVC could not record, fetch or store a data version
+    │   └── RemoteError      the DVC remote does not answer, refuses, or lacks what was asked for
     ├── BackboneError        the backbone is unknown, unreachable, damaged or cannot be prompted
     ├── AdapterError         an adapter on disk does not fit its backbone or is damaged
     ├── TrainingError        a candidate's training process failed
@@ -64,6 +65,10 @@ class CheckFailed(DataError):  # noqa: N818  a verdict rather than a fault
 
 class VersioningError(TesseraError):
     """DVC could not record, fetch or store a data version."""
+
+
+class RemoteError(VersioningError):
+    """The DVC remote does not answer, refuses, or lacks what was asked for."""
 
 
 class BackboneError(TesseraError):

@@ -195,6 +195,62 @@ def export(
 
 
 @app.command()
+def version(
+    domain: DomainArgument,
+    message: Annotated[str, typer.Option("--message", "-m", help="What is new, for those who read the list.")] = "",
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Record the images as they are, push them to the remote and name them DOMAIN@v1, v2, ..."""
+
+    def act(place: Any) -> Outcome:
+        from components.data.versioning import uses_git
+        from components.data.versions import name_version
+        from components.domain import load_domain
+
+        named, new = name_version(place, load_domain(place.domain_file(domain)), message)
+        status = "named" if new else "unchanged"
+        return {"domain": domain, "status": status, "git": uses_git(place), "version": named.model_dump(mode="json")}
+
+    _run(act, _shower("show_version"), as_json, workspace)
+
+
+@app.command()
+def versions(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """List the named versions of the images, with counts and what changed between them."""
+
+    def act(place: Any) -> Outcome:
+        from components.data import versioning
+        from components.data.versions import list_versions
+        from components.domain import load_domain
+
+        load_domain(place.domain_file(domain))
+        versioning.require_repository(place)
+        return {"domain": domain, "versions": [named.model_dump(mode="json") for named in list_versions(place, domain)]}
+
+    _run(act, _shower("show_versions"), as_json, workspace)
+
+
+@app.command()
+def checkout(
+    name: Annotated[str, typer.Argument(metavar="DOMAIN@vN", help="A name that `tessera versions` lists.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Bring back the images of a named version, from the remote where they are not here."""
+
+    def act(place: Any) -> Outcome:
+        from components.data.versions import checkout_version
+        from components.domain import load_domain
+
+        domain = load_domain(place.domain_file(name.partition("@")[0]))
+        named = checkout_version(place, domain, name)
+        return {"domain": domain.name, "raw": str(place.raw(domain.name)), "version": named.model_dump(mode="json")}
+
+    _run(act, _shower("show_checkout"), as_json, workspace)
+
+
+@app.command()
 def retrain(
     domain: DomainArgument,
     overrides: OverridesOption = None,

@@ -250,6 +250,46 @@ def show_check(outcome: Mapping[str, Any]) -> None:
     OUT.print(f"Report   {outcome['report']}")
 
 
+def show_version(outcome: Mapping[str, Any]) -> None:
+    """The name, new or old, and what it stands for."""
+    named = outcome["version"]
+    if outcome["status"] == "unchanged":
+        OUT.print(f"[green]Nothing changed[/]: these images are {named['name']} already; the remote has them.")
+        return
+    OUT.print(f"[green]{named['name']}[/]  {named['images']} images, {describe_difference(named)}; on the remote")
+    if outcome["git"]:
+        OUT.print("Next     git push --follow-tags     makes the name known to others")
+
+
+def show_versions(outcome: Mapping[str, Any]) -> None:
+    """One row a version."""
+    if not outcome["versions"]:
+        OUT.print(f"{outcome['domain']} has no named version yet: tessera version {outcome['domain']}")
+        return
+    table = Table(header_style="bold", box=SIMPLE_HEAD)
+    for head in ("version", "when", "images", "classes", "change", "message"):
+        table.add_column(head)
+    for named in outcome["versions"]:
+        classes = ", ".join(f"{label} {count}" for label, count in (named["classes"] or {}).items())
+        cells = (named["name"], named["created"][:10], str(named["images"] or f"{named['files']} files"), classes)
+        table.add_row(*map(escape, (*cells, describe_difference(named), named["message"])))
+    OUT.print(table)
+
+
+def show_checkout(outcome: Mapping[str, Any]) -> None:
+    """What is there now."""
+    named = outcome["version"]
+    OUT.print(f"[green]{named['name']}[/] is in {outcome['raw']}: {named['files']} files")
+
+
+def describe_difference(named: Mapping[str, Any]) -> str:
+    """`+12 -3, 2 relabelled` against the version before."""
+    change = named["difference"]
+    if change is None:
+        return "the first"
+    return f"+{change['added']} -{change['removed']}, {change['relabelled']} relabelled"
+
+
 def show_records(outcome: Mapping[str, Any]) -> None:
     """The verdict, if one was just given, and the ledger."""
     if outcome.get("verdict"):

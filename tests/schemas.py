@@ -63,6 +63,16 @@ RECORDS = rows(
     data_version=TEXT,
     git_commit=TEXT,
 )
+NAMED = record(
+    name={"type": "string", "pattern": r"^[a-z][a-z0-9_]*@v[0-9]+$"},
+    md5=MD5,
+    files=COUNT,
+    images={"type": ["integer", "null"]},
+    classes={"type": ["object", "null"], "additionalProperties": COUNT},
+    difference={"oneOf": [{"type": "null"}, record(added=COUNT, removed=COUNT, relabelled=COUNT)]},
+    created=TEXT,
+    message=TEXT,
+)
 RETRAIN = record(
     domain=TEXT,
     status={"enum": ["done", "unchanged", "held", "rejected"]},
@@ -95,6 +105,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "preview": record(domain=TEXT, data_version=MD5, img_size=COUNT, images={"type": "object"}, path=TEXT),
     "export": record(domain=TEXT, format={"enum": ["coco", "csv"]}, folder=TEXT, rows=COUNT, files=COUNT),
+    "version": record(domain=TEXT, status={"enum": ["named", "unchanged"]}, version=NAMED),
+    "versions": record(domain=TEXT, versions={"type": "array", "items": NAMED}),
+    "checkout": record(domain=TEXT, raw=TEXT, version=NAMED),
     "retrain": RETRAIN,
     "compare": {**RETRAIN, "required": [*RETRAIN["required"], "picture"]},
     "promote": record(domain=TEXT, verdict=VERDICT, reason=TEXT, champion_version=VERSION, records=RECORDS),

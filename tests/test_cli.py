@@ -35,19 +35,8 @@ def test_plans_and_gates_never_load_torch() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "demo",
-        "import",
-        "check",
-        "preview",
-        "export",
-        "retrain",
-        "compare",
-        "promote",
-        "rollback",
-        "history",
-        "predict",
-        "doctor",
-        "up",
+        *("demo", "import", "check", "preview", "export", "version", "versions", "checkout", "retrain"),
+        *("compare", "promote", "rollback", "history", "predict", "doctor", "up"),
     ],
 )
 def test_every_command_has_help(command: str) -> None:

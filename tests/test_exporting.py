@@ -17,6 +17,7 @@ from components.data.splits import assign_splits
 from components.data.validation import check_rows
 from components.domain import Domain, load_domain, parse_domain, read_yaml
 from components.errors import DataError, DomainError
+from components.models.features import run_features
 
 NAMES = st.text("aZü-_,;'\"$ #&+\\", min_size=1, max_size=6).map(lambda text: f"x{text}x")  # blanks inside alone
 CLASS_NAMES = ("good", "a;b", "ü, |", "x")
@@ -55,12 +56,17 @@ def make_manifest(drawn: list[Row], domain: Domain, raw: Path, pictures: list[by
         (raw / path).write_bytes(pictures[number])
     for mask in {row.mask for row in drawn if row.mask}:
         save_mask(raw / mask)
-    return assign_splits(check_rows(create_rows(drawn, domain, raw), raw, domain).fit, domain.split)
+    return split_rows(create_rows(drawn, domain, raw), raw, domain)
+
+
+def split_rows(read: pl.DataFrame, raw: Path, domain: Domain) -> pl.DataFrame:
+    fit = check_rows(read, raw, domain).fit
+    return assign_splits(fit, fit["group"].to_list(), (), {}, domain.split).frame
 
 
 def read_again(folder: Path) -> pl.DataFrame:
     domain = parse_domain(read_yaml(folder / "domain.yaml"), "the export")
-    return assign_splits(check_rows(read_rows(domain, folder), folder, domain).fit, domain.split)
+    return split_rows(read_rows(domain, folder), folder, domain)
 
 
 @pytest.mark.parametrize("task", ["classification", "multilabel"])
@@ -81,7 +87,7 @@ def test_importing_an_export_gives_the_same_manifest(form, task, data, pictures)
 def test_coco_is_what_other_readers_expect(tmp_path):
     domain = make_domain(layout="coco", slices=["site"], validation={"min_side": 8})
     raw = write_coco(tmp_path / "raw", pictures=3)
-    manifest = assign_splits(check_rows(read_rows(domain, raw), raw, domain).fit, domain.split)
+    manifest = split_rows(read_rows(domain, raw), raw, domain)
     export_manifest(manifest, domain, raw, tmp_path / "out", "coco")
     content = json.loads((tmp_path / "out/annotations.json").read_text())
     assert [entry["name"] for entry in content["categories"]] == list(domain.classes)
@@ -94,7 +100,7 @@ def test_coco_is_what_other_readers_expect(tmp_path):
 def test_an_export_appears_whole_in_a_new_folder(tmp_path):
     domain = make_domain(layout="csv", group="lot", slices=["site"])
     raw = write_csv(tmp_path / "raw")
-    manifest = assign_splits(check_rows(read_rows(domain, raw), raw, domain).fit, domain.split)
+    manifest = split_rows(read_rows(domain, raw), raw, domain)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("kept")
     with pytest.raises(DataError, match="a new or empty folder"):
@@ -119,7 +125,7 @@ def test_a_multilabel_domain_goes_through_the_stages_and_back(tmp_path):
     write_multilabel(tmp_path / "source", pictures=48)
     domain = import_folder(workspace, tmp_path / "source", "tiles", group="lot")
     assert (domain.task, domain.classes) == ("multilabel", ("cracked", "good"))
-    for stage in STAGES.values():
+    for stage in (STAGES["manifest"], run_features, STAGES["validate"], STAGES["split"]):
         stage(workspace, domain)
     manifest = pl.read_parquet(workspace.derived("tiles") / "manifest.parquet")
     record = json.loads((workspace.derived("tiles") / "validation.json").read_text())

@@ -28,9 +28,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 #: Only these decoders are ever run: Pillow's list includes PostScript, which starts another program.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format)
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")
-#: What Pillow's decoders raise on damaged bytes (TIFF without its dimensions: TypeError).
 ORIENTATION = 0x0112  # the EXIF tag
+#: What Pillow's decoders raise on damaged bytes (TIFF without its dimensions: TypeError).
 UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error)
+PART = 32  # files a thread takes at a time
 THUMBNAIL = 32  # side of the grey picture that near duplicates are found by
 LOOK = 256  # pixels: about the side at which looks are measured, because a backbone sees no finer detail
 NOISE = 2  # grey levels: what JPEG makes of one value
@@ -83,9 +84,15 @@ class Picture:
 
 def inspect_images(raw: Path, crops: Mapping[str, Iterable[Box]], limits: Validation) -> dict[str, Picture]:
     """Decode every file named (with the crops wanted of it), several at a time: Pillow frees the interpreter."""
+    paths = list(crops)
+    parts = [paths[start : start + PART] for start in range(0, len(paths), PART)]
+
+    def look(part: list[str]) -> list[Picture]:
+        return [inspect_image(raw / path, crops[path], limits) for path in part]
+
     with pixel_limit(limits.max_megapixels), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        pictures = pool.map(lambda item: inspect_image(raw / item[0], item[1], limits), crops.items())
-        return dict(zip(crops, pictures, strict=True))
+        pictures = [picture for part in pool.map(look, parts) for picture in part]
+    return dict(zip(paths, pictures, strict=True))
 
 
 def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Picture:

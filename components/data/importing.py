@@ -1,5 +1,6 @@
 """Bringing a folder of images into the workspace as a domain."""
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 
 from components.data import guessing, layouts
 from components.data.archives import unpacked
+from components.data.digests import Digests
 from components.data.manifest import save_bytes
 from components.data.tables import looks_multilabel
 from components.data.tree import walk_files
@@ -29,10 +31,16 @@ def import_folder(
     The labels are read before anything is put in place, so a wrong layout leaves the workspace as it was.
     """
     with unpacked(source, workspace.state) as folder:
-        return _import(workspace, folder, name, layout, group)
+        digests = Digests(folder, workspace.cache)
+        domain = _import(workspace, folder, digests, name, layout, group)
+        if folder == source:  # and no archive's content, which goes
+            digests.save(whole=True)
+    return domain
 
 
-def _import(workspace: Workspace, source: Path, name: str, layout: str | None, group: str | None) -> Domain:
+def _import(
+    workspace: Workspace, source: Path, digests: Digests, name: str, layout: str | None, group: str | None
+) -> Domain:
     domain_file = workspace.domain_file(name)
     _bring_known_domain(domain_file, name)
     if domain_file.exists():
@@ -40,8 +48,8 @@ def _import(workspace: Workspace, source: Path, name: str, layout: str | None, g
         _require_same_layout(domain, layout, domain_file)
     else:
         domain = _describe(source, name, layout, group, domain_file)
-    layouts.read_rows(domain, source)
-    _replace_folder(source, workspace.raw(name))
+    layouts.read_rows(domain, source, digests)
+    _replace_folder(source, digests, workspace.raw(name), Digests(workspace.raw(name), workspace.cache))
     if not domain_file.exists():
         if (source / DOMAIN_FILE).is_file():
             facts = read_yaml(source / DOMAIN_FILE) | {"name": name}
@@ -109,18 +117,49 @@ def _write_domain(domain: Domain, path: Path) -> None:
     path.write_text(yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120))
 
 
-def _replace_folder(source: Path, target: Path) -> None:
-    """Copy beside and rename: every file that `walk_files` lists, which follows links to files inside the source."""
+def _replace_folder(source: Path, wanted: Digests, target: Path, there: Digests) -> None:
+    """Fill a folder beside with every file that `walk_files` lists, and rename it.
+
+    A file that is in place already, by its hash, gets a second name instead of a copy; so an import costs what is new.
+    """
     partial = target.with_name(f".{target.name}-{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    paths = [path for path in walk_files(source) if path != DOMAIN_FILE]
+    remove_leftovers(target)
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process with our number, as containers give them out
     try:
-        for path in walk_files(source):
-            if path == DOMAIN_FILE:
-                continue
-            (partial / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / path, partial / path)
+        for folder in sorted({os.path.dirname(path) for path in paths}):
+            (partial / folder).mkdir(parents=True, exist_ok=True)
+        made = {path: _bring(path, source, wanted, target, there, partial) for path in paths}
         if target.exists():
             shutil.rmtree(target)
         os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    for path, digest in made.items():
+        there.put(path, digest)
+    there.save(whole=True)
+
+
+def _bring(path: str, source: Path, wanted: Digests, target: Path, there: Digests, partial: Path) -> str:
+    """One file into the new folder, by a second name where the old one has it, else by copying; its sha256."""
+    digest = wanted[path]
+    if digest and there[path] == digest:
+        try:
+            os.link(f"{target}/{path}", f"{partial}/{path}")
+            return digest
+        except OSError:  # a file system without second names
+            pass
+    data = Path(source, path).read_bytes()
+    Path(partial, path).write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def remove_leftovers(target: Path) -> None:
+    """What killed imports and checkouts left beside the folder; one that is at work still has its process."""
+    for left in target.parent.glob(f".{target.name}-*.partial"):
+        try:
+            os.kill(int(left.name.removesuffix(".partial").rpartition("-")[2]), 0)
+        except (ValueError, ProcessLookupError):
+            shutil.rmtree(left, ignore_errors=True)
+        except PermissionError:
+            pass  # somebody else's, and alive

@@ -19,7 +19,7 @@ import polars as pl
 from components.data.boxes import read_coco, read_voc
 from components.data.guessing import hint_layout, refuse_layout, require_folder
 from components.data.images import SUFFIXES, not_an_image, reason
-from components.data.manifest import Row, Wanted, create_rows
+from components.data.manifest import Row, SupportsDigest, Wanted, create_rows
 from components.data.masks import read_instances, read_masks
 from components.data.tables import read_table
 from components.data.tree import walk_files
@@ -29,8 +29,10 @@ from components.errors import DataError
 Reader = Callable[[Any, Path, Wanted], list[Row]]
 
 
-def read_rows(domain: Domain, raw: Path) -> pl.DataFrame:
+def read_rows(domain: Domain, raw: Path, digests: SupportsDigest | None = None) -> pl.DataFrame:
     """All samples of the raw folder as rows.parquet holds them, unvalidated.
+
+    `digests` knows the hashes of files that did not change (`Digests`); without it all are read.
 
     Raises DataError when the tree does not fit the layout, or holds a label that is no class of the domain.
     """
@@ -43,13 +45,12 @@ def read_rows(domain: Domain, raw: Path) -> pl.DataFrame:
             found=", ".join(columns),
             mend="Describe the images in a table with the layout csv, or remove these keys.",
         )
-    rows = READERS[domain.layout.kind](
-        domain.layout, raw, Wanted(columns, domain.classes, many=domain.task == "multilabel")
-    )
+    wanted = Wanted(columns, domain.classes, many=domain.task == "multilabel", digests=digests)
+    rows = READERS[domain.layout.kind](domain.layout, raw, wanted)
     if not rows:
         refuse_layout(raw, domain.layout, "at least one image", "none")
     _require_known_labels(rows, domain, raw)
-    return create_rows(_without_shared_masks(rows), domain, raw)
+    return create_rows(_without_shared_masks(rows), domain, raw, digests)
 
 
 def find_classes(layout: Layout, raw: Path, *, many: bool = False) -> list[str]:

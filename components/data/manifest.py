@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
@@ -49,6 +49,12 @@ class Row:
     problem: str | None = None
 
 
+class SupportsDigest(Protocol):
+    """Something that knows the sha256 of a file by its path below raw/."""
+
+    def __getitem__(self, path: str) -> str | None: ...
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a reader is asked for: further columns, and all labels of a picture (`many`) instead of one."""
@@ -56,6 +62,7 @@ class Wanted:
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()  # empty: whatever there is
     many: bool = False
+    digests: SupportsDigest | None = None  # hashes that are known; None: read the file
 
 
 def row_columns(domain: Domain) -> dict[str, pl.DataType]:
@@ -80,13 +87,13 @@ def manifest_columns(domain: Domain, *, split: bool) -> list[str]:
     return [*first, "split"] if split else first
 
 
-def create_rows(rows: Iterable[Row], domain: Domain, raw: Path) -> pl.DataFrame:
+def create_rows(rows: Iterable[Row], domain: Domain, raw: Path, known: SupportsDigest | None = None) -> pl.DataFrame:
     """The frame of rows.parquet: ids are the files' contents, with the place of the crop where a file is cut up."""
     digests: dict[str, str | None] = {}
     records = []
     for row in rows:
         if row.path not in digests:
-            digests[row.path] = hash_file(raw / row.path)
+            digests[row.path] = find_digest(raw, row.path, known)
         identity = digests[row.path]
         if identity and row.crop:
             identity = f"{identity}#{','.join(map(str, row.crop))}"
@@ -115,6 +122,11 @@ def hash_file(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
+
+
+def find_digest(raw: Path, path: str, known: SupportsDigest | None) -> str | None:
+    """The sha256 of a file below raw/, from those that know it or from its bytes."""
+    return hash_file(raw / path) if known is None else known[path]
 
 
 def create_schema(domain: Domain, *, split: bool) -> "DataFrameSchema":

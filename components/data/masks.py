@@ -13,15 +13,15 @@ from PIL import Image
 from components.data.crops import draw_background, find_boxes, read_ids, square_around
 from components.data.guessing import refuse_layout, require_folder
 from components.data.images import FORMATS, SUFFIXES, UNDECODABLE, brief, reason
-from components.data.manifest import Row, Wanted, hash_file
+from components.data.manifest import Row, Wanted, find_digest
 from components.data.tree import Index, walk_files
 from components.domain import Instances, Masks
 
 
-def read_instances(layout: Instances, raw: Path, _wanted: Wanted) -> list[Row]:
+def read_instances(layout: Instances, raw: Path, wanted: Wanted) -> list[Row]:
     """A row an instance, and as many of background, cut out as squares; the id mask becomes the row's mask."""
     pictures, index = _pair(raw, layout, layout.images, layout.instances, "id masks")
-    return _read_all(lambda path: _instance_rows(path, layout, raw, index), pictures)
+    return _read_all(lambda path: _instance_rows(path, layout, raw, index, wanted), pictures)
 
 
 def read_masks(layout: Masks, raw: Path, wanted: Wanted) -> list[Row]:
@@ -59,7 +59,7 @@ def _no_mask(path: str, found: list[str], what: str) -> Row:
     return Row(path=path, problem=reason(f"one {what} of the same name", ", ".join(found[:4]) or "none", mend))
 
 
-def _instance_rows(path: str, layout: Instances, raw: Path, index: Index) -> list[Row]:
+def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted: Wanted) -> list[Row]:
     found = index.find(_stem(path))
     if len(found) != 1:
         return [_no_mask(path, found, "id mask")]
@@ -70,7 +70,8 @@ def _instance_rows(path: str, layout: Instances, raw: Path, index: Index) -> lis
         return [Row(path=path, problem=reason(f"an id mask {found[0]}", brief(error), mend))]
     around = (square_around(box, ids.shape[1], ids.shape[0]) for box in find_boxes(ids))
     squares = list(dict.fromkeys(around))  # two instances in one place are one crop
-    empty = draw_background(ids, [x1 - x0 for x0, _, x1, _ in squares], hash_file(raw / path) or "0")
+    seed = find_digest(raw, path, wanted.digests) or "0"
+    empty = draw_background(ids, [x1 - x0 for x0, _, x1, _ in squares], seed)
     labelled = [(layout.label, crop) for crop in squares] + [(layout.background, crop) for crop in empty]
     return [Row(path=path, label=label, mask=found[0], crop=crop) for label, crop in labelled]
 

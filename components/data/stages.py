@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import polars as pl
 
+from components.data.digests import Digests
 from components.data.features import load_features, load_near_duplicates
 from components.data.layouts import read_rows
 from components.data.manifest import by_class, load_frame, load_manifest, save_bytes, save_frame
@@ -16,7 +17,10 @@ from components.workspace import Workspace
 
 def run_manifest(workspace: Workspace, domain: Domain) -> None:
     """raw/ -> rows.parquet."""
-    save_frame(read_rows(domain, workspace.raw(domain.name)), workspace.derived(domain.name) / "rows.parquet")
+    raw = workspace.raw(domain.name)
+    digests = Digests(raw, workspace.cache)
+    save_frame(read_rows(domain, raw, digests), workspace.derived(domain.name) / "rows.parquet")
+    digests.save()
 
 
 def run_validate(workspace: Workspace, domain: Domain) -> None:
@@ -27,7 +31,8 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
 
     folder, raw = workspace.derived(domain.name), workspace.raw(domain.name)
     near = load_near_duplicates(folder / "matches.parquet")
-    validated = check_rows(load_frame(folder / "rows.parquet"), raw, domain, near)
+    rows, findings = load_frame(folder / "rows.parquet"), workspace.cache / "findings" / domain.name
+    validated = check_rows(rows, raw, domain, near, findings)
     if validated.ok and domain.task == "classification":
         suspects = find_suspects(validated.fit, load_features(folder / "features.parquet"), near)
         validated = replace(validated, suspects=suspects)

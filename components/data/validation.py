@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from components.data.duplicates import Pair, find_repeats, join_groups
+from components.data.findings import inspect_changed
 from components.data.images import Box, Picture, inspect_images, inspect_masks, reason, unfit_boxes
 from components.data.labels import Suspect
 from components.data.manifest import by_class, manifest_columns, require_manifest
@@ -84,13 +85,16 @@ class Validated:
         }
 
 
-def check_rows(rows: pl.DataFrame, raw: Path, domain: Domain, near: Sequence[Pair] = ()) -> Validated:
+def check_rows(
+    rows: pl.DataFrame, raw: Path, domain: Domain, near: Sequence[Pair] = (), cache: Path | None = None
+) -> Validated:
     """Decode every image, quarantine what is unfit, join near duplicates, hold the rest to the floors.
 
-    near: pairs of contents that show one thing.
+    near: pairs of contents that show one thing. cache: a folder for what was found in fit files, so that they are
+    decoded once for all runs.
     """
     records = rows.to_dicts()
-    pictures = _inspect(records, raw, domain)
+    pictures = _inspect(records, raw, domain, cache)
     reasons = find_unfit(records, pictures, raw, domain)
     reasons |= find_duplicates(records, reasons)
     fit = [record for index, record in enumerate(records) if index not in reasons]
@@ -132,13 +136,16 @@ def require_valid(validated: Validated, report: Path) -> None:
 # Rows
 
 
-def _inspect(records: list[Record], raw: Path, domain: Domain) -> dict[str, Picture]:
+def _inspect(records: list[Record], raw: Path, domain: Domain, cache: Path | None) -> dict[str, Picture]:
     """Decode every file once, with all crops wanted of it."""
     crops: dict[str, list[Box]] = {}
     for record in records:
         if record["problem"] is None:
             crops.setdefault(record["path"], []).extend(_crop_of(record))
-    return inspect_images(raw, crops, domain.validation)
+    if cache is None:
+        return inspect_images(raw, crops, domain.validation)
+    digests = {record["path"]: _content(record) for record in records if record["id"]}
+    return inspect_changed(raw, crops, digests, domain.validation, cache)
 
 
 def find_unfit(records: list[Record], pictures: dict[str, Picture], raw: Path, domain: Domain) -> dict[int, str]:
