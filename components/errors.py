@@ -12,6 +12,7 @@ found, and how to mend it. Anything else that escapes is a defect of ours and ke
     ├── BackboneError        the backbone is unknown, unreachable, damaged or cannot be prompted
     ├── AdapterError         an adapter on disk does not fit its backbone or is damaged
     ├── TrainingError        a candidate's training process failed
+    │   └── Diverged         its loss is no number any more
     ├── TrackingError        the MLflow store cannot be reached or refused
     └── PromotionError       there is nothing to promote, roll back or serve
 
@@ -75,6 +76,10 @@ class AdapterError(TesseraError):
 
 class TrainingError(TesseraError):
     """A candidate's training process failed."""
+
+
+class Diverged(TrainingError):  # noqa: N818  what a learning rate led to
+    """The loss is no number any more: a result of the settings, unlike a full disk."""
 
 
 class TrackingError(TesseraError):

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Subset
 
 from components.data.loading import Samples, StepOrder, create_loader
 from components.domain import Training
-from components.errors import TrainingError
+from components.errors import Diverged, TrainingError
 from components.models.network import Network
 from components.models.tuners import Tuner
 from components.training.checkpoint import Checkpoint, Progress, Tensors
@@ -281,7 +281,7 @@ def _require_share(train: Samples, training: Training, team: Team) -> None:
 
 def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
     if not math.isfinite(loss):
-        raise TrainingError(
+        raise Diverged(
             f"candidate {recipe.tuner.label}, seed {recipe.seed}",
             expected="a finite training loss",
             found=f"{loss} in epoch {epoch + 1}",
