@@ -70,7 +70,7 @@ def create_sketch(grey: NDArray[np.uint8]) -> Sketch:
     import cv2
 
     detail = _flatten(grey)
-    sift = cv2.SIFT_create(nfeatures=POINTS, contrastThreshold=0.02)
+    sift = cv2.SIFT_create(nfeatures=POINTS, contrastThreshold=0.02)  # type: ignore[attr-defined]  # its stubs lack it
     found, descriptors = sift.detectAndCompute(np.clip(128 + detail * 40, 0, 255).astype(np.uint8), None)
     if descriptors is None:
         found, descriptors = (), np.zeros((0, 128), np.float32)
