@@ -180,7 +180,6 @@ def test_sides_are_pinned():
     assert "".join(side[1] for side in sides_of(assign(range(24))).values()) == "aaeerreerrraerrrrrrerarr"
 
 
-
 def test_a_class_that_misses_a_split_is_named():
     domain = make_domain()
     assigned = assign(range(42), ["good"] * 40 + ["cracked"] * 2)
