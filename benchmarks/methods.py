@@ -53,7 +53,7 @@ from components.data.manifest import load_manifest, save_bytes
 from components.data.pixels import Pixels, load_pixels
 from components.data.transforms import Augmentation
 from components.domain import Domain, Training, load_domain
-from components.errors import DomainError, TrainingError
+from components.errors import Diverged, DomainError
 from components.models.adapter import WEIGHTS_FILE, AdapterMeta, save_adapter
 from components.models.backbones import Backbone, load_backbone
 from components.models.network import Network, create_network
@@ -436,7 +436,7 @@ class Study:
         started = clock()
         try:
             progress = fit(network, train, val, recipe, self.engine, checkpoint, lambda row: None)
-        except TrainingError as error:
+        except Diverged as error:
             seconds = round(clock() - started, 2)
             return {"score": 0.0, "loss": None, "seconds": seconds, "failed": str(error)}
         best = progress.history[progress.best_epoch - 1]

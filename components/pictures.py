@@ -131,9 +131,12 @@ def draw_comparison(tuners: Sequence[Mapping[str, Any]], title: str) -> "Figure"
 
 def _draw_cost(axes: "Axes", ranked: Sequence[Mapping[str, Any]], key: str, floor: float) -> None:
     """floor: what stands for less, as a logarithm has no zero."""
+    from matplotlib.ticker import NullFormatter
+
     places = [max(line[key], floor) for line in ranked]
     axes.set_xscale("log")
-    axes.set_xlim(min(places) / 3, max(places) * 3)
+    axes.set_xlim(min(places) / 4, max(places) * 4)
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     for place, line in enumerate(ranked):
         colour, x, test = SERIES[place % len(SERIES)], places[place], line["test"]

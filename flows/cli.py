@@ -435,48 +435,37 @@ def up(
 def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json: bool) -> dict[str, Any]:
     """Look first whether the answer is known: that takes seconds and needs no Prefect server.
 
-    While DVC works in processes of its own, this one imports MLflow on a thread, and starts Prefect's server where
-    the answer cannot be known: on two cores that is most of what a first retrain would otherwise wait for.
+    While DVC works in processes of its own, this one imports what comes next on a thread, and starts Prefect's server
+    there where the answer cannot be known. Never two libraries at once: modules that import one another in a circle
+    may come out half made when two threads enter the circle at different places.
     """
     from concurrent.futures import ThreadPoolExecutor
 
+    # Prefect's own console lines would cut through the progress display; its server still gets them.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with _live(as_json), ThreadPoolExecutor(1) as aside:
+        from components import tracking
         from flows.plan import create_plan, load_checked_domain, require_trainable
         from flows.progress import report
+        from flows.promote import mark_unchanged
+        from flows.services import start_embedded_prefect
 
         report("stage", title="look for changes")
         require_trainable(load_checked_domain(place, domain, overrides))  # a typo is told before a server starts
         certain = force or not place.has_results()
-        server = aside.submit(_start_prefect, place) if certain else None
-        importing = None if certain else aside.submit(__import__, "mlflow")
+        imported = aside.submit(__import__, "flows.retrain" if certain else "mlflow")
+        server = aside.submit(start_embedded_prefect, place) if certain else None
         plan = create_plan(place, domain, overrides)
-        if importing is not None:
-            importing.result()
-        if not certain and (known := _find_answer(place, domain, plan.fingerprint)) is not None:
-            return known
+        imported.result()
+        tracking.connect(place)
+        known = None if force else tracking.find_retrain(domain, plan.fingerprint)
+        if known is not None:
+            return mark_unchanged(domain, known)
         report("stage", title="start Prefect")
-        (server or aside.submit(_start_prefect, place)).result()
+        (server or aside.submit(start_embedded_prefect, place)).result()
         from flows.retrain import retrain as run
 
         return run(domain=domain, workspace=str(place.root), overrides=overrides, force=force)
-
-
-def _find_answer(place: Any, domain: str, fingerprint: str) -> dict[str, Any] | None:
-    from components import tracking
-    from flows.promote import mark_unchanged
-
-    tracking.connect(place)
-    known = tracking.find_retrain(domain, fingerprint)
-    return None if known is None else mark_unchanged(domain, known)
-
-
-def _start_prefect(place: Any) -> None:
-    # Prefect's own console lines would cut through the progress display; its server still gets them.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    from flows.services import start_embedded_prefect
-
-    start_embedded_prefect(place)
-    import flows.retrain  # noqa: F401  with MLflow behind it, on this thread
 
 
 def _run(

@@ -473,7 +473,7 @@ QUARANTINED = [
         MASKS,
     ),
     Case("images/p01.png", lambda raw: save_ids(raw / "masks/p01.png", [1], 30), ("48 x 40 pixels", "30 x 40"), MASKS),
-    Case("images/p00.png", write("masks/p00.png", b"text"), ("a mask masks/p00.png", "cannot identify"), MASKS),
+    Case("images/p00.png", write("masks/p00.png", b"text"), ("a mask masks/p00.png", "a file that is no image"), MASKS),
     Case(
         "good/dark.jpg",
         save("good/dark.jpg", Image.fromarray(np.random.default_rng(0).integers(0, 3, (40, 48), dtype=np.uint8))),

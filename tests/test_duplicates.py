@@ -145,7 +145,7 @@ def test_what_was_seen_is_not_looked_at_again():
     assert set(first.near) < set(second.near)
     assert set(second.near) - set(first.near) == {tuple(sorted((contents[3], contents[20])))}
     assert set(first.matches) <= set(second.matches)
-    assert len(second.matches) - len(first.matches) <= 15  # of 210 pairs
+    assert len(second.matches) - len(first.matches) <= 25  # of 210 pairs
     _, third = search(images[:11], known=second.matches, read=[])
     assert {name for pair in third.matches for name in pair} <= set(contents[:11])
 

@@ -27,6 +27,12 @@ from components.workspace import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
+#: What might change the bits.
+ENVIRONMENT = {
+    *("python", "torch", "timm", "numpy", "albumentations"),
+    *("device", "devices", "dtype", "attention", "threads"),
+}
+
 FORKS = """
 import json, os, resource, sys
 from pathlib import Path
@@ -161,6 +167,7 @@ def test_killed_at_twenty_random_moments(dtype: str, place: Path, trainer: Train
     assert trainer.run(warm) == 0
     seconds = time.monotonic() - started
     assert finished(whole).environment["dtype"] == dtype
+    assert finished(whole).environment.keys() == ENVIRONMENT
     assert_same(whole, warm)
     rng, kills, places = random.Random(dtype), 0, set()
     for number in range(20):

@@ -177,10 +177,7 @@ def test_seed_decides_who_and_shares_decide_how_many():
 
 def test_sides_are_pinned():
     """A change of these is a change of every split that is made anew."""
-    assert "".join(side[1] for side in sides_of(assign(range(24))).values()) == PINNED
-
-
-PINNED = ""
+    assert "".join(side[1] for side in sides_of(assign(range(24))).values()) == "aaeerreerrraerrrrrrerarr"
 
 
 def test_a_class_that_misses_a_split_is_named():

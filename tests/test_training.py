@@ -16,7 +16,7 @@ from vits import create_backbone
 from components.data.loading import Samples
 from components.data.transforms import Augmentation
 from components.domain import Training
-from components.errors import TrainingError
+from components.errors import Diverged, TrainingError
 from components.models.encoders import PromptedEncoder
 from components.models.network import Network, create_network
 from components.models.tuners import TUNERS, create_tuners
@@ -252,7 +252,7 @@ def test_a_loss_that_is_not_a_number_stops_with_advice(tmp_path: Path) -> None:
         network.head.weight.fill_(float("nan"))
     engine = create_engine(torch.float32)
     recipe = Recipe(tuner, Training(epochs=1, batch_size=8), CLASSES, 0)
-    with pytest.raises(TrainingError, match="learning rate"):
+    with pytest.raises(Diverged, match="learning rate"):
         fit(network, _samples(None), _samples(None), recipe, engine, tmp_path / "c.safetensors", lambda _: None)
 
 

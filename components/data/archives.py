@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from components.data.images import brief
-from components.data.tree import resolve_inside
+from components.data.tree import is_junk, resolve_inside
 from components.errors import DataError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -64,7 +64,8 @@ def unpacked(source: Path, scratch: Path) -> Iterator[Path]:
         except DAMAGED as error:
             raise _refusal(source, "an archive that can be read to its end", brief(error)) from None
         inner = content / source.name[: -len(next(end for end in SUFFIXES if form.endswith(end)))]
-        yield inner if inner.is_dir() and [*content.iterdir()] == [inner] else content
+        alone = all(path == inner or is_junk(path.name) for path in content.iterdir())
+        yield inner if inner.is_dir() and alone else content
 
 
 class _Budget:

@@ -194,9 +194,8 @@ def _coco_row(
     picture = pictures.get(annotation["image_id"])
     label = names.get(annotation["category_id"])
     if picture is None or not label:
-        missing = (
-            f"image_id {annotation['image_id']!r}" if picture is None else f"category {annotation['category_id']!r}"
-        )
+        key = "image_id" if picture is None else "category_id"
+        missing = f"{key} {annotation[key]!r}"
         problem = reason(f"an id that the file declares in {where}", missing, "Export the annotations again.")
         return Row(path=picture.path if picture else path, problem=problem)
     box = None if annotation.get("whole") is True or wanted.many else _coco_box(annotation)

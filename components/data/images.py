@@ -51,7 +51,9 @@ def split_reason(text: str) -> tuple[str, str, str]:
 
 
 def brief(error: BaseException) -> str:
-    """What an error of another library says, on one line."""
+    """What an error of another library says, on one line and without our paths."""
+    if isinstance(error, UnidentifiedImageError):
+        return "a file that is no image"
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 

@@ -48,9 +48,14 @@ def walk_files(raw: Path, base: str = "") -> list[str]:
     return sorted(path.relative_to(raw).as_posix() for path in _visible(raw, raw / base))
 
 
+def is_junk(name: str) -> bool:
+    """Hidden, or left by a system's file browser."""
+    return name.startswith(".") or name.lower() in JUNK
+
+
 def _visible(raw: Path, folder: Path) -> Iterator[Path]:
     for entry in os.scandir(folder):
-        if entry.name.startswith(".") or entry.name.lower() in JUNK:
+        if is_junk(entry.name):
             continue
         if entry.is_symlink():
             require_inside(raw, Path(entry.path))
