@@ -49,6 +49,13 @@ def rows(draw: st.DrawFn, many: bool) -> list[Row]:
     return drawn
 
 
+def check_and_split(rows: pl.DataFrame, domain: Domain, raw: Path) -> pl.DataFrame:
+    """The manifest, as the stages make it where nothing is near to anything and nothing is remembered."""
+    fit = check_rows(rows, raw, domain).fit
+    named = dict(rows.select("id", "group").drop_nulls("id").iter_rows())
+    return assign_splits(fit, [named[row] for row in fit["id"]], [], {}, domain.split).frame
+
+
 def make_manifest(drawn: list[Row], domain: Domain, raw: Path, pictures: list[bytes]) -> pl.DataFrame:
     """The rows through the real checks; floors are not what is tested here."""
     for number, path in enumerate(dict.fromkeys(row.path for row in drawn)):
@@ -56,17 +63,12 @@ def make_manifest(drawn: list[Row], domain: Domain, raw: Path, pictures: list[by
         (raw / path).write_bytes(pictures[number])
     for mask in {row.mask for row in drawn if row.mask}:
         save_mask(raw / mask)
-    return split_rows(create_rows(drawn, domain, raw), raw, domain)
-
-
-def split_rows(read: pl.DataFrame, raw: Path, domain: Domain) -> pl.DataFrame:
-    fit = check_rows(read, raw, domain).fit
-    return assign_splits(fit, fit["group"].to_list(), (), {}, domain.split).frame
+    return check_and_split(create_rows(drawn, domain, raw), domain, raw)
 
 
 def read_again(folder: Path) -> pl.DataFrame:
     domain = parse_domain(read_yaml(folder / "domain.yaml"), "the export")
-    return split_rows(read_rows(domain, folder), folder, domain)
+    return check_and_split(read_rows(domain, folder), domain, folder)
 
 
 @pytest.mark.parametrize("task", ["classification", "multilabel"])
@@ -87,7 +89,7 @@ def test_importing_an_export_gives_the_same_manifest(form, task, data, pictures)
 def test_coco_is_what_other_readers_expect(tmp_path):
     domain = make_domain(layout="coco", slices=["site"], validation={"min_side": 8})
     raw = write_coco(tmp_path / "raw", pictures=3)
-    manifest = split_rows(read_rows(domain, raw), raw, domain)
+    manifest = check_and_split(read_rows(domain, raw), domain, raw)
     export_manifest(manifest, domain, raw, tmp_path / "out", "coco")
     content = json.loads((tmp_path / "out/annotations.json").read_text())
     assert [entry["name"] for entry in content["categories"]] == list(domain.classes)
@@ -100,7 +102,7 @@ def test_coco_is_what_other_readers_expect(tmp_path):
 def test_an_export_appears_whole_in_a_new_folder(tmp_path):
     domain = make_domain(layout="csv", group="lot", slices=["site"])
     raw = write_csv(tmp_path / "raw")
-    manifest = split_rows(read_rows(domain, raw), raw, domain)
+    manifest = check_and_split(read_rows(domain, raw), domain, raw)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("kept")
     with pytest.raises(DataError, match="a new or empty folder"):
@@ -125,8 +127,10 @@ def test_a_multilabel_domain_goes_through_the_stages_and_back(tmp_path):
     write_multilabel(tmp_path / "source", pictures=48)
     domain = import_folder(workspace, tmp_path / "source", "tiles", group="lot")
     assert (domain.task, domain.classes) == ("multilabel", ("cracked", "good"))
-    for stage in (STAGES["manifest"], run_features, STAGES["validate"], STAGES["split"]):
-        stage(workspace, domain)
+    STAGES["manifest"](workspace, domain)
+    run_features(workspace, domain)
+    for stage in ("validate", "split"):
+        STAGES[stage](workspace, domain)
     manifest = pl.read_parquet(workspace.derived("tiles") / "manifest.parquet")
     record = json.loads((workspace.derived("tiles") / "validation.json").read_text())
     assert record["classes"]["good"] == {"images": 24, "groups": 12}

@@ -177,7 +177,9 @@ def test_mutated_annotations_are_rows_or_one_paragraph(tmp_path, name, changes, 
 def test_mutated_domain_files_are_domains_or_one_paragraph(tmp_path):
     path = tmp_path / "tiles/domain.yaml"
     path.parent.mkdir()
-    facts = make_domain(layout={"kind": "csv", "mask": "mask"}, group="lot", schedule={"cron": "0 3 * * 1"})
+    prose = " ".join(["Parts of a line, photographed under a lamp."] * 30)  # most of a real file is free text
+    options = {"layout": {"kind": "csv", "mask": "mask"}, "group": "lot", "schedule": {"cron": "0 3 * * 1"}}
+    facts = make_domain(**options, description=prose)
     text = yaml.safe_dump(json.loads(facts.model_dump_json()), sort_keys=False)
     rng, outcomes = random.Random(3), Counter[str]()
     for number in range(ANNOTATIONS // 4):

@@ -123,7 +123,7 @@ class Loop:
         team = self.engine.team
         return StepOrder(train, self.recipe.training.batch_size, self.recipe.seed, team.rank, team.size)
 
-    def run(self, report: Report, until_epoch: int | None) -> Progress:
+    def run(self, report: Report, until_epoch: int | None = None) -> Progress:
         """All epochs that remain; the network is left with the best one's weights."""
         for row in self.progress.history:
             report(row | {"resumed": 1.0})
