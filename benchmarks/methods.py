@@ -9,12 +9,11 @@ Data: three sets, each brought in, checked and split by group by the project's o
 side differs; validation and test sides stay the same. At 128 px there are a third of the tokens of 224 px; it is not
 claimed that the ranking there is the same.
 
-Budget: in a cell (a set, a fraction) each tuner gets the same number of steps (BUDGET) on the same images. Its learning
-rate is searched once a set, on a tenth of the images: of four configurations (SPACES) the one with the best balanced
-accuracy on validation, a tie to the lower loss. It is found with one seed and trained at every fraction with the final
-seeds, of which the search's is none: no lucky start is both chosen and reported. Only what the final seeds trained is
-shown the test side. The linear probe is trained as the project trains it: on features of images that are not augmented,
-and on the last weights, where others keep the best of two rounds.
+Budget: in a cell (a set, a fraction) each tuner gets four configurations (SPACES) and the same number of steps (BUDGET)
+on the same images. The configuration with the best balanced accuracy on validation, a tie to the lower loss, is found
+with one seed and trained again with the final seeds, of which the search's is none: no lucky start is both chosen and
+reported. Only what the final seeds trained is shown the test side. The linear probe is trained as the project trains
+it: on features of images that are not augmented, and on the last weights, where others keep the best of two rounds.
 
 Intervals are of the mean over the final seeds, by bootstrap over the test groups (components/promotion/statistics.py).
 They say how sure the score is for other groups, not for other budgets, backbones or search spaces.
@@ -83,7 +82,6 @@ def share_out(full: int, tenth: int, few: int) -> tuple[Fraction, ...]:
 
 SHOTS = 5
 MOST_HELD_OUT = 500  # images of validation or test; bccd has thousands, which would cost more than to train
-SEARCHED = "10%"  # the fraction that is searched; what is found there serves the others, which saves 4 trainings of 7
 
 #: The budget, steps by set and fraction. Set after a look at validation, for deep prompts' sake: random ones turn the
 #: features away from the backbone's, and on magnetic_tile, 70 % of it one class, VPT-deep (lr 3e-3) was at chance
@@ -366,12 +364,8 @@ class Study:
         return next((trial for trial in trials if self.find(trial) is None), None)
 
     def search(self, cell: Cell) -> list[Trial]:
-        """The trainings that choose the cell's configuration, those of the set's SEARCHED fraction."""
-        fractions = self.protocol.budget[cell.data]
-        place = next((fraction for fraction in fractions if fraction.name == SEARCHED), fractions[0])
         space = SPACES[cell.tuner][: self.protocol.configurations]
-        there = Cell(cell.data, place, cell.tuner)
-        return [Trial(there, options, self.protocol.search_seed, final=False) for options in space]
+        return [Trial(cell, options, self.protocol.search_seed, final=False) for options in space]
 
     def finals(self, cell: Cell) -> list[Trial]:
         """The best configuration on validation with every final seed; nothing before the search is over."""
