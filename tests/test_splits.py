@@ -93,6 +93,15 @@ def test_nothing_old_moves_no_group_straddles_and_no_test_image_is_ever_trained_
             assert (both.group_by("group").agg(pl.col("split").n_unique())["split"] <= 1).all()
 
 
+def test_what_is_put_aside_joins_no_groups():
+    """It ties two lots, one on each side: they keep names of their own."""
+    first = assign(range(4), "a", ["lot0", "lot0", "lot0", "lot4"])
+    lots = ["lot4" if number in (3, 8) else "lot0" for number in range(26)]
+    grown = assign(range(26), "a", lots, [(25, 8)], first.memory)
+    assert {item.path for item in grown.aside} == {"8.png", "25.png"}
+    assert (grown.frame.group_by("group").agg(pl.col("split").n_unique())["split"] == 1).all()
+
+
 def test_one_import_puts_nothing_aside_and_is_the_same_in_any_order():
     names = [f"{number:02}" for number in range(40)]
     pairs = [(names[k], names[k + 1]) for k in range(0, 40, 4)]

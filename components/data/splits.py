@@ -153,7 +153,8 @@ def _name_groups(sides: Mapping[str, str], groups: Mapping[str, str], near: Sequ
     """The group of every content that has a side: near ones on one side are one group, named by its smallest."""
     placed = list(sides)
     index = {content: number for number, content in enumerate(placed)}
-    pairs = [(index[a], index[b]) for a, b in near if a in index and b in index and sides[a] == sides[b]]
+    together = [(a, b) for a, b in near if a in index and b in index and sides[a] == sides[b] != ASIDE]
+    pairs = [(index[a], index[b]) for a, b in together]
     return dict(zip(placed, join_groups([groups[content] or content for content in placed], pairs), strict=True))
 
 
