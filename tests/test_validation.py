@@ -1,11 +1,9 @@
 """Validation and the stages around it: groups, duplicates, schema, report, and bytes that never change."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -33,12 +31,9 @@ from components.data.report import render_report
 from components.data.splits import assign_splits
 from components.data.stages import STAGES, run_manifest, run_split, run_validate
 from components.data.validation import check_rows
-from components.domain import load_domain
 from components.errors import CheckFailed, DataError
 from components.models.features import run_features
 from components.workspace import REPOSITORY, Workspace
-
-REAL_DATA = os.environ.get("TESSERA_REAL_DATA")
 
 
 def check(domain, raw):
@@ -280,23 +275,3 @@ def test_stages_start_without_heavy_libraries():
 def test_the_table_of_domains_is_up_to_date():
     message = "run `python -m components.data table`"
     assert (REPOSITORY / "data/README.md").read_text() == render_table(Workspace(REPOSITORY)), message
-
-
-@pytest.mark.real_data
-@pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA names no folder of real data")
-@pytest.mark.parametrize(
-    ("name", "fit", "fewest", "most"),
-    [
-        ("magnetic_tile", 1344, 235, 260),  # six exposures of each tile
-        ("lc25000_lung", 2091, 178, 180),  # sources 214 and 239 overlap
-        ("bccd", 4886, 345, 363),
-        ("dsb2018_stained", 8671, 107, 107),
-    ],
-)
-def test_published_data_sets_pass(tmp_path, name, fit, fewest, most):
-    domain, workspace = load_domain(REPOSITORY / "data" / name / "domain.yaml"), Workspace(tmp_path)
-    workspace.raw(name).parent.mkdir(parents=True)
-    workspace.raw(name).symlink_to(Path(str(REAL_DATA)) / name)
-    manifest = run_stages(workspace, domain)
-    assert manifest.height == fit
-    assert fewest <= manifest["group"].n_unique() <= most
