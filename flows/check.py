@@ -33,7 +33,8 @@ def check(workspace: Workspace, name: str) -> dict[str, Any]:
         problems.append(str(error))
     summary = plan.load_validation()
     aside = plan.load_aside() if split else []
-    few = warn_of_few_groups(count_groups(by_class(plan.load_manifest()), plan.domain.classes)) if split else []
+    manifest = plan.load_manifest() if split else None
+    few = [] if manifest is None else warn_of_few_groups(count_groups(by_class(manifest), plan.domain.classes))
     return {
         "domain": name,
         "ok": split and bool(summary["ok"]),
@@ -47,7 +48,7 @@ def check(workspace: Workspace, name: str) -> dict[str, Any]:
         "aside": aside,
         "warnings": [*summary["warnings"], *few],
         "classes": list(plan.domain.classes),
-        "splits": count_splits(plan.load_manifest()) if split else {},
+        "splits": {} if manifest is None else count_splits(manifest),
         "problems": summary["problems"] or problems,
         "manifest": str(plan.manifest) if split else None,
         "report": str(plan.validation_report),
