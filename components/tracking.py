@@ -33,11 +33,12 @@ from components.errors import TrackingError
 from components.live import Live, Point
 from components.models.adapter import load_meta
 from components.pictures import draw_confusion, draw_curves, draw_samples
-from components.training.job import PROBABILITY, Result, Rung, load_predictions
+from components.training.job import JOB_FILE, PROBABILITY, Result, Rung, load_predictions
 from components.workspace import Workspace
 
 TAG = "tessera."
 RESULT_FILE = "result.json"
+TRAINING = "training"  # artifact folder of what a training process was told and left
 SERVER_SECONDS = 5.0
 MOST_PARAMS, MOST_METRICS = 100, 1000  # MLflow's limits for one batch
 MOST_DIGEST = 36
@@ -244,6 +245,61 @@ def log_candidate(
         return run_id
 
 
+def log_manifest(parent: str, manifest: Path) -> None:
+    """Leave the manifest with the parent run, for workers that have none and for whoever asks what was learned."""
+    import mlflow
+
+    with _refusals():
+        mlflow.MlflowClient().log_artifact(parent, str(manifest), "data")
+
+
+def find_candidate(domain: str, fingerprint: str, tuner: str, seed: int, parent: str | None = None) -> str | None:
+    """The finished run of one candidate and seed of the same data, settings and code; the latest where there are more.
+
+    parent: only that of this retrain; else what earlier ones left, too.
+    """
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(domain)
+        if experiment is None:
+            return None
+        wanted = {"role": "candidate", "fingerprint": fingerprint, "tuner": tuner, "seed": str(seed)}
+        condition = " AND ".join(f"tags.`{TAG}{key}` = '{value}'" for key, value in wanted.items())
+        condition += f" AND tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
+        condition += " AND attributes.status = 'FINISHED'"
+        newest = ["attributes.start_time DESC"]
+        runs = client.search_runs([experiment.experiment_id], condition, max_results=1, order_by=newest)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def fetch_file(run_id: str, path: str) -> Path:
+    """One artifact of a run, on this disk."""
+    import mlflow
+
+    with _refusals():
+        return Path(mlflow.MlflowClient().download_artifacts(run_id, path))
+
+
+def fetch_candidate(run_id: str, folder: Path) -> Result:
+    """What a worker's training left, put into `folder` as if it had been trained there; the result comes last."""
+    import mlflow
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULT_FILE).unlink(missing_ok=True)
+    with _refusals():
+        client = mlflow.MlflowClient()
+        for name in ("adapter", "predictions.parquet"):
+            client.download_artifacts(run_id, name, str(folder))
+        left = json.loads(Path(client.download_artifacts(run_id, f"{TRAINING}/{RESULT_FILE}")).read_text())
+    result = Result.model_validate(left | {"folder": str(folder)})
+    partial = folder / "result.partial"
+    partial.write_text(json.dumps(result.model_dump(mode="json"), indent=1))
+    os.replace(partial, folder / RESULT_FILE)
+    return result
+
+
 def log_model(run_id: str, adapter: Path) -> str:
     """Log an adapter folder to its run as a pyfunc from code; returns the model's URI for the registry."""
     import mlflow
@@ -308,6 +364,23 @@ def find_retrain(domain: str, fingerprint: str) -> dict[str, Any] | None:
 def load_last_result(domain: str) -> dict[str, Any] | None:
     """The outcome of the domain's latest finished retrain, whatever it was of."""
     return _load_latest(domain)
+
+
+def load_test_score(run_id: str) -> dict[str, float] | None:
+    """A candidate's score on test with its interval, as its run has them; None where that run is gone or has none."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    keys = {"value": "", "low": "_low", "high": "_high"}
+    with _refusals():
+        try:
+            metrics = mlflow.MlflowClient().get_run(run_id).data.metrics
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+    found = {key: metrics.get(f"test/balanced_accuracy{ending}") for key, ending in keys.items()}
+    return {key: value for key, value in found.items() if value is not None} or None
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -531,6 +604,9 @@ def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Pa
     """The adapter, its predictions, and the pictures."""
     client.log_artifacts(run_id, str(result.folder / "adapter"), "adapter")
     client.log_artifact(run_id, str(result.folder / "predictions.parquet"))
+    for path in (result.folder / RESULT_FILE, result.folder / JOB_FILE):
+        if path.exists():
+            client.log_artifact(run_id, str(path), TRAINING)
     test = load_predictions(result.folder, "test")
     title = f"{domain.name}: {result.label}, seed {result.seed}, test split"
     client.log_figure(run_id, draw_confusion(test, domain.classes, title), "pictures/confusion_matrix.png")

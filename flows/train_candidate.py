@@ -12,6 +12,7 @@ from typing import IO, TypeVar
 
 from components.errors import TesseraError, TrainingError
 from components.training.job import JOB_FILE, STOP_SECONDS, Job, Result, Rung, load_result, load_rung, write_job
+from flows.gpus import gpu_slot
 from flows.progress import report
 
 Left = TypeVar("Left")
@@ -36,8 +37,8 @@ def _run_job(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
         return known
     path = write_job(job, job.folder / JOB_FILE)
     log = job.folder / "log.txt"
-    with log.open("ab") as stderr:
-        code = _run_process(_command(job, path), stderr, name)
+    with gpu_slot(job.domain.training.devices if job.action == "train" else 1) as env, log.open("ab") as stderr:
+        code = _run_process(_command(job, path), stderr, name, env)
     result = load()
     if result is None:
         raise TrainingError(
@@ -56,7 +57,7 @@ def _command(job: Job, path: Path) -> list[str]:
     return [sys.executable, "-m", *launcher, "components.training", str(path)]
 
 
-def _run_process(command: list[str], stderr: IO[bytes], name: str) -> int:
+def _run_process(command: list[str], stderr: IO[bytes], name: str, env: dict[str, str]) -> int:
     """Start the process and pass its events on until it ends."""
     process = subprocess.Popen(
         command,
@@ -66,7 +67,7 @@ def _run_process(command: list[str], stderr: IO[bytes], name: str) -> int:
         text=True,
         start_new_session=True,
         # Threads that spin while they wait made a step eight times slower whenever another process wanted a core too.
-        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **env},
     )
     try:
         for line in process.stdout or ():
