@@ -142,6 +142,8 @@ def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]]) -> list[D
             told.append(Deployed(kind="deployment", name=name, change="unchanged", note=_when(entry)))
             continue
         _create_deployment(entry, mark)
+        if known is not None:
+            _drop_planned(client, known)
         change: Change = "created" if known is None else "changed"
         told.append(Deployed(kind="deployment", name=name, change=change, note=_when(entry)))
     for name, left in there.items():
@@ -171,6 +173,19 @@ def _create_deployment(entry: dict[str, Any], mark: str) -> None:
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     deployment.apply()
+
+
+def _drop_planned(client: Any, before: Any) -> None:
+    """Runs that the schedule of before had planned, late ones too, which Prefect would keep."""
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+
+    after = client.read_deployment(before.id)
+    for run in client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["SCHEDULED"]}}}),
+        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [before.id]}}),
+    ):
+        if run.auto_scheduled and run.created < after.updated:
+            client.delete_flow_run(run.id)
 
 
 def _native_schedule(schedule: dict[str, Any]) -> Any:

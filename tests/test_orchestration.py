@@ -1,4 +1,4 @@
-"""Retrains on a real Prefect server, with an MLflow server and a worker in a workspace of its own."""
+"""Retrains in a team's installation: real servers with logins, images on S3, workers in workspaces of their own."""
 
 import os
 import shutil
@@ -6,113 +6,38 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jsonschema
 import pytest
 import yaml
-from conftest import DOMAIN, TINY, Answer, clean_environment, create_workspace, free_port, run_tessera
+from conftest import DOMAIN, TINY, Answer, clean_environment, create_workspace, run_tessera
 from schemas import SCHEMAS
+from servers import SECRETS, Team, answers, end, find_postgres, find_processes, wait_until
 
 from components.training.job import Job, load_result
 from components.workspace import REPOSITORY, Workspace
 
-pytestmark = pytest.mark.slow
-BINARIES = Path(sys.executable).parent
-
-
-@dataclass
-class Team:
-    """Two servers, the workspace of whoever retrains, and workers started in others."""
-
-    root: Path
-    head: Path
-    prefect: str
-    mlflow: str
-    stack: ExitStack
-    processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {"PREFECT_API_URL": self.prefect, "MLFLOW_TRACKING_URI": self.mlflow}
-
-    def tessera(self, *arguments: str) -> Answer:
-        return run_tessera(self.head, *arguments, **self.env)
-
-    def start(self, name: str, *command: str, **env: str) -> "subprocess.Popen[bytes]":
-        log = (self.root / f"{name}.log").open("ab")
-        process = subprocess.Popen(
-            [str(BINARIES / command[0]), *command[1:]],
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            env=clean_environment() | {"PREFECT_HOME": str(self.root / name)} | env,
-            cwd=REPOSITORY,
-            start_new_session=True,
-        )
-        self.processes[name] = process
-        self.stack.callback(end, process)
-        return process
-
-    def start_worker(self, name: str, pool: str, workspace: Path) -> "subprocess.Popen[bytes]":
-        command = ("prefect", "worker", "start", "--pool", pool, "--name", name, "--limit", "1")
-        return self.start(name, *command, TESSERA_WORKSPACE=str(workspace), **self.env)
-
-    def ask(self, path: str, **body: Any) -> Any:
-        answer = httpx.post(f"{self.prefect}/{path}", json=body, timeout=30)
-        answer.raise_for_status()
-        return answer.json()
-
-    def runs(self, flow: str) -> list[dict[str, Any]]:
-        wanted = {"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        return list(self.ask("flow_runs/filter", **wanted))
-
-
-def end(process: "subprocess.Popen[bytes]", sign: signal.Signals = signal.SIGTERM) -> None:
-    for each in (sign, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, each)
-            process.wait(20)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-
-
-def wait_until(what: Callable[[], Any], seconds: float, told: str) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"{told}: not within {seconds:.0f} s"
-        time.sleep(0.5)
-    return found
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_postgres() is None, reason="no PostgreSQL here: apt-get install postgresql"),
+]
 
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[Team]:
     root = tmp_path_factory.mktemp("team")
-    ports = free_port(), free_port()
     with ExitStack() as stack:
         head = create_workspace(root / "head", images, work_pool="gpu")
-        found = Team(root, head, f"http://127.0.0.1:{ports[0]}/api", f"http://127.0.0.1:{ports[1]}", stack)
-        found.start("prefect", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports[0]))
-        store, artifacts = f"sqlite:///{root / 'mlflow.db'}", (root / "artifacts").as_uri()
-        command = ("mlflow", "server", "--host", "127.0.0.1", "--port", str(ports[1]), "--workers", "1")
-        command += ("--backend-store-uri", store, "--artifacts-destination", artifacts, "--serve-artifacts")
-        found.start("mlflow", *command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-        checked = run_tessera(head, "check", DOMAIN)  # meanwhile
-        assert checked.code == 0, checked.stderr
-        wait_until(lambda: answers(f"{found.prefect}/health"), 120, "Prefect")
-        wait_until(lambda: answers(f"{found.mlflow}/health"), 120, "MLflow")
+        found = Team(root, stack, head=head)
+        found.start_servers()
+        assert run_tessera(head, "check", DOMAIN).code == 0
+        config = head / ".dvc" / "config"
+        remote = f"['remote \"team\"']\n    url = s3://images/dvc\n    endpointurl = {found.s3}\n"
+        config.write_text(config.read_text().replace("remote = local", "remote = team") + remote)
         yield found
 
 
@@ -183,3 +108,122 @@ def _train_here(team: Team, name: str) -> str:
     assert result is not None
     assert load_result(place) is not None
     return result.adapter_sha256
+
+
+def test_a_named_version_and_a_clock_start_retrains(team: Team, retrained: Answer) -> None:
+    """An event gives one run, an interval many; all are done by the one worker, the answer being known, in seconds.
+
+    What was late is caught up with, one after the other; a schedule that is taken out leaves no run behind.
+    """
+    _change(team, schedule={"interval_hours": 8 / 3600, "on_version": True})
+    changes = _changes(team.tessera("deploy"))
+    assert (changes[f"retrain/{DOMAIN}"], changes["train_candidate/gpu"]) == ("changed", "unchanged")
+    assert changes[f"tessera: retrain {DOMAIN} on a new data version"] == "created"
+    assert team.tessera("version", DOMAIN).outcome["status"] == "named"
+    found = wait_until(lambda: [run for run in _retrains(team) if not run["auto_scheduled"]], 60, "the event's run")
+    assert len(found) == 1
+    wait_until(lambda: len(_late(team)) >= 2, 120, "late runs")
+    team.start_worker("retrainer", "tessera", team.head)
+    done = wait_until(
+        lambda: len(runs := [run for run in _retrains(team) if run["state_type"] == "COMPLETED"]) >= 3 and runs,
+        300,
+        "three retrains",
+    )
+    assert not {run["state_type"] for run in _retrains(team)} & {"FAILED", "CRASHED"}
+    assert any(run["auto_scheduled"] for run in done)
+    assert len(team.runs("train_candidate")) == len(retrained.outcome["candidates"])  # nothing was trained again
+    _change(team)
+    changes = _changes(team.tessera("deploy"))
+    assert (changes[f"retrain/{DOMAIN}"], changes[f"tessera: retrain {DOMAIN} on a new data version"]) == (
+        "changed",
+        "removed",
+    )
+    assert not [run for run in _retrains(team) if run["state_type"] == "SCHEDULED"]
+    status = team.tessera("status")
+    jsonschema.validate(status.outcome, SCHEMAS["status"])
+    (row,) = status.outcome["domains"]
+    assert (row["data_name"], row["champion_version"], row["verdict"]) == (f"{DOMAIN}@v1", 1, "PROMOTE")
+    assert row["last_run"]["state"] == "Completed"
+    assert {pool["name"]: pool["workers_online"] for pool in status.outcome["pools"]} == {
+        "gpu": ["worker"],
+        "tessera": ["retrainer"],
+    }
+
+
+def _change(team: Team, **changes: Any) -> None:
+    file = team.head / "data" / DOMAIN / "domain.yaml"
+    file.write_text(yaml.safe_dump(TINY | {"work_pool": "gpu"} | changes, sort_keys=False))
+
+
+def _retrains(team: Team) -> list[dict[str, Any]]:
+    """Those that the server started; one from the command line has no deployment."""
+    return [run for run in team.runs("retrain") if run["deployment_id"]]
+
+
+def _late(team: Team) -> list[dict[str, Any]]:
+    return [run for run in _retrains(team) if run["state_name"] == "Late"]
+
+
+def test_killed_worker_and_restarted_server_cost_time_and_nothing_else(team: Team, retrained: Answer) -> None:
+    """Worker, flow run and training killed outright at once, and the Prefect server restarted meanwhile: the run is
+    called crashed within two minutes, the order is sent again, and a new worker goes on from the checkpoint."""
+    before = {run["id"] for run in team.runs("train_candidate")}
+    with _retrain(team, "candidates=[{kind: vpt, num_prompts: 2}]", "training.epochs=100") as retrain:
+        worker = team.root / "worker"
+        wait_until(lambda: list(worker.rglob("checkpoint.safetensors")), 240, "a checkpoint")
+        (lost,) = {run["id"] for run in team.runs("train_candidate")} - before
+        killed = time.monotonic()
+        for name in ("prefect", "worker"):
+            team.kill(name)
+        for pid in find_processes("prefect.engine", worker) + find_processes("components.training", worker):
+            os.kill(pid, signal.SIGKILL)
+        for name in ("prefect", "worker"):
+            team.again[name]()
+        wait_until(lambda: answers(f"{team.prefect}/health"), 120, "Prefect again")
+        wait_until(lambda: _states(team)[lost] == "CRASHED", 180, "the lost run's end")
+        waited = time.monotonic() - killed
+        code = retrain.wait(400)
+    assert code in (0, 1), (team.root / "retrain.log").read_text()[-3000:]
+    ends = [state for run, state in _states(team).items() if run not in before]
+    assert sorted(ends) == ["COMPLETED", "CRASHED"]
+    assert waited < 180
+    for place in (team.head, worker):
+        assert not find_processes("components.training", place)
+
+
+def _states(team: Team) -> dict[str, str]:
+    return {run["id"]: run["state_type"] for run in team.runs("train_candidate")}
+
+
+@contextmanager
+def _retrain(team: Team, *settings: str) -> Iterator["subprocess.Popen[bytes]"]:
+    words = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "flows.cli", "retrain", DOMAIN, *words, "--workspace", str(team.head), "--json"]
+    with (team.root / "retrain.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=REPOSITORY, env=clean_environment() | team.env, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def test_secrets_are_written_nowhere(team: Team, retrained: Answer) -> None:
+    """Not in logs, workspaces, artifacts, Prefect's or MLflow's database. What MLflow keeps of a password is a hash."""
+    programs = find_postgres()
+    assert programs is not None
+    told = {
+        str(path): path.read_bytes() for path in team.root.rglob("*") if path.is_file() and "postgres" not in path.parts
+    }
+    for name in ("mlflow", "prefect"):
+        command = [str(programs / "pg_dump"), team.database("postgresql", name)]
+        told[name] = subprocess.run(command, check=True, capture_output=True).stdout
+        assert b"flow_run" in told[name] or b"experiments" in told[name]
+    store = team.connect_s3()
+    for entry in store.list_objects_v2(Bucket="mlflow")["Contents"]:
+        told[f"s3/{entry['Key']}"] = store.get_object(Bucket="mlflow", Key=entry["Key"])["Body"].read()
+    assert any(name.endswith("result.json") for name in told if name.startswith("s3/"))
+    for value in SECRETS.values():
+        secret = value.rpartition(":")[2].encode()
+        assert not [name for name, content in told.items() if secret in content]
