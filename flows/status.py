@@ -80,10 +80,15 @@ def _ask_prefect(domains: list[Domain]) -> dict[str, Any]:
 
 
 def _describe_pool(client: Any, pool: Any) -> dict[str, Any]:
-    since = datetime.now(UTC) - timedelta(seconds=ONLINE_SECONDS)
-    workers = client.read_workers_for_work_pool(pool.name)
-    online = [worker.name for worker in workers if worker.last_heartbeat_time and worker.last_heartbeat_time > since]
+    online = list_online(client, pool.name)
     return {"name": pool.name, "retrains": pool.name == POOL, "paused": pool.is_paused, "workers_online": online}
+
+
+def list_online(client: Any, pool: str) -> list[str]:
+    """Workers of a pool that were heard lately."""
+    since = datetime.now(UTC) - timedelta(seconds=ONLINE_SECONDS)
+    workers = client.read_workers_for_work_pool(pool)
+    return [worker.name for worker in workers if worker.last_heartbeat_time and worker.last_heartbeat_time > since]
 
 
 def _ask_runs(client: Any, domain: Domain) -> dict[str, Any]:
