@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -95,11 +96,10 @@ class Servers:
         """Returns the URL of a database by a scheme and its name. It listens on loopback and asks for no password."""
         programs, port = find_postgres(), free_port()
         assert programs is not None, "no PostgreSQL: apt-get install postgresql"
-        data, user = self.root / "postgres", "postgres" if os.getuid() == 0 else None  # it refuses to run as root
-        data.mkdir()
+        user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
+        # Not below pytest's folder, which each session of pytest closes to all users but its own.
+        data = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="tessera-postgres-")))
         if user:
-            for folder in (self.root, *self.root.parents[:2]):
-                folder.chmod(0o755)
             shutil.chown(data, user)
         settings = ["-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8"]
         made = [str(programs / "initdb"), "-D", str(data), *settings]
