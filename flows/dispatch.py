@@ -183,7 +183,7 @@ def _submit(order: Order, pool: str) -> Any:
             f"work pool {pool}",
             expected=f"a deployment {FLOW}/{pool} on the Prefect server",
             found="none",
-            mend="Run `tessera deploy`, and start a worker: `prefect worker start --pool " + pool + "`.",
+            mend="Run `tessera deploy`, and start a worker: `prefect worker start --type process --pool " + pool + "`.",
         ) from None
     return run.id  # type: ignore[union-attr]
 
