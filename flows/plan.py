@@ -11,6 +11,7 @@ import polars as pl
 
 from components.data import versioning
 from components.data.manifest import load_manifest
+from components.data.pipeline import Stages
 from components.data.transforms import embed_augmentation, require_fit
 from components.data.versioning import DataVersion
 from components.domain import Domain, load_domain
@@ -64,6 +65,10 @@ class Plan:
     def load_manifest(self) -> pl.DataFrame:
         """The samples with their splits, held to the schema."""
         return load_manifest(self.manifest, self.domain)
+
+    def create_stages(self) -> Stages:
+        """The data stages, for these images and this code."""
+        return Stages(self.workspace, self.domain.name, self.version.md5, hash_code())
 
     def create_jobs(self) -> dict[str, Job]:
         """One training job a candidate and seed, by its display name."""
