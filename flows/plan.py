@@ -9,9 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from components.data import versioning
+from components.data import pipeline, versioning
 from components.data.manifest import load_manifest
-from components.data.pipeline import Stages
 from components.data.transforms import embed_augmentation, require_fit
 from components.data.versioning import DataVersion
 from components.domain import Domain, load_domain
@@ -66,9 +65,14 @@ class Plan:
         """The samples with their splits, held to the schema."""
         return load_manifest(self.manifest, self.domain)
 
-    def create_stages(self) -> Stages:
-        """The data stages, for these images and this code."""
-        return Stages(self.workspace, self.domain.name, self.version.md5, hash_code())
+    def begin_stages(self) -> None:
+        """Let DVC work on the data stages from now on, unless it is wanted to push these images first."""
+        if versioning.is_pushed(self.workspace, self.domain.name):
+            pipeline.begin_stages(self.workspace, self.domain.name, self.version.md5, hash_code())
+
+    def create_stages(self) -> pipeline.Stages:
+        """The data stages for these images and this code, begun or not."""
+        return pipeline.create_stages(self.workspace, self.domain.name, self.version.md5, hash_code())
 
     def create_jobs(self) -> dict[str, Job]:
         """One training job a candidate and seed, by its display name."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -37,6 +36,8 @@ from flows.plan import Plan, create_plan, require_trainable
 from flows.progress import report
 from flows.promote import judge, mark_unchanged, move_champion
 from flows.search import search_options
+from flows.train_candidate import prepare
+from prefect import flow, task
 
 Made = TypeVar("Made")
 STATUS = {"PROMOTE": "done", "HOLD": "held", "REJECT": "rejected"}
@@ -80,6 +81,8 @@ def retrain(
             shutil.rmtree(plan.folder, ignore_errors=True)
         elif (known := find_known(plan)) is not None:
             return dict(known)
+        if find_pool(plan.domain) is None:
+            prepare(plan.domain)
         summary = prepare_data(plan)
         parent = start_run(plan)
         try:

@@ -103,12 +103,18 @@ def record_version(workspace: Workspace, name: str) -> DataVersion:
 
 def push_version(workspace: Workspace, name: str, *outputs: str) -> None:
     """Copy the version's files, and outputs of stages, to the default remote; what is there is not sent again."""
-    md5, config, pointer = read_version(workspace, name).md5, _read_config(workspace), workspace.raw(name)
-    remote = config.get(_section(config.get("core", "remote", fallback="")), "url", fallback="")
-    own = "remote:" in pointer.with_suffix(".dvc").read_text()  # of these images alone
-    if not (outputs or own) and proofs.is_pushed(md5, locate_cache(workspace), remote):
+    if not outputs and is_pushed(workspace, name):
         return
     _dvc(workspace, "push", f"data/{name}/raw.dvc", *outputs)
+
+
+def is_pushed(workspace: Workspace, name: str) -> bool:
+    """Whether it is proven that the version is on the default remote; only a folder of this machine can prove it."""
+    config, pointer = _read_config(workspace), workspace.raw(name).with_suffix(".dvc")
+    if "remote:" in pointer.read_text():  # a remote of these images alone
+        return False
+    remote = config.get(_section(config.get("core", "remote", fallback="")), "url", fallback="")
+    return proofs.is_pushed(read_version(workspace, name).md5, locate_cache(workspace), remote)
 
 
 def fetch_objects(workspace: Workspace, md5s: Iterable[str], *, whole: bool = False) -> Path:
@@ -233,7 +239,10 @@ def git_commit(root: Path = REPOSITORY) -> str:
 
 
 def reproduce(workspace: Workspace, *arguments: str) -> Iterator[str]:
-    """`dvc repro`, line by line as it says what it does; what a stage raised in its process is raised here."""
+    """`dvc repro`, line by line as it says what it does, an empty one first when it has started.
+
+    What a stage raised in its process is raised here.
+    """
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "error.json"
         try:
@@ -344,7 +353,10 @@ def _run_python(
 def _follow_python(
     workspace: Workspace, arguments: Sequence[str], extra_env: Mapping[str, str]
 ) -> Generator[str, None, subprocess.CompletedProcess[str]]:
-    """Our interpreter in the workspace, first in PATH so that stages find `python`; yields what it prints."""
+    """Our interpreter in the workspace, first in PATH so that stages find `python`.
+
+    Yields an empty line when it has started, and then what it prints.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     own = {"PATH": path, "TESSERA_WORKSPACE": str(workspace.root)}
     command = [sys.executable, *arguments]
@@ -358,6 +370,7 @@ def _follow_python(
             text=True,
         )
         try:
+            yield ""
             yield from cast("IO[str]", process.stdout)
             process.wait()
         finally:
