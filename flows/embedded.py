@@ -84,10 +84,11 @@ class EmbeddedPrefect:
 
     def _describe(self, found: str) -> WorkspaceError:
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if "Error: " in line] or lines or ["nothing"]
         return WorkspaceError(
             "the embedded Prefect server",
             expected="a server that answers",
-            found=f"{found}; its log ends with: {' | '.join(lines[-2:])[-400:] or 'nothing'}",
+            found=f"{found}; its log, {self.log}, says last: {errors[-1][:400]}",
             mend=f"Free some memory or disk, or remove {self.workspace.state / 'prefect'} and try again; or point"
             " PREFECT_API_URL at a running server.",
         )
