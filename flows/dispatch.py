@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from prefect import flow, get_run_logger
 
 from components import tracking
 from components.data import versions
@@ -29,9 +28,11 @@ from components.models.tuners import Tuner, create_tuners
 from components.training.job import Job, load_result
 from components.workspace import Workspace, find_workspace
 from flows.candidates import describe_result, train_job
+from flows.embedded import find_server
 from flows.plan import Plan, hash_code
 from flows.progress import report
 from flows.search import search_options
+from prefect import flow, get_run_logger
 
 FLOW = "train_candidate"
 POLL_SECONDS = 1.0
@@ -72,9 +73,7 @@ class Order(Strict):
 
 def find_pool(domain: Domain) -> str | None:
     """The work pool that trains the domain's candidates: the named one, where a Prefect server is configured."""
-    from prefect.settings import get_current_settings
-
-    return domain.work_pool if get_current_settings().api.url else None
+    return domain.work_pool if find_server() else None
 
 
 # The sender's side
