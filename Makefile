@@ -1,5 +1,5 @@
 # make demo: from images to a promoted adapter.   make test: lint, types, import contracts, tests.
-.PHONY: demo test test-busy test-rest lint install clean
+.PHONY: demo test lint install clean
 VENV := .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -7,17 +7,9 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 demo: $(VENV)/installed
 	tessera demo
 
-# Two runs side by side, because most tests wait for one process after another. These take about half of the time.
-BUSY := $(patsubst %,tests/test_%.py,road services cli serving resume search team tracking real_data live)
-
+# Two processes, a test file each: most tests wait for one process after another.
 test: lint
-	$(MAKE) --jobs=2 test-busy test-rest
-
-test-busy: $(VENV)/installed
-	pytest $(BUSY)
-
-test-rest: $(VENV)/installed
-	pytest $(patsubst %,--ignore=%,$(BUSY))
+	pytest --numprocesses=2 --dist=loadfile
 
 lint: $(VENV)/installed
 	ruff check .
