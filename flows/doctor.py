@@ -159,7 +159,14 @@ def check_orphans(workspace: Workspace) -> Check:
 
 def find_orphans(workspace: Workspace) -> list[int]:
     """Processes of ours, by their environment, that process 1 has inherited."""
-    marks = ("components.training", "prefect.engine", "prefect.server", "prefect server start", "mlflow server")
+    marks = (
+        "components.training",
+        "flows.embedded",
+        "prefect.engine",
+        "prefect.server",
+        "prefect server start",
+        "mlflow server",
+    )
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -66,8 +66,9 @@ class Plan:
         return load_manifest(self.manifest, self.domain)
 
     def begin_stages(self) -> None:
-        """Let DVC work on the data stages from now on, unless it is wanted to push these images first."""
-        if versioning.is_pushed(self.workspace, self.domain.name):
+        """Let DVC work on the data stages from now on, unless it will be wanted again to push these images."""
+        if versioning.find_remote_folder(self.workspace, self.domain.name) is not None:
+            versioning.push_version(self.workspace, self.domain.name)
             pipeline.begin_stages(self.workspace, self.domain.name, self.version.md5, hash_code())
 
     def create_stages(self) -> pipeline.Stages:

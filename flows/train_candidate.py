@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +26,7 @@ from flows.gpus import gpu_slot, list_gpus
 from flows.progress import report
 
 Left = TypeVar("Left")
+LOOK_SECONDS = 0.02  # between two looks whether a fork has ended
 #: Threads that spin while they wait made a step eight times slower whenever another process wanted a core too.
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -78,23 +79,29 @@ class Trainer:
     def __init__(self) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  as long as the process
         self.process = _start(["components.training", "--wait"], self.errors)
+        self.busy = False
         atexit.register(self.close)
 
     def run(self, job: Path, log: Path, name: str) -> int:
         """Its exit code. Raises the TesseraError it met; interrupted, it has time for a checkpoint first."""
         lines, pid = cast(IO[str], self.process.stdout), None
+        met: list[TesseraError] = []
         log.touch()
+        self.busy = True
         try:
             self._tell({"job": str(job), "log": str(log)})
-            pid = next((int(json.loads(line)["pid"]) for line in lines), None)
-            code = _pass_on(lines, name)
-            return self._end(log) if code is None else code
-        except TesseraError:
-            self._stop(pid, signal.SIGKILL)
+            if (line := next(lines, "")) != "":
+                pid = int(json.loads(line)["pid"])
+            code = _pass_on(lines, name, met.append)
+        except BaseException:  # Ctrl-C, a cancelled flow
+            self._stop(pid)
             raise
-        except BaseException:
-            self._stop(pid, signal.SIGTERM)
-            raise
+        if code is None:
+            return self._end(log)
+        self.busy = False
+        if met:
+            raise met[0]
+        return code
 
     def _tell(self, facts: dict[str, str]) -> None:
         with contextlib.suppress(BrokenPipeError):  # it has died, which reading from it will tell
@@ -102,19 +109,17 @@ class Trainer:
             stdin.write(json.dumps(facts) + "\n")
             stdin.flush()
 
-    def _stop(self, pid: int | None, sign: signal.Signals) -> None:
-        """Send the signal to the fork, and wait for its end; one that takes too long is killed."""
-        if pid is None:
-            self.close()
-            return
+    def _stop(self, pid: int | None) -> None:
+        """End the fork, with time for a checkpoint, and this process: how far it was read when the interrupt came, who
+        knows."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, sign)  # it alone: its data workers have to live on until it has its checkpoint
-        late = threading.Timer(STOP_SECONDS, _kill, (pid,))
-        late.start()
-        ended = any(line.startswith('{"event": "ended"') for line in cast(IO[str], self.process.stdout))
-        late.cancel()
-        if not ended:
-            self.close()
+            if pid is not None:
+                os.kill(pid, signal.SIGTERM)  # it alone: its data workers have to live on until it has its checkpoint
+                deadline = time.monotonic() + STOP_SECONDS
+                while time.monotonic() < deadline:
+                    os.kill(pid, 0)
+                    time.sleep(LOOK_SECONDS)
+        self.close()
 
     def _end(self, log: Path) -> int:
         """It died itself: what it said last belongs into the job's log, for there people look."""
@@ -125,8 +130,8 @@ class Trainer:
         return self.process.returncode
 
     @property
-    def is_well(self) -> bool:
-        return self.process.poll() is None
+    def is_free(self) -> bool:
+        return not self.busy and self.process.poll() is None
 
     def close(self) -> None:
         _end(self.process)
@@ -138,13 +143,13 @@ _IDLE: list[Trainer] = []
 
 @contextmanager
 def _borrow_trainer() -> Iterator[Trainer]:
-    while _IDLE and not _IDLE[-1].is_well:
+    while _IDLE and not _IDLE[-1].is_free:
         _IDLE.pop()
     trainer = _IDLE.pop() if _IDLE else Trainer()
     try:
         yield trainer
     finally:
-        if trainer.is_well:
+        if trainer.is_free:
             _IDLE.append(trainer)
 
 
@@ -154,7 +159,7 @@ def _run_afresh(job: Path, devices: int, log: Path, name: str, env: dict[str, st
     with log.open("ab") as errors:
         process = _start([*launcher, "components.training", str(job)], errors, env)
     try:
-        _pass_on(cast(IO[str], process.stdout), name)
+        _pass_on(cast(IO[str], process.stdout), name, _raise)
         return process.wait()
     except TesseraError:
         raise
@@ -179,16 +184,21 @@ def _start(module: list[str], errors: IO[bytes], env: dict[str, str] | None = No
     )
 
 
-def _pass_on(lines: Iterable[str], name: str) -> int | None:
+def _pass_on(lines: Iterable[str], name: str, failed: Callable[[TesseraError], None]) -> int | None:
     """Report a job's events as they come; its exit code where the events tell it."""
     for line in lines:
         event = json.loads(line)
         if event["event"] == "error":
-            raise TesseraError.from_dict(event["error"])
-        if event["event"] == "ended":
+            failed(TesseraError.from_dict(event["error"]))
+        elif event["event"] == "ended":
             return int(event["code"])
-        report(f"training-{event.pop('event')}", name=name, **event)
+        else:
+            report(f"training-{event.pop('event')}", name=name, **event)
     return None
+
+
+def _raise(error: TesseraError) -> None:
+    raise error
 
 
 def _end(process: "subprocess.Popen[str]") -> None:

@@ -122,11 +122,10 @@ def test_a_lost_object_is_missed(made: Workspace, tmp_path: Path) -> None:
     md5, stamp = versioning.read_version(place, DOMAIN).md5, "as it was"
     proofs.remember_recorded(place, DOMAIN, stamp, md5)
     assert proofs.is_recorded(place, DOMAIN, stamp, md5, cache)
-    assert proofs.is_pushed(md5, cache, str(remote))
-    assert not proofs.is_pushed(md5, cache, "s3://bucket/path")
+    assert proofs.is_pushed(md5, remote)
     for folder in (remote, cache):
         next(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".dir").unlink()
-        assert not proofs.is_pushed(md5, cache, str(remote))
+        assert not proofs.is_pushed(md5, remote)
         assert proofs.is_recorded(place, DOMAIN, stamp, md5, cache) == (folder == remote)
 
 

@@ -88,19 +88,24 @@ def test_a_killed_trainer_is_replaced(place: Path, domain: Domain, trainer: trai
     assert [trainer] != train_candidate._IDLE
 
 
-def test_interrupted_it_leaves_a_checkpoint(place: Path, domain: Domain, trainer: train_candidate.Trainer) -> None:
+@pytest.mark.parametrize("when", ["training-epoch", "training-done"])
+def test_interrupted_it_leaves_a_checkpoint_or_a_result(when: str, place: Path, domain: Domain) -> None:
+    """In the middle, with checkpoints an hour apart; and when it has done its work and its end is told already."""
     patient = domain.model_copy(update={"training": domain.training.model_copy(update={"checkpoint_seconds": 3600})})
-    job = create_job(place, patient, "interrupted")
+    job = create_job(place, patient, f"interrupted-{when}")
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
+    def interrupt(event: Event) -> None:
+        if event["event"] == when:
+            time.sleep(1 if when == "training-done" else 0)
+            raise KeyboardInterrupt
 
-    with listening(disturb(interrupt)), pytest.raises(KeyboardInterrupt):
+    with listening(interrupt), pytest.raises(KeyboardInterrupt):
         run_job(job, "interrupted")
-    assert (job.folder / "checkpoint.safetensors").exists()
-    assert "the same command goes on from there" in (job.folder / "log.txt").read_text()
-    assert run_job(job, "interrupted").adapter_sha256
-    assert [trainer] == train_candidate._IDLE
+    if when == "training-epoch":
+        assert (job.folder / "checkpoint.safetensors").exists()
+        assert "the same command goes on from there" in (job.folder / "log.txt").read_text()
+    assert train_candidate._IDLE == []
+    assert run_job(job, "interrupted").adapter_sha256 == run_job(create_job(place, domain, "first"), "").adapter_sha256
 
 
 def test_an_error_comes_out_as_itself(place: Path, domain: Domain, trainer: train_candidate.Trainer) -> None:
@@ -108,7 +113,7 @@ def test_an_error_comes_out_as_itself(place: Path, domain: Domain, trainer: trai
     with pytest.raises(BackboneError, match="vit_tiny"):
         run_job(job, "typo")
     assert [trainer] == train_candidate._IDLE
-    assert trainer.is_well
+    assert trainer.is_free
 
 
 def test_nothing_outlives_a_killed_parent(place: Path, domain: Domain) -> None:

@@ -6,7 +6,8 @@ DVC's own or stronger; where anything is missing, differs or is too young to tel
     raw images recorded   size, times and inode of every file as they were before the last `dvc add` (DVC itself goes
                           without the time of change, which no tool can set back), and every object in the cache
     version pushed        every object in the remote, where that is a folder of this machine
-    stages fresh          dvc.lock's hash of every dependency and output, and the code and dvc.yaml that made them
+    stages fresh          dvc.lock's hash of every dependency and output, and the code, libraries and dvc.yaml that
+                          made them
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,18 @@ from components.workspace import Workspace
 
 #: The data stages of dvc.yaml in the order in which they run.
 STAGES = ("manifest", "features", "validate", "split")
+#: What their results may depend on beside our own code.
+LIBRARIES = (
+    "cleanlab",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "polars",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "torch",
+)
 
 
 def stamp_raw(workspace: Workspace, name: str) -> str | None:
@@ -60,12 +74,9 @@ def remember_recorded(workspace: Workspace, name: str, stamp: str | None, md5: s
     _save(workspace, name, "recorded", [stamp, md5])
 
 
-def is_pushed(md5: str, cache: Path, remote: str) -> bool:
-    """Whether the remote at this address is a folder here that has every object of the version."""
-    there = Path(remote) / "files" / "md5"
-    if not Path(remote).is_absolute() or list_missing(cache, [md5], whole=False):
-        return False
-    return not list_missing(there, [md5], whole=True)
+def is_pushed(md5: str, remote: Path) -> bool:
+    """Whether the remote, a folder here, has every object of the version."""
+    return not list_missing(remote / "files" / "md5", [md5], whole=True)
 
 
 def are_fresh(workspace: Workspace, name: str, md5: str, code: str) -> bool:
@@ -102,7 +113,7 @@ def _load_entries(workspace: Workspace, name: str) -> list[dict[str, Any]]:
 
 
 def _name_run(workspace: Workspace, entries: list[dict[str, Any]], code: str) -> str:
-    facts = [entries, code, (workspace.root / "dvc.yaml").read_text()]
+    facts = [entries, code, [version(name) for name in LIBRARIES], (workspace.root / "dvc.yaml").read_text()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -103,18 +103,19 @@ def record_version(workspace: Workspace, name: str) -> DataVersion:
 
 def push_version(workspace: Workspace, name: str, *outputs: str) -> None:
     """Copy the version's files, and outputs of stages, to the default remote; what is there is not sent again."""
-    if not outputs and is_pushed(workspace, name):
+    remote = find_remote_folder(workspace, name)
+    if remote and not outputs and proofs.is_pushed(read_version(workspace, name).md5, remote):
         return
     _dvc(workspace, "push", f"data/{name}/raw.dvc", *outputs)
 
 
-def is_pushed(workspace: Workspace, name: str) -> bool:
-    """Whether it is proven that the version is on the default remote; only a folder of this machine can prove it."""
+def find_remote_folder(workspace: Workspace, name: str) -> Path | None:
+    """The remote that the domain's images are pushed to, where it is a folder of this machine."""
     config, pointer = _read_config(workspace), workspace.raw(name).with_suffix(".dvc")
-    if "remote:" in pointer.read_text():  # a remote of these images alone
-        return False
-    remote = config.get(_section(config.get("core", "remote", fallback="")), "url", fallback="")
-    return proofs.is_pushed(read_version(workspace, name).md5, locate_cache(workspace), remote)
+    if "remote:" in pointer.read_text():  # one of these images alone
+        return None
+    remote = Path(config.get(_section(config.get("core", "remote", fallback="")), "url", fallback=""))
+    return remote if remote.is_absolute() else None
 
 
 def fetch_objects(workspace: Workspace, md5s: Iterable[str], *, whole: bool = False) -> Path:

@@ -5,6 +5,7 @@ what is known of a content, so a run costs what is new in it; they are written a
 Torch is loaded only where a picture is new.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
@@ -109,6 +110,7 @@ def _compute(
     if not views:
         return  # what is missing cannot be decoded
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the cores others work on meanwhile
     import torch
 
     from components.models.backbones import load_backbone
