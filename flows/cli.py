@@ -331,12 +331,11 @@ def history(
     """Who was champion, when and why."""
 
     def act(place: Any) -> Outcome:
-        from components import tracking
         from flows.plan import load_checked_domain
-        from flows.promote import describe_history, find_champion_at
+        from flows.promote import describe_history, find_champion_at, open_registry
 
         load_checked_domain(place, domain)
-        tracking.connect(place)
+        open_registry(place, domain)
         return describe_history(domain) | (find_champion_at(domain, at) if at else {})
 
     _run(act, _shower("show_records"), as_json, workspace)
@@ -347,12 +346,11 @@ def verify_ledger(domain: DomainArgument, as_json: JsonOption = False, workspace
     """Find records that were altered, removed or reordered, and a champion that no record explains."""
 
     def act(place: Any) -> Outcome:
-        from components import tracking
         from flows.plan import load_checked_domain
-        from flows.promote import describe_history
+        from flows.promote import describe_history, open_registry
 
         load_checked_domain(place, domain)
-        tracking.connect(place)
+        open_registry(place, domain)
         found = describe_history(domain)
         return {"domain": domain, "records": len(found["records"]), "problems": found["ledger_problems"]}
 

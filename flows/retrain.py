@@ -25,7 +25,7 @@ from components.data import versioning
 from components.errors import TesseraError, TrackingError, VersioningError
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import registry
-from components.promotion.gates import Decision, score_frame
+from components.promotion.gates import score_frame
 from components.training.job import Job, Result, load_predictions, load_result
 from components.workspace import Workspace, find_workspace
 from flows import pages
@@ -33,7 +33,7 @@ from flows.compare import PICTURE, draw_picture, summarise_tuners
 from flows.follow import follow_epochs, live_run, progress_bar
 from flows.plan import Plan, create_plan, require_trainable
 from flows.progress import report
-from flows.promote import judge, mark_unchanged, move_champion
+from flows.promote import contest, mark_unchanged, open_registry
 from flows.search import search_options
 from flows.train_candidate import run_job
 
@@ -119,9 +119,7 @@ def _train_and_promote(
     best["selected"] = True
     report("stage", title="register and gate")
     version = register_challenger(plan, best)
-    decision, champion = gate(plan, best, version)
-    if decision["verdict"] == "PROMOTE":
-        champion = promote(plan, version, champion, decision)
+    decision, champion = gate_and_promote(plan, best, version)
     report("stage-done", title=f"gated version {version}", note=decision["verdict"])
     outcome = {
         "domain": plan.domain.name,
@@ -288,23 +286,14 @@ def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
     )
 
 
-@_task("gate")
-def gate(plan: Plan, best: dict[str, Any], version: int) -> tuple[dict[str, Any], int | None]:
-    """The decision, and the champion it was made against."""
-    tracking.connect(plan.workspace)
-    champion = registry.load_version(plan.domain.name, registry.CHAMPION)
+@_task("gate and promote")
+def gate_and_promote(plan: Plan, best: dict[str, Any], version: int) -> tuple[dict[str, Any], int | None]:
+    """The decision, which took effect against the very champion it speaks of, and the champion there is now."""
+    open_registry(plan.workspace, plan.domain.name)
     scored = _require(load_result(Path(best["folder"])), "result")
-    decision = judge(plan, scored, _require(registry.load_version(plan.domain.name, version), "version"), champion)
-    return decision.model_dump(mode="json"), None if champion is None else champion.version
-
-
-@_task("promote")
-def promote(plan: Plan, version: int, champion: int | None, decision: dict[str, Any]) -> int:
-    """Move the alias if the champion still is the one that was judged against."""
-    tracking.connect(plan.workspace)
     challenger = _require(registry.load_version(plan.domain.name, version), "version")
-    move_champion(plan, challenger, champion, Decision.model_validate(decision))
-    return version
+    decision, champion = contest(plan, scored, challenger)
+    return decision.model_dump(mode="json"), None if champion is None else champion.version
 
 
 def _require(made: Made | None, what: str) -> Made:

@@ -231,22 +231,6 @@ def test_an_alias_moved_by_hand_is_found(workspace: Workspace, domain: str, regi
     assert "between records 3 and 4 the champion went from version 3 to 1 without a record" in problem
 
 
-def test_an_interrupted_move_leaves_its_record(
-    workspace: Workspace, domain: str, register: Register, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = register()
-
-    def die(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(registry, "_move", die)
-        with pytest.raises(KeyboardInterrupt):
-            set_champion(workspace, domain, first, expected=None, reason="first")
-    assert "a move was interrupted" in ledger.verify_records(domain)[0]
-    assert set_champion(workspace, domain, first, expected=None, reason="again").version == first
-
-
 def test_a_long_reason_is_cut_and_fits_the_store(workspace: Workspace, domain: str, register: Register) -> None:
     set_champion(workspace, domain, register(), expected=None, reason='"\n' * 5000, who="ü" * 200)
     (record,) = ledger.load_records(domain)
