@@ -303,6 +303,27 @@ def promote(
 
 
 @app.command()
+def approve(
+    domain: DomainArgument,
+    version: Annotated[int, typer.Argument(help="The version that was held for approval.")],
+    by: Annotated[str, typer.Option("--by", metavar="NAME", help="Who agrees; the ledger keeps it.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the ledger.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Agree to a version that `gates.approval` holds; it is promoted if the other gates still agree."""
+
+    def act(place: Any) -> Outcome:
+        from flows.promote import Approval
+        from flows.promote import approve as run
+
+        with _live(as_json):
+            return run(place, domain, version, Approval(by, reason))
+
+    _run(act, _shower("show_records"), as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PROMOTE")
+
+
+@app.command()
 def rollback(
     domain: DomainArgument,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the ledger.")] = "rolled back by hand",

@@ -1,5 +1,6 @@
 """Gate and promote: challenger and champion scored on the same test images, and the alias moved if the gates agree."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from functools import partial
 from typing import Any
@@ -11,10 +12,21 @@ from components.promotion.gates import Context, Decision, decide
 from components.promotion.registry import Judgement, Version
 from components.training.job import Result, load_predictions
 from components.workspace import Workspace
-from flows.plan import Plan, create_plan, hash_code
+from flows.plan import Plan, create_plan, hash_code, load_checked_domain
 from flows.progress import report
 from flows.train_candidate import run_job
-from flows.turns import promotion_turn
+from flows.turns import announce, promotion_turn
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A person's word."""
+
+    by: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.by}: {self.reason}"
 
 
 def open_registry(workspace: Workspace, name: str) -> None:
@@ -22,12 +34,18 @@ def open_registry(workspace: Workspace, name: str) -> None:
     from components import tracking
 
     tracking.connect(workspace)
-    if registry.is_moving(name):
-        with promotion_turn(name):
-            registry.mend_move(workspace, name)
+    if not registry.is_moving(name):
+        return
+    with promotion_turn(name):
+        registry.mend_move(workspace, name)
+    champion = registry.load_version(name, registry.CHAMPION)
+    if champion is not None:  # whoever was killed may not have told
+        announce(champion)
 
 
-def promote(workspace: Workspace, name: str, version: int | None = None) -> dict[str, Any]:
+def promote(
+    workspace: Workspace, name: str, version: int | None = None, approval: Approval | None = None
+) -> dict[str, Any]:
     """Judge a version (the challenger when none is named) against the present champion; promote it if it passes."""
     report("stage", title="find the versions")
     plan = create_plan(workspace, name)
@@ -45,10 +63,25 @@ def promote(workspace: Workspace, name: str, version: int | None = None) -> dict
         report("stage", title="score both on the same test images")
         versioning.refresh(workspace, name)
         scored = score_version(plan, challenger)
-        decision, _ = contest(plan, scored, challenger)
+        decision, _ = contest(plan, scored, challenger, approval)
     else:
         decision = describe_champion(challenger.version)
     return describe_history(name) | {"verdict": decision.verdict, "reason": decision.reason}
+
+
+def approve(workspace: Workspace, name: str, version: int, approval: Approval) -> dict[str, Any]:
+    """A person agrees to a version: what the other gates say is asked again, for the champion may be another by now.
+
+    Raises PromotionError where the domain asks for no approval.
+    """
+    if not load_checked_domain(workspace, name).gates.approval:
+        raise PromotionError(
+            f"approval of {name} version {version}",
+            expected="a domain that asks for approval",
+            found="`gates.approval: false` in its domain.yaml",
+            mend=f"Set it to true, or give `tessera promote {name} {version}`.",
+        )
+    return promote(workspace, name, version, approval)
 
 
 def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
@@ -56,10 +89,13 @@ def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
     open_registry(workspace, name)
     with promotion_turn(name):
         champion = registry.rollback(workspace, name, reason)
+    announce(champion)
     return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
 
 
-def contest(plan: Plan, scored: Result, challenger: Version) -> tuple[Decision, Version | None]:
+def contest(
+    plan: Plan, scored: Result, challenger: Version, approval: Approval | None = None
+) -> tuple[Decision, Version | None]:
     """Judge the challenger and let the verdict take effect, both anew where somebody moved the champion in between.
 
     A verdict that moves nothing is recorded too, for it was a look at the test set all the same. Returns the decision
@@ -70,12 +106,16 @@ def contest(plan: Plan, scored: Result, challenger: Version) -> tuple[Decision, 
     def judge_against(champion: Version | None) -> Judgement:
         if decisions:
             report("note", text="The champion moved meanwhile: judging against the new one.")
-        decisions.append(judge(plan, scored, challenger, champion))
-        return _record(plan, decisions[-1])
+        decisions.append(judge(plan, scored, challenger, champion, str(approval or "")))
+        return _record(plan, decisions[-1], approval)
 
     turn = partial(promotion_turn, name)
     judgement, champion = registry.contest(plan.workspace, name, challenger.version, judge_against, turn)
-    return decisions[-1] if judgement else describe_champion(challenger.version), champion
+    if judgement is None:
+        return describe_champion(challenger.version), champion
+    if judgement.verdict == "PROMOTE" and champion is not None:
+        announce(champion)
+    return decisions[-1], champion
 
 
 def judge(plan: Plan, scored: Result, challenger: Version, champion: Version | None, approved: str = "") -> Decision:
@@ -136,8 +176,8 @@ def score_version(plan: Plan, version: Version) -> Result:
     return run_job(plan.create_score_job(adapter, folder), f"version-{version.version}")
 
 
-def _record(plan: Plan, decision: Decision) -> Judgement:
-    """What a record says of the judgement it rests on."""
+def _record(plan: Plan, decision: Decision, approval: Approval | None) -> Judgement:
+    """What a record says of the judgement it rests on; who approved it answers for it."""
     groups = next((int(found.evidence["groups"]) for found in decision.findings if "groups" in found.evidence), 0)
     return Judgement(
         reason=decision.reason,
@@ -146,6 +186,7 @@ def _record(plan: Plan, decision: Decision) -> Judgement:
         data_version=plan.version.md5,
         git_commit=plan.code,
         test_groups=groups,
+        who=None if approval is None else approval.by,
     )
 
 
