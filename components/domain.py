@@ -298,6 +298,7 @@ class Domain(Strict):
     work_pool: str = "gpu"
     title: str = ""
     description: str = ""
+    intended_use: str = ""
     source: str = ""
     licence: str = ""
     citation: str = ""

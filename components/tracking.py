@@ -33,11 +33,14 @@ from components.errors import TrackingError
 from components.live import Live, Point
 from components.models.adapter import load_meta
 from components.pictures import draw_confusion, draw_curves, draw_samples
-from components.training.job import PROBABILITY, Result, Rung, load_predictions
+from components.training.job import JOB_FILE, PROBABILITY, Result, Rung, load_predictions
 from components.workspace import Workspace
 
 TAG = "tessera."
 RESULT_FILE = "result.json"
+CARD = "card"  # artifact folder of the same run
+MOST_DESCRIPTION = 5000  # characters: the store's column
+TRAINING = "training"  # artifact folder of a registered version's run
 SERVER_SECONDS = 5.0
 MOST_PARAMS, MOST_METRICS = 100, 1000  # MLflow's limits for one batch
 MOST_DIGEST = 36
@@ -264,6 +267,49 @@ def log_model(run_id: str, adapter: Path) -> str:
             metadata={"adapter_sha256": meta.adapter_sha256, "tuner": meta.label, "classes": list(meta.classes)},
         )
     return str(logged.model_uri)
+
+
+def log_training(run_id: str, folder: Path, manifest: Path, code: Mapping[str, str]) -> None:
+    """What a registered version's training was told and left, so that it can be done again (`fetch_training`).
+
+    folder: of the job. code: its commit, and the sha256 of what results depend on.
+    """
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        for path in (folder / JOB_FILE, folder / "result.json", manifest):
+            client.log_artifact(run_id, str(path), TRAINING)
+        client.log_text(run_id, json.dumps(dict(code), indent=1), f"{TRAINING}/code.json")
+
+
+def fetch_training(run_id: str, folder: Path) -> Path:
+    """What `log_training` left, as files in a folder. Raises TrackingError where nothing was left."""
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        if not client.list_artifacts(run_id, TRAINING):
+            raise TrackingError(
+                f"run {run_id}",
+                expected=f"the artifacts {TRAINING}/*, as a retrain leaves them with the version it registers",
+                found="none",
+                mend="Versions from before there were any cannot be trained again: retrain the domain.",
+            )
+        return Path(client.download_artifacts(run_id, TRAINING, str(folder)))
+
+
+def log_card(run_id: str, domain: str, version: int, page: Path, text: Path) -> None:
+    """The model card with the run, and its words as the description of the registered version."""
+    import mlflow
+
+    words = text.read_text(encoding="utf-8")
+    where = f"The same with its pictures: artifact `{CARD}/{page.name}` of the run.\n\n"
+    with _refusals():
+        client = mlflow.MlflowClient()
+        for path in (page, text):
+            client.log_artifact(run_id, str(path), CARD)
+        client.update_model_version(domain, str(version), (where + words)[:MOST_DESCRIPTION])
 
 
 def log_result(run_id: str, outcome: Mapping[str, Any], files: Sequence[Path] = ()) -> None:

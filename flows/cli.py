@@ -324,6 +324,34 @@ def approve(
 
 
 @app.command()
+def reproduce(
+    domain: DomainArgument,
+    version: Annotated[int, typer.Argument(help="A registered version.")],
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Of balanced accuracies, on another kind of machine.")
+    ] = 0.02,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Train a version again from the images, code, settings and seed it names; say whether it is the same."""
+
+    def act(place: Any) -> Outcome:
+        from flows.plan import load_checked_domain
+        from flows.reproduce import reproduce as run
+
+        load_checked_domain(place, domain)
+        with _live(as_json):
+            return run(place, domain, version, tolerance)
+
+    def show(outcome: Outcome) -> None:
+        from flows import console
+
+        console.OUT.print(f"{outcome['verdict']}  {outcome['reason']}")
+
+    _run(act, show, as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PASS")
+
+
+@app.command()
 def rollback(
     domain: DomainArgument,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the ledger.")] = "rolled back by hand",

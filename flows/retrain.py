@@ -29,9 +29,10 @@ from components.promotion.gates import score_frame
 from components.training.job import Job, Result, load_predictions, load_result
 from components.workspace import Workspace, find_workspace
 from flows import pages
+from flows.card import Card, write_card
 from flows.compare import PICTURE, draw_picture, summarise_tuners
 from flows.follow import follow_epochs, live_run, progress_bar
-from flows.plan import Plan, create_plan, require_trainable
+from flows.plan import Plan, create_plan, hash_code, require_trainable
 from flows.progress import report
 from flows.promote import contest, mark_unchanged, open_registry
 from flows.search import search_options
@@ -274,6 +275,8 @@ def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
         there = registry.load_version(name, alias)
         if there is not None and there.adapter_sha256 == best["adapter_sha256"]:
             return there.version
+    code = {"git_commit": plan.code, "code_sha256": hash_code()}
+    tracking.log_training(best["run_id"], Path(best["folder"]), plan.manifest, code)
     uri = tracking.log_model(best["run_id"], Path(best["folder"]) / "adapter")
     return registry.register_challenger(
         name,
@@ -309,6 +312,10 @@ def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     tracking.connect(plan.workspace)
     picture = draw_picture(outcome, plan.folder / PICTURE)
     path = pages.write_report(plan, outcome, picture)
+    best = next(row for row in outcome["candidates"] if row["selected"])
+    result = _require(load_result(plan.folder / f"{best['tuner']}-s{best['seed']}"), "result")
+    page, text = write_card(Card(plan, outcome, result))
+    tracking.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text)
     tracking.log_result(parent, outcome, [path, picture])
     create_markdown_artifact(
         pages.render_markdown(outcome),

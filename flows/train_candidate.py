@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from components.errors import TesseraError, TrainingError
 from components.training.job import JOB_FILE, STOP_SECONDS, Job, Result, Rung, load_result, load_rung, write_job
@@ -30,6 +30,17 @@ def run_trial(job: Job, name: str) -> Rung:
     return _run_job(job, name, lambda: load_rung(job.folder, job.until_epoch or 0))
 
 
+def run_recorded(record: dict[str, Any], name: str, code: Path) -> Result | None:
+    """Do a job as it was written down once, by the code in a folder, which may be of another commit than this."""
+    folder = Path(record["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / JOB_FILE).write_text(json.dumps(record))
+    command = _command(int(record["domain"]["training"].get("devices", 1)), folder / JOB_FILE)
+    with (folder / "log.txt").open("ab") as stderr:
+        _run_process(command, stderr, name, code)
+    return load_result(folder)
+
+
 def _run_job(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
     known = load()
     if known is not None:
@@ -37,7 +48,8 @@ def _run_job(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
     path = write_job(job, job.folder / JOB_FILE)
     log = job.folder / "log.txt"
     with log.open("ab") as stderr:
-        code = _run_process(_command(job, path), stderr, name)
+        devices = job.domain.training.devices if job.action == "train" else 1
+        code = _run_process(_command(devices, path), stderr, name)
     result = load()
     if result is None:
         raise TrainingError(
@@ -49,15 +61,14 @@ def _run_job(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
     return result
 
 
-def _command(job: Job, path: Path) -> list[str]:
+def _command(devices: int, path: Path) -> list[str]:
     """One process, or as many as there are devices to share the training."""
-    devices = job.domain.training.devices if job.action == "train" else 1
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(devices), "-m"] if devices > 1 else []
     return [sys.executable, "-m", *launcher, "components.training", str(path)]
 
 
-def _run_process(command: list[str], stderr: IO[bytes], name: str) -> int:
-    """Start the process and pass its events on until it ends."""
+def _run_process(command: list[str], stderr: IO[bytes], name: str, code: Path | None = None) -> int:
+    """Start the process and pass its events on until it ends. code: the folder whose packages it imports."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,  # the child ends itself when this closes, however we end
@@ -65,8 +76,9 @@ def _run_process(command: list[str], stderr: IO[bytes], name: str) -> int:
         stderr=stderr,
         text=True,
         start_new_session=True,
+        cwd=code,
         # Threads that spin while they wait made a step eight times slower whenever another process wanted a core too.
-        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ} | ({"PYTHONPATH": str(code)} if code else {}),
     )
     try:
         for line in process.stdout or ():

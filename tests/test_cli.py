@@ -36,7 +36,7 @@ def test_plans_and_gates_never_load_torch() -> None:
     "command",
     [
         *("demo", "import", "check", "preview", "export", "version", "versions", "checkout", "retrain"),
-        *("compare", "promote", "approve", "rollback", "history", "predict", "doctor", "up"),
+        *("compare", "promote", "approve", "reproduce", "rollback", "history", "predict", "doctor", "up"),
     ],
 )
 def test_every_command_has_help(command: str) -> None:

@@ -226,21 +226,31 @@ def _is_there(workspace: Workspace, domain: str, wanted: NamedVersion) -> bool:
     )
 
 
+def restore_copy(workspace: Workspace, md5: str, folder: Path) -> None:
+    """The images of any version in the cache or on the remote, by its hash, into a new folder; every file checked."""
+    cache = versioning.fetch_objects(workspace, [md5], whole=True)
+    _copy_listing(workspace, cache, md5, folder, md5)
+
+
 def _replace_raw(workspace: Workspace, domain: str, cache: Path, named: NamedVersion) -> None:
     """Copy beside, checking every hash, and rename: what is killed leaves the old images or the new ones."""
     raw = workspace.raw(domain)
     new, old = (raw.with_name(f".raw-{kind}-{os.getpid()}.partial") for kind in ("new", "old"))
     for left in (new, old):  # of a killed process with our number, as containers give them out
         shutil.rmtree(left, ignore_errors=True)
-    listing = load_listing(cache, named.md5)
-    for folder in {(new / resolve_inside(path, "", named.name)).parent for path in listing}:
-        folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda item: _copy_object(cache, item[1], new / item[0], workspace), listing.items()))
+    _copy_listing(workspace, cache, named.md5, new, named.name)
     if raw.exists():
         os.replace(raw, old)
     os.replace(new, raw)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_listing(workspace: Workspace, cache: Path, md5: str, new: Path, name: str) -> None:
+    listing = load_listing(cache, md5)
+    for folder in {(new / resolve_inside(path, "", name)).parent for path in listing}:
+        folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(lambda item: _copy_object(cache, item[1], new / item[0], workspace), listing.items()))
 
 
 def _copy_object(cache: Path, md5: str, target: Path, workspace: Workspace) -> None:

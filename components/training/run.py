@@ -30,6 +30,7 @@ from components.training.evaluate import (
     hash_split,
     predict_probabilities,
 )
+from components.training.explain import write_heat
 from components.training.fit import Recipe, fit
 from components.training.job import Job, Result, Rung, write_rung
 from components.training.metrics import (
@@ -187,6 +188,8 @@ def _write_predictions(
     probabilities = apply_temperature(plain, temperature)
     frame = frame_predictions(rows, probabilities, job.domain)
     frame.write_parquet(job.folder / "predictions.parquet")
+    if job.action == "train":
+        write_heat(job.folder, frame, held_out, network, engine)
     metrics: dict[str, float] = {}
     for split in ("val", "test"):
         mask = (rows["split"] == split).to_numpy()
