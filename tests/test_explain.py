@@ -11,12 +11,13 @@ from components.training.evaluate import create_engine
 from components.training.explain import map_heat
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", TUNERS)
-def test_every_tuner_can_be_asked_what_it_looked_at(kind: str) -> None:
+def test_every_tuner_can_be_asked_what_it_looked_at(kind: str, dtype: str) -> None:
     backbone = create_backbone()
     (tuner,) = create_tuners([{"kind": kind}])
     network = create_network(backbone, tuner, 3, seed=0)
-    engine = create_engine(backbone.mean, backbone.std, "float32")
+    engine = create_engine(backbone.mean, backbone.std, dtype)
     engine.prepare(network)
     size = backbone.img_size
     image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

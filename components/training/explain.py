@@ -5,6 +5,8 @@ patch tokens that enter the last block, the last place where a token is still ab
 still reads it. Attention alone would show what was read, not what it was read for, and is the same for every class.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from components.data.loading import Samples
+from components.models.encoders import PromptedEncoder
+from components.models.fast import cast_backbone
 from components.models.network import Network
 from components.training.evaluate import Engine
 from components.training.job import HEAT_FILE, PROBABILITY
@@ -49,16 +53,28 @@ def map_heat(network: Network, engine: Engine, image: torch.Tensor) -> NDArray[n
 
     encoder: Any = network.encoder
     network.eval()
-    form, encoder.form = getattr(encoder, "form", None), "textbook"  # where tokens pass from block to block
-    hook = encoder.vit.blocks[-1].register_forward_pre_hook(catch)
-    try:
-        with torch.enable_grad():
+    with _whole_blocks(encoder), torch.enable_grad():
+        hook = encoder.vit.blocks[-1].register_forward_pre_hook(catch)
+        try:
             (gradient,) = torch.autograd.grad(engine.forward(network, image).max(), caught)
-    finally:
-        hook.remove()
-        encoder.form = form
+        finally:
+            hook.remove()
     (tokens,) = caught
     rows, columns = encoder.vit.patch_embed.grid_size
     heat = (tokens * gradient)[0, -rows * columns :].sum(-1).float().clamp(min=0).reshape(rows, columns)
     scaled: NDArray[np.float32] = (heat / heat.max().clamp(min=1e-12)).detach().cpu().numpy()
     return scaled
+
+
+@contextmanager
+def _whole_blocks(encoder: Any) -> Iterator[None]:
+    """The prompted forward in its textbook form, where tokens pass from block to block; it wants float32 weights."""
+    if not isinstance(encoder, PromptedEncoder):
+        yield
+        return
+    form, vit = encoder.form, encoder.vit
+    encoder.form, encoder.vit = "textbook", cast_backbone(vit, torch.float32)
+    try:
+        yield
+    finally:
+        encoder.form, encoder.vit = form, vit
