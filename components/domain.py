@@ -250,16 +250,19 @@ class Gates(Strict):
 
 
 class Schedule(Strict):
-    """When to retrain by itself: a cron line or an interval."""
+    """When to retrain by itself: a cron line or an interval, and whenever a data version is named (`on_version`)."""
 
     cron: str | None = None
     interval_hours: float | None = Field(default=None, gt=0)
     timezone: str = "UTC"
+    on_version: bool = False
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> "Schedule":
-        if (self.cron is None) == (self.interval_hours is None):
-            raise ValueError("give exactly one of cron and interval_hours")
+    def _says_when(self) -> "Schedule":
+        if self.cron is not None and self.interval_hours is not None:
+            raise ValueError("give one of cron and interval_hours, not both")
+        if self.cron is None and self.interval_hours is None and not self.on_version:
+            raise ValueError("give cron, interval_hours or on_version: true")
         if self.cron is not None:
             try:
                 CronSim(self.cron, datetime.now(UTC))
@@ -274,7 +277,8 @@ class Domain(Strict):
     augmentation: a preset, or a pipeline that albumentations saved: its `*.yaml` beside domain.yaml, or itself.
     backbone: `embedded`, a .safetensors path, a timm name, or `auto`: the hub's default if the hub answers, else the
     embedded one. task: `classification` gives an image one label; `multilabel` any number of them, and can be
-    checked, split and exported, but not trained yet.
+    checked, split and exported, but not trained yet. work_pool: a Prefect work pool whose workers train the
+    candidates; without one, or without a Prefect server, they are trained where the retrain runs.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -295,7 +299,7 @@ class Domain(Strict):
     search: Search | None = None
     gates: Gates = Gates()
     schedule: Schedule | None = None
-    work_pool: str = "gpu"
+    work_pool: str | None = None
     title: str = ""
     description: str = ""
     intended_use: str = ""

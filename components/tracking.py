@@ -33,14 +33,16 @@ from components.errors import TrackingError
 from components.live import Live, Point
 from components.models.adapter import load_meta
 from components.pictures import draw_confusion, draw_curves, draw_samples
-from components.training.job import JOB_FILE, PROBABILITY, Result, Rung, load_predictions
+from components.training.job import HEAT_FILE, JOB_FILE, PROBABILITY, Result, Rung, load_predictions
 from components.workspace import Workspace
 
 TAG = "tessera."
 RESULT_FILE = "result.json"
-CARD = "card"  # artifact folder of the same run
+CARD = "card"  # artifact folder of the model card
 MOST_DESCRIPTION = 5000  # characters: the store's column
-TRAINING = "training"  # artifact folder of a registered version's run
+TRAINING = "training"  # artifact folder of what a training process was told and left
+CODE_FILE = f"{TRAINING}/code.json"
+MANIFEST_FILE = "manifest.parquet"
 SERVER_SECONDS = 5.0
 MOST_PARAMS, MOST_METRICS = 100, 1000  # MLflow's limits for one batch
 MOST_DIGEST = 36
@@ -247,6 +249,61 @@ def log_candidate(
         return run_id
 
 
+def log_manifest(parent: str, manifest: Path) -> None:
+    """Leave the manifest with the parent run, for workers that have none and for whoever asks what was learned."""
+    import mlflow
+
+    with _refusals():
+        mlflow.MlflowClient().log_artifact(parent, str(manifest), "data")
+
+
+def find_candidate(domain: str, fingerprint: str, tuner: str, seed: int, parent: str | None = None) -> str | None:
+    """The finished run of one candidate and seed of the same data, settings and code; the latest where there are more.
+
+    parent: only that of this retrain; else what earlier ones left, too.
+    """
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(domain)
+        if experiment is None:
+            return None
+        wanted = {"role": "candidate", "fingerprint": fingerprint, "tuner": tuner, "seed": str(seed)}
+        condition = " AND ".join(f"tags.`{TAG}{key}` = '{value}'" for key, value in wanted.items())
+        condition += f" AND tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
+        condition += " AND attributes.status = 'FINISHED'"
+        newest = ["attributes.start_time DESC"]
+        runs = client.search_runs([experiment.experiment_id], condition, max_results=1, order_by=newest)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def fetch_file(run_id: str, path: str) -> Path:
+    """One artifact of a run, on this disk."""
+    import mlflow
+
+    with _refusals():
+        return Path(mlflow.MlflowClient().download_artifacts(run_id, path))
+
+
+def fetch_candidate(run_id: str, folder: Path) -> Result:
+    """What a worker's training left, put into `folder` as if it had been trained there; the result comes last."""
+    import mlflow
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULT_FILE).unlink(missing_ok=True)
+    with _refusals():
+        client = mlflow.MlflowClient()
+        for name in ("adapter", "predictions.parquet", HEAT_FILE):
+            client.download_artifacts(run_id, name, str(folder))
+        left = json.loads(Path(client.download_artifacts(run_id, f"{TRAINING}/{RESULT_FILE}")).read_text())
+    result = Result.model_validate(left | {"folder": str(folder)})
+    partial = folder / "result.partial"
+    partial.write_text(json.dumps(result.model_dump(mode="json"), indent=1))
+    os.replace(partial, folder / RESULT_FILE)
+    return result
+
+
 def log_model(run_id: str, adapter: Path) -> str:
     """Log an adapter folder to its run as a pyfunc from code; returns the model's URI for the registry."""
     import mlflow
@@ -269,33 +326,32 @@ def log_model(run_id: str, adapter: Path) -> str:
     return str(logged.model_uri)
 
 
-def log_training(run_id: str, folder: Path, manifest: Path, code: Mapping[str, str]) -> None:
-    """What a registered version's training was told and left, so that it can be done again (`fetch_training`).
+def log_code(run_id: str, code: Mapping[str, str]) -> None:
+    """Which code a registered version was trained with: its commit, and the sha256 of what results depend on."""
+    import mlflow
 
-    folder: of the job. code: its commit, and the sha256 of what results depend on.
+    with _refusals():
+        mlflow.MlflowClient().log_text(run_id, json.dumps(dict(code), indent=1), CODE_FILE)
+
+
+def fetch_training(run_id: str, folder: Path) -> Path:
+    """What the training of a registered version was told and left (`training/`), and its manifest, into a folder.
+
+    Raises TrackingError where the run has none.
     """
     import mlflow
 
     with _refusals():
         client = mlflow.MlflowClient()
-        for path in (folder / JOB_FILE, folder / "result.json", manifest):
-            client.log_artifact(run_id, str(path), TRAINING)
-        client.log_text(run_id, json.dumps(dict(code), indent=1), f"{TRAINING}/code.json")
-
-
-def fetch_training(run_id: str, folder: Path) -> Path:
-    """What `log_training` left, as files in a folder. Raises TrackingError where nothing was left."""
-    import mlflow
-
-    with _refusals():
-        client = mlflow.MlflowClient()
-        if not client.list_artifacts(run_id, TRAINING):
+        parent = client.get_run(run_id).data.tags["mlflow.parentRunId"]
+        if CODE_FILE not in {item.path for item in client.list_artifacts(run_id, TRAINING)}:
             raise TrackingError(
                 f"run {run_id}",
-                expected=f"the artifacts {TRAINING}/*, as a retrain leaves them with the version it registers",
+                expected=f"the artifact {CODE_FILE}, as a retrain leaves it with the version it registers",
                 found="none",
                 mend="Versions from before there were any cannot be trained again: retrain the domain.",
             )
+        client.download_artifacts(parent, f"data/{MANIFEST_FILE}", str(folder))
         return Path(client.download_artifacts(run_id, TRAINING, str(folder)))
 
 
@@ -354,6 +410,23 @@ def find_retrain(domain: str, fingerprint: str) -> dict[str, Any] | None:
 def load_last_result(domain: str) -> dict[str, Any] | None:
     """The outcome of the domain's latest finished retrain, whatever it was of."""
     return _load_latest(domain)
+
+
+def load_test_score(run_id: str) -> dict[str, float] | None:
+    """A candidate's score on test with its interval, as its run has them; None where that run is gone or has none."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    keys = {"value": "", "low": "_low", "high": "_high"}
+    with _refusals():
+        try:
+            metrics = mlflow.MlflowClient().get_run(run_id).data.metrics
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+    found = {key: metrics.get(f"test/balanced_accuracy{ending}") for key, ending in keys.items()}
+    return {key: value for key, value in found.items() if value is not None} or None
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -577,6 +650,10 @@ def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Pa
     """The adapter, its predictions, and the pictures."""
     client.log_artifacts(run_id, str(result.folder / "adapter"), "adapter")
     client.log_artifact(run_id, str(result.folder / "predictions.parquet"))
+    client.log_artifact(run_id, str(result.folder / HEAT_FILE))
+    for path in (result.folder / RESULT_FILE, result.folder / JOB_FILE):
+        if path.exists():
+            client.log_artifact(run_id, str(path), TRAINING)
     test = load_predictions(result.folder, "test")
     title = f"{domain.name}: {result.label}, seed {result.seed}, test split"
     client.log_figure(run_id, draw_confusion(test, domain.classes, title), "pictures/confusion_matrix.png")

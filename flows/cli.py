@@ -209,6 +209,10 @@ def version(
         from components.domain import load_domain
 
         named, new = name_version(place, load_domain(place.domain_file(domain)), message)
+        if new:
+            from flows.events import tell_versioned
+
+            tell_versioned(domain, named.model_dump(mode="json"))
         status = "named" if new else "unchanged"
         return {"domain": domain, "status": status, "git": uses_git(place), "version": named.model_dump(mode="json")}
 
@@ -461,22 +465,70 @@ def doctor(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> No
 
 
 @app.command()
-def up(
-    prefect_port: Annotated[int, typer.Option("--prefect-port")] = 4200,
-    mlflow_port: Annotated[int, typer.Option("--mlflow-port")] = 5000,
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Draw it again every few seconds until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Run Prefect, MLflow and a worker on loopback until Ctrl-C."""
+    """Every domain in one table: data, champion, last run and verdict, next run, workers."""
+
+    def act(place: Any) -> Outcome:
+        from flows.status import status as run
+
+        if watch and not as_json:
+            from flows import console
+
+            console.watch(lambda: run(place), console.draw_status)
+        return run(place)
+
+    _run(act, _shower("show_status"), as_json, workspace)
+
+
+@app.command()
+def deploy(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Bring the Prefect server to what the domain files say: pools, deployments, schedules, automations."""
+
+    def act(place: Any) -> Outcome:
+        from flows.schedules import deploy as run
+
+        return {"deployed": [row.model_dump() for row in run(place)]}
+
+    _run(act, _shower("show_deployed"), as_json, workspace)
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[int | None, typer.Option("--prefect-port", help="4200 or the next free one.")] = None,
+    mlflow_port: Annotated[int | None, typer.Option("--mlflow-port", help="5000 or the next free one.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Run Prefect, MLflow and workers on loopback until Ctrl-C or `tessera down`; what crashes is started again."""
 
     def act(place: Any) -> Outcome:
         from flows import console
-        from flows.services import run_services
+        from flows.services import Ports, run_services
 
         # Unwrapped, so that the commands it prints can be copied.
-        run_services(place, prefect_port, mlflow_port, lambda text: console.OUT.print(text, soft_wrap=True))
+        ports = Ports(prefect_port, mlflow_port)
+        run_services(place, ports, lambda text: console.OUT.print(text, soft_wrap=True, highlight=False, markup=False))
         return {}
 
     _run(act, lambda _: None, False, workspace)
+
+
+@app.command()
+def down(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Stop what `tessera up` runs for this workspace."""
+
+    def act(place: Any) -> Outcome:
+        from flows.services import stop_services
+
+        return {"stopped": stop_services(place)}
+
+    def show(outcome: Outcome) -> None:
+        typer.echo("Stopped." if outcome["stopped"] else "Nothing was up.")
+
+    _run(act, show, as_json, workspace)
 
 
 def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json: bool) -> dict[str, Any]:

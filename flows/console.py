@@ -1,13 +1,14 @@
 """What a person sees in the terminal: live progress while a run goes on, one table and a verdict at its end."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live as Screen
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -26,6 +27,7 @@ OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
 HEADS = ("candidate", "seed", "trainable", "share", "val", "test [95 %]", "secs", "adapter")
 UNTRAINED = "[yellow]The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods.[/]"
+WATCH_SECONDS = 5.0
 COLOUR = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 
 
@@ -340,6 +342,72 @@ def show_doctor(outcome: Mapping[str, Any]) -> None:
         OUT.print(f"{mark[row['state']]} {row['name']:<12} {escape(row['found'])}")
         if row["mend"]:
             OUT.print(f"  [dim]mend:[/] {escape(row['mend'])}")
+
+
+def show_deployed(outcome: Mapping[str, Any]) -> None:
+    """What deploying did, a line a thing; what stayed is dim."""
+    mark = {"created": "[green]+[/]", "changed": "[yellow]~[/]", "removed": "[red]-[/]", "unchanged": "[dim]=[/]"}
+    for row in outcome["deployed"]:
+        style = "dim" if row["change"] == "unchanged" else ""
+        text = f"{row['kind']:<11} {row['name']}  {row['change']}" + (f"  ({row['note']})" if row["note"] else "")
+        OUT.print(f"{mark[row['change']]} [{style or 'default'}]{escape(text)}[/]")
+
+
+def show_status(outcome: Mapping[str, Any]) -> None:
+    """The table, once."""
+    OUT.print(draw_status(outcome))
+
+
+def draw_status(outcome: Mapping[str, Any]) -> Group:
+    """A row a domain, and the pools with their workers below."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold")
+    for head in ("domain", "data", "champion", "test", "last run", "verdict", "next run"):
+        table.add_column(head)
+    for row in outcome["domains"]:
+        data = (row["data_name"] or row["data_version"][:8]) + f", {row['files']} files"
+        champion = row["champion_version"]
+        stale = champion is not None and row["champion_data"] != row["data_version"]
+        told = "none yet" if champion is None else f"version {champion}" + (" [yellow](older data)[/]" if stale else "")
+        verdict = row["verdict"] or "-"
+        table.add_row(
+            escape(row["domain"]),
+            escape(data),
+            told,
+            _format_score(row["champion_score"]),
+            _format_run(row),
+            f"[{COLOUR.get(verdict, 'default')}]{verdict}[/]",
+            row["next_run"] or "-",
+        )
+    pools = [
+        f"pool {pool['name']}: "
+        + (", ".join(pool["workers_online"]) or "[yellow]no worker[/]")
+        + (" [yellow](paused)[/]" if pool["paused"] else "")
+        for pool in outcome["pools"]
+    ]
+    servers = f"[dim]MLflow {escape(outcome['mlflow'])} · Prefect {escape(outcome['prefect'] or 'embedded')}[/]"
+    return Group(table, *pools, servers)
+
+
+def _format_score(score: Mapping[str, float] | None) -> str:
+    if score is None:
+        return "-"
+    interval = f" [{score['low']:.3f} {score['high']:.3f}]" if "low" in score else ""
+    return escape(f"{score['value']:.3f}{interval}")
+
+
+def _format_run(row: Mapping[str, Any]) -> str:
+    if row["running"]:
+        return f"[cyan]running since {row['running']}[/]"
+    last = row["last_run"]
+    return "-" if last is None else f"{last['state']} {last['when']}"
+
+
+def watch(look: Callable[[], Mapping[str, Any]], draw: Callable[[Mapping[str, Any]], Any]) -> None:
+    """Draw what there is again and again, until Ctrl-C."""
+    with Screen(draw(look()), console=OUT, auto_refresh=False) as screen:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            screen.update(draw(look()), refresh=True)
 
 
 def shorten_path(path: str, parts: int = 3) -> str:

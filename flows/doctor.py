@@ -1,5 +1,6 @@
 """`tessera doctor`: is this installation able to do its work? One row a check, with the command that mends it."""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from typing import Any, Literal
 
 from components.domain import Strict
 from components.errors import TesseraError
-from components.workspace import REPOSITORY, Workspace, require_writable
+from components.workspace import QUIET, REPOSITORY, Workspace, require_writable
 
 MIN_FREE_GB = 2.0
+SLOT_SECONDS = 120.0  # a lease is 60 s
 #: Versions that install and then break, seen by measurement: package, first bad version, what happens.
 KNOWN_BAD = (
     ("fastapi", (0, 151), "Prefect servers die at import"),
@@ -126,6 +128,102 @@ def check_hub(_: Workspace) -> Check:
     return Check(name="hub", state="ok", found=found)
 
 
+def check_remote(workspace: Workspace) -> Check:
+    """Where the images go; whether that place is safe is a matter of where it is."""
+    from components.data.versioning import describe_remote
+
+    told = describe_remote(workspace)
+    if str(workspace.root) in told:
+        mend = "Name one elsewhere: `dvc remote add --default NAME s3://... (or a path, or ssh://...)`."
+        return Check(name="remote", state="warning", found=f"{told}: on the disk of the images themselves", mend=mend)
+    return Check(name="remote", state="ok", found=told)
+
+
+def check_telemetry(_: Workspace) -> Check:
+    """On only where somebody's environment says so: a workspace sets these for itself."""
+    loud = sorted(key for key, value in QUIET.items() if os.environ.get(key, value) != value)
+    if loud:
+        found = f"not switched off by {', '.join(loud)} of your environment"
+        return Check(name="telemetry", state="warning", found=found, mend=f"unset {' '.join(loud)}")
+    return Check(name="telemetry", state="ok", found="off")
+
+
+def check_orphans(workspace: Workspace) -> Check:
+    """Trainings and servers of this workspace whose starter is gone."""
+    orphans = find_orphans(workspace)
+    if orphans:
+        found = f"{len(orphans)} processes nobody waits for: {', '.join(map(str, orphans))}"
+        return Check(name="processes", state="warning", found=found, mend=f"kill {' '.join(map(str, orphans))}")
+    return Check(name="processes", state="ok", found="none left over")
+
+
+def find_orphans(workspace: Workspace) -> list[int]:
+    """Processes of ours, by their environment, that process 1 has inherited."""
+    marks = ("components.training", "prefect.engine", "prefect.server", "prefect server start", "mlflow server")
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            place = (folder / "environ").read_bytes().split(b"\0")
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        ours = f"TESSERA_WORKSPACE={workspace.root}".encode() in place
+        if ours and parent == "1" and any(mark in command for mark in marks):
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def check_prefect(_: Workspace) -> Check:
+    """Does the configured server answer, and do its schedules and slots move?"""
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if url is None:
+        return Check(name="prefect", state="ok", found="embedded: a server of its own for each command")
+    import httpx
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        troubles = _ask_prefect()
+    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+        mend = "Start it, or correct PREFECT_API_URL and PREFECT_API_AUTH_STRING; unset the URL to work without one."
+        return Check(name="prefect", state="error", found=f"{url}: {error}", mend=mend)
+    if troubles:
+        found, mends = "; ".join(found for found, _ in troubles), " ".join(mend for _, mend in troubles)
+        return Check(name="prefect", state="warning", found=found, mend=mends)
+    return Check(name="prefect", state="ok", found=f"{url}: runs on time, slots with owners")
+
+
+def _ask_prefect() -> list[tuple[str, str]]:
+    """What is late, waits for a worker that is not there, or holds a GPU for nobody; each with its mend."""
+    from datetime import UTC, datetime
+
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    from flows.status import list_online
+
+    troubles = []
+    with get_client(sync_client=True) as client:
+        wanted = {"state": {"name": {"any_": ["Late"]}}, "tags": {"all_": ["tessera"]}}
+        late = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted))
+        pools = sorted({run.work_pool_name for run in late if run.work_pool_name})
+        for pool in pools:
+            count = sum(run.work_pool_name == pool for run in late)
+            workers = len(list_online(client, pool))
+            mend = f"prefect worker start --pool {pool}" if not workers else "More workers, or rarer schedules."
+            troubles.append((f"{count} late runs on pool {pool}, which has {workers} workers", mend))
+        for limit in client.read_global_concurrency_limits(limit=200, offset=0):
+            since = (datetime.now(UTC) - limit.updated).total_seconds() if limit.updated else 0.0
+            running = {"state": {"type": {"any_": ["RUNNING"]}}, "tags": {"all_": ["tessera"]}}
+            busy = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(running), limit=1)
+            if limit.name.startswith("gpu-") and limit.active_slots and not busy and since > SLOT_SECONDS:
+                mend = f"prefect gcl update {limit.name} --active-slots 0"
+                troubles.append((f"slot {limit.name} is taken and no run is on", mend))
+    return troubles
+
+
 CHECKS: tuple[Callable[[Workspace], Check], ...] = (
     check_python,
     check_versions,
@@ -133,9 +231,13 @@ CHECKS: tuple[Callable[[Workspace], Check], ...] = (
     check_repository,
     check_domains,
     check_store,
+    check_remote,
+    check_prefect,
+    check_orphans,
     check_device,
     check_backbone,
     check_hub,
+    check_telemetry,
 )
 
 

@@ -12,10 +12,11 @@ from components.promotion.gates import Context, Decision, decide
 from components.promotion.registry import Judgement, Version
 from components.training.job import Result, load_predictions
 from components.workspace import Workspace
+from flows.events import tell_promoted
 from flows.plan import Plan, create_plan, hash_code, load_checked_domain
 from flows.progress import report
 from flows.train_candidate import run_job
-from flows.turns import announce, promotion_turn
+from flows.turns import promotion_turn
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def open_registry(workspace: Workspace, name: str) -> None:
         registry.mend_move(workspace, name)
     champion = registry.load_version(name, registry.CHAMPION)
     if champion is not None:  # whoever was killed may not have told
-        announce(champion)
+        tell_promoted(champion)
 
 
 def promote(
@@ -89,7 +90,7 @@ def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
     open_registry(workspace, name)
     with promotion_turn(name):
         champion = registry.rollback(workspace, name, reason)
-    announce(champion)
+    tell_promoted(champion)
     return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
 
 
@@ -114,7 +115,7 @@ def contest(
     if judgement is None:
         return describe_champion(challenger.version), champion
     if judgement.verdict == "PROMOTE" and champion is not None:
-        announce(champion)
+        tell_promoted(champion)
     return decisions[-1], champion
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -25,18 +24,18 @@ from components.data import versioning
 from components.errors import TesseraError, TrackingError, VersioningError
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import registry
-from components.promotion.gates import score_frame
-from components.training.job import Job, Result, load_predictions, load_result
+from components.training.job import Job, load_result
 from components.workspace import Workspace, find_workspace
 from flows import pages
+from flows.candidates import select_candidate, train_job
 from flows.card import Card, write_card
 from flows.compare import PICTURE, draw_picture, summarise_tuners
-from flows.follow import follow_epochs, live_run, progress_bar
+from flows.dispatch import find_pool, search_on_pool, train_on_pool
 from flows.plan import Plan, create_plan, hash_code, require_trainable
 from flows.progress import report
 from flows.promote import contest, mark_unchanged, open_registry
 from flows.search import search_options
-from flows.train_candidate import run_job
+from prefect import flow, task
 
 Made = TypeVar("Made")
 STATUS = {"PROMOTE": "done", "HOLD": "held", "REJECT": "rejected"}
@@ -84,7 +83,7 @@ def retrain(
         parent = start_run(plan)
         try:
             plan, searches = search_candidates(plan, parent, fresh=force)
-            outcome = _train_and_promote(plan, parent, searches, summary, started)
+            outcome = _train_and_promote(plan, parent, searches, summary, started, fresh=force)
         except BaseException as error:
             tracking.end_retrain(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
@@ -108,14 +107,10 @@ def _turn(place: Workspace, domain: str) -> Iterator[None]:
 
 
 def _train_and_promote(
-    plan: Plan, parent: str, searches: dict[str, Any], summary: dict[str, Any], started: float
+    plan: Plan, parent: str, searches: dict[str, Any], summary: dict[str, Any], started: float, fresh: bool
 ) -> dict[str, Any]:
     """From fit images to a decision; everything here is inside the MLflow parent run."""
-    jobs = plan.create_jobs()
-    report("candidates", count=len(jobs), epochs=plan.domain.training.epochs)
-    rows = []
-    for name, job in jobs.items():
-        rows.append(train_candidate.with_options(task_run_name=f"train {name}")(plan, parent, name, job))
+    rows = train_candidates(plan, parent, fresh)
     best = select_candidate(rows)
     best["selected"] = True
     report("stage", title="register and gate")
@@ -185,7 +180,9 @@ def run_stage(plan: Plan, stage: str) -> None:
 @_task("open MLflow run")
 def start_run(plan: Plan) -> str:
     tracking.connect(plan.workspace)
-    return tracking.start_retrain(plan.domain, plan.version.md5, plan.fingerprint, plan.code)
+    parent = tracking.start_retrain(plan.domain, plan.version.md5, plan.fingerprint, plan.code)
+    tracking.log_manifest(parent, plan.manifest)
+    return parent
 
 
 def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[str, Any]]:
@@ -195,10 +192,14 @@ def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[
     """
     if plan.domain.search is None:
         return plan, {}
-    searches = {}
-    for tuner in plan.tuners:
-        name = f"search {tuner.label}"
-        searches[tuner.label] = search_candidate.with_options(task_run_name=name)(plan, parent, tuner, fresh)
+    tasks = [search_candidate.with_options(task_run_name=f"search {tuner.label}") for tuner in plan.tuners]
+    orders = [(plan, parent, tuner, fresh) for tuner in plan.tuners]
+    if find_pool(plan.domain) is None:
+        records = [task(*order) for task, order in zip(tasks, orders, strict=True)]
+    else:
+        futures = [task.submit(*order) for task, order in zip(tasks, orders, strict=True)]
+        records = [future.result() for future in futures]
+    searches = {tuner.label: record for tuner, record in zip(plan.tuners, records, strict=True)}
     found = create_tuners([record["tuner"] for record in searches.values()])
     return replace(plan, tuners=found), searches
 
@@ -206,64 +207,33 @@ def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[
 @_task("search candidate", retries=1)
 def search_candidate(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
     tracking.connect(plan.workspace)
-    return search_options(plan, parent, tuner, fresh)
+    search = search_options if find_pool(plan.domain) is None else search_on_pool
+    return search(plan, parent, tuner, fresh)
+
+
+def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[dict[str, Any]]:
+    """The candidates' rows: all at once on the domain's work pool, else one after the other here."""
+    jobs = plan.create_jobs()
+    tasks = {name: train_candidate.with_options(task_run_name=f"train {name}") for name in jobs}
+    report("candidates", count=len(jobs), epochs=plan.domain.training.epochs)
+    if find_pool(plan.domain) is None:
+        return [task(plan, parent, name, jobs[name], fresh) for name, task in tasks.items()]
+    futures = [task.submit(plan, parent, name, jobs[name], fresh) for name, task in tasks.items()]
+    return [future.result() for future in futures]
 
 
 @_task("train candidate", retries=1)
-def train_candidate(plan: Plan, parent: str, name: str, job: Job) -> dict[str, Any]:
-    """Train in a child process, told to MLflow and Prefect as it goes on, and return the candidate's row."""
-    epochs, live = plan.domain.training.epochs, None
-    result = load_result(job.folder)
-    note = "finished earlier"
-    if result is None:
-        label = name.rpartition("-s")[0]
-        facts = {"role": "candidate", "tuner": label, "seed": str(job.seed)}
-
-        def open_run() -> tuple[str, tuple[int, ...]]:
-            return tracking.start_child(parent, f"{label} · seed {job.seed}", **facts), ()
-
-        with (
-            progress_bar(f"{plan.domain.name}-{name}", name) as show,
-            live_run(name, open_run) as live,
-            follow_epochs(name, epochs, show),
-        ):
-            result = run_job(job, name)
-        note = f"val {result.metrics['val/balanced_accuracy']:.3f} in {result.seconds:.0f} s"
-    row = describe_result(plan, result)
-    run_id = tracking.log_candidate(parent, plan.domain, result, row, plan.workspace.raw(plan.domain.name), live)
-    report("candidate", name=name, epochs=epochs, note=note)
-    return row | {"run_id": run_id}
-
-
-def describe_result(plan: Plan, result: Result) -> dict[str, Any]:
-    """One candidate as the table, `--json` and the report show it."""
-    test = score_frame(load_predictions(result.folder, "test"), plan.domain)
-    return {
-        "tuner": result.label,
-        "seed": result.seed,
-        "val": result.metrics["val/balanced_accuracy"],
-        "test": {"value": test.value, "low": test.low, "high": test.high},
-        "trainable_params": result.trainable_params,
-        "head_params": result.head_params,
-        "share": result.share,
-        "seconds": result.seconds,
-        "adapter_bytes": result.adapter_bytes,
-        "adapter_sha256": result.adapter_sha256,
-        "selected": False,
-        "backbone": {key: result.backbone[key] for key in ("name", "sha256", "trained")},
-        "folder": str(result.folder),
-    }
-
-
-def select_candidate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The tuner with the best mean validation score over its seeds, the smaller one on a tie; then its best seed."""
-    tuners = {row["tuner"]: [other for other in rows if other["tuner"] == row["tuner"]] for row in rows}
-    best = max(tuners.values(), key=lambda seeds: (_mean_val(seeds), -seeds[0]["trainable_params"]))
-    return max(best, key=lambda row: (row["val"], -row["seed"]))
-
-
-def _mean_val(seeds: Sequence[dict[str, Any]]) -> float:
-    return float(sum(row["val"] for row in seeds)) / len(seeds)
+def train_candidate(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
+    """Train in a child process or on a worker, told to MLflow and Prefect as it goes on; returns the row."""
+    tracking.connect(plan.workspace)
+    known = load_result(job.folder) is not None
+    if find_pool(plan.domain) is None:
+        row = train_job(plan, parent, name, job)
+    else:
+        row = train_on_pool(plan, parent, name, job, fresh)
+    note = "finished earlier" if known else f"val {row['val']:.3f} in {row['seconds']:.0f} s"
+    report("candidate", name=name, epochs=plan.domain.training.epochs, note=note)
+    return row
 
 
 @_task("register challenger")
@@ -276,7 +246,7 @@ def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
         if there is not None and there.adapter_sha256 == best["adapter_sha256"]:
             return there.version
     code = {"git_commit": plan.code, "code_sha256": hash_code()}
-    tracking.log_training(best["run_id"], Path(best["folder"]), plan.manifest, code)
+    tracking.log_code(best["run_id"], code)
     uri = tracking.log_model(best["run_id"], Path(best["folder"]) / "adapter")
     return registry.register_challenger(
         name,

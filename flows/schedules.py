@@ -1,15 +1,48 @@
-"""Deployments: one a domain of the workspace, its schedule from domain.yaml, on the domain's work pool."""
+"""What `tessera deploy` puts on a Prefect server: pools, deployments, schedules, and the automations they need.
 
+    retrain/<domain>          on the pool `tessera`: data stages, gates, promotion; a CPU is enough
+    train_candidate/<pool>    on each pool that a domain.yaml names: what needs the GPU, and nothing else
+    automations               retrain when a data version is named; call a run crashed whose heartbeat has stopped
+
+Everything is named after what it is for, so deploying again changes only what changed, and what no domain asks for any
+more is removed. Nothing here depends on the deploying machine's paths: a worker's own TESSERA_WORKSPACE says where it
+works, and `flows` is what is installed there.
+"""
+
+import hashlib
+import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, Literal
 
 import yaml
 
-from components.domain import Domain, Schedule, load_domain
+from components.domain import Domain, Schedule, Strict, load_domain
 from components.workspace import REPOSITORY, Workspace
 
-ENTRYPOINT = "flows/retrain.py:retrain"
+POOL = "tessera"  # of the retrains themselves
+TAG = "tessera"
+RETRAIN, TRAIN = "flows.retrain.retrain", "flows.dispatch.train_candidate"
+VERSIONED = "tessera.data.versioned"
+HEARTBEAT = "prefect.flow-run.heartbeat"
+#: A flow run says every so often that it lives, and is called crashed when it was not heard for so long.
+HEARTBEAT_SECONDS, SILENCE_SECONDS = 30, 90
+#: What a run inherits: its heartbeat, and patience with a server that is being restarted.
+JOB_ENV = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS), "PREFECT_CLIENT_MAX_RETRIES": "8"}
+ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
+MARK = "tessera:"  # in a description, before the hash of what was deployed
+
+Change = Literal["created", "changed", "unchanged", "removed"]
+
+
+class Deployed(Strict):
+    """One thing on the server, and what deploying did to it."""
+
+    kind: Literal["work pool", "deployment", "automation"]
+    name: str
+    change: Change
+    note: str = ""
 
 
 def load_domains(workspace: Workspace) -> list[Domain]:
@@ -18,24 +51,45 @@ def load_domains(workspace: Workspace) -> list[Domain]:
     return [load_domain(path) for path in files if (path.parent / "raw.dvc").exists()]
 
 
+def list_pools(domains: Sequence[Domain]) -> list[str]:
+    """The retrains' pool, then those that train candidates."""
+    return [POOL, *sorted({domain.work_pool for domain in domains if domain.work_pool} - {POOL})]
+
+
 def describe_deployments(domains: Sequence[Domain]) -> dict[str, Any]:
     """What prefect.yaml says, as a mapping; the committed file is this for the bundled domain."""
-    return {
-        "name": "tessera",
-        "deployments": [describe_deployment(domain) for domain in domains],
-    }
+    return {"name": "tessera", "deployments": _entries(domains)}
 
 
-def describe_deployment(domain: Domain) -> dict[str, Any]:
+def _entries(domains: Sequence[Domain]) -> list[dict[str, Any]]:
+    retrains = [describe_retrain(domain) for domain in domains]
+    pools = sorted({domain.work_pool for domain in domains if domain.work_pool})
+    return [*retrains, *(describe_training(pool) for pool in pools)]
+
+
+def describe_retrain(domain: Domain) -> dict[str, Any]:
     """One entry of prefect.yaml: `prefect deployment run retrain/<domain>` starts it by hand."""
     return {
         "name": domain.name,
-        "entrypoint": ENTRYPOINT,
+        "entrypoint": RETRAIN,
         "description": domain.title or f"Retrain {domain.name}",
-        "tags": ["tessera", domain.name],
+        "tags": [TAG, domain.name],
         "parameters": {"domain": domain.name},
-        "work_pool": {"name": domain.work_pool},
-        "schedules": [describe_schedule(domain.schedule)] if domain.schedule else [],
+        "work_pool": {"name": POOL, "job_variables": {"env": JOB_ENV}},
+        "schedules": [describe_schedule(domain.schedule)] if domain.schedule and _has_clock(domain.schedule) else [],
+    }
+
+
+def describe_training(pool: str) -> dict[str, Any]:
+    """Where retrains send their candidates (flows/dispatch.py); nobody starts it by hand."""
+    return {
+        "name": pool,
+        "entrypoint": TRAIN,
+        "description": "One candidate of a retrain, on this pool's workers.",
+        "tags": [TAG],
+        "parameters": {},
+        "work_pool": {"name": pool, "job_variables": {"env": JOB_ENV}},
+        "schedules": [],
     }
 
 
@@ -46,45 +100,202 @@ def describe_schedule(schedule: Schedule) -> dict[str, Any]:
     return {"interval": (schedule.interval_hours or 0) * 3600, "timezone": schedule.timezone}
 
 
-def deploy(workspace: Workspace) -> list[str]:
-    """Create the work pools and deployments on the configured server; running it again changes nothing.
+def _has_clock(schedule: Schedule) -> bool:
+    return schedule.cron is not None or schedule.interval_hours is not None
 
-    Returns the names of the deployments.
-    """
+
+def deploy(workspace: Workspace) -> list[Deployed]:
+    """Bring the configured Prefect server to what the domain files say, and tell what that changed."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.deployments.runner import RunnerDeployment
 
     domains = load_domains(workspace)
     with get_client(sync_client=True) as client:
-        # A deployment needs its pool, so the pools come first.
-        known = {pool.name for pool in client.read_work_pools()}
-        for pool in sorted({domain.work_pool for domain in domains} - known):
-            client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-    for domain in domains:
-        entry = describe_deployment(domain)
-        deployment = RunnerDeployment.from_entrypoint(
-            str(REPOSITORY / ENTRYPOINT),
-            name=domain.name,
-            description=entry["description"],
-            tags=entry["tags"],
-            parameters=entry["parameters"] | {"workspace": str(workspace.root)},
-            work_pool_name=domain.work_pool,
-            job_variables={"working_dir": str(REPOSITORY), "env": {"TESSERA_WORKSPACE": str(workspace.root)}},
-            **_native_schedule(domain.schedule),
-        )
-        deployment.apply()
-    return [f"retrain/{domain.name}" for domain in domains]
+        told = [_apply_pool(client, pool) for pool in list_pools(domains)]
+        told += _apply_deployments(client, _entries(domains))
+        told += _apply_automations(client, domains)
+    return told
 
 
-def _native_schedule(schedule: Schedule | None) -> dict[str, Any]:
+def _apply_pool(client: Any, name: str) -> Deployed:
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    known = {pool.name for pool in client.read_work_pools()}
+    if name in known:  # its type and its limits are the administrator's
+        return Deployed(kind="work pool", name=name, change="unchanged")
+    client.create_work_pool(WorkPoolCreate(name=name, type="process", description="Made by `tessera deploy`."))
+    return Deployed(kind="work pool", name=name, change="created")
+
+
+def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]]) -> list[Deployed]:
+    """What a deployment was made from is told by a hash in its description: an equal one is left alone."""
+    from prefect.client.schemas.filters import DeploymentFilter
+
+    there = {}
+    for found in client.read_deployments(deployment_filter=DeploymentFilter.model_validate({"tags": {"all_": [TAG]}})):
+        flow_name = client.read_flow(found.flow_id).name
+        there[f"{flow_name}/{found.name}"] = found
+    told = []
+    for entry in entries:
+        name, mark = f"{entry['entrypoint'].rpartition('.')[2]}/{entry['name']}", _hash(entry)
+        known = there.pop(name, None)
+        if known is not None and mark in (known.description or ""):
+            told.append(Deployed(kind="deployment", name=name, change="unchanged", note=_when(entry)))
+            continue
+        _create_deployment(entry, mark)
+        if known is not None:
+            _drop_planned(client, known)
+        change: Change = "created" if known is None else "changed"
+        told.append(Deployed(kind="deployment", name=name, change=change, note=_when(entry)))
+    for name, left in there.items():
+        client.delete_deployment(left.id)
+        told.append(Deployed(kind="deployment", name=name, change="removed"))
+    return told
+
+
+def _create_deployment(entry: dict[str, Any], mark: str) -> None:
+    """The same name again replaces everything, its schedules too."""
+    from importlib import import_module
+
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.types.entrypoint import EntrypointType
+
+    module, _, name = entry["entrypoint"].rpartition(".")
+    pool = entry["work_pool"]
+    deployment = RunnerDeployment.from_flow(
+        getattr(import_module(module), name),
+        name=entry["name"],
+        description=f"{entry['description']}\n\n{mark}",
+        tags=entry["tags"],
+        parameters=entry["parameters"],
+        schedules=[_native_schedule(schedule) for schedule in entry["schedules"]],
+        work_pool_name=pool["name"],
+        job_variables=pool["job_variables"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    deployment.apply()
+
+
+def _drop_planned(client: Any, before: Any) -> None:
+    """Runs that the schedule of before had planned, late ones too, which Prefect would keep."""
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+
+    after = client.read_deployment(before.id)
+    for run in client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["SCHEDULED"]}}}),
+        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [before.id]}}),
+    ):
+        if run.auto_scheduled and run.created < after.updated:
+            client.delete_flow_run(run.id)
+
+
+def _native_schedule(schedule: dict[str, Any]) -> Any:
     from prefect.schedules import Cron, Interval
 
-    if schedule is None:
-        return {}
-    if schedule.cron is not None:
-        return {"schedule": Cron(schedule.cron, timezone=schedule.timezone)}
-    return {"schedule": Interval((schedule.interval_hours or 0) * 3600, timezone=schedule.timezone)}
+    if "cron" in schedule:
+        return Cron(schedule["cron"], timezone=schedule["timezone"])
+    return Interval(schedule["interval"], timezone=schedule["timezone"])
+
+
+def _when(entry: dict[str, Any]) -> str:
+    """A deployment's schedule in a few words."""
+    if not entry["schedules"]:
+        return ""
+    schedule = entry["schedules"][0]
+    return schedule["cron"] if "cron" in schedule else f"every {schedule['interval'] / 3600:g} h"
+
+
+def _hash(record: dict[str, Any]) -> str:
+    return MARK + hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# Automations
+
+
+def describe_automations(domains: Sequence[Domain]) -> list[dict[str, Any]]:
+    """Name, description, trigger and action of each, in the words of Prefect's API."""
+    silent = {
+        "name": "tessera: runs that went silent",
+        "description": "A flow run whose process, worker or machine is gone would say Running for ever.",
+        "trigger": {
+            "type": "event",
+            "after": [HEARTBEAT],
+            "expect": [
+                HEARTBEAT,
+                *(f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")),
+            ],
+            "match": {"prefect.resource.id": ["prefect.flow-run.*"]},
+            "for_each": ["prefect.resource.id"],
+            "posture": "Proactive",
+            "threshold": 1,
+            "within": SILENCE_SECONDS,
+        },
+        "actions": [
+            {
+                "type": "change-flow-run-state",
+                "state": "CRASHED",
+                "message": f"Not heard of for {SILENCE_SECONDS} s: its process, worker or machine is gone.",
+            }
+        ],
+    }
+    return [silent, *(_describe_trigger(d) for d in domains if d.schedule is not None and d.schedule.on_version)]
+
+
+def _describe_trigger(domain: Domain) -> dict[str, Any]:
+    return {
+        "name": f"tessera: retrain {domain.name} on a new data version",
+        "description": f"`tessera version {domain.name}` emits {VERSIONED}.",
+        "trigger": {
+            "type": "event",
+            "expect": [VERSIONED],
+            "match": {"prefect.resource.id": name_resource(domain.name)},
+            "posture": "Reactive",
+            "threshold": 1,
+            "within": 0,
+        },
+        "actions": [{"type": "run-deployment", "source": "selected", "deployment": f"retrain/{domain.name}"}],
+    }
+
+
+def name_resource(domain: str) -> str:
+    """A domain as the resource of Prefect events."""
+    return f"tessera.domain.{domain}"
+
+
+def _apply_automations(client: Any, domains: Sequence[Domain]) -> list[Deployed]:
+    there = {automation.name: automation for automation in client.read_automations()}
+    there = {name: automation for name, automation in there.items() if name.startswith("tessera: ")}
+    told = []
+    for record in describe_automations(domains):
+        name, mark = record["name"], _hash(record)
+        known = there.pop(name, None)
+        if known is not None and mark in known.description and known.enabled:
+            told.append(Deployed(kind="automation", name=name, change="unchanged"))
+            continue
+        automation = _create_automation(client, record, mark)
+        if known is None:
+            client.create_automation(automation)
+        else:
+            client.update_automation(known.id, automation)
+        told.append(Deployed(kind="automation", name=name, change="created" if known is None else "changed"))
+    for name, left in there.items():
+        client.delete_automation(left.id)
+        told.append(Deployed(kind="automation", name=name, change="removed"))
+    return told
+
+
+def _create_automation(client: Any, record: dict[str, Any], mark: str) -> Any:
+    """Prefect's own model; an action names a deployment by its id, which only the server knows."""
+    from prefect.events.schemas.automations import AutomationCore
+
+    actions = []
+    for action in record["actions"]:
+        if "deployment" in action:
+            found = client.read_deployment_by_name(action["deployment"])
+            action = {key: value for key, value in action.items() if key != "deployment"} | {"deployment_id": found.id}
+        actions.append(action)
+    trigger = record["trigger"] | {"within": timedelta(seconds=record["trigger"]["within"])}
+    facts = {"name": record["name"], "description": f"{record['description']} {mark}"}
+    return AutomationCore.model_validate(facts | {"trigger": trigger, "actions": actions})
 
 
 def render_prefect_yaml(domains: Sequence[Domain]) -> str:

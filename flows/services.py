@@ -1,6 +1,7 @@
-"""`tessera up`: Prefect server, MLflow server and a worker on loopback, watched together and stopped together."""
+"""`tessera up` and `down`: Prefect server, MLflow server and workers on loopback, kept alive and stopped together."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,14 +12,28 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock, Timeout
+
+from components.data.manifest import save_bytes
 from components.errors import WorkspaceError
 from components.workspace import REPOSITORY, Workspace
+from flows.gpus import count_gpus
+from flows.schedules import JOB_ENV, POOL
 
-DEFAULT_POOL = "gpu"
 START_SECONDS = 120
 STOP_SECONDS = 15
+CHECK_SECONDS = 10.0  # between two looks at a server's health
+SICK_SECONDS = 60.0  # without an answer, after which it is started again
+CRASHES, CRASH_SECONDS = 5, 120.0  # so many in so long are no accident
+#: Leases of slots outlive a restart of the server; in its memory they would be lost and the slots taken for ever.
+SERVER_ENV = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+RETRAINS = 4  # at once, on the pool that needs no GPU
+
+Tell = Callable[[str], None]
 
 
 @dataclass
@@ -31,6 +46,8 @@ class Service:
     health: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    crashes: list[float] = field(default_factory=list)
+    answered: float = 0.0
 
     def start(self) -> None:
         with self.log.open("ab") as output:
@@ -43,6 +60,7 @@ class Service:
                 cwd=REPOSITORY,
                 start_new_session=True,
             )
+        self.answered = time.monotonic()
 
     def stop(self) -> None:
         """Ask the whole process group to end, and make it after a while."""
@@ -55,14 +73,23 @@ class Service:
                 self.process.wait(STOP_SECONDS)
 
     def require_alive(self) -> None:
-        if self.process is not None and self.process.poll() is not None:
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-            raise WorkspaceError(
-                f"service {self.name}",
-                expected="a process that keeps running",
-                found=f"exit code {self.process.returncode}; its log ends with: {' | '.join(lines[-2:])[:400]}",
-                mend=f"Read {self.log}, then run `tessera up` again.",
-            )
+        if (trouble := self.find_crash()) is not None:
+            raise self.describe_crash(trouble)
+
+    def find_crash(self) -> str | None:
+        """Why the process is not there any more; None while it is."""
+        if self.process is None or self.process.poll() is None:
+            return None
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return f"exit code {self.process.returncode}; its log ends with: {' | '.join(lines[-2:])[:400]}"
+
+    def describe_crash(self, found: str) -> WorkspaceError:
+        return WorkspaceError(
+            f"service {self.name}",
+            expected="a process that keeps running",
+            found=found,
+            mend=f"Read {self.log}, then run `tessera up` again.",
+        )
 
     def is_well(self) -> bool:
         if self.health is None:
@@ -73,24 +100,58 @@ class Service:
         except (urllib.error.URLError, OSError):
             return False
 
+    def tend(self, tell: Tell) -> None:
+        """Start it again if it crashed or stopped to answer. Raises WorkspaceError when that does not help."""
+        now = time.monotonic()
+        trouble = self.find_crash()
+        if trouble is None and self.health is not None and now - self.answered > CHECK_SECONDS:
+            if self.is_well():
+                self.answered = now
+            elif now - self.answered > SICK_SECONDS:
+                trouble = f"no answer from {self.health} for {SICK_SECONDS:.0f} s"
+        if trouble is None:
+            return
+        self.crashes = [*(then for then in self.crashes if now - then < CRASH_SECONDS), now]
+        if len(self.crashes) >= CRASHES:
+            raise self.describe_crash(f"{len(self.crashes)} crashes in {CRASH_SECONDS:.0f} s, the last one: {trouble}")
+        tell(f"{self.name} is started again: {trouble}")
+        self.stop()  # what is left of its process group
+        self.start()
 
-def run_services(
-    workspace: Workspace,
-    prefect_port: int,
-    mlflow_port: int,
-    tell: Callable[[str], None],
-    pools: Sequence[str] = ("gpu",),
-) -> None:
-    """Start everything, say where it is, and watch until Ctrl-C or until a service dies; then stop everything.
 
-    Raises WorkspaceError when a port is taken or a service ends by itself.
+@dataclass(frozen=True)
+class Ports:
+    """Where the servers listen; None: the usual port if it is free, else the next one that is."""
+
+    prefect: int | None = None
+    mlflow: int | None = None
+
+
+def run_services(workspace: Workspace, ports: Ports, tell: Tell) -> None:
+    """Start everything, say where it is, and keep it alive until Ctrl-C or `tessera down`; then stop everything.
+
+    Raises WorkspaceError when a port is taken, when it is up already, or when a service does not stay alive.
     """
-    from flows.schedules import deploy, load_domains
+    lock = FileLock(workspace.state / "locks" / "up.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise WorkspaceError(
+            f"services of {workspace.root}",
+            expected="none running",
+            found=f"`tessera up` of process {(load_services(workspace) or {}).get('pid', 'unknown')}",
+            mend="Stop it with `tessera down`, or use what runs.",
+        ) from None
+    with lock:
+        _run_services(workspace, ports, tell)
 
-    pools = sorted({domain.work_pool for domain in load_domains(workspace)} or {DEFAULT_POOL})
-    servers, workers = create_services(workspace, prefect_port, mlflow_port, pools)
-    for port, option in ((prefect_port, "--prefect-port"), (mlflow_port, "--mlflow-port")):
-        _require_free(port, option)
+
+def _run_services(workspace: Workspace, ports: Ports, tell: Tell) -> None:
+    from flows.schedules import deploy, list_pools, load_domains
+
+    prefect_port = _choose_port(ports.prefect, 4200, "--prefect-port")
+    mlflow_port = _choose_port(ports.mlflow, 5000, "--mlflow-port")
+    servers, workers = create_services(workspace, prefect_port, mlflow_port, list_pools(load_domains(workspace)))
     for sign in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background
         signal.signal(sign, _interrupt)
     started: list[Service] = []
@@ -102,21 +163,58 @@ def run_services(
             _wait_until_well(service)
         os.environ["PREFECT_API_URL"] = servers[0].env["PREFECT_API_URL"]
         os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{mlflow_port}"
-        deployed = deploy(workspace)
+        deployed = [
+            row.name for row in deploy(workspace) if row.kind == "deployment" and row.name.startswith("retrain/")
+        ]
         for service in workers:
-            service.env = {key: os.environ[key] for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
+            service.env |= {key: os.environ[key] for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
             service.start()
             started.append(service)
-        _announce(tell, prefect_port, mlflow_port, deployed)
+        _announce(workspace, tell, prefect_port, mlflow_port, deployed)
         while True:
             time.sleep(1)
             for service in started:
-                service.require_alive()
+                service.tend(tell)
     except KeyboardInterrupt:
         tell("Stopping.")
     finally:
         for service in reversed(started):
             service.stop()
+        _services_file(workspace).unlink(missing_ok=True)
+
+
+def stop_services(workspace: Workspace) -> bool:
+    """End a `tessera up` of this workspace and wait for it; False when there is none."""
+    lock, record = FileLock(workspace.state / "locks" / "up.lock"), load_services(workspace)
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        pass
+    if record is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(record["pid"]), signal.SIGTERM)
+    try:
+        with lock.acquire(timeout=START_SECONDS):
+            return True
+    except Timeout:
+        raise WorkspaceError(
+            f"services of {workspace.root}",
+            expected=f"`tessera up` to end within {START_SECONDS} s",
+            found=f"process {(record or {}).get('pid', 'unknown')} alive",
+            mend="End it by hand; `tessera doctor` lists what is left then.",
+        ) from None
+
+
+def load_services(workspace: Workspace) -> dict[str, Any] | None:
+    """Process and addresses of the `tessera up` that runs here, as it wrote them."""
+    path = _services_file(workspace)
+    record: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return record
+
+
+def _services_file(workspace: Workspace) -> Path:
+    return workspace.state / "services.json"
 
 
 def start_embedded_prefect(workspace: Workspace) -> None:
@@ -155,7 +253,7 @@ def create_services(
         [str(binaries / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)],
         logs / "prefect.log",
         f"{api}/health",
-        {"PREFECT_API_URL": api, "PREFECT_UI_API_URL": api},
+        {"PREFECT_API_URL": api, "PREFECT_UI_API_URL": api} | SERVER_ENV,
     )
     mlflow = Service(
         "mlflow",
@@ -171,20 +269,59 @@ def create_services(
     workers = [
         Service(
             f"worker-{pool}",
-            [str(binaries / "prefect"), "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"],
+            [
+                *(
+                    str(binaries / "prefect"),
+                    "worker",
+                    "start",
+                    "--pool",
+                    pool,
+                    "--type",
+                    "process",
+                    "--limit",
+                    str(limit),
+                )
+            ],
             logs / f"worker-{pool}.log",
+            env=dict(JOB_ENV),
         )
-        for pool in pools
+        for pool, limit in [(name, RETRAINS if name == POOL else count_gpus() or 1) for name in pools]
     ]
     return [prefect, mlflow], workers
 
 
-def _announce(tell: Callable[[str], None], prefect_port: int, mlflow_port: int, deployed: Sequence[str]) -> None:
-    tell(f"Prefect  http://127.0.0.1:{prefect_port}")
-    tell(f"MLflow   http://127.0.0.1:{mlflow_port}/?workflowType=machine_learning")
+def _announce(workspace: Workspace, tell: Tell, prefect_port: int, mlflow_port: int, deployed: Sequence[str]) -> None:
+    """Where everything is: in the terminal, for other commands, and as a page."""
+    links = {
+        "Prefect": f"http://127.0.0.1:{prefect_port}",
+        "MLflow": f"http://127.0.0.1:{mlflow_port}/?workflowType=machine_learning",
+    }
+    record = {"pid": os.getpid(), "prefect": f"{links['Prefect']}/api", "mlflow": f"http://127.0.0.1:{mlflow_port}"}
+    page = workspace.state / "services.html"
+    save_bytes(_render_page(workspace, links, deployed).encode(), page)
+    save_bytes(json.dumps(record, indent=1).encode(), _services_file(workspace))
+    for name, link in links.items():
+        tell(f"{name:<8} {link}")
+    tell(f"Links    {page.as_uri()}")
+    tell(f"Logs     {workspace.state / 'logs'}")
     for name in deployed:
-        tell(f"Retrain  PREFECT_API_URL=http://127.0.0.1:{prefect_port}/api prefect deployment run {name}")
-    tell("Ctrl-C stops all of it.")
+        tell(f"Retrain  PREFECT_API_URL={record['prefect']} prefect deployment run {name}")
+    tell("Ctrl-C or `tessera down` stops all of it.")
+
+
+def _render_page(workspace: Workspace, links: dict[str, str], deployed: Sequence[str]) -> str:
+    """One HTML file with every address; it asks nobody for anything."""
+    folders = {"Logs": workspace.state / "logs", "Reports and adapters": workspace.state / "runs"}
+    rows = [(name, link, link) for name, link in links.items()]
+    rows += [(f"Runs of {name}", f"{links['Prefect']}/deployments", name) for name in deployed]
+    rows += [(name, path.as_uri(), str(path)) for name, path in folders.items()]
+    items = "".join(
+        f"<tr><th>{escape(name)}</th><td><a href='{escape(link, quote=True)}'>{escape(text)}</a></td></tr>"
+        for name, link, text in rows
+    )
+    style = "<style>body{font:16px system-ui;margin:3rem}th{text-align:left;padding:.3rem 2rem .3rem 0}</style>"
+    head = f"<!doctype html><meta charset=utf-8><title>Tessera</title>{style}"
+    return f"{head}<h1>Tessera</h1><table>{items}</table>"
 
 
 def _wait_until_well(service: Service) -> None:
@@ -201,18 +338,28 @@ def _wait_until_well(service: Service) -> None:
         time.sleep(0.5)
 
 
-def _require_free(port: int, option: str) -> None:
+def _choose_port(given: int | None, usual: int, option: str) -> int:
+    """The port named, which must be free; else the usual one or the next free one after it."""
+    if given is None:
+        return next(port for port in range(usual, 65536) if _is_free(port))
+    if not _is_free(given):
+        raise WorkspaceError(
+            f"port {given}",
+            expected="a free port on 127.0.0.1",
+            found="another program on it",
+            mend=f"Stop that program, choose another port with `{option}`, or leave the option out.",
+        )
+    return given
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise WorkspaceError(
-                f"port {port}",
-                expected="a free port on 127.0.0.1",
-                found="another program on it, perhaps an earlier `tessera up`",
-                mend=f"Stop that program or choose another port with `{option}`.",
-            ) from None
+            return False
+    return True
 
 
 def _interrupt(*_: object) -> None:

@@ -12,6 +12,7 @@ from typing import IO, Any, TypeVar
 
 from components.errors import TesseraError, TrainingError
 from components.training.job import JOB_FILE, STOP_SECONDS, Job, Result, Rung, load_result, load_rung, write_job
+from flows.gpus import gpu_slot
 from flows.progress import report
 
 Left = TypeVar("Left")
@@ -35,9 +36,9 @@ def run_recorded(record: dict[str, Any], name: str, code: Path) -> Result | None
     folder = Path(record["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JOB_FILE).write_text(json.dumps(record))
-    command = _command(int(record["domain"]["training"].get("devices", 1)), folder / JOB_FILE)
-    with (folder / "log.txt").open("ab") as stderr:
-        _run_process(command, stderr, name, code)
+    devices = int(record["domain"]["training"].get("devices", 1))
+    with gpu_slot(devices) as env, (folder / "log.txt").open("ab") as stderr:
+        _run_process(_command(devices, folder / JOB_FILE), stderr, name, env, code)
     return load_result(folder)
 
 
@@ -47,9 +48,9 @@ def _run_job(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
         return known
     path = write_job(job, job.folder / JOB_FILE)
     log = job.folder / "log.txt"
-    with log.open("ab") as stderr:
-        devices = job.domain.training.devices if job.action == "train" else 1
-        code = _run_process(_command(devices, path), stderr, name)
+    devices = job.domain.training.devices if job.action == "train" else 1
+    with gpu_slot(devices) as env, log.open("ab") as stderr:
+        code = _run_process(_command(devices, path), stderr, name, env)
     result = load()
     if result is None:
         raise TrainingError(
@@ -67,7 +68,9 @@ def _command(devices: int, path: Path) -> list[str]:
     return [sys.executable, "-m", *launcher, "components.training", str(path)]
 
 
-def _run_process(command: list[str], stderr: IO[bytes], name: str, code: Path | None = None) -> int:
+def _run_process(
+    command: list[str], stderr: IO[bytes], name: str, env: dict[str, str], code: Path | None = None
+) -> int:
     """Start the process and pass its events on until it ends. code: the folder whose packages it imports."""
     process = subprocess.Popen(
         command,
@@ -78,7 +81,7 @@ def _run_process(command: list[str], stderr: IO[bytes], name: str, code: Path | 
         start_new_session=True,
         cwd=code,
         # Threads that spin while they wait made a step eight times slower whenever another process wanted a core too.
-        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ} | ({"PYTHONPATH": str(code)} if code else {}),
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **env} | ({"PYTHONPATH": str(code)} if code else {}),
     )
     try:
         for line in process.stdout or ():

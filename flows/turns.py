@@ -1,7 +1,6 @@
-"""Promotion on several machines: one at a time for each domain, and an event that tells of it.
+"""One promotion of a domain at a time on all machines that share a Prefect server: a global concurrency limit.
 
-Both go by way of the Prefect server that PREFECT_API_URL names. Without one there is one workspace, whose file lock
-(`registry.lock_domain`) every move takes, and nobody to be told.
+Without a configured server the workspace's file lock (`registry.lock_domain`), which every move takes, is enough.
 """
 
 import os
@@ -9,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from components.errors import PromotionError
-from components.promotion.registry import Version
 
 #: The shortest lease that Prefect grants. A killed holder's slot is free again after it, and up to 15 s for the
 #: server's sweep; a live holder renews it.
@@ -46,27 +44,6 @@ def promotion_turn(domain: str) -> Iterator[None]:
                 f" {name}` shows the slot.",
             ) from error
         yield
-
-
-def announce(champion: Version) -> None:
-    """Tell the server that a domain has this champion now: an automation on the event can roll out what serves.
-
-    At least once for each move, rollbacks included; a follower takes the version that the event names.
-    """
-    if not os.environ.get("PREFECT_API_URL"):
-        return
-    from prefect.events import emit_event
-
-    emit_event(
-        event="tessera.champion.promoted",
-        resource={"prefect.resource.id": f"tessera.domain.{champion.domain}"},
-        payload={
-            "domain": champion.domain,
-            "version": champion.version,
-            "model_uri": f"models:/{champion.domain}/{champion.version}",
-            "adapter_sha256": champion.adapter_sha256,
-        },
-    )
 
 
 def _create_limit(name: str) -> None:

@@ -86,6 +86,33 @@ RETRAIN = record(
     report=TEXT,
 )
 SCHEMAS: dict[str, dict[str, Any]] = {
+    "deploy": record(
+        deployed=rows(
+            kind={"enum": ["work pool", "deployment", "automation"]},
+            name=TEXT,
+            change={"enum": ["created", "changed", "unchanged", "removed"]},
+            note=TEXT,
+        )
+    ),
+    "status": record(
+        workspace=TEXT,
+        mlflow=TEXT,
+        prefect={"type": ["string", "null"]},
+        pools=rows(name=TEXT, paused={"type": "boolean"}, workers_online={"type": "array", "items": TEXT}),
+        domains=rows(
+            domain=TEXT,
+            data_version=MD5,
+            data_name={"type": ["string", "null"]},
+            files=COUNT,
+            champion_version=VERSION,
+            champion_score={"type": ["object", "null"]},
+            verdict={"enum": [None, *VERDICT["enum"]]},
+            last_run={"type": ["object", "null"]},
+            running={"type": ["string", "null"]},
+            next_run={"type": ["string", "null"]},
+        ),
+    ),
+    "down": record(stopped={"type": "boolean"}),
     "demo": record(domain=TEXT, data_version=MD5, files=COUNT, raw=TEXT),
     "import": record(domain=TEXT, layout=TEXT, classes={"type": "array", "items": TEXT}, data_version=MD5, files=COUNT),
     "check": record(

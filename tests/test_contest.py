@@ -4,11 +4,10 @@ Processes are forked from this one, which has imported MLflow but never opens th
 """
 
 import os
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
 from multiprocessing import get_context
@@ -19,6 +18,7 @@ from typing import Any
 import mlflow.store.model_registry.sqlalchemy_store
 import mlflow.store.tracking.sqlalchemy_store  # loaded here, once for all children
 import pytest
+from servers import Servers, find_postgres
 
 from components import tracking
 from components.promotion import ledger, registry
@@ -37,25 +37,10 @@ def sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def postgresql(tmp_path: Path) -> Iterator[str]:
-    """A PostgreSQL of its own on a socket in a folder: nothing listens on a port."""
-    pytest.importorskip("psycopg2", reason="no driver for PostgreSQL: pip install psycopg2-binary")
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    found = shutil.which("initdb") or (str(binaries[-1] / "initdb") if binaries else None)
-    if found is None:
+    if find_postgres() is None:
         pytest.skip("no PostgreSQL: apt-get install postgresql")
-    user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
-    place = Path(subprocess.check_output(["mktemp", "-d", "/tmp/tessera-pg-XXXXXX"], text=True).strip())
-    if user:
-        shutil.chown(place, user)
-    run: dict[str, Any] = {"user": user, "check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
-    control = [str(Path(found).with_name("pg_ctl")), "-D", str(place / "data"), "-w", "-l", str(place / "log")]
-    subprocess.run([found, "-D", str(place / "data"), "-A", "trust", "-U", "postgres", "--no-sync"], **run)
-    subprocess.run([*control, "-o", f"-k {place} -h '' -F", "start"], **run)
-    try:
-        yield f"postgresql://postgres@/postgres?host={place}"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **run)
-        shutil.rmtree(place)
+    with ExitStack() as stack:
+        yield Servers(tmp_path, stack).start_postgres("mlflow")("postgresql+pg8000", "mlflow")
 
 
 def work(uri: str, place: Workspace, act: Callable[[], Any], answer: Any = None) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,17 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import DOMAIN, clean_environment, run_tessera
+from conftest import DOMAIN, clean_environment, free_port, run_tessera
 
 from components.workspace import REPOSITORY
 
 pytestmark = pytest.mark.slow
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(what: str, seconds: float, process: subprocess.Popen[str], log: Path) -> str:
@@ -36,7 +29,7 @@ def _wait_for(what: str, seconds: float, process: subprocess.Popen[str], log: Pa
 
 def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -> None:
     assert run_tessera(workspace, "check", DOMAIN).code == 0
-    api, mlflow = _free_port(), _free_port()
+    api, mlflow = free_port(), free_port()
     log = tmp_path / "up.log"
     command = [sys.executable, "-m", "flows.cli", "up", "--workspace", str(workspace)]
     ports = ["--prefect-port", str(api), "--mlflow-port", str(mlflow)]
@@ -45,7 +38,7 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
             command + ports, stdout=output, stderr=output, env=clean_environment(), cwd=REPOSITORY, text=True
         )
     try:
-        _wait_for("Ctrl-C stops", 150, up, log)
+        _wait_for("stops all of it", 150, up, log)
         assert httpx.get(f"http://127.0.0.1:{mlflow}/health").status_code == 200
         state = _run_deployment(f"http://127.0.0.1:{api}/api")
         assert state == "COMPLETED"

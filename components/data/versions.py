@@ -226,31 +226,35 @@ def _is_there(workspace: Workspace, domain: str, wanted: NamedVersion) -> bool:
     )
 
 
-def restore_copy(workspace: Workspace, md5: str, folder: Path) -> None:
-    """The images of any version in the cache or on the remote, by its hash, into a new folder; every file checked."""
+def restore_copy(workspace: Workspace, md5: str, target: Path) -> None:
+    """Put the images of a version, by its hash, into a folder that is not there yet; raw/ stays as it is."""
     cache = versioning.fetch_objects(workspace, [md5], whole=True)
-    _copy_listing(workspace, cache, md5, folder, md5)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}-{os.getpid()}.partial")
+    _lay_out(workspace, cache, md5, new)
+    os.replace(new, target)
 
 
 def _replace_raw(workspace: Workspace, domain: str, cache: Path, named: NamedVersion) -> None:
-    """Copy beside, checking every hash, and rename: what is killed leaves the old images or the new ones."""
+    """Copy beside, and rename: what is killed leaves the old images or the new ones."""
     raw = workspace.raw(domain)
     new, old = (raw.with_name(f".raw-{kind}-{os.getpid()}.partial") for kind in ("new", "old"))
-    for left in (new, old):  # of a killed process with our number, as containers give them out
-        shutil.rmtree(left, ignore_errors=True)
-    _copy_listing(workspace, cache, named.md5, new, named.name)
+    shutil.rmtree(old, ignore_errors=True)  # of a killed process with our number, as containers give them out
+    _lay_out(workspace, cache, named.md5, new)
     if raw.exists():
         os.replace(raw, old)
     os.replace(new, raw)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _copy_listing(workspace: Workspace, cache: Path, md5: str, new: Path, name: str) -> None:
+def _lay_out(workspace: Workspace, cache: Path, md5: str, folder: Path) -> None:
+    """The files of a version in their places, every hash checked."""
+    shutil.rmtree(folder, ignore_errors=True)
     listing = load_listing(cache, md5)
-    for folder in {(new / resolve_inside(path, "", name)).parent for path in listing}:
-        folder.mkdir(parents=True, exist_ok=True)
+    for parent in {(folder / resolve_inside(path, "", md5)).parent for path in listing}:
+        parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda item: _copy_object(cache, item[1], new / item[0], workspace), listing.items()))
+        list(pool.map(lambda item: _copy_object(cache, item[1], folder / item[0], workspace), listing.items()))
 
 
 def _copy_object(cache: Path, md5: str, target: Path, workspace: Workspace) -> None:

@@ -1,0 +1,196 @@
+"""Many domains retrained through one Prefect server and two workers: what orchestration costs beside the training.
+
+    python benchmarks/fleet.py [--domains 50] [--workers 2] [--candidates linear] [--json FILE]
+
+Claim: fleet.json beside this file. Every domain is a toy (the bundled generator's pictures, 32 px, embedded backbone),
+retrained by its deployment, all of them asked for at once. Ideal: the seconds of training of all, shared by the
+workers. Delay: from when a run was due to when it began, less the time in which all workers were busy with others; it
+is what the scheduler adds. Memory: the largest resident set of the Prefect server, sampled twice a second.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import yaml
+
+from components.data import versioning
+from components.data.synthetic import create_surface_defects
+from components.workspace import Workspace
+from flows.schedules import POOL
+from flows.services import Service, create_services
+
+CLASSES = ["none", "scratch", "pit", "crack", "inclusion", "stain"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domains", type=int, default=50)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--candidates", nargs="+", default=["linear"])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        place = Workspace(Path(folder))
+        place.activate()
+        names = create_domains(place, options.domains, options.candidates, options.epochs)
+        found = measure(place, names, options.workers, stack)
+    facts = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), **vars(options), "json": None} | found
+    print(json.dumps(facts, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def create_domains(place: Workspace, count: int, candidates: list[str], epochs: int) -> list[str]:
+    """Domains with pictures of their own, recorded by DVC, so that a retrain finds them as a user's."""
+    versioning.require_repository(place)
+    names = [f"part_{number:03}" for number in range(count)]
+    for number, name in enumerate(names):
+        create_surface_defects(place.raw(name), lots=8, images_per_lot=6, size=64, seed=number)
+        record = {
+            "name": name,
+            "task": "classification",
+            "classes": CLASSES,
+            "layout": {"kind": "csv", "mask": "mask", "boxes": "boxes"},
+            "group": "lot",
+            "backbone": "embedded",
+            "img_size": 32,
+            "candidates": candidates,
+            "training": {"epochs": epochs, "warmup_epochs": 0.5, "batch_size": 16},
+            "gates": {"floor": 0.0},
+        }
+        place.domain_file(name).write_text(yaml.safe_dump(record, sort_keys=False))
+        versioning.register_domain(place, name)
+        versioning.record_version(place, name)
+    return names
+
+
+def measure(place: Workspace, names: list[str], workers: int, stack: ExitStack) -> dict[str, Any]:
+    api, mlflow = find_port(), find_port()
+    servers, (worker, *_) = create_services(place, api, mlflow, [POOL])
+    for service in servers:
+        start(service, stack)
+    for service in servers:
+        wait(service)
+    os.environ |= {
+        "PREFECT_API_URL": f"http://127.0.0.1:{api}/api",
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}",
+    }
+    subprocess.run([sys.executable, "-m", "flows.cli", "deploy", "--workspace", str(place.root)], check=True)
+    worker.env |= {key: os.environ[key] for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
+    command = [*worker.command]
+    command[command.index("--limit") + 1] = str(workers)
+    worker.command = command
+    start(worker, stack)
+    asked = time.time()
+    for name in names:
+        deployment = ask(f"deployments/name/retrain/{name}")["id"]
+        ask(f"deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}})
+    runs, peak = follow(servers[0], len(names))
+    wall = time.time() - asked
+    training = sum(read_training(place, name) for name in names)
+    ended = [run for run in runs if run["state_type"] == "COMPLETED"]
+    return {
+        "completed": len(ended),
+        "wall": round(wall, 1),
+        "training": round(training, 1),
+        "ideal": round(training / workers, 1),
+        "seconds_a_retrain": round(median(run["total_run_time"] for run in ended), 1) if ended else None,
+        "delay_median": round(median(find_delays(runs, workers)), 2),
+        "delay_max": round(max(find_delays(runs, workers)), 2),
+        "server_mb": round(peak / 1e6),
+    }
+
+
+def find_delays(runs: list[dict[str, Any]], workers: int) -> list[float]:
+    """Seconds between the moment a slot was free for a run and its start, in the order in which they began."""
+    begun = sorted((seconds(run["start_time"]), seconds(run["end_time"])) for run in runs if run["end_time"])
+    due = min(seconds(run["expected_start_time"]) for run in runs)
+    free = [due] * workers
+    delays = []
+    for start_time, end_time in begun:
+        free.sort()
+        delays.append(max(0.0, start_time - free[0]))
+        free[0] = end_time
+    return delays
+
+
+def seconds(text: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(text).timestamp()
+
+
+def read_training(place: Workspace, name: str) -> float:
+    """Seconds that the domain's candidates trained."""
+    results = place.runs(name).glob("*/*-s*/result.json")
+    return sum(float(json.loads(path.read_text())["seconds"]) for path in results)
+
+
+def follow(server: Service, count: int) -> tuple[list[dict[str, Any]], int]:
+    """Wait until as many runs are over; returns them and the server's largest memory in bytes."""
+    peak, told = 0, 0.0
+    while True:
+        peak = max(peak, measure_memory(server))
+        runs = [run for page in range(0, count, 200) for run in ask("flow_runs/filter", {"offset": page})]
+        runs = [run for run in runs if run["deployment_id"]]
+        over = [run for run in runs if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
+        if len(over) >= count:
+            return runs, peak
+        if time.monotonic() - told > 30:
+            told = time.monotonic()
+            print(f"{len(over)} of {count} retrains are over", file=sys.stderr)
+        time.sleep(0.5)
+
+
+def measure_memory(server: Service) -> int:
+    """Resident bytes of the process that listens, the server's own or a child of it."""
+    assert server.process is not None
+    pages = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            group = int((folder / "stat").read_text().rpartition(")")[2].split()[2])
+            if group == server.process.pid:
+                pages += int((folder / "statm").read_text().split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def ask(path: str, body: dict[str, Any] | None = None) -> Any:
+    url = f"{os.environ['PREFECT_API_URL']}/{path}"
+    answer = httpx.get(url, timeout=60) if body is None else httpx.post(url, json=body, timeout=60)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def start(service: Service, stack: ExitStack) -> None:
+    service.start()
+    stack.callback(service.stop)
+
+
+def wait(service: Service) -> None:
+    while not service.is_well():
+        service.require_alive()
+        time.sleep(0.5)
+
+
+def find_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()

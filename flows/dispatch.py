@@ -1,0 +1,317 @@
+"""Candidates on a work pool: what a retrain sends, what a worker does with it, and how the result comes back.
+
+    retrain                                    worker of the pool, perhaps another machine
+      Order (settings, version, hashes) ──▶      images by hash from the DVC remote, manifest from MLflow
+      wait, all candidates at once               the same code as in a retrain's own process, one GPU slot
+      adapter, predictions, result  ◀── MLflow ── one child run a candidate
+
+Nothing but the order goes through Prefect, and nothing comes back through it: a result is the finished child run of
+the same data, settings and code. So a retrain that is killed finds what its candidates did meanwhile, and one whose
+worker dies sends the order again, to go on from the checkpoint where that is on the same machine.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+from components import tracking
+from components.data import versions
+from components.data.versioning import DataVersion, read_version, require_repository
+from components.domain import Domain, Strict
+from components.errors import TrackingError, TrainingError, WorkspaceError
+from components.models.tuners import Tuner, create_tuners
+from components.training.job import Job, load_result
+from components.workspace import Workspace, find_workspace
+from flows.candidates import describe_result, train_job
+from flows.plan import Plan, hash_code
+from flows.progress import report
+from flows.search import search_options
+from prefect import flow, get_run_logger
+
+FLOW = "train_candidate"
+POLL_SECONDS = 1.0
+PATIENCE = 300.0  # seconds without an answer of the Prefect server: it may be restarted meanwhile
+TRIES = 3  # orders for one candidate whose workers die
+UNHEARD = 30.0  # seconds after which it is said that no worker takes the order
+WAITING = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
+LOST = ("CRASHED", "CANCELLED", "CANCELLING")
+
+
+class Order(Strict):
+    """One candidate to be searched or trained, and everything a worker must know of the retrain.
+
+    place: host and workspace of the sender, whose images are used where they are. fresh: nothing that an earlier
+    retrain made counts. manifest: sha256 of the manifest, which is an artifact of the parent run.
+    components: hash of the code that results depend on.
+    """
+
+    action: Literal["search", "train"]
+    name: str
+    tuner: dict[str, Any]
+    parent: str
+    fresh: bool
+    domain: Domain
+    version: DataVersion
+    code: str
+    components: str
+    fingerprint: str
+    manifest: str
+    place: str
+
+    @property
+    def key(self) -> str:
+        """What two orders for the same work have in common; a fresh one is shared by nobody else."""
+        facts = [self.action, self.fingerprint, self.name, self.parent if self.fresh else ""]
+        return f"order:{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}"
+
+
+def find_pool(domain: Domain) -> str | None:
+    """The work pool that trains the domain's candidates: the named one, where a Prefect server is configured."""
+    from prefect.settings import get_current_settings
+
+    return domain.work_pool if get_current_settings().api.url else None
+
+
+# The sender's side
+
+
+def train_on_pool(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
+    """Have a worker train the candidate, and bring its files to where they would be if it was trained here."""
+    label, own = name.rpartition("-s")[0], parent if fresh else None
+    found = tracking.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, own)
+    if found is None:
+        send(_write_order(plan, parent, "train", name, job.tuner, fresh), _require_pool(plan))
+        found = tracking.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, own)
+    if found is None:
+        raise TrackingError(
+            f"candidate {name}",
+            expected="its finished run in MLflow, now that its worker is done",
+            found="none",
+            mend="Worker and retrain must use one MLflow server: compare MLFLOW_TRACKING_URI of both.",
+        )
+    tracking.adopt_child(parent, found)
+    result = load_result(job.folder)
+    if result is None or fresh:
+        result = tracking.fetch_candidate(found, job.folder)
+    return describe_result(plan, result) | {"run_id": found}
+
+
+def search_on_pool(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
+    """Have a worker do the search; its trials are in MLflow then, from which the same search is read here."""
+    order = _write_order(plan, parent, "search", tuner.label, tuner.model_dump(mode="json"), fresh)
+    send(order, _require_pool(plan))
+    return search_options(plan, parent, tuner, fresh)
+
+
+def _require_pool(plan: Plan) -> str:
+    if (pool := find_pool(plan.domain)) is None:
+        raise ValueError("the domain trains in its own process")
+    return pool
+
+
+def _write_order(
+    plan: Plan, parent: str, action: Literal["search", "train"], name: str, tuner: dict[str, Any], fresh: bool
+) -> Order:
+    """A backbone file inside the workspace is named from there, for the worker's workspace is another folder."""
+    backbone = Path(plan.domain.backbone)
+    if backbone.is_relative_to(plan.workspace.root):
+        backbone = backbone.relative_to(plan.workspace.root)
+    return Order(
+        action=action,
+        name=name,
+        tuner=tuner,
+        parent=parent,
+        fresh=fresh,
+        domain=plan.domain.model_copy(update={"backbone": str(backbone)}),
+        version=plan.version,
+        code=plan.code,
+        components=hash_code(),
+        fingerprint=plan.fingerprint,
+        manifest=hashlib.sha256(plan.manifest.read_bytes()).hexdigest(),
+        place=_name_place(plan.workspace),
+    )
+
+
+def _name_place(workspace: Workspace) -> str:
+    return f"{os.uname().nodename}:{workspace.root}"
+
+
+def send(order: Order, pool: str) -> None:
+    """Run the order on the pool and wait for its end. Raises TrainingError when it failed, or its workers died."""
+    for _ in range(TRIES):
+        state, message = _follow(order, pool, _submit(order, pool))
+        if state == "COMPLETED":
+            return
+        if state not in LOST:
+            break
+        report("note", text=f"{order.name} was lost on pool {pool} ({message or state.lower()}); it is sent again.")
+    raise TrainingError(
+        f"{order.name} on work pool {pool}",
+        expected="the candidate trained",
+        found=message or state.lower(),
+        mend="The same command goes on from what there is; the flow run's page in Prefect has its log.",
+    )
+
+
+def _submit(order: Order, pool: str) -> Any:
+    """The flow run of this order: one that an earlier retrain sent and that is not over, or a new one."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.deployments import run_deployment
+    from prefect.exceptions import ObjectNotFound
+
+    wanted = {"tags": {"all_": [order.key]}, "state": {"type": {"any_": WAITING}}}
+    with get_client(sync_client=True) as client:
+        known = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted), limit=1)
+    if known:
+        return known[0].id
+    try:
+        run = run_deployment(
+            f"{FLOW}/{pool}",
+            parameters={"order": order.model_dump(mode="json")},
+            flow_run_name=f"{order.action} {order.domain.name} {order.name}",
+            tags=["tessera", order.domain.name, order.key],
+            timeout=0,
+        )
+    except ObjectNotFound:
+        raise WorkspaceError(
+            f"work pool {pool}",
+            expected=f"a deployment {FLOW}/{pool} on the Prefect server",
+            found="none",
+            mend="Run `tessera deploy`, and start a worker: `prefect worker start --pool " + pool + "`.",
+        ) from None
+    return run.id  # type: ignore[union-attr]
+
+
+def _follow(order: Order, pool: str, run_id: Any) -> tuple[str, str]:
+    """Type and message of the run's last state. A server that is away is waited for; our own end cancels the run."""
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelling
+
+    heard = began = time.monotonic()
+    told = False
+    try:
+        while True:
+            state = _read_state(run_id)
+            if state is not None:
+                heard = time.monotonic()
+                if state.is_final():
+                    return state.type.value, state.message or ""
+                if not told and state.type.value in ("SCHEDULED", "PENDING") and heard - began > UNHEARD:
+                    told = True
+                    report("note", text=f"{order.name} waits for a free worker of pool {pool}.")
+            elif time.monotonic() - heard > PATIENCE:
+                return "UNKNOWN", f"the Prefect server did not answer for {PATIENCE:.0f} s"
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(run_id, Cancelling(message="the retrain was stopped"))
+        raise
+
+
+def _read_state(run_id: Any) -> Any:
+    """None when the server does not answer."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run(run_id).state
+    except httpx.TransportError:
+        return None
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code < 500:
+            raise
+        return None
+
+
+# The worker's side
+
+
+@flow(name=FLOW, persist_result=False)
+def train_candidate(order: dict[str, Any]) -> None:
+    """What a worker runs: search or train one candidate, leaving everything in MLflow."""
+    wanted = Order.model_validate(order)
+    home = find_workspace()
+    home.activate()
+    tracking.connect(home)
+    plan = receive(wanted, home)
+    (tuner,) = plan.tuners
+    if wanted.action == "search":
+        search_options(plan, wanted.parent, tuner, wanted.fresh)
+        return
+    job = plan.create_jobs()[wanted.name]
+    if wanted.fresh:
+        job = job.model_copy(update={"folder": plan.folder / f"{wanted.name}-{wanted.parent[:12]}"})
+    row = train_job(plan, wanted.parent, wanted.name, job)
+    get_run_logger().info("%s: val %.3f, MLflow run %s", wanted.name, row["val"], row["run_id"])
+
+
+def receive(order: Order, home: Workspace) -> Plan:
+    """The sender's plan on this machine, its images and manifest in place."""
+    if order.components != hash_code():
+        raise WorkspaceError(
+            f"worker on {os.uname().nodename}",
+            expected=f"the code of the retrain, git commit {order.code[:12]}",
+            found="other code in components/",
+            mend="Bring worker and sender to the same commit; a result is named by the code that made it.",
+        )
+    place = home if order.place == _name_place(home) and _has(home, order) else _fetch(order, home)
+    domain = order.domain
+    if domain.backbone.endswith(".safetensors"):
+        domain = domain.model_copy(update={"backbone": str(home.root / domain.backbone)})
+    tuners = create_tuners([order.tuner])
+    return Plan(place, domain, tuners, order.version, order.code, order.fingerprint)
+
+
+def _has(home: Workspace, order: Order) -> bool:
+    """Whether the workspace still is as the sender left it."""
+    manifest = _manifest(home, order)
+    return (
+        home.raw(order.domain.name).is_dir()
+        and read_version(home, order.domain.name).md5 == order.version.md5
+        and manifest.exists()
+        and hashlib.sha256(manifest.read_bytes()).hexdigest() == order.manifest
+    )
+
+
+def _manifest(place: Workspace, order: Order) -> Path:
+    return place.derived(order.domain.name) / "manifest.parquet"
+
+
+def _fetch(order: Order, home: Workspace) -> Workspace:
+    """A place of the data version's own in this workspace, so that orders for two versions do not meet."""
+    name = order.domain.name
+    place = Workspace(home.state / "work" / f"{name}-{order.version.md5[:12]}-{order.manifest[:12]}")
+    place.state.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.state / "fetch.lock"):
+        if not (place.state / "cache").exists():
+            home.cache.mkdir(parents=True, exist_ok=True)
+            (place.state / "cache").symlink_to(home.cache)  # one bounded cache a machine
+        if not place.raw(name).is_dir():
+            require_repository(home)
+            versions.restore_copy(home, order.version.md5, place.raw(name))
+        if not (manifest := _manifest(place, order)).exists():
+            _fetch_manifest(order, manifest)
+    return place
+
+
+def _fetch_manifest(order: Order, target: Path) -> None:
+    partial = target.with_name("manifest.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(tracking.fetch_file(order.parent, "data/manifest.parquet"), partial)
+    found = hashlib.sha256(partial.read_bytes()).hexdigest()
+    if found != order.manifest:
+        raise TrackingError(
+            f"manifest of {order.domain.name}",
+            expected=f"the file with sha256 {order.manifest[:12]} that the retrain left in MLflow",
+            found=f"sha256 {found[:12]}",
+            mend="Run the retrain again; if it stays, the artifact store damages files.",
+        )
+    os.replace(partial, target)

@@ -1,0 +1,108 @@
+"""One GPU holds one training: `with gpu_slot() as env` waits for a free one and names it to the training process.
+
+The slots are Prefect's global concurrency limits, one a GPU, where a server is configured: `prefect gcl ls` and the
+Concurrency page show who has what, and a holder that died loses its slot after LEASE_SECONDS. Without a server a file
+lock a GPU does the same for this machine. GPUs are asked of the driver's own tool, so that torch need not start.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LEASE_SECONDS = 60.0  # the shortest that Prefect takes
+TRY_SECONDS = 2.0  # for one GPU, before the next one is tried
+
+
+def list_gpus() -> list[str]:
+    """The UUIDs of the GPUs this process may use, in the order of CUDA_VISIBLE_DEVICES where that is set."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=index,uuid", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode != 0:
+        return []
+    uuids = dict(line.replace(" ", "").split(",") for line in done.stdout.splitlines() if "," in line)
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        return list(uuids.values())
+    names = [name.strip() for name in allowed.split(",") if name.strip()]
+    return [uuids.get(name, name) for name in names if name in uuids or name in uuids.values()]
+
+
+def count_gpus() -> int:
+    return len(list_gpus())
+
+
+@contextlib.contextmanager
+def gpu_slot(devices: int = 1) -> Iterator[dict[str, str]]:
+    """Hold as many GPUs as the training wants, and say by environment which; nothing where the machine has none.
+
+    Several are taken in one order by everybody, so that two trainings of two never wait for one another.
+    """
+    uuids = list_gpus()
+    if not uuids:
+        yield {}
+        return
+    with contextlib.ExitStack() as held:
+        if devices >= len(uuids):
+            taken = sorted(uuids)
+            for uuid in taken:
+                _take_any(held, [uuid])
+        else:
+            with _hold(f"gpus-of-{os.uname().nodename}", None):  # one training chooses at a time
+                taken = []
+                for _ in range(devices):
+                    taken.append(_take_any(held, [uuid for uuid in uuids if uuid not in taken]))
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(taken)}
+
+
+def _take_any(held: contextlib.ExitStack, uuids: list[str]) -> str:
+    """Wait until one of the GPUs is free and hold it."""
+    while True:
+        for uuid in uuids:
+            try:
+                held.enter_context(_hold(f"gpu-{uuid}", TRY_SECONDS))
+            except TimeoutError:
+                continue
+            return uuid
+        time.sleep(TRY_SECONDS)
+
+
+@contextlib.contextmanager
+def _hold(name: str, seconds: float | None) -> Iterator[None]:
+    """Raises TimeoutError when it is somebody else's for so long; None waits for ever."""
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url is None:
+        lock = FileLock(Path(tempfile.gettempdir()) / f"tessera-{name}.lock", mode=0o666)
+        try:
+            lock.acquire(timeout=-1 if seconds is None else seconds)
+        except Timeout:
+            raise TimeoutError(name) from None
+        try:
+            yield
+        finally:
+            lock.release()
+        return
+    from prefect.client.orchestration import get_client
+    from prefect.concurrency.sync import concurrency
+
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(name, 1)
+    with concurrency(
+        name,
+        occupy=1,
+        timeout_seconds=seconds,
+        lease_duration=LEASE_SECONDS,
+        strict=True,
+        raise_on_lease_renewal_failure=False,
+    ):
+        yield

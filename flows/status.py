@@ -1,0 +1,125 @@
+"""`tessera status`: every domain in one row, from the files here, MLflow and, where there is one, Prefect."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from components import tracking
+from components.data.versioning import read_version
+from components.data.versions import list_versions
+from components.domain import Domain
+from components.promotion import registry
+from components.workspace import Workspace
+from flows.schedules import POOL, load_domains
+
+ONLINE_SECONDS = 120.0  # a worker tells of itself every 30
+
+
+def status(workspace: Workspace) -> dict[str, Any]:
+    """All domains that have images, and the servers asked."""
+    tracking.connect(workspace)
+    domains = load_domains(workspace)
+    server = _ask_prefect(domains)
+    return {
+        "workspace": str(workspace.root),
+        "mlflow": tracking.hide_password(workspace.tracking_uri),
+        "prefect": server["url"],
+        "pools": server["pools"],
+        "domains": [_describe(workspace, domain, server["domains"].get(domain.name, {})) for domain in domains],
+    }
+
+
+def _describe(workspace: Workspace, domain: Domain, known: Mapping[str, Any]) -> dict[str, Any]:
+    here = read_version(workspace, domain.name)
+    named = [version.name for version in list_versions(workspace, domain.name) if version.md5 == here.md5]
+    champion = registry.load_version(domain.name, registry.CHAMPION)
+    last = tracking.load_last_result(domain.name)
+    return {
+        "domain": domain.name,
+        "data_version": here.md5,
+        "data_name": named[-1] if named else None,
+        "files": here.files,
+        "champion_version": None if champion is None else champion.version,
+        "champion_data": None if champion is None else champion.data_version,
+        "champion_score": None if champion is None else _find_score(last, champion.version, champion.run_id),
+        "verdict": None if last is None else last.get("verdict"),
+        "last_seconds": None if last is None else last.get("seconds"),
+        "work_pool": domain.work_pool,
+        "last_run": known.get("last"),
+        "running": known.get("running"),
+        "next_run": known.get("next"),
+    }
+
+
+def _find_score(last: Mapping[str, Any] | None, version: int, run_id: str) -> dict[str, float] | None:
+    """The champion's test score: its own row of the last retrain, or what its run says."""
+    if last is not None and last.get("challenger_version") == version:
+        row = next((row for row in last["candidates"] if row.get("selected")), None)
+        if row is not None:
+            return dict(row["test"])
+    return tracking.load_test_score(run_id)
+
+
+def _ask_prefect(domains: list[Domain]) -> dict[str, Any]:
+    """Runs, schedules and workers; nothing without a configured server, and why where it does not answer."""
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    empty: dict[str, Any] = {"url": url, "pools": [], "domains": {}}
+    if url is None:
+        return empty
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            pools = [_describe_pool(client, pool) for pool in client.read_work_pools()]
+            return empty | {"pools": pools, "domains": {domain.name: _ask_runs(client, domain) for domain in domains}}
+    except httpx.TransportError as error:
+        return empty | {"url": f"{url} does not answer ({error})"}
+
+
+def _describe_pool(client: Any, pool: Any) -> dict[str, Any]:
+    online = list_online(client, pool.name)
+    return {"name": pool.name, "retrains": pool.name == POOL, "paused": pool.is_paused, "workers_online": online}
+
+
+def list_online(client: Any, pool: str) -> list[str]:
+    """Workers of a pool that were heard lately."""
+    since = datetime.now(UTC) - timedelta(seconds=ONLINE_SECONDS)
+    workers = client.read_workers_for_work_pool(pool)
+    return [worker.name for worker in workers if worker.last_heartbeat_time and worker.last_heartbeat_time > since]
+
+
+def _ask_runs(client: Any, domain: Domain) -> dict[str, Any]:
+    """The latest finished, the running and the next retrain of a domain."""
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        deployment = client.read_deployment_by_name(f"retrain/{domain.name}")
+    except ObjectNotFound:
+        return {}
+
+    def find(states: list[str], sort: Any) -> Any:
+        found = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": states}}}),
+            deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment.id]}}),
+            sort=sort,
+            limit=1,
+        )
+        return found[0] if found else None
+
+    ended = find(["COMPLETED", "FAILED", "CRASHED", "CANCELLED"], FlowRunSort.END_TIME_DESC)
+    running = find(["RUNNING", "PENDING"], FlowRunSort.START_TIME_DESC)
+    coming = find(["SCHEDULED"], FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC)
+    return {
+        "last": None if ended is None else {"state": ended.state_name, "when": _write_time(ended.end_time)},
+        "running": None if running is None else _write_time(running.start_time),
+        "next": None if coming is None else _write_time(coming.next_scheduled_start_time),
+    }
+
+
+def _write_time(when: datetime | None) -> str | None:
+    return None if when is None else when.astimezone(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,229 @@
+"""Retrains in a team's installation: real servers with logins, images on S3, workers in workspaces of their own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from conftest import DOMAIN, TINY, Answer, clean_environment, create_workspace, run_tessera
+from schemas import SCHEMAS
+from servers import SECRETS, Team, answers, end, find_postgres, find_processes, wait_until
+
+from components.training.job import Job, load_result
+from components.workspace import REPOSITORY, Workspace
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_postgres() is None, reason="no PostgreSQL here: apt-get install postgresql"),
+]
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[Team]:
+    root = tmp_path_factory.mktemp("team")
+    with ExitStack() as stack:
+        head = create_workspace(root / "head", images, work_pool="gpu")
+        found = Team(root, stack, head=head)
+        found.start_servers()
+        assert run_tessera(head, "check", DOMAIN).code == 0
+        config = head / ".dvc" / "config"
+        remote = f"['remote \"team\"']\n    url = s3://images/dvc\n    endpointurl = {found.s3}\n"
+        config.write_text(config.read_text().replace("remote = local", "remote = team") + remote)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def deployed(team: Team) -> Answer:
+    return team.tessera("deploy")
+
+
+@pytest.fixture(scope="module")
+def worker(team: Team, deployed: Answer) -> Path:
+    """A clone with the team's DVC settings, and no images."""
+    place = team.root / "worker"
+    place.mkdir()
+    for name in (".dvc/config", "dvc.yaml"):
+        (place / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(team.head / name, place / name)
+    team.start_worker("worker", "gpu", place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def retrained(team: Team, worker: Path) -> Answer:
+    return team.tessera("retrain", DOMAIN)
+
+
+def test_deploying_tells_what_it_did_and_does_it_once(team: Team, deployed: Answer) -> None:
+    assert deployed.code == 0, deployed.stderr
+    jsonschema.validate(deployed.outcome, SCHEMAS["deploy"])
+    assert _changes(deployed) == {
+        "tessera": "created",
+        "gpu": "created",
+        f"retrain/{DOMAIN}": "created",
+        "train_candidate/gpu": "created",
+        "tessera: runs that went silent": "created",
+    }
+    assert set(_changes(team.tessera("deploy")).values()) == {"unchanged"}
+
+
+def _changes(answer: Answer) -> dict[str, str]:
+    return {row["name"]: row["change"] for row in answer.outcome["deployed"]}
+
+
+def test_a_worker_elsewhere_trains_the_same_bits(team: Team, worker: Path, retrained: Answer) -> None:
+    """The images come by hash from the remote, the manifest and the results go through MLflow."""
+    assert retrained.code == 0, retrained.stderr
+    jsonschema.validate(retrained.outcome, SCHEMAS["retrain"])
+    assert retrained.outcome["verdict"] == "PROMOTE"
+    runs = team.runs("train_candidate")
+    assert sorted(run["name"] for run in runs) == [f"train {DOMAIN} linear-s0", f"train {DOMAIN} vpt-deep-s0"]
+    assert {run["state_type"] for run in runs} == {"COMPLETED"}
+    assert list((worker / ".tessera" / "work").glob(f"{DOMAIN}-*/data/{DOMAIN}/raw/images/*.jpg"))
+    assert not (worker / "data").exists()
+    for row in retrained.outcome["candidates"]:
+        assert _train_here(team, f"{row['tuner']}-s{row['seed']}") == row["adapter_sha256"]
+
+
+def _train_here(team: Team, name: str) -> str:
+    """Hash of the adapter that this process makes of the head's own images."""
+    from components.training.run import run_job
+
+    (place,) = (team.head / ".tessera" / "runs" / DOMAIN).glob(f"*/{name}")
+    (order,) = (team.root / "worker" / ".tessera" / "work").glob(f"*/.tessera/runs/{DOMAIN}/*/{name}/job.json")
+    head = Workspace(team.head)
+    moved = {"raw": head.raw(DOMAIN), "manifest": head.derived(DOMAIN) / "manifest.parquet"}
+    moved |= {"folder": team.root / "here" / name, "cache": head.cache}
+    run_job(Job.model_validate_json(order.read_text()).model_copy(update=moved), lambda event, **facts: None)
+    result = load_result(moved["folder"])
+    assert result is not None
+    assert load_result(place) is not None
+    return result.adapter_sha256
+
+
+def test_a_named_version_and_a_clock_start_retrains(team: Team, retrained: Answer) -> None:
+    """An event gives one run, an interval many; all are done by the one worker, the answer being known, in seconds.
+
+    What was late is caught up with, one after the other; a schedule that is taken out leaves no run behind.
+    """
+    _change(team, schedule={"interval_hours": 8 / 3600, "on_version": True})
+    changes = _changes(team.tessera("deploy"))
+    assert (changes[f"retrain/{DOMAIN}"], changes["train_candidate/gpu"]) == ("changed", "unchanged")
+    assert changes[f"tessera: retrain {DOMAIN} on a new data version"] == "created"
+    assert team.tessera("version", DOMAIN).outcome["status"] == "named"
+    found = wait_until(lambda: [run for run in _retrains(team) if not run["auto_scheduled"]], 60, "the event's run")
+    assert len(found) == 1
+    wait_until(lambda: len(_late(team)) >= 2, 120, "late runs")
+    team.start_worker("retrainer", "tessera", team.head)
+    done = wait_until(
+        lambda: len(runs := [run for run in _retrains(team) if run["state_type"] == "COMPLETED"]) >= 3 and runs,
+        300,
+        "three retrains",
+    )
+    assert not {run["state_type"] for run in _retrains(team)} & {"FAILED", "CRASHED"}
+    assert any(run["auto_scheduled"] for run in done)
+    assert len(team.runs("train_candidate")) == len(retrained.outcome["candidates"])  # nothing was trained again
+    _change(team)
+    changes = _changes(team.tessera("deploy"))
+    assert (changes[f"retrain/{DOMAIN}"], changes[f"tessera: retrain {DOMAIN} on a new data version"]) == (
+        "changed",
+        "removed",
+    )
+    assert not [run for run in _retrains(team) if run["state_type"] == "SCHEDULED"]
+    status = team.tessera("status")
+    jsonschema.validate(status.outcome, SCHEMAS["status"])
+    (row,) = status.outcome["domains"]
+    assert (row["data_name"], row["champion_version"], row["verdict"]) == (f"{DOMAIN}@v1", 1, "PROMOTE")
+    assert row["last_run"]["state"] == "Completed"
+    assert {pool["name"]: pool["workers_online"] for pool in status.outcome["pools"]} == {
+        "gpu": ["worker"],
+        "tessera": ["retrainer"],
+    }
+
+
+def _change(team: Team, **changes: Any) -> None:
+    file = team.head / "data" / DOMAIN / "domain.yaml"
+    file.write_text(yaml.safe_dump(TINY | {"work_pool": "gpu"} | changes, sort_keys=False))
+
+
+def _retrains(team: Team) -> list[dict[str, Any]]:
+    """Those that the server started; one from the command line has no deployment."""
+    return [run for run in team.runs("retrain") if run["deployment_id"]]
+
+
+def _late(team: Team) -> list[dict[str, Any]]:
+    return [run for run in _retrains(team) if run["state_name"] == "Late"]
+
+
+def test_killed_worker_and_restarted_server_cost_time_and_nothing_else(team: Team, retrained: Answer) -> None:
+    """Worker, flow run and training killed outright at once, and the Prefect server restarted meanwhile: the run is
+    called crashed within two minutes, the order is sent again, and a new worker goes on from the checkpoint."""
+    before = {run["id"] for run in team.runs("train_candidate")}
+    with _retrain(team, "candidates=[{kind: vpt, num_prompts: 2}]", "training.epochs=100") as retrain:
+        worker = team.root / "worker"
+        wait_until(lambda: list(worker.rglob("checkpoint.safetensors")), 240, "a checkpoint")
+        (lost,) = {run["id"] for run in team.runs("train_candidate")} - before
+        killed = time.monotonic()
+        for name in ("prefect", "worker"):
+            team.kill(name)
+        for pid in find_processes("prefect.engine", worker) + find_processes("components.training", worker):
+            os.kill(pid, signal.SIGKILL)
+        for name in ("prefect", "worker"):
+            team.again[name]()
+        wait_until(lambda: answers(f"{team.prefect}/health"), 120, "Prefect again")
+        wait_until(lambda: _states(team)[lost] == "CRASHED", 180, "the lost run's end")
+        waited = time.monotonic() - killed
+        code = retrain.wait(400)
+    assert code in (0, 1), (team.root / "retrain.log").read_text()[-3000:]
+    ends = [state for run, state in _states(team).items() if run not in before]
+    assert sorted(ends) == ["COMPLETED", "CRASHED"]
+    assert waited < 180
+    for place in (team.head, worker):
+        assert not find_processes("components.training", place)
+
+
+def _states(team: Team) -> dict[str, str]:
+    return {run["id"]: run["state_type"] for run in team.runs("train_candidate")}
+
+
+@contextmanager
+def _retrain(team: Team, *settings: str) -> Iterator["subprocess.Popen[bytes]"]:
+    words = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "flows.cli", "retrain", DOMAIN, *words, "--workspace", str(team.head), "--json"]
+    with (team.root / "retrain.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=REPOSITORY, env=clean_environment() | team.env, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def test_secrets_are_written_nowhere(team: Team, retrained: Answer) -> None:
+    """Not in logs, workspaces, artifacts, Prefect's or MLflow's database. What MLflow keeps of a password is a hash."""
+    programs = find_postgres()
+    assert programs is not None
+    told = {
+        str(path): path.read_bytes() for path in team.root.rglob("*") if path.is_file() and "postgres" not in path.parts
+    }
+    for name in ("mlflow", "prefect"):
+        command = [str(programs / "pg_dump"), team.database("postgresql", name)]
+        told[name] = subprocess.run(command, check=True, capture_output=True).stdout
+        assert b"flow_run" in told[name] or b"experiments" in told[name]
+    store = team.connect_s3()
+    for entry in store.list_objects_v2(Bucket="mlflow")["Contents"]:
+        told[f"s3/{entry['Key']}"] = store.get_object(Bucket="mlflow", Key=entry["Key"])["Body"].read()
+    assert any(name.endswith("result.json") for name in told if name.startswith("s3/"))
+    for value in SECRETS.values():
+        secret = value.rpartition(":")[2].encode()
+        assert not [name for name, content in told.items() if secret in content]
