@@ -111,7 +111,7 @@ def draw_heat(frame: pl.DataFrame, heat: Mapping[str, Any], raw: Path, title: st
 
     pairs = 3
     lines = max(1, math.ceil(frame.height / pairs))
-    figure = Figure(figsize=(13, 2.35 * lines + 0.5), layout="constrained")
+    figure = Figure(figsize=(11, 2.0 * lines + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=10, parse_math=False)
     grid = figure.subplots(lines, 2 * pairs, squeeze=False)
     for axes in grid.flat:

@@ -42,7 +42,6 @@ CARD = "card"  # artifact folder of the model card
 MOST_DESCRIPTION = 5000  # characters: the store's column
 TRAINING = "training"  # artifact folder of what a training process was told and left
 CODE_FILE = f"{TRAINING}/code.json"
-MANIFEST_FILE = "manifest.parquet"
 SERVER_SECONDS = 5.0
 MOST_PARAMS, MOST_METRICS = 100, 1000  # MLflow's limits for one batch
 MOST_DIGEST = 36
@@ -335,7 +334,7 @@ def log_code(run_id: str, code: Mapping[str, str]) -> None:
 
 
 def fetch_training(run_id: str, folder: Path) -> Path:
-    """What the training of a registered version was told and left (`training/`), and its manifest, into a folder.
+    """What the training of a registered version was told and left, and `data/manifest.parquet`, into a folder.
 
     Raises TrackingError where the run has none.
     """
@@ -351,21 +350,26 @@ def fetch_training(run_id: str, folder: Path) -> Path:
                 found="none",
                 mend="Versions from before there were any cannot be trained again: retrain the domain.",
             )
-        client.download_artifacts(parent, f"data/{MANIFEST_FILE}", str(folder))
+        client.download_artifacts(parent, "data", str(folder))  # whole folders: a file alone would lose its place
         return Path(client.download_artifacts(run_id, TRAINING, str(folder)))
 
 
-def log_card(run_id: str, domain: str, version: int, page: Path, text: Path) -> None:
-    """The model card with the run, and its words as the description of the registered version."""
+def log_card(run_id: str, domain: str, version: int, page: Path, text: Path, **tags: str) -> None:
+    """The model card with the run, and its words as the description of the registered version.
+
+    tags: what the list of versions is to show beside the aliases.
+    """
     import mlflow
 
-    words = text.read_text(encoding="utf-8")
-    where = f"The same with its pictures: artifact `{CARD}/{page.name}` of the run.\n\n"
+    _, _, words = text.read_text(encoding="utf-8").partition("\n\n")  # without the title: MLflow's list shows the start
+    told = f"{words}\nThe same with its pictures: artifact `{CARD}/{page.name}` of the run.\n"
     with _refusals():
         client = mlflow.MlflowClient()
         for path in (page, text):
             client.log_artifact(run_id, str(path), CARD)
-        client.update_model_version(domain, str(version), (where + words)[:MOST_DESCRIPTION])
+        client.update_model_version(domain, str(version), told[:MOST_DESCRIPTION])
+        for key, value in tags.items():
+            client.set_model_version_tag(domain, str(version), f"{TAG}{key}", value)
 
 
 def log_result(run_id: str, outcome: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
@@ -436,7 +440,7 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         elif value is not None:
-            flat[f"{prefix}{key}"] = str(value)
+            flat[_clean(f"{prefix}{key}")] = str(value)
     return flat
 
 
@@ -642,7 +646,7 @@ def _log_metrics(client: Any, run_id: str, metrics: Mapping[str, float], step: i
 
 
 def _clean(key: str) -> str:
-    """MLflow allows a metric's name letters, digits, spaces and `_-.:/`; class names may hold anything."""
+    """MLflow allows a metric's or parameter's name letters, digits, spaces and `_-.:/`; class names hold anything."""
     return re.sub(r"[^\w\-.: /]", "_", key)
 
 

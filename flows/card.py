@@ -57,12 +57,11 @@ def render_markdown(card: Card) -> str:
     """Words and tables; the pictures are in the HTML."""
     lines = [f"# {card.title}", "", _summarise(card), ""]
     lines += [] if card.result.backbone["trained"] else [f"> {UNTRAINED}", ""]
+    head, *rows = list(_score_slices(card))
+    lines += ["## Scores by slice", "", *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)), ""]
     for title, facts in _sections(card):
         lines += [f"## {title}", "", *(f"- **{name}**: {value}" for name, value in facts), ""]
-    head, *rows = list(_score_slices(card))
-    lines += ["## Scores by slice", "", " | ".join(head), " | ".join("---" for _ in head)]
-    lines += [" | ".join(row) for row in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def render_html(card: Card) -> str:

@@ -90,6 +90,7 @@ def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
     open_registry(workspace, name)
     with promotion_turn(name):
         champion = registry.rollback(workspace, name, reason)
+    registry.describe_model(name)
     tell_promoted(champion)
     return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
 
@@ -114,6 +115,7 @@ def contest(
     judgement, champion = registry.contest(plan.workspace, name, challenger.version, judge_against, turn)
     if judgement is None:
         return describe_champion(challenger.version), champion
+    registry.describe_model(name)
     if judgement.verdict == "PROMOTE" and champion is not None:
         tell_promoted(champion)
     return decisions[-1], champion

@@ -52,7 +52,7 @@ def reproduce(workspace: Workspace, name: str, version: int, tolerance: float = 
     restore_copy(workspace, job["data_version"], scratch / "raw")
     report("stage", title="train it again")
     job |= {key: str(scratch / key) for key in ("raw", "cache")} | {"folder": str(scratch / "again")}
-    job |= {"manifest": str(scratch / "data" / tracking.MANIFEST_FILE)}
+    job |= {"manifest": str(scratch / "data" / "manifest.parquet")}
     after = run_recorded(job, f"version {version} again", code)
     if before is None or after is None:
         raise PromotionError(

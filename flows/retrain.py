@@ -285,7 +285,8 @@ def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     best = next(row for row in outcome["candidates"] if row["selected"])
     result = _require(load_result(plan.folder / f"{best['tuner']}-s{best['seed']}"), "result")
     page, text = write_card(Card(plan, outcome, result))
-    tracking.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text)
+    shown = {"test": f"{best['test']['value']:.3f}", "verdict": outcome["verdict"]}
+    tracking.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, **shown)
     tracking.log_result(parent, outcome, [path, picture])
     create_markdown_artifact(
         pages.render_markdown(outcome),

@@ -23,6 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 
 def test_a_version_waits_for_a_person_and_is_trained_again(place: Path) -> None:
     held = run_tessera(place, "retrain", DOMAIN)
+    assert "error" not in held.outcome, held.stderr
     assert (held.code, held.outcome["status"], held.outcome["champion_version"]) == (1, "held", None), held.stderr
     assert f"`tessera approve {DOMAIN} 1 --by NAME --reason WHY`" in held.outcome["reason"]
     gates = {found["gate"]: found for found in held.outcome["findings"]}

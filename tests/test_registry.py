@@ -83,6 +83,20 @@ def test_promotion_moves_the_aliases_and_leaves_a_record(workspace: Workspace, d
     assert ledger.verify_records(domain) == ()
 
 
+def test_the_models_page_tells_who_serves_and_why(workspace: Workspace, domain: str, register: Register) -> None:
+    import mlflow
+
+    first, second = register(), register()
+    set_champion(workspace, domain, first, expected=None, reason="first", who="ada")
+    set_champion(workspace, domain, second, expected=first, reason="better | by far\nand away " * 40)
+    registry.describe_model(domain)
+    page = mlflow.MlflowClient().get_registered_model(domain).description
+    assert "**Champion: version 2.**" in page
+    newest, oldest = [line for line in page.splitlines() if line.startswith("| 2")]
+    assert "| promote | 1 | 2 | PROMOTE | better / by far and away" in newest
+    assert oldest.endswith("| ada | promote | none | 1 | PROMOTE | first |")
+
+
 def test_a_stale_expectation_is_refused(workspace: Workspace, domain: str, register: Register) -> None:
     first, second, third = register(), register(), register()
     set_champion(workspace, domain, second, expected=None, reason="first")

@@ -48,6 +48,7 @@ from components.training.metrics import expected_calibration_error
 Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
 STRICTEST: tuple[Verdict, ...] = ("REJECT", "HOLD", "PROMOTE")
 BYTES_PER_MB = 1_000_000
+TAKEN_FOR_GRANTED = ("data", "split", "lineage")  # in the findings, and in the reason only where they say no
 
 
 class Finding(Strict):
@@ -341,7 +342,8 @@ def decide(context: Context) -> Decision:
     findings = tuple(finding for name in GATES if name in used and (finding := GATES[name](context)) is not None)
     verdict = min((finding.verdict for finding in findings), key=STRICTEST.index)
     decisive = [finding for finding in findings if finding.verdict == verdict]
-    reason = " ".join(finding.reason for finding in decisive)
+    told = [finding for finding in decisive if verdict != "PROMOTE" or finding.gate not in TAKEN_FOR_GRANTED]
+    reason = " ".join(finding.reason for finding in told)
     if not context.trained:
         reason += " The backbone carries random weights, so this tries the machinery and says nothing about the method."
     more = [finding.evidence["more_groups"] for finding in decisive if "more_groups" in finding.evidence]

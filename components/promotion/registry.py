@@ -28,13 +28,23 @@ from typing import Any
 
 from components.domain import Strict
 from components.errors import ChampionMoved, PromotionError
-from components.promotion.ledger import Action, append_record, load_model, load_records, load_texts, parse_record
+from components.promotion.ledger import (
+    MOST_CHARACTERS,
+    Action,
+    append_record,
+    load_model,
+    load_records,
+    load_texts,
+    parse_record,
+    shorten,
+)
 from components.workspace import Workspace
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 LOCK_SECONDS = 60
 TAG = "tessera."
 MOVING = f"{TAG}moving"
+SHOWN = 12  # records on the model's page
 
 
 class Version(Strict):
@@ -230,6 +240,21 @@ def mend_move(workspace: Workspace, domain: str) -> None:
         pass
 
 
+def describe_model(domain: str) -> None:
+    """The registered model's page in MLflow tells who serves, and what happened last; the ledger is what counts."""
+    import mlflow
+
+    champion, records = load_version(domain, CHAMPION), load_records(domain)
+    rows = [
+        f"| {record.when[:16].replace('T', ' ')} | {record.who} | {record.action} | {record.from_version or 'none'} | "
+        f"{record.to_version} | {record.verdict} | {shorten(' '.join(record.reason.split()), 120).replace('|', '/')} |"
+        for record in reversed(records[-SHOWN:])
+    ]
+    head = ["| when (UTC) | who | what | champion then | version | verdict | why |", "|---|---|---|---|---|---|---|"]
+    lines = [f"{_note(domain)}\n\n**Champion: {_name(champion)}.** The last records:\n", *head, *rows]
+    mlflow.MlflowClient().update_registered_model(domain, "\n".join(lines)[:MOST_CHARACTERS])
+
+
 @contextmanager
 def lock_domain(workspace: Workspace, domain: str) -> Iterator[None]:
     """Hold the domain's promotion lock, for threads and processes alike; the system frees it if the holder dies.
@@ -309,12 +334,19 @@ def _set_alias(client: Any, domain: str, alias: str, version: int) -> None:
 def _create_model(client: Any, domain: str) -> None:
     from mlflow.exceptions import MlflowException
 
-    note = f"Adapters of the domain `{domain}`. The alias `champion` serves; the tags `{TAG}*` and `ledger.*` say why."
     try:
-        client.create_registered_model(domain, description=note)
+        client.create_registered_model(domain, description=_note(domain))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def _note(domain: str) -> str:
+    return (
+        f"Adapters of the domain `{domain}`. The alias `champion` serves, `challenger` was trained last, `previous` "
+        f"served before. The tags `ledger.*` are the record of it: `tessera history {domain}` reads it, "
+        f"`tessera ledger verify {domain}` proves it."
+    )
 
 
 def _or_none(read: Callable[[], Any]) -> Any:
