@@ -279,6 +279,7 @@ class Domain(Strict):
     embedded one. task: `classification` gives an image one label; `multilabel` any number of them, and can be
     checked, split and exported, but not trained yet. work_pool: a Prefect work pool whose workers train the
     candidates; without one, or without a Prefect server, they are trained where the retrain runs.
+    intended_use: for whom and for what the adapters are, as the model card says it first.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
