@@ -7,8 +7,9 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 demo: $(VENV)/installed
 	tessera demo
 
+# Two processes, a test file each: most tests wait for one process after another.
 test: lint
-	pytest
+	pytest --numprocesses=2 --dist=loadfile
 
 lint: $(VENV)/installed
 	ruff check .

@@ -111,21 +111,21 @@ class Protocol:
     seeds: tuple[int, ...] = (1, 2, 3)
 
 
-def vary(kind: str, lr: Sequence[float], **options: Any) -> tuple[Options, ...]:
+def vary(kind: str, lr: Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2), **options: Any) -> tuple[Options, ...]:
     return tuple({"kind": kind, **options, "lr": rate} for rate in lr)
 
 
-#: Four learning rates of each tuner, half a decade apart; what is not named is the tuner's default.
+#: Four learning rates, half a decade apart, the same ones but for all weights; what is not named is the default.
 SPACES: dict[str, tuple[Options, ...]] = {
-    "linear": vary("linear", [1e-3, 3e-3, 1e-2, 3e-2]),
-    "bitfit": vary("bitfit", [1e-3, 3e-3, 1e-2, 3e-2]),
-    "ssf": vary("ssf", [1e-3, 3e-3, 1e-2, 3e-2]),
-    "vpt-shallow": vary("vpt", [1e-3, 3e-3, 1e-2, 3e-2], deep=False, **PROMPTS),
-    "vpt-deep": vary("vpt", [1e-3, 3e-3, 1e-2, 3e-2], deep=True, **PROMPTS),
-    "vapt": vary("vapt", [3e-3, 1e-2, 3e-2, 1e-1], **PROMPTS),
-    "lora": vary("lora", [1e-3, 3e-3, 1e-2, 3e-2]),
-    "dora": vary("dora", [1e-3, 3e-3, 1e-2, 3e-2]),
-    "adaptformer": vary("adaptformer", [3e-3, 1e-2, 3e-2, 1e-1]),
+    "linear": vary("linear"),
+    "bitfit": vary("bitfit"),
+    "ssf": vary("ssf"),
+    "vpt-shallow": vary("vpt", deep=False, **PROMPTS),
+    "vpt-deep": vary("vpt", deep=True, **PROMPTS),
+    "vapt": vary("vapt", **PROMPTS),
+    "lora": vary("lora"),
+    "dora": vary("dora"),
+    "adaptformer": vary("adaptformer"),
     "full": vary("full", [1e-4, 3e-4, 1e-3, 3e-3]),
 }
 

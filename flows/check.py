@@ -1,10 +1,10 @@
 """`tessera check`: the data stages alone, and what they found."""
 
+from contextlib import closing
 from typing import Any
 
 import polars as pl
 
-from components.data import versioning
 from components.data.manifest import by_class
 from components.data.splits import count_groups, warn_of_few_groups
 from components.errors import CheckFailed
@@ -19,18 +19,19 @@ def check(workspace: Workspace, name: str) -> dict[str, Any]:
     plan = create_plan(workspace, name)
     problems: list[str] = []
     split = False
-    report("stage", title="read the labels")
-    versioning.run_stage(workspace, "manifest", name)
-    report("stage", title="compare the images")
-    versioning.run_stage(workspace, "features", name)
-    try:
-        report("stage", title="look at every image")
-        versioning.run_stage(workspace, "validate", name)
-        report("stage", title="split by groups")
-        versioning.run_stage(workspace, "split", name)
-        split = True
-    except CheckFailed as error:
-        problems.append(str(error))
+    with closing(plan.create_stages()) as stages:
+        report("stage", title="read the labels")
+        stages.run("manifest")
+        report("stage", title="compare the images")
+        stages.run("features")
+        try:
+            report("stage", title="look at every image")
+            stages.run("validate")
+            report("stage", title="split by groups")
+            stages.run("split")
+            split = True
+        except CheckFailed as error:
+            problems.append(str(error))
     summary = plan.load_validation()
     aside = plan.load_aside() if split else []
     manifest = plan.load_manifest() if split else None

@@ -534,36 +534,41 @@ def down(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None
 def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json: bool) -> dict[str, Any]:
     """Look first whether the answer is known: that takes seconds and needs no Prefect server.
 
-    While DVC works in processes of its own, this one imports what comes next on a thread, and starts Prefect's server
-    there where the answer cannot be known. Never two libraries at once: modules that import one another in a circle
-    may come out half made when two threads enter the circle at different places.
+    Where it cannot be known Prefect's server and the data stages begin at once, in processes of their own, while this
+    one loads what comes next; where it is likely not known, for nothing lies where a retrain leaves it, the server
+    does: a wrong guess costs time alone.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     # Prefect's own console lines would cut through the progress display; its server still gets them.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    with _live(as_json), ThreadPoolExecutor(1) as aside:
-        from components import tracking
+    with _live(as_json):
+        from flows.embedded import EmbeddedPrefect
         from flows.plan import create_plan, load_checked_domain, require_trainable
         from flows.progress import report
-        from flows.promote import mark_unchanged
-        from flows.services import start_embedded_prefect
 
         report("stage", title="look for changes")
         require_trainable(load_checked_domain(place, domain, overrides))  # a typo is told before a server starts
         certain = force or not place.has_results()
-        imported = aside.submit(__import__, "flows.retrain" if certain else "mlflow")
-        server = aside.submit(start_embedded_prefect, place) if certain else None
+        server = EmbeddedPrefect(place) if certain else None
         plan = create_plan(place, domain, overrides)
-        imported.result()
+        if certain:
+            plan.begin_stages()
+        elif not plan.folder.exists():
+            server = EmbeddedPrefect(place)
+        from components import tracking
+        from flows.promote import mark_unchanged
+        from flows.train_candidate import prepare
+
         tracking.connect(place)
         known = None if force else tracking.find_retrain(domain, plan.fingerprint)
         if known is not None:
             return mark_unchanged(domain, known)
         report("stage", title="start Prefect")
-        (server or aside.submit(start_embedded_prefect, place)).result()
+        server = server or EmbeddedPrefect(place)
+        prepare(plan.domain)
+        server.use()
         from flows.retrain import retrain as run
 
+        server.wait()
         return run(domain=domain, workspace=str(place.root), overrides=overrides, force=force)
 
 

@@ -28,6 +28,7 @@ from components.models.tuners import Tuner, create_tuners
 from components.training.job import Job, load_result
 from components.workspace import Workspace, find_workspace
 from flows.candidates import describe_result, train_job
+from flows.embedded import find_server
 from flows.plan import Plan, hash_code
 from flows.progress import report
 from flows.search import search_options
@@ -72,9 +73,7 @@ class Order(Strict):
 
 def find_pool(domain: Domain) -> str | None:
     """The work pool that trains the domain's candidates: the named one, where a Prefect server is configured."""
-    from prefect.settings import get_current_settings
-
-    return domain.work_pool if get_current_settings().api.url else None
+    return domain.work_pool if find_server() else None
 
 
 # The sender's side
@@ -183,7 +182,7 @@ def _submit(order: Order, pool: str) -> Any:
             f"work pool {pool}",
             expected=f"a deployment {FLOW}/{pool} on the Prefect server",
             found="none",
-            mend="Run `tessera deploy`, and start a worker: `prefect worker start --pool " + pool + "`.",
+            mend="Run `tessera deploy`, and start a worker: `prefect worker start --type process --pool " + pool + "`.",
         ) from None
     return run.id  # type: ignore[union-attr]
 

@@ -212,7 +212,11 @@ def _ask_prefect() -> list[tuple[str, str]]:
         for pool in pools:
             count = sum(run.work_pool_name == pool for run in late)
             workers = len(list_online(client, pool))
-            mend = f"prefect worker start --pool {pool}" if not workers else "More workers, or rarer schedules."
+            mend = (
+                f"prefect worker start --type process --pool {pool}"
+                if not workers
+                else "More workers, or rarer schedules."
+            )
             troubles.append((f"{count} late runs on pool {pool}, which has {workers} workers", mend))
         for limit in client.read_global_concurrency_limits(limit=200, offset=0):
             since = (datetime.now(UTC) - limit.updated).total_seconds() if limit.updated else 0.0

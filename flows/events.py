@@ -3,6 +3,7 @@
 from typing import Any
 
 from components.promotion.registry import Version
+from flows.embedded import find_server
 from flows.progress import report
 from flows.schedules import VERSIONED, name_resource
 
@@ -30,9 +31,7 @@ def emit(event: str, domain: str, payload: dict[str, Any]) -> None:
     A server that is away or refuses is told as a note: what happened has happened all the same. Prefect's own
     `emit_event` sends from a thread, which the end of a command cuts off.
     """
-    from prefect.settings import get_current_settings
-
-    if (url := get_current_settings().api.url) is None:
+    if (url := find_server()) is None:
         return
     import httpx
     from prefect.client.orchestration import get_client

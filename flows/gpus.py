@@ -16,6 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from flows.embedded import find_server
+
 LEASE_SECONDS = 60.0  # the shortest that Prefect takes
 TRY_SECONDS = 2.0  # for one GPU, before the next one is tried
 
@@ -79,9 +81,7 @@ def _take_any(held: contextlib.ExitStack, uuids: list[str]) -> str:
 @contextlib.contextmanager
 def _hold(name: str, seconds: float | None) -> Iterator[None]:
     """Raises TimeoutError when it is somebody else's for so long; None waits for ever."""
-    from prefect.settings import get_current_settings
-
-    if get_current_settings().api.url is None:
+    if find_server() is None:
         lock = FileLock(Path(tempfile.gettempdir()) / f"tessera-{name}.lock", mode=0o666)
         try:
             lock.acquire(timeout=-1 if seconds is None else seconds)

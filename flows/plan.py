@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from components.data import versioning
+from components.data import pipeline, versioning
 from components.data.manifest import load_manifest
 from components.data.transforms import embed_augmentation, require_fit
 from components.data.versioning import DataVersion
@@ -64,6 +64,15 @@ class Plan:
     def load_manifest(self) -> pl.DataFrame:
         """The samples with their splits, held to the schema."""
         return load_manifest(self.manifest, self.domain)
+
+    def begin_stages(self) -> None:
+        """Let DVC work on the data stages from now on, unless it is wanted to push these images first."""
+        if versioning.is_pushed(self.workspace, self.domain.name):
+            pipeline.begin_stages(self.workspace, self.domain.name, self.version.md5, hash_code())
+
+    def create_stages(self) -> pipeline.Stages:
+        """The data stages for these images and this code, begun or not."""
+        return pipeline.create_stages(self.workspace, self.domain.name, self.version.md5, hash_code())
 
     def create_jobs(self) -> dict[str, Job]:
         """One training job a candidate and seed, by its display name."""

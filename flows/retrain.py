@@ -8,7 +8,7 @@ an embedded one.
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from prefect.tasks import Task
 
 from components import tracking
 from components.data import versioning
+from components.data.pipeline import Stages
 from components.errors import TesseraError, TrackingError, VersioningError
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import registry
@@ -35,6 +36,7 @@ from flows.plan import Plan, create_plan, hash_code, require_trainable
 from flows.progress import report
 from flows.promote import contest, mark_unchanged, open_registry
 from flows.search import search_options
+from flows.train_candidate import prepare
 from prefect import flow, task
 
 Made = TypeVar("Made")
@@ -79,6 +81,8 @@ def retrain(
             shutil.rmtree(plan.folder, ignore_errors=True)
         elif (known := find_known(plan)) is not None:
             return dict(known)
+        if find_pool(plan.domain) is None:
+            prepare(plan.domain)
         summary = prepare_data(plan)
         parent = start_run(plan)
         try:
@@ -162,19 +166,21 @@ def prepare_data(plan: Plan) -> dict[str, Any]:
         "validate": "validate images",
         "split": "split groups",
     }
-    for stage, title in titles.items():
-        report("stage", title=title)
-        run_stage.with_options(name=title, task_run_name=title)(plan, stage)
+    with closing(plan.create_stages()) as stages:
+        for stage, title in titles.items():
+            report("stage", title=title)
+            run_stage.with_options(name=title, task_run_name=title)(stages, stage)
     summary = plan.load_validation()
     counts = plan.load_manifest()["split"].value_counts(sort=True)
     sides = ", ".join(f"{count} {split}" for split, count in counts.iter_rows())
-    report("stage-done", title="checked and split images", note=f"{summary['groups']} groups; {sides}")
+    done = "images, checks and code as before" if stages.fresh else "checked and split images"
+    report("stage-done", title=done, note=f"{summary['groups']} groups; {sides}")
     return {key: summary[key] for key in ("images", "fit", "groups")} | {"quarantined": len(summary["quarantined"])}
 
 
 @_task("run data stage")
-def run_stage(plan: Plan, stage: str) -> None:
-    versioning.run_stage(plan.workspace, stage, plan.domain.name)
+def run_stage(stages: Stages, stage: str) -> None:
+    stages.run(stage)
 
 
 @_task("open MLflow run")

@@ -217,30 +217,6 @@ def _services_file(workspace: Workspace) -> Path:
     return workspace.state / "services.json"
 
 
-def start_embedded_prefect(workspace: Workspace) -> None:
-    """Start the server that Prefect embeds where none is configured, deaf to Ctrl-C.
-
-    A terminal sends Ctrl-C to every process of ours; the server has to live on for the moment in which it is told
-    that the run was interrupted. A blocked signal is inherited, and Prefect ends the server itself at our exit.
-    """
-    from prefect.client.orchestration import get_client
-
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        with get_client(sync_client=True) as client:
-            client.api_healthcheck()
-    except RuntimeError as error:
-        raise WorkspaceError(
-            "the embedded Prefect server",
-            expected="a server that answers",
-            found=str(error),
-            mend=f"Free some memory or disk, or remove {workspace.state / 'prefect'} and try again; or point"
-            " PREFECT_API_URL at a running server.",
-        ) from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
 def create_services(
     workspace: Workspace, prefect_port: int, mlflow_port: int, pools: Sequence[str]
 ) -> tuple[list[Service], list[Service]]:

@@ -1,21 +1,33 @@
-"""Run one training job in a process of its own: torch never loads here, and a dead parent leaves no orphan."""
+"""Run one training job in a process of its own: torch never loads here, and a dead parent leaves no orphan.
 
+That process is forked by one that has loaded torch already and stays for the next job; `prepare` starts it ahead. A
+job that is killed takes nothing with it but itself. Where there are GPUs a job is started afresh instead: a device must
+not be known before a fork, and a training there is worth the seconds.
+"""
+
+import atexit
 import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
+from components.domain import Domain
 from components.errors import TesseraError, TrainingError
 from components.training.job import JOB_FILE, STOP_SECONDS, Job, Result, Rung, load_result, load_rung, write_job
-from flows.gpus import gpu_slot
+from flows.gpus import gpu_slot, list_gpus
 from flows.progress import report
 
 Left = TypeVar("Left")
+#: Threads that spin while they wait made a step eight times slower whenever another process wanted a core too.
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def run_job(job: Job, name: str) -> Result:
@@ -37,20 +49,29 @@ def run_recorded(record: dict[str, Any], name: str, code: Path) -> Result | None
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JOB_FILE).write_text(json.dumps(record))
     devices = int(record["domain"]["training"].get("devices", 1))
-    with gpu_slot(devices) as env, (folder / "log.txt").open("ab") as stderr:
-        _run_process(_command(devices, folder / JOB_FILE), stderr, name, env, code)
+    with gpu_slot(devices) as env:
+        _run_afresh(folder / JOB_FILE, devices, folder / "log.txt", name, env | {"PYTHONPATH": str(code)}, code)
     return load_result(folder)
+
+
+def prepare(domain: Domain) -> None:
+    """Load torch now, in a process that the next job will find, unless it is there or no use."""
+    if not _IDLE and domain.training.devices == 1 and not list_gpus():
+        _IDLE.append(Trainer())
 
 
 def _run_job(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
     known = load()
     if known is not None:
         return known
-    path = write_job(job, job.folder / JOB_FILE)
-    log = job.folder / "log.txt"
+    path, log = write_job(job, job.folder / JOB_FILE), job.folder / "log.txt"
     devices = job.domain.training.devices if job.action == "train" else 1
-    with gpu_slot(devices) as env, log.open("ab") as stderr:
-        code = _run_process(_command(devices, path), stderr, name, env)
+    with gpu_slot(devices) as env:
+        if devices > 1 or env:
+            code = _run_afresh(path, devices, log, name, env)
+        else:
+            with _borrow_trainer() as trainer:
+                code = trainer.run(path, log, name)
     result = load()
     if result is None:
         raise TrainingError(
@@ -62,33 +83,89 @@ def _run_job(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
     return result
 
 
-def _command(devices: int, path: Path) -> list[str]:
-    """One process, or as many as there are devices to share the training."""
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(devices), "-m"] if devices > 1 else []
-    return [sys.executable, "-m", *launcher, "components.training", str(path)]
+class Trainer:
+    """The process that forks, one job at a time."""
+
+    def __init__(self) -> None:
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  as long as the process
+        self.process = _start(["components.training", "--wait"], self.errors)
+        atexit.register(self.close)
+
+    def run(self, job: Path, log: Path, name: str) -> int:
+        """Its exit code. Raises the TesseraError it met; interrupted, it has time for a checkpoint first."""
+        lines, pid = cast(IO[str], self.process.stdout), None
+        log.touch()
+        try:
+            self._tell({"job": str(job), "log": str(log)})
+            pid = next((int(json.loads(line)["pid"]) for line in lines), None)
+            code = _pass_on(lines, name)
+            return self._end(log) if code is None else code
+        except TesseraError:
+            self._stop(pid, signal.SIGKILL)
+            raise
+        except BaseException:
+            self._stop(pid, signal.SIGTERM)
+            raise
+
+    def _tell(self, facts: dict[str, str]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has died, which reading from it will tell
+            stdin = cast(IO[str], self.process.stdin)
+            stdin.write(json.dumps(facts) + "\n")
+            stdin.flush()
+
+    def _stop(self, pid: int | None, sign: signal.Signals) -> None:
+        """Send the signal to the fork, and wait for its end; one that takes too long is killed."""
+        if pid is None:
+            self.close()
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, sign)  # it alone: its data workers have to live on until it has its checkpoint
+        late = threading.Timer(STOP_SECONDS, _kill, (pid,))
+        late.start()
+        ended = any(line.startswith('{"event": "ended"') for line in cast(IO[str], self.process.stdout))
+        late.cancel()
+        if not ended:
+            self.close()
+
+    def _end(self, log: Path) -> int:
+        """It died itself: what it said last belongs into the job's log, for there people look."""
+        self.close()
+        self.errors.seek(0)
+        with log.open("ab") as file:
+            file.write(self.errors.read())
+        return self.process.returncode
+
+    @property
+    def is_well(self) -> bool:
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        _end(self.process)
 
 
-def _run_process(
-    command: list[str], stderr: IO[bytes], name: str, env: dict[str, str], code: Path | None = None
-) -> int:
-    """Start the process and pass its events on until it ends. code: the folder whose packages it imports."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,  # the child ends itself when this closes, however we end
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        start_new_session=True,
-        cwd=code,
-        # Threads that spin while they wait made a step eight times slower whenever another process wanted a core too.
-        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **env} | ({"PYTHONPATH": str(code)} if code else {}),
-    )
+#: Without a job at present.
+_IDLE: list[Trainer] = []
+
+
+@contextmanager
+def _borrow_trainer() -> Iterator[Trainer]:
+    while _IDLE and not _IDLE[-1].is_well:
+        _IDLE.pop()
+    trainer = _IDLE.pop() if _IDLE else Trainer()
     try:
-        for line in process.stdout or ():
-            event = json.loads(line)
-            if event["event"] == "error":
-                raise TesseraError.from_dict(event["error"])
-            report(f"training-{event.pop('event')}", name=name, **event)
+        yield trainer
+    finally:
+        if trainer.is_well:
+            _IDLE.append(trainer)
+
+
+def _run_afresh(job: Path, devices: int, log: Path, name: str, env: dict[str, str], code: Path | None = None) -> int:
+    """One process, or as many as there are devices to share the training. code: where it finds its packages."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(devices), "-m"] if devices > 1 else []
+    with log.open("ab") as errors:
+        process = _start([*launcher, "components.training", str(job)], errors, env, code)
+    try:
+        _pass_on(cast(IO[str], process.stdout), name)
         return process.wait()
     except TesseraError:
         raise
@@ -101,13 +178,45 @@ def _run_process(
         _end(process)
 
 
+def _start(
+    module: list[str], errors: IO[bytes], env: dict[str, str] | None = None, code: Path | None = None
+) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", *module],
+        stdin=subprocess.PIPE,  # the child ends itself when this closes, however we end
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        start_new_session=True,
+        cwd=code,
+        env=THREADS | os.environ | (env or {}),
+    )
+
+
+def _pass_on(lines: Iterable[str], name: str) -> int | None:
+    """Report a job's events as they come; its exit code where the events tell it."""
+    for line in lines:
+        event = json.loads(line)
+        if event["event"] == "error":
+            raise TesseraError.from_dict(event["error"])
+        if event["event"] == "ended":
+            return int(event["code"])
+        report(f"training-{event.pop('event')}", name=name, **event)
+    return None
+
+
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Nothing of it outlives this. Processes of a launcher are in sessions of their own and go by their stdin."""
+    """Nothing of it outlives this. Processes of a launcher, and forks, are in sessions of their own and go by stdin."""
     if process.stdin is not None:
-        process.stdin.close()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    _kill(process.pid)
     process.wait()
+
+
+def _kill(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def _tail(log: Path) -> str:

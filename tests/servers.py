@@ -200,7 +200,7 @@ class Team(Servers):
         return run_tessera(self.head, *arguments, **self.env)
 
     def start_worker(self, name: str, pool: str, workspace: Path) -> None:
-        command = ["prefect", "worker", "start", "--pool", pool, "--name", name, "--limit", "1"]
+        command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name, "--limit", "1"]
         self.start(name, command, self.env | {"TESSERA_WORKSPACE": str(workspace)})
 
     def ask(self, path: str, **body: Any) -> Any:

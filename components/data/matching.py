@@ -82,9 +82,12 @@ def match_sketches(first: Sketch, second: Sketch) -> Match:
     """Wherever the second picture lies in the first: turned, moved, smaller, larger or mirrored."""
     import cv2
 
+    if min(len(first.points), len(second.points)) < MIN_INLIERS:
+        return Match()
     best: tuple[int, Any, NDArray[np.float32], NDArray[np.float32], bool] | None = None
+    units = _unit(first.descriptors), _unit(second.descriptors)
     for mirrored in (False, True):
-        here, there = _match_points(first, second, mirrored)
+        here, there = _match_points(first, second, units, mirrored)
         if len(here) < MIN_INLIERS:
             continue
         fit, inside = cv2.estimateAffinePartial2D(
@@ -131,18 +134,19 @@ def _flatten(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(detail / (contrast + MIN_CONTRAST), dtype=np.float32)
 
 
-def _match_points(first: Sketch, second: Sketch, mirrored: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _match_points(
+    first: Sketch, second: Sketch, units: tuple[NDArray[np.float32], NDArray[np.float32]], mirrored: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Places in both pictures of the points that are each other's nearest, and clearly so."""
-    if min(len(first.points), len(second.points)) < MIN_INLIERS:
-        return first.points[:0], second.points[:0]
-    here, there = _unit(first.descriptors), _unit(second.descriptors)
+    here, there = units
     alike = here @ (there[:, MIRRORED] if mirrored else there).T
-    nearest, back = alike.argmax(axis=1), alike.argmax(axis=0)
     rows = np.arange(len(alike))
+    nearest = alike.argmax(axis=1)
     top = alike[rows, nearest]
     alike[rows, nearest] = -1
-    clear = (1 - top) < RATIO**2 * (1 - alike.max(axis=1))
-    chosen = np.flatnonzero(clear & (back[nearest] == rows))
+    clear = np.flatnonzero((1 - top) < RATIO**2 * (1 - alike.max(axis=1)))
+    alike[rows, nearest] = top
+    chosen = clear[alike[:, nearest[clear]].argmax(axis=0) == clear]  # few are clear: fewer columns to look through
     points = second.points[nearest[chosen]]
     if mirrored:
         points = np.array([second.detail.shape[1] - 1, 0], np.float32) + points * np.array([-1, 1], np.float32)

@@ -12,14 +12,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import yaml
 from filelock import FileLock, Timeout
 
+from components.data import proofs
 from components.data.objects import list_missing
 from components.domain import Strict
 from components.errors import DataError, RemoteError, TesseraError, VersioningError, WorkspaceError
@@ -89,13 +90,31 @@ def record_version(workspace: Workspace, name: str) -> DataVersion:
     raw = workspace.raw(name)
     if not raw.is_dir() or not any(raw.iterdir()):
         restore_raw(workspace, name)
+    stamp = proofs.stamp_raw(workspace, name)
+    if stamp is not None and raw.with_suffix(".dvc").exists():
+        version = read_version(workspace, name)
+        if proofs.is_recorded(workspace, name, stamp, version.md5, locate_cache(workspace)):
+            return version
     _dvc(workspace, "add", str(raw.relative_to(workspace.root)))
-    return read_version(workspace, name)
+    version = read_version(workspace, name)
+    proofs.remember_recorded(workspace, name, stamp, version.md5)
+    return version
 
 
 def push_version(workspace: Workspace, name: str, *outputs: str) -> None:
     """Copy the version's files, and outputs of stages, to the default remote; what is there is not sent again."""
+    if not outputs and is_pushed(workspace, name):
+        return
     _dvc(workspace, "push", f"data/{name}/raw.dvc", *outputs)
+
+
+def is_pushed(workspace: Workspace, name: str) -> bool:
+    """Whether it is proven that the version is on the default remote; only a folder of this machine can prove it."""
+    config, pointer = _read_config(workspace), workspace.raw(name).with_suffix(".dvc")
+    if "remote:" in pointer.read_text():  # a remote of these images alone
+        return False
+    remote = config.get(_section(config.get("core", "remote", fallback="")), "url", fallback="")
+    return proofs.is_pushed(read_version(workspace, name).md5, locate_cache(workspace), remote)
 
 
 def fetch_objects(workspace: Workspace, md5s: Iterable[str], *, whole: bool = False) -> Path:
@@ -201,12 +220,14 @@ def run_stage(workspace: Workspace, stage: str, name: str) -> None:
 
     Forced, because DVC cannot see that Tessera's own code changed.
     """
-    _run_reproduction(workspace, "--single-item", "--force", f"{stage}@{name}")
+    for _ in reproduce(workspace, "--single-item", "--force", f"{stage}@{name}"):
+        pass
 
 
 def refresh(workspace: Workspace, name: str) -> None:
     """Run those stages whose inputs changed since they last ran."""
-    _run_reproduction(workspace, f"split@{name}")
+    for _ in reproduce(workspace, f"split@{name}"):
+        pass
 
 
 def git_commit(root: Path = REPOSITORY) -> str:
@@ -217,12 +238,15 @@ def git_commit(root: Path = REPOSITORY) -> str:
     return head + ("+dirty" if git(root, "status", "--porcelain", "--untracked-files=no") else "")
 
 
-def _run_reproduction(workspace: Workspace, *arguments: str) -> None:
-    """`dvc repro`; what a stage raised in its process is raised here."""
+def reproduce(workspace: Workspace, *arguments: str) -> Iterator[str]:
+    """`dvc repro`, line by line as it says what it does, an empty one first when it has started.
+
+    What a stage raised in its process is raised here.
+    """
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "error.json"
         try:
-            _dvc(workspace, "repro", *arguments, extra_env={"TESSERA_ERROR_FILE": str(told)})
+            yield from _follow_dvc(workspace, "repro", *arguments, extra_env={"TESSERA_ERROR_FILE": str(told)})
         except VersioningError:
             if told.exists():
                 raise TesseraError.from_dict(json.loads(told.read_text())) from None
@@ -294,11 +318,19 @@ def _tell_wait(holder: str) -> None:
     sys.stderr.write(f"tessera: DVC is busy with {holder} in this workspace; waiting for its end.\n")
 
 
-def _dvc(workspace: Workspace, *arguments: str, extra_env: dict[str, str] | None = None) -> None:
-    """Run one dvc command in the workspace; a DVC that somebody started by hand is waited for as well."""
+def _dvc(workspace: Workspace, *arguments: str) -> None:
+    for _ in _follow_dvc(workspace, *arguments):
+        pass
+
+
+def _follow_dvc(workspace: Workspace, *arguments: str, extra_env: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Run one dvc command in the workspace; a DVC that somebody started by hand is waited for as well.
+
+    Yields what it prints; left early, it is ended.
+    """
     with turn(workspace, f"dvc {arguments[0]}"):
         for attempt in range(LOCK_TRIES):
-            done = _run_python(workspace, ["-m", "dvc", *arguments], extra_env or {})
+            done = yield from _follow_python(workspace, ["-m", "dvc", *arguments], extra_env or {})
             if done.returncode == 0 or "Unable to acquire lock" not in done.stderr:
                 break
             if attempt == 0:
@@ -308,13 +340,44 @@ def _dvc(workspace: Workspace, *arguments: str, extra_env: dict[str, str] | None
 
 
 def _run_python(
-    workspace: Workspace, arguments: Sequence[str], extra_env: dict[str, str]
+    workspace: Workspace, arguments: Sequence[str], extra_env: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """Our interpreter in the workspace, first in PATH so that stages find `python`."""
+    following = _follow_python(workspace, arguments, extra_env)
+    while True:
+        try:
+            next(following)
+        except StopIteration as ended:
+            return cast("subprocess.CompletedProcess[str]", ended.value)
+
+
+def _follow_python(
+    workspace: Workspace, arguments: Sequence[str], extra_env: Mapping[str, str]
+) -> Generator[str, None, subprocess.CompletedProcess[str]]:
+    """Our interpreter in the workspace, first in PATH so that stages find `python`.
+
+    Yields an empty line when it has started, and then what it prints.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    env = {**os.environ, "PATH": path, "TESSERA_WORKSPACE": str(workspace.root), **extra_env}
+    own = {"PATH": path, "TESSERA_WORKSPACE": str(workspace.root)}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=workspace.root, env=env, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command,
+            cwd=workspace.root,
+            env={**os.environ, **own, **extra_env},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            yield ""
+            yield from cast("IO[str]", process.stdout)
+            process.wait()
+        finally:
+            process.kill()
+            process.communicate()
+        errors.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, "", errors.read())
 
 
 def _explain(workspace: Workspace, arguments: Sequence[str], done: subprocess.CompletedProcess[str]) -> TesseraError:

@@ -5,10 +5,16 @@ adapter/, predictions.parquet and result.json in the job's folder. Started K tim
 train together: `python -m torch.distributed.run --standalone --nproc-per-node K -m components.training JOB.json`.
 
 SIGINT and SIGTERM ask it to stop: it writes a checkpoint between two steps and ends with STOPPED.
+
+`python -m components.training --wait` loads torch, which takes seconds, and then forks for every job it is told on
+stdin, so that each still lives and dies alone: `{"job": JOB.json, "log": FILE}`, one a line and one at a time. Its
+stdout has `forked` with the child's pid, the child's own events, and `ended` with its exit code.
 """
 
+import contextlib
 import json
 import os
+import select
 import signal
 import stat
 import sys
@@ -22,6 +28,61 @@ from typing import Any
 from components.errors import TesseraError, TrainingError
 from components.training.job import STOP_SECONDS, STOPPED, Job
 from components.workspace import DISK_TROUBLE, describe_disk_trouble
+
+LOOK_SECONDS = 0.02  # between two looks whether a fork has ended
+
+
+def wait_for_jobs() -> int:
+    """Fork for the jobs told on stdin until it closes; returns the exit code of this process, or of a fork's job."""
+    import timm  # noqa: F401
+
+    import components.training.run  # noqa: F401
+
+    # No thread and no device is used before a fork: neither would be there in the child.
+    heard = b""
+    while part := os.read(0, 4096):
+        *lines, heard = (heard + part).split(b"\n")
+        for line in lines:
+            told = json.loads(line)
+            if _is_alone():
+                return 0
+            alive, lives = os.pipe()  # closes when this process dies, which the child must not survive
+            if (pid := os.fork()) == 0:
+                os.setsid()
+                os.dup2(alive, 0)
+                os.close(lives)
+                os.dup2(os.open(told["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), 2)
+                return main(Path(told["job"]))
+            os.close(alive)
+            _tell_parent("forked", pid=pid)
+            if (code := _wait_for(pid)) is None:
+                return 0
+            os.close(lives)
+            _tell_parent("ended", code=code)
+    return 0
+
+
+def _wait_for(pid: int) -> int | None:
+    """The exit code of the fork, None where stdin closes before it ends: then both end."""
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)  # whatever a killed one left
+            return os.waitstatus_to_exitcode(status)
+        if select.select([0], [], [], LOOK_SECONDS)[0]:
+            return None
+
+
+def _is_alone() -> bool:
+    """Whether the parent died after it had told a job, perhaps while torch was loaded."""
+    pipe = select.poll()
+    pipe.register(0)
+    return any(what & select.POLLHUP for _, what in pipe.poll(0))
+
+
+def _tell_parent(event: str, **facts: int) -> None:
+    os.write(1, json.dumps({"event": event, **facts}).encode() + b"\n")
 
 
 def main(path: Path) -> int:
@@ -117,4 +178,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(wait_for_jobs() if sys.argv[1] == "--wait" else main(Path(sys.argv[1])))

@@ -61,7 +61,7 @@ class Result(Strict):
 class Rung(Strict):
     """How far a trial of a search came. Score and loss are those on validation of the best epoch so far.
 
-    seconds: of the process, all of it. error: why it cannot be trained; such a trial scores 0.
+    seconds: from being told the job to this. error: why it cannot be trained; such a trial scores 0.
     """
 
     tuner: dict[str, Any]

@@ -50,8 +50,7 @@ CHECKPOINT = "checkpoint.safetensors"
 def run_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE, started: float | None = None) -> None:
     """Do the job and leave its files in the folder, result.json last, or those of a rung.
 
-    Raises Stopped soon after `stop` says so. started: when the process was, by the monotonic clock; a search pays for
-    loading libraries, too.
+    Raises Stopped soon after `stop` says so. started: when the process was, by the monotonic clock.
     """
     started = started or time.monotonic()
     job.folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,133 @@
+"""What DVC need not do again, because files prove that it would change nothing.
+
+DVC takes a second to start, and a retrain of images that are known asked it seven times. Each proof is as strong as
+DVC's own or stronger; where anything is missing, differs or is too young to tell, the answer is no, and DVC runs.
+
+    raw images recorded   size, times and inode of every file as they were before the last `dvc add` (DVC itself goes
+                          without the time of change, which no tool can set back), and every object in the cache
+    version pushed        every object in the remote, where that is a folder of this machine
+    stages fresh          dvc.lock's hash of every dependency and output, and the code and dvc.yaml that made them
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.data.digests import YOUNG, read_stamp
+from components.data.objects import list_missing
+from components.workspace import Workspace
+
+#: The data stages of dvc.yaml in the order in which they run.
+STAGES = ("manifest", "features", "validate", "split")
+
+
+def stamp_raw(workspace: Workspace, name: str) -> str | None:
+    """Name of the raw tree by what its files look like; None where a change could go unseen."""
+    digest, youngest = hashlib.sha256(), time.time_ns() - YOUNG
+    for rule in (workspace.root / ".dvcignore", workspace.root / ".dvc" / "config"):
+        digest.update(rule.read_bytes() if rule.exists() else b"")
+    raw = workspace.raw(name)
+    for path in _walk(os.fspath(raw)):
+        stamp = None if os.path.islink(path) else read_stamp(path)
+        if stamp is None or stamp[2] >= youngest:
+            return None
+        digest.update(f"{path}\0{stamp}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Every folder and file below, hidden ones too."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        yield entry.path
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path)
+
+
+def is_recorded(workspace: Workspace, name: str, stamp: str | None, md5: str, cache: Path) -> bool:
+    """Whether the tree so stamped is the version `md5`, which raw.dvc names, and the cache has all of it."""
+    known = _load(workspace, name, "recorded")
+    return stamp is not None and known == [stamp, md5] and not list_missing(cache, [md5], whole=True)
+
+
+def remember_recorded(workspace: Workspace, name: str, stamp: str | None, md5: str) -> None:
+    """stamp: as the tree was before DVC looked at it."""
+    _save(workspace, name, "recorded", [stamp, md5])
+
+
+def is_pushed(md5: str, cache: Path, remote: str) -> bool:
+    """Whether the remote at this address is a folder here that has every object of the version."""
+    there = Path(remote) / "files" / "md5"
+    if not Path(remote).is_absolute() or list_missing(cache, [md5], whole=False):
+        return False
+    return not list_missing(there, [md5], whole=True)
+
+
+def are_fresh(workspace: Workspace, name: str, md5: str, code: str) -> bool:
+    """Whether the stages would make of the version `md5` exactly what is there."""
+    entries = _load_entries(workspace, name)
+    if not entries or _load(workspace, name, "stages") != _name_run(workspace, entries, code):
+        return False
+    found = {f"data/{name}/raw": md5}
+    for each in (item for entry in entries for item in (*entry["deps"], *entry["outs"])):
+        path = each["path"]
+        if path not in found:
+            found[path] = _hash_md5(workspace.root / path)
+        if found[path] != each["md5"]:
+            return False
+    return True
+
+
+def remember_stages(workspace: Workspace, name: str, code: str) -> None:
+    """All stages have run with this code, and dvc.lock says with what."""
+    _save(workspace, name, "stages", _name_run(workspace, _load_entries(workspace, name), code))
+
+
+def forget_stages(workspace: Workspace, name: str) -> None:
+    """Before the first of them runs: a run that ends halfway proves nothing."""
+    _path(workspace, name, "stages").unlink(missing_ok=True)
+
+
+def _load_entries(workspace: Workspace, name: str) -> list[dict[str, Any]]:
+    """What dvc.lock says of the domain's stages; nothing unless it knows them all."""
+    path = workspace.root / "dvc.lock"
+    stages = (yaml.safe_load(path.read_text()) or {}).get("stages", {}) if path.exists() else {}
+    names = [f"{stage}@{name}" for stage in STAGES]
+    return [stages[each] for each in names] if stages.keys() >= set(names) else []
+
+
+def _name_run(workspace: Workspace, entries: list[dict[str, Any]], code: str) -> str:
+    facts = [entries, code, (workspace.root / "dvc.yaml").read_text()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _hash_md5(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _path(workspace: Workspace, name: str, proof: str) -> Path:
+    return workspace.cache / "proofs" / f"{name}-{proof}.json"
+
+
+def _load(workspace: Workspace, name: str, proof: str) -> Any:
+    """None where there is none that can be read: then DVC looks."""
+    try:
+        return json.loads(_path(workspace, name, proof).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _save(workspace: Workspace, name: str, proof: str, fact: Any) -> None:
+    path = _path(workspace, name, proof)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(fact))
+    os.replace(partial, path)
