@@ -219,9 +219,14 @@ class Search(Strict):
 class Gates(Strict):
     """When a challenger may become champion. Scores are balanced accuracies on the test groups.
 
-    floor: the lower end of the challenger's interval must reach it; chance level when left out.
-    confidence: of every interval. slice_margin: how much worse any slice may get.
-    max_adapter_mb: an artifact limit, none when left out. use: the gates that judge, all when left out.
+    use: the gates that judge, all when left out. floor: the lower end of the challenger's interval must reach it;
+    chance level when left out. confidence: of every interval. slice_margin: how much worse any slice may get.
+    approval: a person must agree, too (`tessera approve`).
+
+    Limits, none when left out: max_ece of the calibration error, max_adapter_mb of the artifact, max_latency_ms and
+    max_memory_mb of one image at a time on the device that judges, max_cost of the mean cost an image.
+    costs: what a mistake costs, by truth and prediction; others cost 1. `{"*": {good: 20}}`: whatever is truly another
+    class and taken for `good`, a missed defect, costs as much as 20 false alarms.
     """
 
     use: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -229,6 +234,19 @@ class Gates(Strict):
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     slice_margin: float = Field(default=0.05, ge=0, le=1)
     max_adapter_mb: float | None = Field(default=None, gt=0)
+    max_ece: float | None = Field(default=None, gt=0, le=1)
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    max_memory_mb: float | None = Field(default=None, gt=0)
+    costs: Mapping[str, Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]] = {}
+    max_cost: float | None = Field(default=None, ge=0)
+    approval: bool = False
+
+    def cost(self, truth: str, predicted: str) -> float:
+        """Of taking one class for another; nothing where that is right."""
+        if truth == predicted:
+            return 0.0
+        known = (self.costs.get(row, {}).get(predicted) for row in (truth, "*"))
+        return next((cost for cost in known if cost is not None), 1.0)
 
 
 class Schedule(Strict):
@@ -261,6 +279,7 @@ class Domain(Strict):
     embedded one. task: `classification` gives an image one label; `multilabel` any number of them, and can be
     checked, split and exported, but not trained yet. work_pool: a Prefect work pool whose workers train the
     candidates; without one, or without a Prefect server, they are trained where the retrain runs.
+    intended_use: for whom and for what the adapters are, as the model card says it first.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -284,6 +303,7 @@ class Domain(Strict):
     work_pool: str | None = None
     title: str = ""
     description: str = ""
+    intended_use: str = ""
     source: str = ""
     licence: str = ""
     citation: str = ""
@@ -323,6 +343,17 @@ class Domain(Strict):
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError(f"names a class twice: {', '.join(value)}")
+        return value
+
+    @field_validator("gates")
+    @classmethod
+    def _costs_of_classes(cls, value: Gates, info: ValidationInfo) -> Gates:
+        known = info.data.get("classes", ())
+        named = {name for row in value.costs.values() for name in row} | set(value.costs) - {"*"}
+        if strangers := sorted(named - set(known)):
+            raise ValueError(f"gates.costs speaks of {', '.join(strangers)}; the classes are {', '.join(known)}")
+        if value.max_cost is not None and not value.costs:
+            raise ValueError("max_cost is a limit of `costs`: give these, too")
         return value
 
     @field_validator("slices")

@@ -16,6 +16,7 @@ found, and how to mend it. Anything else that escapes is a defect of ours and ke
     │   └── Diverged         its loss left the finite numbers
     ├── TrackingError        the MLflow store cannot be reached or refused
     └── PromotionError       there is nothing to promote, roll back or serve
+        └── ChampionMoved    another champion than the one that was judged against
 
 Exit codes: 0 done, 1 a check or gate said no, 2 bad usage or input.
 """
@@ -93,6 +94,10 @@ class TrackingError(TesseraError):
 
 class PromotionError(TesseraError):
     """There is nothing to promote, roll back or serve."""
+
+
+class ChampionMoved(PromotionError):  # noqa: N818  an outcome rather than a fault
+    """Somebody else moved the champion since it was judged against."""
 
 
 def _family(kind: type[TesseraError]) -> list[type[TesseraError]]:

@@ -81,6 +81,56 @@ def draw_samples(frame: pl.DataFrame, raw: Path, title: str, most: int = 24) -> 
     return figure
 
 
+def draw_calibration(frame: pl.DataFrame, classes: Sequence[str], title: str, bins: int = 10) -> "Figure":
+    """How often answers of each probability were right (arXiv 1706.04599, figure 1), and how many there are of each."""
+    from matplotlib.figure import Figure
+
+    chances = frame.select(f"{PROBABILITY}{name}" for name in classes).to_numpy()
+    hits = (frame["label"] == frame["predicted"]).to_numpy()
+    sure = chances.max(axis=1)
+    place = np.minimum((sure * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    seen = count > 0
+    mean = np.bincount(place, weights=sure, minlength=bins)[seen] / count[seen]
+    right = np.bincount(place, weights=hits, minlength=bins)[seen] / count[seen]
+    figure = Figure(figsize=(4.6, 5), layout="constrained")
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    above, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    above.plot([0, 1], [0, 1], ":", color="#59636e", label="as sure as right")
+    above.plot(mean, right, "o-", color=SERIES[0], label="this model")
+    above.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    above.legend(fontsize=8, frameon=False, loc="upper left")
+    below.bar((np.arange(bins) + 0.5) / bins, count, width=0.9 / bins, color="#afb8c1")
+    below.set(xlabel="probability of the answer", ylabel="images")
+    return figure
+
+
+def draw_heat(frame: pl.DataFrame, heat: Mapping[str, Any], raw: Path, title: str) -> "Figure":
+    """The hardest images, each beside what the model looked at; frame: their rows. Its maps are of the whole square."""
+    from matplotlib.figure import Figure
+
+    pairs = 3
+    lines = max(1, math.ceil(frame.height / pairs))
+    figure = Figure(figsize=(11, 2.0 * lines + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    grid = figure.subplots(lines, 2 * pairs, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    cells = grid.reshape(lines * pairs, 2)
+    for (left, right), row in zip(cells, frame.iter_rows(named=True), strict=False):
+        tile = _load_tile(raw / row["path"], row.get("crop"))
+        extent = (0, tile.shape[1], tile.shape[0], 0)
+        wrong = row["label"] != row["predicted"]
+        told = f"{row['label']}, taken for {row['predicted']}" if wrong else f"{row['label']}, rightly"
+        left.imshow(tile, cmap="gray")
+        left.set_title(told, fontsize=8, color=WRONG if wrong else RIGHT, parse_math=False, loc="left")
+        right.imshow(tile, cmap="gray", alpha=0.55)
+        style: dict[str, Any] = {"cmap": "inferno", "alpha": 0.6, "interpolation": "bilinear", "vmin": 0, "vmax": 1}
+        right.imshow(heat[row["id"]], extent=extent, **style)
+        right.set_title(f"looked for {row['predicted']}", fontsize=8, parse_math=False, loc="left")
+    return figure
+
+
 def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int, title: str) -> "Figure":
     """Losses and validation scores by epoch, and the epoch whose weights were kept."""
     from matplotlib.figure import Figure

@@ -33,12 +33,15 @@ from components.errors import TrackingError
 from components.live import Live, Point
 from components.models.adapter import load_meta
 from components.pictures import draw_confusion, draw_curves, draw_samples
-from components.training.job import JOB_FILE, PROBABILITY, Result, Rung, load_predictions
+from components.training.job import HEAT_FILE, JOB_FILE, PROBABILITY, Result, Rung, load_predictions
 from components.workspace import Workspace
 
 TAG = "tessera."
 RESULT_FILE = "result.json"
+CARD = "card"  # artifact folder of the model card
+MOST_DESCRIPTION = 5000  # characters: the store's column
 TRAINING = "training"  # artifact folder of what a training process was told and left
+CODE_FILE = f"{TRAINING}/code.json"
 SERVER_SECONDS = 5.0
 MOST_PARAMS, MOST_METRICS = 100, 1000  # MLflow's limits for one batch
 MOST_DIGEST = 36
@@ -290,7 +293,7 @@ def fetch_candidate(run_id: str, folder: Path) -> Result:
     (folder / RESULT_FILE).unlink(missing_ok=True)
     with _refusals():
         client = mlflow.MlflowClient()
-        for name in ("adapter", "predictions.parquet"):
+        for name in ("adapter", "predictions.parquet", HEAT_FILE):
             client.download_artifacts(run_id, name, str(folder))
         left = json.loads(Path(client.download_artifacts(run_id, f"{TRAINING}/{RESULT_FILE}")).read_text())
     result = Result.model_validate(left | {"folder": str(folder)})
@@ -320,6 +323,53 @@ def log_model(run_id: str, adapter: Path) -> str:
             metadata={"adapter_sha256": meta.adapter_sha256, "tuner": meta.label, "classes": list(meta.classes)},
         )
     return str(logged.model_uri)
+
+
+def log_code(run_id: str, code: Mapping[str, str]) -> None:
+    """Which code a registered version was trained with: its commit, and the sha256 of what results depend on."""
+    import mlflow
+
+    with _refusals():
+        mlflow.MlflowClient().log_text(run_id, json.dumps(dict(code), indent=1), CODE_FILE)
+
+
+def fetch_training(run_id: str, folder: Path) -> Path:
+    """What the training of a registered version was told and left, and `data/manifest.parquet`, into a folder.
+
+    Raises TrackingError where the run has none.
+    """
+    import mlflow
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        parent = client.get_run(run_id).data.tags["mlflow.parentRunId"]
+        if CODE_FILE not in {item.path for item in client.list_artifacts(run_id, TRAINING)}:
+            raise TrackingError(
+                f"run {run_id}",
+                expected=f"the artifact {CODE_FILE}, as a retrain leaves it with the version it registers",
+                found="none",
+                mend="Versions from before there were any cannot be trained again: retrain the domain.",
+            )
+        client.download_artifacts(parent, "data", str(folder))  # whole folders: a file alone would lose its place
+        return Path(client.download_artifacts(run_id, TRAINING, str(folder)))
+
+
+def log_card(run_id: str, domain: str, version: int, page: Path, text: Path, **tags: str) -> None:
+    """The model card with the run, and its words as the description of the registered version.
+
+    tags: what the list of versions is to show beside the aliases.
+    """
+    import mlflow
+
+    _, _, words = text.read_text(encoding="utf-8").partition("\n\n")  # without the title: MLflow's list shows the start
+    told = f"{words}\nThe same with its pictures: artifact `{CARD}/{page.name}` of the run.\n"
+    with _refusals():
+        client = mlflow.MlflowClient()
+        for path in (page, text):
+            client.log_artifact(run_id, str(path), CARD)
+        client.update_model_version(domain, str(version), told[:MOST_DESCRIPTION])
+        for key, value in tags.items():
+            client.set_model_version_tag(domain, str(version), f"{TAG}{key}", value)
 
 
 def log_result(run_id: str, outcome: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
@@ -390,7 +440,7 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         elif value is not None:
-            flat[f"{prefix}{key}"] = str(value)
+            flat[_clean(f"{prefix}{key}")] = str(value)
     return flat
 
 
@@ -596,7 +646,7 @@ def _log_metrics(client: Any, run_id: str, metrics: Mapping[str, float], step: i
 
 
 def _clean(key: str) -> str:
-    """MLflow allows a metric's name letters, digits, spaces and `_-.:/`; class names may hold anything."""
+    """MLflow allows a metric's or parameter's name letters, digits, spaces and `_-.:/`; class names hold anything."""
     return re.sub(r"[^\w\-.: /]", "_", key)
 
 
@@ -604,6 +654,7 @@ def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Pa
     """The adapter, its predictions, and the pictures."""
     client.log_artifacts(run_id, str(result.folder / "adapter"), "adapter")
     client.log_artifact(run_id, str(result.folder / "predictions.parquet"))
+    client.log_artifact(run_id, str(result.folder / HEAT_FILE))
     for path in (result.folder / RESULT_FILE, result.folder / JOB_FILE):
         if path.exists():
             client.log_artifact(run_id, str(path), TRAINING)

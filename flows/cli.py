@@ -307,6 +307,55 @@ def promote(
 
 
 @app.command()
+def approve(
+    domain: DomainArgument,
+    version: Annotated[int, typer.Argument(help="The version that was held for approval.")],
+    by: Annotated[str, typer.Option("--by", metavar="NAME", help="Who agrees; the ledger keeps it.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the ledger.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Agree to a version that `gates.approval` holds; it is promoted if the other gates still agree."""
+
+    def act(place: Any) -> Outcome:
+        from flows.promote import Approval
+        from flows.promote import approve as run
+
+        with _live(as_json):
+            return run(place, domain, version, Approval(by, reason))
+
+    _run(act, _shower("show_records"), as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PROMOTE")
+
+
+@app.command()
+def reproduce(
+    domain: DomainArgument,
+    version: Annotated[int, typer.Argument(help="A registered version.")],
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Of balanced accuracies, on another kind of machine.")
+    ] = 0.02,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Train a version again from the images, code, settings and seed it names; say whether it is the same."""
+
+    def act(place: Any) -> Outcome:
+        from flows.plan import load_checked_domain
+        from flows.reproduce import reproduce as run
+
+        load_checked_domain(place, domain)
+        with _live(as_json):
+            return run(place, domain, version, tolerance)
+
+    def show(outcome: Outcome) -> None:
+        from flows import console
+
+        console.OUT.print(f"{outcome['verdict']}  {outcome['reason']}")
+
+    _run(act, show, as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PASS")
+
+
+@app.command()
 def rollback(
     domain: DomainArgument,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the ledger.")] = "rolled back by hand",
@@ -335,12 +384,11 @@ def history(
     """Who was champion, when and why."""
 
     def act(place: Any) -> Outcome:
-        from components import tracking
         from flows.plan import load_checked_domain
-        from flows.promote import describe_history, find_champion_at
+        from flows.promote import describe_history, find_champion_at, open_registry
 
         load_checked_domain(place, domain)
-        tracking.connect(place)
+        open_registry(place, domain)
         return describe_history(domain) | (find_champion_at(domain, at) if at else {})
 
     _run(act, _shower("show_records"), as_json, workspace)
@@ -351,12 +399,11 @@ def verify_ledger(domain: DomainArgument, as_json: JsonOption = False, workspace
     """Find records that were altered, removed or reordered, and a champion that no record explains."""
 
     def act(place: Any) -> Outcome:
-        from components import tracking
         from flows.plan import load_checked_domain
-        from flows.promote import describe_history
+        from flows.promote import describe_history, open_registry
 
         load_checked_domain(place, domain)
-        tracking.connect(place)
+        open_registry(place, domain)
         found = describe_history(domain)
         return {"domain": domain, "records": len(found["records"]), "problems": found["ledger_problems"]}
 

@@ -2,14 +2,27 @@
 
 from typing import Any
 
+from components.promotion.registry import Version
 from flows.embedded import find_server
 from flows.progress import report
 from flows.schedules import VERSIONED, name_resource
+
+PROMOTED = "tessera.champion.promoted"
 
 
 def tell_versioned(domain: str, version: dict[str, Any]) -> None:
     """`tessera.data.versioned`: a data version was named."""
     emit(VERSIONED, domain, version)
+
+
+def tell_promoted(champion: Version) -> None:
+    """`tessera.champion.promoted`: an automation on it can roll out what serves.
+
+    At least once for each move, rollbacks included; a follower takes the version that the event names.
+    """
+    uri = f"models:/{champion.domain}/{champion.version}"
+    facts = {"domain": champion.domain, "version": champion.version, "model_uri": uri}
+    emit(PROMOTED, champion.domain, facts | {"adapter_sha256": champion.adapter_sha256})
 
 
 def emit(event: str, domain: str, payload: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from components.workspace import REPOSITORY, Workspace
 from flows.progress import report
 
 #: Keys of domain.yaml that describe or schedule; changing them changes no result.
-UNRELATED = {"title", "description", "source", "licence", "citation", "schedule", "work_pool"}
+UNRELATED = {"title", "description", "intended_use", "source", "licence", "citation", "schedule", "work_pool"}
 
 
 @dataclass(frozen=True)

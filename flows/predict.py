@@ -11,14 +11,14 @@ from components.workspace import Workspace
 
 def predict(workspace: Workspace, name: str, images: Sequence[Path]) -> dict[str, Any]:
     """Class probabilities of every image. Raises PromotionError without a champion, DataError for a bad image."""
-    from components import tracking
     from components.serving.predictor import Predictor
+    from flows.promote import open_registry
 
     for path in images:
         if not path.is_file():
             mend = "Name image files; a shell pattern such as folder/*.jpg names many."
             raise DataError(str(path), expected="an image file", found="nothing there", mend=mend)
-    tracking.connect(workspace)
+    open_registry(workspace, name)
     champion = registry.load_version(name, registry.CHAMPION)
     if champion is None:
         raise PromotionError(

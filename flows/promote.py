@@ -1,29 +1,57 @@
 """Gate and promote: challenger and champion scored on the same test images, and the alias moved if the gates agree."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, time
+from functools import partial
 from typing import Any
 
 from components.data import versioning
 from components.errors import PromotionError
 from components.promotion import ledger, registry
 from components.promotion.gates import Context, Decision, decide
-from components.promotion.registry import Version
+from components.promotion.registry import Judgement, Version
 from components.training.job import Result, load_predictions
 from components.workspace import Workspace
-from flows.plan import Plan, create_plan
+from flows.events import tell_promoted
+from flows.plan import Plan, create_plan, hash_code, load_checked_domain
 from flows.progress import report
 from flows.train_candidate import run_job
+from flows.turns import promotion_turn
 
 
-def promote(workspace: Workspace, name: str, version: int | None = None) -> dict[str, Any]:
-    """Judge a version (the challenger when none is named) against the present champion; promote it if it passes."""
+@dataclass(frozen=True)
+class Approval:
+    """A person's word."""
+
+    by: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.by}: {self.reason}"
+
+
+def open_registry(workspace: Workspace, name: str) -> None:
+    """Connect, and end a promotion that was killed between its writes."""
     from components import tracking
 
+    tracking.connect(workspace)
+    if not registry.is_moving(name):
+        return
+    with promotion_turn(name):
+        registry.mend_move(workspace, name)
+    champion = registry.load_version(name, registry.CHAMPION)
+    if champion is not None:  # whoever was killed may not have told
+        tell_promoted(champion)
+
+
+def promote(
+    workspace: Workspace, name: str, version: int | None = None, approval: Approval | None = None
+) -> dict[str, Any]:
+    """Judge a version (the challenger when none is named) against the present champion; promote it if it passes."""
     report("stage", title="find the versions")
     plan = create_plan(workspace, name)
-    tracking.connect(workspace)
-    wanted = registry.CHALLENGER if version is None else version
-    challenger = registry.load_version(name, wanted)
+    open_registry(workspace, name)
+    challenger = registry.load_version(name, registry.CHALLENGER if version is None else version)
     if challenger is None:
         raise PromotionError(
             f"promotion in {name}",
@@ -32,31 +60,69 @@ def promote(workspace: Workspace, name: str, version: int | None = None) -> dict
             mend=f"Train one with `tessera retrain {name}`; `tessera history {name}` lists what was promoted.",
         )
     champion = registry.load_version(name, registry.CHAMPION)
-    if champion is not None and champion.version == challenger.version:
-        reason = f"Version {champion.version} is the champion already."
-        return describe_history(name) | {"verdict": "PROMOTE", "reason": reason}
-    report("stage", title="score both on the same test images")
-    versioning.refresh(workspace, name)
-    decision = judge(plan, score_version(plan, challenger), challenger, champion)
-    if decision.verdict == "PROMOTE":
-        move_champion(plan, challenger, None if champion is None else champion.version, decision)
+    if champion is None or champion.version != challenger.version:
+        report("stage", title="score both on the same test images")
+        versioning.refresh(workspace, name)
+        scored = score_version(plan, challenger)
+        decision, _ = contest(plan, scored, challenger, approval)
+    else:
+        decision = describe_champion(challenger.version)
     return describe_history(name) | {"verdict": decision.verdict, "reason": decision.reason}
+
+
+def approve(workspace: Workspace, name: str, version: int, approval: Approval) -> dict[str, Any]:
+    """A person agrees to a version: what the other gates say is asked again, for the champion may be another by now.
+
+    Raises PromotionError where the domain asks for no approval.
+    """
+    if not load_checked_domain(workspace, name).gates.approval:
+        raise PromotionError(
+            f"approval of {name} version {version}",
+            expected="a domain that asks for approval",
+            found="`gates.approval: false` in its domain.yaml",
+            mend=f"Set it to true, or give `tessera promote {name} {version}`.",
+        )
+    return promote(workspace, name, version, approval)
 
 
 def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
     """Champion and previous change places."""
-    from components import tracking
-
-    tracking.connect(workspace)
-    champion = registry.rollback(workspace, name, reason)
+    open_registry(workspace, name)
+    with promotion_turn(name):
+        champion = registry.rollback(workspace, name, reason)
+    registry.describe_model(name)
+    tell_promoted(champion)
     return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
 
 
-def judge(plan: Plan, scored: Result, challenger: Version, champion: Version | None) -> Decision:
-    """The gates' decision on the plan's test images, where the champion is scored afresh; `scored` is the challenger.
+def contest(
+    plan: Plan, scored: Result, challenger: Version, approval: Approval | None = None
+) -> tuple[Decision, Version | None]:
+    """Judge the challenger and let the verdict take effect, both anew where somebody moved the champion in between.
 
-    A verdict that moves nothing is written into the ledger at once, for it was a look at the test set all the same.
+    A verdict that moves nothing is recorded too, for it was a look at the test set all the same. Returns the decision
+    and the champion there is now.
     """
+    name, decisions = plan.domain.name, list[Decision]()
+
+    def judge_against(champion: Version | None) -> Judgement:
+        if decisions:
+            report("note", text="The champion moved meanwhile: judging against the new one.")
+        decisions.append(judge(plan, scored, challenger, champion, str(approval or "")))
+        return _record(plan, decisions[-1], approval)
+
+    turn = partial(promotion_turn, name)
+    judgement, champion = registry.contest(plan.workspace, name, challenger.version, judge_against, turn)
+    if judgement is None:
+        return describe_champion(challenger.version), champion
+    registry.describe_model(name)
+    if judgement.verdict == "PROMOTE" and champion is not None:
+        tell_promoted(champion)
+    return decisions[-1], champion
+
+
+def judge(plan: Plan, scored: Result, challenger: Version, champion: Version | None, approved: str = "") -> Decision:
+    """The gates' decision on the test images, where the champion is scored afresh; `scored` is the challenger's."""
     rival = None if champion is None else load_predictions(score_version(plan, champion).folder, "test")
     frame = load_predictions(scored.folder, "test")
     pair = (None if champion is None else champion.version, challenger.version)
@@ -65,15 +131,45 @@ def judge(plan: Plan, scored: Result, challenger: Version, champion: Version | N
         challenger=frame,
         champion=rival,
         adapter_bytes=scored.adapter_bytes,
+        manifest=plan.load_manifest(),
+        validation=plan.load_validation(),
+        lineage=_trace(plan, scored, challenger),
+        serving=_measure_serving(plan, challenger),
+        version=challenger.version,
+        approved=approved,
         looks=ledger.count_looks(ledger.load_records(plan.domain.name), pair, frame["group"].n_unique()),
         trained=bool(scored.backbone["trained"]),
     )
-    decision = decide(context)
-    if decision.verdict != "PROMOTE":
-        registry.record_judgement(
-            plan.workspace, plan.domain.name, challenger.version, expected=pair[0], **_evidence(plan, decision)
-        )
-    return decision
+    return decide(context)
+
+
+def _measure_serving(plan: Plan, challenger: Version) -> dict[str, float]:
+    """By a process that does nothing but load and answer, where a gate has a limit for it."""
+    gates = plan.domain.gates
+    if gates.max_latency_ms is None and gates.max_memory_mb is None:
+        return {}
+    return score_version(plan, challenger).metrics
+
+
+def _trace(plan: Plan, scored: Result, challenger: Version) -> dict[str, str]:
+    """What the version was made from, by its own record; an empty text is unknown."""
+    backbone = scored.backbone
+    return {
+        "data_version": challenger.data_version,
+        "split_sha256": scored.split_sha256,
+        "backbone": str(backbone.get("name", "")),
+        "backbone_sha256": str(backbone.get("sha256", "")),
+        "adapter_sha256": challenger.adapter_sha256,
+        "run_id": challenger.run_id,
+        "code_sha256": hash_code(),
+        "environment": ", ".join(f"{key} {value}" for key, value in scored.environment.items()),
+        "test_images": plan.version.md5,
+    }
+
+
+def describe_champion(version: int) -> Decision:
+    """What is said of a challenger that is the champion already: nothing is to be judged."""
+    return Decision(verdict="PROMOTE", reason=f"Version {version} is the champion already.", findings=())
 
 
 def score_version(plan: Plan, version: Version) -> Result:
@@ -83,28 +179,18 @@ def score_version(plan: Plan, version: Version) -> Result:
     return run_job(plan.create_score_job(adapter, folder), f"version-{version.version}")
 
 
-def move_champion(plan: Plan, challenger: Version, expected: int | None, decision: Decision) -> None:
-    """Compare and set, with the evidence's hash in the ledger; `expected` is the champion that was judged against."""
-    registry.set_champion(
-        plan.workspace,
-        plan.domain.name,
-        challenger.version,
-        expected=expected,
-        **_evidence(plan, decision),
-    )
-
-
-def _evidence(plan: Plan, decision: Decision) -> dict[str, Any]:
-    """What a record says of the judgement it rests on."""
+def _record(plan: Plan, decision: Decision, approval: Approval | None) -> Judgement:
+    """What a record says of the judgement it rests on; who approved it answers for it."""
     groups = next((int(found.evidence["groups"]) for found in decision.findings if "groups" in found.evidence), 0)
-    return {
-        "reason": decision.reason,
-        "verdict": decision.verdict,
-        "evidence_sha256": ledger.hash_evidence(decision.model_dump(mode="json")),
-        "data_version": plan.version.md5,
-        "git_commit": plan.code,
-        "test_groups": groups,
-    }
+    return Judgement(
+        reason=decision.reason,
+        verdict=decision.verdict,
+        evidence_sha256=ledger.hash_evidence(decision.model_dump(mode="json")),
+        data_version=plan.version.md5,
+        git_commit=plan.code,
+        test_groups=groups,
+        who=None if approval is None else approval.by,
+    )
 
 
 def find_champion_at(name: str, when: str) -> dict[str, Any]:

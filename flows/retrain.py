@@ -25,16 +25,16 @@ from components.data.pipeline import Stages
 from components.errors import TesseraError, TrackingError, VersioningError
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import registry
-from components.promotion.gates import Decision
 from components.training.job import Job, load_result
 from components.workspace import Workspace, find_workspace
 from flows import pages
 from flows.candidates import select_candidate, train_job
+from flows.card import Card, write_card
 from flows.compare import PICTURE, draw_picture, summarise_tuners
 from flows.dispatch import find_pool, search_on_pool, train_on_pool
-from flows.plan import Plan, create_plan, require_trainable
+from flows.plan import Plan, create_plan, hash_code, require_trainable
 from flows.progress import report
-from flows.promote import judge, mark_unchanged, move_champion
+from flows.promote import contest, mark_unchanged, open_registry
 from flows.search import search_options
 from flows.train_candidate import prepare
 from prefect import flow, task
@@ -119,9 +119,7 @@ def _train_and_promote(
     best["selected"] = True
     report("stage", title="register and gate")
     version = register_challenger(plan, best)
-    decision, champion = gate(plan, best, version)
-    if decision["verdict"] == "PROMOTE":
-        champion = promote(plan, version, champion, decision)
+    decision, champion = gate_and_promote(plan, best, version)
     report("stage-done", title=f"gated version {version}", note=decision["verdict"])
     outcome = {
         "domain": plan.domain.name,
@@ -253,6 +251,8 @@ def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
         there = registry.load_version(name, alias)
         if there is not None and there.adapter_sha256 == best["adapter_sha256"]:
             return there.version
+    code = {"git_commit": plan.code, "code_sha256": hash_code()}
+    tracking.log_code(best["run_id"], code)
     uri = tracking.log_model(best["run_id"], Path(best["folder"]) / "adapter")
     return registry.register_challenger(
         name,
@@ -265,23 +265,14 @@ def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
     )
 
 
-@_task("gate")
-def gate(plan: Plan, best: dict[str, Any], version: int) -> tuple[dict[str, Any], int | None]:
-    """The decision, and the champion it was made against."""
-    tracking.connect(plan.workspace)
-    champion = registry.load_version(plan.domain.name, registry.CHAMPION)
+@_task("gate and promote")
+def gate_and_promote(plan: Plan, best: dict[str, Any], version: int) -> tuple[dict[str, Any], int | None]:
+    """The decision, which took effect against the very champion it speaks of, and the champion there is now."""
+    open_registry(plan.workspace, plan.domain.name)
     scored = _require(load_result(Path(best["folder"])), "result")
-    decision = judge(plan, scored, _require(registry.load_version(plan.domain.name, version), "version"), champion)
-    return decision.model_dump(mode="json"), None if champion is None else champion.version
-
-
-@_task("promote")
-def promote(plan: Plan, version: int, champion: int | None, decision: dict[str, Any]) -> int:
-    """Move the alias if the champion still is the one that was judged against."""
-    tracking.connect(plan.workspace)
     challenger = _require(registry.load_version(plan.domain.name, version), "version")
-    move_champion(plan, challenger, champion, Decision.model_validate(decision))
-    return version
+    decision, champion = contest(plan, scored, challenger)
+    return decision.model_dump(mode="json"), None if champion is None else champion.version
 
 
 def _require(made: Made | None, what: str) -> Made:
@@ -297,6 +288,11 @@ def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     tracking.connect(plan.workspace)
     picture = draw_picture(outcome, plan.folder / PICTURE)
     path = pages.write_report(plan, outcome, picture)
+    best = next(row for row in outcome["candidates"] if row["selected"])
+    result = _require(load_result(plan.folder / f"{best['tuner']}-s{best['seed']}"), "result")
+    page, text = write_card(Card(plan, outcome, result))
+    shown = {"test": f"{best['test']['value']:.3f}", "verdict": outcome["verdict"]}
+    tracking.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, **shown)
     tracking.log_result(parent, outcome, [path, picture])
     create_markdown_artifact(
         pages.render_markdown(outcome),

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 from components.domain import Domain
 from components.errors import TesseraError, TrainingError
@@ -42,6 +42,17 @@ def run_job(job: Job, name: str) -> Result:
 def run_trial(job: Job, name: str) -> Rung:
     """How far a trial of a search came; the same for a job with `until_epoch`."""
     return _run_job(job, name, lambda: load_rung(job.folder, job.until_epoch or 0))
+
+
+def run_recorded(record: dict[str, Any], name: str, code: Path) -> Result | None:
+    """Do a job as it was written down once, by the code in a folder, which may be of another commit than this."""
+    folder = Path(record["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / JOB_FILE).write_text(json.dumps(record))
+    devices = int(record["domain"]["training"].get("devices", 1))
+    with gpu_slot(devices) as env:
+        _run_afresh(folder / JOB_FILE, devices, folder / "log.txt", name, env | {"PYTHONPATH": str(code)}, code)
+    return load_result(folder)
 
 
 def prepare(domain: Domain) -> None:
@@ -153,11 +164,11 @@ def _borrow_trainer() -> Iterator[Trainer]:
             _IDLE.append(trainer)
 
 
-def _run_afresh(job: Path, devices: int, log: Path, name: str, env: dict[str, str]) -> int:
-    """One process, or as many as there are devices to share the training."""
+def _run_afresh(job: Path, devices: int, log: Path, name: str, env: dict[str, str], code: Path | None = None) -> int:
+    """One process, or as many as there are devices to share the training. code: where it finds its packages."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(devices), "-m"] if devices > 1 else []
     with log.open("ab") as errors:
-        process = _start([*launcher, "components.training", str(job)], errors, env)
+        process = _start([*launcher, "components.training", str(job)], errors, env, code)
     try:
         _pass_on(cast(IO[str], process.stdout), name, _raise)
         return process.wait()
@@ -172,7 +183,9 @@ def _run_afresh(job: Path, devices: int, log: Path, name: str, env: dict[str, st
         _end(process)
 
 
-def _start(module: list[str], errors: IO[bytes], env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+def _start(
+    module: list[str], errors: IO[bytes], env: dict[str, str] | None = None, code: Path | None = None
+) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", *module],
         stdin=subprocess.PIPE,  # the child ends itself when this closes, however we end
@@ -180,6 +193,7 @@ def _start(module: list[str], errors: IO[bytes], env: dict[str, str] | None = No
         stderr=errors,
         text=True,
         start_new_session=True,
+        cwd=code,
         env=THREADS | os.environ | (env or {}),
     )
 

@@ -24,14 +24,23 @@ SITES = ["north" if k < 120 else "south" for k in range(240)]
 
 
 def frame(predicted: list[str]) -> pl.DataFrame:
-    return predict(TRUTH, predicted, [f"lot{k // 4:02}" for k in range(240)], site=SITES)
+    rows = predict(TRUTH, predicted, [f"lot{k // 4:02}" for k in range(240)], site=SITES)
+    return rows.with_columns((pl.col("predicted") == name).cast(float).alias(f"p_{name}") for name in CLASSES)
+
+
+MANIFEST = pl.DataFrame({"id": ["a", "b", "c"], "group": ["x", "y", "y"], "split": ["train", "test", "test"]})
+VALIDATION = {"ok": True, "problems": [], "images": 3, "fit": 3, "quarantined": []}
+FACTS = {"manifest": MANIFEST, "validation": VALIDATION, "lineage": {"data_version": "d", "run_id": "r"}}
+ALWAYS = ["data", "split", "lineage"]
 
 
 def context(
     challenger: list[str], champion: list[str] | None = None, *, size: int = 1_000_000, **gates: object
 ) -> Context:
     rival = None if champion is None else frame(champion)
-    return Context(create_domain(gates=gates), frame(challenger), rival, adapter_bytes=size)
+    serving = {"latency_ms_p50": 12.0, "memory_mb": 400.0}
+    facts = FACTS | {"serving": serving, "version": 3}
+    return Context(create_domain(gates=gates), frame(challenger), rival, adapter_bytes=size, **facts)
 
 
 def finding(decision: Decision, gate: str) -> Finding:
@@ -41,7 +50,7 @@ def finding(decision: Decision, gate: str) -> Finding:
 def test_a_first_good_challenger_is_promoted() -> None:
     decision = decide(context(spoil(0.1)))
     assert decision.verdict == "PROMOTE"
-    assert [found.gate for found in decision.findings] == ["floor", "improvement"]
+    assert [found.gate for found in decision.findings] == ["floor", "improvement", *ALWAYS]
     assert finding(decision, "improvement").reason == "First champion: floors only."
     assert "240 test images of 60 groups" in decision.reason
     assert "guessing among 3 classes, 33.3 %" in decision.reason
@@ -118,7 +127,7 @@ def test_an_unlucky_slice_is_named_but_does_not_hold() -> None:
         frame([name if k not in (0, 5, 10) else TRUTH[k] for k, name in enumerate(champion)]),
     )
     column = pl.Series("site", sites)
-    decision = decide(Context(create_domain(), ours.with_columns(column), theirs.with_columns(column), 1))
+    decision = decide(Context(create_domain(), ours.with_columns(column), theirs.with_columns(column), 1, **FACTS))
     found = finding(decision, "slices")
     assert found.verdict == "PROMOTE"
     assert "To watch" in found.reason
@@ -141,9 +150,19 @@ def test_the_strictest_gate_wins() -> None:
     assert "undecided" not in decision.reason
 
 
+EVERYTHING = {
+    "max_adapter_mb": 2.0,
+    "max_ece": 0.5,
+    "max_latency_ms": 20.0,
+    "max_memory_mb": 500.0,
+    "costs": {"*": {"dark": 20}},
+    "approval": True,
+}
+
+
 @pytest.mark.parametrize("gate", GATES)
 def test_every_gate_explains_itself_with_numbers(gate: str) -> None:
-    decision = decide(context(spoil(0.05), spoil(0.3), max_adapter_mb=2.0))
+    decision = decide(context(spoil(0.05), spoil(0.3), **EVERYTHING))
     found = finding(decision, gate)
     assert found.reason.endswith(".")
     assert any(isinstance(value, float) for value in found.evidence.values())
@@ -158,26 +177,25 @@ def test_a_decision_is_json_and_back() -> None:
 def test_the_order_of_the_champions_rows_does_not_matter() -> None:
     one = context(spoil(0.05), spoil(0.3))
     assert one.champion is not None
-    other = Context(one.domain, one.challenger, one.champion.reverse(), one.adapter_bytes)
-    assert decide(other) == decide(one)
+    assert decide(replace(one, champion=one.champion.reverse())) == decide(one)
 
 
 def test_other_images_are_refused() -> None:
     one = context(spoil(0.05), spoil(0.3))
     assert one.champion is not None
-    fewer = Context(one.domain, one.challenger, one.champion.head(200), 1)
+    fewer = replace(one, champion=one.champion.head(200))
     with pytest.raises(PromotionError, match=r"same 240 test images.*found 200 rows, of which 200 agree"):
         decide(fewer)
     relabelled = one.champion.with_columns(label=pl.lit("red"))
     with pytest.raises(PromotionError, match="of which 80 agree"):
-        decide(Context(one.domain, one.challenger, relabelled, 1))
+        decide(replace(one, champion=relabelled))
 
 
 def test_nothing_but_the_test_split_is_accepted() -> None:
     rows = frame(spoil(0.05))
     for wrong in (rows.clear(), rows.with_columns(split=pl.lit("val"))):
         with pytest.raises(PromotionError, match="predictions of the test split alone"):
-            decide(Context(create_domain(), wrong, None, 1))
+            decide(replace(context(spoil(0.05)), challenger=wrong))
 
 
 def test_a_foreign_class_is_refused() -> None:
@@ -187,7 +205,7 @@ def test_a_foreign_class_is_refused() -> None:
 
 def test_random_weights_are_mentioned() -> None:
     one = context(spoil(0.05))
-    assert "random weights" in decide(Context(one.domain, one.challenger, None, 1, trained=False)).reason
+    assert "random weights" in decide(replace(one, trained=False)).reason
 
 
 def test_gates_import_nothing_heavy() -> None:
@@ -215,7 +233,73 @@ def test_a_domain_picks_its_gates() -> None:
     assert [found.gate for found in decision.findings] == ["floor"]
 
 
-@pytest.mark.parametrize(("use", "told"), [(("flor",), "floor, improvement, slices, size"), (("size",), "improvement")])
+@pytest.mark.parametrize(("use", "told"), [(("flor",), "improvement, slices, costs"), (("size",), "improvement")])
 def test_gates_that_cannot_judge_are_refused(use: tuple[str, ...], told: str) -> None:
     with pytest.raises(DomainError, match=told):
         require_gates(create_domain(gates={"use": use}), "domain.yaml")
+
+
+def test_a_class_that_pays_for_the_gain_is_rejected() -> None:
+    """No column says it: the class itself is a slice."""
+    champion = [CLASSES[1] if k % 3 == 0 and k % 2 else name for k, name in enumerate(TRUTH)]
+    challenger = [CLASSES[0] if k % 3 == 2 and k % 4 else name for k, name in enumerate(TRUTH)]
+    found = finding(decide(context(challenger, champion)), "slices")
+    assert found.verdict == "REJECT"
+    assert "class=red" in found.reason
+    assert "class=dark" not in found.reason
+
+
+@pytest.mark.parametrize(
+    ("limit", "gate"), [("max_ece", "calibration"), ("max_latency_ms", "latency"), ("max_memory_mb", "memory")]
+)
+def test_a_limit_is_kept_or_not(limit: str, gate: str) -> None:
+    values = {"max_ece": 0.1, "max_latency_ms": 12.0, "max_memory_mb": 400.0}
+    one = context(spoil(0.0), **{limit: values[limit]})
+    assert decide(one).verdict == "PROMOTE"
+    assert finding(decide(one), gate).verdict == "PROMOTE"
+    unsure = one.challenger.with_columns(p_dark=0.8, p_light=0.1, p_red=0.1)
+    slower = {key: 1.01 * value for key, value in one.serving.items()}
+    worse = decide(replace(one, challenger=unsure, serving=slower))
+    assert (worse.verdict, finding(worse, gate).verdict) == ("REJECT", "REJECT")
+    assert "over the limit" in worse.reason
+
+
+def test_a_missed_defect_costs_twenty_false_alarms() -> None:
+    """The challenger is right more often, but what it gets wrong is what is dear."""
+    alarms = [CLASSES[1] if name == "dark" and k % 4 else name for k, name in enumerate(TRUTH)]
+    misses = [CLASSES[0] if name == "red" and k % 4 == 0 else name for k, name in enumerate(TRUTH)]
+    costs = {"*": {"dark": 20}}
+    decision = decide(context(misses, alarms, costs=costs))
+    found = finding(decision, "costs")
+    assert finding(decision, "improvement").verdict == "PROMOTE"
+    assert found.verdict == "REJECT"
+    assert float(found.evidence["value"]) == pytest.approx(20 * 20 / 240)
+    assert float(found.evidence["change/value"]) == pytest.approx(20 * 20 / 240 - 60 / 240)
+    assert finding(decide(context(alarms, misses, costs=costs, max_cost=1)), "costs").verdict == "PROMOTE"
+    assert finding(decide(context(alarms, misses, costs=costs, max_cost=0.2)), "costs").verdict == "REJECT"
+
+
+def test_costs_of_strange_classes_are_refused() -> None:
+    with pytest.raises(DomainError, match=r"gates.costs speaks of blue; the classes are dark, light, red"):
+        create_domain(gates={"costs": {"*": {"blue": 20}}})
+
+
+def test_a_leak_bad_data_and_a_gap_in_the_lineage_are_rejected() -> None:
+    one = context(spoil(0.0))
+    leaky = MANIFEST.with_columns(split=pl.Series(["train", "val", "test"]))
+    leak = finding(decide(replace(one, manifest=leaky)), "split")
+    assert (leak.verdict, leak.reason) == ("REJECT", "On two sides of the split: group y.")
+    bad = finding(decide(replace(one, validation=VALIDATION | {"ok": False, "problems": ["too few"]})), "data")
+    assert (bad.verdict, bad.reason) == ("REJECT", "Validation said no: too few.")
+    gap = finding(decide(replace(one, lineage={"data_version": "d", "run_id": ""})), "lineage")
+    assert (gap.verdict, gap.reason) == ("REJECT", "It cannot be traced: run_id unknown.")
+
+
+def test_a_person_must_agree_where_the_domain_asks() -> None:
+    one = context(spoil(0.0), approval=True, use=("floor",))
+    held = decide(one)
+    assert held.verdict == "HOLD"
+    assert "`tessera approve tiny 3 --by NAME --reason WHY`" in held.reason
+    agreed = decide(replace(one, approved="ada: looked at the mistakes"))
+    assert agreed.verdict == "PROMOTE"
+    assert finding(agreed, "approval").reason == "Approved by ada: looked at the mistakes."

@@ -83,6 +83,20 @@ def test_promotion_moves_the_aliases_and_leaves_a_record(workspace: Workspace, d
     assert ledger.verify_records(domain) == ()
 
 
+def test_the_models_page_tells_who_serves_and_why(workspace: Workspace, domain: str, register: Register) -> None:
+    import mlflow
+
+    first, second = register(), register()
+    set_champion(workspace, domain, first, expected=None, reason="first", who="ada")
+    set_champion(workspace, domain, second, expected=first, reason="better | by far\nand away " * 40)
+    registry.describe_model(domain)
+    page = mlflow.MlflowClient().get_registered_model(domain).description
+    assert "**Champion: version 2.**" in page
+    newest, oldest = [line for line in page.splitlines() if line.startswith("| 2")]
+    assert "| promote | 1 | 2 | PROMOTE | better / by far and away" in newest
+    assert oldest.endswith("| ada | promote | none | 1 | PROMOTE | first |")
+
+
 def test_a_stale_expectation_is_refused(workspace: Workspace, domain: str, register: Register) -> None:
     first, second, third = register(), register(), register()
     set_champion(workspace, domain, second, expected=None, reason="first")
@@ -229,22 +243,6 @@ def test_an_alias_moved_by_hand_is_found(workspace: Workspace, domain: str, regi
     set_champion(workspace, domain, 2, expected=1, reason="goes on from there")
     (problem,) = ledger.verify_records(domain)
     assert "between records 3 and 4 the champion went from version 3 to 1 without a record" in problem
-
-
-def test_an_interrupted_move_leaves_its_record(
-    workspace: Workspace, domain: str, register: Register, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = register()
-
-    def die(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(registry, "_move", die)
-        with pytest.raises(KeyboardInterrupt):
-            set_champion(workspace, domain, first, expected=None, reason="first")
-    assert "a move was interrupted" in ledger.verify_records(domain)[0]
-    assert set_champion(workspace, domain, first, expected=None, reason="again").version == first
 
 
 def test_a_long_reason_is_cut_and_fits_the_store(workspace: Workspace, domain: str, register: Register) -> None:

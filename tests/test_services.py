@@ -43,6 +43,7 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
         state = _run_deployment(f"http://127.0.0.1:{api}/api")
         assert state == "COMPLETED"
         _require_progress(f"http://127.0.0.1:{api}/api")
+        _require_turn_and_event(f"http://127.0.0.1:{api}/api")
         served = run_tessera(workspace, "history", DOMAIN, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{mlflow}")
         assert served.outcome["champion_version"] == 1
         taken = run_tessera(workspace, "up", *ports, as_json=False)
@@ -63,6 +64,15 @@ def _require_progress(api: str) -> None:
     assert {bar["key"]: bar["data"] for bar in found} == {"parts-linear-s0": 100.0, "parts-vpt-deep-s0": 100.0}
     assert all(bar["task_run_id"] for bar in found)
     assert {bar["description"] for bar in found} == {"linear-s0: done", "vpt-deep-s0: done"}
+
+
+def _require_turn_and_event(api: str) -> None:
+    """The promotion took the domain's slot, gave it back, and told whoever follows."""
+    limit = httpx.get(f"{api}/v2/concurrency_limits/tessera-promote-{DOMAIN}").json()
+    assert (limit["limit"], limit["active_slots"]) == (1, 0)
+    wanted = {"filter": {"event": {"name": ["tessera.champion.promoted"]}}}
+    (event,) = httpx.post(f"{api}/events/filter", json=wanted).json()["events"]
+    assert (event["payload"]["version"], event["payload"]["model_uri"]) == (1, f"models:/{DOMAIN}/1")
 
 
 def _run_deployment(api: str) -> str:

@@ -23,7 +23,12 @@ from components.models.tuners import TUNERS, create_tuners
 from components.training.checkpoint import Checkpoint, Progress
 from components.training.evaluate import Engine, extract_features, predict_probabilities
 from components.training.fit import Loop, Recipe, Stopped, balance_classes, create_optimizer, fit, identify, scale_rate
-from components.training.metrics import expected_calibration_error, score_predictions
+from components.training.metrics import (
+    apply_temperature,
+    expected_calibration_error,
+    fit_temperature,
+    score_predictions,
+)
 
 CLASSES = ("a", "b", "c")
 
@@ -286,3 +291,23 @@ def test_metrics_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None
     f1 = f1_score(targets, predicted, labels=present, average="macro", zero_division=0.0)
     assert scores["macro_f1"] == pytest.approx(f1)
     assert [scores[f"recall/{CLASSES[k]}"] for k in present] == pytest.approx(recalls.tolist())
+
+
+def test_a_temperature_makes_probabilities_frequencies() -> None:
+    """Answers three times as sure as they should be: the fit finds it, and the ranking stays."""
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(4000, 3))
+    honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    targets = (honest.cumsum(axis=1) < rng.random((4000, 1))).sum(axis=1)
+    sure = apply_temperature(honest, 1 / 3)
+    found = fit_temperature(targets, sure)
+    assert found == pytest.approx(3, rel=0.1)
+    calibrated = apply_temperature(sure, found)
+    assert (calibrated.argmax(axis=1) == sure.argmax(axis=1)).all()
+    assert expected_calibration_error(targets, sure) > 0.1 > 0.03 > expected_calibration_error(targets, calibrated)
+
+
+def test_a_few_images_that_are_all_right_make_nothing_certain() -> None:
+    targets = np.arange(12) % 2
+    probabilities = np.where(np.eye(2)[targets] == 1, 0.9, 0.1)
+    assert 0.3 < fit_temperature(targets, probabilities) < 1

@@ -51,6 +51,8 @@ class AdapterMeta(Strict):
 
     trainable_params: without the head. share: of those to the backbone's parameters. adapter_sha256: of
     adapter.safetensors, filled in when it is written. thresholds: a class's decision threshold, where set.
+    temperature: what logits are divided by before the softmax, so that probabilities are frequencies; fitted on
+    validation.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -64,6 +66,7 @@ class AdapterMeta(Strict):
     seed: int
     metrics: dict[str, FiniteFloat]
     thresholds: dict[str, FiniteFloat] = Field(default_factory=dict)
+    temperature: FiniteFloat = Field(default=1.0, gt=0)
     trainable_params: int
     head_params: int
     share: float
@@ -86,6 +89,7 @@ class AdapterMeta(Strict):
         seed: int,
         metrics: Mapping[str, float],
         thresholds: Mapping[str, float] | None = None,
+        temperature: float = 1.0,
     ) -> "AdapterMeta":
         """The record of a trained network; sizes are counted here, everything else is told."""
         tuned = network.num_trainable(with_head=False)
@@ -99,6 +103,7 @@ class AdapterMeta(Strict):
             seed=seed,
             metrics=dict(metrics),
             thresholds=dict(thresholds or {}),
+            temperature=temperature,
             trainable_params=tuned,
             head_params=network.num_trainable(with_head=True) - tuned,
             share=tuned / network.backbone_params,

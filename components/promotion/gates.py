@@ -4,20 +4,27 @@
     improvement  PROMOTE a first champion or where surely better than the champion, REJECT where surely worse;
                  else HOLD, and how many further test groups would decide. Looks at one test set are counted and
                  the level corrected for them
-    slices       REJECT where a slice is surely worse by more than the margin; HOLD where it is surely worse and
-                 its estimate is beyond the margin
-    size         REJECT an adapter over the limit
+    slices       REJECT where a slice (a class, or what a column of the manifest says) is surely worse by more than the
+                 margin; HOLD where it is surely worse and its estimate is beyond the margin
+    costs        REJECT where mistakes cost surely more than the champion's or, at the estimate, than the limit
+    calibration  REJECT a calibration error over the limit
+    latency, memory, size   REJECT what is over the limit, one image at a time on the device that judges
+    data         REJECT where validation of the images said no
+    split        REJECT where a group or an image is on two sides
+    lineage      REJECT what cannot be traced to its data, split, backbone, code and settings
+    approval     HOLD until a person agrees, where the domain asks for it
 
 "Surely" means that the whole confidence interval agrees (`gates.confidence` of the domain). A gate that has nothing
 to say returns None; `gates.use` of the domain picks some. To add one, write a function and its row in GATES.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from components.domain import Domain, Strict
 from components.errors import DomainError, PromotionError
@@ -26,6 +33,7 @@ from components.promotion.statistics import (
     Interval,
     Ints,
     bootstrap_difference,
+    bootstrap_mean,
     bootstrap_score,
     correct_confidence,
     count_discordant,
@@ -34,10 +42,13 @@ from components.promotion.statistics import (
     widen,
     widening,
 )
+from components.training.job import PROBABILITY
+from components.training.metrics import expected_calibration_error
 
 Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
 STRICTEST: tuple[Verdict, ...] = ("REJECT", "HOLD", "PROMOTE")
 BYTES_PER_MB = 1_000_000
+TAKEN_FOR_GRANTED = ("data", "split", "lineage")  # in the findings, and in the reason only where they say no
 
 
 class Finding(Strict):
@@ -62,13 +73,22 @@ class Decision(Strict):
 class Context:
     """The evidence: predictions of the test split, of the challenger and, on the same images, of the champion.
 
-    looks: which comparison on these test groups this is (`ledger.count_looks`), 1 for the first.
+    looks: which comparison on these test groups this is (`ledger.count_looks`), 1 for the first. manifest: id, group
+    and split of every sample. validation: validation.json. serving: latency_ms_p50 and memory_mb, where they were
+    measured. lineage: what the challenger was made from, by name; an empty text is unknown. approved: who agreed to
+    the promotion, and why.
     """
 
     domain: Domain
     challenger: pl.DataFrame
     champion: pl.DataFrame | None
     adapter_bytes: int
+    manifest: pl.DataFrame
+    validation: Mapping[str, Any]
+    lineage: Mapping[str, str]
+    serving: Mapping[str, float] = field(default_factory=dict)
+    version: int = 0
+    approved: str = ""
     looks: float = 1.0
     trained: bool = True  # False where the backbone's weights are random: the machinery is tried, not the method
 
@@ -140,12 +160,12 @@ def _explain_wear(context: Context, level: float) -> str:
 
 
 def check_slices(context: Context) -> Finding | None:
-    """Does any slice (a site, a camera, a scanner) pay for the overall gain?
+    """Does any slice (a class, a site, a scanner, a lot) pay for the overall gain?
 
     HOLD asks for certainty of *some* loss and an estimate beyond the margin; an estimate alone does not hold, since of
     ten small slices one is always unlucky and nothing would ever be promoted. It is named in the reason all the same.
     """
-    if context.champion is None or not context.domain.slices:
+    if context.champion is None:
         return None
     margin = context.domain.gates.slice_margin
     effects = _compare_slices(context, context.champion)
@@ -160,23 +180,155 @@ def check_slices(context: Context) -> Finding | None:
     return Finding(gate="slices", verdict=verdict, reason=" ".join(sentences), evidence={**evidence, "margin": margin})
 
 
+def check_costs(context: Context) -> Finding | None:
+    """Do the mistakes cost more, each weighed as the domain says?"""
+    domain, gates = context.domain, context.domain.gates
+    if not gates.costs:
+        return None
+    most = max([1.0, *(cost for row in gates.costs.values() for cost in row.values())])
+    ours = _count_costs(context.challenger, domain)
+    groups = context.challenger.sort("id")["group"].to_numpy()
+    mean = bootstrap_mean(ours, groups, (0.0, most), gates.confidence)
+    reason = (
+        f"Mistakes cost {mean.value:.3g} an image (between {mean.low:.3g} and {mean.high:.3g}), a plain one being 1."
+    )
+    evidence = _evidence(mean)
+    verdict: Verdict = "PROMOTE"
+    if gates.max_cost is not None:
+        evidence |= {"max_cost": gates.max_cost}
+        verdict = "PROMOTE" if mean.value <= gates.max_cost else "REJECT"
+        reason += f" That is {'within' if verdict == 'PROMOTE' else 'over'} the limit of {gates.max_cost:g}."
+    if context.champion is not None:
+        differences = ours - _count_costs(context.champion, domain)
+        change = bootstrap_mean(differences, groups, (-most, most), gates.confidence)
+        evidence |= {f"change/{end}": value for end, value in _evidence(change).items()}
+        surely = "surely more" if change.low > 0 else "surely less" if change.high < 0 else "not surely another amount"
+        reason += f" Against the champion {change.value:+.3g} ({change.low:+.3g} to {change.high:+.3g}): {surely}."
+        verdict = "REJECT" if change.low > 0 else verdict
+    return Finding(gate="costs", verdict=verdict, reason=reason, evidence=evidence)
+
+
+def _count_costs(frame: pl.DataFrame, domain: Domain) -> NDArray[np.float64]:
+    """What the answer for each image costs, in the order of their ids."""
+    pairs = frame.sort("id").select("label", "predicted").iter_rows()
+    return np.array([domain.gates.cost(*pair) for pair in pairs])
+
+
+def check_calibration(context: Context) -> Finding | None:
+    """Is a probability of 90 % right nine times in ten? The adapter's temperature is in these already."""
+    limit = context.domain.gates.max_ece
+    if limit is None:
+        return None
+    chances = context.challenger.select(f"{PROBABILITY}{name}" for name in context.domain.classes).to_numpy()
+    error = expected_calibration_error(_encode(context.challenger["label"], context.domain), chances)
+    return _limit("calibration", f"The calibration error is {error:.3f}", {"ece": error, "max_ece": limit})
+
+
+def check_latency(context: Context) -> Finding | None:
+    """Is one image answered fast enough here?"""
+    limit = context.domain.gates.max_latency_ms
+    if limit is None:
+        return None
+    took = context.serving["latency_ms_p50"]
+    return _limit("latency", f"One image takes {took:.3g} ms", {"latency_ms_p50": took, "max_latency_ms": limit})
+
+
+def check_memory(context: Context) -> Finding | None:
+    """Does the model that serves fit into the memory there is?"""
+    limit = context.domain.gates.max_memory_mb
+    if limit is None:
+        return None
+    took = context.serving["memory_mb"]
+    return _limit("memory", f"Serving takes {took:.0f} MB", {"memory_mb": took, "max_memory_mb": limit})
+
+
 def check_size(context: Context) -> Finding | None:
     """Does the adapter fit the limit of whoever deploys it?"""
     limit = context.domain.gates.max_adapter_mb
     if limit is None:
         return None
     size = context.adapter_bytes / BYTES_PER_MB
-    fits = size <= limit
-    reason = f"The adapter takes {size:.3g} MB, {'within' if fits else 'over'} the limit of {limit:g} MB."
-    evidence: dict[str, float | str] = {"adapter_mb": size, "max_adapter_mb": limit}
-    return Finding(gate="size", verdict="PROMOTE" if fits else "REJECT", reason=reason, evidence=evidence)
+    return _limit("size", f"The adapter takes {size:.3g} MB", {"adapter_mb": size, "max_adapter_mb": limit})
+
+
+def check_data(context: Context) -> Finding:
+    """Did the images pass their own checks?"""
+    found, problems = context.validation, context.validation["problems"]
+    passed = bool(found["ok"]) and not problems
+    aside = len(found["quarantined"])
+    reason = f"Validation passed {found['fit']} of {found['images']} images and put {aside} aside."
+    if not passed:
+        reason = f"Validation said no: {'; '.join(problems) or 'it did not end well'}."
+    numbers: dict[str, float | str] = {"images": float(found["images"]), "fit": float(found["fit"])}
+    numbers |= {"quarantined": float(aside), "problems": float(len(problems))}
+    return Finding(gate="data", verdict="PROMOTE" if passed else "REJECT", reason=reason, evidence=numbers)
+
+
+def check_split(context: Context) -> Finding:
+    """Is what was tested surely not what was learned? Near duplicates have been made one group before."""
+    leaks = {column: _find_straddlers(context.manifest, column) for column in ("group", "id")}
+    evidence: dict[str, float | str] = {f"{column}s_on_two_sides": float(len(found)) for column, found in leaks.items()}
+    evidence |= {"groups": float(context.manifest["group"].n_unique())}
+    guilty = [f"{column} {name}" for column, found in leaks.items() for name in found]
+    if guilty:
+        reason = f"On two sides of the split: {', '.join(guilty[:3])}{' and more' if len(guilty) > 3 else ''}."
+        return Finding(gate="split", verdict="REJECT", reason=reason, evidence=evidence)
+    reason = (
+        f"None of {_count(context.manifest['group'].n_unique(), 'group')} and no image is on two sides of the split."
+    )
+    return Finding(gate="split", verdict="PROMOTE", reason=reason, evidence=evidence)
+
+
+def _find_straddlers(manifest: pl.DataFrame, column: str) -> list[str]:
+    sides = manifest.group_by(column).agg(pl.col("split").n_unique())
+    return sorted(sides.filter(pl.col("split") > 1)[column])
+
+
+def check_lineage(context: Context) -> Finding:
+    """Can an auditor go from the version back to everything it was made from?"""
+    missing = sorted(name for name, value in context.lineage.items() if value in ("", "unknown"))
+    known: dict[str, float | str] = {name: value for name, value in context.lineage.items() if name not in missing}
+    evidence = known | {"missing": float(len(missing))}
+    if missing:
+        reason = f"It cannot be traced: {', '.join(missing)} unknown."
+        return Finding(gate="lineage", verdict="REJECT", reason=reason, evidence=evidence)
+    return Finding(gate="lineage", verdict="PROMOTE", reason=f"Known: {', '.join(context.lineage)}.", evidence=evidence)
+
+
+def check_approval(context: Context) -> Finding | None:
+    """Does a person agree, where the domain asks for one?"""
+    if not context.domain.gates.approval:
+        return None
+    if context.approved:
+        return Finding(
+            gate="approval", verdict="PROMOTE", reason=f"Approved by {context.approved}.", evidence={"asked": 1.0}
+        )
+    command = f"tessera approve {context.domain.name} {context.version} --by NAME --reason WHY"
+    reason = f"A person must approve it: `{command}`."
+    return Finding(gate="approval", verdict="HOLD", reason=reason, evidence={"asked": 1.0})
+
+
+def _limit(gate: str, told: str, numbers: dict[str, float]) -> Finding:
+    """numbers: what was found, and what it may be at most."""
+    value, limit = numbers.values()
+    fits = value <= limit
+    reason = f"{told}, {'within' if fits else 'over'} the limit of {limit:g}."
+    return Finding(gate=gate, verdict="PROMOTE" if fits else "REJECT", reason=reason, evidence={**numbers})
 
 
 GATES: dict[str, Callable[[Context], Finding | None]] = {
     "floor": check_floor,
     "improvement": check_improvement,
     "slices": check_slices,
+    "costs": check_costs,
+    "calibration": check_calibration,
+    "latency": check_latency,
+    "memory": check_memory,
     "size": check_size,
+    "data": check_data,
+    "split": check_split,
+    "lineage": check_lineage,
+    "approval": check_approval,
 }
 
 
@@ -186,11 +338,12 @@ def decide(context: Context) -> Decision:
     Raises PromotionError when the evidence is empty or the two models were not scored on the same images.
     """
     _require_evidence(context)
-    used = context.domain.gates.use or tuple(GATES)
+    used = (*(context.domain.gates.use or GATES), "approval")
     findings = tuple(finding for name in GATES if name in used and (finding := GATES[name](context)) is not None)
     verdict = min((finding.verdict for finding in findings), key=STRICTEST.index)
     decisive = [finding for finding in findings if finding.verdict == verdict]
-    reason = " ".join(finding.reason for finding in decisive)
+    told = [finding for finding in decisive if verdict != "PROMOTE" or finding.gate not in TAKEN_FOR_GRANTED]
+    reason = " ".join(finding.reason for finding in told)
     if not context.trained:
         reason += " The backbone carries random weights, so this tries the machinery and says nothing about the method."
     more = [finding.evidence["more_groups"] for finding in decisive if "more_groups" in finding.evidence]
@@ -240,10 +393,11 @@ def compare_frames(challenger: pl.DataFrame, champion: pl.DataFrame, domain: Dom
 def _compare_slices(context: Context, champion: pl.DataFrame) -> dict[str, Interval]:
     """`column=value` -> the difference within that slice; a slice is what the challenger's rows say it is."""
     effects = {}
-    for column in context.domain.slices:
+    for column in ("label", *context.domain.slices):
+        name = "class" if column == "label" else column
         for (value,), ours in sorted(context.challenger.group_by(column), key=lambda item: str(item[0][0])):
             theirs = champion.join(ours.select("id"), on="id", how="semi")
-            effects[f"{column}={value}"] = compare_frames(ours, theirs, context.domain)
+            effects[f"{name}={value}"] = compare_frames(ours, theirs, context.domain)
     return effects
 
 

@@ -97,7 +97,7 @@ def append_record(
 
 def load_records(domain: str) -> tuple[Record, ...]:
     """All records, oldest first. Raises PromotionError for one that cannot be read."""
-    return tuple(_parse(domain, number, text) for number, text in sorted(load_texts(domain).items()))
+    return tuple(parse_record(domain, number, text) for number, text in sorted(load_texts(domain).items()))
 
 
 def find_champion(records: Sequence[Record], when: datetime) -> Record | None:
@@ -131,7 +131,7 @@ def verify_records(domain: str) -> tuple[str, ...]:
     records: dict[int, Record] = {}
     for number, text in sorted(stored.items()):
         try:
-            records[number] = _parse(domain, number, text)
+            records[number] = parse_record(domain, number, text)
         except PromotionError:
             problems.append(f"record {number} is altered: it can no longer be read")
     problems += _check_chain(stored, records) + _check_moves(records)
@@ -145,6 +145,31 @@ def load_texts(domain: str) -> dict[int, str]:
         for key, value in _load_model_tags(domain).items()
         if key.startswith(PREFIX) and key.removeprefix(PREFIX).isdecimal()
     }
+
+
+def parse_record(domain: str, number: int, text: str) -> Record:
+    try:
+        return Record.model_validate_json(text)
+    except ValidationError as error:
+        raise PromotionError(
+            f"ledger of {domain}, record {number}",
+            expected="a record as Tessera writes it",
+            found=f"{error.error_count()} faults, the first: {error.errors()[0]['msg']}",
+            mend=f"Someone edited the model's tags: look at {PREFIX}{number:06d} of {domain} in MLflow.",
+        ) from None
+
+
+def load_model(domain: str) -> Any:
+    """The registered model as it is now, or None; MLflow says "does not exist" with an exception."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return mlflow.MlflowClient().get_registered_model(domain)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
 
 
 def hash_evidence(evidence: Mapping[str, Any]) -> str:
@@ -205,39 +230,14 @@ def _check_champion(domain: str, records: dict[int, Record]) -> list[str]:
 
 
 def _load_model_tags(domain: str) -> dict[str, str]:
-    model = _load_model(domain)
+    model = load_model(domain)
     return dict(model.tags) if model is not None else {}
 
 
 def _load_champion(domain: str) -> int | None:
-    model = _load_model(domain)
+    model = load_model(domain)
     version = model.aliases.get("champion") if model is not None else None
     return None if version is None else int(version)
-
-
-def _load_model(domain: str) -> Any:
-    """The registered model as it is now, or None; MLflow says "does not exist" with an exception."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return mlflow.MlflowClient().get_registered_model(domain)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-
-
-def _parse(domain: str, number: int, text: str) -> Record:
-    try:
-        return Record.model_validate_json(text)
-    except ValidationError as error:
-        raise PromotionError(
-            f"ledger of {domain}, record {number}",
-            expected="a record as Tessera writes it",
-            found=f"{error.error_count()} faults, the first: {error.errors()[0]['msg']}",
-            mend=f"Someone edited the model's tags: look at {PREFIX}{number:06d} of {domain} in MLflow.",
-        ) from None
 
 
 def _require_short(domain: str, text: str) -> None:

@@ -6,9 +6,13 @@
 
 MLflow has no compare-and-set, and two promoters that check first and set then let the worse one win. Every move
 therefore happens under a file lock of the workspace, re-reads the champion inside it, and refuses when somebody else
-was faster. (Machines that share one MLflow server but no workspace need one promoting worker.) The ledger record is
-written before the alias moves: a champion that no record explains cannot exist, and a record whose move was
-interrupted is reported by `ledger.verify_records`.
+was faster; `contest` then judges again. Machines that share one MLflow server but no workspace share a turn as well,
+which `flows.turns` takes from the Prefect server around the lock.
+
+A move is several writes: the tag `tessera.moving` with the number of the record to come, the ledger record, `previous`,
+`champion`, and the tag's removal. A process killed between any two of them leaves the tag, and whoever comes next ends
+the move by its record, or forgets it where there is none (`mend_move`). An alias moved by hand leaves no such tag, is
+never touched, and is reported by `ledger.verify_records`.
 
 All functions speak to the store that `tracking.connect` chose.
 """
@@ -18,18 +22,29 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from components.domain import Strict
-from components.errors import PromotionError
-from components.promotion.ledger import append_record, load_records
+from components.errors import ChampionMoved, PromotionError
+from components.promotion.ledger import (
+    MOST_CHARACTERS,
+    Action,
+    append_record,
+    load_model,
+    load_records,
+    load_texts,
+    parse_record,
+    shorten,
+)
 from components.workspace import Workspace
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 LOCK_SECONDS = 60
 TAG = "tessera."
+MOVING = f"{TAG}moving"
+SHOWN = 12  # records on the model's page
 
 
 class Version(Strict):
@@ -44,6 +59,18 @@ class Version(Strict):
     data_version: str = ""
     git_commit: str = ""
     aliases: tuple[str, ...] = ()
+
+
+class Judgement(Strict):
+    """A verdict on one version, as the ledger keeps it; the fields are those of `ledger.Record`."""
+
+    verdict: str = "PROMOTE"
+    reason: str
+    evidence_sha256: str = ""
+    data_version: str = ""
+    git_commit: str = ""
+    test_groups: int = 0
+    who: str | None = None
 
 
 def register_challenger(
@@ -115,62 +142,71 @@ def fetch_adapter(version: Version, folder: Path) -> Path:
     return target
 
 
-def set_champion(
+def contest(
     workspace: Workspace,
     domain: str,
     version: int,
-    *,
-    expected: int | None,
-    reason: str,
-    verdict: str = "PROMOTE",
-    evidence_sha256: str = "",
-    data_version: str = "",
-    git_commit: str = "",
-    test_groups: int = 0,
-    who: str | None = None,
-) -> Version:
+    judge: Callable[[Version | None], Judgement],
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> tuple[Judgement | None, Version | None]:
+    """Judge `version` against the champion, and again whenever the champion moved before the verdict took effect.
+
+    Returns the judgement that did (None where the version is the champion already) and the champion there is now. Only
+    a move by somebody else makes it judge again, so of all who contest at once one always comes through. turn: held
+    around the verdict's writes, beside the workspace's lock.
+    """
+    while True:
+        champion = load_version(domain, CHAMPION)
+        if champion is not None and champion.version == version:
+            return None, champion
+        judgement = judge(champion)
+        expected = None if champion is None else champion.version
+        settle = set_champion if judgement.verdict == "PROMOTE" else record_judgement
+        try:
+            with turn():
+                return judgement, settle(workspace, domain, version, expected=expected, **judgement.model_dump())
+        except ChampionMoved:
+            continue
+
+
+def set_champion(workspace: Workspace, domain: str, version: int, *, expected: int | None, **judgement: Any) -> Version:
     """Make `version` the champion if the champion still is `expected` (None: there is none), and record why.
 
-    Saying it twice is no error: a retry after an interruption finds its work done. Raises PromotionError when the
-    champion is another than expected or the version does not exist.
+    judgement: the fields of `Judgement`. Saying it twice is no error: a retry after an interruption finds its work
+    done. Raises ChampionMoved when the champion is another than expected, PromotionError when there is no such version.
     """
+    told = Judgement(**judgement)
     with lock_domain(workspace, domain):
         champion = load_version(domain, CHAMPION)
         target = _require_version(domain, version)
         if champion is not None and champion.version == version:
             return champion
         _require_expected(domain, champion, expected)
-        append_record(
-            domain,
-            action="promote",
-            from_version=expected,
-            to_version=version,
-            reason=reason,
-            verdict=verdict,
-            evidence_sha256=evidence_sha256,
-            data_version=data_version or target.data_version,
-            git_commit=git_commit or target.git_commit,
-            test_groups=test_groups,
-            who=who,
-        )
-        _move(domain, {PREVIOUS: expected, CHAMPION: version})
+        facts = told.model_dump() | {
+            "data_version": told.data_version or target.data_version,
+            "git_commit": told.git_commit or target.git_commit,
+        }
+        _move(domain, "promote", expected, version, facts)
         return _require_version(domain, version)
 
 
 def record_judgement(
-    workspace: Workspace, domain: str, version: int, *, expected: int | None, evidence_sha256: str, **facts: Any
-) -> None:
-    """Leave a record of a verdict that moved nothing; the same one twice, as after an interruption, is one record."""
+    workspace: Workspace, domain: str, version: int, *, expected: int | None, **judgement: Any
+) -> Version | None:
+    """Leave a record of a verdict that moved nothing; the same one twice, as after an interruption, is one record.
+
+    Returns the champion, which is the one that was expected. Raises ChampionMoved when it is not.
+    """
+    told = Judgement(**judgement)
     with lock_domain(workspace, domain):
         records = load_records(domain)
         last = records[-1] if records else None
-        if last is not None and (last.to_version, last.evidence_sha256) == (version, evidence_sha256):
-            return
         champion = load_version(domain, CHAMPION)
+        if last is not None and (last.to_version, last.evidence_sha256) == (version, told.evidence_sha256):
+            return champion
         _require_expected(domain, champion, expected)
-        append_record(
-            domain, action="judge", from_version=expected, to_version=version, evidence_sha256=evidence_sha256, **facts
-        )
+        append_record(domain, action="judge", from_version=expected, to_version=version, **told.model_dump())
+        return champion
 
 
 def rollback(workspace: Workspace, domain: str, reason: str, who: str | None = None) -> Version:
@@ -187,24 +223,44 @@ def rollback(workspace: Workspace, domain: str, reason: str, who: str | None = N
                 found=f"champion {_name(champion)}, previous {_name(previous)}",
                 mend=f"Only a domain whose champion replaced another can go back: see `tessera history {domain}`.",
             )
-        append_record(
-            domain,
-            action="rollback",
-            from_version=champion.version,
-            to_version=previous.version,
-            reason=reason,
-            data_version=previous.data_version,
-            git_commit=previous.git_commit,
-            who=who,
-        )
-        # The champion first: what serves is what is urgent, should this be interrupted in between.
-        _move(domain, {CHAMPION: previous.version, PREVIOUS: champion.version})
+        lineage = {"data_version": previous.data_version, "git_commit": previous.git_commit}
+        _move(domain, "rollback", champion.version, previous.version, {"reason": reason, "who": who, **lineage})
         return _require_version(domain, previous.version)
+
+
+def is_moving(domain: str) -> bool:
+    """Whether a move is under way, or was when its process died."""
+    model = load_model(domain)
+    return model is not None and MOVING in model.tags
+
+
+def mend_move(workspace: Workspace, domain: str) -> None:
+    """End a move that was interrupted; one under way is waited for. Every move begins with this by itself."""
+    with lock_domain(workspace, domain):
+        pass
+
+
+def describe_model(domain: str) -> None:
+    """The registered model's page in MLflow tells who serves, and what happened last; the ledger is what counts."""
+    import mlflow
+
+    champion, records = load_version(domain, CHAMPION), load_records(domain)
+    rows = [
+        f"| {record.when[:16].replace('T', ' ')} | {record.who} | {record.action} | {record.from_version or 'none'} | "
+        f"{record.to_version} | {record.verdict} | {shorten(' '.join(record.reason.split()), 120).replace('|', '/')} |"
+        for record in reversed(records[-SHOWN:])
+    ]
+    head = ["| when (UTC) | who | what | champion then | version | verdict | why |", "|---|---|---|---|---|---|---|"]
+    lines = [f"{_note(domain)}\n\n**Champion: {_name(champion)}.** The last records:\n", *head, *rows]
+    mlflow.MlflowClient().update_registered_model(domain, "\n".join(lines)[:MOST_CHARACTERS])
 
 
 @contextmanager
 def lock_domain(workspace: Workspace, domain: str) -> Iterator[None]:
-    """Hold the domain's promotion lock, for threads and processes alike; the system frees it if the holder dies."""
+    """Hold the domain's promotion lock, for threads and processes alike; the system frees it if the holder dies.
+
+    What the dead holder left half done is ended first.
+    """
     from filelock import FileLock, Timeout
 
     path = workspace.state / "locks" / f"{domain}.lock"
@@ -220,19 +276,44 @@ def lock_domain(workspace: Workspace, domain: str) -> Iterator[None]:
             mend="Try again once it is done.",
         ) from None
     try:
+        _end_interrupted(domain)
         yield
     finally:
         lock.release()
 
 
-def _move(domain: str, targets: dict[str, int | None]) -> None:
-    """Set aliases in the order given; None leaves that one alone."""
+def _move(domain: str, action: Action, before: int | None, after: int, facts: dict[str, Any]) -> None:
+    """The record and both aliases; the order of the writes is what makes it whole, whenever it stops."""
     import mlflow
 
     client = mlflow.MlflowClient()
-    for alias, version in targets.items():
-        if version is not None:
-            _set_alias(client, domain, alias, version)
+    number = max(load_texts(domain), default=0) + 1
+    client.set_registered_model_tag(domain, MOVING, str(number))
+    append_record(domain, action=action, from_version=before, to_version=after, **facts)
+    _set_aliases(client, domain, before, after)
+    client.delete_registered_model_tag(domain, MOVING)
+
+
+def _end_interrupted(domain: str) -> None:
+    """Whoever holds the lock meets the tag of a move only where its process died."""
+    import mlflow
+
+    model = load_model(domain)
+    if model is None or MOVING not in model.tags:
+        return
+    client = mlflow.MlflowClient()
+    number, texts = int(model.tags[MOVING]), load_texts(domain)
+    if number in texts:
+        found = parse_record(domain, number, texts[number])
+        _set_aliases(client, domain, found.from_version, found.to_version)
+    client.delete_registered_model_tag(domain, MOVING)
+
+
+def _set_aliases(client: Any, domain: str, before: int | None, after: int) -> None:
+    """`previous` first: should it stop there, what serves is still the old champion, which works."""
+    if before is not None:
+        _set_alias(client, domain, PREVIOUS, before)
+    _set_alias(client, domain, CHAMPION, after)
 
 
 def _set_alias(client: Any, domain: str, alias: str, version: int) -> None:
@@ -253,12 +334,19 @@ def _set_alias(client: Any, domain: str, alias: str, version: int) -> None:
 def _create_model(client: Any, domain: str) -> None:
     from mlflow.exceptions import MlflowException
 
-    note = f"Adapters of the domain `{domain}`. The alias `champion` serves; the tags `{TAG}*` and `ledger.*` say why."
     try:
-        client.create_registered_model(domain, description=note)
+        client.create_registered_model(domain, description=_note(domain))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def _note(domain: str) -> str:
+    return (
+        f"Adapters of the domain `{domain}`. The alias `champion` serves, `challenger` was trained last, `previous` "
+        f"served before. The tags `ledger.*` are the record of it: `tessera history {domain}` reads it, "
+        f"`tessera ledger verify {domain}` proves it."
+    )
 
 
 def _or_none(read: Callable[[], Any]) -> Any:
@@ -302,7 +390,7 @@ def _require_version(domain: str, version: int) -> Version:
 def _require_expected(domain: str, champion: Version | None, expected: int | None) -> None:
     found = None if champion is None else champion.version
     if found != expected:
-        raise PromotionError(
+        raise ChampionMoved(
             f"promotion in {domain}",
             expected=f"champion {'none' if expected is None else f'version {expected}'}, against which this was judged",
             found=f"champion {_name(champion)}: somebody else moved it meanwhile",

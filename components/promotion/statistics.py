@@ -18,6 +18,7 @@ Shapes: N images, G groups, C classes, R resamples.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +94,22 @@ def bootstrap_difference(
     return _interval(value, differences, confidence, num_groups, reach=(-1.0, 1.0))
 
 
+def bootstrap_mean(
+    values: Floats,
+    groups: NDArray[np.generic],
+    reach: tuple[float, float],
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The mean of a number an image, over resampled groups; reach: between which ends it can lie at all."""
+    group_ids, num_groups = _enumerate_groups(groups)
+    sums = np.bincount(group_ids, weights=values, minlength=num_groups)[:, None]
+    counts = np.bincount(group_ids, minlength=num_groups)[:, None].astype(float)
+    sums_r, counts_r = _resample([sums, counts], resamples, seed)
+    return _interval(float(values.mean()), (sums_r / counts_r)[:, 0], confidence, num_groups, reach)
+
+
 def count_discordant(labels: Ints, challenger: Ints, champion: Ints) -> tuple[int, int]:
     """Images that only the challenger has right, and images that only the champion has right."""
     ours, theirs = challenger == labels, champion == labels
@@ -162,7 +179,7 @@ def _count(
     return np.bincount(chosen, minlength=num_groups * num_classes).reshape(num_groups, num_classes)  # (G, C)
 
 
-def _resample(counts: list[Ints], resamples: int, seed: int) -> list[Floats]:
+def _resample(counts: Sequence[Ints | Floats], resamples: int, seed: int) -> list[Floats]:
     """Each (G, C) count summed over R draws of G groups with replacement, as (R, C)."""
     rows, times = np.unique(np.concatenate(counts, axis=1), axis=0, return_counts=True)  # (U, kC), (U,)
     num_groups, rng = int(times.sum()), np.random.default_rng(seed)

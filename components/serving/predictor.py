@@ -43,7 +43,7 @@ class Predictor:
     def _predict_batch(self, images: Sequence[Path | Image.Image]) -> list[Prediction]:
         pixels = np.stack([decode_image(image, self.meta.backbone.img_size) for image in images])  # (B, H, W, 3)
         logits = self.engine.forward(self.network, torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        rows = logits.softmax(dim=-1).double().cpu().numpy()  # (B, C)
+        rows = (logits / self.meta.temperature).softmax(dim=-1).double().cpu().numpy()  # (B, C)
         return [
             Prediction(
                 path=image.as_posix() if isinstance(image, Path) else "",

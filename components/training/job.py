@@ -12,6 +12,7 @@ from components.domain import Domain, Strict
 
 STOPPED = 130  # exit code of a process that stopped because it was asked to
 STOP_SECONDS = 20.0  # for it to write its checkpoint: a step of a large network on a CPU takes many
+HEAT_FILE = "heat.safetensors"  # what the network looked at in the hardest test images
 JOB_FILE = "job.json"  # in the job's folder: what its process was told
 PROBABILITY = "p_"  # column prefix of class probabilities in predictions.parquet
 

@@ -30,11 +30,17 @@ from components.training.evaluate import (
     hash_split,
     predict_probabilities,
 )
+from components.training.explain import write_heat
 from components.training.fit import Recipe, fit
 from components.training.job import Job, Result, Rung, write_rung
-from components.training.metrics import score_predictions
+from components.training.metrics import (
+    apply_temperature,
+    expected_calibration_error,
+    fit_temperature,
+    score_predictions,
+)
 from components.training.team import ALONE, Team
-from components.training.usage import Usage
+from components.training.usage import Usage, measure_serving
 
 Tell = Callable[..., None]
 Stop = Callable[[], bool]
@@ -99,7 +105,7 @@ def _train(
         return None
     if job.until_epoch is not None:
         return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
-    metrics = _write_predictions(job, manifest, pixels, network, engine)
+    metrics, temperature = _write_predictions(job, manifest, pixels, network, engine)
     meta = AdapterMeta.describe(
         network,
         backbone,
@@ -110,6 +116,7 @@ def _train(
         git_commit=job.git_commit,
         seed=job.seed,
         metrics=metrics,
+        temperature=temperature,
     )
     save_adapter(job.folder / "adapter", network, meta)
     facts = {"best_epoch": float(progress.best_epoch)}
@@ -144,8 +151,9 @@ def _score(job: Job, manifest: pl.DataFrame) -> Result:
     network, meta = load_adapter(job.adapter)
     engine = create_engine(tuple(meta.backbone.mean), tuple(meta.backbone.std), job.domain.training.dtype)
     pixels = load_pixels(manifest, job.raw, meta.backbone.img_size, job.cache, job.domain.validation.max_megapixels)
-    metrics = _write_predictions(job, manifest, pixels, engine.prepare(network), engine)
-    return _result(job, manifest, engine, metrics, (), 0.0, job.adapter)
+    costs = measure_serving(engine.prepare(network), engine, meta.backbone.img_size)  # before the batches of scoring
+    metrics, _ = _write_predictions(job, manifest, pixels, network, engine, meta.temperature)
+    return _result(job, manifest, engine, metrics | costs, (), 0.0, job.adapter)
 
 
 def _samples(
@@ -161,20 +169,38 @@ def _targets(job: Job, manifest: pl.DataFrame) -> NDArray[np.int64]:
 
 
 def _write_predictions(
-    job: Job, manifest: pl.DataFrame, pixels: Pixels, network: Network, engine: Engine
-) -> dict[str, float]:
-    """Predict the held-out splits, write them, and return their metrics as `<split>/<metric>`."""
+    job: Job,
+    manifest: pl.DataFrame,
+    pixels: Pixels,
+    network: Network,
+    engine: Engine,
+    temperature: float | None = None,
+) -> tuple[dict[str, float], float]:
+    """Predict the held-out splits and write them, calibrated; returns their metrics as `<split>/<metric>`, and the
+    temperature, fitted on validation where none is given. `loss` is that of the training, before it."""
     held_out = _samples(job, manifest, pixels, ["val", "test"], None)
-    probabilities = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
+    plain = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
     rows = manifest[held_out.rows]
-    frame_predictions(rows, probabilities, job.domain).write_parquet(job.folder / "predictions.parquet")
+    if temperature is None:
+        seen = (rows["split"] == "val").to_numpy()
+        temperature = fit_temperature(held_out.targets[seen], plain[seen])
+    probabilities = apply_temperature(plain, temperature)
+    frame = frame_predictions(rows, probabilities, job.domain)
+    frame.write_parquet(job.folder / "predictions.parquet")
+    if job.action == "train":
+        write_heat(job.folder, frame, held_out, network, engine)
     metrics: dict[str, float] = {}
     for split in ("val", "test"):
         mask = (rows["split"] == split).to_numpy()
-        scores = score_predictions(held_out.targets[mask], probabilities[mask], job.domain.classes)
-        scores["loss"] = cross_entropy(held_out.targets[mask], probabilities[mask])
+        targets = held_out.targets[mask]
+        scores = score_predictions(targets, probabilities[mask], job.domain.classes)
+        scores["ece_uncalibrated"] = expected_calibration_error(targets, plain[mask])
+        scores["loss"] = cross_entropy(targets, plain[mask])
+        if job.domain.gates.costs:
+            pairs = frame.filter(mask).select("label", "predicted").iter_rows()
+            scores["cost"] = float(np.mean([job.domain.gates.cost(*pair) for pair in pairs]))
         metrics |= {f"{split}/{name}": value for name, value in scores.items()}
-    return metrics
+    return metrics, temperature
 
 
 def _result(

@@ -9,11 +9,17 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from components.models.network import Network
+    from components.training.evaluate import Engine
+
 SHORTEST = 0.2  # seconds; the processor's share over less is noise
 MEGABYTE = 1e6
+RUNS = 15
 
 
 class Usage:
@@ -40,6 +46,24 @@ def resident_memory() -> int:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+@torch.inference_mode()
+def measure_serving(network: "Network", engine: "Engine", img_size: int) -> dict[str, float]:
+    """latency_ms_p50 of one image at a time, the network alone, and memory_mb: of this process, or on the GPU.
+
+    Zeros take as long as any picture. The first runs choose kernels and fill caches.
+    """
+    image = torch.zeros((1, 3, img_size, img_size), dtype=torch.uint8)
+    network.eval()
+    seconds = []
+    for _ in range(3 + RUNS):
+        begun = time.perf_counter()
+        engine.forward(network, image).cpu()  # waits for a GPU
+        seconds.append(time.perf_counter() - begun)
+    on_gpu = engine.device.type == "cuda"
+    memory = torch.cuda.max_memory_allocated() if on_gpu else resident_memory()
+    return {"latency_ms_p50": 1000 * sorted(seconds[3:])[RUNS // 2], "memory_mb": memory / MEGABYTE}
 
 
 def _use_of_gpus() -> dict[str, float]:

@@ -1,0 +1,80 @@
+"""What a network looked at: which patches of an image speak for the class it answers.
+
+HiResCAM (Draelos & Carin, https://arxiv.org/abs/2011.08891): activation times gradient, summed over channels, at the
+patch tokens that enter the last block, the last place where a token is still about its own patch and the class token
+still reads it. Attention alone would show what was read, not what it was read for, and is the same for every class.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from components.data.loading import Samples
+from components.models.encoders import PromptedEncoder
+from components.models.fast import cast_backbone
+from components.models.network import Network
+from components.training.evaluate import Engine
+from components.training.job import HEAT_FILE, PROBABILITY
+
+MOST = 12
+
+
+def write_heat(folder: Path, frame: pl.DataFrame, held_out: Samples, network: Network, engine: Engine) -> None:
+    """Maps of the hardest test images, by id, for the model card; frame: their predictions, in the samples' order."""
+    maps = {}
+    for row in choose_hardest(frame):
+        image, _ = held_out[row]
+        maps[frame["id"][row]] = map_heat(network, engine, torch.as_tensor(image)[None])
+    save_file(maps, folder / HEAT_FILE)
+
+
+def choose_hardest(frame: pl.DataFrame) -> list[int]:
+    """Rows of the test images whose true class got the least probability."""
+    chances = [row[f"{PROBABILITY}{row['label']}"] for row in frame.iter_rows(named=True)]
+    ranked = frame.with_row_index("row").with_columns(chance=pl.Series(chances)).filter(pl.col("split") == "test")
+    return ranked.sort("chance", "id").head(MOST)["row"].to_list()
+
+
+def map_heat(network: Network, engine: Engine, image: torch.Tensor) -> NDArray[np.float32]:
+    """(rows, columns) of the patch grid, from 0 to 1, for one uint8 image (1, 3, H, W) and its first class."""
+    caught: list[torch.Tensor] = []
+
+    def catch(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        tokens, *rest = inputs
+        caught.append(tokens if tokens.requires_grad else tokens.detach().requires_grad_())
+        return (caught[0], *rest)
+
+    encoder: Any = network.encoder
+    network.eval()
+    with _whole_blocks(encoder), torch.enable_grad():
+        hook = encoder.vit.blocks[-1].register_forward_pre_hook(catch)
+        try:
+            (gradient,) = torch.autograd.grad(engine.forward(network, image).max(), caught)
+        finally:
+            hook.remove()
+    (tokens,) = caught
+    rows, columns = encoder.vit.patch_embed.grid_size
+    heat = (tokens * gradient)[0, -rows * columns :].sum(-1).float().clamp(min=0).reshape(rows, columns)
+    scaled: NDArray[np.float32] = (heat / heat.max().clamp(min=1e-12)).detach().cpu().numpy()
+    return scaled
+
+
+@contextmanager
+def _whole_blocks(encoder: Any) -> Iterator[None]:
+    """The prompted forward in its textbook form, where tokens pass from block to block; it wants float32 weights."""
+    if not isinstance(encoder, PromptedEncoder):
+        yield
+        return
+    form, vit = encoder.form, encoder.vit
+    encoder.form, encoder.vit = "textbook", cast_backbone(vit, torch.float32)
+    try:
+        yield
+    finally:
+        encoder.form, encoder.vit = form, vit

@@ -1,0 +1,142 @@
+"""`tessera reproduce`: a registered version trained again from what it names, and where the two first differ.
+
+Everything comes from the version's own record: the images by their DVC hash, the manifest with its splits, the job
+with settings and seed, and the code, which is this one where its hash is the same and else its commit out of git.
+"""
+
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components import tracking
+from components.data.versions import restore_copy
+from components.errors import PromotionError
+from components.models.adapter import load_meta
+from components.promotion import registry
+from components.promotion.registry import Version
+from components.training.job import PROBABILITY, Result, load_predictions, load_result
+from components.workspace import REPOSITORY, Workspace
+from flows.plan import hash_code
+from flows.progress import report
+from flows.promote import open_registry
+from flows.train_candidate import run_recorded
+
+#: How far balanced accuracies may be apart where the machines are of different kinds.
+TOLERANCE = 0.02
+
+
+def reproduce(workspace: Workspace, name: str, version: int, tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """Train the version again in a scratch folder and compare; the folder stays where the two differ."""
+    open_registry(workspace, name)
+    found = registry.load_version(name, version)
+    if found is None:
+        raise PromotionError(
+            f"{name} version {version}",
+            expected="a registered version",
+            found="none of this number",
+            mend=f"`tessera history {name}` lists those that were judged.",
+        )
+    scratch = workspace.state / "reproduce" / f"{name}-{version}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    report("stage", title=f"restore what version {version} was made from")
+    before = load_result(tracking.fetch_training(found.run_id, scratch))
+    job = json.loads((scratch / "training" / "job.json").read_text())
+    code = _restore_code(scratch)
+    restore_copy(workspace, job["data_version"], scratch / "raw")
+    report("stage", title="train it again")
+    job |= {key: str(scratch / key) for key in ("raw", "cache")} | {"folder": str(scratch / "again")}
+    job |= {"manifest": str(scratch / "data" / "manifest.parquet")}
+    after = run_recorded(job, f"version {version} again", code)
+    if before is None or after is None:
+        raise PromotionError(
+            f"{name} version {version}",
+            expected="a training that ends",
+            found=f"one that stopped; its log is {scratch / 'again' / 'log.txt'}",
+            mend="Read the log.",
+        )
+    verdict = _compare(workspace, found, before, after, tolerance)
+    if verdict["verdict"] == "PASS":
+        shutil.rmtree(scratch)
+    kept = {"scratch": None if verdict["verdict"] == "PASS" else str(scratch)}
+    code_of = "this code" if code == REPOSITORY else "its commit"
+    return {"domain": name, "version": version, "data_version": job["data_version"], "code": code_of} | verdict | kept
+
+
+def _restore_code(scratch: Path) -> Path:
+    """The folder of the code that trained it."""
+    told = json.loads((scratch / "training" / "code.json").read_text())
+    if told["code_sha256"] == hash_code():
+        return REPOSITORY
+    commit = str(told["git_commit"])
+    done = subprocess.run(["git", "archive", commit, "components"], cwd=REPOSITORY, capture_output=True, check=False)
+    if done.returncode != 0:  # `unknown`, or `<commit>+dirty`: nobody has that code any more
+        raise PromotionError(
+            "the code of the training",
+            expected=f"code with the sha256 {told['code_sha256'][:12]}, here or as a commit of this repository",
+            found=f"{hash_code()[:12]} here, and the commit {commit!r} cannot be had",
+            mend="Check out the code it was trained with, where that was committed.",
+        )
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(scratch / "code", filter="data")
+    return scratch / "code"
+
+
+def _compare(workspace: Workspace, version: Version, before: Result, after: Result, tolerance: float) -> dict[str, Any]:
+    """PASS where the weights are the same bits, or the machines differ and the scores are within the tolerance."""
+    apart = {key: abs(before.metrics[key] - after.metrics[key]) for key in _SCORES}
+    same_machine = before.environment == after.environment
+    exact = after.adapter_sha256 == version.adapter_sha256
+    facts = {"bit_equal": exact, "same_machine": same_machine, "tolerance": tolerance, "apart": apart}
+    if exact:
+        return facts | {"verdict": "PASS", "reason": "The weights are the same, bit for bit.", "differs": None}
+    differs = _find_difference(workspace, version, before, after)
+    most = max(apart.values())
+    if not same_machine and most <= tolerance:
+        reason = f"Another kind of machine; balanced accuracies are {most:.4f} apart, within {tolerance:g}. {differs}"
+        return facts | {"verdict": "PASS", "reason": reason, "differs": differs}
+    where = "the same kind of machine" if same_machine else f"another kind of machine, scores {most:.4f} apart"
+    return facts | {"verdict": "FAIL", "reason": f"Other weights on {where}. {differs}", "differs": differs}
+
+
+_SCORES = ("val/balanced_accuracy", "test/balanced_accuracy")
+
+
+def _find_difference(workspace: Workspace, version: Version, before: Result, after: Result) -> str:
+    """The first step at which the two trainings part, in the order in which things are made."""
+    for what, one, other in (
+        ("the split", before.split_sha256, after.split_sha256),
+        ("the backbone", before.backbone["sha256"], after.backbone["sha256"]),
+    ):
+        if one != other:
+            return f"They part at {what}: {one[:12]} then, {other[:12]} now."
+    other_facts = [
+        f"{key} {before.environment.get(key, 'unknown')} then, {after.environment.get(key, 'unknown')} now"
+        for key in sorted(before.environment.keys() | after.environment.keys())
+        if before.environment.get(key) != after.environment.get(key)
+    ]
+    kind = f" The machines differ: {'; '.join(other_facts)}." if other_facts else ""
+    for row, again in zip(before.history, after.history, strict=False):
+        for key in sorted(row.keys() & again.keys()):
+            if row[key] != again[key]:
+                return f"They part at epoch {row['epoch']:.0f}: {key} {row[key]!r} then, {again[key]!r} now.{kind}"
+    adapter = registry.fetch_adapter(version, workspace.adapters)
+    if load_meta(adapter).adapter_sha256 == before.adapter_sha256 != after.adapter_sha256:
+        return f"Every epoch's numbers agree, the weights do not; {_describe_predictions(before, after)}.{kind}"
+    return f"The registered weights are not those that its own training left.{kind}"
+
+
+def _describe_predictions(before: Result, after: Result) -> str:
+    try:
+        old, new = (load_predictions(result.folder, "test") for result in (before, after))
+    except FileNotFoundError:
+        return "the earlier predictions are on another machine"
+    columns = [column for column in old.columns if column.startswith(PROBABILITY)]
+    gap = float(np.abs(old.select(columns).to_numpy() - new.select(columns).to_numpy()).max())
+    return f"probabilities differ by at most {gap:.2g}"

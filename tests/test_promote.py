@@ -1,0 +1,65 @@
+"""A version held until a person agrees, and trained again from its own record: through the command line."""
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+from conftest import DOMAIN, create_workspace, run_tessera
+from schemas import SCHEMAS
+
+from components.training.job import Result
+from components.workspace import Workspace
+from flows.reproduce import _find_difference
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    gates = {"floor": 0.0, "approval": True, "max_latency_ms": 60_000, "max_memory_mb": 50_000, "max_ece": 1.0}
+    changes = {"candidates": [{"kind": "vpt", "num_prompts": 2}], "gates": gates | {"costs": {"*": {"none": 20}}}}
+    return create_workspace(tmp_path_factory.mktemp("promote") / "workspace", images, **changes)
+
+
+def test_a_version_waits_for_a_person_and_is_trained_again(place: Path) -> None:
+    held = run_tessera(place, "retrain", DOMAIN)
+    assert "error" not in held.outcome, held.stderr
+    assert (held.code, held.outcome["status"], held.outcome["champion_version"]) == (1, "held", None), held.stderr
+    assert f"`tessera approve {DOMAIN} 1 --by NAME --reason WHY`" in held.outcome["reason"]
+    gates = {found["gate"]: found for found in held.outcome["findings"]}
+    assert {"costs", "calibration", "latency", "memory", "data", "split", "lineage", "approval"} <= gates.keys()
+    assert gates["latency"]["evidence"]["latency_ms_p50"] > 0
+    assert gates["lineage"]["evidence"]["data_version"] == held.outcome["data_version"]
+    agreed = run_tessera(place, "approve", DOMAIN, "1", "--by", "ada", "--reason", "looked at every mistake")
+    assert agreed.code == 0, agreed.stderr
+    jsonschema.validate(agreed.outcome, SCHEMAS["promote"])
+    judged, promoted = agreed.outcome["records"]
+    assert [(r["action"], r["verdict"]) for r in (judged, promoted)] == [("judge", "HOLD"), ("promote", "PROMOTE")]
+    assert promoted["who"] == "ada"
+    assert "Approved by ada: looked at every mistake." in promoted["reason"]
+    assert agreed.outcome["ledger_problems"] == []
+    again = run_tessera(place, "reproduce", DOMAIN, "1")
+    assert again.code == 0, again.stderr
+    assert (again.outcome["verdict"], again.outcome["bit_equal"]) == ("PASS", True)
+    assert not (place / ".tessera" / "reproduce" / f"{DOMAIN}-1").exists()
+
+
+def test_where_two_trainings_part_is_told() -> None:
+    from components.promotion.registry import Version
+
+    facts = {"label": "vpt", "seed": 0, "metrics": {}, "trainable_params": 1, "head_params": 1, "share": 0.1}
+    more = {"seconds": 1, "adapter_bytes": 1, "adapter_sha256": "a", "split_sha256": "s", "folder": Path()}
+    history = tuple({"epoch": float(k), "train/loss": 1 / k} for k in (1, 2))
+    machine = {"torch": "2.14", "device": "x86"}
+    before = Result(**facts, **more, backbone={"sha256": "b"}, history=history, environment=machine)
+    version, workspace = Version(domain="parts", version=1, run_id="", source=""), Workspace(Path())
+
+    def told(**changes: object) -> str:
+        return _find_difference(workspace, version, before, before.model_copy(update=changes))
+
+    assert told(split_sha256="t") == "They part at the split: s then, t now."
+    assert told(backbone={"sha256": "c"}) == "They part at the backbone: b then, c now."
+    later = (history[0], history[1] | {"train/loss": 0.25})
+    assert told(history=later) == "They part at epoch 2: train/loss 0.5 then, 0.25 now."
+    elsewhere = told(history=later, environment=machine | {"device": "arm"})
+    assert elsewhere.endswith("The machines differ: device x86 then, arm now.")
