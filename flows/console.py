@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -362,7 +363,7 @@ def draw_status(outcome: Mapping[str, Any]) -> Group:
     """A row a domain, and the pools with their workers below."""
     table = Table(box=SIMPLE_HEAD, header_style="bold")
     for head in ("domain", "data", "champion", "test", "last run", "verdict", "next run"):
-        table.add_column(head)
+        table.add_column(head, no_wrap=head in ("domain", "verdict"))
     for row in outcome["domains"]:
         data = (row["data_name"] or row["data_version"][:8]) + f", {row['files']} files"
         champion = row["champion_version"]
@@ -376,7 +377,7 @@ def draw_status(outcome: Mapping[str, Any]) -> Group:
             _format_score(row["champion_score"]),
             _format_run(row),
             f"[{COLOUR.get(verdict, 'default')}]{verdict}[/]",
-            row["next_run"] or "-",
+            _format_when(row["next_run"]),
         )
     pools = [
         f"pool {pool['name']}: "
@@ -397,9 +398,19 @@ def _format_score(score: Mapping[str, float] | None) -> str:
 
 def _format_run(row: Mapping[str, Any]) -> str:
     if row["running"]:
-        return f"[cyan]running since {row['running']}[/]"
+        return f"[cyan]running, {_format_when(row['running'])}[/]"
     last = row["last_run"]
-    return "-" if last is None else f"{last['state']} {last['when']}"
+    return "-" if last is None else f"{last['state']} {_format_when(last['when'])}"
+
+
+def _format_when(text: str | None) -> str:
+    """`in 4 d`, `2 h ago`: how far a moment is from now."""
+    if text is None:
+        return "-"
+    seconds = (datetime.fromisoformat(text) - datetime.now(UTC)).total_seconds()
+    far = abs(seconds)
+    size, unit = next((pair for pair in ((86400, "d"), (3600, "h"), (60, "min")) if far >= pair[0]), (1, "s"))
+    return f"in {far / size:.0f} {unit}" if seconds > 0 else f"{far / size:.0f} {unit} ago"
 
 
 def watch(look: Callable[[], Mapping[str, Any]], draw: Callable[[Mapping[str, Any]], Any]) -> None:
