@@ -284,13 +284,15 @@ def _pairs(validated: Validated, raw: Path) -> str:
 
 
 def _suspects(validated: Validated, raw: Path) -> str:
-    if not validated.suspects:
+    if not validated.judgement:
         return ""
+    title, note = "<h2>Labels that may be wrong</h2>", f"<p>{escape(validated.judgement.note)}</p>"
+    if not validated.suspects:
+        return f"{title}{note}"
     shown = validated.suspects[:MAX_SUSPECTS]
-    note = (
-        "<p>A model that never saw an image's group takes it for something else, or its near duplicates are labelled "
-        "otherwise. Nothing was changed: look, and correct the label where it is wrong. The score is what speaks for "
-        f"the label given; shown are the {len(shown)} lowest of {len(validated.suspects):,}.</p>"
+    note += (
+        "<p>Nothing was changed: look, and correct the label where it is wrong. The score is the chance that the label "
+        f"given is right; shown are the {len(shown)} lowest of {len(validated.suspects):,}.</p>"
     )
     rows = "".join(
         f'<tr><td>{_picture(raw, each.path, each.crop, validated)}</td><td class="path">'
@@ -299,7 +301,7 @@ def _suspects(validated: Validated, raw: Path) -> str:
         for each in shown
     )
     head = "<tr><th>picture</th><th>file</th><th>label</th><th>rather</th><th>score</th><th>why</th></tr>"
-    return f"<h2>Labels that may be wrong</h2>{note}<table>{head}{rows}</table>"
+    return f"{title}{note}<table>{head}{rows}</table>"
 
 
 def _half(raw: Path, path: str, label: str, validated: Validated) -> str:

@@ -16,7 +16,7 @@ import polars as pl
 from components.data.duplicates import Pair, find_repeats, join_groups
 from components.data.findings import inspect_changed
 from components.data.images import Box, Picture, inspect_images, inspect_masks, reason, unfit_boxes
-from components.data.labels import Suspect
+from components.data.labels import Judgement, Suspect
 from components.data.manifest import by_class, manifest_columns, require_manifest
 from components.data.outliers import MEND, Outlier, find_outliers
 from components.domain import Domain
@@ -60,11 +60,16 @@ class Validated:
     warnings: tuple[str, ...]
     pictures: dict[str, Picture]  # of every fit file
     outliers: tuple[Outlier, ...]
-    suspects: tuple[Suspect, ...] = ()  # labels that may be wrong, filled in where features are at hand
+    judgement: Judgement | None = None  # of the labels, where there is one label an image and features are at hand
 
     @property
     def ok(self) -> bool:
         return not self.problems
+
+    @property
+    def suspects(self) -> tuple[Suspect, ...]:
+        """Labels that may be wrong."""
+        return self.judgement.suspects if self.judgement else ()
 
     def to_record(self) -> dict[str, Any]:
         """The content of validation.json."""
@@ -78,6 +83,7 @@ class Validated:
             "groups": self.fit["group"].n_unique(),
             "near_duplicate_pairs": [list(pair) for pair in self.near_duplicates],
             "suspicious_labels": [suspect.to_record() for suspect in self.suspects],
+            "labels": self.judgement.to_record() if self.judgement else None,
             "classes": self.classes,
             "problems": [str(problem) for problem in self.problems],
             "warnings": [*self.warnings, *_warn_of_looks(self.outliers)],
