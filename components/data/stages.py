@@ -10,6 +10,7 @@ from components.data.digests import Digests
 from components.data.features import load_features, load_near_duplicates
 from components.data.layouts import read_rows
 from components.data.manifest import by_class, load_frame, save_bytes, save_frame
+from components.data.shards import open_images
 from components.data.splits import Assigned, assign_splits, load_memory, require_floors, save_memory
 from components.domain import Domain
 from components.workspace import Workspace
@@ -17,7 +18,7 @@ from components.workspace import Workspace
 
 def run_manifest(workspace: Workspace, domain: Domain) -> None:
     """raw/ -> rows.parquet."""
-    raw = workspace.raw(domain.name)
+    raw = open_images(workspace, domain.name)
     digests = Digests(raw, workspace.cache)
     save_frame(read_rows(domain, raw, digests), workspace.derived(domain.name) / "rows.parquet")
     digests.save()
@@ -29,7 +30,7 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
     from components.data.report import render_report
     from components.data.validation import check_rows, require_valid
 
-    folder, raw = workspace.derived(domain.name), workspace.raw(domain.name)
+    folder, raw = workspace.derived(domain.name), open_images(workspace, domain.name)
     near = load_near_duplicates(folder / "matches.parquet")
     rows, findings = load_frame(folder / "rows.parquet"), workspace.cache / "findings" / domain.name
     validated = check_rows(rows, raw, domain, near, findings)
