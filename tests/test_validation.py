@@ -31,7 +31,7 @@ from components.data.outliers import find_outliers
 from components.data.report import render_report
 from components.data.splits import assign_splits
 from components.data.stages import STAGES, run_manifest, run_split, run_validate
-from components.data.validation import check_rows
+from components.data.validation import check_rows, warn_of_huge_groups
 from components.domain import Validation
 from components.errors import CheckFailed, DataError
 from components.models.features import run_features
@@ -305,3 +305,20 @@ def test_a_jpeg_is_judged_alike_without_its_colours_and_finest_detail(tmp_path: 
     two.paste((255, 0, 0), (0, 0, 40, 80))  # the same grey
     two.save(tmp_path / "two.png")
     assert inspect_image(tmp_path / "two.png", (), Validation()).problem is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ("abcdef", ""),
+        ("aaaaef", "One group, 'a', holds 4 of 6 images"),
+        ("aabbef", "2 of 3 of 'x'"),
+        ("aaaaaa", ""),  # which the floors of groups speak of
+    ],
+)
+def test_a_group_that_holds_most_is_warned_of(groups: str, told: str) -> None:
+    frame = pl.DataFrame({"id": list("123456"), "label": list("xyxyxy"), "group": list(groups)})
+    if told.startswith("2 of 3"):
+        frame = frame.with_columns(label=pl.Series(list("xxxyyy")))
+    assert told in "".join(warn_of_huge_groups(frame))
+    assert bool(told) == bool(warn_of_huge_groups(frame))
