@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,29 +142,29 @@ def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Pictu
             if upright.mode not in ("L", "RGB"):
                 upright = upright.convert("RGB")
             small = upright if upright.mode == "L" else upright.convert("L")
-            pixels = np.asarray(small.reduce(factor) if factor > 1 else small)
-            if int(pixels.max()) - int(pixels.min()) <= NOISE and _is_file_flat(path):
+            small = small.reduce(factor) if factor > 1 else small
+            if _is_flat(small, NOISE) and _is_file_flat(path):
                 found = "one value in every pixel (all black, white or grey)"
                 return Picture(reason("a picture of something", found, "Remove it, or export it again."))
             width, height = size[::-1] if orientation in SIDEWAYS else size
             inside = [box for box in wanted if not _outside(box, width, height)]
             flat = frozenset(box for box in inside if _is_flat(upright.crop(box)))
-            return _describe(pixels, (width, height), turned, flat)
+            return _describe(small, (width, height), turned, flat)
     except (Image.DecompressionBombError, MemoryError, *UNDECODABLE) as error:
         return Picture(_undecodable(path, error, limits))
 
 
-def _describe(pixels: NDArray[np.uint8], size: tuple[int, int], turned: bool, flat: frozenset[Box]) -> Picture:
-    """The looks of a fit picture, measured on its small grey copy (H, W)."""
-    levels = np.bincount(pixels.ravel(), minlength=256)
+def _describe(small: Image.Image, size: tuple[int, int], turned: bool, flat: frozenset[Box]) -> Picture:
+    """The looks of a fit picture, measured on its small grey copy."""
+    levels, pixels = small.histogram(), small.width * small.height
     return Picture(
         width=size[0],
         height=size[1],
         turned=turned,
-        brightness=float(levels @ LEVELS) / pixels.size,
-        sharpness=measure_sharpness(pixels),
-        dark=float(levels[: DARK + 1].sum()) / pixels.size,
-        bright=float(levels[BRIGHT:].sum()) / pixels.size,
+        brightness=float(LEVELS @ levels) / pixels,
+        sharpness=measure_sharpness(np.asarray(small)),
+        dark=sum(levels[: DARK + 1]) / pixels,
+        bright=sum(levels[BRIGHT:]) / pixels,
         flat_crops=flat,
     )
 
@@ -279,7 +279,10 @@ def _unfit_transparency(image: Image.Image) -> str | None:
 
 
 def _is_flat(image: Image.Image, noise: int = 0) -> bool:
-    extrema = np.atleast_2d(np.array((image if image.mode in ("L", "RGB") else image.convert("RGB")).getextrema()))
+    if image.mode == "L":
+        least, most = cast(tuple[int, int], image.getextrema())
+        return most - least <= noise
+    extrema = np.atleast_2d(np.array((image if image.mode == "RGB" else image.convert("RGB")).getextrema()))
     return bool((extrema[:, 1] - extrema[:, 0] <= noise).all())
 
 
