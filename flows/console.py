@@ -29,6 +29,7 @@ ERR = Console(stderr=True, highlight=False)
 HEADS = ("candidate", "seed", "trainable", "share", "val", "test [95 %]", "secs", "adapter")
 UNTRAINED = "[yellow]The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods.[/]"
 WATCH_SECONDS = 5.0
+SHOWN = 8  # lines of one kind of trouble; the report has all
 COLOUR = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 
 
@@ -230,9 +231,8 @@ def show_check(outcome: Mapping[str, Any]) -> None:
     """Counts, classes, and the first of what is wrong."""
     word = "[green]fit[/]" if outcome["ok"] else "[red]not fit[/]"
     OUT.print(
-        f"{outcome['domain']}: {word}, {outcome['images']} images in {outcome['groups']} groups, "
-        f"{len(outcome['quarantined'])} quarantined, {outcome['near_duplicate_pairs']} near-duplicate pairs, "
-        f"{len(outcome['suspicious_labels'])} suspicious labels"
+        f"{outcome['domain']}: {word}, {outcome['fit']:,} of {outcome['images']:,} images may be used, "
+        f"in {outcome['groups']:,} groups; {outcome['near_duplicate_pairs']:,} near-duplicate pairs"
     )
     table = Table(header_style="bold")
     for head in ("class", *(outcome["splits"] or ())):
@@ -242,15 +242,30 @@ def show_check(outcome: Mapping[str, Any]) -> None:
         table.add_row(name, *cells)
     if outcome["splits"]:
         OUT.print(table)
-    for row in outcome["quarantined"][:10]:
-        OUT.print(f"  [yellow]quarantined[/] {escape(row['path'])}: {escape(row['reason'])}")
-    for row in outcome["aside"][:10]:
-        OUT.print(f"  [yellow]put aside[/] {escape(row['path'])}: {escape(row['reason'])}")
-    for warning in outcome["warnings"]:
-        OUT.print(f"  [yellow]look at[/] {escape(warning)}")
-    for problem in outcome["problems"]:
-        OUT.print(f"  [red]problem[/] {escape(problem)}")
+    lines = Table.grid(padding=(0, 2))
+    for kind, texts in _troubles(outcome).items():
+        for text in [*texts[:SHOWN], *([f"... and {len(texts) - SHOWN:,} more"] if len(texts) > SHOWN else [])]:
+            lines.add_row(kind, escape(text))
+            kind = ""  # once, above the rest of its kind
+    OUT.print(lines)
     OUT.print(f"Report   {outcome['report']}")
+
+
+def _troubles(outcome: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What deserves a look, by kind; the worst first."""
+    suspects = [
+        f"{row['path']}: {row['given']}, rather {row['suggested']}; {row['why']}"
+        for row in outcome["suspicious_labels"]
+    ]
+    kinds = {
+        "[red]problem[/]": outcome["problems"],
+        "[yellow]quarantined[/]": [f"{row['path']}: {row['reason']}" for row in outcome["quarantined"]],
+        "[yellow]put aside[/]": [f"{row['path']}: {row['reason']}" for row in outcome["aside"]],
+        "[yellow]label?[/]": suspects,
+        "[yellow]look at[/]": outcome["warnings"],
+        "labels": [outcome["labels"]["note"]] if outcome["labels"] else [],
+    }
+    return {kind: texts for kind, texts in kinds.items() if texts}
 
 
 def show_version(outcome: Mapping[str, Any]) -> None:
