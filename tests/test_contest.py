@@ -88,9 +88,13 @@ def merit(round_: int, version: int) -> int:
 
 def compete(place: Workspace, number: int, gate: Any) -> None:
     """One promoter with one version of every domain: all at once, round after round."""
-    for round_ in range(ROUNDS):
-        gate.wait(300)
-        contest(place, f"domain{round_ % DOMAINS}", number, partial(judge, round_, number))
+    try:
+        for round_ in range(ROUNDS):
+            gate.wait(300)
+            contest(place, f"domain{round_ % DOMAINS}", number, partial(judge, round_, number))
+    except BaseException:
+        gate.abort()  # nobody waits for one that failed
+        raise
 
 
 def describe(domain: str) -> tuple[int | None, int | None, tuple[str, ...], list[tuple[str, int | None, int, str]]]:
