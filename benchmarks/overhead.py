@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py [--epochs 2] [--candidates linear vpt] [--json FILE]
 
-Aim, not met (see README.md, also for what bounds it): at most 12 s cold, and warm at most 5 % of a five-minute
-training, 15 s, with the embedded Prefect server and the embedded backbone.
+Aim, not met (README.md says what bounds it): at most 12 s cold, and warm at most 5 % of a five-minute training, 15 s,
+with the embedded Prefect server and the embedded backbone.
 
 Overhead: wall time of the command less the seconds its candidates trained (`seconds` of their rows). The images of the
 bundled domain are there and recorded before the clock starts. Cold is the first retrain, warm the second one, with
