@@ -1,5 +1,6 @@
 """`tessera up`: the servers come up, a deployment runs on the worker, and one signal ends all of it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,8 +9,10 @@ import time
 from pathlib import Path
 
 import httpx
+import jsonschema
 import pytest
 from conftest import DOMAIN, clean_environment, free_port, run_tessera
+from schemas import SCHEMAS
 
 from components.workspace import REPOSITORY
 
@@ -49,6 +52,14 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
         taken = run_tessera(workspace, "up", *ports, as_json=False)
         assert taken.code == 2
         assert "tessera down" in taken.stderr  # it is told before any port is tried
+        _kill_server(mlflow)
+        _wait_for("mlflow is started again", 60, up, log)
+        _wait_for_health(f"http://127.0.0.1:{mlflow}/health")
+        down = run_tessera(workspace, "down")
+        jsonschema.validate(down.outcome, SCHEMAS["down"])
+        assert down.outcome == {"stopped": True}
+        assert up.wait(5) == 0
+        assert run_tessera(workspace, "down").outcome == {"stopped": False}
     finally:
         up.send_signal(signal.SIGINT)
         up.wait(60)
@@ -56,6 +67,28 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
     for port in (api, mlflow):
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"http://127.0.0.1:{port}/health")
+
+
+def _kill_server(port: int) -> None:
+    """The process that listens on the port, outright."""
+    words = (f"--port {port}", f"--port={port}")
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if any(word in text for word in words) and "flows.cli" not in text:
+            os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+def _wait_for_health(url: str) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(url, timeout=2).status_code == 200:
+                return
+        time.sleep(0.5)
+    raise AssertionError(f"{url} did not answer again")
 
 
 def _require_progress(api: str) -> None:
