@@ -22,9 +22,10 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from components.data.duplicates import find_look_alikes, join_groups
-from components.data.images import inspect_image
+from components.data.images import THUMBNAIL
 from components.domain import Validation
 from components.models.backbones import Backbone, hash_tensors, load_backbone
 from components.models.pretrain.evaluate import Bench, extract_features, score_features, score_patches
@@ -92,9 +93,12 @@ def read_benches(root: Path) -> tuple[Bench, ...]:
 
 def group(paths: Sequence[Path]) -> NDArray[Any]:
     """Groups of pictures that look alike as they lie, by thumbnails alone."""
-    limits = Validation()
-    greys = [grey for path in paths if (grey := inspect_image(path, (), limits).grey) is not None]
-    alike = find_look_alikes(np.stack(greys), limits.near_duplicate_bits)
+    greys = []
+    for path in paths:
+        with Image.open(path) as image:
+            small = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        greys.append(np.asarray(small, np.float32))
+    alike = find_look_alikes(np.stack(greys), Validation().near_duplicate_bits)
     return np.array(join_groups([str(path) for path in paths], [(i, j) for i, j, turn in alike if turn == 0]))
 
 

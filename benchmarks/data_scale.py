@@ -2,9 +2,10 @@
 
     python benchmarks/data_scale.py 1000 10000 [50000] [--json FILE] [--folder DIR]
 
-Claims: validation looks at images at no less than 0.7 of the speed at which Pillow alone decodes them, CPU against
-CPU in the same run; and everything together, run again after 1 % of the images were added, takes no more than 5 % of
-the first run plus 3 seconds.
+Claims: validation looks at images (`look`: every check of a file) at no less than 0.7 of the speed at which Pillow
+alone decodes them, CPU against CPU in the same process; the stage besides starts a process, holds the manifest to its
+schema, judges labels and writes the report. Everything together, run again after 1 % of the images were added, takes
+no more than 5 % of the first run plus 3 seconds.
 
 The images are made here: JPEGs of 64 to 96 px, soft shapes under grain, no two alike, five classes in folders. Each
 step is what `tessera import` and `tessera check` do: import and DVC's add as they do them, the stages in processes of
@@ -29,7 +30,8 @@ import yaml
 from PIL import Image
 
 from components.data import importing, versioning
-from components.domain import Domain
+from components.data.images import inspect_images
+from components.domain import Domain, Validation
 from components.workspace import QUIET, REPOSITORY, Workspace
 
 NAME, CLASSES = "scale", 5
@@ -60,19 +62,25 @@ def measure(folder: Path, images: int) -> dict[str, Any]:
     create_images(source, range(images))
     workspace.activate()
     versioning.require_repository(workspace)
-    decode = time_step(lambda: decode_images(sorted(source.rglob("*.jpg"))))
+    paths = sorted(source.rglob("*.jpg"))
+    decode_images(paths)  # once for the disk
+    decode = time_step(lambda: decode_images(paths))
+    names = {path.relative_to(source).as_posix(): () for path in paths}
+    look = time_step(lambda: inspect_images(source, names, Validation()))
     cold = run_steps(workspace, source)
     create_images(source, range(images, images + more))
     again = run_steps(workspace, source)
-    return {"images": images, "added": more, "decode": decode, "cold": cold, "again": again} | judge(
-        images, decode, cold, again
+    return {"images": images, "added": more, "decode": decode, "look": look, "cold": cold, "again": again} | judge(
+        images, decode, look, cold, again
     )
 
 
 Seconds = dict[str, float]
 
 
-def judge(images: int, decode: Seconds, cold: dict[str, Seconds], again: dict[str, Seconds]) -> dict[str, Any]:
+def judge(
+    images: int, decode: Seconds, look: Seconds, cold: dict[str, Seconds], again: dict[str, Seconds]
+) -> dict[str, Any]:
     """The two claims as numbers."""
     total = {kind: sum(step[kind] for step in cold.values()) for kind in ("wall", "cpu")}
     rerun = {kind: sum(step[kind] for step in again.values()) for kind in ("wall", "cpu")}
@@ -80,6 +88,7 @@ def judge(images: int, decode: Seconds, cold: dict[str, Seconds], again: dict[st
     return {
         "decode_per_cpu_second": images / decode["cpu"],
         "validate_per_cpu_second": images / cold["validate"]["cpu"],
+        "look_share": decode["cpu"] / look["cpu"],
         "decode_share": decode["cpu"] / cold["validate"]["cpu"],
         "total": total,
         "rerun": rerun,
@@ -155,7 +164,8 @@ def describe(result: dict[str, Any]) -> str:
     )
     lines.append(
         f"  validate {result['validate_per_cpu_second']:.0f} images a CPU second, bare decode "
-        f"{result['decode_per_cpu_second']:.0f}: {result['decode_share']:.2f} of it"
+        f"{result['decode_per_cpu_second']:.0f}: {result['decode_share']:.2f} of it; looking alone "
+        f"{result['look_share']:.2f}"
     )
     return "\n".join(lines)
 

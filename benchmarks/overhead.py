@@ -2,13 +2,14 @@
 
     python benchmarks/overhead.py [--epochs 2] [--candidates linear vpt] [--json FILE]
 
-Aim, not met yet (see README.md): at most 12 s cold, and warm at most 5 % of a five-minute training, 15 s, with the
-embedded Prefect server and the embedded backbone.
+Aim, not met (README.md says what bounds it): at most 12 s cold, and warm at most 5 % of a five-minute training, 15 s,
+with the embedded Prefect server and the embedded backbone.
 
 Overhead: wall time of the command less the seconds its candidates trained (`seconds` of their rows). The images of the
 bundled domain are there and recorded before the clock starts. Cold is the first retrain, warm the second one, with
 another seed. CPU: seconds of the command and everything it started, training included. The stages are the command's own
-events with their times; on a busy machine the wall times say more of the machine than of us.
+events with their times; the data stages begin before their events, beside Prefect's start. On a busy machine the wall
+times say more of the machine than of us: then run two versions side by side, and compare.
 """
 
 import argparse

@@ -248,6 +248,26 @@ def log_candidate(
         return run_id
 
 
+def find_page(run_id: str) -> str | None:
+    """The address of a run's page on an MLflow server; None for a store without one."""
+    import mlflow
+
+    uri = mlflow.get_tracking_uri()
+    if not uri.startswith(("http://", "https://")):
+        return None
+    with _refusals():
+        experiment = mlflow.MlflowClient().get_run(run_id).info.experiment_id
+    return f"{re.sub('//[^/@]*@', '//', uri).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
+
+def tell_page(run_id: str, page: str) -> None:
+    """Where the flow run that makes this run can be looked at."""
+    import mlflow
+
+    with _refusals():
+        mlflow.MlflowClient().set_tag(run_id, f"{TAG}prefect", page)
+
+
 def log_manifest(parent: str, manifest: Path) -> None:
     """Leave the manifest with the parent run, for workers that have none and for whoever asks what was learned."""
     import mlflow

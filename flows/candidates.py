@@ -35,7 +35,7 @@ def train_job(plan: Plan, parent: str, name: str, job: Job) -> dict[str, Any]:
         ):
             result = run_job(job, name)
     row = describe_result(plan, result)
-    run_id = tracking.log_candidate(parent, plan.domain, result, row, plan.workspace.raw(plan.domain.name), live)
+    run_id = tracking.log_candidate(parent, plan.domain, result, row, job.raw, live)
     return row | {"run_id": run_id}
 
 

@@ -46,6 +46,7 @@ def check(workspace: Workspace, name: str) -> dict[str, Any]:
         "groups": summary["groups"],
         "near_duplicate_pairs": len(summary["near_duplicate_pairs"]),
         "suspicious_labels": summary["suspicious_labels"],
+        "labels": summary["labels"],
         "aside": aside,
         "warnings": [*summary["warnings"], *few],
         "classes": list(plan.domain.classes),

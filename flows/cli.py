@@ -100,6 +100,9 @@ def import_(
     group: Annotated[
         str | None, typer.Option("--group", help="The csv column that names the group (lot, patient, part).")
     ] = None,
+    shards: Annotated[
+        bool, typer.Option("--shards", help="Keep the images in tars, for sets past 100,000; it stays so.")
+    ] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -109,7 +112,7 @@ def import_(
         from components.data import importing, versioning
 
         versioning.require_repository(place)
-        imported = importing.import_folder(place, source, domain, layout, group)
+        imported = importing.import_folder(place, source, domain, layout, group, shards=shards)
         versioning.register_domain(place, domain)
         version = versioning.record_version(place, domain)
         versioning.push_version(place, domain)
@@ -177,6 +180,7 @@ def export(
     def act(place: Any) -> Outcome:
         from components.data import exporting, versioning
         from components.data.manifest import load_manifest
+        from components.data.shards import open_images
         from components.domain import load_domain
 
         known = load_domain(place.domain_file(domain))
@@ -184,7 +188,7 @@ def export(
         versioning.register_domain(place, domain)
         versioning.refresh(place, domain)
         manifest = load_manifest(place.derived(domain) / "manifest.parquet", known)
-        return exporting.export_manifest(manifest, known, place.raw(domain), folder, form)
+        return exporting.export_manifest(manifest, known, open_images(place, domain), folder, form)
 
     def show(outcome: Outcome) -> None:
         from flows import console

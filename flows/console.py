@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ ERR = Console(stderr=True, highlight=False)
 HEADS = ("candidate", "seed", "trainable", "share", "val", "test [95 %]", "secs", "adapter")
 UNTRAINED = "[yellow]The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods.[/]"
 WATCH_SECONDS = 5.0
+SHOWN = 8  # lines of one kind of trouble; the report has all
 COLOUR = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 
 
@@ -229,9 +231,8 @@ def show_check(outcome: Mapping[str, Any]) -> None:
     """Counts, classes, and the first of what is wrong."""
     word = "[green]fit[/]" if outcome["ok"] else "[red]not fit[/]"
     OUT.print(
-        f"{outcome['domain']}: {word}, {outcome['images']} images in {outcome['groups']} groups, "
-        f"{len(outcome['quarantined'])} quarantined, {outcome['near_duplicate_pairs']} near-duplicate pairs, "
-        f"{len(outcome['suspicious_labels'])} suspicious labels"
+        f"{outcome['domain']}: {word}, {outcome['fit']:,} of {outcome['images']:,} images may be used, "
+        f"in {outcome['groups']:,} groups; {outcome['near_duplicate_pairs']:,} near-duplicate pairs"
     )
     table = Table(header_style="bold")
     for head in ("class", *(outcome["splits"] or ())):
@@ -241,15 +242,30 @@ def show_check(outcome: Mapping[str, Any]) -> None:
         table.add_row(name, *cells)
     if outcome["splits"]:
         OUT.print(table)
-    for row in outcome["quarantined"][:10]:
-        OUT.print(f"  [yellow]quarantined[/] {escape(row['path'])}: {escape(row['reason'])}")
-    for row in outcome["aside"][:10]:
-        OUT.print(f"  [yellow]put aside[/] {escape(row['path'])}: {escape(row['reason'])}")
-    for warning in outcome["warnings"]:
-        OUT.print(f"  [yellow]look at[/] {escape(warning)}")
-    for problem in outcome["problems"]:
-        OUT.print(f"  [red]problem[/] {escape(problem)}")
+    lines = Table.grid(padding=(0, 2))
+    for kind, texts in _troubles(outcome).items():
+        for text in [*texts[:SHOWN], *([f"... and {len(texts) - SHOWN:,} more"] if len(texts) > SHOWN else [])]:
+            lines.add_row(kind, escape(text))
+            kind = ""  # once, above the rest of its kind
+    OUT.print(lines)
     OUT.print(f"Report   {outcome['report']}")
+
+
+def _troubles(outcome: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What deserves a look, by kind; the worst first."""
+    suspects = [
+        f"{row['path']}: {row['given']}, rather {row['suggested']}; {row['why']}"
+        for row in outcome["suspicious_labels"]
+    ]
+    kinds = {
+        "[red]problem[/]": outcome["problems"],
+        "[yellow]quarantined[/]": [f"{row['path']}: {row['reason']}" for row in outcome["quarantined"]],
+        "[yellow]put aside[/]": [f"{row['path']}: {row['reason']}" for row in outcome["aside"]],
+        "[yellow]label?[/]": suspects,
+        "[yellow]look at[/]": outcome["warnings"],
+        "labels": [outcome["labels"]["note"]] if outcome["labels"] else [],
+    }
+    return {kind: texts for kind, texts in kinds.items() if texts}
 
 
 def show_version(outcome: Mapping[str, Any]) -> None:
@@ -362,7 +378,7 @@ def draw_status(outcome: Mapping[str, Any]) -> Group:
     """A row a domain, and the pools with their workers below."""
     table = Table(box=SIMPLE_HEAD, header_style="bold")
     for head in ("domain", "data", "champion", "test", "last run", "verdict", "next run"):
-        table.add_column(head)
+        table.add_column(head, no_wrap=head in ("domain", "verdict"))
     for row in outcome["domains"]:
         data = (row["data_name"] or row["data_version"][:8]) + f", {row['files']} files"
         champion = row["champion_version"]
@@ -376,7 +392,7 @@ def draw_status(outcome: Mapping[str, Any]) -> Group:
             _format_score(row["champion_score"]),
             _format_run(row),
             f"[{COLOUR.get(verdict, 'default')}]{verdict}[/]",
-            row["next_run"] or "-",
+            _format_when(row["next_run"]),
         )
     pools = [
         f"pool {pool['name']}: "
@@ -397,9 +413,19 @@ def _format_score(score: Mapping[str, float] | None) -> str:
 
 def _format_run(row: Mapping[str, Any]) -> str:
     if row["running"]:
-        return f"[cyan]running since {row['running']}[/]"
+        return f"[cyan]running, {_format_when(row['running'])}[/]"
     last = row["last_run"]
-    return "-" if last is None else f"{last['state']} {last['when']}"
+    return "-" if last is None else f"{last['state']} {_format_when(last['when'])}"
+
+
+def _format_when(text: str | None) -> str:
+    """`in 4 d`, `2 h ago`: how far a moment is from now."""
+    if text is None:
+        return "-"
+    seconds = (datetime.fromisoformat(text) - datetime.now(UTC)).total_seconds()
+    far = abs(seconds)
+    size, unit = next((pair for pair in ((86400, "d"), (3600, "h"), (60, "min")) if far >= pair[0]), (1, "s"))
+    return f"in {far / size:.0f} {unit}" if seconds > 0 else f"{far / size:.0f} {unit} ago"
 
 
 def watch(look: Callable[[], Mapping[str, Any]], draw: Callable[[Mapping[str, Any]], Any]) -> None:

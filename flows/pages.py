@@ -11,6 +11,7 @@ from flows.console import HEADS, describe_candidate, render_search
 from flows.plan import Plan
 
 UNTRAINED = "The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods."
+MOST_LISTED = 50
 COLOUR = {"PROMOTE": "#1a7f37", "HOLD": "#9a6700", "REJECT": "#cf222e"}
 
 STYLE = """
@@ -53,6 +54,30 @@ def render_markdown(outcome: Mapping[str, Any]) -> str:
         f"Champion: {f'version {champion}' if champion else 'none yet'}. Data version `{outcome['data_version']}`.",
     ]
     return "\n".join([*head, *warning, *rows, "", *searches, "", *findings, *tail])
+
+
+def render_validation(plan: Plan) -> str:
+    """What the data stages found: classes by side, what was put away, what deserves a look."""
+    record, manifest = plan.load_validation(), plan.load_manifest()
+    sides = ("train", "val", "test")
+    counts = {(label, side): count for label, side, count in manifest.group_by("label", "split").len().rows()}
+    labels = [label for label in plan.domain.classes if any((label, side) in counts for side in sides)]
+    rows = [f"| {label} | " + " | ".join(str(counts.get((label, s), 0)) for s in sides) + " |" for label in labels]
+    put_away = [f"- `{row['path']}`: {row['reason']}" for row in record["quarantined"]]
+    told = [f"- {warning}" for warning in record["warnings"]]
+    return "\n".join(
+        [
+            f"# {record['fit']} of {record['images']} images are fit, in {record['groups']} groups",
+            "",
+            "| class | train | val | test |",
+            "|---|---|---|---|",
+            *rows,
+            *(["", "## Warnings", *told] if told else []),
+            *(["", f"## In quarantine: {len(put_away)}", *put_away[:MOST_LISTED]] if put_away else []),
+            "",
+            f"The report with pictures: `{plan.validation_report}`",
+        ]
+    )
 
 
 def render_html(plan: Plan, outcome: Mapping[str, Any], picture: Path) -> str:

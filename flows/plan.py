@@ -11,6 +11,7 @@ import polars as pl
 
 from components.data import pipeline, versioning
 from components.data.manifest import load_manifest
+from components.data.shards import open_images
 from components.data.transforms import embed_augmentation, require_fit
 from components.data.versioning import DataVersion
 from components.domain import Domain, load_domain
@@ -103,7 +104,7 @@ class Plan:
         return Job(
             domain=self.domain,
             manifest=self.manifest,
-            raw=self.workspace.raw(self.domain.name),
+            raw=open_images(self.workspace, self.domain.name),
             cache=self.workspace.cache,
             data_version=self.version.md5,
             git_commit=self.code,

@@ -5,6 +5,7 @@ from typing import Any
 
 from components.data import versioning
 from components.data.preview import choose_rows, draw_preview
+from components.data.shards import open_images
 from components.workspace import Workspace
 from flows.plan import create_plan, known_size
 from flows.progress import report
@@ -20,7 +21,7 @@ def preview(workspace: Workspace, name: str, overrides: Sequence[str], images: i
     rows = choose_rows(plan.load_manifest(), images)
     img_size = known_size(plan.domain) or USUAL_SIZE
     report("stage", title="draw the sheet")
-    figure = draw_preview(rows, workspace.raw(name), plan.domain, img_size)
+    figure = draw_preview(rows, open_images(workspace, name), plan.domain, img_size)
     path = workspace.derived(name) / "preview.png"
     figure.savefig(path, dpi=130)
     counts = rows["label"].value_counts(sort=True).sort("label")

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.settings import get_current_settings
 from prefect.tasks import Task
 
 from components import tracking
@@ -173,6 +175,7 @@ def prepare_data(plan: Plan) -> dict[str, Any]:
     summary = plan.load_validation()
     counts = plan.load_manifest()["split"].value_counts(sort=True)
     sides = ", ".join(f"{count} {split}" for split, count in counts.iter_rows())
+    _show_in_prefect(plan, "validation", pages.render_validation(plan), "Images, classes and what was put away")
     done = "images, checks and code as before" if stages.fresh else "checked and split images"
     report("stage-done", title=done, note=f"{summary['groups']} groups; {sides}")
     return {key: summary[key] for key in ("images", "fit", "groups")} | {"quarantined": len(summary["quarantined"])}
@@ -188,7 +191,26 @@ def start_run(plan: Plan) -> str:
     tracking.connect(plan.workspace)
     parent = tracking.start_retrain(plan.domain, plan.version.md5, plan.fingerprint, plan.code)
     tracking.log_manifest(parent, plan.manifest)
+    if (page := tracking.find_page(parent)) is not None:
+        create_link_artifact(page, "The run in MLflow", key=f"mlflow-{plan.domain.name.replace('_', '-')}")
+    if (page := find_page()) is not None:
+        tracking.tell_page(parent, page)
     return parent
+
+
+def find_page() -> str | None:
+    """The page of the running flow on a Prefect server that stays; an embedded one has none."""
+    context, settings = FlowRunContext.get(), get_current_settings()
+    if settings.api.url is None or context is None or context.flow_run is None:
+        return None
+    page = settings.ui_url or settings.api.url.removesuffix("/").removesuffix("/api")
+    return f"{page}/runs/flow-run/{context.flow_run.id}"
+
+
+def _show_in_prefect(plan: Plan, what: str, text: str, description: str) -> None:
+    """A page of the flow run, whose earlier versions Prefect keeps under the same name."""
+    key = f"{what}-{plan.domain.name.replace('_', '-')}"
+    create_markdown_artifact(text, key=key, description=f"{description}: {plan.domain.name}")
 
 
 def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[str, Any]]:
@@ -294,8 +316,4 @@ def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     shown = {"test": f"{best['test']['value']:.3f}", "verdict": outcome["verdict"]}
     tracking.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, **shown)
     tracking.log_result(parent, outcome, [path, picture])
-    create_markdown_artifact(
-        pages.render_markdown(outcome),
-        key=f"retrain-{plan.domain.name.replace('_', '-')}",
-        description=f"Candidates and verdict of {plan.domain.name}",
-    )
+    _show_in_prefect(plan, "retrain", pages.render_markdown(outcome), "Candidates and verdict")

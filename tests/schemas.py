@@ -124,6 +124,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         groups=COUNT,
         near_duplicate_pairs=COUNT,
         suspicious_labels=rows(path=TEXT, given=TEXT, suggested=TEXT, score=SHARE, why=TEXT),
+        labels={"type": ["object", "null"]},
         aside=rows(path=TEXT, reason=TEXT),
         warnings={"type": "array", "items": TEXT},
         problems={"type": "array", "items": TEXT},

@@ -2,8 +2,9 @@
 
 import numpy as np
 import polars as pl
+import pytest
 
-from components.data.labels import find_label_issues, find_suspects, predict_labels
+from components.data.labels import find_label_issues, find_suspects, judge_labels, predict_labels
 
 CLASSES = ("crack", "good", "pit")
 
@@ -32,10 +33,12 @@ def clusters(count=300, wrong=15, width=24):
 
 def test_planted_labels_are_found():
     frame, features, truth, flipped = clusters()
-    suspects = find_suspects(frame, features, [])
+    judgement = find_suspects(frame, features, [])
+    suspects = judgement.suspects
     found = {int(suspect.path[:3]) for suspect in suspects}
     assert len(found & flipped) >= 0.9 * len(flipped)
-    assert len(found & flipped) >= 0.8 * len(found)
+    assert len(found & flipped) >= 0.9 * len(found)
+    assert judgement.expected == pytest.approx(len(found & flipped) / len(found), abs=0.15)
     assert all(
         suspect.suggested == truth[int(suspect.path[:3])] for suspect in suspects if int(suspect.path[:3]) in flipped
     )
@@ -48,13 +51,38 @@ def test_the_model_never_saw_the_group_it_judges():
     assert predict_labels(alone, features) is None
     chances, classes = predict_labels(frame, features)
     assert classes == sorted(CLASSES)
-    np.testing.assert_allclose(chances.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(chances).sum(axis=1), 1, rtol=1e-5)
 
 
 def test_clean_labels_are_hardly_suspected():
     frame, features, *_ = clusters(wrong=0)
     chances, classes = predict_labels(frame, features)
-    assert len(find_label_issues(frame["label"].to_list(), chances, classes)) <= 3
+    issues, accuracy = find_label_issues(frame["label"].to_list(), chances, classes)
+    assert issues == []
+    assert accuracy > 0.95
+
+
+def test_features_that_cannot_tell_are_no_witness():
+    frame, features, *_ = clusters(wrong=15)
+    noise = np.random.default_rng(1).normal(0, 1, (300, 24)).astype(np.float16)
+    weak = features.with_columns(feature=pl.Series([row.tobytes() for row in noise]))
+    judgement = find_suspects(frame, weak, [])
+    assert judgement.suspects == ()
+    assert judgement.accuracy < 0.5
+    assert "too few to speak against a label" in judgement.note
+
+
+def test_a_label_is_as_doubtful_as_the_model_deserves():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 4000)
+    for skill in (0.6, 3.0):  # a weak and a good model, both far too sure of themselves
+        logits = np.where(np.arange(2) == truth[:, None], skill, 0) + rng.normal(0, 1, (4000, 2))
+        given = np.where(rng.random(4000) < 0.05, 1 - truth, truth)
+        sure = 5 * logits
+        wrong = judge_labels(sure - np.log(np.exp(sure).sum(axis=1, keepdims=True)), given)
+        listed = wrong > 0.7
+        assert wrong[listed].mean() == pytest.approx((given != truth)[listed].mean(), abs=0.1) if listed.any() else True
+        assert listed.any() == (skill > 1)
 
 
 def test_near_duplicates_of_another_class_are_suspected_by_majority():
@@ -62,7 +90,7 @@ def test_near_duplicates_of_another_class_are_suspected_by_majority():
     names = frame["id"].to_list()
     # two cracks and a good one that all show the same
     near = [(names[0], names[1]), (names[0], names[3]), (names[1], names[3])]
-    suspects = [each for each in find_suspects(frame, features, near) if "shows the same" in each.why]
+    suspects = [each for each in find_suspects(frame, features, near).suspects if "shows the same" in each.why]
     assert [(each.path, each.given, each.suggested) for each in suspects] == [("003.png", "good", "crack")]
-    tied = [each for each in find_suspects(frame, features, near[2:]) if "shows the same" in each.why]
+    tied = [each for each in find_suspects(frame, features, near[2:]).suspects if "shows the same" in each.why]
     assert {each.path for each in tied} == {"001.png", "003.png"}

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -23,14 +24,15 @@ from samples import (
 
 from components.data.catalogue import render_table
 from components.data.features import load_near_duplicates
-from components.data.images import Picture, create_thumbnail
+from components.data.images import ORIENTATION, Picture, create_thumbnail, inspect_image
 from components.data.layouts import read_rows
 from components.data.manifest import create_schema, load_frame, load_manifest, require_manifest
 from components.data.outliers import find_outliers
 from components.data.report import render_report
 from components.data.splits import assign_splits
 from components.data.stages import STAGES, run_manifest, run_split, run_validate
-from components.data.validation import check_rows
+from components.data.validation import check_rows, warn_of_huge_groups
+from components.domain import Validation
 from components.errors import CheckFailed, DataError
 from components.models.features import run_features
 from components.workspace import REPOSITORY, Workspace
@@ -275,3 +277,48 @@ def test_stages_start_without_heavy_libraries():
 def test_the_table_of_domains_is_up_to_date():
     message = "run `python -m components.data table`"
     assert (REPOSITORY / "data/README.md").read_text() == render_table(Workspace(REPOSITORY)), message
+
+
+def test_a_jpeg_is_judged_alike_without_its_colours_and_finest_detail(tmp_path: Path) -> None:
+    """The short way (grey, shrunk by the decoder) and the long one (all pixels, as crops need them)."""
+    rng = np.random.default_rng(0)
+    for number, side in enumerate((64, 700, 1100)):
+        path = tmp_path / f"{number}.jpg"
+        shapes = Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)).resize((side, side - 7))
+        exif = Image.Exif()
+        exif[ORIENTATION] = number + 4
+        shapes.save(path, quality=90, exif=exif)
+        short, long = (inspect_image(path, crops, Validation()) for crops in ((), [(0, 0, 9, 9)]))
+        assert short.problem is None
+        assert (short.width, short.height, short.turned) == (long.width, long.height, long.turned)
+        assert (short.width, short.height) == ((side, side - 7) if number == 0 else (side - 7, side))
+        assert short.brightness == pytest.approx(long.brightness, abs=1)
+        assert short.sharpness == pytest.approx(long.sharpness, rel=0.35)
+        whole = path.read_bytes()
+        for damaged in (whole[: len(whole) // 2], whole[: len(whole) // 2] + whole[len(whole) // 2 + 40 :]):
+            path.write_bytes(damaged)
+            verdicts = [inspect_image(path, crops, Validation()).problem for crops in ((), [(0, 0, 9, 9)])]
+            assert verdicts[0] == verdicts[1]
+    Image.new("RGB", (80, 80), (200, 30, 30)).save(tmp_path / "red.jpg")
+    assert "one value in every pixel" in str(inspect_image(tmp_path / "red.jpg", (), Validation()).problem)
+    two = Image.new("RGB", (80, 80), (76, 76, 76))
+    two.paste((255, 0, 0), (0, 0, 40, 80))  # the same grey
+    two.save(tmp_path / "two.png")
+    assert inspect_image(tmp_path / "two.png", (), Validation()).problem is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ("abcdef", ""),
+        ("aaaaef", "One group, 'a', holds 4 of 6 images"),
+        ("aabbef", "2 of 3 of 'x'"),
+        ("aaaaaa", ""),  # which the floors of groups speak of
+    ],
+)
+def test_a_group_that_holds_most_is_warned_of(groups: str, told: str) -> None:
+    frame = pl.DataFrame({"id": list("123456"), "label": list("xyxyxy"), "group": list(groups)})
+    if told.startswith("2 of 3"):
+        frame = frame.with_columns(label=pl.Series(list("xxxyyy")))
+    assert told in "".join(warn_of_huge_groups(frame))
+    assert bool(told) == bool(warn_of_huge_groups(frame))

@@ -8,22 +8,20 @@ single file is held to. Lost or damaged, it is made again.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 import polars as pl
 
 from components.data import images
-from components.data.images import THUMBNAIL, Box, Picture, inspect_images
+from components.data.images import Box, Picture, inspect_images
 from components.data.manifest import save_frame
 from components.domain import Validation
 
 #: Settings about the whole; every other one may change what is said of a single file.
 OF_THE_WHOLE = {"min_images_per_class", "min_groups_per_class", "max_quarantined", "near_duplicate_bits"}
-SCHEMA = {"key": pl.String, "facts": pl.String, "grey": pl.Binary}
+SCHEMA = {"key": pl.String, "facts": pl.String}
 
 
 def inspect_changed(
@@ -33,15 +31,15 @@ def inspect_changed(
     file = cache / f"findings-{name_rules(limits)}.parquet"
     keys = {path: _key(digests[path], boxes) for path, boxes in crops.items() if path in digests}
     known = _load(file)
-    pictures = {path: _restore(*known[key]) for path, key in keys.items() if key in known}
+    pictures = {path: _restore(known[key]) for path, key in keys.items() if key in known}
     looked = inspect_images(raw, {path: boxes for path, boxes in crops.items() if path not in pictures}, limits)
     fresh = {keys[path]: _keep(picture) for path, picture in looked.items() if path in keys and not picture.problem}
     if fresh:
         for other in cache.glob("findings-*.parquet"):
             if other != file:
                 other.unlink(missing_ok=True)  # of other code or limits
-        rows = [(key, *kept) for key, kept in (known | fresh).items()]
-        save_frame(pl.DataFrame(rows, schema=SCHEMA, orient="row"), file)
+        whole = known | fresh
+        save_frame(pl.DataFrame({"key": list(whole), "facts": list(whole.values())}, schema=SCHEMA), file)
     return {path: pictures.get(path) or looked[path] for path in crops}
 
 
@@ -60,23 +58,19 @@ def _key(digest: str, boxes: Iterable[Box]) -> str:
     return f"{digest}#{hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]}" if wanted else digest
 
 
-def _keep(picture: Picture) -> tuple[str, bytes]:
-    """Everything as JSON but the grey picture, whose values are whole numbers below 256."""
-    facts = {field.name: getattr(picture, field.name) for field in fields(Picture) if field.name != "grey"}
-    grey = np.zeros(0) if picture.grey is None else picture.grey
-    return json.dumps(facts, default=sorted), grey.astype(np.uint8).tobytes()
+def _keep(picture: Picture) -> str:
+    return json.dumps(vars(picture), default=sorted)
 
 
-def _restore(facts: str, grey: bytes) -> Picture:
+def _restore(facts: str) -> Picture:
     said: dict[str, Any] = json.loads(facts)
     said["flat_crops"] = frozenset((box[0], box[1], box[2], box[3]) for box in said["flat_crops"])
-    pixels = np.frombuffer(grey, dtype=np.uint8).reshape(THUMBNAIL, THUMBNAIL).astype(np.float32)
-    return Picture(**said, grey=pixels)
+    return Picture(**said)
 
 
-def _load(file: Path) -> dict[str, tuple[str, bytes]]:
+def _load(file: Path) -> dict[str, str]:
     try:
         frame = pl.read_parquet(file, hive_partitioning=False) if file.exists() else pl.DataFrame(schema=SCHEMA)
     except (pl.exceptions.PolarsError, OSError):
         return {}
-    return {key: (facts, grey) for key, facts, grey in frame.rows()} if dict(frame.schema) == SCHEMA else {}
+    return dict(frame.iter_rows()) if dict(frame.schema) == SCHEMA else {}

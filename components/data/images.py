@@ -9,12 +9,12 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format)
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")
 ORIENTATION = 0x0112  # the EXIF tag
+SIDEWAYS = (5, 6, 7, 8)  # its values under which width and height change places
 #: What Pillow's decoders raise on damaged bytes (TIFF without its dimensions: TypeError).
 UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error)
 PART = 32  # files a thread takes at a time
 THUMBNAIL = 32  # side of the grey picture that near duplicates are found by
 LOOK = 256  # pixels: about the side at which looks are measured, because a backbone sees no finer detail
 NOISE = 2  # grey levels: what JPEG makes of one value
+LEVELS = np.arange(256)
+SMALL = 48_000  # bytes: below, a file is decoded sooner than threads take turns
 DARK, BRIGHT = 5, 250  # grey levels up to and from which a pixel counts as clipped
 
 
@@ -80,12 +83,15 @@ class Picture:
     sharpness: float = 0.0  # mean square of the Laplacian
     dark: float = 0.0  # share of pixels at most DARK
     bright: float = 0.0  # share of pixels at least BRIGHT
-    grey: NDArray[np.float32] | None = None  # (THUMBNAIL, THUMBNAIL), 0..255
     flat_crops: frozenset[Box] = frozenset()  # crops in which every pixel has one value
 
 
 def inspect_images(raw: Path, crops: Mapping[str, Iterable[Box]], limits: Validation) -> dict[str, Picture]:
-    """Decode every file named (with the crops wanted of it), several at a time: Pillow frees the interpreter."""
+    """Decode every file named (with the crops wanted of it).
+
+    Several at a time where they are large, because Pillow frees the interpreter; for small ones threads only wait for
+    each other.
+    """
     paths = list(crops)
     parts = [paths[start : start + PART] for start in range(0, len(paths), PART)]
 
@@ -93,49 +99,72 @@ def inspect_images(raw: Path, crops: Mapping[str, Iterable[Box]], limits: Valida
         return [inspect_image(raw / path, crops[path], limits) for path in part]
 
     with pixel_limit(limits.max_megapixels), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        pictures = [picture for part in pool.map(look, parts) for picture in part]
+        spread = map if _are_small(raw, paths) else pool.map
+        pictures = [picture for part in spread(look, parts) for picture in part]
     return dict(zip(paths, pictures, strict=True))
 
 
+def _are_small(raw: Path, paths: Sequence[str]) -> bool:
+    """By the first few: a domain's files are of one kind."""
+    found = [size for path in paths[:PART] if (size := _file_size(raw / path))]
+    return sum(found) < SMALL * len(found)
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Picture:
-    """Decode one file to its last pixel."""
+    """Decode one file to its last pixel.
+
+    Looks need the grey picture at LOOK pixels, and a JPEG's decoder gives it for less: it reads every byte as always,
+    but makes no colours and no detail finer than that. Crops are cut from all pixels.
+    """
+    wanted = list(crops)
     try:
         with Image.open(path, formats=FORMATS) as opened:
             if problem := _unfit_header(opened, limits):
                 return Picture(problem)
-            turned = opened.getexif().get(ORIENTATION, 1) not in (0, 1)
+            orientation = opened.getexif().get(ORIENTATION, 1)
+            turned, size = orientation not in (0, 1), opened.size
+            factor = max(1, round(max(size) / LOOK))
+            if opened.format == "JPEG" and not wanted:
+                scale = next(step for step in (8, 4, 2, 1) if factor % step == 0)
+                opened.draft("L", (size[0] // scale, size[1] // scale))
+                factor //= scale if opened.size != size else 1
             opened.load()
             upright = ImageOps.exif_transpose(opened) if turned else opened  # which copies
             if problem := _unfit_transparency(upright):
                 return Picture(problem)
             if upright.mode not in ("L", "RGB"):
                 upright = upright.convert("RGB")
-            small = upright.convert("L").reduce(max(1, round(max(upright.size) / LOOK)))
-            levels = np.array(small.histogram())
-            if np.ptp(np.flatnonzero(levels)) <= NOISE and _is_flat(upright, NOISE):
+            small = upright if upright.mode == "L" else upright.convert("L")
+            small = small.reduce(factor) if factor > 1 else small
+            if _is_flat(small, NOISE) and _is_file_flat(path):
                 found = "one value in every pixel (all black, white or grey)"
                 return Picture(reason("a picture of something", found, "Remove it, or export it again."))
-            inside = [box for box in crops if not _outside(box, upright.width, upright.height)]
+            width, height = size[::-1] if orientation in SIDEWAYS else size
+            inside = [box for box in wanted if not _outside(box, width, height)]
             flat = frozenset(box for box in inside if _is_flat(upright.crop(box)))
-            return _describe(small, levels, upright.size, turned, flat)
+            return _describe(small, (width, height), turned, flat)
     except (Image.DecompressionBombError, MemoryError, *UNDECODABLE) as error:
         return Picture(_undecodable(path, error, limits))
 
 
-def _describe(
-    small: Image.Image, levels: NDArray[np.int64], size: tuple[int, int], turned: bool, flat: frozenset[Box]
-) -> Picture:
-    """The looks of a fit picture, measured on its small grey copy and that one's histogram: decoding takes longer."""
-    pixels = small.width * small.height
+def _describe(small: Image.Image, size: tuple[int, int], turned: bool, flat: frozenset[Box]) -> Picture:
+    """The looks of a fit picture, measured on its small grey copy."""
+    levels, pixels = small.histogram(), small.width * small.height
     return Picture(
         width=size[0],
         height=size[1],
         turned=turned,
-        brightness=float(levels @ np.arange(256)) / pixels,
+        brightness=float(LEVELS @ levels) / pixels,
         sharpness=measure_sharpness(np.asarray(small)),
-        dark=float(levels[: DARK + 1].sum()) / pixels,
-        bright=float(levels[BRIGHT:].sum()) / pixels,
-        grey=np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32),
+        dark=sum(levels[: DARK + 1]) / pixels,
+        bright=sum(levels[BRIGHT:]) / pixels,
         flat_crops=flat,
     )
 
@@ -148,7 +177,10 @@ def measure_sharpness(grey: NDArray[np.uint8]) -> float:
     if min(grey.shape) < 3:
         return 0.0
     v = grey.astype(np.int16)
-    laplacian = v[:-2, 1:-1] + v[2:, 1:-1] + v[1:-1, :-2] + v[1:-1, 2:] - 4 * v[1:-1, 1:-1]
+    laplacian = v[:-2, 1:-1] + v[2:, 1:-1]
+    laplacian += v[1:-1, :-2]
+    laplacian += v[1:-1, 2:]
+    laplacian -= 4 * v[1:-1, 1:-1]
     flat = laplacian.ravel().astype(np.float32)
     return float(flat @ flat) / flat.size
 
@@ -247,8 +279,17 @@ def _unfit_transparency(image: Image.Image) -> str | None:
 
 
 def _is_flat(image: Image.Image, noise: int = 0) -> bool:
-    extrema = np.atleast_2d(np.array((image if image.mode in ("L", "RGB") else image.convert("RGB")).getextrema()))
+    if image.mode == "L":
+        least, most = cast(tuple[int, int], image.getextrema())
+        return most - least <= noise
+    extrema = np.atleast_2d(np.array((image if image.mode == "RGB" else image.convert("RGB")).getextrema()))
     return bool((extrema[:, 1] - extrema[:, 0] <= noise).all())
+
+
+def _is_file_flat(path: Path) -> bool:
+    """With all its pixels and colours."""
+    with Image.open(path, formats=FORMATS) as opened:
+        return _is_flat(opened, NOISE)
 
 
 def _outside(box: Box, width: int, height: int) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from components.data import guessing, layouts
 from components.data.archives import unpacked
 from components.data.digests import Digests
 from components.data.manifest import save_bytes
+from components.data.shards import is_sharded, pack_shards
 from components.data.tables import looks_multilabel
 from components.data.tree import walk_files
 from components.domain import LAYOUTS, Csv, Domain, Parquet, load_domain, parse_domain, read_yaml
@@ -22,24 +24,38 @@ DOMAIN_FILE = "domain.yaml"
 
 
 def import_folder(
-    workspace: Workspace, source: Path, name: str, layout: str | None = None, group: str | None = None
+    workspace: Workspace,
+    source: Path,
+    name: str,
+    layout: str | None = None,
+    group: str | None = None,
+    *,
+    shards: bool = False,
 ) -> Domain:
     """Copy `source`, a folder or an archive, to data/<name>/raw in one move, with a domain.yaml unless there is one.
 
     The file is the one in `source`, where `tessera export` left one, or is made for it.
 
+    shards: pack the images into tars, as they stay from then on.
+
     The labels are read before anything is put in place, so a wrong layout leaves the workspace as it was.
     """
     with unpacked(source, workspace.state) as folder:
         digests = Digests(folder, workspace.cache)
-        domain = _import(workspace, folder, digests, name, layout, group)
+        domain = _import(workspace, folder, digests, name, layout, group, shards)
         if folder == source:  # and no archive's content, which goes
             digests.save(whole=True)
     return domain
 
 
 def _import(
-    workspace: Workspace, source: Path, digests: Digests, name: str, layout: str | None, group: str | None
+    workspace: Workspace,
+    source: Path,
+    digests: Digests,
+    name: str,
+    layout: str | None,
+    group: str | None,
+    shards: bool,
 ) -> Domain:
     domain_file = workspace.domain_file(name)
     _bring_known_domain(domain_file, name)
@@ -49,7 +65,13 @@ def _import(
     else:
         domain = _describe(source, name, layout, group, domain_file)
     layouts.read_rows(domain, source, digests)
-    _replace_folder(source, digests, workspace.raw(name), Digests(workspace.raw(name), workspace.cache))
+    raw = workspace.raw(name)
+    remove_leftovers(raw)
+    paths = [path for path in walk_files(source) if path != DOMAIN_FILE]
+    if shards or is_sharded(raw):
+        pack_shards(source, paths, digests, workspace, name)
+    else:
+        _replace_folder(source, paths, digests, raw, Digests(raw, workspace.cache))
     if not domain_file.exists():
         if (source / DOMAIN_FILE).is_file():
             facts = read_yaml(source / DOMAIN_FILE) | {"name": name}
@@ -117,14 +139,12 @@ def _write_domain(domain: Domain, path: Path) -> None:
     path.write_text(yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120))
 
 
-def _replace_folder(source: Path, wanted: Digests, target: Path, there: Digests) -> None:
-    """Fill a folder beside with every file that `walk_files` lists, and rename it.
+def _replace_folder(source: Path, paths: Sequence[str], wanted: Digests, target: Path, there: Digests) -> None:
+    """Fill a folder beside with every file named, and rename it.
 
     A file that is in place already, by its hash, gets a second name instead of a copy; so an import costs what is new.
     """
     partial = target.with_name(f".{target.name}-{os.getpid()}.partial")
-    paths = [path for path in walk_files(source) if path != DOMAIN_FILE]
-    remove_leftovers(target)
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process with our number, as containers give them out
     try:
         for folder in sorted({os.path.dirname(path) for path in paths}):

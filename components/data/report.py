@@ -51,6 +51,7 @@ padding:12px 14px 8px}figcaption{font-size:13px;color:#626b70}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(310px,1fr));gap:12px}
 .pair{background:#fff;border:1px solid #dfe1dd;border-radius:8px;padding:10px;display:flex;gap:10px}
 .pair div{width:50%;font-size:12px;overflow-wrap:anywhere}.pair.mixed{border-color:#c28a00}
+tr.kind td{background:#f0f1ee;padding:10px 12px}
 td.gap{color:#b3261e}td.why{max-width:520px;overflow-wrap:anywhere}
 .looks{display:grid;grid-template-columns:repeat(auto-fill,minmax(180px,1fr));gap:12px}
 .look{background:#fff;border:1px solid #dfe1dd;border-radius:8px;padding:10px;font-size:12px;overflow-wrap:anywhere}
@@ -117,6 +118,11 @@ def _todo(validated: Validated) -> str:
     for kind in dict.fromkeys(item.kind for item in validated.outliers):
         number = sum(item.kind == kind for item in validated.outliers)
         lines.append(f'<li><a href="#looks">{number:,} {kind}</a> compared with the rest. <b>{MEND[kind]}</b></li>')
+    if validated.suspects:
+        number = len(validated.suspects)
+        lines.append(
+            f'<li><a href="#labels">{number:,} labels may be wrong</a>. <b>Look, and correct those that are.</b></li>'
+        )
     return f"<h2>What to do</h2><ul class=todo>{''.join(lines)}</ul>" if lines else ""
 
 
@@ -195,24 +201,24 @@ def _histogram(
 
 
 def _quarantine(validated: Validated, raw: Path) -> str:
-    """A table for every kind of trouble, under what mends it."""
+    """Every kind of trouble under what mends it."""
     if not validated.quarantined:
         return "<h2>Quarantine</h2><p>Empty: every image could be used.</p>"
-    parts, shown = [], 0
+    rows, shown = list[str](), 0
     head = "<tr><th>picture</th><th>file</th><th>label</th><th>why it is kept out</th></tr>"
     for mend, items in _by_mend(validated).items():
-        rows = []
+        count = f"<span class=quiet>({len(items):,})</span>"
+        rows.append(f'<tr class=kind id="{_anchor(mend)}"><td colspan=4><b>{escape(mend)}</b> {count}</td></tr>')
         for item in items[:MAX_LISTED]:
             rows.append(_quarantine_row(item, raw, validated, shown < MAX_THUMBNAILS))
             shown += 1
-        more = f"<p>And {len(items) - MAX_LISTED:,} more.</p>" if len(items) > MAX_LISTED else ""
-        title = f'<h3 id="{_anchor(mend)}">{escape(mend)} <span class=quiet>({len(items):,})</span></h3>'
-        parts.append(f"{title}<table class=q>{head}{''.join(rows)}</table>{more}")
+        if len(items) > MAX_LISTED:
+            rows.append(f"<tr><td colspan=4>And {len(items) - MAX_LISTED:,} more.</td></tr>")
     note = (
         "<p>These are left out of training. Mend the files, import them again, and they come back. "
         "The whole list is in <code>validation.json</code>.</p>"
     )
-    return f"<h2>Quarantine</h2>{note}{''.join(parts)}"
+    return f"<h2>Quarantine</h2>{note}<table class=q>{head}{''.join(rows)}</table>"
 
 
 def _by_mend(validated: Validated) -> dict[str, list[Quarantined]]:
@@ -228,8 +234,9 @@ def _by_mend(validated: Validated) -> dict[str, list[Quarantined]]:
 
 
 def _kind(items: Sequence[Quarantined]) -> str:
-    """What was expected of these, in the words of the first; the rest may name other files."""
-    return split_reason(items[0].reason)[0]
+    """What was expected of these; where each names another file or size, in the words of one."""
+    said = list(dict.fromkeys(split_reason(item.reason)[0] for item in items))
+    return said[0] if len(said) == 1 else f"{said[0]}, and the like"
 
 
 def _anchor(mend: str) -> str:
@@ -267,9 +274,10 @@ def _quarantine_row(item: Quarantined, raw: Path, validated: Validated, shown: b
 def _pairs(validated: Validated, raw: Path) -> str:
     if not validated.near_duplicates:
         return ""
-    pairs = validated.fit.unique("path", keep="first", maintain_order=True).select("path", "label").rows()
-    labels = dict(pairs)
-    mixed_first = sorted(validated.near_duplicates, key=lambda pair: labels[pair[0]] == labels[pair[1]])
+    labels: dict[str, set[str]] = {}  # of all that is cut from a picture
+    for path, label in validated.fit.select("path", "label").rows():
+        labels.setdefault(path, set()).add(label)
+    mixed_first = sorted(validated.near_duplicates, key=lambda pair: bool(labels[pair[0]] & labels[pair[1]]))
     shown = mixed_first[:MAX_PAIRS]
     note = (
         "<p>Pictures that look like one thing taken twice share a group and stay on one side of the split. "
@@ -277,20 +285,22 @@ def _pairs(validated: Validated, raw: Path) -> str:
     )
     cards = []
     for pair in shown:
-        sides = "".join(_half(raw, path, labels[path], validated) for path in pair)
-        mixed = " mixed" if labels[pair[0]] != labels[pair[1]] else ""
+        sides = "".join(_half(raw, path, ", ".join(sorted(labels[path])), validated) for path in pair)
+        mixed = "" if labels[pair[0]] & labels[pair[1]] else " mixed"
         cards.append(f'<div class="pair{mixed}">{sides}</div>')
     return f'<h2>Near duplicates</h2>{note}<div class="pairs">{"".join(cards)}</div>'
 
 
 def _suspects(validated: Validated, raw: Path) -> str:
-    if not validated.suspects:
+    if not validated.judgement:
         return ""
+    title, note = '<h2 id="labels">Labels that may be wrong</h2>', f"<p>{escape(validated.judgement.note)}</p>"
+    if not validated.suspects:
+        return f"{title}{note}"
     shown = validated.suspects[:MAX_SUSPECTS]
-    note = (
-        "<p>A model that never saw an image's group takes it for something else, or its near duplicates are labelled "
-        "otherwise. Nothing was changed: look, and correct the label where it is wrong. The score is what speaks for "
-        f"the label given; shown are the {len(shown)} lowest of {len(validated.suspects):,}.</p>"
+    note += (
+        "<p>Nothing was changed: look, and correct the label where it is wrong. The score is the chance that the label "
+        f"given is right; shown are the {len(shown)} lowest of {len(validated.suspects):,}.</p>"
     )
     rows = "".join(
         f'<tr><td>{_picture(raw, each.path, each.crop, validated)}</td><td class="path">'
@@ -299,7 +309,7 @@ def _suspects(validated: Validated, raw: Path) -> str:
         for each in shown
     )
     head = "<tr><th>picture</th><th>file</th><th>label</th><th>rather</th><th>score</th><th>why</th></tr>"
-    return f"<h2>Labels that may be wrong</h2>{note}<table>{head}{rows}</table>"
+    return f"{title}{note}<table>{head}{rows}</table>"
 
 
 def _half(raw: Path, path: str, label: str, validated: Validated) -> str:

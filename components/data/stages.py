@@ -9,7 +9,8 @@ import polars as pl
 from components.data.digests import Digests
 from components.data.features import load_features, load_near_duplicates
 from components.data.layouts import read_rows
-from components.data.manifest import by_class, load_frame, load_manifest, save_bytes, save_frame
+from components.data.manifest import by_class, load_frame, save_bytes, save_frame
+from components.data.shards import open_images
 from components.data.splits import Assigned, assign_splits, load_memory, require_floors, save_memory
 from components.domain import Domain
 from components.workspace import Workspace
@@ -17,7 +18,7 @@ from components.workspace import Workspace
 
 def run_manifest(workspace: Workspace, domain: Domain) -> None:
     """raw/ -> rows.parquet."""
-    raw = workspace.raw(domain.name)
+    raw = open_images(workspace, domain.name)
     digests = Digests(raw, workspace.cache)
     save_frame(read_rows(domain, raw, digests), workspace.derived(domain.name) / "rows.parquet")
     digests.save()
@@ -29,13 +30,13 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
     from components.data.report import render_report
     from components.data.validation import check_rows, require_valid
 
-    folder, raw = workspace.derived(domain.name), workspace.raw(domain.name)
+    folder, raw = workspace.derived(domain.name), open_images(workspace, domain.name)
     near = load_near_duplicates(folder / "matches.parquet")
     rows, findings = load_frame(folder / "rows.parquet"), workspace.cache / "findings" / domain.name
     validated = check_rows(rows, raw, domain, near, findings)
     if validated.ok and domain.task == "classification":
-        suspects = find_suspects(validated.fit, load_features(folder / "features.parquet"), near)
-        validated = replace(validated, suspects=suspects)
+        judgement = find_suspects(validated.fit, load_features(folder / "features.parquet"), near)
+        validated = replace(validated, judgement=judgement)
     save_frame(validated.fit, folder / "valid.parquet")
     split = _assign(workspace, domain, validated.fit).frame if validated.fit.height else None
     save_bytes(render_report(validated, raw, split).encode(), folder / "validation.html")
@@ -46,9 +47,12 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
 
 def run_split(workspace: Workspace, domain: Domain) -> None:
     """valid.parquet -> manifest.parquet, aside.json and splits.csv, which is read before; CheckFailed when a class
-    misses a split. What was split anew is remembered only when all is well."""
+    misses a split. What was split anew is remembered only when all is well.
+
+    valid.parquet is as its writer held it to the schema a moment ago; who reads manifest.parquet holds it again.
+    """
     folder = workspace.derived(domain.name)
-    assigned = _assign(workspace, domain, load_manifest(folder / "valid.parquet", domain, split=False))
+    assigned = _assign(workspace, domain, load_frame(folder / "valid.parquet"))
     require_floors(by_class(assigned.frame), domain)
     save_frame(assigned.frame, folder / "manifest.parquet")
     aside = json.dumps([asdict(item) for item in assigned.aside], indent=1, ensure_ascii=False)

@@ -16,11 +16,13 @@ import polars as pl
 from components.data.duplicates import Pair, find_repeats, join_groups
 from components.data.findings import inspect_changed
 from components.data.images import Box, Picture, inspect_images, inspect_masks, reason, unfit_boxes
-from components.data.labels import Suspect
+from components.data.labels import Judgement, Suspect
 from components.data.manifest import by_class, manifest_columns, require_manifest
 from components.data.outliers import MEND, Outlier, find_outliers
 from components.domain import Domain
 from components.errors import CheckFailed
+
+HUGE = 0.5  # share of a set or class that one group should not exceed
 
 Record = dict[str, Any]  # one row of rows.parquet
 
@@ -60,11 +62,16 @@ class Validated:
     warnings: tuple[str, ...]
     pictures: dict[str, Picture]  # of every fit file
     outliers: tuple[Outlier, ...]
-    suspects: tuple[Suspect, ...] = ()  # labels that may be wrong, filled in where features are at hand
+    judgement: Judgement | None = None  # of the labels, where there is one label an image and features are at hand
 
     @property
     def ok(self) -> bool:
         return not self.problems
+
+    @property
+    def suspects(self) -> tuple[Suspect, ...]:
+        """Labels that may be wrong."""
+        return self.judgement.suspects if self.judgement else ()
 
     def to_record(self) -> dict[str, Any]:
         """The content of validation.json."""
@@ -78,6 +85,7 @@ class Validated:
             "groups": self.fit["group"].n_unique(),
             "near_duplicate_pairs": [list(pair) for pair in self.near_duplicates],
             "suspicious_labels": [suspect.to_record() for suspect in self.suspects],
+            "labels": self.judgement.to_record() if self.judgement else None,
             "classes": self.classes,
             "problems": [str(problem) for problem in self.problems],
             "warnings": [*self.warnings, *_warn_of_looks(self.outliers)],
@@ -108,7 +116,7 @@ def check_rows(
     quarantined = tuple(_quarantined(records[index], why) for index, why in sorted(reasons.items()))
     seen = {record["path"]: pictures[record["path"]] for record in fit}
     outliers = find_outliers(seen)
-    warnings = [*_warnings(fit, pairs, domain), *_warn_of_turned(seen)]
+    warnings = [*_warnings(fit, pairs, domain), *warn_of_huge_groups(frame), *_warn_of_turned(seen)]
     return Validated(
         domain,
         len(records),
@@ -340,6 +348,26 @@ def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -
             "They share a group, but a label may be wrong: look at them."
         )
     return warnings
+
+
+def warn_of_huge_groups(frame: pl.DataFrame) -> list[str]:
+    """A group lies on one side whole, and counts as one thing seen: one that holds half of the images leaves a split
+    no choice, and one that holds half of a class decides what that class is worth."""
+    rows = by_class(frame).select("id", "label", "group").drop_nulls("group")
+    if rows["group"].n_unique() < 2:
+        return []
+    sizes = rows.unique("id").group_by("group").len().sort("len", "group", descending=[True, False])
+    whole, (name, most) = int(sizes["len"].sum()), sizes.row(0)
+    mend = "Check the group column and the near duplicates in the report, or add images from other groups."
+    if most > HUGE * whole:
+        return [f"One group, {name[:40]!r}, holds {most} of {whole} images, and lies on one side whole. {mend}"]
+    inside = rows.group_by("label", "group").len()
+    totals = rows.group_by("label").len().rename({"len": "total"})
+    huge = inside.join(totals, on="label").filter(pl.col("len") > HUGE * pl.col("total")).sort("label")
+    if huge.is_empty():
+        return []
+    told = ", ".join(f"{count} of {total} of {label!r}" for label, _, count, total in huge.rows())
+    return [f"One group holds most of a class, so that one side has hardly any of it: {told}. {mend}"]
 
 
 def _warn_of_turned(pictures: dict[str, Picture]) -> list[str]:

@@ -26,9 +26,11 @@ import yaml
 from pydantic import ValidationError
 
 from components.data import versioning
+from components.data.features import content_of
 from components.data.importing import remove_leftovers
 from components.data.manifest import by_class, load_frame, save_bytes
 from components.data.objects import load_listing, locate_object
+from components.data.shards import NAME
 from components.data.tree import resolve_inside
 from components.data.versioning import DataVersion, uses_git
 from components.domain import Domain, Strict
@@ -151,17 +153,20 @@ def _describe(
     )
 
 
-Annotations = dict[str, list[str]]  # md5 of an image -> what is said of each file with that content
+Annotations = dict[str, list[str]]  # hash of an image -> what is said of each file with that content
 
 
 def _annotations(rows: pl.DataFrame, listing: Mapping[str, str]) -> Annotations:
     files: dict[str, list[str]] = {}
+    ids = {path: identity for path, identity in rows.select("path", "id").rows() if identity}
+    packed = all(NAME.fullmatch(path) for path in listing)  # DVC knows shards, the rows what is in them
+    known = {path: content_of(identity) for path, identity in ids.items()} if packed else listing
     for path, mask, *said in rows.select("path", "mask", "label", "boxes", "crop").rows():
-        if path in listing:
+        if path in known:
             files.setdefault(path, []).append(repr((*said, listing.get(mask or ""))))
     contents: Annotations = {}
     for path, said in files.items():
-        contents.setdefault(listing[path], []).append(repr(sorted(said)))
+        contents.setdefault(known[path], []).append(repr(sorted(said)))
     return contents
 
 

@@ -30,6 +30,7 @@ from components.data.features import (
 from components.data.images import FORMATS, THUMBNAIL, UNDECODABLE, Box, pixel_limit
 from components.data.manifest import load_frame, save_frame
 from components.data.matching import read_grey
+from components.data.shards import open_images
 from components.domain import Domain
 from components.models.embedded import load_card
 from components.workspace import Workspace
@@ -49,7 +50,7 @@ class View(NamedTuple):
 
 def run_features(workspace: Workspace, domain: Domain) -> None:
     """rows.parquet and raw/ -> features.parquet, and matches.parquet: which pictures show one thing."""
-    folder, raw = workspace.derived(domain.name), workspace.raw(domain.name)
+    folder, raw = workspace.derived(domain.name), open_images(workspace, domain.name)
     rows = load_frame(folder / "rows.parquet")
     features = update_features(rows, raw, domain, folder / "features.parquet")
     update_matches(rows, features, raw, domain, folder / "matches.parquet")
