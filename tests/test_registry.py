@@ -216,6 +216,7 @@ def test_an_altered_record_is_found(workspace: Workspace, domain: str, register:
     edit_tag(domain, 2, text.replace("better", "bribed"))
     assert ledger.verify_records(domain) == ("record 2 is altered: record 3 was written after another text",)
     edit_tag(domain, 2, "not JSON")
+    registry.describe_model(domain)  # says so, and does not fail
     assert "record 2 is altered: it can no longer be read" in ledger.verify_records(domain)
     with pytest.raises(PromotionError, match="record 2"):
         ledger.load_records(domain)

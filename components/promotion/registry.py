@@ -244,14 +244,18 @@ def describe_model(domain: str) -> None:
     """The registered model's page in MLflow tells who serves, and what happened last; the ledger is what counts."""
     import mlflow
 
-    champion, records = load_version(domain, CHAMPION), load_records(domain)
+    champion, trouble = load_version(domain, CHAMPION), ""
+    try:
+        records = load_records(domain)
+    except PromotionError as error:  # a rollback must not fail on what the page cannot show
+        records, trouble = (), f" {error}"
     rows = [
         f"| {record.when[:16].replace('T', ' ')} | {record.who} | {record.action} | {record.from_version or 'none'} | "
         f"{record.to_version} | {record.verdict} | {shorten(' '.join(record.reason.split()), 120).replace('|', '/')} |"
         for record in reversed(records[-SHOWN:])
     ]
     head = ["| when (UTC) | who | what | champion then | version | verdict | why |", "|---|---|---|---|---|---|---|"]
-    lines = [f"{_note(domain)}\n\n**Champion: {_name(champion)}.** The last records:\n", *head, *rows]
+    lines = [f"{_note(domain)}\n\n**Champion: {_name(champion)}.** The last records:{trouble}\n", *head, *rows]
     mlflow.MlflowClient().update_registered_model(domain, "\n".join(lines)[:MOST_CHARACTERS])
 
 
