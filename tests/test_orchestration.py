@@ -164,6 +164,7 @@ def _late(team: Team) -> list[dict[str, Any]]:
     return [run for run in _retrains(team) if run["state_name"] == "Late"]
 
 
+@pytest.mark.timeout(1200)
 def test_killed_worker_and_restarted_server_cost_time_and_nothing_else(team: Team, retrained: Answer) -> None:
     """Worker, flow run and training killed outright at once, and the Prefect server restarted meanwhile: the run is
     called crashed within two minutes, the order is sent again, and a new worker goes on from the checkpoint."""
