@@ -28,8 +28,12 @@ VERSIONED = "tessera.data.versioned"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 #: A flow run says every so often that it lives, and is called crashed when it was not heard for so long.
 HEARTBEAT_SECONDS, SILENCE_SECONDS = 30, 90
-#: What a run inherits: its heartbeat, and patience with a server that is being restarted.
-JOB_ENV = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS), "PREFECT_CLIENT_MAX_RETRIES": "8"}
+#: What a run inherits: its heartbeat, and patience with a server that is being restarted, or whose database is.
+JOB_ENV = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    "PREFECT_CLIENT_MAX_RETRIES": "8",
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",
+}
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 MARK = "tessera:"  # in a description, before the hash of what was deployed
 

@@ -20,6 +20,7 @@ import yaml
 from conftest import Answer, clean_environment, free_port, run_tessera
 
 from components.workspace import REPOSITORY
+from flows.schedules import JOB_ENV
 
 BINARIES = Path(sys.executable).parent
 SECRETS = {
@@ -144,7 +145,7 @@ class Team(Servers):
         return {
             "PREFECT_API_URL": self.prefect,
             "PREFECT_API_AUTH_STRING": SECRETS["PREFECT_LOGIN"],
-            "PREFECT_CLIENT_MAX_RETRIES": "8",
+            **JOB_ENV,
             "MLFLOW_TRACKING_URI": self.mlflow,
             "MLFLOW_TRACKING_USERNAME": "admin",
             "MLFLOW_TRACKING_PASSWORD": SECRETS["MLFLOW_ADMIN_PASSWORD"],

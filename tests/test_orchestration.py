@@ -193,6 +193,25 @@ def test_killed_worker_and_restarted_server_cost_time_and_nothing_else(team: Tea
         assert not find_processes("components.training", place)
 
 
+@pytest.mark.timeout(1200)
+def test_stores_that_are_away_for_a_while_are_waited_for(team: Team, retrained: Answer) -> None:
+    """MLflow and PostgreSQL killed outright while a worker trains, and back after half a minute: nothing is lost."""
+    before = len(_states(team))
+    with _retrain(team, "candidates=[{kind: vpt, num_prompts: 3}]", "training.epochs=60") as retrain:
+        wait_until(lambda: list((team.root / "worker").rglob("checkpoint.safetensors")), 240, "a checkpoint")
+        for name in ("mlflow", "postgres"):
+            team.kill(name)
+        time.sleep(30)
+        for name in ("postgres", "mlflow"):
+            team.again[name]()
+        code = retrain.wait(600)
+    told = (team.root / "retrain.log").read_text()
+    assert code in (0, 1), told[-3000:]
+    assert list(_states(team).values())[before:] == ["COMPLETED"]
+    outcome = json.loads(told[told.index("{") :])
+    assert outcome["candidates"][0]["tuner"] == "vpt-deep"
+
+
 def _states(team: Team) -> dict[str, str]:
     return {run["id"]: run["state_type"] for run in team.runs("train_candidate")}
 
