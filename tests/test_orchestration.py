@@ -1,5 +1,6 @@
 """Retrains in a team's installation: real servers with logins, images on S3, workers in workspaces of their own."""
 
+import json
 import os
 import shutil
 import signal

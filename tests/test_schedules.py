@@ -15,7 +15,9 @@ def test_prefect_yaml_is_up_to_date() -> None:
     (deployment,) = yaml.safe_load(text)["deployments"]
     assert domain.schedule is not None
     assert deployment["schedules"][0]["cron"] == domain.schedule.cron
-    assert (REPOSITORY / deployment["entrypoint"].partition(":")[0]).exists()
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    assert (REPOSITORY / f"{module.replace('.', '/')}.py").exists()
+    assert name == "retrain"
 
 
 def test_an_interval_is_in_seconds() -> None:
