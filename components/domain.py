@@ -260,7 +260,7 @@ class Schedule(Strict):
     @model_validator(mode="after")
     def _says_when(self) -> "Schedule":
         if self.cron is not None and self.interval_hours is not None:
-            raise ValueError("give one of cron and interval_hours, not both")
+            raise ValueError("give exactly one of cron and interval_hours")
         if self.cron is None and self.interval_hours is None and not self.on_version:
             raise ValueError("give cron, interval_hours or on_version: true")
         if self.cron is not None:
