@@ -1,6 +1,6 @@
 """Many domains retrained through one Prefect server and two workers: what orchestration costs beside the training.
 
-    python benchmarks/fleet.py [--domains 50] [--workers 2] [--candidates linear] [--json FILE]
+    python benchmarks/fleet.py [--domains 50] [--workers 2] [--candidates vpt] [--json FILE]
 
 Claim: fleet.json beside this file. Every domain is a toy (the bundled generator's pictures, 32 px, embedded backbone),
 retrained by its deployment, all of them asked for at once. Ideal: the seconds of training of all, shared by the
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", type=int, default=50)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--candidates", nargs="+", default=["linear"])
+    parser.add_argument("--candidates", nargs="+", default=["vpt"])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()

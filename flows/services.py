@@ -259,7 +259,7 @@ def create_services(
                 )
             ],
             logs / f"worker-{pool}.log",
-            env=dict(JOB_ENV),
+            env=JOB_ENV | {"PREFECT_WORKER_QUERY_SECONDS": "2"},  # an order waits for 10 otherwise
         )
         for pool, limit in [(name, RETRAINS if name == POOL else count_gpus() or 1) for name in pools]
     ]
