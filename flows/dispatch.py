@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
+from prefect import flow, get_run_logger
 
 from components import tracking
 from components.data import versions
@@ -32,7 +33,6 @@ from flows.embedded import find_server
 from flows.plan import Plan, hash_code
 from flows.progress import report
 from flows.search import search_options
-from prefect import flow, get_run_logger
 
 FLOW = "train_candidate"
 POLL_SECONDS = 1.0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
+from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -39,7 +40,6 @@ from flows.progress import report
 from flows.promote import contest, mark_unchanged, open_registry
 from flows.search import search_options
 from flows.train_candidate import prepare
-from prefect import flow, task
 
 Made = TypeVar("Made")
 STATUS = {"PROMOTE": "done", "HOLD": "held", "REJECT": "rejected"}
