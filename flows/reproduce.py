@@ -34,14 +34,7 @@ TOLERANCE = 0.02
 def reproduce(workspace: Workspace, name: str, version: int, tolerance: float = TOLERANCE) -> dict[str, Any]:
     """Train the version again in a scratch folder and compare; the folder stays where the two differ."""
     open_registry(workspace, name)
-    found = registry.load_version(name, version)
-    if found is None:
-        raise PromotionError(
-            f"{name} version {version}",
-            expected="a registered version",
-            found="none of this number",
-            mend=f"`tessera history {name}` lists those that were judged.",
-        )
+    found = registry.require_version(name, version)
     scratch = workspace.state / "reproduce" / f"{name}-{version}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

@@ -178,7 +178,7 @@ def set_champion(workspace: Workspace, domain: str, version: int, *, expected: i
     told = Judgement(**judgement)
     with lock_domain(workspace, domain):
         champion = load_version(domain, CHAMPION)
-        target = _require_version(domain, version)
+        target = require_version(domain, version)
         if champion is not None and champion.version == version:
             return champion
         _require_expected(domain, champion, expected)
@@ -187,7 +187,7 @@ def set_champion(workspace: Workspace, domain: str, version: int, *, expected: i
             "git_commit": told.git_commit or target.git_commit,
         }
         _move(domain, "promote", expected, version, facts)
-        return _require_version(domain, version)
+        return require_version(domain, version)
 
 
 def record_judgement(
@@ -225,7 +225,7 @@ def rollback(workspace: Workspace, domain: str, reason: str, who: str | None = N
             )
         lineage = {"data_version": previous.data_version, "git_commit": previous.git_commit}
         _move(domain, "rollback", champion.version, previous.version, {"reason": reason, "who": who, **lineage})
-        return _require_version(domain, previous.version)
+        return require_version(domain, previous.version)
 
 
 def is_moving(domain: str) -> bool:
@@ -379,7 +379,8 @@ def _to_version(domain: str, found: Any) -> Version:
     )
 
 
-def _require_version(domain: str, version: int) -> Version:
+def require_version(domain: str, version: int) -> Version:
+    """The version of that number. Raises PromotionError when there is none."""
     found = load_version(domain, version)
     if found is None:
         raise PromotionError(
