@@ -183,10 +183,9 @@ def find_orphans(workspace: Workspace) -> list[int]:
 
 def check_prefect(_: Workspace) -> Check:
     """Does the configured server answer, and do its schedules and slots move?"""
-    from prefect.settings import get_current_settings
+    from flows.embedded import find_server
 
-    url = get_current_settings().api.url
-    if url is None:
+    if (url := find_server()) is None:
         return Check(name="prefect", state="ok", found="embedded: a server of its own for each command")
     import httpx
     from prefect.exceptions import PrefectHTTPStatusError
@@ -225,10 +224,10 @@ def _ask_prefect() -> list[tuple[str, str]]:
                 else "More workers, or rarer schedules."
             )
             troubles.append((f"{count} late runs on pool {pool}, which has {workers} workers", mend))
+        running = {"state": {"type": {"any_": ["RUNNING"]}}, "tags": {"all_": ["tessera"]}}
+        busy = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(running), limit=1)
         for limit in client.read_global_concurrency_limits(limit=200, offset=0):
             since = (datetime.now(UTC) - limit.updated).total_seconds() if limit.updated else 0.0
-            running = {"state": {"type": {"any_": ["RUNNING"]}}, "tags": {"all_": ["tessera"]}}
-            busy = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(running), limit=1)
             if limit.name.startswith("gpu-") and limit.active_slots and not busy and since > SLOT_SECONDS:
                 mend = f"prefect gcl update {limit.name} --active-slots 0"
                 troubles.append((f"slot {limit.name} is taken and no run is on", mend))

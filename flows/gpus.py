@@ -1,7 +1,7 @@
 """One GPU holds one training: `with gpu_slot() as env` waits for a free one and names it to the training process.
 
 The slots are Prefect's global concurrency limits, one a GPU, where a server is configured: `prefect gcl ls` and the
-Concurrency page show who has what, and a holder that died loses its slot after LEASE_SECONDS. Without a server a file
+Concurrency page show who has what, and a holder that died loses its slot after a minute. Without a server a file
 lock a GPU does the same for this machine. GPUs are asked of the driver's own tool, so that torch need not start.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from flows.embedded import find_server
+from flows.turns import server_slot
 
-LEASE_SECONDS = 60.0  # the shortest that Prefect takes
 TRY_SECONDS = 2.0  # for one GPU, before the next one is tried
 
 
@@ -92,17 +92,5 @@ def _hold(name: str, seconds: float | None) -> Iterator[None]:
         finally:
             lock.release()
         return
-    from prefect.client.orchestration import get_client
-    from prefect.concurrency.sync import concurrency
-
-    with get_client(sync_client=True) as client:
-        client.upsert_global_concurrency_limit_by_name(name, 1)
-    with concurrency(
-        name,
-        occupy=1,
-        timeout_seconds=seconds,
-        lease_duration=LEASE_SECONDS,
-        strict=True,
-        raise_on_lease_renewal_failure=False,
-    ):
+    with server_slot(name, seconds, outlasts_silence=True):
         yield

@@ -35,6 +35,7 @@ from flows.candidates import select_candidate, train_job
 from flows.card import Card, write_card
 from flows.compare import PICTURE, draw_picture, summarise_tuners
 from flows.dispatch import find_pool, search_on_pool, train_on_pool
+from flows.embedded import find_server
 from flows.plan import Plan, create_plan, hash_code, require_trainable
 from flows.progress import report
 from flows.promote import contest, mark_unchanged, open_registry
@@ -200,10 +201,10 @@ def start_run(plan: Plan) -> str:
 
 def find_page() -> str | None:
     """The page of the running flow on a Prefect server that stays; an embedded one has none."""
-    context, settings = FlowRunContext.get(), get_current_settings()
-    if settings.api.url is None or context is None or context.flow_run is None:
+    context, url = FlowRunContext.get(), find_server()
+    if url is None or context is None or context.flow_run is None:
         return None
-    page = settings.ui_url or settings.api.url.removesuffix("/").removesuffix("/api")
+    page = get_current_settings().ui_url or url.removesuffix("/").removesuffix("/api")
     return f"{page}/runs/flow-run/{context.flow_run.id}"
 
 
@@ -222,11 +223,7 @@ def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[
         return plan, {}
     tasks = [search_candidate.with_options(task_run_name=f"search {tuner.label}") for tuner in plan.tuners]
     orders = [(plan, parent, tuner, fresh) for tuner in plan.tuners]
-    if find_pool(plan.domain) is None:
-        records = [task(*order) for task, order in zip(tasks, orders, strict=True)]
-    else:
-        futures = [task.submit(*order) for task, order in zip(tasks, orders, strict=True)]
-        records = [future.result() for future in futures]
+    records = _run_all(plan, tasks, orders)
     searches = {tuner.label: record for tuner, record in zip(plan.tuners, records, strict=True)}
     found = create_tuners([record["tuner"] for record in searches.values()])
     return replace(plan, tuners=found), searches
@@ -242,11 +239,16 @@ def search_candidate(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict
 def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[dict[str, Any]]:
     """The candidates' rows: all at once on the domain's work pool, else one after the other here."""
     jobs = plan.create_jobs()
-    tasks = {name: train_candidate.with_options(task_run_name=f"train {name}") for name in jobs}
+    tasks = [train_candidate.with_options(task_run_name=f"train {name}") for name in jobs]
     report("candidates", count=len(jobs), epochs=plan.domain.training.epochs)
+    return _run_all(plan, tasks, [(plan, parent, name, job, fresh) for name, job in jobs.items()])
+
+
+def _run_all(plan: Plan, tasks: Sequence[Any], orders: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """What each task makes of its order: all at once where a work pool does the work, one after the other here."""
     if find_pool(plan.domain) is None:
-        return [task(plan, parent, name, jobs[name], fresh) for name, task in tasks.items()]
-    futures = [task.submit(plan, parent, name, jobs[name], fresh) for name, task in tasks.items()]
+        return [task(*order) for task, order in zip(tasks, orders, strict=True)]
+    futures = [task.submit(*order) for task, order in zip(tasks, orders, strict=True)]
     return [future.result() for future in futures]
 
 

@@ -10,6 +10,7 @@ from components.data.versions import list_versions
 from components.domain import Domain
 from components.promotion import registry
 from components.workspace import Workspace
+from flows.embedded import find_server
 from flows.schedules import POOL, load_domains
 
 ONLINE_SECONDS = 120.0  # a worker tells of itself every 30
@@ -62,9 +63,7 @@ def _find_score(last: Mapping[str, Any] | None, version: int, run_id: str) -> di
 
 def _ask_prefect(domains: list[Domain]) -> dict[str, Any]:
     """Runs, schedules and workers; nothing without a configured server, and why where it does not answer."""
-    from prefect.settings import get_current_settings
-
-    url = get_current_settings().api.url
+    url = find_server()
     empty: dict[str, Any] = {"url": url, "pools": [], "domains": {}}
     if url is None:
         return empty

@@ -1,14 +1,13 @@
-"""One promotion of a domain at a time on all machines that share a Prefect server: a global concurrency limit.
+"""Turns on all machines that share a Prefect server: a slot is a global concurrency limit of one.
 
-Without a configured server the workspace's file lock (`registry.lock_domain`), which every move takes, is enough.
+Without a configured server the file locks of a machine or workspace are enough, and nothing is taken here.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from components.errors import PromotionError
-from flows.embedded import OWN
+from flows.embedded import find_server
 
 #: The shortest lease that Prefect grants. A killed holder's slot is free again after it, and up to 15 s for the
 #: server's sweep; a live holder renews it.
@@ -18,24 +17,19 @@ WAIT_SECONDS = 180
 
 @contextmanager
 def promotion_turn(domain: str) -> Iterator[None]:
-    """Hold the domain's slot on the Prefect server that PREFECT_API_URL names, made on first use.
+    """One promotion of a domain at a time; the workspace's file lock (`registry.lock_domain`) is taken by every move.
 
     Raises PromotionError where the server is away, and where others hold the slot for longer than any promotion takes.
     """
-    url = os.environ.get("PREFECT_API_URL")
-    if not url or url == os.environ.get(OWN):
+    if (url := find_server()) is None:
         yield
         return
     import httpx
-    from prefect.concurrency.sync import concurrency
 
     name = f"tessera-promote-{domain}"
     with ExitStack() as stack:
         try:
-            _create_limit(name)
-            stack.enter_context(
-                concurrency(name, timeout_seconds=WAIT_SECONDS, lease_duration=LEASE_SECONDS, strict=True)
-            )
+            stack.enter_context(server_slot(name, WAIT_SECONDS, outlasts_silence=False))
         except (httpx.HTTPError, TimeoutError) as error:
             raise PromotionError(
                 f"promotion of {domain}",
@@ -44,6 +38,27 @@ def promotion_turn(domain: str) -> Iterator[None]:
                 mend="Start the server or correct PREFECT_API_URL, then run the command again; `prefect gcl inspect"
                 f" {name}` shows the slot.",
             ) from error
+        yield
+
+
+@contextmanager
+def server_slot(name: str, seconds: float | None, *, outlasts_silence: bool) -> Iterator[None]:
+    """Hold the configured server's slot of that name, made on first use.
+
+    Raises TimeoutError when it is somebody else's for so long; None waits for ever. outlasts_silence: the holder goes
+    on where the server does not answer when the lease is to be renewed, at the risk of a second holder.
+    """
+    from prefect.concurrency.sync import concurrency
+
+    _create_limit(name)
+    renewal = not outlasts_silence
+    with concurrency(
+        name,
+        timeout_seconds=seconds,
+        lease_duration=LEASE_SECONDS,
+        strict=True,
+        raise_on_lease_renewal_failure=renewal,
+    ):
         yield
 
 
