@@ -33,7 +33,7 @@ from components.errors import TrackingError
 from components.live import Live, Point
 from components.models.adapter import load_meta
 from components.pictures import draw_confusion, draw_curves, draw_samples
-from components.training.job import HEAT_FILE, JOB_FILE, PROBABILITY, Result, Rung, load_predictions
+from components.training.job import HEAT_FILE, JOB_FILE, PROBABILITY, Result, Rung, load_predictions, write_result
 from components.workspace import Workspace
 
 TAG = "tessera."
@@ -199,9 +199,7 @@ def find_trials(
         experiment = client.get_experiment_by_name(domain)
         if experiment is None:
             return {}
-        wanted = {"role": "trial", "fingerprint": fingerprint, "tuner": tuner}
-        condition = " AND ".join(f"tags.`{TAG}{key}` = '{value}'" for key, value in wanted.items())
-        condition += f" AND tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
+        condition = _match_tags(parent, role="trial", fingerprint=fingerprint, tuner=tuner)
         runs = client.search_runs([experiment.experiment_id], condition, order_by=["attributes.start_time ASC"])
     found = {}
     for run in runs:
@@ -288,9 +286,7 @@ def find_candidate(domain: str, fingerprint: str, tuner: str, seed: int, parent:
         experiment = client.get_experiment_by_name(domain)
         if experiment is None:
             return None
-        wanted = {"role": "candidate", "fingerprint": fingerprint, "tuner": tuner, "seed": str(seed)}
-        condition = " AND ".join(f"tags.`{TAG}{key}` = '{value}'" for key, value in wanted.items())
-        condition += f" AND tags.`mlflow.parentRunId` = '{parent}'" if parent else ""
+        condition = _match_tags(parent, role="candidate", fingerprint=fingerprint, tuner=tuner, seed=str(seed))
         condition += " AND attributes.status = 'FINISHED'"
         newest = ["attributes.start_time DESC"]
         runs = client.search_runs([experiment.experiment_id], condition, max_results=1, order_by=newest)
@@ -317,9 +313,7 @@ def fetch_candidate(run_id: str, folder: Path) -> Result:
             client.download_artifacts(run_id, name, str(folder))
         left = json.loads(Path(client.download_artifacts(run_id, f"{TRAINING}/{RESULT_FILE}")).read_text())
     result = Result.model_validate(left | {"folder": str(folder)})
-    partial = folder / "result.partial"
-    partial.write_text(json.dumps(result.model_dump(mode="json"), indent=1))
-    os.replace(partial, folder / RESULT_FILE)
+    write_result(result)
     return result
 
 
@@ -582,6 +576,12 @@ def _create_tags(**tags: str) -> dict[str, str]:
     own = {"mlflow.source.name": "tessera", "mlflow.source.type": "LOCAL"}
     commit = {"mlflow.source.git.commit": tags["git_commit"]} if tags.get("git_commit") else {}
     return {**resolve_tags(), **own, **commit, **named}
+
+
+def _match_tags(parent: str | None, **tags: str) -> str:
+    """MLflow's filter for runs with these tags, below one parent where it is named."""
+    wanted = {f"{TAG}{key}": value for key, value in tags.items()} | ({"mlflow.parentRunId": parent} if parent else {})
+    return " AND ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
 
 
 def _set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:

@@ -85,17 +85,18 @@ def load_rung(folder: Path, epochs: int) -> Rung | None:
 
 def write_rung(folder: Path, rung: Rung) -> None:
     """All of it or nothing."""
-    path = rung_path(folder, rung.epochs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(rung.model_dump(mode="json"), indent=1))
-    os.replace(partial, path)
+    _write_whole(rung_path(folder, rung.epochs), rung)
 
 
 def load_result(folder: Path) -> Result | None:
     """The result of a finished job in this folder, None where it has not finished."""
     path = folder / "result.json"
     return Result.model_validate_json(path.read_text()) if path.exists() else None
+
+
+def write_result(result: Result) -> None:
+    """Into its folder, all of it or nothing: it says that the job is done."""
+    _write_whole(result.folder / "result.json", result)
 
 
 def load_predictions(folder: Path, split: str) -> pl.DataFrame:
@@ -108,3 +109,10 @@ def write_job(job: Job, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(job.model_dump(mode="json"), indent=1))
     return path
+
+
+def _write_whole(path: Path, record: Strict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record.model_dump(mode="json"), indent=1))
+    os.replace(partial, path)

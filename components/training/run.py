@@ -1,7 +1,5 @@
 """One job from manifest to adapter: what the training process does between its first and last line."""
 
-import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -32,7 +30,7 @@ from components.training.evaluate import (
 )
 from components.training.explain import write_heat
 from components.training.fit import Recipe, fit
-from components.training.job import Job, Result, Rung, write_rung
+from components.training.job import Job, Result, Rung, write_result, write_rung
 from components.training.metrics import (
     apply_temperature,
     expected_calibration_error,
@@ -67,9 +65,7 @@ def run_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE
         return
     if result is None:
         return
-    partial = job.folder / "result.partial"
-    partial.write_text(json.dumps(result.model_dump(mode="json"), indent=1))
-    os.replace(partial, job.folder / "result.json")
+    write_result(result)
     remove_checkpoint(checkpoint)
 
 
