@@ -20,7 +20,7 @@ They say how sure the score is for other groups, not for other budgets, backbone
 
 The result of a training is a file of its own in the state folder, named by the hash of everything it depends on but
 the code, whose commit it notes: what is there is not computed again, and processes with different `--only` may share
-the folder, each bringing in sets of its own.
+the folder, each bringing in sets of its own. The JSON holds all of it too: a new state folder goes on from there.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None, protocol: Protocol | None = Non
     # A seed must mean the same bits twice, as in components/training/run.py.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     source, backbone = Path(os.environ["TESSERA_REAL_DATA"]), load_backbone(options.backbone, options.img_size)
-    study = Study(protocol or Protocol(), backbone, source, options.state.resolve())
+    study = Study(protocol or Protocol(), backbone, source, options.state.resolve(), load_json(options.json))
     cells = [cell for cell in study.cells if any(text in str(cell) for text in options.only)]
     if not cells:
         parser.error(f"--only {' '.join(options.only)} fits no cell; the first one is `{study.cells[0]}`")
@@ -206,6 +206,12 @@ def show(study: "Study", path: Path) -> None:
 
 def save_json(results: Record, path: Path) -> None:
     save_bytes((json.dumps(results, indent=1) + "\n").encode(), path)
+
+
+def load_json(path: Path) -> Record:
+    """What `save_json` wrote, by an earlier run."""
+    results: Record = json.loads(path.read_text()) if path.exists() else {}
+    return results
 
 
 def require_spaces(kinds: Iterable[str]) -> None:
@@ -249,6 +255,12 @@ class Bench:
         order = np.random.default_rng(0).permutation(len(names))
         kept = names[order[: np.searchsorted(sizes[order].cumsum(), most) + 1]]
         return rows[np.isin(groups, kept)]
+
+    @cached_property
+    def facts(self) -> Record:
+        sides = {side: self.manifest[self.rows(side)] for side in ("train", "val", "test")}
+        counts = {side: {"images": rows.height, "groups": rows["group"].n_unique()} for side, rows in sides.items()}
+        return {"version": self.version, "split_sha256": self.split, **counts}
 
     def samples(self, side: str) -> Samples:
         rows = self.rows(side)
@@ -344,7 +356,7 @@ class Study:
     Seconds are of the whole training: features computed beforehand and validation are part of it.
     """
 
-    def __init__(self, protocol: Protocol, backbone: Backbone, source: Path, state: Path) -> None:
+    def __init__(self, protocol: Protocol, backbone: Backbone, source: Path, state: Path, earlier: Record) -> None:
         require_spaces(TUNERS)
         self.protocol, self.backbone, self.source, self.state = protocol, backbone, source, state
         self.engine = create_engine(backbone.mean, backbone.std)
@@ -353,6 +365,9 @@ class Study:
         self.records: dict[str, Record] = {}
         places = [(data, fraction) for data, fractions in protocol.budget.items() for fraction in fractions]
         self.cells = [Cell(*place, tuner) for place in places for tuner in SPACES]
+        same = all(earlier.get(key) == value for key, value in self._describe_setting().items())
+        self.earlier = earlier if same else {}
+        self.recalled = {place_of(record): record for record in self._recall("searches") + self._recall("finals")}
 
     def bench(self, name: str) -> Bench:
         if name not in self.benches:
@@ -384,7 +399,20 @@ class Study:
         path = self.state / "results" / f"{key}.json"
         if key not in self.records and path.exists():
             self.records[key] = json.loads(path.read_text())
+        if key not in self.records and self.bench(trial.cell.data).facts == self._recall_data(trial.cell.data):
+            place = (trial.cell.data, trial.cell.fraction.name, trial.cell.tuner)
+            facts = dict(zip(PLACE, (*place, dict(trial.options), trial.seed, trial.final), strict=True))
+            if record := self.recalled.get(place_of(facts)):
+                self.records[key] = record
         return self.records.get(key)
+
+    def _recall(self, kind: str) -> list[Record]:
+        records: list[Record] = self.earlier.get(kind, [])
+        return records
+
+    def _recall_data(self, name: str) -> Record | None:
+        found: Record | None = self.earlier.get("data", {}).get(name)
+        return found
 
     def name(self, trial: Trial) -> str:
         """Hash of everything the result depends on but the code."""
@@ -415,7 +443,7 @@ class Study:
         record |= self._fit(trial, network, train, bench.samples("val"), checkpoint)
         if trial.final:
             record |= measure_adapter(network, self.backbone, trial, bench)
-            record["predicted"] = self._predict(network, bench.samples("test"), record)
+            record["predicted"] = " ".join(map(str, self._predict(network, bench.samples("test"), record)))
         save_bytes(json.dumps(record).encode(), self.state / "results" / f"{key}.json")
         checkpoint.unlink(missing_ok=True)
         return record
@@ -450,26 +478,44 @@ class Study:
     # --- what came out ---
 
     def assemble(self) -> Record:
-        """Everything known so far, as JSON: facts, finished rows, all the search's scores, suggested defaults."""
-        cells = [cell for cell in self.cells if self._is_open(cell.data)]
+        """Everything known so far, as JSON: facts, finished rows, all the search's scores, suggested defaults.
+
+        Of a set that is not in this state folder it is what the JSON says already.
+        """
+        opened = [name for name in self.protocol.budget if self._is_open(name)]
+        cells = [cell for cell in self.cells if cell.data in opened]
         searched = {
             self.name(trial): trial for cell in cells for trial in self.search(cell)
         }  # a set's cells share them
         found = [record for trial in searched.values() if (record := self.find(trial))]
         finals = {cell: records for cell in cells if (records := self._finals(cell))}
-        searches = [{key: value for key, value in record.items() if key != "commit"} for record in found]
-        commits = {record["commit"] for records in (found, *finals.values()) for record in records}
+        closed = [name for name in self.protocol.budget if name not in opened and self._recall_data(name)]
+        kept = {
+            kind: [record for record in self._recall(kind) if record["data"] in closed]
+            for kind in ("rows", "searches", "finals")
+        }
+        answers = [record for records in finals.values() for record in records]
+        commits = {record["commit"] for record in (*found, *answers) if "commit" in record}
+        searches = [*map(strip_commit, found), *kept["searches"]]
+        data = {name: self.bench(name).facts for name in opened}
         return {
-            "backbone": {"name": Path(self.backbone.name).name, "sha256": self.backbone.sha256},
-            "img_size": self.backbone.img_size,
-            "protocol": asdict(self.protocol) | {"shots": SHOTS, "most_held_out": MOST_HELD_OUT},
+            **self._describe_setting(),
             "machine": describe_machine(self.engine),
-            "commits": sorted(commits),
-            "data": {name: self._describe_data(name) for name in self.protocol.budget if self._is_open(name)},
-            "rows": [self._row(cell, finals) for cell in finals],
+            "commits": sorted(commits.union(self.earlier.get("commits", []))),
+            "data": data | {name: self._recall_data(name) for name in closed},
+            "rows": [self._row(cell, finals) for cell in finals] + kept["rows"],
             "searches": searches,
+            "finals": [*map(strip_commit, answers), *kept["finals"]],
             "defaults": choose_defaults(searches),
         }
+
+    def _describe_setting(self) -> Record:
+        """What all results have in common, as JSON gives it back."""
+        protocol = asdict(self.protocol) | {"shots": SHOTS, "most_held_out": MOST_HELD_OUT}
+        backbone = {"name": Path(self.backbone.name).name, "sha256": self.backbone.sha256}
+        setting = {"backbone": backbone, "img_size": self.backbone.img_size, "protocol": protocol}
+        again: Record = json.loads(json.dumps(setting))
+        return again
 
     def _is_open(self, name: str) -> bool:
         """Whether the set was brought in, by this process or another."""
@@ -497,11 +543,17 @@ class Study:
             "seconds_search": round(sum((self.find(trial) or {})["seconds"] for trial in self.search(cell)), 2),
         }
 
-    def _describe_data(self, name: str) -> Record:
-        bench = self.bench(name)
-        sides = {side: bench.manifest[bench.rows(side)] for side in ("train", "val", "test")}
-        counts = {side: {"images": rows.height, "groups": rows["group"].n_unique()} for side, rows in sides.items()}
-        return {"version": bench.version, "split_sha256": bench.split, **counts}
+
+#: Which training a record is of.
+PLACE = ("data", "fraction", "tuner", "options", "seed", "final")
+
+
+def strip_commit(record: Record) -> Record:
+    return {key: value for key, value in record.items() if key != "commit"}
+
+
+def place_of(record: Record) -> str:
+    return json.dumps([record[key] for key in PLACE])
 
 
 def describe_machine(engine: Engine) -> Record:
@@ -542,7 +594,7 @@ Answers = tuple[tuple[int, ...], ...]  # predicted classes of the test side, one
 
 
 def collect(records: Sequence[Record]) -> Answers:
-    return tuple(tuple(record["predicted"]) for record in records)
+    return tuple(tuple(map(int, record["predicted"].split())) for record in records)
 
 
 def score_seeds(bench: Bench, answers: Answers) -> list[float]:

@@ -206,7 +206,7 @@ class School:
             "commit": self.commit,
             "history": progress.history,
             "seconds": round(seconds, 2),
-            "predicted": chances.argmax(axis=1).tolist(),
+            "predicted": " ".join(map(str, chances.argmax(axis=1).tolist())),
         }
         save_bytes(json.dumps(record).encode(), path)
         return record

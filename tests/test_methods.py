@@ -73,6 +73,19 @@ def test_it_compares_resumes_and_reports(arguments: list[str], capsys: pytest.Ca
     assert Path(arguments[-1]).with_suffix(".png").stat().st_size > 10_000
 
 
+def test_its_json_is_enough_to_go_on_from(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    first = _run(arguments, "--only", "all / linear")
+    path = Path(arguments[-1])
+    moved = [*arguments]
+    moved[moved.index("--state") + 1] = str(path.parent / "another state")
+    kept = _run(moved, "--minutes", "0")
+    assert kept["rows"] == first["rows"], "a set that is not in the state folder is kept as it was"
+    capsys.readouterr()
+    again = _run(moved, "--only", "all / linear")
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.endswith(" s")]
+    assert again == first
+
+
 def test_a_filter_that_fits_nothing_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         _run(arguments, "--only", "no such cell")
