@@ -394,6 +394,12 @@ QUARANTINED = [
     ),
     Case("good/good00.png", write("masks/good/good00.png", b"text"), ("mask good00.png", "no such image"), MASKED),
     Case(
+        "good/good00.png",
+        truncate("masks/good/good00.png", 0.6),
+        ("mask good00.png", "damaged or truncated data"),
+        MASKED,
+    ),
+    Case(
         "good/good00.jpg",
         save("good/good00.jpg", picture(7)),
         ("its own mask", "shared by good/good00.jpg, good/good00.png"),
