@@ -1,6 +1,6 @@
 """What the data stages cost as a set grows, cold and after adding 1 %.
 
-    python benchmarks/data_scale.py 1000 10000 [50000] [--json FILE] [--folder DIR]
+    python benchmarks/data_scale.py 1000 10000 [50000] [--sides 64 96] [--json FILE] [--folder DIR]
 
 Claims: validation looks at images (`look`: every check of a file) at no less than 0.7 of the speed at which Pillow
 alone decodes them, CPU against CPU in the same process; the stage besides starts a process, holds the manifest to its
@@ -42,6 +42,7 @@ DECODE_SHARE, RERUN_SHARE, RERUN_SECONDS = 0.7, 0.05, 3.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int, default=[1000, 10_000])
+    parser.add_argument("--sides", nargs=2, type=int, default=[64, 96], metavar=("LEAST", "MOST"), help="in pixels")
     parser.add_argument("--folder", type=Path, help="where to put the images and workspaces; default a temporary one")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
@@ -49,17 +50,17 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for images in options.sizes:
-            results.append(measure(Path(folder) / str(images), images))
+            results.append(measure(Path(folder) / str(images), images, options.sides))
             print(describe(results[-1]), flush=True)
             if options.json:
                 options.json.write_text(json.dumps({"sizes": results}, indent=1) + "\n")
 
 
-def measure(folder: Path, images: int) -> dict[str, Any]:
+def measure(folder: Path, images: int, sides: Sequence[int]) -> dict[str, Any]:
     """Bare decode, the cold run, and the run after adding 1 %."""
     source, workspace = folder / "source", Workspace(folder / "workspace")
     more = max(images // 100, 1)
-    create_images(source, range(images))
+    create_images(source, range(images), sides)
     workspace.activate()
     versioning.require_repository(workspace)
     paths = sorted(source.rglob("*.jpg"))
@@ -68,11 +69,10 @@ def measure(folder: Path, images: int) -> dict[str, Any]:
     names = {path.relative_to(source).as_posix(): () for path in paths}
     look = time_step(lambda: inspect_images(source, names, Validation()))
     cold = run_steps(workspace, source)
-    create_images(source, range(images, images + more))
+    create_images(source, range(images, images + more), sides)
     again = run_steps(workspace, source)
-    return {"images": images, "added": more, "decode": decode, "look": look, "cold": cold, "again": again} | judge(
-        images, decode, look, cold, again
-    )
+    facts = {"images": images, "sides": sides, "added": more, "decode": decode, "look": look}
+    return facts | {"cold": cold, "again": again} | judge(images, decode, look, cold, again)
 
 
 Seconds = dict[str, float]
@@ -138,10 +138,10 @@ def decode_images(paths: Sequence[Path]) -> None:
             image.convert("RGB")
 
 
-def create_images(folder: Path, numbers: range) -> None:
+def create_images(folder: Path, numbers: range, sides: Sequence[int]) -> None:
     for number in numbers:
         rng = np.random.default_rng(number)
-        width, height = (int(side) for side in rng.integers(64, 97, 2))
+        width, height = (int(side) for side in rng.integers(sides[0], sides[1] + 1, 2))
         shapes = Image.fromarray(rng.integers(40, 215, (9, 9, 3), dtype=np.uint8)).resize((width, height))
         grain = rng.integers(-20, 20, (height, width, 1))
         pixels = np.clip(np.asarray(shapes, dtype=np.int64) + grain, 0, 255).astype(np.uint8)

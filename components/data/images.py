@@ -36,7 +36,6 @@ PART = 32  # files a thread takes at a time
 THUMBNAIL = 32  # side of the grey picture that near duplicates are found by
 LOOK = 256  # pixels: about the side at which looks are measured, because a backbone sees no finer detail
 NOISE = 2  # grey levels: what JPEG makes of one value
-LEVELS = np.arange(256)
 SMALL = 48_000  # bytes: below, a file is decoded sooner than threads take turns
 DARK, BRIGHT = 5, 250  # grey levels up to and from which a pixel counts as clipped
 
@@ -143,28 +142,28 @@ def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Pictu
                 upright = upright.convert("RGB")
             small = upright if upright.mode == "L" else upright.convert("L")
             small = small.reduce(factor) if factor > 1 else small
-            if _is_flat(small, NOISE) and _is_file_flat(path):
+            grey = np.asarray(small)
+            if int(grey.max()) - int(grey.min()) <= NOISE and _is_file_flat(path):
                 found = "one value in every pixel (all black, white or grey)"
                 return Picture(reason("a picture of something", found, "Remove it, or export it again."))
             width, height = size[::-1] if orientation in SIDEWAYS else size
             inside = [box for box in wanted if not _outside(box, width, height)]
             flat = frozenset(box for box in inside if _is_flat(upright.crop(box)))
-            return _describe(small, (width, height), turned, flat)
+            return _describe(grey, (width, height), turned, flat)
     except (Image.DecompressionBombError, MemoryError, *UNDECODABLE) as error:
         return Picture(_undecodable(path, error, limits))
 
 
-def _describe(small: Image.Image, size: tuple[int, int], turned: bool, flat: frozenset[Box]) -> Picture:
+def _describe(grey: NDArray[np.uint8], size: tuple[int, int], turned: bool, flat: frozenset[Box]) -> Picture:
     """The looks of a fit picture, measured on its small grey copy."""
-    levels, pixels = small.histogram(), small.width * small.height
     return Picture(
         width=size[0],
         height=size[1],
         turned=turned,
-        brightness=float(LEVELS @ levels) / pixels,
-        sharpness=measure_sharpness(np.asarray(small)),
-        dark=sum(levels[: DARK + 1]) / pixels,
-        bright=sum(levels[BRIGHT:]) / pixels,
+        brightness=float(grey.mean()),
+        sharpness=measure_sharpness(grey),
+        dark=np.count_nonzero(grey <= DARK) / grey.size,
+        bright=np.count_nonzero(grey >= BRIGHT) / grey.size,
         flat_crops=flat,
     )
 
@@ -174,15 +173,12 @@ def measure_sharpness(grey: NDArray[np.uint8]) -> float:
 
     Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, ICPR 2000; the Laplacian's mean is next to 0.
     """
+    import cv2  # loads slower than all the rest of this module
+
     if min(grey.shape) < 3:
         return 0.0
-    v = grey.astype(np.int16)
-    laplacian = v[:-2, 1:-1] + v[2:, 1:-1]
-    laplacian += v[1:-1, :-2]
-    laplacian += v[1:-1, 2:]
-    laplacian -= 4 * v[1:-1, 1:-1]
-    flat = laplacian.ravel().astype(np.float32)
-    return float(flat @ flat) / flat.size
+    inside = cv2.Laplacian(grey, cv2.CV_16S)[1:-1, 1:-1]
+    return float(cv2.norm(inside, cv2.NORM_L2SQR)) / inside.size
 
 
 def read_picture(source: Path | IO[bytes] | Image.Image) -> Image.Image:
