@@ -79,6 +79,15 @@ class EvenSampling(Unbalanced):
         return EvenOrder(train, self.recipe.training.batch_size, self.recipe.seed)
 
 
+class Smoothed(Loop):
+    """A tenth of each label is shared out among all classes (https://arxiv.org/abs/1512.00567)."""
+
+    def measure(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits, weight = self.learner(images), self.balance.to(self.engine.device)
+        labels = targets.to(self.engine.device)
+        return F.cross_entropy(logits, labels, weight=weight, label_smoothing=0.1, reduction="sum")
+
+
 class Mixup(Loop):
     """Two images and their losses in one, by shares from Beta(0.2, 0.2) (https://arxiv.org/abs/1710.09412)."""
 
@@ -128,14 +137,14 @@ class Averaged(Loop):
                 tensor.copy_(tensors[name])
 
 
-#: A way's loop and settings; each against PLAIN.
-WAYS: dict[str, tuple[type[Loop], Options]] = {
-    PLAIN: (Loop, {}),
-    "loss not balanced": (Unbalanced, {}),
-    "sampling balanced": (EvenSampling, {}),
-    "label smoothing 0.1": (Loop, {"label_smoothing": 0.1}),
-    "mixup 0.2": (Mixup, {}),
-    "averaged weights": (Averaged, {}),
+#: A way's loop; each against PLAIN.
+WAYS: dict[str, type[Loop]] = {
+    PLAIN: Loop,
+    "loss not balanced": Unbalanced,
+    "sampling balanced": EvenSampling,
+    "label smoothing 0.1": Smoothed,
+    "mixup 0.2": Mixup,
+    "averaged weights": Averaged,
 }
 
 TUNERS: dict[str, Options] = {
@@ -166,8 +175,7 @@ class Lesson:
 
     @property
     def training(self) -> Training:
-        settings = WAYS[self.way][1]
-        return Training(epochs=ROUNDS, batch_size=BATCH, warmup_epochs=WARMUP * ROUNDS, **settings)
+        return Training(epochs=ROUNDS, batch_size=BATCH, warmup_epochs=WARMUP * ROUNDS)
 
 
 LESSONS = [Lesson(data, tuner, way, seed) for seed in SEEDS for data in STEPS for tuner in TUNERS for way in WAYS]
@@ -198,7 +206,7 @@ class School:
         path = self._path(lesson)
         recipe = Recipe(tuner, training.model_copy(update={"checkpoint_seconds": math.inf}), classes, lesson.seed)
         started = time.process_time()
-        loop = WAYS[lesson.way][0](network, draws, bench.samples("val"), recipe, self.engine, NOWHERE, lambda: False)
+        loop = WAYS[lesson.way](network, draws, bench.samples("val"), recipe, self.engine, NOWHERE, lambda: False)
         progress = loop.run(lambda row: None)
         seconds = time.process_time() - started
         chances = predict_probabilities(network, bench.samples("test"), self.engine, 2 * BATCH)

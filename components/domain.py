@@ -188,7 +188,6 @@ class Training(Strict):
     batch_size: int = Field(default=32, ge=2)
     warmup_epochs: float = Field(default=2.0, ge=0)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     workers: int = Field(default=0, ge=0)
     accumulate: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False

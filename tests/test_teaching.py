@@ -19,16 +19,15 @@ CLASSES = ("a", "b", "c")
 
 
 def create_loop(way: str, folder: Path) -> Loop:
-    kind, settings = teaching.WAYS[way]
     (tuner,) = create_tuners([{"kind": "vpt"}])
     network = create_network(create_backbone(), tuner, len(CLASSES), 0)
     pixels = np.random.default_rng(0).integers(0, 255, (40, 32, 32, 3), dtype=np.uint8)
     targets = np.array([0] * 30 + [1] * 8 + [2] * 2)
     samples = Samples(pixels, np.arange(40), targets, None)
-    training = Training(epochs=2, batch_size=8, warmup_epochs=0.5, checkpoint_seconds=3600, **settings)
+    training = Training(epochs=2, batch_size=8, warmup_epochs=0.5, checkpoint_seconds=3600)
     engine = Engine(torch.device("cpu"), torch.float32, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
     recipe = Recipe(tuner, training, CLASSES, 0)
-    return kind(network, samples, samples, recipe, engine, folder / "none", lambda: False)
+    return teaching.WAYS[way](network, samples, samples, recipe, engine, folder / "none", lambda: False)
 
 
 def test_every_way_trains_and_differs_from_the_plain_one(tmp_path: Path) -> None:

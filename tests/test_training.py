@@ -124,9 +124,9 @@ def _go_on(path: Path, **changes: Any) -> Network:
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     """By what differs, and left where it is."""
     path = tmp_path / "c.safetensors"
-    _write_checkpoint(path, Progress(4), label_smoothing=0.1)
+    _write_checkpoint(path, Progress(4), warmup_epochs=0.5)
     before = path.read_bytes()
-    with pytest.raises(TrainingError, match=r'training is .*"label_smoothing":0.0.*remove it to begin again'):
+    with pytest.raises(TrainingError, match=r'training is .*"warmup_epochs":2.0.*remove it to begin again'):
         _go_on(path)
     assert path.read_bytes() == before
     _write_checkpoint(path, Progress(4), workers=2, checkpoint_seconds=3)  # what changes no bit is no difference
@@ -187,7 +187,7 @@ def test_a_batch_in_parts_is_the_same_update(kind: str, tmp_path: Path) -> None:
     found = []
     for parts in (1, 3):
         network = create_network(create_backbone(), tuner, len(CLASSES), 0).train()
-        recipe = Recipe(tuner, Training(epochs=1, batch_size=16, label_smoothing=0.1, accumulate=parts), CLASSES, 0)
+        recipe = Recipe(tuner, Training(epochs=1, batch_size=16, accumulate=parts), CLASSES, 0)
         engine = create_engine(torch.float32)
         loop = Loop(network, samples, samples, recipe, engine, tmp_path / "none", lambda: False)
         loop.take_step(*next(iter(loop.loader)))

@@ -217,9 +217,9 @@ class Loop:
 
     def measure(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Sum of the losses, each times its class's weight."""
-        device, smoothing = self.engine.device, self.recipe.training.label_smoothing
+        device = self.engine.device
         logits, weight = self.learner(images), self.balance.to(device)
-        return F.cross_entropy(logits, targets.to(device), weight=weight, label_smoothing=smoothing, reduction="sum")
+        return F.cross_entropy(logits, targets.to(device), weight=weight, reduction="sum")
 
     def draw_seed(self, *purpose: int) -> int:
         """A number for one purpose of this step."""
