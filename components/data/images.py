@@ -178,8 +178,7 @@ def measure_sharpness(grey: NDArray[np.uint8]) -> float:
     if min(grey.shape) < 3:
         return 0.0
     inside = cv2.Laplacian(grey, cv2.CV_16S)[1:-1, 1:-1]
-    power: float = cv2.norm(inside, cv2.NORM_L2SQR)
-    return power / inside.size
+    return float(cv2.norm(inside, cv2.NORM_L2SQR) / inside.size)
 
 
 def read_picture(source: Path | IO[bytes] | Image.Image) -> Image.Image:
