@@ -123,6 +123,7 @@ SPACES: dict[str, tuple[Options, ...]] = {
     "vpt-shallow": vary("vpt", deep=False, **PROMPTS),
     "vpt-deep": vary("vpt", deep=True, **PROMPTS),
     "vapt": vary("vapt", **PROMPTS),
+    "vapt-zeros": vary("vapt", start="zeros", **PROMPTS),
     "lora": vary("lora"),
     "dora": vary("dora"),
     "adaptformer": vary("adaptformer"),

@@ -18,7 +18,7 @@ Record = dict[str, Any]
 #: How a picture shows them: families share colour and shape (Okabe and Ito's colours), a number names the tuner.
 FAMILIES = {
     "yardsticks": ("#000000", "o", ("linear", "full")),
-    "prompts": ("#0072B2", "s", ("vpt-shallow", "vpt-deep", "vapt")),
+    "prompts": ("#0072B2", "s", ("vpt-shallow", "vpt-deep", "vapt", "vapt-zeros")),
     "low rank": ("#D55E00", "D", ("lora", "dora")),
     "biases, scales, bottlenecks": ("#009E73", "h", ("bitfit", "ssf", "adaptformer")),
 }

@@ -59,11 +59,11 @@ def test_it_compares_resumes_and_reports(arguments: list[str], capsys: pytest.Ca
     first = _run(arguments, "--only", "all / linear")
     assert [(row["fraction"], row["tuner"]) for row in first["rows"]] == [("all", "linear")]
     capsys.readouterr()
-    results = _run(arguments, "--only", "all / linear", "all / vapt")
+    results = _run(arguments, "--only", "all / linear", "all / ssf")
     trained = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" s")]
     assert len(trained) == TOY.configurations + len(TOY.seeds), "what is there is not trained again"
     assert results["rows"][0]["scores"] == first["rows"][0]["scores"]
-    assert {row["tuner"] for row in results["rows"]} == {"linear", "vapt"}
+    assert {row["tuner"] for row in results["rows"]} == {"linear", "ssf"}
     for row in results["rows"]:
         assert row["low"] <= row["mean"] <= row["high"]
         assert row["mean"] == pytest.approx(np.mean(row["scores"]), abs=1e-4)

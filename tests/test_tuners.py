@@ -11,7 +11,7 @@ from vits import VITS, create_backbone, create_images, create_vit
 from components.errors import BackboneError, DomainError
 from components.models.backbones import require_plain_vit
 from components.models.network import Network, create_network
-from components.models.prompts import embed_images
+from components.models.prompts import average_regions, embed_images
 from components.models.tuners import TUNERS, Tuner, create_tuners
 from components.training.fit import create_optimizer
 
@@ -353,11 +353,30 @@ for tuner in create_tuners([{"kind": "lora"}, {"kind": "dora"}]):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_without_dropout_vapts_prompts_of_a_block_stay_equal(dropout: float) -> None:
-    """They start at zero and get the same gradient; known, and kept, for a random start learns worse."""
-    (tuner,) = create_tuners([{"kind": "vapt", "num_prompts": 4, "dropout": dropout}])
+def test_vapts_prompts_start_as_means_of_regions() -> None:
+    (tuner,) = create_tuners([{"kind": "vapt", "num_prompts": 4, "kernel": 1}])
+    projector = tuner.apply(create_vit()).prompts.tokenwise[0].eval()
+    x = torch.randn(2, 17, 24)
+    patches = projector.norm(x)[:, 1:].unflatten(1, (4, 4))  # (B, H, W, D)
+    quarters = [patches[:, i : i + 2, j : j + 2].mean(dim=(1, 2)) for i in (0, 2) for j in (0, 2)]
+    torch.testing.assert_close(projector(x), torch.stack(quarters, dim=1))
+
+
+@pytest.mark.parametrize("count", [1, 7, 10, 50])
+def test_regions_cover_the_grid_in_equal_parts(count: int) -> None:
+    weights = average_regions(count, 4, 3)
+    assert weights.shape == (count, 12)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(count))
+    assert len(weights.unique(dim=0)) >= min(count, 12)
+
+
+@pytest.mark.parametrize(("start", "dropout"), [("zeros", 0.0), ("zeros", 0.1), ("regions", 0.0)])
+def test_from_zero_and_without_dropout_vapts_prompts_of_a_block_stay_equal(start: str, dropout: float) -> None:
+    """They get the same gradient: known, and why regions are the default."""
+    (tuner,) = create_tuners([{"kind": "vapt", "num_prompts": 4, "dropout": dropout, "start": start}])
     network = create_network(create_backbone(), tuner, 4, seed=0).train()
+    weight = network.encoder.prompts.tokenwise[0].linear.weight
+    assert bool((weight == 0).all()) == (start == "zeros")
     images = create_images(network.encoder.vit, 8)
     optimizer = torch.optim.AdamW(network.trainable_parameters().values(), lr=3e-3)
     torch.manual_seed(0)
@@ -365,6 +384,5 @@ def test_without_dropout_vapts_prompts_of_a_block_stay_equal(dropout: float) -> 
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network(images), torch.arange(8) % 4).backward()
         optimizer.step()
-    weight = network.encoder.prompts.tokenwise[0].linear.weight.detach()
-    apart = float(weight.std(dim=0).mean() / weight.abs().mean())
-    assert apart < 1e-4 if dropout == 0 else apart > 1e-3
+    apart = float((weight.std(dim=0).mean() / weight.abs().mean()).detach())
+    assert apart < 1e-4 if (start, dropout) == ("zeros", 0.0) else apart > 1e-3

@@ -16,6 +16,7 @@ class VaptTuner(TunerBase):
     """`{kind: vapt}`. static_blocks: the first s blocks, whose prompts do not depend on the image.
 
     kernel: side of the one convolution kernel of a block; bottleneck: width of the shared feature projector.
+    start: what the adaptive prompts are at first: means of regions, or zeros, as the paper has it.
     """
 
     kind: Literal["vapt"] = "vapt"
@@ -23,6 +24,7 @@ class VaptTuner(TunerBase):
     static_blocks: int = Field(default=1, ge=1)
     kernel: int = Field(default=2, ge=1, le=16)
     bottleneck: Annotated[int, Among(4, 8, 16)] = Field(default=8, ge=1, le=1024)
+    start: Literal["regions", "zeros"] = "regions"
     dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.1, ge=0, lt=1)
     lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
@@ -32,5 +34,9 @@ class VaptTuner(TunerBase):
         from components.models.encoders import PromptedEncoder
         from components.models.prompts import AdaptivePrompts
 
-        prompts = AdaptivePrompts(vit, self.num_prompts, self.static_blocks, self.kernel, self.bottleneck, self.dropout)
+        sizes = self.num_prompts, self.static_blocks, self.kernel, self.bottleneck
+        prompts = AdaptivePrompts(vit, *sizes, self.dropout, from_zero=self.start == "zeros")
         return PromptedEncoder(vit, prompts)
+
+    def _default_label(self) -> str:
+        return "vapt" if self.start == "regions" else "vapt-zeros"
