@@ -38,6 +38,7 @@ class Card:
     plan: Plan
     outcome: Mapping[str, Any]
     result: Result
+    parent: str
 
     @property
     def title(self) -> str:
@@ -166,7 +167,7 @@ def _describe_lineage(card: Card) -> list[tuple[str, str]]:
     best = next(row for row in outcome["candidates"] if row["selected"])
     return [
         ("Images", f"DVC {outcome['data_version']}"),
-        ("Validation report", str(plan.validation_report)),
+        ("Validation report", f"data/{plan.validation_report.name} of MLflow run {card.parent}"),
         ("Split", f"sha256 {result.split_sha256}"),
         ("Backbone", f"{result.backbone['name']}, sha256 {result.backbone['sha256']}"),
         ("Settings", f"fingerprint {outcome['fingerprint']}"),

@@ -30,6 +30,8 @@ EXPERIMENT = "tessera ledgers"  # with a blank, as no domain's name has
 #: Tags of the registered model: the run that holds the records, and number and sha256 of the last one that the aliases
 #: follow.
 LEDGER, SETTLED = "tessera.ledger", "tessera.settled"
+#: Which of its two faces MLflow's pages show.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 START = "0" * 64
 #: MLflow takes 6000 characters for a parameter, and 5000 for a description whatever its own check says.
 MOST_CHARACTERS = 5000
@@ -74,6 +76,7 @@ class Ledger:
     seal: str = ""
     champion: int | None = None
     deleted: bool = False
+    page: str = ""
 
     @property
     def last(self) -> int:
@@ -258,6 +261,7 @@ def load_ledger(domain: str) -> Ledger:
         seal=seal,
         champion=None if champion is None else int(champion),
         deleted=run.info.lifecycle_stage == "deleted",
+        page=f"#/experiments/{run.info.experiment_id}/runs/{run_id}",
     )
 
 
@@ -358,7 +362,7 @@ def _find_experiment(client: Any) -> str:
 
     note = "One run a domain: the record of every promotion, as parameters. Delete none, for nothing else holds them."
     try:
-        return str(client.create_experiment(EXPERIMENT, tags={"mlflow.note.content": note}))
+        return str(client.create_experiment(EXPERIMENT, tags={"mlflow.note.content": note, **KIND}))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

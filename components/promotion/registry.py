@@ -35,6 +35,7 @@ from components.promotion.ledger import (
     SETTLED,
     Action,
     Ledger,
+    Record,
     append_record,
     create_ledger,
     find_last_move,
@@ -51,7 +52,7 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 LOCK_SECONDS = 60
 TAG = "tessera."
 PATIENCE = 1.0  # seconds in which whoever overwrote an alias has put it right
-SHOWN = 12  # records on the model's page
+SHOWN, MOST_WHY = 10, 300  # records on the model's page, and characters of their reasons
 
 
 class Version(Strict):
@@ -247,22 +248,29 @@ def mend_move(workspace: Workspace, domain: str) -> None:
 
 
 def describe_model(domain: str) -> None:
-    """The registered model's page in MLflow tells who serves, and what happened last; the ledger is what counts."""
+    """MLflow's pages tell who serves, what happened last, and what was said of a version; the ledger is what counts."""
     import mlflow
 
-    champion, trouble = load_version(domain, CHAMPION), ""
+    client, champion, trouble = mlflow.MlflowClient(), load_version(domain, CHAMPION), ""
     try:
         records = load_records(domain)
     except PromotionError as error:  # a rollback must not fail on what the page cannot show
         records, trouble = (), f" {error}"
     rows = [
         f"| {record.when[:16].replace('T', ' ')} | {record.who} | {record.action} | {record.from_version or 'none'} | "
-        f"{record.to_version} | {record.verdict} | {shorten(' '.join(record.reason.split()), 120).replace('|', '/')} |"
+        f"{record.to_version} | {record.verdict} | {_tell_why(record)} |"
         for record in reversed(records[-SHOWN:])
     ]
     head = ["| when (UTC) | who | what | champion then | version | verdict | why |", "|---|---|---|---|---|---|---|"]
-    lines = [f"{_note(domain)}\n\n**Champion: {_name(champion)}.** The last records:{trouble}\n", *head, *rows]
-    mlflow.MlflowClient().update_registered_model(domain, "\n".join(lines)[:MOST_CHARACTERS])
+    told = f"**Champion: {_name(champion)}.** The last records of [the ledger]({load_ledger(domain).page}):{trouble}"
+    lines = [_note(domain), "", told, "", *head, *rows]
+    client.update_registered_model(domain, "\n".join(lines)[:MOST_CHARACTERS])
+    if records and records[-1].verdict:
+        client.set_model_version_tag(domain, str(records[-1].to_version), f"{TAG}verdict", records[-1].verdict)
+
+
+def _tell_why(record: Record) -> str:
+    return shorten(" ".join(record.reason.split()), MOST_WHY).replace("|", "/")
 
 
 @contextmanager
@@ -372,8 +380,8 @@ def _create_model(client: Any, domain: str) -> None:
 def _note(domain: str) -> str:
     return (
         f"Adapters of the domain `{domain}`. The alias `champion` serves, `challenger` was trained last, `previous` "
-        f"served before. The run that the tag `{LEDGER}` names is the record of it: `tessera history {domain}` reads "
-        f"it, `tessera ledger verify {domain}` proves it."
+        f"served before. Every move is in the ledger: `tessera history {domain}` reads it, `tessera ledger verify "
+        f"{domain}` proves it."
     )
 
 
