@@ -90,7 +90,8 @@ def _summarise(card: Card) -> str:
     test, metrics = score_frame(load_predictions(card.result.folder, "test"), card.plan.domain), card.result.metrics
     return (
         f"Balanced accuracy {test.value:.3f} on the test groups ({test.low:.3f} to {test.high:.3f}), calibration error "
-        f"{metrics['test/ece']:.3f}. {card.outcome['reason']}"
+        f"{metrics['test/ece']:.3f}. When it was trained the gates said {card.outcome['verdict']}: "
+        f"{card.outcome['reason']}"
     )
 
 
