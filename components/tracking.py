@@ -266,12 +266,13 @@ def tell_page(run_id: str, page: str) -> None:
         mlflow.MlflowClient().set_tag(run_id, f"{TAG}prefect", page)
 
 
-def log_manifest(parent: str, manifest: Path) -> None:
-    """Leave the manifest with the parent run, for workers that have none and for whoever asks what was learned."""
+def log_data(parent: str, *files: Path) -> None:
+    """Leave the manifest, for workers that have none, and the validation report with the parent run."""
     import mlflow
 
     with _refusals():
-        mlflow.MlflowClient().log_artifact(parent, str(manifest), "data")
+        for path in files:
+            mlflow.MlflowClient().log_artifact(parent, str(path), "data")
 
 
 def find_candidate(domain: str, fingerprint: str, tuner: str, seed: int, parent: str | None = None) -> str | None:
@@ -376,9 +377,11 @@ def log_card(run_id: str, domain: str, version: int, page: Path, text: Path, **t
     import mlflow
 
     _, _, words = text.read_text(encoding="utf-8").partition("\n\n")  # without the title: MLflow's list shows the start
-    told = f"{words}\nThe same with its pictures: artifact `{CARD}/{page.name}` of the run.\n"
+    summary, _, rest = words.partition("\n\n")
     with _refusals():
         client = mlflow.MlflowClient()
+        run = f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}"
+        told = f"{summary}\n\n[The same with its pictures]({run}/artifacts/{CARD}/{page.name}), of the run.\n\n{rest}"
         for path in (page, text):
             client.log_artifact(run_id, str(path), CARD)
         client.update_model_version(domain, str(version), told[:MOST_DESCRIPTION])

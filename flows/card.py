@@ -38,6 +38,7 @@ class Card:
     plan: Plan
     outcome: Mapping[str, Any]
     result: Result
+    parent: str
 
     @property
     def title(self) -> str:
@@ -89,7 +90,8 @@ def _summarise(card: Card) -> str:
     test, metrics = score_frame(load_predictions(card.result.folder, "test"), card.plan.domain), card.result.metrics
     return (
         f"Balanced accuracy {test.value:.3f} on the test groups ({test.low:.3f} to {test.high:.3f}), calibration error "
-        f"{metrics['test/ece']:.3f}. {card.outcome['reason']}"
+        f"{metrics['test/ece']:.3f}. When it was trained the gates said {card.outcome['verdict']}: "
+        f"{card.outcome['reason']}"
     )
 
 
@@ -166,7 +168,7 @@ def _describe_lineage(card: Card) -> list[tuple[str, str]]:
     best = next(row for row in outcome["candidates"] if row["selected"])
     return [
         ("Images", f"DVC {outcome['data_version']}"),
-        ("Validation report", str(plan.validation_report)),
+        ("Validation report", f"data/{plan.validation_report.name} of MLflow run {card.parent}"),
         ("Split", f"sha256 {result.split_sha256}"),
         ("Backbone", f"{result.backbone['name']}, sha256 {result.backbone['sha256']}"),
         ("Settings", f"fingerprint {outcome['fingerprint']}"),

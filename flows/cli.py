@@ -336,7 +336,7 @@ def reproduce(
     domain: DomainArgument,
     version: Annotated[int, typer.Argument(help="A registered version.")],
     tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Of balanced accuracies, on another kind of machine.")
+        float, typer.Option("--tolerance", min=0, max=1, help="Of balanced accuracies, on another kind of machine.")
     ] = 0.02,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
@@ -393,23 +393,30 @@ def history(
 
         load_checked_domain(place, domain)
         open_registry(place, domain)
-        return describe_history(domain) | (find_champion_at(domain, at) if at else {})
+        return describe_history(domain) | ({} if at is None else find_champion_at(domain, at))
 
     _run(act, _shower("show_records"), as_json, workspace)
 
 
 @ledger_app.command("verify")
-def verify_ledger(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+def verify_ledger(
+    domain: DomainArgument,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="FILE", help="An earlier export, which it must begin with.")
+    ] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
     """Find records that were altered, removed or reordered, and a champion that no record explains."""
 
     def act(place: Any) -> Outcome:
         from flows.plan import load_checked_domain
-        from flows.promote import describe_history, open_registry
+        from flows.promote import open_registry
+        from flows.promote import verify_ledger as run
 
         load_checked_domain(place, domain)
         open_registry(place, domain)
-        found = describe_history(domain)
-        return {"domain": domain, "records": len(found["records"]), "problems": found["ledger_problems"]}
+        return run(domain, against)
 
     _run(act, _shower("show_ledger"), as_json, workspace, failed=lambda outcome: bool(outcome["problems"]))
 
@@ -424,15 +431,13 @@ def export_ledger(
     """Write the ledger as it is stored, a line a record: each names the sha256 of the line before."""
 
     def act(place: Any) -> Outcome:
-        from components import tracking
-        from components.promotion.ledger import load_texts
         from flows.plan import load_checked_domain
+        from flows.promote import export_ledger as run
+        from flows.promote import open_registry
 
         load_checked_domain(place, domain)
-        tracking.connect(place)
-        texts = [text for _, text in sorted(load_texts(domain).items())]
-        file.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-        return {"domain": domain, "records": len(texts), "file": str(file.resolve())}
+        open_registry(place, domain)
+        return run(domain, file)
 
     _run(act, _shower("show_export"), as_json, workspace)
 

@@ -313,10 +313,12 @@ def show_records(outcome: Mapping[str, Any]) -> None:
     if outcome.get("verdict"):
         OUT.print(f"[bold {COLOUR[outcome['verdict']]}]{outcome['verdict']}[/]  {escape(outcome['reason'])}")
     table = Table(header_style="bold")
-    for head in ("#", "when", "who", "action", "from", "to", "reason"):
-        table.add_column(head)
+    for head in ("#", "when (UTC)", "who", "what", "from", "to", "why"):
+        table.add_column(head, no_wrap=head == "when (UTC)")
     for row in outcome["records"]:
-        cells = (row["number"], row["when"], row["who"], row["action"], row["previous"], row["version"], row["reason"])
+        when = row["when"][:16].replace("T", " ")
+        what = row["verdict"] if row["action"] == "judge" else row["action"]
+        cells = (row["number"], when, row["who"], what, row["previous"], row["version"], row["reason"])
         table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
     OUT.print(table)
     champion = outcome["champion_version"]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from components.data import versioning
@@ -51,14 +52,7 @@ def promote(
     report("stage", title="find the versions")
     plan = create_plan(workspace, name)
     open_registry(workspace, name)
-    challenger = registry.load_version(name, registry.CHALLENGER if version is None else version)
-    if challenger is None:
-        raise PromotionError(
-            f"promotion in {name}",
-            expected="a registered challenger" if version is None else f"version {version}",
-            found="none",
-            mend=f"Train one with `tessera retrain {name}`; `tessera history {name}` lists what was promoted.",
-        )
+    challenger = _find_challenger(name) if version is None else registry.require_version(name, version)
     champion = registry.load_version(name, registry.CHAMPION)
     if champion is None or champion.version != challenger.version:
         report("stage", title="score both on the same test images")
@@ -70,11 +64,30 @@ def promote(
     return describe_history(name) | {"verdict": decision.verdict, "reason": decision.reason}
 
 
+def _find_challenger(name: str) -> Version:
+    found = registry.load_version(name, registry.CHALLENGER)
+    if found is None:
+        raise PromotionError(
+            f"promotion in {name}",
+            expected="a registered challenger",
+            found="none",
+            mend=f"Train one with `tessera retrain {name}`.",
+        )
+    return found
+
+
 def approve(workspace: Workspace, name: str, version: int, approval: Approval) -> dict[str, Any]:
     """A person agrees to a version: what the other gates say is asked again, for the champion may be another by now.
 
-    Raises PromotionError where the domain asks for no approval.
+    Raises PromotionError where the domain asks for no approval, or nobody gives one.
     """
+    if not (approval.by.strip() and approval.reason.strip()):
+        raise PromotionError(
+            f"approval of {name} version {version}",
+            expected="who agrees, and why",
+            found=f"--by {approval.by!r} --reason {approval.reason!r}",
+            mend="Give both: the ledger keeps them.",
+        )
     if not load_checked_domain(workspace, name).gates.approval:
         raise PromotionError(
             f"approval of {name} version {version}",
@@ -196,22 +209,56 @@ def _record(plan: Plan, decision: Decision, approval: Approval | None) -> Judgem
 def find_champion_at(name: str, when: str) -> dict[str, Any]:
     """Who was champion at a moment, an ISO date (its end) or time, in UTC where it names no zone.
 
-    Raises PromotionError for a text that is neither.
+    Raises PromotionError for a text that is neither, and for a day that is yet to come.
     """
+    now = datetime.now(UTC)
     try:
         moment = datetime.fromisoformat(when)
+        if "T" not in when and " " not in when:
+            moment = datetime.combine(moment.date(), time.max.replace(microsecond=0))
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        found = "" if moment.date() <= now.date() else "a day that is yet to come"
     except ValueError:
+        found = "neither"
+    if found:
         raise PromotionError(
-            f"--at {when}",
-            expected="a date or time such as 2026-11-24 or 2026-11-24T15:30+01:00",
-            found="neither",
+            f"--at {when!r}",
+            expected="a past date or time such as 2026-11-24 or 2026-11-24T15:30+01:00",
+            found=found,
             mend="Write it in that form.",
-        ) from None
-    if "T" not in when and " " not in when:
-        moment = datetime.combine(moment.date(), time.max)
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        )
     record = ledger.find_champion(ledger.load_records(name), moment)
-    return {"at": moment.isoformat(), "champion_at": None if record is None else record.to_version}
+    return {"at": min(moment, now).isoformat(timespec="seconds"), "champion_at": record and record.to_version}
+
+
+def verify_ledger(name: str, export: Path | None) -> dict[str, Any]:
+    """What is wrong with the ledger; export: an earlier one, which it must still begin with."""
+    try:
+        lines = export.read_text(encoding="utf-8").splitlines() if export else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromotionError(
+            f"--against {export}",
+            expected=f"a file that `tessera ledger export {name} FILE` wrote",
+            found=str(error),
+            mend="Name that file.",
+        ) from None
+    problems = ledger.verify_records(name, lines)
+    return {"domain": name, "records": len(ledger.load_texts(name)), "problems": list(problems)}
+
+
+def export_ledger(name: str, file: Path) -> dict[str, Any]:
+    """Write the records as they are stored, a line a record."""
+    texts = [text for _, text in sorted(ledger.load_texts(name).items())]
+    try:
+        file.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    except OSError as error:
+        raise PromotionError(
+            f"ledger of {name}",
+            expected=f"a file that can be written at {file}",
+            found=str(error),
+            mend="Name a file in a folder that exists.",
+        ) from None
+    return {"domain": name, "records": len(texts), "file": str(file.resolve())}
 
 
 def mark_unchanged(name: str, known: dict[str, Any]) -> dict[str, Any]:

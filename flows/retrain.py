@@ -191,7 +191,7 @@ def run_stage(stages: Stages, stage: str) -> None:
 def start_run(plan: Plan) -> str:
     tracking.connect(plan.workspace)
     parent = tracking.start_retrain(plan.domain, plan.version.md5, plan.fingerprint, plan.code)
-    tracking.log_manifest(parent, plan.manifest)
+    tracking.log_data(parent, plan.manifest, plan.validation_report)
     if (page := tracking.find_page(parent)) is not None:
         create_link_artifact(page, "The run in MLflow", key=f"mlflow-{plan.domain.name.replace('_', '-')}")
     if (page := find_page()) is not None:
@@ -314,8 +314,8 @@ def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     path = pages.write_report(plan, outcome, picture)
     best = next(row for row in outcome["candidates"] if row["selected"])
     result = _require(load_result(plan.folder / f"{best['tuner']}-s{best['seed']}"), "result")
-    page, text = write_card(Card(plan, outcome, result))
-    shown = {"test": f"{best['test']['value']:.3f}", "verdict": outcome["verdict"]}
-    tracking.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, **shown)
+    page, text = write_card(Card(plan, outcome, result, parent))
+    test = f"{best['test']['value']:.3f}"
+    tracking.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, test=test)
     tracking.log_result(parent, outcome, [path, picture])
     _show_in_prefect(plan, "retrain", pages.render_markdown(outcome), "Candidates and verdict")

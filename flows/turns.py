@@ -17,7 +17,7 @@ WAIT_SECONDS = 180
 
 @contextmanager
 def promotion_turn(domain: str) -> Iterator[None]:
-    """One promotion of a domain at a time; the workspace's file lock (`registry.lock_domain`) is taken by every move.
+    """One promotion of a domain at a time, so that none is judged in vain; the ledger is what keeps two apart.
 
     Raises PromotionError where the server is away, and where others hold the slot for longer than any promotion takes.
     """

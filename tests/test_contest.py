@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import groupby
 from multiprocessing import get_context
@@ -21,6 +21,7 @@ import pytest
 from servers import Servers, find_postgres
 
 from components import tracking
+from components.errors import ChampionMoved
 from components.promotion import ledger, registry
 from components.promotion.registry import CHAMPION, PREVIOUS, Judgement, Version, contest, load_version
 from components.workspace import Workspace
@@ -86,12 +87,12 @@ def merit(round_: int, version: int) -> int:
     return Random(round_).sample(range(PROMOTERS), PROMOTERS)[version - 1]
 
 
-def compete(place: Workspace, number: int, gate: Any) -> None:
+def compete(place: Workspace, names: list[str], number: int, gate: Any) -> None:
     """One promoter with one version of every domain: all at once, round after round."""
     try:
         for round_ in range(ROUNDS):
             gate.wait(300)
-            contest(place, f"domain{round_ % DOMAINS}", number, partial(judge, round_, number))
+            contest(place, names[round_ % DOMAINS], number, partial(judge, round_, number))
     except BaseException:
         gate.abort()  # nobody waits for one that failed
         raise
@@ -105,18 +106,22 @@ def describe(domain: str) -> tuple[int | None, int | None, tuple[str, ...], list
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lock", ["one lock", "no common lock"])
 @pytest.mark.parametrize("store", ["sqlite", "postgresql"])
-def test_eight_promoters_never_lose_an_update(tmp_path: Path, store: str, request: pytest.FixtureRequest) -> None:
+def test_eight_promoters_never_lose_an_update(
+    tmp_path: Path, store: str, lock: str, request: pytest.FixtureRequest
+) -> None:
+    """The lock spares work, the ledger decides: so it holds on machines that share nothing but MLflow, too."""
     uri, place = request.getfixturevalue(store), Workspace(tmp_path)
-    ask(uri, place, lambda: [register(f"domain{k}", PROMOTERS) for k in range(DOMAINS)])
+    names = [f"{lock.split()[0]}{k}" for k in range(DOMAINS)]
+    places = [place if lock == "one lock" else Workspace(tmp_path / str(number)) for number in range(PROMOTERS)]
+    ask(uri, place, lambda: [register(name, PROMOTERS) for name in names])
     gate = FORK.Barrier(PROMOTERS)
-    running = [fork(uri, place, partial(compete, place, number, gate)) for number in range(1, PROMOTERS + 1)]
+    running = [fork(uri, own, partial(compete, own, names, number, gate)) for number, own in enumerate(places, start=1)]
     for process in running:
         process.join()
     assert [process.exitcode for process in running] == [0] * PROMOTERS
-    for champion, previous, problems, records in ask(
-        uri, place, lambda: [describe(f"domain{k}") for k in range(DOMAINS)]
-    ):
+    for champion, previous, problems, records in ask(uri, place, lambda: [describe(name) for name in names]):
         assert problems == ()  # every record starts from where the one before ended, the last one at the champion
         before = None
         for round_, told in groupby(records, key=lambda record: int(record[3].split()[0])):
@@ -133,24 +138,24 @@ def test_eight_promoters_never_lose_an_update(tmp_path: Path, store: str, reques
         assert previous == [record for record in records if record[0] == "promote"][-1][1]
 
 
-def die_at(write: int) -> None:
-    """From now on this process kills itself before the write of that number, as the power might."""
+def stop_at(write: int, how: signal.Signals) -> None:
+    """From now on this process ends or freezes itself before the write of that number, as the power might."""
     left = iter(range(1, write + 1))
-    for name in ("set_registered_model_tag", "set_registered_model_alias", "delete_registered_model_tag"):
+    for name in ("log_param", "set_registered_model_alias", "set_registered_model_tag"):
         real = getattr(mlflow.MlflowClient, name)
 
-        def write_or_die(*arguments: Any, real: Any = real) -> Any:
-            if next(left, write) == write:
-                os.kill(os.getpid(), signal.SIGKILL)
+        def write_or_stop(*arguments: Any, real: Any = real) -> Any:
+            if next(left, None) == write:
+                os.kill(os.getpid(), how)
             return real(*arguments)
 
-        setattr(mlflow.MlflowClient, name, write_or_die)
+        setattr(mlflow.MlflowClient, name, write_or_stop)
 
 
 def test_a_move_killed_at_any_write_is_ended_or_never_was(tmp_path: Path, sqlite: str) -> None:
-    """Before each of a promotion's five writes, and between a rollback's aliases; what comes next finds all whole."""
+    """Before each of a promotion's four writes, and between a rollback's aliases; what comes next finds all whole."""
     place, moves = Workspace(tmp_path), {"promote": (2, 3), "rollback": (2, 1)}
-    kills = [*(("promote", write) for write in range(1, 7)), ("rollback", 4)]
+    kills = [*(("promote", write) for write in range(1, 6)), ("rollback", 3)]
 
     def prepare() -> None:
         for action, write in kills:
@@ -159,7 +164,7 @@ def test_a_move_killed_at_any_write_is_ended_or_never_was(tmp_path: Path, sqlite
                 registry.set_champion(place, f"{action}{write}", after, expected=before, reason="first")
 
     def move_and_die(action: str, write: int) -> None:
-        die_at(write)
+        stop_at(write, signal.SIGKILL)
         domain = f"{action}{write}"
         if action == "promote":
             registry.set_champion(place, domain, 3, expected=2, reason="better")
@@ -177,13 +182,53 @@ def test_a_move_killed_at_any_write_is_ended_or_never_was(tmp_path: Path, sqlite
     for action, write in kills:
         process = fork(sqlite, place, partial(move_and_die, action, write))
         process.join()
-        assert process.exitcode == (-signal.SIGKILL if write < 6 else 0)
+        assert process.exitcode == (-signal.SIGKILL if write < 5 else 0)
     told = ask(sqlite, place, lambda: [look(*kill) for kill in kills])
     for (action, write), (interrupted, (champion, previous, problems, records)) in zip(kills, told, strict=True):
         before, after = moves[action]
-        assert interrupted == (1 < write < 6)
+        assert interrupted == (1 < write < 5)
         assert problems == ()
-        assert (champion, previous, len(records)) == ((before, 1, 2) if write < 3 else (after, before, 3))
+        assert (champion, previous, len(records)) == ((before, 1, 2) if write < 2 else (after, before, 3))
+
+
+def test_who_was_frozen_and_wakes_up_overwrites_nothing(tmp_path: Path, sqlite: str) -> None:
+    """A promoter of another machine, no common lock: frozen before each of its writes for as long as others promote."""
+    here, there = Workspace(tmp_path / "here"), Workspace(tmp_path / "there")
+    freezes = range(1, 5)
+
+    def prepare() -> None:
+        for write in freezes:
+            register(f"frozen{write}", 4)
+            for before, after in ((None, 1), (1, 2)):
+                registry.set_champion(here, f"frozen{write}", after, expected=before, reason="first")
+
+    def freeze_and_wake(write: int) -> None:
+        stop_at(write, signal.SIGSTOP)
+        with suppress(ChampionMoved):
+            registry.set_champion(there, f"frozen{write}", 3, expected=2, reason="better")
+
+    def promote_meanwhile(write: int) -> None:
+        found = load_version(f"frozen{write}", CHAMPION)
+        registry.mend_move(here, f"frozen{write}")
+        champion = load_version(f"frozen{write}", CHAMPION)
+        assert (found and found.version, champion and champion.version) == (
+            3 if write == 4 else 2,
+            2 if write == 1 else 3,
+        )
+        registry.set_champion(here, f"frozen{write}", 4, expected=champion and champion.version, reason="better still")
+
+    ask(sqlite, here, prepare)
+    for write in freezes:
+        process = fork(sqlite, there, partial(freeze_and_wake, write))
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        ask(sqlite, here, partial(promote_meanwhile, write))
+        os.kill(process.pid, signal.SIGCONT)
+        process.join()
+        assert process.exitcode == 0
+        champion, previous, problems, records = ask(sqlite, here, partial(describe, f"frozen{write}"))
+        assert problems == ()
+        assert [(r[1], r[2]) for r in records[2:]] == ([(2, 4)] if write == 1 else [(2, 3), (3, 4)])
+        assert (champion, previous) == (4, records[-1][1])
 
 
 def test_the_lock_of_a_killed_promoter_is_free(tmp_path: Path, sqlite: str) -> None:

@@ -303,3 +303,6 @@ def test_a_person_must_agree_where_the_domain_asks() -> None:
     agreed = decide(replace(one, approved="ada: looked at the mistakes"))
     assert agreed.verdict == "PROMOTE"
     assert finding(agreed, "approval").reason == "Approved by ada: looked at the mistakes."
+    refused = decide(replace(context(spoil(0.1), approval=True, floor=0.99), approved="ada: it will do"))
+    assert refused.verdict == "REJECT"
+    assert refused.reason.endswith("Approved by ada: it will do, in vain.")

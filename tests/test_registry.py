@@ -3,11 +3,13 @@
 import itertools
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -41,14 +43,13 @@ def register(domain: str, tmp_path: Path) -> Register:
     return register_one
 
 
-def edit_tag(domain: str, number: int, text: str | None) -> None:
-    import mlflow
-
-    client, key = mlflow.MlflowClient(), f"ledger.{number:06d}"
-    if text is None:
-        client.delete_registered_model_tag(domain, key)
-    else:
-        client.set_registered_model_tag(domain, key, text)
+def edit(workspace: Workspace, domain: str, number: int, text: str | None) -> None:
+    """As only somebody with the database in hand can: MLflow itself offers no way."""
+    run_id, key = ledger.load_ledger(domain).run_id, f"{number:06d}"
+    with closing(sqlite3.connect(workspace.state / "mlflow" / "mlflow.db")) as store, store:
+        store.execute("DELETE FROM params WHERE run_uuid = ? AND key = ?", (run_id, key))
+        if text is not None:
+            store.execute("INSERT INTO params (run_uuid, key, value) VALUES (?, ?, ?)", (run_id, key, text))
 
 
 def test_registering_numbers_the_versions_and_moves_challenger(
@@ -212,26 +213,82 @@ def promote_three(workspace: Workspace, domain: str, register: Register) -> None
 
 def test_an_altered_record_is_found(workspace: Workspace, domain: str, register: Register) -> None:
     promote_three(workspace, domain, register)
-    text = ledger.load_texts(domain)[2]
-    edit_tag(domain, 2, text.replace("better", "bribed"))
-    assert ledger.verify_records(domain) == ("record 2 is altered: record 3 was written after another text",)
-    edit_tag(domain, 2, "not JSON")
+    for number, told in ((2, "record 3 was written"), (3, "the tag tessera.settled was written")):
+        text = ledger.load_texts(domain)[number]
+        edit(workspace, domain, number, text.replace("better", "bribed"))
+        assert ledger.verify_records(domain) == (f"record {number} is altered: {told} after another text",)
+        edit(workspace, domain, number, text)
+    assert ledger.verify_records(domain) == ()
+    edit(workspace, domain, 2, "not JSON")
     registry.describe_model(domain)  # says so, and does not fail
     assert "record 2 is altered: it can no longer be read" in ledger.verify_records(domain)
     with pytest.raises(PromotionError, match="record 2"):
         ledger.load_records(domain)
+    assert rollback(workspace, domain, "all the same").version == 2
 
 
 def test_a_missing_record_is_found(workspace: Workspace, domain: str, register: Register) -> None:
     promote_three(workspace, domain, register)
-    third = ledger.load_texts(domain)[3]
-    edit_tag(domain, 2, None)
+    judge(workspace, domain, 1, 3, 40)
+    third, fourth = (ledger.load_texts(domain)[number] for number in (3, 4))
+    edit(workspace, domain, 4, None)  # it moved nothing, and is missed all the same
+    assert ledger.verify_records(domain) == ("record 4 is missing",)
+    edit(workspace, domain, 4, fourth)
+    edit(workspace, domain, 2, None)
     assert ledger.verify_records(domain) == ("record 2 is missing",)
-    edit_tag(domain, 3, None)
+    edit(workspace, domain, 2, third)
+    edit(workspace, domain, 3, ledger.load_texts(domain)[1])
+    problems = ledger.verify_records(domain)
+    assert "record 2 is altered: it calls itself record 3" in problems
+    assert "record 3 is altered: it calls itself record 1" in problems
+
+
+def test_a_chain_written_anew_is_found_by_an_earlier_export(
+    workspace: Workspace, domain: str, register: Register
+) -> None:
+    import mlflow
+
+    promote_three(workspace, domain, register)
+    exported = [text for _, text in sorted(ledger.load_texts(domain).items())]
+    judge(workspace, domain, 1, 3, 40)
+    assert ledger.verify_records(domain, exported) == ()
+    before = ledger.START
+    for record in ledger.load_records(domain):
+        text = record.model_copy(update={"before": before, "who": "eve"}).model_dump_json()
+        edit(workspace, domain, record.number, text)
+        before = ledger.hash_text(text)
+    mlflow.MlflowClient().set_registered_model_tag(domain, ledger.SETTLED, f"4 {before}")
+    assert ledger.verify_records(domain) == ()
+    told = tuple(f"record {number} is not the one that was exported" for number in (1, 2, 3))
+    assert ledger.verify_records(domain, exported) == told
+
+
+def test_mlflow_itself_neither_alters_nor_deletes_a_record(
+    workspace: Workspace, domain: str, register: Register
+) -> None:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    promote_three(workspace, domain, register)
+    run_id = ledger.load_ledger(domain).run_id
+    with pytest.raises(MlflowException, match="Changing param values is not allowed"):
+        mlflow.MlflowClient().log_param(run_id, "000002", "bribed")
+    mlflow.MlflowClient().delete_run(run_id)  # until `mlflow gc` it is all there
+    assert ledger.verify_records(domain) == (f"the run {run_id} that holds the records was deleted: restore it",)
+    with pytest.raises(PromotionError, match=f"mlflow runs restore --run-id {run_id}"):
+        rollback(workspace, domain, "where nothing can be recorded nothing moves")
+    assert getattr(load_version(domain, registry.CHAMPION), "version", None) == 3
+    mlflow.MlflowClient().delete_registered_model_tag(domain, ledger.LEDGER)
     (problem,) = ledger.verify_records(domain)
-    assert "the champion is version 3 but the last record ends at 1: newer records are missing" in problem
-    edit_tag(domain, 2, third)  # moved one place down
-    assert "record 2 is altered: it calls itself record 3" in ledger.verify_records(domain)
+    assert "found no such tag" in problem
+
+
+def test_a_model_made_by_hand_gets_a_ledger(workspace: Workspace, domain: str, register: Register) -> None:
+    import mlflow
+
+    mlflow.MlflowClient().create_registered_model(domain)
+    promote_three(workspace, domain, register)
+    assert ledger.verify_records(domain) == ()
 
 
 def test_an_alias_moved_by_hand_is_found(workspace: Workspace, domain: str, register: Register) -> None:

@@ -106,11 +106,18 @@ def test_history_predict_and_rollback(road: Path, retrained: Answer) -> None:
     _fits(promoted, "promote")
     before = run_tessera(road, "history", DOMAIN, "--at", "2020-01-01")
     assert (before.outcome["champion_at"], before.outcome["at"][:10]) == (None, "2020-01-01")
+    for nonsense in ("", "yesterday", "2999-01-01"):
+        assert run_tessera(road, "history", DOMAIN, "--at", nonsense).code == 2
     verified = run_tessera(road, "ledger", "verify", DOMAIN)
     _fits(verified, "ledger verify")
     exported = run_tessera(road, "ledger", "export", DOMAIN, str(road / "ledger.jsonl"))
     _fits(exported, "ledger export")
-    assert len((road / "ledger.jsonl").read_text().splitlines()) == verified.outcome["records"]
+    lines = (road / "ledger.jsonl").read_text().splitlines()
+    assert len(lines) == verified.outcome["records"]
+    (road / "other.jsonl").write_text("\n".join([lines[0].replace("promote", "bribed"), *lines[1:]]))
+    for name, problems in (("ledger", []), ("other", ["record 1 is not the one that was exported"])):
+        compared = run_tessera(road, "ledger", "verify", DOMAIN, "--against", str(road / f"{name}.jsonl"))
+        assert compared.outcome["problems"] == problems
 
 
 def test_the_run_is_told_in_mlflow(road: Path, retrained: Answer) -> None:

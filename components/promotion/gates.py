@@ -344,6 +344,8 @@ def decide(context: Context) -> Decision:
     decisive = [finding for finding in findings if finding.verdict == verdict]
     told = [finding for finding in decisive if verdict != "PROMOTE" or finding.gate not in TAKEN_FOR_GRANTED]
     reason = " ".join(finding.reason for finding in told)
+    if context.approved and verdict != "PROMOTE":
+        reason += f" Approved by {context.approved}, in vain."
     if not context.trained:
         reason += " The backbone carries random weights, so this tries the machinery and says nothing about the method."
     more = [finding.evidence["more_groups"] for finding in decisive if "more_groups" in finding.evidence]

@@ -1,11 +1,14 @@
-"""Who was champion, when and why: an append-only, hash-chained list in the registered model's own tags.
+"""Who was champion, when and why: an append-only, hash-chained list, kept as the parameters of one MLflow run a domain.
 
-It lives beside the aliases it explains, so it travels with the MLflow store and needs no store of its own. Tags can be
-edited by whoever may write to MLflow; the chain cannot prevent that but shows it, as each record names the sha256 of
-the one before. Cutting off the newest records leaves a whole chain, so the last one must also name the present champion
-(`verify_records` checks all three).
+MLflow takes a parameter of a run once, never a second value for it, and has no call that alters or deletes one. So a
+record is its own compare-and-set: of two who would write record 7 the database lets one, and the other has to judge
+again. No lease, clock or lock is trusted for that.
 
-    ledger.000001 = {"number": 1, "before": "000...", "action": "promote", "from_version": null, "to_version": 3, ...}
+    000001 = {"number": 1, "before": "000...", "action": "promote", "from_version": null, "to_version": 3, ...}
+
+Whoever may write to the database itself can edit it all the same. Each record names the sha256 of the one before, and a
+tag of the registered model that of the last, so `verify_records` finds what was altered, cut off or moved; who writes
+the whole chain anew, and the tag, is found by an earlier export alone.
 """
 
 import getpass
@@ -13,17 +16,24 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from components.domain import Strict
-from components.errors import PromotionError
+from components.errors import ChampionMoved, PromotionError
 
-PREFIX = "ledger."
+EXPERIMENT = "tessera ledgers"  # with a blank, as no domain's name has
+#: Tags of the registered model: the run that holds the records, and number and sha256 of the last one that the aliases
+#: follow.
+LEDGER, SETTLED = "tessera.ledger", "tessera.settled"
+#: Which of its two faces MLflow's pages show.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 START = "0" * 64
-#: MLflow 3.17 itself checks 100,000 characters, but its column is VARCHAR(5000) and PostgreSQL means it.
+#: MLflow takes 6000 characters for a parameter, and 5000 for a description whatever its own check says.
 MOST_CHARACTERS = 5000
 #: Leaves a record of any content well below that, also when every character needs an escape.
 MOST_REASON = 1500
@@ -55,8 +65,41 @@ class Record(Strict):
     test_groups: int = Field(default=0, ge=0)
 
 
+@dataclass(frozen=True)
+class Ledger:
+    """The records as they are stored, by number, and how far the aliases follow them: one state of both."""
+
+    domain: str
+    run_id: str = ""
+    texts: Mapping[int, str] = field(default_factory=dict)
+    settled: int = 0
+    seal: str = ""
+    champion: int | None = None
+    deleted: bool = False
+    page: str = ""
+
+    @property
+    def last(self) -> int:
+        return max(self.texts, default=0)
+
+
+def create_ledger(domain: str) -> str:
+    """An empty one; returns the id of its run, for the tag that makes it the domain's."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    note = (
+        f"Who was champion of `{domain}`, when and why: its parameters are the records, a hash chain. MLflow never lets"
+        f" one be changed. `tessera history {domain}` reads them, `tessera ledger verify {domain}` proves them."
+    )
+    tags = {"tessera.role": "ledger", "tessera.domain": domain, "mlflow.note.content": note}
+    run_id = str(client.create_run(_find_experiment(client), tags=tags, run_name=f"ledger of {domain}").info.run_id)
+    client.update_run(run_id, status="FINISHED")
+    return run_id
+
+
 def append_record(
-    domain: str,
+    ledger: Ledger,
     *,
     action: Action,
     from_version: int | None,
@@ -69,14 +112,14 @@ def append_record(
     test_groups: int = 0,
     who: str | None = None,
 ) -> Record:
-    """Write the next record; the caller holds the domain's lock. A very long reason is cut and ends with …"""
-    import mlflow
+    """Write the record that follows the ledger as it was read. A very long reason is cut and ends with …
 
-    stored = load_texts(domain)
-    number = max(stored, default=0) + 1
+    Raises ChampionMoved where somebody else wrote one since.
+    """
+    number = ledger.last + 1
     record = Record(
         number=number,
-        before=_hash(stored[number - 1]) if stored else START,
+        before=hash_text(ledger.texts[number - 1]) if ledger.texts else START,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         who=who or find_user(),
         action=action,
@@ -90,9 +133,33 @@ def append_record(
         test_groups=test_groups,
     )
     text = record.model_dump_json()
-    _require_short(domain, text)
-    mlflow.MlflowClient().set_registered_model_tag(domain, f"{PREFIX}{number:06d}", text)
+    _require_short(ledger.domain, text)
+    _write_once(ledger, number, text)
     return record
+
+
+def _write_once(ledger: Ledger, number: int, text: str) -> None:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if ledger.deleted:
+        raise PromotionError(
+            f"ledger of {ledger.domain}",
+            expected="a run of MLflow that takes records",
+            found=f"the run {ledger.run_id}, which was deleted",
+            mend=f"Restore it in MLflow, or by `mlflow runs restore --run-id {ledger.run_id}`.",
+        )
+    try:
+        mlflow.MlflowClient().log_param(ledger.run_id, f"{number:06d}", text)
+    except MlflowException:
+        if load_texts(ledger.domain).get(number, text) == text:
+            raise
+        raise ChampionMoved(
+            f"ledger of {ledger.domain}",
+            expected=f"{number - 1} records, after which this one was to be written",
+            found="more: somebody else was faster",
+            mend="Look at what happened (`tessera history`), then give the command again.",
+        ) from None
 
 
 def load_records(domain: str) -> tuple[Record, ...]:
@@ -104,6 +171,16 @@ def find_champion(records: Sequence[Record], when: datetime) -> Record | None:
     """The move that made the champion of that moment, None before the first."""
     moves = [record for record in records if record.action in MOVES and datetime.fromisoformat(record.when) <= when]
     return moves[-1] if moves else None
+
+
+def find_last_move(ledger: Ledger) -> int | None:
+    """The champion that the ledger ends at; what cannot be read is passed over."""
+    for number in sorted(ledger.texts, reverse=True):
+        with suppress(PromotionError):
+            record = parse_record(ledger.domain, number, ledger.texts[number])
+            if record.action in MOVES:
+                return record.to_version
+    return None
 
 
 def count_looks(records: Sequence[Record], pair: tuple[int | None, int], groups: int) -> float:
@@ -122,29 +199,70 @@ def count_looks(records: Sequence[Record], pair: tuple[int | None, int], groups:
     return 1 + sum(min(1.0, looked / max(1, groups)) for looked in others)
 
 
-def verify_records(domain: str) -> tuple[str, ...]:
-    """What is wrong with the ledger, a sentence each; nothing when it is whole and explains the present champion."""
-    stored = load_texts(domain)
-    problems = [
-        f"record {number} is missing" for number in range(1, max(stored, default=0) + 1) if number not in stored
-    ]
+def verify_records(domain: str, exported: Sequence[str] = ()) -> tuple[str, ...]:
+    """What is wrong with the ledger, a sentence each; nothing when it is whole and explains the present champion.
+
+    exported: the lines of an earlier export, which it must still begin with.
+    """
+    try:
+        ledger = load_ledger(domain)
+    except PromotionError as error:
+        return (str(error),)
+    gone = [f"the run {ledger.run_id} that holds the records was deleted: restore it"] if ledger.deleted else []
+    numbers = range(1, max(ledger.last, ledger.settled) + 1)
+    problems = gone + [f"record {number} is missing" for number in numbers if number not in ledger.texts]
     records: dict[int, Record] = {}
-    for number, text in sorted(stored.items()):
+    for number, text in sorted(ledger.texts.items()):
         try:
             records[number] = parse_record(domain, number, text)
         except PromotionError:
             problems.append(f"record {number} is altered: it can no longer be read")
-    problems += _check_chain(stored, records) + _check_moves(records)
-    return (*problems, *_check_champion(domain, records))
+    problems += _check_chain(ledger, records) + _check_moves(records) + _check_champion(ledger)
+    return (*problems, *_compare_export(ledger, exported))
 
 
-def load_texts(domain: str) -> dict[int, str]:
+def load_texts(domain: str) -> Mapping[int, str]:
     """The raw records by number; empty where the domain has no registered model yet."""
-    return {
-        int(key.removeprefix(PREFIX)): value
-        for key, value in _load_model_tags(domain).items()
-        if key.startswith(PREFIX) and key.removeprefix(PREFIX).isdecimal()
-    }
+    return load_ledger(domain).texts
+
+
+def load_ledger(domain: str) -> Ledger:
+    """The ledger as it is now, an empty one where the domain has no registered model.
+
+    Raises PromotionError where it has one whose records are out of reach.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    model = load_model(domain)
+    if model is None:
+        return Ledger(domain)
+    run_id = model.tags.get(LEDGER, "")
+    try:
+        run = mlflow.MlflowClient().get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        run = None
+    if run is None:
+        raise PromotionError(
+            f"ledger of {domain}",
+            expected=f"a run with its records, which the registered model's tag {LEDGER} names",
+            found=f"no run {run_id}" if run_id else "no such tag",
+            mend=f"Let it name the run `ledger of {domain}` of MLflow's experiment `{EXPERIMENT}`.",
+        )
+    number, _, seal = model.tags.get(SETTLED, "").partition(" ")
+    champion = model.aliases.get("champion")
+    return Ledger(
+        domain,
+        run_id,
+        texts={int(key): text for key, text in run.data.params.items() if key.isdecimal()},
+        settled=int(number) if number.isdecimal() else 0,
+        seal=seal,
+        champion=None if champion is None else int(champion),
+        deleted=run.info.lifecycle_stage == "deleted",
+        page=f"#/experiments/{run.info.experiment_id}/runs/{run_id}",
+    )
 
 
 def parse_record(domain: str, number: int, text: str) -> Record:
@@ -155,7 +273,7 @@ def parse_record(domain: str, number: int, text: str) -> Record:
             f"ledger of {domain}, record {number}",
             expected="a record as Tessera writes it",
             found=f"{error.error_count()} faults, the first: {error.errors()[0]['msg']}",
-            mend=f"Someone edited the model's tags: look at {PREFIX}{number:06d} of {domain} in MLflow.",
+            mend=f"Someone edited MLflow's database: `tessera ledger verify {domain}` tells where.",
         ) from None
 
 
@@ -174,7 +292,7 @@ def load_model(domain: str) -> Any:
 
 def hash_evidence(evidence: Mapping[str, Any]) -> str:
     """sha256 over canonical JSON, for `evidence_sha256`."""
-    return _hash(json.dumps(evidence, sort_keys=True, separators=(",", ":"), allow_nan=False))
+    return hash_text(json.dumps(evidence, sort_keys=True, separators=(",", ":"), allow_nan=False))
 
 
 def find_user() -> str:
@@ -191,17 +309,29 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _check_chain(stored: dict[int, str], records: dict[int, Record]) -> list[str]:
-    """An altered record is told by the one after it, which holds the hash of what was there before."""
-    problems = []
+def _check_chain(ledger: Ledger, records: dict[int, Record]) -> list[str]:
+    """An altered record is told by the one after it, or by the tag, which hold the hash of what was there before."""
+    problems, stored = [], ledger.texts
     for number, record in records.items():
         if record.number != number:
             problems.append(f"record {number} is altered: it calls itself record {record.number}")
         if number == 1 and record.before != START:
             problems.append("record 1 is altered: it is the first and yet names one before it")
-        if number - 1 in stored and record.before != _hash(stored[number - 1]):
+        if number - 1 in stored and record.before != hash_text(stored[number - 1]):
             problems.append(f"record {number - 1} is altered: record {number} was written after another text")
+    if ledger.settled in stored and hash_text(stored[ledger.settled]) != ledger.seal:
+        problems.append(f"record {ledger.settled} is altered: the tag {SETTLED} was written after another text")
+    if ledger.settled < ledger.last:
+        problems.append(f"the tag {SETTLED} ends before record {ledger.last}: it was edited, or a move is under way")
     return problems
+
+
+def _compare_export(ledger: Ledger, exported: Sequence[str]) -> list[str]:
+    return [
+        f"record {number} is not the one that was exported"
+        for number, text in enumerate(exported, start=1)
+        if ledger.texts.get(number, text) != text
+    ]
 
 
 def _check_moves(records: dict[int, Record]) -> list[str]:
@@ -217,27 +347,26 @@ def _check_moves(records: dict[int, Record]) -> list[str]:
     return problems
 
 
-def _check_champion(domain: str, records: dict[int, Record]) -> list[str]:
-    champion = _load_champion(domain)
-    moves = [number for number, record in records.items() if record.action in MOVES]
-    recorded = records[max(moves)].to_version if moves else None
-    if champion == recorded:
+def _check_champion(ledger: Ledger) -> list[str]:
+    recorded = find_last_move(ledger)
+    if ledger.champion == recorded:
         return []
     return [
-        f"the champion is version {champion or 'none'} but the last record ends at {recorded or 'none'}: newer records "
-        "are missing, the alias was moved by hand, or a move was interrupted"
+        f"the champion is version {ledger.champion or 'none'} but the last record ends at {recorded or 'none'}: newer "
+        "records are missing, the alias was moved by hand, or a move was interrupted"
     ]
 
 
-def _load_model_tags(domain: str) -> dict[str, str]:
-    model = load_model(domain)
-    return dict(model.tags) if model is not None else {}
+def _find_experiment(client: Any) -> str:
+    from mlflow.exceptions import MlflowException
 
-
-def _load_champion(domain: str) -> int | None:
-    model = load_model(domain)
-    version = model.aliases.get("champion") if model is not None else None
-    return None if version is None else int(version)
+    note = "One run a domain: the record of every promotion, as parameters. Delete none, for nothing else holds them."
+    try:
+        return str(client.create_experiment(EXPERIMENT, tags={"mlflow.note.content": note, **KIND}))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(client.get_experiment_by_name(EXPERIMENT).experiment_id)
 
 
 def _require_short(domain: str, text: str) -> None:
@@ -250,5 +379,5 @@ def _require_short(domain: str, text: str) -> None:
         )
 
 
-def _hash(text: str) -> str:
+def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -4,15 +4,15 @@
     challenger  was registered last and awaits the gates
     previous    served before the champion; `rollback` goes back to it
 
-MLflow has no compare-and-set, and two promoters that check first and set then let the worse one win. Every move
-therefore happens under a file lock of the workspace, re-reads the champion inside it, and refuses when somebody else
-was faster; `contest` then judges again. Machines that share one MLflow server but no workspace share a turn as well,
-which `flows.turns` takes from the Prefect server around the lock.
+MLflow has no compare-and-set for aliases, and two promoters that check first and set then let the worse one win. So the
+record in the ledger decides, which can be written by one only (`ledger.append_record`), after the ledger and then the
+champion were read; the aliases follow it (`_follow`), and the tag `tessera.settled` says how far they do. Whoever comes
+next ends what was left half done; whoever wakes up late finds his record's number taken, or puts right behind himself
+what he has overwritten. `contest` judges again when somebody else was faster.
 
-A move is several writes: the tag `tessera.moving` with the number of the record to come, the ledger record, `previous`,
-`champion`, and the tag's removal. A process killed between any two of them leaves the tag, and whoever comes next ends
-the move by its record, or forgets it where there is none (`mend_move`). An alias moved by hand leaves no such tag, is
-never touched, and is reported by `ledger.verify_records`.
+The file lock of the workspace, and the turn that `flows.turns` takes from a Prefect server for machines that share one,
+spare promoters work that would be in vain: nothing rests on them. An alias that was moved by hand is never touched, and
+`ledger.verify_records` reports it.
 
 All functions speak to the store that `tracking.connect` chose.
 """
@@ -29,12 +29,20 @@ from typing import Any
 from components.domain import Strict
 from components.errors import ChampionMoved, PromotionError
 from components.promotion.ledger import (
+    LEDGER,
     MOST_CHARACTERS,
+    MOVES,
+    SETTLED,
     Action,
+    Ledger,
+    Record,
     append_record,
+    create_ledger,
+    find_last_move,
+    hash_text,
+    load_ledger,
     load_model,
     load_records,
-    load_texts,
     parse_record,
     shorten,
 )
@@ -43,8 +51,8 @@ from components.workspace import Workspace
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 LOCK_SECONDS = 60
 TAG = "tessera."
-MOVING = f"{TAG}moving"
-SHOWN = 12  # records on the model's page
+PATIENCE = 1.0  # seconds in which whoever overwrote an alias has put it right
+SHOWN, MOST_WHY = 10, 300  # records on the model's page, and characters of their reasons
 
 
 class Version(Strict):
@@ -176,8 +184,8 @@ def set_champion(workspace: Workspace, domain: str, version: int, *, expected: i
     done. Raises ChampionMoved when the champion is another than expected, PromotionError when there is no such version.
     """
     told = Judgement(**judgement)
-    with lock_domain(workspace, domain):
-        champion = load_version(domain, CHAMPION)
+    with lock_domain(workspace, domain) as ledger:
+        champion = _read_champion(ledger)
         target = require_version(domain, version)
         if champion is not None and champion.version == version:
             return champion
@@ -186,7 +194,7 @@ def set_champion(workspace: Workspace, domain: str, version: int, *, expected: i
             "data_version": told.data_version or target.data_version,
             "git_commit": told.git_commit or target.git_commit,
         }
-        _move(domain, "promote", expected, version, facts)
+        _record(ledger, "promote", expected, version, facts)
         return require_version(domain, version)
 
 
@@ -198,14 +206,13 @@ def record_judgement(
     Returns the champion, which is the one that was expected. Raises ChampionMoved when it is not.
     """
     told = Judgement(**judgement)
-    with lock_domain(workspace, domain):
-        records = load_records(domain)
-        last = records[-1] if records else None
-        champion = load_version(domain, CHAMPION)
+    with lock_domain(workspace, domain) as ledger:
+        last = parse_record(domain, ledger.last, ledger.texts[ledger.last]) if ledger.texts else None
+        champion = _read_champion(ledger)
         if last is not None and (last.to_version, last.evidence_sha256) == (version, told.evidence_sha256):
             return champion
         _require_expected(domain, champion, expected)
-        append_record(domain, action="judge", from_version=expected, to_version=version, **told.model_dump())
+        _record(ledger, "judge", expected, version, told.model_dump())
         return champion
 
 
@@ -214,8 +221,8 @@ def rollback(workspace: Workspace, domain: str, reason: str, who: str | None = N
 
     Raises PromotionError when there is nothing to go back to.
     """
-    with lock_domain(workspace, domain):
-        champion, previous = load_version(domain, CHAMPION), load_version(domain, PREVIOUS)
+    with lock_domain(workspace, domain) as ledger:
+        champion, previous = _read_champion(ledger), load_version(domain, PREVIOUS)
         if champion is None or previous is None or champion.version == previous.version:
             raise PromotionError(
                 f"rollback of {domain}",
@@ -224,14 +231,14 @@ def rollback(workspace: Workspace, domain: str, reason: str, who: str | None = N
                 mend=f"Only a domain whose champion replaced another can go back: see `tessera history {domain}`.",
             )
         lineage = {"data_version": previous.data_version, "git_commit": previous.git_commit}
-        _move(domain, "rollback", champion.version, previous.version, {"reason": reason, "who": who, **lineage})
+        _record(ledger, "rollback", champion.version, previous.version, {"reason": reason, "who": who, **lineage})
         return require_version(domain, previous.version)
 
 
 def is_moving(domain: str) -> bool:
     """Whether a move is under way, or was when its process died."""
-    model = load_model(domain)
-    return model is not None and MOVING in model.tags
+    ledger = load_ledger(domain)
+    return ledger.settled < ledger.last
 
 
 def mend_move(workspace: Workspace, domain: str) -> None:
@@ -241,29 +248,36 @@ def mend_move(workspace: Workspace, domain: str) -> None:
 
 
 def describe_model(domain: str) -> None:
-    """The registered model's page in MLflow tells who serves, and what happened last; the ledger is what counts."""
+    """MLflow's pages tell who serves, what happened last, and what was said of a version; the ledger is what counts."""
     import mlflow
 
-    champion, trouble = load_version(domain, CHAMPION), ""
+    client, champion, trouble = mlflow.MlflowClient(), load_version(domain, CHAMPION), ""
     try:
         records = load_records(domain)
     except PromotionError as error:  # a rollback must not fail on what the page cannot show
         records, trouble = (), f" {error}"
     rows = [
         f"| {record.when[:16].replace('T', ' ')} | {record.who} | {record.action} | {record.from_version or 'none'} | "
-        f"{record.to_version} | {record.verdict} | {shorten(' '.join(record.reason.split()), 120).replace('|', '/')} |"
+        f"{record.to_version} | {record.verdict} | {_tell_why(record)} |"
         for record in reversed(records[-SHOWN:])
     ]
     head = ["| when (UTC) | who | what | champion then | version | verdict | why |", "|---|---|---|---|---|---|---|"]
-    lines = [f"{_note(domain)}\n\n**Champion: {_name(champion)}.** The last records:{trouble}\n", *head, *rows]
-    mlflow.MlflowClient().update_registered_model(domain, "\n".join(lines)[:MOST_CHARACTERS])
+    told = f"**Champion: {_name(champion)}.** The last records of [the ledger]({load_ledger(domain).page}):{trouble}"
+    lines = [_note(domain), "", told, "", *head, *rows]
+    client.update_registered_model(domain, "\n".join(lines)[:MOST_CHARACTERS])
+    if records and records[-1].verdict:
+        client.set_model_version_tag(domain, str(records[-1].to_version), f"{TAG}verdict", records[-1].verdict)
+
+
+def _tell_why(record: Record) -> str:
+    return shorten(" ".join(record.reason.split()), MOST_WHY).replace("|", "/")
 
 
 @contextmanager
-def lock_domain(workspace: Workspace, domain: str) -> Iterator[None]:
+def lock_domain(workspace: Workspace, domain: str) -> Iterator[Ledger]:
     """Hold the domain's promotion lock, for threads and processes alike; the system frees it if the holder dies.
 
-    What the dead holder left half done is ended first.
+    Yields the ledger, after what others left half done was ended.
     """
     from filelock import FileLock, Timeout
 
@@ -280,37 +294,48 @@ def lock_domain(workspace: Workspace, domain: str) -> Iterator[None]:
             mend="Try again once it is done.",
         ) from None
     try:
-        _end_interrupted(domain)
-        yield
+        yield _follow(domain)
     finally:
         lock.release()
 
 
-def _move(domain: str, action: Action, before: int | None, after: int, facts: dict[str, Any]) -> None:
-    """The record and both aliases; the order of the writes is what makes it whole, whenever it stops."""
+def _record(ledger: Ledger, action: Action, before: int | None, after: int, facts: dict[str, Any]) -> None:
+    """The record, which decides, and then what follows from it."""
+    append_record(ledger, action=action, from_version=before, to_version=after, **facts)
+    _follow(ledger.domain)
+
+
+def _follow(domain: str) -> Ledger:
+    """Make the aliases what the newest records say, whoever wrote them; returns the ledger they agree with.
+
+    It is read again after the aliases were set: who slept in between, for however long, puts right what he overwrote.
+    """
     import mlflow
 
-    client = mlflow.MlflowClient()
-    number = max(load_texts(domain), default=0) + 1
-    client.set_registered_model_tag(domain, MOVING, str(number))
-    append_record(domain, action=action, from_version=before, to_version=after, **facts)
-    _set_aliases(client, domain, before, after)
-    client.delete_registered_model_tag(domain, MOVING)
+    client, ledger = mlflow.MlflowClient(), load_ledger(domain)
+    done = ledger.settled
+    while done < ledger.last:
+        new = [parse_record(domain, number, text) for number, text in sorted(ledger.texts.items()) if number > done]
+        moves = [record for record in new if record.action in MOVES]
+        if moves:
+            _set_aliases(client, domain, moves[-1].from_version, moves[-1].to_version)
+        done = ledger.last
+        client.set_registered_model_tag(domain, SETTLED, f"{done} {hash_text(ledger.texts[done])}")
+        ledger = load_ledger(domain)
+    return ledger
 
 
-def _end_interrupted(domain: str) -> None:
-    """Whoever holds the lock meets the tag of a move only where its process died."""
-    import mlflow
+def _read_champion(ledger: Ledger) -> Version | None:
+    """The champion now, to be read after the ledger: a move since then has taken the next record's number.
 
-    model = load_model(domain)
-    if model is None or MOVING not in model.tags:
-        return
-    client = mlflow.MlflowClient()
-    number, texts = int(model.tags[MOVING]), load_texts(domain)
-    if number in texts:
-        found = parse_record(domain, number, texts[number])
-        _set_aliases(client, domain, found.from_version, found.to_version)
-    client.delete_registered_model_tag(domain, MOVING)
+    Where the alias is not what the ledger ends at, somebody who woke up late may be about to put it right; what was
+    moved by hand stays.
+    """
+    champion = load_version(ledger.domain, CHAMPION)
+    if (champion and champion.version) != find_last_move(ledger):
+        time.sleep(PATIENCE)
+        champion = load_version(ledger.domain, CHAMPION)
+    return champion
 
 
 def _set_aliases(client: Any, domain: str, before: int | None, after: int) -> None:
@@ -336,11 +361,18 @@ def _set_alias(client: Any, domain: str, alias: str, version: int) -> None:
 
 
 def _create_model(client: Any, domain: str) -> None:
+    """The registered model and, by the same write, its ledger: of several that create it the first one's is the one."""
     from mlflow.exceptions import MlflowException
 
+    if (model := load_model(domain)) is not None:
+        if LEDGER not in model.tags and not model.aliases:  # made by hand, and never used
+            client.set_registered_model_tag(domain, LEDGER, create_ledger(domain))
+        return
+    run_id = create_ledger(domain)
     try:
-        client.create_registered_model(domain, description=_note(domain))
+        client.create_registered_model(domain, tags={LEDGER: run_id}, description=_note(domain))
     except MlflowException as error:
+        client.delete_run(run_id)
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 
@@ -348,8 +380,8 @@ def _create_model(client: Any, domain: str) -> None:
 def _note(domain: str) -> str:
     return (
         f"Adapters of the domain `{domain}`. The alias `champion` serves, `challenger` was trained last, `previous` "
-        f"served before. The tags `ledger.*` are the record of it: `tessera history {domain}` reads it, "
-        f"`tessera ledger verify {domain}` proves it."
+        f"served before. Every move is in the ledger: `tessera history {domain}` reads it, `tessera ledger verify "
+        f"{domain}` proves it."
     )
 
 

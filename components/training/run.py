@@ -233,9 +233,18 @@ def _environment(engine: Engine) -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "timm", "numpy", "albumentations")},
-        "device": gpu or platform.processor() or platform.machine(),
+        "device": gpu or _name_cpu(),
         "devices": str(engine.team.size),
         "dtype": str(engine.dtype).removeprefix("torch."),
         "attention": "fused" if engine.fused_attention else "plain",
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _name_cpu() -> str:
+    """Model and instruction set: with either the last bits may change."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    model = next(names, platform.processor() or platform.machine())
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
