@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import socket
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -294,12 +295,13 @@ def find_candidate(domain: str, fingerprint: str, tuner: str, seed: int, parent:
     return str(runs[0].info.run_id) if runs else None
 
 
-def fetch_file(run_id: str, path: str) -> Path:
-    """One artifact of a run, on this disk."""
+def fetch_file(run_id: str, path: str, target: Path) -> None:
+    """One artifact of a run as this file, there whole or not at all."""
     import mlflow
 
-    with _refusals():
-        return Path(mlflow.MlflowClient().download_artifacts(run_id, path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _refusals(), tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        os.replace(mlflow.MlflowClient().download_artifacts(run_id, path, folder), target)
 
 
 def fetch_candidate(run_id: str, folder: Path) -> Result:

@@ -12,17 +12,16 @@ worker dies sends the order again, to go on from the checkpoint where that is on
 
 import hashlib
 import os
-import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
 from prefect import flow, get_run_logger
 
 from components import tracking
-from components.data import versions
-from components.data.versioning import DataVersion, read_version, require_repository
+from components.data.versioning import DataVersion
 from components.domain import Domain, Strict
 from components.errors import TrackingError, TrainingError, WorkspaceError
 from components.models.tuners import Tuner, create_tuners
@@ -30,6 +29,7 @@ from components.training.job import Job, load_result
 from components.workspace import Workspace, find_workspace
 from flows.candidates import describe_result, train_job
 from flows.embedded import find_server
+from flows.fetched import Data, hold_fetched, is_here
 from flows.plan import Plan, hash_code
 from flows.progress import report
 from flows.search import search_options
@@ -240,7 +240,11 @@ def train_candidate(order: dict[str, Any]) -> None:
     home = find_workspace()
     home.activate()
     tracking.connect(home)
-    plan = receive(wanted, home)
+    with receive(wanted, home) as plan:
+        _obey(wanted, plan)
+
+
+def _obey(wanted: Order, plan: Plan) -> None:
     (tuner,) = plan.tuners
     if wanted.action == "search":
         search_options(plan, wanted.parent, tuner, wanted.fresh)
@@ -252,8 +256,9 @@ def train_candidate(order: dict[str, Any]) -> None:
     get_run_logger().info("%s: val %.3f, MLflow run %s", wanted.name, row["val"], row["run_id"])
 
 
-def receive(order: Order, home: Workspace) -> Plan:
-    """The sender's plan on this machine, its images and manifest in place."""
+@contextmanager
+def receive(order: Order, home: Workspace) -> Iterator[Plan]:
+    """The sender's plan on this machine, its images and manifest in place as long as the block runs."""
     if order.components != hash_code():
         raise WorkspaceError(
             f"worker on {os.uname().nodename}",
@@ -261,56 +266,11 @@ def receive(order: Order, home: Workspace) -> Plan:
             found="other code in components/",
             mend="Bring worker and sender to the same commit; a result is named by the code that made it.",
         )
-    place = home if order.place == _name_place(home) and _has(home, order) else _fetch(order, home)
     domain = order.domain
     if domain.backbone.endswith(".safetensors"):
         domain = domain.model_copy(update={"backbone": str(home.root / domain.backbone)})
     tuners = create_tuners([order.tuner])
-    return Plan(place, domain, tuners, order.version, order.code, order.fingerprint)
-
-
-def _has(home: Workspace, order: Order) -> bool:
-    """Whether the workspace still is as the sender left it."""
-    manifest = _manifest(home, order)
-    return (
-        home.raw(order.domain.name).is_dir()
-        and read_version(home, order.domain.name).md5 == order.version.md5
-        and manifest.exists()
-        and hashlib.sha256(manifest.read_bytes()).hexdigest() == order.manifest
-    )
-
-
-def _manifest(place: Workspace, order: Order) -> Path:
-    return place.derived(order.domain.name) / "manifest.parquet"
-
-
-def _fetch(order: Order, home: Workspace) -> Workspace:
-    """A place of the data version's own in this workspace, so that orders for two versions do not meet."""
-    name = order.domain.name
-    place = Workspace(home.state / "work" / f"{name}-{order.version.md5[:12]}-{order.manifest[:12]}")
-    place.state.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.state / "fetch.lock"):
-        if not (place.state / "cache").exists():
-            home.cache.mkdir(parents=True, exist_ok=True)
-            (place.state / "cache").symlink_to(home.cache)  # one bounded cache a machine
-        if not place.raw(name).is_dir():
-            require_repository(home)
-            versions.restore_copy(home, order.version.md5, place.raw(name))
-        if not (manifest := _manifest(place, order)).exists():
-            _fetch_manifest(order, manifest)
-    return place
-
-
-def _fetch_manifest(order: Order, target: Path) -> None:
-    partial = target.with_name("manifest.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(tracking.fetch_file(order.parent, "data/manifest.parquet"), partial)
-    found = hashlib.sha256(partial.read_bytes()).hexdigest()
-    if found != order.manifest:
-        raise TrackingError(
-            f"manifest of {order.domain.name}",
-            expected=f"the file with sha256 {order.manifest[:12]} that the retrain left in MLflow",
-            found=f"sha256 {found[:12]}",
-            mend="Run the retrain again; if it stays, the artifact store damages files.",
-        )
-    os.replace(partial, target)
+    data = Data(domain.name, order.version.md5, order.manifest, order.parent)
+    here = order.place == _name_place(home) and is_here(home, data)
+    with nullcontext(home) if here else hold_fetched(home, data) as place:
+        yield Plan(place, domain, tuners, order.version, order.code, order.fingerprint)

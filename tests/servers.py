@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import boto3
 import httpx
 import yaml
-from conftest import Answer, clean_environment, free_port, run_tessera
+from conftest import DOMAIN, Answer, clean_environment, create_workspace, free_port, run_tessera
 
 from components.workspace import REPOSITORY
 from flows.schedules import JOB_ENV
@@ -133,6 +133,7 @@ class Team(Servers):
     """Both servers on PostgreSQL with logins, artifacts and images on S3, and the workspace of whoever retrains."""
 
     head: Path = Path()
+    host: str = "127.0.0.1"
     prefect: str = ""
     mlflow: str = ""
     s3: str = ""
@@ -155,15 +156,15 @@ class Team(Servers):
     def start_servers(self) -> None:
         """All of them at once, then wait for each."""
         ports = [free_port() for _ in range(3)]
-        self.prefect, self.mlflow = f"http://127.0.0.1:{ports[0]}/api", f"http://127.0.0.1:{ports[1]}"
-        self.s3 = f"http://127.0.0.1:{ports[2]}"
-        self.start("s3", ["moto_server", "-H", "127.0.0.1", "-p", str(ports[2])], {})
+        self.prefect, self.mlflow = f"http://{self.host}:{ports[0]}/api", f"http://{self.host}:{ports[1]}"
+        self.s3 = f"http://{self.host}:{ports[2]}"
+        self.start("s3", ["moto_server", "-H", self.host, "-p", str(ports[2])], {})
         self.database = self.start_postgres("mlflow", "prefect")
         wait_until(lambda: answers(self.s3), 60, "S3")
         for bucket in ("mlflow", "images"):
             self.connect_s3().create_bucket(Bucket=bucket)
         # Prefect
-        changes = {"--host": "127.0.0.1", "--port": str(ports[0])}
+        changes = {"--host": self.host, "--port": str(ports[0])}
         command = read_command(REPOSITORY / "prefect" / "compose.yaml", "server", SECRETS, changes)
         leases = "prefect.server.concurrency.lease_storage.filesystem"
         env = {
@@ -175,7 +176,7 @@ class Team(Servers):
         # MLflow
         logins = (REPOSITORY / "mlflow" / "auth.ini").read_text().replace("/var/lib/mlflow", str(self.root))
         (self.root / "auth.ini").write_text(logins)
-        changes = {"--host": "127.0.0.1", "--port": str(ports[1])}
+        changes = {"--host": self.host, "--port": str(ports[1])}
         command = read_command(REPOSITORY / "mlflow" / "compose.yaml", "mlflow", SECRETS, changes)
         env = {
             "MLFLOW_AUTH_CONFIG_PATH": str(self.root / "auth.ini"),
@@ -200,9 +201,19 @@ class Team(Servers):
     def tessera(self, *arguments: str) -> Answer:
         return run_tessera(self.head, *arguments, **self.env)
 
-    def start_worker(self, name: str, pool: str, workspace: Path) -> None:
-        command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name, "--limit", "1"]
-        self.start(name, command, self.env | {"TESSERA_WORKSPACE": str(workspace)})
+    def start_worker(self, name: str, pool: str, workspace: Path, within: Sequence[str] = (), **env: str) -> None:
+        """within: a command that runs what follows it, in a network of its own for example."""
+        command = [str(BINARIES / "prefect"), "worker", "start", "--pool", pool, "--type", "process", "--name", name]
+        told = self.env | {"TESSERA_WORKSPACE": str(workspace)} | env
+        self.start(name, [*within, *command, "--limit", "1"], told)
+
+    def clone(self, name: str) -> Path:
+        """A workspace with the team's DVC settings, and no images."""
+        place = self.root / name
+        for file in (".dvc/config", "dvc.yaml"):
+            (place / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.head / file, place / file)
+        return place
 
     def ask(self, path: str, **body: Any) -> Any:
         """The Prefect API."""
@@ -214,6 +225,20 @@ class Team(Servers):
     def runs(self, flow: str) -> list[dict[str, Any]]:
         found = self.ask("flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="EXPECTED_START_TIME_ASC")
         return list(found)
+
+
+@contextmanager
+def start_team(root: Path, images: Path, host: str = "127.0.0.1") -> Iterator[Team]:
+    """Servers, and a workspace whose one domain trains on the pool `gpu` and has its images in the team's store."""
+    with ExitStack() as stack:
+        head = create_workspace(root / "head", images, work_pool="gpu")
+        team = Team(root, stack, head=head, host=host)
+        team.start_servers()
+        assert run_tessera(head, "check", DOMAIN).code == 0
+        config = head / ".dvc" / "config"
+        remote = f"['remote \"team\"']\n    url = s3://images/dvc\n    endpointurl = {team.s3}\n"
+        config.write_text(config.read_text().replace("remote = local", "remote = team") + remote)
+        yield team
 
 
 def find_processes(what: str, workspace: Path) -> list[int]:

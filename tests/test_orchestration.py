@@ -2,22 +2,21 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
-from conftest import DOMAIN, TINY, Answer, clean_environment, create_workspace, run_tessera
+from conftest import DOMAIN, TINY, Answer, clean_environment
 from schemas import SCHEMAS
-from servers import SECRETS, Team, answers, end, find_postgres, find_processes, wait_until
+from servers import SECRETS, Team, answers, end, find_postgres, find_processes, start_team, wait_until
 
 from components.training.job import Job, load_result
 from components.workspace import REPOSITORY, Workspace
@@ -30,15 +29,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[Team]:
-    root = tmp_path_factory.mktemp("team")
-    with ExitStack() as stack:
-        head = create_workspace(root / "head", images, work_pool="gpu")
-        found = Team(root, stack, head=head)
-        found.start_servers()
-        assert run_tessera(head, "check", DOMAIN).code == 0
-        config = head / ".dvc" / "config"
-        remote = f"['remote \"team\"']\n    url = s3://images/dvc\n    endpointurl = {found.s3}\n"
-        config.write_text(config.read_text().replace("remote = local", "remote = team") + remote)
+    with start_team(tmp_path_factory.mktemp("team"), images) as found:
         yield found
 
 
@@ -49,12 +40,7 @@ def deployed(team: Team) -> Answer:
 
 @pytest.fixture(scope="module")
 def worker(team: Team, deployed: Answer) -> Path:
-    """A clone with the team's DVC settings, and no images."""
-    place = team.root / "worker"
-    place.mkdir()
-    for name in (".dvc/config", "dvc.yaml"):
-        (place / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(team.head / name, place / name)
+    place = team.clone("worker")
     team.start_worker("worker", "gpu", place)
     return place
 

@@ -1,0 +1,104 @@
+"""What a worker fetched is there while it works, and does not pile up: real DVC, MLflow and processes."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import clean_environment
+from samples import write_folders
+
+from components import tracking
+from components.data import versioning
+from components.data.versioning import record_version
+from components.errors import TrackingError
+from components.workspace import REPOSITORY, Workspace
+from flows.fetched import KEPT, KEPT_SECONDS, Data, hold_fetched, remove_old
+
+
+@pytest.fixture
+def home(tmp_path: Path, mlflow_workspace: Workspace) -> Workspace:
+    """A workspace with four pictures of the domain `tiles`, known to DVC."""
+    place = Workspace(tmp_path)
+    write_folders(place.raw("tiles"), images=2)
+    versioning.require_repository(place)
+    record_version(place, "tiles")
+    return place
+
+
+def create_data(home: Workspace, number: int) -> Data:
+    """The pictures with one of many manifests, which is in MLflow."""
+    manifest = home.root / "manifest.parquet"
+    manifest.write_bytes(b"manifest %d" % number)
+    client = mlflow.MlflowClient()
+    run = client.create_run("0").info.run_id
+    tracking.log_manifest(run, manifest)
+    version = versioning.read_version(home, "tiles")
+    return Data("tiles", version.md5, hashlib.sha256(manifest.read_bytes()).hexdigest(), run)
+
+
+def fetch(home: Workspace, data: Data) -> Path:
+    with hold_fetched(home, data) as place:
+        assert len(list(place.raw("tiles").rglob("*.png"))) == 4
+        assert (place.derived("tiles") / "manifest.parquet").read_bytes().startswith(b"manifest")
+        return place.root
+
+
+@contextmanager
+def somebody_works_in(home: Workspace, data: Data) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that holds the version, and cannot fetch it again: it knows no MLflow."""
+    code = "from pathlib import Path; from components.workspace import Workspace\n"
+    code += "from flows.fetched import Data, hold_fetched\n"
+    code += f"with hold_fetched(Workspace(Path({str(home.root)!r})), Data(*{tuple(data)})):\n"
+    code += "    print('held', flush=True); input()"
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=clean_environment()
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_versions_used_last_stay_and_what_is_worked_in(home: Workspace) -> None:
+    versions = [create_data(home, number) for number in range(KEPT + 3)]
+    places = [fetch(home, data) for data in versions[: KEPT + 1]]
+    with somebody_works_in(home, versions[KEPT]) as worker:
+        assert fetch(home, versions[KEPT - 1]) == places[KEPT - 1]  # used again: now it is the latest
+        places += [fetch(home, data) for data in versions[KEPT + 1 :]]
+        assert places[KEPT].is_dir()
+        assert (places[KEPT] / "data/tiles/raw").is_dir()
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+        remove_old(home)
+    assert [place.is_dir() for place in places] == [place in places[-KEPT:] for place in places]
+    assert home.raw("tiles").is_dir()
+
+
+def test_what_nobody_used_for_a_month_goes_and_comes_back(home: Workspace) -> None:
+    data = create_data(home, 0)
+    place = fetch(home, data)
+    remove_old(home)
+    assert place.is_dir()
+    lock = place.with_name(f"{place.name}.lock")
+    os.utime(lock, (0, lock.stat().st_mtime - KEPT_SECONDS - 60))
+    (place.with_name("tiles-half.gone") / "data").mkdir(parents=True)  # a remover that was killed
+    remove_old(home)
+    assert [path.name for path in place.parent.iterdir()] == [lock.name]
+    assert fetch(home, data) == place
+
+
+def test_a_manifest_that_is_not_the_senders_is_refused(home: Workspace) -> None:
+    data = create_data(home, 0)
+    with pytest.raises(TrackingError, match="sha256"):
+        fetch(home, data._replace(manifest="0" * 64))
