@@ -39,6 +39,7 @@ from components.workspace import Workspace
 
 TAG = "tessera."
 RESULT_FILE = "result.json"
+SCORES = "scores"  # artifact folder of registered versions' predictions
 CARD = "card"  # artifact folder of the model card
 MOST_DESCRIPTION = 5000  # characters: the store's column
 TRAINING = "training"  # artifact folder of what a training process was told and left
@@ -50,18 +51,30 @@ PYFUNC_FILE = Path(__file__).parent / "serving" / "pyfunc.py"
 #: What the served model needs beside Tessera itself, which is not on PyPI and must not be guessed from there.
 REQUIREMENTS = ("mlflow", "torch", "timm", "safetensors", "pillow", "numpy", "polars", "pydantic", "scikit-learn")
 
+#: How MLflow's client waits for a server: 3 + 6 + 12 + 24 + 48 s. Its own settings take four minutes to tell of a full
+#: disk.
+CLIENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "3",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_ANSWERED = set[str]()  # servers, in this process
+
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-def connect(workspace: Workspace) -> None:
+def connect(workspace: Workspace, patient: bool = False) -> None:
     """Point MLflow at the workspace's store, and make or migrate its SQLite schema where that is the store.
 
-    Raises TrackingError when the store cannot be used; a server that is away is told within seconds.
+    Raises TrackingError when the store cannot be used. A server that is away is told within seconds, unless it is known
+    to exist (`patient`: from somebody else; or it answered before): that is waited for, as in every later request.
     """
     uri = workspace.tracking_uri
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri) and uri not in _ANSWERED and not patient:
         _require_server(uri)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    _ANSWERED.add(uri)
+    for key, value in CLIENT.items():
+        os.environ.setdefault(key, value)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Updating database tables"
     import mlflow
     from filelock import FileLock
@@ -72,6 +85,11 @@ def connect(workspace: Workspace) -> None:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with _refusals(), FileLock(lock):  # two first users would both migrate
         mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+def is_server(uri: str) -> bool:
+    """Else it is a database, of which nobody else knows how to wait for it."""
+    return uri.startswith(("http://", "https://"))
 
 
 def start_retrain(domain: Domain, data_version: str, fingerprint: str, git_commit: str) -> str:
@@ -252,7 +270,7 @@ def find_page(run_id: str) -> str | None:
     import mlflow
 
     uri = mlflow.get_tracking_uri()
-    if not uri.startswith(("http://", "https://")):
+    if not is_server(uri):
         return None
     with _refusals():
         experiment = mlflow.MlflowClient().get_run(run_id).info.experiment_id
@@ -314,9 +332,30 @@ def fetch_candidate(run_id: str, folder: Path) -> Result:
         client = mlflow.MlflowClient()
         for name in ("adapter", "predictions.parquet", HEAT_FILE):
             client.download_artifacts(run_id, name, str(folder))
-        left = json.loads(Path(client.download_artifacts(run_id, f"{TRAINING}/{RESULT_FILE}")).read_text())
-    result = Result.model_validate(left | {"folder": str(folder)})
+    return _fetch_result(run_id, f"{TRAINING}/{RESULT_FILE}", folder)
+
+
+def log_score(parent: str, name: str, folder: Path) -> None:
+    """What scoring a registered version left, with the retrain that asked for it; the result comes last."""
+    import mlflow
+
+    with _refusals():
+        for file in ("predictions.parquet", RESULT_FILE):
+            mlflow.MlflowClient().log_artifact(parent, str(folder / file), f"{SCORES}/{name}")
+
+
+def fetch_score(parent: str, name: str, folder: Path) -> None:
+    """The same, put into `folder` as if it had been scored there."""
+    fetch_file(parent, f"{SCORES}/{name}/predictions.parquet", folder / "predictions.parquet")
+    _fetch_result(parent, f"{SCORES}/{name}/{RESULT_FILE}", folder)
+
+
+def _fetch_result(run_id: str, path: str, folder: Path) -> Result:
+    partial = folder / f"{RESULT_FILE}.partial"
+    fetch_file(run_id, path, partial)
+    result = Result.model_validate(json.loads(partial.read_text()) | {"folder": str(folder)})
     write_result(result)
+    partial.unlink()
     return result
 
 
@@ -474,11 +513,15 @@ def _refusals() -> Iterator[None]:
     except (MlflowException, SQLAlchemyError) as error:
         import mlflow
 
+        found = " ".join(str(error).split())
+        broken = "too many 500 error responses" in found
         raise TrackingError(
             f"MLflow store {hide_password(mlflow.get_tracking_uri())}",
             expected="a store that answers and accepts",
-            found=" ".join(str(error).split())[:500],
-            mend="Correct MLFLOW_TRACKING_URI, or unset it to use the SQLite store of the workspace.",
+            found=found[-300:] if broken else found[:500],
+            mend="Free space where the server keeps artifacts and database, or see what its log says is wrong there."
+            if broken
+            else "Correct MLFLOW_TRACKING_URI, or unset it to use the SQLite store of the workspace.",
         ) from error
 
 

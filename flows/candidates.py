@@ -17,12 +17,12 @@ from flows.train_candidate import run_job
 def train_job(plan: Plan, parent: str, name: str, job: Job) -> dict[str, Any]:
     """Train in a child process and log it as a child run of `parent`; returns the candidate's row.
 
-    A job that is finished is not trained again, only logged.
+    A job that is finished is not trained again, only logged; nor is it logged where another worker was faster, to whom
+    the order went because nothing was heard of this one.
     """
-    epochs, live = plan.domain.training.epochs, None
+    epochs, live, label = plan.domain.training.epochs, None, name.rpartition("-s")[0]
     result = load_result(job.folder)
     if result is None:
-        label = name.rpartition("-s")[0]
         facts = {"role": "candidate", "tuner": label, "seed": str(job.seed)}
 
         def open_run() -> tuple[str, tuple[int, ...]]:
@@ -35,7 +35,11 @@ def train_job(plan: Plan, parent: str, name: str, job: Job) -> dict[str, Any]:
         ):
             result = run_job(job, name)
     row = describe_result(plan, result)
-    run_id = tracking.log_candidate(parent, plan.domain, result, row, job.raw, live)
+    run_id = tracking.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, parent)
+    if run_id is None:
+        run_id = tracking.log_candidate(parent, plan.domain, result, row, job.raw, live)
+    elif live is not None and live.run_id is not None:
+        tracking.end_child(live.run_id, "KILLED", f"run {run_id} is of the same candidate and was finished before")
     return row | {"run_id": run_id}
 
 

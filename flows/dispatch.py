@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,35 +26,44 @@ from components.data.versioning import DataVersion
 from components.domain import Domain, Strict
 from components.errors import TrackingError, TrainingError, WorkspaceError
 from components.models.tuners import Tuner, create_tuners
+from components.promotion import registry
 from components.training.job import Job, load_result
 from components.workspace import Workspace, find_workspace
 from flows.candidates import describe_result, train_job
 from flows.embedded import find_server
 from flows.fetched import Data, hold_fetched, is_here
+from flows.links import link
 from flows.plan import Plan, hash_code
 from flows.progress import report
+from flows.promote import score_version
 from flows.search import search_options
 
 FLOW = "train_candidate"
 POLL_SECONDS = 1.0
 PATIENCE = 300.0  # seconds without an answer of the Prefect server: it may be restarted meanwhile
 TRIES = 3  # orders for one candidate whose workers die
+#: An order is due since then, for a worker asks for what is due by its own clock, which may be behind.
+ANY_CLOCK = timedelta(days=1)
 UNHEARD = 30.0  # seconds after which it is said that no worker takes the order
 WAITING = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
 LOST = ("CRASHED", "CANCELLED", "CANCELLING")
 
 
+Action = Literal["search", "train", "score"]
+
+
 class Order(Strict):
-    """One candidate to be searched or trained, and everything a worker must know of the retrain.
+    """One candidate to be searched or trained, or a registered version to be scored: what a worker must know of it.
 
     place: host and workspace of the sender, whose images are used where they are. fresh: nothing that an earlier
     retrain made counts. manifest: sha256 of the manifest, which is an artifact of the parent run.
     components: hash of the code that results depend on.
     """
 
-    action: Literal["search", "train"]
+    action: Action
     name: str
     tuner: dict[str, Any]
+    registered: int | None = None
     parent: str
     fresh: bool
     domain: Domain
@@ -107,6 +117,15 @@ def search_on_pool(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[s
     return search_options(plan, parent, tuner, fresh)
 
 
+def score_on_pool(plan: Plan, parent: str, registered: int) -> None:
+    """Have a worker score a registered version, and bring the result to where `score_version` looks for it."""
+    name = f"version-{registered}"
+    if load_result(plan.folder / name) is None:
+        # fresh: the scores are left with this retrain
+        send(_write_order(plan, parent, "score", name, {}, True, registered), _require_pool(plan))
+        tracking.fetch_score(parent, name, plan.folder / name)
+
+
 def _require_pool(plan: Plan) -> str:
     if (pool := find_pool(plan.domain)) is None:
         raise ValueError("the domain trains in its own process")
@@ -114,7 +133,13 @@ def _require_pool(plan: Plan) -> str:
 
 
 def _write_order(
-    plan: Plan, parent: str, action: Literal["search", "train"], name: str, tuner: dict[str, Any], fresh: bool
+    plan: Plan,
+    parent: str,
+    action: Action,
+    name: str,
+    tuner: dict[str, Any],
+    fresh: bool,
+    registered: int | None = None,
 ) -> Order:
     """A backbone file inside the workspace is named from there, for the worker's workspace is another folder."""
     backbone = Path(plan.domain.backbone)
@@ -124,6 +149,7 @@ def _write_order(
         action=action,
         name=name,
         tuner=tuner,
+        registered=registered,
         parent=parent,
         fresh=fresh,
         domain=plan.domain.model_copy(update={"backbone": str(backbone)}),
@@ -175,6 +201,7 @@ def _submit(order: Order, pool: str) -> Any:
             parameters={"order": order.model_dump(mode="json")},
             flow_run_name=f"{order.action} {order.domain.name} {order.name}",
             tags=["tessera", order.domain.name, order.key],
+            scheduled_time=datetime.now(UTC) - ANY_CLOCK,
             timeout=0,
         )
     except ObjectNotFound:
@@ -235,16 +262,22 @@ def _read_state(run_id: Any) -> Any:
 
 @flow(name=FLOW, persist_result=False)
 def train_candidate(order: dict[str, Any]) -> None:
-    """What a worker runs: search or train one candidate, leaving everything in MLflow."""
+    """What a worker runs: one order, leaving everything in MLflow."""
     wanted = Order.model_validate(order)
     home = find_workspace()
     home.activate()
-    tracking.connect(home)
+    tracking.connect(home, patient=True)  # the sender used it a moment ago
     with receive(wanted, home) as plan:
         _obey(wanted, plan)
 
 
 def _obey(wanted: Order, plan: Plan) -> None:
+    if wanted.registered is not None:
+        version = registry.load_version(plan.domain.name, wanted.registered)
+        if version is None:
+            raise LookupError(f"{wanted.name} of {plan.domain.name} is not registered any more")
+        tracking.log_score(wanted.parent, wanted.name, score_version(plan, version).folder)
+        return
     (tuner,) = plan.tuners
     if wanted.action == "search":
         search_options(plan, wanted.parent, tuner, wanted.fresh)
@@ -253,6 +286,7 @@ def _obey(wanted: Order, plan: Plan) -> None:
     if wanted.fresh:
         job = job.model_copy(update={"folder": plan.folder / f"{wanted.name}-{wanted.parent[:12]}"})
     row = train_job(plan, wanted.parent, wanted.name, job)
+    link(row["run_id"], f"{plan.domain.name}-{wanted.name}")
     get_run_logger().info("%s: val %.3f, MLflow run %s", wanted.name, row["val"], row["run_id"])
 
 
@@ -269,7 +303,7 @@ def receive(order: Order, home: Workspace) -> Iterator[Plan]:
     domain = order.domain
     if domain.backbone.endswith(".safetensors"):
         domain = domain.model_copy(update={"backbone": str(home.root / domain.backbone)})
-    tuners = create_tuners([order.tuner])
+    tuners = create_tuners([order.tuner] if order.tuner else [])
     data = Data(domain.name, order.version.md5, order.manifest, order.parent)
     here = order.place == _name_place(home) and is_here(home, data)
     with nullcontext(home) if here else hold_fetched(home, data) as place:

@@ -13,7 +13,6 @@ from components.errors import TesseraError
 from components.workspace import QUIET, REPOSITORY, Workspace, require_writable
 
 MIN_FREE_GB = 2.0
-SLOT_SECONDS = 120.0  # a lease is 60 s
 #: Versions that install and then break, seen by measurement: package, first bad version, what happens.
 KNOWN_BAD = (
     ("fastapi", (0, 151), "Prefect servers die at import"),
@@ -182,56 +181,28 @@ def find_orphans(workspace: Workspace) -> list[int]:
 
 
 def check_prefect(_: Workspace) -> Check:
-    """Does the configured server answer, and do its schedules and slots move?"""
-    from flows.embedded import find_server
+    """Does the configured server answer, do its schedules and slots move, and what became of yesterday's runs?"""
+    from flows.embedded import find_server, why_silent
 
     if (url := find_server()) is None:
         return Check(name="prefect", state="ok", found="embedded: a server of its own for each command")
-    import httpx
     from prefect.exceptions import PrefectHTTPStatusError
 
-    try:
-        troubles = _ask_prefect()
-    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+    from flows.troubles import find_troubles
+
+    troubles, note = list[tuple[str, str]](), ""
+    if (reason := why_silent(url)) is None:
+        try:
+            troubles, note = find_troubles()
+        except PrefectHTTPStatusError as error:
+            reason = str(error)
+    if reason is not None:
         mend = "Start it, or correct PREFECT_API_URL and PREFECT_API_AUTH_STRING; unset the URL to work without one."
-        return Check(name="prefect", state="error", found=f"{url}: {error}", mend=mend)
+        return Check(name="prefect", state="error", found=f"{url}: {reason}", mend=mend)
     if troubles:
         found, mends = "; ".join(found for found, _ in troubles), " ".join(mend for _, mend in troubles)
         return Check(name="prefect", state="warning", found=found, mend=mends)
-    return Check(name="prefect", state="ok", found=f"{url}: runs on time, slots with owners")
-
-
-def _ask_prefect() -> list[tuple[str, str]]:
-    """What is late, waits for a worker that is not there, or holds a GPU for nobody; each with its mend."""
-    from datetime import UTC, datetime
-
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter
-
-    from flows.status import list_online
-
-    troubles = []
-    with get_client(sync_client=True) as client:
-        wanted = {"state": {"name": {"any_": ["Late"]}}, "tags": {"all_": ["tessera"]}}
-        late = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted))
-        pools = sorted({run.work_pool_name for run in late if run.work_pool_name})
-        for pool in pools:
-            count = sum(run.work_pool_name == pool for run in late)
-            workers = len(list_online(client, pool))
-            mend = (
-                f"prefect worker start --type process --pool {pool}"
-                if not workers
-                else "More workers, or rarer schedules."
-            )
-            troubles.append((f"{count} late runs on pool {pool}, which has {workers} workers", mend))
-        running = {"state": {"type": {"any_": ["RUNNING"]}}, "tags": {"all_": ["tessera"]}}
-        busy = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(running), limit=1)
-        for limit in client.read_global_concurrency_limits(limit=200, offset=0):
-            since = (datetime.now(UTC) - limit.updated).total_seconds() if limit.updated else 0.0
-            if limit.name.startswith("gpu-") and limit.active_slots and not busy and since > SLOT_SECONDS:
-                mend = f"prefect gcl update {limit.name} --active-slots 0"
-                troubles.append((f"slot {limit.name} is taken and no run is on", mend))
-    return troubles
+    return Check(name="prefect", state="ok", found=f"{url}: runs on time, slots with owners{note}")
 
 
 CHECKS: tuple[Callable[[Workspace], Check], ...] = (

@@ -26,6 +26,7 @@ from components.errors import WorkspaceError
 from components.workspace import REPOSITORY, Workspace
 
 START_SECONDS = 120
+ANSWER_SECONDS = 5.0
 OWN = "TESSERA_EMBEDDED_PREFECT"  # the address of the server that this process or its parent brought along
 STOP_SECONDS = 5.0
 #: As Prefect itself sets them for a server of this kind.
@@ -38,6 +39,17 @@ def find_server() -> str | None:
 
     url = get_current_settings().api.url
     return None if url is None or url == os.environ.get(OWN) else str(url)
+
+
+def why_silent(url: str) -> str | None:
+    """Why the server gives no answer; None where it does. Prefect's own client would ask for many minutes."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=ANSWER_SECONDS):
+            return None
+    except urllib.error.HTTPError:
+        return None  # an answer; what it wants is told by the first real call
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
 
 
 class EmbeddedPrefect:

@@ -4,7 +4,6 @@ Neither may hold it up or end it: what MLflow missed it is told later, and a bar
 """
 
 import math
-import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from uuid import UUID
 from components import tracking
 from components.errors import TrackingError
 from components.live import Live
+from flows.links import write_key
 from flows.progress import Event, Pace, format_left, listening, report
 
 BAR_SECONDS = 1.0  # between two requests
@@ -80,7 +80,7 @@ def progress_bar(key: str, title: str) -> Iterator[Show]:
     if TaskRunContext.get() is None:
         yield lambda share, text: None
         return
-    bar = _Bar(re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-"), title)
+    bar = _Bar(write_key(key), title)
     yield bar.show
     bar.show(1.0, "done", now=True)
 

@@ -1,8 +1,9 @@
 """One GPU holds one training: `with gpu_slot() as env` waits for a free one and names it to the training process.
 
-The slots are Prefect's global concurrency limits, one a GPU, where a server is configured: `prefect gcl ls` and the
-Concurrency page show who has what, and a holder that died loses its slot after a minute. Without a server a file
-lock a GPU does the same for this machine. GPUs are asked of the driver's own tool, so that torch need not start.
+The slot is a file lock a GPU: of the machine that has the GPU, and gone with its holder, whatever network and clock do.
+Where a server is configured it is a global concurrency limit of Prefect's, too: `prefect gcl ls` and the Concurrency
+page show what is taken, and containers without a common folder for temporary files take turns by it. A holder that died
+or was not heard loses that one after a minute. GPUs are asked of the driver's own tool, so that torch need not start.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from flows.embedded import find_server
 from flows.turns import server_slot
@@ -81,16 +82,9 @@ def _take_any(held: contextlib.ExitStack, uuids: list[str]) -> str:
 @contextlib.contextmanager
 def _hold(name: str, seconds: float | None) -> Iterator[None]:
     """Raises TimeoutError when it is somebody else's for so long; None waits for ever."""
-    if find_server() is None:
+    with contextlib.ExitStack() as held:
         lock = FileLock(Path(tempfile.gettempdir()) / f"tessera-{name}.lock", mode=0o666)
-        try:
-            lock.acquire(timeout=-1 if seconds is None else seconds)
-        except Timeout:
-            raise TimeoutError(name) from None
-        try:
-            yield
-        finally:
-            lock.release()
-        return
-    with server_slot(name, seconds, outlasts_silence=True):
+        held.enter_context(lock.acquire(timeout=-1 if seconds is None else seconds))
+        if find_server() is not None:
+            held.enter_context(server_slot(name, seconds, outlasts_silence=True))
         yield

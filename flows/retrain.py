@@ -15,11 +15,9 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from prefect import flow, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import FlowRunContext
-from prefect.settings import get_current_settings
 from prefect.tasks import Task
 
 from components import tracking
@@ -34,8 +32,8 @@ from flows import pages
 from flows.candidates import select_candidate, train_job
 from flows.card import Card, write_card
 from flows.compare import PICTURE, draw_picture, summarise_tuners
-from flows.dispatch import find_pool, search_on_pool, train_on_pool
-from flows.embedded import find_server
+from flows.dispatch import find_pool, score_on_pool, search_on_pool, train_on_pool
+from flows.links import link, write_key
 from flows.plan import Plan, create_plan, hash_code, require_trainable
 from flows.progress import report
 from flows.promote import contest, mark_unchanged, open_registry
@@ -47,9 +45,12 @@ STATUS = {"PROMOTE": "done", "HOLD": "held", "REJECT": "rejected"}
 
 
 def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
-    """Retry what time may mend: a store that was away, a lock, the system; never bad data or bad settings."""
+    """Retry what time may mend: a lock, the system; never bad data or bad settings, nor a server that MLflow's client
+    has waited for already."""
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, TesseraError) or isinstance(error, TrackingError | VersioningError)
+    if isinstance(error, TrackingError):
+        return not tracking.is_server(find_workspace().tracking_uri)
+    return not isinstance(error, TesseraError) or isinstance(error, VersioningError)
 
 
 def _task(name: str, retries: int = 2) -> Callable[[Callable[..., Any]], Any]:
@@ -122,6 +123,8 @@ def _train_and_promote(
     best["selected"] = True
     report("stage", title="register and gate")
     version = register_challenger(plan, best)
+    if find_pool(plan.domain) is not None:
+        score_champion(plan, parent)
     decision, champion = gate_and_promote(plan, best, version)
     report("stage-done", title=f"gated version {version}", note=decision["verdict"])
     outcome = {
@@ -192,25 +195,13 @@ def start_run(plan: Plan) -> str:
     tracking.connect(plan.workspace)
     parent = tracking.start_retrain(plan.domain, plan.version.md5, plan.fingerprint, plan.code)
     tracking.log_data(parent, plan.manifest, plan.validation_report)
-    if (page := tracking.find_page(parent)) is not None:
-        create_link_artifact(page, "The run in MLflow", key=f"mlflow-{plan.domain.name.replace('_', '-')}")
-    if (page := find_page()) is not None:
-        tracking.tell_page(parent, page)
+    link(parent, plan.domain.name)
     return parent
-
-
-def find_page() -> str | None:
-    """The page of the running flow on a Prefect server that stays; an embedded one has none."""
-    context, url = FlowRunContext.get(), find_server()
-    if url is None or context is None or context.flow_run is None:
-        return None
-    page = get_current_settings().ui_url or url.removesuffix("/").removesuffix("/api")
-    return f"{page}/runs/flow-run/{context.flow_run.id}"
 
 
 def _show_in_prefect(plan: Plan, what: str, text: str, description: str) -> None:
     """A page of the flow run, whose earlier versions Prefect keeps under the same name."""
-    key = f"{what}-{plan.domain.name.replace('_', '-')}"
+    key = write_key(f"{what}-{plan.domain.name}")
     create_markdown_artifact(text, key=key, description=f"{description}: {plan.domain.name}")
 
 
@@ -287,6 +278,15 @@ def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
         data_version=plan.version.md5,
         git_commit=plan.code,
     )
+
+
+@_task("score champion")
+def score_champion(plan: Plan, parent: str) -> None:
+    """On the work pool; the gate finds the scores. One that came in between is scored where the retrain runs."""
+    tracking.connect(plan.workspace)
+    champion = registry.load_version(plan.domain.name, registry.CHAMPION)
+    if champion is not None:
+        score_on_pool(plan, parent, champion.version)
 
 
 @_task("gate and promote")

@@ -10,7 +10,7 @@ from components.data.versions import list_versions
 from components.domain import Domain
 from components.promotion import registry
 from components.workspace import Workspace
-from flows.embedded import find_server
+from flows.embedded import find_server, why_silent
 from flows.schedules import POOL, load_domains
 
 ONLINE_SECONDS = 120.0  # a worker tells of itself every 30
@@ -67,15 +67,13 @@ def _ask_prefect(domains: list[Domain]) -> dict[str, Any]:
     empty: dict[str, Any] = {"url": url, "pools": [], "domains": {}}
     if url is None:
         return empty
-    import httpx
+    if (reason := why_silent(url)) is not None:
+        return empty | {"url": f"{url} does not answer ({reason})"}
     from prefect.client.orchestration import get_client
 
-    try:
-        with get_client(sync_client=True) as client:
-            pools = [_describe_pool(client, pool) for pool in client.read_work_pools()]
-            return empty | {"pools": pools, "domains": {domain.name: _ask_runs(client, domain) for domain in domains}}
-    except httpx.TransportError as error:
-        return empty | {"url": f"{url} does not answer ({error})"}
+    with get_client(sync_client=True) as client:
+        pools = [_describe_pool(client, pool) for pool in client.read_work_pools()]
+        return empty | {"pools": pools, "domains": {domain.name: _ask_runs(client, domain) for domain in domains}}
 
 
 def _describe_pool(client: Any, pool: Any) -> dict[str, Any]:

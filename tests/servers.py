@@ -1,5 +1,6 @@
 """The servers of a team as plain processes: what mlflow/compose.yaml and prefect/compose.yaml start in containers."""
 
+import json
 import os
 import re
 import shutil
@@ -70,6 +71,7 @@ class Servers:
 
     root: Path
     stack: ExitStack
+    env_of_all: Mapping[str, str] = field(default_factory=dict)
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     again: dict[str, Callable[[], None]] = field(default_factory=dict)
 
@@ -81,7 +83,7 @@ class Servers:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env=clean_environment() | {"PREFECT_HOME": str(self.root / f"home-{name}")} | env,
+                env=clean_environment() | {"PREFECT_HOME": str(self.root / f"home-{name}")} | self.env_of_all | env,
                 cwd=REPOSITORY if user is None else "/",
                 start_new_session=True,
                 user=user,
@@ -201,15 +203,39 @@ class Team(Servers):
     def tessera(self, *arguments: str) -> Answer:
         return run_tessera(self.head, *arguments, **self.env)
 
+    @contextmanager
+    def retraining(self, *settings: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """`tessera retrain` with settings, its answer in `retrain.log`."""
+        words = [word for setting in settings for word in ("--set", setting)]
+        command = [*(sys.executable, "-m", "flows.cli", "retrain", DOMAIN), *words, "--workspace", str(self.head)]
+        self.start("retrain", [*command, "--json"], self.env)
+        try:
+            yield self.processes["retrain"]
+        finally:
+            end(self.processes["retrain"])
+
+    def read_answer(self) -> dict[str, Any]:
+        """What the last retrain printed in the end."""
+        told = (self.root / "retrain.log").read_text()
+        start = told.rfind("\n{\n")
+        assert start >= 0, told[-3000:]
+        answer, _ = json.JSONDecoder().raw_decode(told, start + 1)
+        return dict(answer)
+
+    def states(self) -> dict[str, str]:
+        """Of every order to train, the oldest first."""
+        runs = self.runs("train_candidate")
+        return {run["id"]: run["state_type"] for run in runs if run["name"].startswith("train ")}
+
     def start_worker(self, name: str, pool: str, workspace: Path, within: Sequence[str] = (), **env: str) -> None:
         """within: a command that runs what follows it, in a network of its own for example."""
         command = [str(BINARIES / "prefect"), "worker", "start", "--pool", pool, "--type", "process", "--name", name]
         told = self.env | {"TESSERA_WORKSPACE": str(workspace)} | env
         self.start(name, [*within, *command, "--limit", "1"], told)
 
-    def clone(self, name: str) -> Path:
-        """A workspace with the team's DVC settings, and no images."""
-        place = self.root / name
+    def clone(self, name: str, place: Path | None = None) -> Path:
+        """A workspace with the team's DVC settings and no images, in a folder of the team's unless one is named."""
+        place = place or self.root / name
         for file in (".dvc/config", "dvc.yaml"):
             (place / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.head / file, place / file)
@@ -222,17 +248,26 @@ class Team(Servers):
         answer.raise_for_status()
         return answer.json()
 
+    def ask_mlflow(self, method: str, path: str, **facts: Any) -> Any:
+        login, told = ("admin", SECRETS["MLFLOW_ADMIN_PASSWORD"]), {"params" if method == "GET" else "json": facts}
+        answer = httpx.request(method, f"{self.mlflow}/api/2.0/mlflow/{path}", timeout=30, auth=login, **told)
+        answer.raise_for_status()
+        return answer.json()
+
     def runs(self, flow: str) -> list[dict[str, Any]]:
         found = self.ask("flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="EXPECTED_START_TIME_ASC")
         return list(found)
 
 
 @contextmanager
-def start_team(root: Path, images: Path, host: str = "127.0.0.1") -> Iterator[Team]:
-    """Servers, and a workspace whose one domain trains on the pool `gpu` and has its images in the team's store."""
+def start_team(root: Path, images: Path, host: str = "127.0.0.1", **env_of_all: str) -> Iterator[Team]:
+    """Servers, and a workspace whose one domain trains on the pool `gpu` and has its images in the team's store.
+
+    env_of_all: what every server has in its environment.
+    """
     with ExitStack() as stack:
         head = create_workspace(root / "head", images, work_pool="gpu")
-        team = Team(root, stack, head=head, host=host)
+        team = Team(root, stack, env_of_all, head=head, host=host)
         team.start_servers()
         assert run_tessera(head, "check", DOMAIN).code == 0
         config = head / ".dvc" / "config"

@@ -1,0 +1,34 @@
+"""Where a run is to be seen: from Prefect's page to MLflow's and back."""
+
+import re
+
+from components import tracking
+from flows.embedded import find_server
+
+
+def link(run_id: str, name: str) -> None:
+    """The flow run that goes on and the MLflow run it makes say where the other is, if that has a page."""
+    from prefect.artifacts import create_link_artifact
+
+    if (page := tracking.find_page(run_id)) is not None:
+        key, told = write_key(f"mlflow-{name}"), "Parameters, curves, pictures and the adapter"
+        create_link_artifact(page, f"{name} in MLflow", key=key, description=told)
+    if (page := find_page()) is not None:
+        tracking.tell_page(run_id, page)
+
+
+def find_page() -> str | None:
+    """The page of the running flow on a Prefect server that stays; an embedded one has none."""
+    from prefect.context import FlowRunContext
+    from prefect.settings import get_current_settings
+
+    context, url = FlowRunContext.get(), find_server()
+    if url is None or context is None or context.flow_run is None:
+        return None
+    page = get_current_settings().ui_url or url.removesuffix("/").removesuffix("/api")
+    return f"{page}/runs/flow-run/{context.flow_run.id}"
+
+
+def write_key(text: str) -> str:
+    """As Prefect names artifacts: lower case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
