@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -151,7 +151,8 @@ def _run_services(workspace: Workspace, ports: Ports, tell: Tell) -> None:
 
     prefect_port = _choose_port(ports.prefect, 4200, "--prefect-port")
     mlflow_port = _choose_port(ports.mlflow, 5000, "--mlflow-port")
-    servers, workers = create_services(workspace, prefect_port, mlflow_port, list_pools(load_domains(workspace)))
+    domains = load_domains(workspace)
+    servers, workers = create_services(workspace, prefect_port, mlflow_port, list_pools(domains))
     for sign in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background
         signal.signal(sign, _interrupt)
     started: list[Service] = []
@@ -163,14 +164,12 @@ def _run_services(workspace: Workspace, ports: Ports, tell: Tell) -> None:
             _wait_until_well(service)
         os.environ["PREFECT_API_URL"] = servers[0].env["PREFECT_API_URL"]
         os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{mlflow_port}"
-        deployed = [
-            row.name for row in deploy(workspace) if row.kind == "deployment" and row.name.startswith("retrain/")
-        ]
+        deploy(workspace)
         for service in workers:
             service.env |= {key: os.environ[key] for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
             service.start()
             started.append(service)
-        _announce(workspace, tell, prefect_port, mlflow_port, deployed)
+        _announce(workspace, tell, prefect_port, mlflow_port, [domain.name for domain in domains])
         while True:
             time.sleep(1)
             for service in started:
@@ -246,17 +245,8 @@ def create_services(
         Service(
             f"worker-{pool}",
             [
-                *(
-                    str(binaries / "prefect"),
-                    "worker",
-                    "start",
-                    "--pool",
-                    pool,
-                    "--type",
-                    "process",
-                    "--limit",
-                    str(limit),
-                )
+                *(str(binaries / "prefect"), "worker", "start", "--pool", pool, "--type", "process"),
+                *("--name", f"{pool} on {os.uname().nodename}", "--limit", str(limit)),
             ],
             logs / f"worker-{pool}.log",
             env=JOB_ENV | {"PREFECT_WORKER_QUERY_SECONDS": "2"},  # an order waits for 10 otherwise
@@ -266,38 +256,53 @@ def create_services(
     return [prefect, mlflow], workers
 
 
-def _announce(workspace: Workspace, tell: Tell, prefect_port: int, mlflow_port: int, deployed: Sequence[str]) -> None:
+def _announce(workspace: Workspace, tell: Tell, prefect_port: int, mlflow_port: int, domains: Sequence[str]) -> None:
     """Where everything is: in the terminal, for other commands, and as a page."""
-    links = {
-        "Prefect": f"http://127.0.0.1:{prefect_port}",
-        "MLflow": f"http://127.0.0.1:{mlflow_port}/?workflowType=machine_learning",
-    }
-    record = {"pid": os.getpid(), "prefect": f"{links['Prefect']}/api", "mlflow": f"http://127.0.0.1:{mlflow_port}"}
+    prefect, mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
+    record = {"pid": os.getpid(), "prefect": f"{prefect}/api", "mlflow": mlflow}
     page = workspace.state / "services.html"
-    save_bytes(_render_page(workspace, links, deployed).encode(), page)
+    save_bytes(_render_page(workspace, prefect, f"{mlflow}/#", domains).encode(), page)
     save_bytes(json.dumps(record, indent=1).encode(), _services_file(workspace))
-    for name, link in links.items():
-        tell(f"{name:<8} {link}")
+    tell(f"Prefect  {prefect}")
+    tell(f"MLflow   {mlflow}")
     tell(f"Links    {page.as_uri()}")
     tell(f"Logs     {workspace.state / 'logs'}")
-    for name in deployed:
-        tell(f"Retrain  PREFECT_API_URL={record['prefect']} prefect deployment run {name}")
+    for name in domains:
+        tell(f"Retrain  PREFECT_API_URL={record['prefect']} prefect deployment run retrain/{name}")
     tell("Ctrl-C or `tessera down` stops all of it.")
 
 
-def _render_page(workspace: Workspace, links: dict[str, str], deployed: Sequence[str]) -> str:
+def _render_page(workspace: Workspace, prefect: str, mlflow: str, domains: Sequence[str]) -> str:
     """One HTML file with every address; it asks nobody for anything."""
-    folders = {"Logs": workspace.state / "logs", "Reports and adapters": workspace.state / "runs"}
-    rows = [(name, link, link) for name, link in links.items()]
-    rows += [(f"Runs of {name}", f"{links['Prefect']}/deployments", name) for name in deployed]
-    rows += [(name, path.as_uri(), str(path)) for name, path in folders.items()]
-    items = "".join(
-        f"<tr><th>{escape(name)}</th><td><a href='{escape(link, quote=True)}'>{escape(text)}</a></td></tr>"
-        for name, link, text in rows
-    )
+    logs = sorted((workspace.state / "logs").glob("*.log"))
+    rows = {
+        "Prefect": {"runs": f"{prefect}/runs", "deployments": f"{prefect}/deployments"}
+        | {name: f"{prefect}/{name}" for name in ("work-pools", "automations", "concurrency-limits")},
+        "MLflow": {"experiments": f"{mlflow}/experiments", "models": f"{mlflow}/models"},
+        **{name: _link_domain(workspace, prefect, mlflow, name) for name in domains},
+        "logs": {path.stem: path.as_uri() for path in logs},
+    }
+    items = "".join(f"<tr><th>{escape(name)}</th><td>{_render_links(links)}</td></tr>" for name, links in rows.items())
     style = "<style>body{font:16px system-ui;margin:3rem}th{text-align:left;padding:.3rem 2rem .3rem 0}</style>"
     head = f"<!doctype html><meta charset=utf-8><title>Tessera</title>{style}"
-    return f"{head}<h1>Tessera</h1><table>{items}</table>"
+    return f"{head}<h1>Tessera</h1><p>{escape(str(workspace.root))}</p><table>{items}</table>"
+
+
+def _link_domain(workspace: Workspace, prefect: str, mlflow: str, name: str) -> dict[str, str]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name(f"retrain/{name}").id
+    return {
+        "retrains": f"{prefect}/deployments/deployment/{deployment}",
+        "model": f"{mlflow}/models/{name}",
+        "images": (workspace.derived(name) / "validation.html").as_uri(),
+        "reports and adapters": workspace.runs(name).as_uri(),
+    }
+
+
+def _render_links(links: Mapping[str, str]) -> str:
+    return " · ".join(f"<a href='{escape(link, quote=True)}'>{escape(text)}</a>" for text, link in links.items())
 
 
 def _wait_until_well(service: Service) -> None:
