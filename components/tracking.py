@@ -278,11 +278,17 @@ def find_page(run_id: str) -> str | None:
 
 
 def tell_page(run_id: str, page: str) -> None:
-    """Where the flow run that makes this run can be looked at."""
+    """Where the flow run that makes this run can be looked at: as a tag, and as a link in its description."""
     import mlflow
 
     with _refusals():
-        mlflow.MlflowClient().set_tag(run_id, f"{TAG}prefect", page)
+        client = mlflow.MlflowClient()
+        note = client.get_run(run_id).data.tags.get("mlflow.note.content", "")
+        _set_tags(client, run_id, {f"{TAG}prefect": page, "mlflow.note.content": note + _link_prefect(page)})
+
+
+def _link_prefect(page: str | None) -> str:
+    return f"\n\n[The flow run in Prefect]({page})" if page else ""
 
 
 def log_data(parent: str, *files: Path) -> None:
@@ -441,9 +447,10 @@ def log_result(run_id: str, outcome: Mapping[str, Any], files: Sequence[Path] = 
     best = next((row for row in outcome.get("candidates", ()) if row.get("selected")), None)
     verdict = str(outcome.get("verdict") or "")
     winner = "" if best is None else f"{best['tuner']} · seed {best['seed']}"
-    tags = _create_tags(verdict=verdict, winner=winner) | {"mlflow.note.content": _describe_outcome(outcome)}
     with _refusals():
         client = mlflow.MlflowClient()
+        note = _describe_outcome(outcome) + _link_prefect(client.get_run(run_id).data.tags.get(f"{TAG}prefect"))
+        tags = _create_tags(verdict=verdict, winner=winner) | {"mlflow.note.content": note}
         client.log_text(run_id, text, RESULT_FILE)
         for path in files:
             client.log_artifact(run_id, str(path))

@@ -14,7 +14,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -42,9 +42,9 @@ FLOW = "train_candidate"
 POLL_SECONDS = 1.0
 PATIENCE = 300.0  # seconds without an answer of the Prefect server: it may be restarted meanwhile
 TRIES = 3  # orders for one candidate whose workers die
-#: An order is due since then, for a worker asks for what is due by its own clock, which may be behind.
-ANY_CLOCK = timedelta(days=1)
 UNHEARD = 30.0  # seconds after which it is said that no worker takes the order
+#: An order that nobody takes is due since then: a worker asks for what is due by its own clock, which may be behind.
+ANY_CLOCK = timedelta(days=1)
 WAITING = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
 LOST = ("CRASHED", "CANCELLED", "CANCELLING")
 
@@ -201,7 +201,6 @@ def _submit(order: Order, pool: str) -> Any:
             parameters={"order": order.model_dump(mode="json")},
             flow_run_name=f"{order.action} {order.domain.name} {order.name}",
             tags=["tessera", order.domain.name, order.key],
-            scheduled_time=datetime.now(UTC) - ANY_CLOCK,
             timeout=0,
         )
     except ObjectNotFound:
@@ -228,9 +227,10 @@ def _follow(order: Order, pool: str, run_id: Any) -> tuple[str, str]:
                 heard = time.monotonic()
                 if state.is_final():
                     return state.type.value, state.message or ""
-                if not told and state.type.value in ("SCHEDULED", "PENDING") and heard - began > UNHEARD:
+                if not told and state.type.value == "SCHEDULED" and heard - began > UNHEARD:
                     told = True
                     report("note", text=f"{order.name} waits for a free worker of pool {pool}.")
+                    _date_back(run_id)
             elif time.monotonic() - heard > PATIENCE:
                 return "UNKNOWN", f"the Prefect server did not answer for {PATIENCE:.0f} s"
             time.sleep(POLL_SECONDS)
@@ -238,6 +238,15 @@ def _follow(order: Order, pool: str, run_id: Any) -> tuple[str, str]:
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(run_id, Cancelling(message="the retrain was stopped"))
         raise
+
+
+def _date_back(run_id: Any) -> None:
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.states import Scheduled
+
+    with suppress(httpx.TransportError), get_client(sync_client=True) as client:
+        client.set_flow_run_state(run_id, Scheduled(scheduled_time=datetime.now(UTC) - ANY_CLOCK))
 
 
 def _read_state(run_id: Any) -> Any:

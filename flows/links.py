@@ -4,15 +4,20 @@ import re
 
 from components import tracking
 from flows.embedded import find_server
+from flows.progress import report
 
 
 def link(run_id: str, name: str) -> None:
     """The flow run that goes on and the MLflow run it makes say where the other is, if that has a page."""
+    import httpx
     from prefect.artifacts import create_link_artifact
 
     if (page := tracking.find_page(run_id)) is not None:
         key, told = write_key(f"mlflow-{name}"), "Parameters, curves, pictures and the adapter"
-        create_link_artifact(page, f"{name} in MLflow", key=key, description=told)
+        try:
+            create_link_artifact(page, f"{name} in MLflow", key=key, description=told)
+        except httpx.HTTPError as error:  # no reason to lose what is trained
+            report("note", text=f"Prefect shows no link to {page}: {error}")
     if (page := find_page()) is not None:
         tracking.tell_page(run_id, page)
 

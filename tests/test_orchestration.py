@@ -73,6 +73,9 @@ def test_a_worker_elsewhere_trains_the_same_bits(team: Team, worker: Path, retra
     runs = team.runs("train_candidate")
     assert sorted(run["name"] for run in runs) == [f"train {DOMAIN} linear-s0", f"train {DOMAIN} vpt-deep-s0"]
     assert {run["state_type"] for run in runs} == {"COMPLETED"}
+    shown = {(item["flow_run_id"], item["key"]) for item in team.ask("artifacts/filter")}
+    for run in runs:
+        assert (run["id"], f"mlflow-{DOMAIN}-{run['parameters']['order']['name']}") in shown
     assert list((worker / ".tessera" / "work").glob(f"{DOMAIN}-*/data/{DOMAIN}/raw/images/*.jpg"))
     assert not (worker / "data").exists()
     for row in retrained.outcome["candidates"]:
