@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
         assert state == "COMPLETED"
         _require_progress(f"http://127.0.0.1:{api}/api")
         _require_turn_and_event(f"http://127.0.0.1:{api}/api")
+        _require_links(workspace)
         served = run_tessera(workspace, "history", DOMAIN, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{mlflow}")
         assert served.outcome["champion_version"] == 1
         taken = run_tessera(workspace, "up", *ports, as_json=False)
@@ -97,6 +99,18 @@ def _require_progress(api: str) -> None:
     assert {bar["key"]: bar["data"] for bar in found} == {"parts-linear-s0": 100.0, "parts-vpt-deep-s0": 100.0}
     assert all(bar["task_run_id"] for bar in found)
     assert {bar["description"] for bar in found} == {"linear-s0: done", "vpt-deep-s0: done"}
+
+
+def _require_links(workspace: Path) -> None:
+    """The page has every service and domain, and each of its links leads somewhere."""
+    page = (workspace / ".tessera" / "services.html").read_text()
+    links = dict(reversed(found) for found in re.findall("<a href='([^']+)'>([^<]+)</a>", page))
+    assert {"runs", "deployments", "models", "retrains", "images", "mlflow", "prefect", "worker-tessera"} <= set(links)
+    for link in links.values():
+        if link.startswith("file://"):
+            assert Path(link.removeprefix("file://")).exists(), link
+        else:
+            assert httpx.get(link).status_code == 200, link
 
 
 def _require_turn_and_event(api: str) -> None:
