@@ -38,7 +38,7 @@ def create_data(home: Workspace, number: int) -> Data:
     manifest.write_bytes(b"manifest %d" % number)
     client = mlflow.MlflowClient()
     run = client.create_run("0").info.run_id
-    tracking.log_manifest(run, manifest)
+    tracking.log_data(run, manifest)
     version = versioning.read_version(home, "tiles")
     return Data("tiles", version.md5, hashlib.sha256(manifest.read_bytes()).hexdigest(), run)
 
