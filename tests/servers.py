@@ -215,11 +215,10 @@ class Team(Servers):
             end(self.processes["retrain"])
 
     def read_answer(self) -> dict[str, Any]:
-        """What the last retrain printed in the end."""
+        """What the last retrain printed in the end, an outcome or an error."""
         told = (self.root / "retrain.log").read_text()
-        start = told.rfind("\n{\n")
-        assert start >= 0, told[-3000:]
-        answer, _ = json.JSONDecoder().raw_decode(told, start + 1)
+        *_, last = re.finditer(r"^\{", told, re.MULTILINE)
+        answer, _ = json.JSONDecoder().raw_decode(told, last.start())
         return dict(answer)
 
     def states(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 from conftest import DOMAIN, clean_environment, free_port, run_tessera
 from schemas import SCHEMAS
+from servers import find_processes
 
 from components.workspace import REPOSITORY
 
@@ -54,9 +55,12 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
         taken = run_tessera(workspace, "up", *ports, as_json=False)
         assert taken.code == 2
         assert "tessera down" in taken.stderr  # it is told before any port is tried
-        _kill_server(mlflow)
-        _wait_for("mlflow is started again", 60, up, log)
-        _wait_for_health(f"http://127.0.0.1:{mlflow}/health")
+        children = {"mlflow": f"--port {mlflow}", "prefect": f"--port {api}", "worker-tessera": "--pool tessera"}
+        for name, words in children.items():
+            _kill(words, workspace)
+            _wait_for(f"{name} is started again", 90, up, log)
+        for address in (f"http://127.0.0.1:{mlflow}/health", f"http://127.0.0.1:{api}/api/health"):
+            _wait_for_health(address)
         down = run_tessera(workspace, "down")
         jsonschema.validate(down.outcome, SCHEMAS["down"])
         assert down.outcome == {"stopped": True}
@@ -71,16 +75,12 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
             httpx.get(f"http://127.0.0.1:{port}/health")
 
 
-def _kill_server(port: int) -> None:
-    """The process that listens on the port, outright."""
-    words = (f"--port {port}", f"--port={port}")
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if any(word in text for word in words) and "flows.cli" not in text:
-            os.kill(int(path.parent.name), signal.SIGKILL)
+def _kill(words: str, workspace: Path) -> None:
+    """What works for the workspace with these words on its command line, outright."""
+    found = find_processes(words, workspace)
+    assert found, words
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
 
 
 def _wait_for_health(url: str) -> None:
