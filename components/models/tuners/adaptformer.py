@@ -19,7 +19,7 @@ class AdaptFormerTuner(TunerBase):
     bottleneck: Annotated[int, Among(16, 64, 128)] = Field(default=64, ge=1, le=1024)
     scale: Annotated[float, Among(0.1, 0.3, 1.0)] = Field(default=0.1, gt=0, le=100)
     dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.1, ge=0, lt=1)
-    lr: LearningRate = 1e-3
+    lr: LearningRate = 1e-2
     weight_decay: WeightDecay = 1e-4
 
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":

@@ -16,7 +16,7 @@ class BitFitTuner(TunerBase):
     merges: ClassVar[bool] = True
 
     kind: Literal["bitfit"] = "bitfit"
-    lr: LearningRate = 3e-3
+    lr: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-4
 
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":

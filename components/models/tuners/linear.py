@@ -17,7 +17,7 @@ class LinearTuner(TunerBase):
     """`{kind: linear}`"""
 
     kind: Literal["linear"] = "linear"
-    lr: LearningRate = 1e-2
+    lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 
     def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
