@@ -31,6 +31,7 @@ HOUR = 3600
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3000),
+    pytest.mark.skipif("TESSERA_FAULTS" not in os.environ, reason="most of an hour of waiting: set TESSERA_FAULTS=1"),
     pytest.mark.skipif(find_postgres() is None, reason="no PostgreSQL here: apt-get install postgresql"),
 ]
 
