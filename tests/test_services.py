@@ -110,7 +110,7 @@ def _require_links(workspace: Path) -> None:
         if link.startswith("file://"):
             assert Path(link.removeprefix("file://")).exists(), link
         else:
-            assert httpx.get(link).status_code == 200, link
+            assert httpx.get(link, headers={"Accept": "text/html"}).status_code == 200, link  # as a browser asks
 
 
 def _require_turn_and_event(api: str) -> None:
