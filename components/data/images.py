@@ -142,14 +142,13 @@ def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Pictu
                 upright = upright.convert("RGB")
             small = upright if upright.mode == "L" else upright.convert("L")
             small = small.reduce(factor) if factor > 1 else small
-            grey = np.asarray(small)
-            if int(grey.max()) - int(grey.min()) <= NOISE and _is_file_flat(path):
+            if _is_flat(small, NOISE) and _is_file_flat(path):
                 found = "one value in every pixel (all black, white or grey)"
                 return Picture(reason("a picture of something", found, "Remove it, or export it again."))
             width, height = size[::-1] if orientation in SIDEWAYS else size
             inside = [box for box in wanted if not _outside(box, width, height)]
             flat = frozenset(box for box in inside if _is_flat(upright.crop(box)))
-            return _describe(grey, (width, height), turned, flat)
+            return _describe(np.asarray(small), (width, height), turned, flat)
     except (Image.DecompressionBombError, MemoryError, *UNDECODABLE) as error:
         return Picture(_undecodable(path, error, limits))
 
