@@ -159,7 +159,8 @@ def read_place(job: Job) -> tuple[int, int]:
 def test_killed_at_twenty_random_moments(dtype: str, place: Path, trainer: Trainer) -> None:
     """As many trainings as it takes; each ends as the undisturbed one did, however often it was killed.
 
-    A process lives for up to half of what a whole training takes, so a training is killed several times, and late, too.
+    A process lives for up to a quarter of what a whole training takes, and for longer each time it was killed: so a
+    training is killed several times, and late, too, yet ends where a start takes longer than expected.
     """
     whole, warm = (create_job(place, f"{dtype}-{name}", dtype=dtype) for name in ("whole", "warm"))
     assert trainer.run(whole) == 0, (whole.folder / "log").read_text()
@@ -171,9 +172,10 @@ def test_killed_at_twenty_random_moments(dtype: str, place: Path, trainer: Train
     assert_same(whole, warm)
     rng, kills, places = random.Random(dtype), 0, set()
     for number in range(20):
-        job = create_job(place, f"{dtype}-{number}", dtype=dtype)
-        while (code := trainer.run(job, signal.SIGKILL, after(rng.uniform(0, seconds / 2)))) == -signal.SIGKILL:
+        job, life = create_job(place, f"{dtype}-{number}", dtype=dtype), seconds / 4
+        while (code := trainer.run(job, signal.SIGKILL, after(rng.uniform(0, life)))) == -signal.SIGKILL:
             kills += 1
+            life += seconds / 8
             if (job.folder / "checkpoint.safetensors").exists():
                 places.add(read_place(job))
         assert code == 0, (job.folder / "log").read_text()
