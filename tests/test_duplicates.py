@@ -1,6 +1,7 @@
 """Near duplicates are found whatever was done to the copy, and what pictures merely share joins nothing."""
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from samples import picture
 
 from components.data.duplicates import (
     MIN_AGREEMENT,
+    LookAlike,
     Pictures,
     cosine_transform,
     find_look_alikes,
@@ -18,6 +20,7 @@ from components.data.duplicates import (
     find_neighbours,
     hash_spectra,
     join_groups,
+    keep_close,
 )
 from components.data.images import THUMBNAIL
 from components.data.matching import Match, create_sketch, match_sketches, match_turned, turn_picture
@@ -160,6 +163,20 @@ def test_neighbours_are_the_nearest_by_cosine():
     assert all(row not in neighbours for row, neighbours in enumerate(found.tolist()))
     assert find_neighbours(features[:2], 3).tolist() == [[1], [0]]
     assert find_neighbours(features[:1], 3).shape == (1, 0)
+
+
+def test_relatives_are_looked_at_together_and_each_is_sketched_once():
+    """A ring of 500 pictures, each related to the next two, under names that say nothing, and room for a few."""
+    names = np.random.default_rng(0).permutation(500).tolist()
+    ring = [(names[at], names[(at + step) % 500]) for at in range(500) for step in (1, 2)]
+    pairs = [LookAlike(min(pair), max(pair), -1) for pair in sorted(ring)]
+    close = keep_close(pairs, 1000)
+    assert sorted(close) == sorted(pairs)
+    sketch = lru_cache(16)(lambda index: index)
+    for pair in close:
+        assert sketch(pair.i) < sketch(pair.j)
+    assert sketch.cache_info().misses < 510
+    assert keep_close([], 1000) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=30), st.randoms())

@@ -111,6 +111,7 @@ class _Search:
         new = [each for each in candidates if (names[each.i], names[each.j]) not in self.matches]
         new = [each for each in new if self.root(each.i) != self.root(each.j)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV and numpy free the interpreter
+            new = keep_close(new, len(names))
             for start in range(0, len(new), KEEP_EVERY):
                 part = new[start : start + KEEP_EVERY]
                 for each, match in zip(part, pool.map(self._match, part), strict=True):
@@ -138,6 +139,22 @@ class _Search:
             turned = match_turned(first, second, each.turn)
             return max(found, turned, key=lambda match: match.agreement)
         return found
+
+
+def keep_close(pairs: Sequence[LookAlike], count: int) -> list[LookAlike]:
+    """The pairs among `count` pictures in an order in which each picture's own come shortly after one another, so that
+    it is sketched once, however many pictures there are: along the narrowest band of their graph
+    (Cuthill and McKee 1969, https://doi.org/10.1145/800195.805928)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+    if not pairs:
+        return []
+    i, j, _ = np.array(pairs).T
+    joined = coo_array((np.ones(2 * len(i)), (np.r_[i, j], np.r_[j, i])), shape=(count, count)).tocsr()
+    place = np.argsort(reverse_cuthill_mckee(joined, symmetric_mode=True))
+    ends = np.sort(place[np.stack([i, j])], axis=0)
+    return [pairs[index] for index in np.lexsort(ends[::-1])]
 
 
 def find_neighbours(features: NDArray[np.float32], count: int) -> NDArray[np.int64]:
