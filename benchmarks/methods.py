@@ -28,43 +28,49 @@ import hashlib
 import json
 import math
 import os
-import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-import polars as pl
-import timm
 import torch
+from bench import (
+    MOST_HELD_OUT,
+    SHOTS,
+    Bench,
+    Draws,
+    Options,
+    Record,
+    bound_difference,
+    bound_mean,
+    collect,
+    describe_machine,
+    draw_subset,
+    find_home,
+    find_manifest,
+    load_json,
+    open_bench,
+    save_json,
+    score_seeds,
+    write_interval,
+)
 from methods_report import choose_defaults, describe_options, draw_results, rank, render_defaults, render_table
-from numpy.typing import NDArray
-from step_time import describe
 
-from components.data import importing, versioning
+from components.data import versioning
 from components.data.loading import Samples
-from components.data.manifest import load_manifest, save_bytes
-from components.data.pixels import Pixels, load_pixels
-from components.data.transforms import Augmentation
-from components.domain import Domain, Training, load_domain
+from components.data.manifest import save_bytes
+from components.domain import Training
 from components.errors import Diverged, DomainError
 from components.models.adapter import WEIGHTS_FILE, AdapterMeta, save_adapter
 from components.models.backbones import Backbone, load_backbone
 from components.models.network import Network, create_network
 from components.models.tuners import TUNERS, Tuner, create_tuners
-from components.promotion.statistics import Interval, balanced_accuracy, bootstrap_difference, bootstrap_score
-from components.training.evaluate import Engine, create_engine, hash_split, predict_probabilities
+from components.training.evaluate import create_engine, predict_probabilities
 from components.training.fit import Recipe, fit
-from components.workspace import REPOSITORY, Workspace
-
-Options = Mapping[str, Any]
-Record = dict[str, Any]
-Ints = NDArray[np.int64]
+from components.workspace import REPOSITORY
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,6 @@ class Fraction:
 def share_out(full: int, tenth: int, few: int) -> tuple[Fraction, ...]:
     return Fraction("100%", 1.0, full), Fraction("10%", 0.1, tenth), Fraction("5 shots", 0.0, few)
 
-
-SHOTS = 5
-#: Images of a side, no more; bccd has thousands, which would cost more than to train.
-MOST_HELD_OUT = {"val": 300, "test": 500}
 
 #: The budget, steps by set and fraction. Set after a look at validation, for deep prompts' sake: random ones turn the
 #: features away from the backbone's, and on magnetic_tile, 70 % of it one class, VPT-deep (lr 3e-3) was at chance
@@ -205,16 +207,6 @@ def show(study: "Study", path: Path) -> None:
         draw_results(results).savefig(path.with_suffix(".png"), dpi=110, bbox_inches="tight")
 
 
-def save_json(results: Record, path: Path) -> None:
-    save_bytes((json.dumps(results, indent=1) + "\n").encode(), path)
-
-
-def load_json(path: Path) -> Record:
-    """What `save_json` wrote, by an earlier run."""
-    results: Record = json.loads(path.read_text()) if path.exists() else {}
-    return results
-
-
 def require_spaces(kinds: Iterable[str]) -> None:
     """Raise DomainError for a tuner that would be left out of the comparison."""
     known = {str(space[0]["kind"]) for space in SPACES.values()}
@@ -226,129 +218,6 @@ def require_spaces(kinds: Iterable[str]) -> None:
                 found="none",
                 mend=f"Add a row of {Protocol.configurations}, around the learning rates that suit it.",
             )
-
-
-# --- the images ------------------------------------------------------------------------------------------------------
-
-
-class Bench:
-    """One data set in place: checked, split, decoded."""
-
-    def __init__(self, workspace: Workspace, domain: Domain, img_size: int) -> None:
-        self.domain = domain
-        self.version = versioning.read_version(workspace, domain.name).md5
-        self.manifest = load_manifest(find_manifest(workspace, domain.name), domain)
-        self.split = hash_split(self.manifest)
-        number = {name: k for k, name in enumerate(domain.classes)}
-        self.targets: Ints = np.array([number[label] for label in self.manifest["label"]], dtype=np.int64)
-        self._load: Callable[[], Pixels] = lambda: load_pixels(
-            self.manifest, workspace.raw(domain.name), img_size, workspace.cache, domain.validation.max_megapixels
-        )
-
-    def rows(self, side: str) -> Ints:
-        """Rows of a side; of validation and test whole groups, drawn once for all, until there are MOST_HELD_OUT."""
-        rows = np.flatnonzero((self.manifest["split"] == side).to_numpy())
-        most = MOST_HELD_OUT.get(side, len(rows))
-        if len(rows) <= most:
-            return rows
-        groups = self.manifest["group"].to_numpy()[rows]
-        names, sizes = np.unique(groups, return_counts=True)
-        order = np.random.default_rng(0).permutation(len(names))
-        kept = names[order[: np.searchsorted(sizes[order].cumsum(), most) + 1]]
-        return rows[np.isin(groups, kept)]
-
-    @cached_property
-    def facts(self) -> Record:
-        sides = {side: self.manifest[self.rows(side)] for side in ("train", "val", "test")}
-        counts = {side: {"images": rows.height, "groups": rows["group"].n_unique()} for side, rows in sides.items()}
-        return {"version": self.version, "split_sha256": self.split, **counts}
-
-    def samples(self, side: str) -> Samples:
-        rows = self.rows(side)
-        return Samples(self._load(), rows, self.targets[rows], None)
-
-    def draws(self, rows: Ints, seed: int, count: int, pieces: int) -> "Draws":
-        laid = lay_out(rows, count, seed)
-        return Draws(self._load(), laid, self.targets[laid], Augmentation(self.domain.augmentation, seed), pieces)
-
-
-class Draws(Samples):
-    """A budget of images: one shuffled pass over the rows after another, cut into pieces the loop takes for epochs.
-
-    So the budget is a number of steps whatever the number of images, and few images are not validated at every pass.
-    """
-
-    def __init__(
-        self, pixels: Pixels, rows: Ints, targets: Ints, augmentation: Augmentation | None, pieces: int
-    ) -> None:
-        super().__init__(pixels, rows, targets, augmentation)
-        self.pieces = pieces
-
-    def __len__(self) -> int:
-        return len(self.rows) // self.pieces
-
-    def locate(self, index: int) -> int:
-        return self.epoch * len(self) + index
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        draw = self.locate(index)
-        row = int(self.rows[draw])
-        image = np.array(self.pixels[row])
-        if self.augmentation is not None:
-            image = self.augmentation(image, draw, row)  # by the draw, for few images come many times an epoch
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), int(self.targets[draw])
-
-
-def lay_out(rows: Ints, count: int, seed: int) -> Ints:
-    """As many shuffled passes over the rows as give `count` draws."""
-    rng = np.random.default_rng(seed)
-    return np.concatenate([rng.permutation(rows) for _ in range(math.ceil(count / len(rows)))])[:count]
-
-
-def find_home(state: Path, name: str) -> Workspace:
-    return Workspace(state / "workspaces" / name)
-
-
-def find_manifest(workspace: Workspace, name: str) -> Path:
-    return workspace.derived(name) / "manifest.parquet"
-
-
-def open_bench(name: str, source: Path, state: Path, img_size: int) -> Bench:
-    """Bring the set into a workspace of its own and run the data stages, as `tessera import` and `check` do."""
-    workspace = find_home(state, name)
-    workspace.activate()
-    if not find_manifest(workspace, name).exists():
-        importing.import_folder(workspace, source / name, name)
-        versioning.require_repository(workspace)
-        versioning.register_domain(workspace, name)
-        versioning.record_version(workspace, name)
-        for stage in ("manifest", "features", "validate", "split"):
-            versioning.run_stage(workspace, stage, name)
-    return Bench(workspace, load_domain(workspace.domain_file(name)), img_size)
-
-
-def draw_subset(manifest: pl.DataFrame, share: float, seed: int) -> Ints:
-    """Rows of the training side: of every class `share` of its images, and no fewer than SHOTS where there are.
-
-    The first SHOTS images of a class come from as many groups as possible, for near duplicates are one shot; then
-    groups are used up one after the other, for a tenth of the data is a tenth of the tiles, slides or patients. Each
-    class is cut off at its number, so a smaller share is a part of every larger one of the same seed.
-    """
-    rng = np.random.default_rng(seed)
-    train = manifest.with_row_index("row").filter(pl.col("split") == "train")
-    groups = train["group"].unique().sort()
-    place = pl.DataFrame({"group": groups, "place": rng.permutation(len(groups))})
-    mixed = train.with_columns(mix=rng.permutation(train.height)).join(place, on="group").sort("place", "mix")
-    turn = pl.int_range(pl.len()).over("label", "group")  # of an image among those of its class in its group
-    spread = mixed.with_columns(turn=turn).sort("turn", "place", "mix")
-    shots = spread.with_columns(shot=pl.int_range(pl.len()).over("label") < SHOTS)
-    queue = shots.sort(pl.col("shot").not_(), "place", "turn")
-    wanted = (pl.len() * share).round().cast(pl.Int64).clip(SHOTS).over("label")
-    rows = queue.filter(pl.int_range(pl.len()).over("label") < wanted)["row"]
-    return rows.sort().to_numpy().astype(np.int64)
-
-
-# --- the trainings ---------------------------------------------------------------------------------------------------
 
 
 class Study:
@@ -557,17 +426,6 @@ def place_of(record: Record) -> str:
     return json.dumps([record[key] for key in PLACE])
 
 
-def describe_machine(engine: Engine) -> Record:
-    return {
-        "device": describe(engine.device),
-        "dtype": str(engine.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-    }
-
-
 def measure_adapter(network: Network, backbone: Backbone, trial: Trial, bench: Bench) -> Record:
     """What learned, counted, and how many bytes the artifact on disk takes."""
     facts: dict[str, Any] = {
@@ -587,48 +445,6 @@ def measure_adapter(network: Network, backbone: Backbone, trial: Trial, bench: B
         "share": meta.share,
         "adapter_bytes": size,
     }
-
-
-# --- the scores ------------------------------------------------------------------------------------------------------
-
-Answers = tuple[tuple[int, ...], ...]  # predicted classes of the test side, one tuple a seed
-
-
-def collect(records: Sequence[Record]) -> Answers:
-    return tuple(tuple(map(int, record["predicted"].split())) for record in records)
-
-
-def score_seeds(bench: Bench, answers: Answers) -> list[float]:
-    """Balanced accuracy on the test side, seed by seed."""
-    targets, classes = bench.targets[bench.rows("test")], len(bench.domain.classes)
-    return [round(balanced_accuracy(targets, np.array(answer), classes), 6) for answer in answers]
-
-
-@cache
-def bound_mean(bench: Bench, answers: Answers) -> Interval:
-    """The mean over the seeds, and its interval: a group is drawn with what every seed said of it.
-
-    The seeds' answers laid end to end have as recalls the means of the seeds' recalls.
-    """
-    targets, groups = repeat_test(bench, len(answers))
-    return bootstrap_score(targets, np.concatenate(answers), groups, len(bench.domain.classes))
-
-
-@cache
-def bound_difference(bench: Bench, answers: Answers, best: Answers) -> Interval:
-    """How much better than the best of its cell: both are scored on the same drawn groups."""
-    targets, groups = repeat_test(bench, len(answers))
-    ours, theirs = np.concatenate(answers), np.concatenate(best)
-    return bootstrap_difference(targets, ours, theirs, groups, len(bench.domain.classes))
-
-
-def write_interval(interval: Interval) -> dict[str, float]:
-    return {"mean": round(interval.value, 4), "low": round(interval.low, 4), "high": round(interval.high, 4)}
-
-
-def repeat_test(bench: Bench, times: int) -> tuple[Ints, NDArray[np.generic]]:
-    rows = bench.rows("test")
-    return np.tile(bench.targets[rows], times), np.tile(bench.manifest["group"].to_numpy()[rows], times)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from methods import (
+from bench import (
     Bench,
     Options,
     Record,

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from methods import SHOTS, SPACES, Draws, Fraction, Protocol, draw_subset, lay_out, require_spaces
+from bench import SHOTS, Draws, draw_subset, lay_out
+from methods import SPACES, Fraction, Protocol, require_spaces
 
 from components.data.transforms import Augmentation
 from components.errors import DomainError
