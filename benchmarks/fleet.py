@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -93,10 +94,8 @@ def measure(place: Workspace, names: list[str], workers: int, stack: ExitStack) 
     }
     subprocess.run([sys.executable, "-m", "flows.cli", "deploy", "--workspace", str(place.root)], check=True)
     worker.env |= {key: os.environ[key] for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
-    command = [*worker.command]
-    command[command.index("--limit") + 1] = str(workers)
-    worker.command = command
-    start(worker, stack)
+    for number in range(workers):  # each does one retrain at a time
+        start(replace(worker, command=[*worker.command, "--name", f"worker {number}", "--limit", "1"]), stack)
     asked = time.time()
     for name in names:
         deployment = ask(f"deployments/name/retrain/{name}")["id"]
