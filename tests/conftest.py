@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 
@@ -25,6 +26,10 @@ from components.workspace import QUIET, REPOSITORY, Workspace
 os.environ.update(QUIET)
 os.environ["HF_HUB_OFFLINE"] = "1"  # nor be another test where there is a network
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A busy machine is slow: how long an example takes is no property of the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 DOMAIN = "parts"
 TINY = {

@@ -73,7 +73,7 @@ def read_again(folder: Path) -> pl.DataFrame:
 
 @pytest.mark.parametrize("task", ["classification", "multilabel"])
 @pytest.mark.parametrize("form", sorted(FORMS))
-@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=10, derandomize=True, phases=[Phase.generate])
 @given(data=st.data())
 def test_importing_an_export_gives_the_same_manifest(form, task, data, pictures):
     drawn = data.draw(rows(many=task == "multilabel"))

@@ -71,7 +71,7 @@ def run(encoder: PromptedEncoder, images: Tensor, form: str, train: bool) -> tup
     return features.detach(), gradients
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much])
 @given(vit_options=VIT_OPTIONS, options=TUNERS, fused=st.booleans(), train=st.booleans(), batch=st.integers(1, 3))
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 2e-4)])
 def test_both_forms_give_the_same_features_and_gradients(

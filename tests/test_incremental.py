@@ -154,7 +154,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == [f".raw-{os.getpid()}.partial"]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(steps=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([None, b"1", b"2", b"33"])), max_size=12))
 def test_digests_are_right_whatever_happens_to_the_files(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, bytes | None]]

@@ -122,7 +122,7 @@ def test_rungs(budget: dict[str, int], training: dict[str, int], rungs: tuple[in
     assert search.plan_rungs(Search(**budget), Training(**training)) == rungs
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(trials=st.integers(2, 20), halving=st.integers(2, 4), epochs=st.integers(1, 40))
 def test_a_budget_in_trials_is_kept(trials: int, halving: int, epochs: int) -> None:
     """Each rung has the best of the one below, one in `halving`; the epochs are those announced."""

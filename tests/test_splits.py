@@ -66,7 +66,7 @@ def histories(draw):
     return images, ends, gone, draw(st.integers(0, 3))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(histories())
 def test_nothing_old_moves_no_group_straddles_and_no_test_image_is_ever_trained_on(history):
     images, ends, gone, seed = history
