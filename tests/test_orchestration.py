@@ -181,7 +181,6 @@ def test_killed_worker_and_restarted_server_cost_time_and_nothing_else(team: Tea
         assert not find_processes("components.training", place)
 
 
-@pytest.mark.skipif("TESSERA_FAULTS" not in os.environ, reason="not seen to pass yet: set TESSERA_FAULTS=1")
 @pytest.mark.timeout(1200)
 def test_stores_that_are_away_for_a_while_are_waited_for(team: Team, retrained: Answer) -> None:
     """MLflow and PostgreSQL killed outright while a worker trains, back after half a minute and a minute: nothing is
@@ -201,7 +200,6 @@ def test_stores_that_are_away_for_a_while_are_waited_for(team: Team, retrained: 
     assert outcome["candidates"][0]["tuner"] == "vpt-deep"
 
 
-@pytest.mark.skipif("TESSERA_FAULTS" not in os.environ, reason="not seen to pass yet: set TESSERA_FAULTS=1")
 def test_the_champion_is_scored_on_the_pool(team: Team, retrained: Answer) -> None:
     """Not where the retrain runs, which may have no GPU: what is there came through MLflow."""
     before = {run["id"] for run in team.runs("train_candidate")}
