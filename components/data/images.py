@@ -141,25 +141,27 @@ def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Pictu
             if upright.mode not in ("L", "RGB"):
                 upright = upright.convert("RGB")
             small = upright if upright.mode == "L" else upright.convert("L")
-            small = small.reduce(factor) if factor > 1 else small
-            if _is_flat(small, NOISE) and _is_file_flat(path):
+            grey = np.asarray(small.reduce(factor) if factor > 1 else small)
+            if _has_one_value(grey) and _is_file_flat(path):
                 found = "one value in every pixel (all black, white or grey)"
                 return Picture(reason("a picture of something", found, "Remove it, or export it again."))
             width, height = size[::-1] if orientation in SIDEWAYS else size
             inside = [box for box in wanted if not _outside(box, width, height)]
             flat = frozenset(box for box in inside if _is_flat(upright.crop(box)))
-            return _describe(np.asarray(small), (width, height), turned, flat)
+            return _describe(grey, (width, height), turned, flat)
     except (Image.DecompressionBombError, MemoryError, *UNDECODABLE) as error:
         return Picture(_undecodable(path, error, limits))
 
 
 def _describe(grey: NDArray[np.uint8], size: tuple[int, int], turned: bool, flat: frozenset[Box]) -> Picture:
     """The looks of a fit picture, measured on its small grey copy."""
+    import cv2  # loads slower than all the rest of this module
+
     return Picture(
         width=size[0],
         height=size[1],
         turned=turned,
-        brightness=float(grey.mean()),
+        brightness=cv2.mean(grey)[0],
         sharpness=measure_sharpness(grey),
         dark=np.count_nonzero(grey <= DARK) / grey.size,
         bright=np.count_nonzero(grey >= BRIGHT) / grey.size,
@@ -172,7 +174,7 @@ def measure_sharpness(grey: NDArray[np.uint8]) -> float:
 
     Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, ICPR 2000; the Laplacian's mean is next to 0.
     """
-    import cv2  # loads slower than all the rest of this module
+    import cv2
 
     if min(grey.shape) < 3:
         return 0.0
@@ -271,6 +273,14 @@ def _unfit_transparency(image: Image.Image) -> str | None:
     if image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255:
         return reason("an opaque image", "transparent pixels", "Flatten it onto the background that is meant.")
     return None
+
+
+def _has_one_value(grey: NDArray[np.uint8]) -> bool:
+    """As far as a grey copy tells."""
+    import cv2
+
+    least, most, *_ = cv2.minMaxLoc(grey)
+    return most - least <= NOISE
 
 
 def _is_flat(image: Image.Image, noise: int = 0) -> bool:
