@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from components.data.images import THUMBNAIL
 from components.data.matching import Match, Sketch, create_sketch, match_sketches, match_turned, turn_picture
@@ -110,7 +111,8 @@ class _Search:
         names = self.pictures.contents
         new = [each for each in candidates if (names[each.i], names[each.j]) not in self.matches]
         new = [each for each in new if self.root(each.i) != self.root(each.j)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV and numpy free the interpreter
+        # OpenCV and numpy free the interpreter; threads of BLAS beside ours only wait for one another, on full cores.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
             new = keep_close(new, len(names))
             for start in range(0, len(new), KEEP_EVERY):
                 part = new[start : start + KEEP_EVERY]
