@@ -52,7 +52,7 @@ def test_a_version_waits_for_a_person_and_is_trained_again(place: Path) -> None:
     assert "They part at epoch 1" in told["reason"]
     assert "DEFAULT now" in told["reason"]
     tags = load_tags(place, 1)
-    assert (tags["tessera.verdict"], "tessera.test" in tags) == ("PROMOTE", True)  # held at first
+    assert (tags["verdict"], "test score" in tags) == ("PROMOTE", True)  # held at first
 
 
 def load_tags(place: Path, version: int) -> dict[str, str]:

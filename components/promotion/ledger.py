@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError
 
 from components.domain import Strict
 from components.errors import ChampionMoved, PromotionError
+from components.notes import NOTE, link_run
 
 EXPERIMENT = "tessera ledgers"  # with a blank, as no domain's name has
 #: Tags of the registered model: the run that holds the records, and number and sha256 of the last one that the aliases
@@ -92,7 +93,7 @@ def create_ledger(domain: str) -> str:
         f"Who was champion of `{domain}`, when and why: its parameters are the records, a hash chain. MLflow never lets"
         f" one be changed. `tessera history {domain}` reads them, `tessera ledger verify {domain}` proves them."
     )
-    tags = {"tessera.role": "ledger", "tessera.domain": domain, "mlflow.note.content": note}
+    tags = {"tessera.role": "ledger", "tessera.domain": domain, NOTE: note}
     run_id = str(client.create_run(_find_experiment(client), tags=tags, run_name=f"ledger of {domain}").info.run_id)
     client.update_run(run_id, status="FINISHED")
     return run_id
@@ -261,7 +262,7 @@ def load_ledger(domain: str) -> Ledger:
         seal=seal,
         champion=None if champion is None else int(champion),
         deleted=run.info.lifecycle_stage == "deleted",
-        page=f"#/experiments/{run.info.experiment_id}/runs/{run_id}",
+        page=link_run(run.info.experiment_id, run_id),
     )
 
 
@@ -362,7 +363,7 @@ def _find_experiment(client: Any) -> str:
 
     note = "One run a domain: the record of every promotion, as parameters. Delete none, for nothing else holds them."
     try:
-        return str(client.create_experiment(EXPERIMENT, tags={"mlflow.note.content": note, **KIND}))
+        return str(client.create_experiment(EXPERIMENT, tags={NOTE: note, **KIND}))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
