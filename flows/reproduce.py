@@ -6,6 +6,7 @@ with settings and seed, and the code, which is this one where its hash is the sa
 
 import io
 import json
+import math
 import shutil
 import subprocess
 import tarfile
@@ -21,9 +22,8 @@ from components.domain import Domain
 from components.errors import PromotionError
 from components.models.adapter import load_meta
 from components.promotion import registry
-from components.promotion.gates import compare_frames
+from components.promotion.gates import score_frame
 from components.promotion.registry import Version
-from components.promotion.statistics import PRACTICALLY_ZERO
 from components.training.job import PROBABILITY, Job, Result, load_predictions, load_result
 from components.workspace import REPOSITORY, Workspace
 from flows.plan import hash_code
@@ -32,6 +32,8 @@ from flows.promote import open_registry
 from flows.train_candidate import run_recorded
 
 HELD_OUT = ("val", "test")
+#: The share of answers that may be others on another kind of machine, where the scores are no worse for it.
+CHANGED = 0.05
 
 
 def reproduce(workspace: Workspace, name: str, version: int, tolerance: float | None = None) -> dict[str, Any]:
@@ -120,12 +122,14 @@ def _compare(
 def measure_difference(domain: Domain, then: pl.DataFrame, now: pl.DataFrame) -> tuple[float, float]:
     """How far balanced accuracies on the same images are apart, and how far chance would put them.
 
-    It is the gates' paired interval, over groups and at the domain's confidence: wide for a dozen images, narrow for
-    thousands, and never below what is practically nothing.
+    Chance is one answer in twenty being another, for better or worse: each moves its class's recall by one image. Two
+    standard errors of that, and at least one image of the smallest class: far for a dozen images, hardly for thousands.
+    It is stated before and not taken from the answers that did change: the more went wrong, the more would be allowed.
     """
-    effect = compare_frames(now, then, domain)
-    reach = effect.value - effect.low if effect.value > 0 else effect.high - effect.value
-    return abs(effect.value), max(reach, PRACTICALLY_ZERO)
+    scores = [score_frame(frame, domain).value for frame in (then, now)]
+    sizes = then["label"].value_counts()["count"].to_list()
+    chance = 2 * math.sqrt(CHANGED * sum(1 / size for size in sizes))
+    return abs(scores[1] - scores[0]), max(chance, 1 / min(sizes)) / len(sizes)
 
 
 def _find_difference(workspace: Workspace, version: Version, before: Result, after: Result) -> str:

@@ -2,6 +2,7 @@
 
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -58,10 +59,14 @@ def test_a_version_waits_for_a_person_and_is_trained_again(place: Path) -> None:
 
 
 def load_tags(place: Path, version: int) -> dict[str, str]:
+    return dict(create_client(place).get_model_version(DOMAIN, str(version)).tags)
+
+
+def create_client(place: Path) -> Any:
     import mlflow
 
     uri = f"sqlite:///{place / '.tessera' / 'mlflow' / 'mlflow.db'}"
-    return dict(mlflow.MlflowClient(uri, uri).get_model_version(DOMAIN, str(version)).tags)
+    return mlflow.MlflowClient(uri, uri)
 
 
 def test_where_two_trainings_part_is_told() -> None:
@@ -91,9 +96,9 @@ def test_where_two_trainings_part_is_told() -> None:
         (12, 1, 0, True),  # a single answer of twelve is 0.08
         (12, 10, 0, False),
         (190, 5, 1, True),
-        (5000, 60, 50, True),
-        (5000, 60, 10, False),  # 0.01, and surely so
-        (5000, 5, 0, True),  # 0.001: surely, and practically nothing
+        (190, 12, 1, False),  # 0.06
+        (5000, 250, 230, True),  # one in ten changed, and as many for the better
+        (5000, 60, 10, False),  # 0.01, though all but one in seventy are the same
     ],
 )
 def test_how_far_scores_may_be_apart_follows_the_images(images: int, lost: int, won: int, within: bool) -> None:
@@ -109,6 +114,15 @@ def test_how_far_scores_may_be_apart_follows_the_images(images: int, lost: int, 
     apart, tolerance = measure_difference(domain, then, now)
     assert apart == pytest.approx((lost - won) / images, rel=0.1)
     assert (apart <= tolerance) is within
+
+
+def test_one_answer_may_always_change() -> None:
+    """Of a class of two images, among hundreds of others, it moves the score by far."""
+    domain = tiny.create_domain()
+    truth = ["red"] * 2 + ["dark", "light"] * 200
+    then, now = (tiny.predict(truth, [answer, *truth[1:]], truth) for answer in ("red", "dark"))
+    apart, tolerance = measure_difference(domain, then, now)
+    assert apart == pytest.approx(tolerance) == pytest.approx(1 / 6)
 
 
 def _answer(label: str, wrong: bool) -> str:
