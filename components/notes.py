@@ -15,6 +15,7 @@ from components.training.job import Result
 NOTE = "mlflow.note.content"
 FOR_TRAINING = "workflowType=machine_learning"
 DATA = "data"  # artifact folder of a retrain's manifest and validation report
+EVIDENCE = "gates"  # artifact folder of what was found of a version, a file a judgement
 CARDS, CARD = "card", "model_card.html"  # artifact folder and page of the model card
 #: A view of an experiment's runs as MLflow saves it: listed under `Views`, and opened by a link with its name. Its
 #: columns with their widths in pixels: how good, how dear, and how sure.

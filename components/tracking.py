@@ -36,6 +36,7 @@ from components.models.adapter import load_meta
 from components.notes import (
     CARDS,
     DATA,
+    EVIDENCE,
     NOTE,
     describe_candidate,
     describe_outcome,
@@ -439,6 +440,14 @@ def log_card(run_id: str, domain: str, version: int, page: Path, text: Path, tag
         client.update_model_version(domain, str(version), told[:MOST_DESCRIPTION])
         for key, value in tags.items():
             client.set_model_version_tag(domain, str(version), key, value)
+
+
+def log_evidence(run_id: str, sha256: str, text: str) -> None:
+    """What the gates found of a version, with its run and under the hash that its record in the ledger names."""
+    import mlflow
+
+    with _refusals():
+        mlflow.MlflowClient().log_text(run_id, text, f"{EVIDENCE}/{sha256}.json")
 
 
 def log_result(run_id: str, outcome: Mapping[str, Any], files: Sequence[Path] = ()) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from components.notes import CARD, DATA
+from components.notes import CARD, DATA, EVIDENCE
 from components.pictures import draw_calibration, draw_confusion, draw_heat
 from components.promotion.gates import score_frame
 from components.training.job import HEAT_FILE, Result, load_predictions
@@ -177,6 +177,7 @@ def _describe_lineage(card: Card) -> list[tuple[str, str]]:
         ("Environment", ", ".join(f"{key} {value}" for key, value in result.environment.items())),
         ("Adapter", f"sha256 {result.adapter_sha256}"),
         ("MLflow run", best["run_id"]),
+        ("Gate evidence", f"{EVIDENCE}/ of that run, a file named by the hash in its record of the ledger"),
         ("Again", f"tessera reproduce {plan.domain.name} {outcome['challenger_version']}"),
     ]
 

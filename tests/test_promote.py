@@ -1,5 +1,6 @@
 """A version held until a person agrees, and trained again from its own record: through the command line."""
 
+import hashlib
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def test_a_version_waits_for_a_person_and_is_trained_again(place: Path) -> None:
     assert promoted["who"] == "ada"
     assert "Approved by ada: looked at every mistake." in promoted["reason"]
     assert agreed.outcome["ledger_problems"] == []
+    assert load_evidence(place, 1) == {record["evidence_sha256"] for record in (judged, promoted)}
     again = run_tessera(place, "reproduce", DOMAIN, "1")
     assert again.code == 0, again.stderr
     assert (again.outcome["verdict"], again.outcome["bit_equal"]) == ("PASS", True)
@@ -60,6 +62,16 @@ def test_a_version_waits_for_a_person_and_is_trained_again(place: Path) -> None:
 
 def load_tags(place: Path, version: int) -> dict[str, str]:
     return dict(create_client(place).get_model_version(DOMAIN, str(version)).tags)
+
+
+def load_evidence(place: Path, version: int) -> set[str]:
+    """The hashes of what lies beside the version's run; each file is named by its own."""
+    client = create_client(place)
+    run_id = client.get_model_version(DOMAIN, str(version)).run_id
+    folder = Path(client.download_artifacts(run_id, "gates", str(place)))
+    hashes = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    assert list(hashes.keys()) == list(hashes.values())
+    return set(hashes)
 
 
 def create_client(place: Path) -> Any:

@@ -31,8 +31,6 @@ EXPERIMENT = "tessera ledgers"  # with a blank, as no domain's name has
 #: Tags of the registered model: the run that holds the records, and number and sha256 of the last one that the aliases
 #: follow.
 LEDGER, SETTLED = "tessera.ledger", "tessera.settled"
-#: Which of its two faces MLflow's pages show.
-KIND = {"mlflow.experimentKind": "custom_model_development"}
 START = "0" * 64
 #: MLflow takes 6000 characters for a parameter, and 5000 for a description whatever its own check says.
 MOST_CHARACTERS = 5000
@@ -291,9 +289,9 @@ def load_model(domain: str) -> Any:
         raise
 
 
-def hash_evidence(evidence: Mapping[str, Any]) -> str:
-    """sha256 over canonical JSON, for `evidence_sha256`."""
-    return hash_text(json.dumps(evidence, sort_keys=True, separators=(",", ":"), allow_nan=False))
+def write_evidence(evidence: Mapping[str, Any]) -> str:
+    """Canonical JSON, whose sha256 is a record's `evidence_sha256`."""
+    return json.dumps(evidence, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def find_user() -> str:
@@ -363,7 +361,7 @@ def _find_experiment(client: Any) -> str:
 
     note = "One run a domain: the record of every promotion, as parameters. Delete none, for nothing else holds them."
     try:
-        return str(client.create_experiment(EXPERIMENT, tags={NOTE: note, **KIND}))
+        return str(client.create_experiment(EXPERIMENT, tags={NOTE: note}))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
