@@ -126,18 +126,19 @@ def _link_pages(
 
 
 def _render_candidates(rows: Sequence[Mapping[str, Any]], experiment: str) -> str:
-    """The one that was selected in bold."""
-    heads = ("candidate", "seed", "validation", "test", "trainable parameters", "adapter bytes", "seconds")
     lines = []
     for row in rows:
         name = f"[{row['tuner']}]({link_run(experiment, row['run_id'])})" if "run_id" in row else str(row["tuner"])
+        name = f"**{name}**" if row.get("selected") else name
         test = f"{row['test']['value']:.3f} ({row['test']['low']:.3f} to {row['test']['high']:.3f})"
         costs = (f"{row['trainable_params']:,}", f"{row['adapter_bytes']:,}", f"{row['seconds']:.0f}")
-        name = f"**{name}**" if row.get("selected") else name
         lines.append((name, str(row["seed"]), f"{row['val']:.3f}", test, *costs))
-    table = [heads, ["---"] * len(heads), *lines]
-    return "\n".join(f"| {' | '.join(map(_pad, cells))} |" for cells in table) if lines else ""
+    heads = ("candidate", "seed", "validation", "test", "trainable parameters", "adapter bytes", "seconds")
+    selected = "Bold is what was selected: the best mean on validation over its seeds, and of these the best."
+    return f"{render_table(heads, lines)}\n\n{selected}" if lines else ""
 
 
-def _pad(cell: str) -> str:
-    return cell if cell == "---" else f"{cell}&emsp;"
+def render_table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [[f"{cell}&emsp;" for cell in cells] for cells in (heads, *lines)]
+    rows.insert(1, ["---"] * len(heads))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

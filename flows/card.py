@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from components.notes import CARD, DATA, EVIDENCE
+from components.notes import CARD, DATA, EVIDENCE, render_table
 from components.pictures import draw_calibration, draw_confusion, draw_heat
 from components.promotion.gates import score_frame
 from components.training.job import HEAT_FILE, Result, load_predictions
@@ -60,7 +60,7 @@ def render_markdown(card: Card) -> str:
     lines = [f"# {card.title}", "", _summarise(card), ""]
     lines += [] if card.result.backbone["trained"] else [f"> {UNTRAINED}", ""]
     head, *rows = list(_score_slices(card))
-    lines += ["## Scores by slice", "", *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)), ""]
+    lines += ["## Scores by slice", "", render_table(head, rows), ""]
     for title, facts in _sections(card):
         lines += [f"## {title}", "", *(f"- **{name}**: {value}" for name, value in facts), ""]
     return "\n".join(lines)

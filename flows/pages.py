@@ -108,7 +108,7 @@ def _render_table(outcome: Mapping[str, Any]) -> str:
         + f"<td>{_render_bar(row['test'])}</td></tr>"
         for row in outcome["candidates"]
     )
-    note = "<p>Scores are balanced accuracies; intervals by bootstrap over groups. Selected on validation: ►</p>"
+    note = "<p>Scores are balanced accuracies; intervals by bootstrap over groups. ► the best on validation (mean)</p>"
     return f"<table><tr>{head}</tr>{body}</table>{note}"
 
 

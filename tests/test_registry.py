@@ -94,8 +94,8 @@ def test_the_models_page_tells_who_serves_and_why(workspace: Workspace, domain: 
     page = mlflow.MlflowClient().get_registered_model(domain).description
     assert "**Champion: version 2.**" in page
     newest, oldest = [line for line in page.splitlines() if line.startswith("- 2")]
-    assert "**promoted version 2, before it version 1**. better | by far and away" in newest
-    assert oldest.endswith(" UTC, ada: **promoted version 1, before it no champion**. first")
+    assert "**promoted version 2 in place of version 1**. better | by far and away" in newest
+    assert oldest.endswith(" UTC, ada: **promoted version 1 in place of no champion**. first")
     judge(workspace, domain, 1, 2, 40)
     rollback(workspace, domain, "worse in use")
     registry.describe_model(domain)

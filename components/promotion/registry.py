@@ -273,7 +273,7 @@ def _tell(record: Record) -> str:
     """A line of a list: MLflow's tables have no space between columns."""
     before = f"version {record.from_version}" if record.from_version else "no champion"
     done = {
-        "promote": f"promoted version {record.to_version}, before it {before}",
+        "promote": f"promoted version {record.to_version} in place of {before}",
         "rollback": f"went back to version {record.to_version} from {before}",
         "judge": f"{record.verdict} for version {record.to_version} against {before}",
     }[record.action]
