@@ -33,6 +33,17 @@ from components.domain import Domain
 from components.errors import TrackingError
 from components.live import Live, Point
 from components.models.adapter import load_meta
+from components.notes import (
+    CARDS,
+    DATA,
+    EVIDENCE,
+    NOTE,
+    describe_candidate,
+    describe_outcome,
+    link_prefect,
+    link_run,
+    tag_experiment,
+)
 from components.pictures import draw_confusion, draw_curves, draw_samples
 from components.training.job import HEAT_FILE, JOB_FILE, PROBABILITY, Result, Rung, load_predictions, write_result
 from components.workspace import Workspace
@@ -40,7 +51,6 @@ from components.workspace import Workspace
 TAG = "tessera."
 RESULT_FILE = "result.json"
 SCORES = "scores"  # artifact folder of registered versions' predictions
-CARD = "card"  # artifact folder of the model card
 MOST_DESCRIPTION = 5000  # characters: the store's column
 TRAINING = "training"  # artifact folder of what a training process was told and left
 CODE_FILE = f"{TRAINING}/code.json"
@@ -167,7 +177,7 @@ def end_child(run_id: str, status: Ending, message: str = "") -> None:
     with _refusals():
         client = mlflow.MlflowClient()
         if message:
-            tags = _create_tags(error=message) | {"mlflow.note.content": f"{status.lower()}: {message}"}
+            tags = _create_tags(error=message) | {NOTE: f"{status.lower()}: {message}"}
             _set_tags(client, run_id, tags)
         client.set_terminated(run_id, status)
 
@@ -200,7 +210,7 @@ def log_trial(
         _log_points(client, run_id, points)
         _log_metrics(client, run_id, numbers, step=last.epochs, when=int(time.time() * 1000))
         tags = _create_tags(options=json.dumps(last.tuner), rungs=json.dumps(told))
-        _set_tags(client, run_id, tags | {"mlflow.note.content": note.strip()})
+        _set_tags(client, run_id, tags | {NOTE: note.strip()})
         client.set_terminated(run_id, "FINISHED")
 
 
@@ -283,12 +293,8 @@ def tell_page(run_id: str, page: str) -> None:
 
     with _refusals():
         client = mlflow.MlflowClient()
-        note = client.get_run(run_id).data.tags.get("mlflow.note.content", "")
-        _set_tags(client, run_id, {f"{TAG}prefect": page, "mlflow.note.content": note + _link_prefect(page)})
-
-
-def _link_prefect(page: str | None) -> str:
-    return f"\n\n[The flow run in Prefect]({page})" if page else ""
+        note = client.get_run(run_id).data.tags.get(NOTE, "")
+        _set_tags(client, run_id, {f"{TAG}prefect": page, NOTE: note + link_prefect(page)})
 
 
 def log_data(parent: str, *files: Path) -> None:
@@ -297,7 +303,7 @@ def log_data(parent: str, *files: Path) -> None:
 
     with _refusals():
         for path in files:
-            mlflow.MlflowClient().log_artifact(parent, str(path), "data")
+            mlflow.MlflowClient().log_artifact(parent, str(path), DATA)
 
 
 def find_candidate(domain: str, fingerprint: str, tuner: str, seed: int, parent: str | None = None) -> str | None:
@@ -412,11 +418,11 @@ def fetch_training(run_id: str, folder: Path) -> Path:
                 found="none",
                 mend="Versions from before there were any cannot be trained again: retrain the domain.",
             )
-        client.download_artifacts(parent, "data", str(folder))  # whole folders: a file alone would lose its place
+        client.download_artifacts(parent, DATA, str(folder))  # whole folders: a file alone would lose its place
         return Path(client.download_artifacts(run_id, TRAINING, str(folder)))
 
 
-def log_card(run_id: str, domain: str, version: int, page: Path, text: Path, **tags: str) -> None:
+def log_card(run_id: str, domain: str, version: int, page: Path, text: Path, tags: Mapping[str, str]) -> None:
     """The model card with the run, and its words as the description of the registered version.
 
     tags: what the list of versions is to show beside the aliases.
@@ -427,13 +433,21 @@ def log_card(run_id: str, domain: str, version: int, page: Path, text: Path, **t
     summary, _, rest = words.partition("\n\n")
     with _refusals():
         client = mlflow.MlflowClient()
-        run = f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}"
-        told = f"{summary}\n\n[The same with its pictures]({run}/artifacts/{CARD}/{page.name}), of the run.\n\n{rest}"
+        card = link_run(client.get_run(run_id).info.experiment_id, run_id, f"{CARDS}/{page.name}")
+        told = f"{summary}\n\n[The same with its pictures]({card}), of the run.\n\n{rest}"
         for path in (page, text):
-            client.log_artifact(run_id, str(path), CARD)
+            client.log_artifact(run_id, str(path), CARDS)
         client.update_model_version(domain, str(version), told[:MOST_DESCRIPTION])
         for key, value in tags.items():
-            client.set_model_version_tag(domain, str(version), f"{TAG}{key}", value)
+            client.set_model_version_tag(domain, str(version), key, value)
+
+
+def log_evidence(run_id: str, sha256: str, text: str) -> None:
+    """What the gates found of a version, with its run and under the hash that its record in the ledger names."""
+    import mlflow
+
+    with _refusals():
+        mlflow.MlflowClient().log_text(run_id, text, f"{EVIDENCE}/{sha256}.json")
 
 
 def log_result(run_id: str, outcome: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
@@ -449,11 +463,14 @@ def log_result(run_id: str, outcome: Mapping[str, Any], files: Sequence[Path] = 
     winner = "" if best is None else f"{best['tuner']} · seed {best['seed']}"
     with _refusals():
         client = mlflow.MlflowClient()
-        note = _describe_outcome(outcome) + _link_prefect(client.get_run(run_id).data.tags.get(f"{TAG}prefect"))
-        tags = _create_tags(verdict=verdict, winner=winner) | {"mlflow.note.content": note}
         client.log_text(run_id, text, RESULT_FILE)
         for path in files:
             client.log_artifact(run_id, str(path))
+        run, there = client.get_run(run_id), [item.path for item in client.list_artifacts(run_id, DATA)]
+        pages = [path for path in (*(path.name for path in files), *there) if path.endswith(".html")]
+        note = describe_outcome(outcome, run.info.experiment_id, run_id, pages)
+        tags = _create_tags(verdict=verdict, winner=winner)
+        tags |= {NOTE: note + link_prefect(run.data.tags.get(f"{TAG}prefect"))}
         if best is not None:
             _log_metrics(client, run_id, _summarise(best), step=0, when=int(time.time() * 1000))
         if best is not None and "run_id" in best:
@@ -577,24 +594,29 @@ def _require_server(uri: str) -> None:
 
 
 def _find_experiment(client: Any, domain: Domain) -> str:
-    """The domain's experiment, made on first use. A server chooses where artifacts go, SQLite has them beside it."""
+    """The domain's experiment, made on first use; its description and its view are always those of today."""
+    found = client.get_experiment_by_name(domain.name)
+    experiment = _create_experiment(client, domain.name) if found is None else str(found.experiment_id)
+    for key, value in tag_experiment(domain, experiment).items():
+        client.set_experiment_tag(experiment, key, value)
+    return experiment
+
+
+def _create_experiment(client: Any, name: str) -> str:
+    """A server chooses where artifacts go, SQLite has them beside it."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(domain.name)
-    if found is not None:
-        return str(found.experiment_id)
     uri = mlflow.get_tracking_uri()
     location = None
     if uri.startswith("sqlite:///"):
-        location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "artifacts" / domain.name).as_uri()
-    tags = {"mlflow.note.content": _describe_domain(domain), "mlflow.experimentKind": "custom_model_development"}
+        location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "artifacts" / name).as_uri()
     try:
-        return str(client.create_experiment(domain.name, artifact_location=location, tags=tags))
+        return str(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return str(client.get_experiment_by_name(domain.name).experiment_id)  # another process was faster
+        return str(client.get_experiment_by_name(name).experiment_id)  # another process was faster
 
 
 def _end_dead_runs(client: Any, experiment: str) -> None:
@@ -664,34 +686,45 @@ def _create_candidate_tags(above: Any, domain: Domain, result: Result, row: Mapp
         backbone_trained=str(backbone["trained"]).lower(),
         adapter_sha256=result.adapter_sha256,
     )
-    note = _describe_candidate(domain, result, row)
-    return own | _inherit_tags(above) | {"mlflow.parentRunId": above.info.run_id, "mlflow.note.content": note}
+    note = describe_candidate(domain, result, row)
+    return own | _inherit_tags(above) | {"mlflow.parentRunId": above.info.run_id, NOTE: note}
 
 
 def _log_numbers(client: Any, run_id: str, domain: Domain, result: Result, row: Mapping[str, Any], ended: int) -> None:
-    """Parameters and the final metrics."""
+    """Parameters and the final metrics. MLflow compares by the parameters that sort first and differ."""
     from mlflow.entities import Param
 
     tuner = load_meta(result.folder / "adapter").tuner.model_dump(mode="json")
     shared = domain.model_dump(mode="json", include={"training", "augmentation"})
-    params = flatten({"tuner": tuner, "seed": result.seed, "img_size": result.backbone["img_size"], **shared})
-    params |= flatten({"environment": result.environment})
-    entries = [Param(key, value) for key, value in params.items()]
+    environment = ", ".join(f"{key} {value}" for key, value in result.environment.items())
+    own = {"candidate": result.label, "seed": result.seed, "tuner": tuner, "img_size": result.backbone["img_size"]}
+    entries = [Param(key, value) for key, value in flatten(own | shared | {"environment": environment}).items()]
     for start in range(0, len(entries), MOST_PARAMS):
         client.log_batch(run_id, params=entries[start : start + MOST_PARAMS])
+    final, epochs = result.metrics | _summarise(row), {key for epoch in result.history for key in epoch}
     # A millisecond after the last epoch: at one step and time MLflow would show the greater value, not the later one.
-    _log_metrics(client, run_id, result.metrics | _summarise(row), step=len(result.history), when=ended + 1)
+    curves = {key: final[key] for key in final if key in epochs}
+    _log_metrics(client, run_id, curves, step=len(result.history), when=ended + 1)
+    # What is measured once is of step 0: of that MLflow draws a bar a run, else a dot at the last epoch.
+    _log_metrics(client, run_id, {key: final[key] for key in final if key not in epochs}, step=0, when=ended + 1)
 
 
 def _summarise(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a table line that are no metrics of the training: the interval and the costs."""
     test = row["test"]
+    costs = {
+        "trainable_params": row["trainable_params"],
+        "head_params": row["head_params"],
+        "share_of_backbone": row["share"],
+        "training_seconds": row["seconds"],
+        "adapter_bytes": row["adapter_bytes"],
+    }
     return {
         "val/balanced_accuracy": row["val"],
         "test/balanced_accuracy": test["value"],
         "test/balanced_accuracy_low": test["low"],
         "test/balanced_accuracy_high": test["high"],
-        **{key: float(row[key]) for key in ("trainable_params", "head_params", "share", "seconds", "adapter_bytes")},
+        **{f"cost/{key}": float(value) for key, value in costs.items()},
     }
 
 
@@ -768,43 +801,3 @@ def _load_latest(domain: str, condition: str = "") -> dict[str, Any] | None:
             return None
         record: dict[str, Any] = mlflow.artifacts.load_dict(f"{runs[0].info.artifact_uri}/{RESULT_FILE}")
         return record
-
-
-def _describe_domain(domain: Domain) -> str:
-    facts = {"Source": domain.source, "Licence": domain.licence, "Citation": domain.citation}
-    lines = [f"# {domain.title or domain.name}", domain.description, f"Classes: {', '.join(domain.classes)}."]
-    lines += [f"{key}: {value}" for key, value in facts.items() if value]
-    return "\n\n".join(line for line in lines if line)
-
-
-def _describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any]) -> str:
-    """MLflow shows the first lines and folds the rest away: the answer comes first."""
-    test, backbone = row["test"], result.backbone
-    random = " **The backbone's weights are random: this tries the machinery, not the method.**"
-    untrained = "" if backbone["trained"] else random
-    tuned = f"{result.trainable_params:,} parameters ({result.share:.2%} of the backbone) and"
-    return (
-        f"**{result.label}**, seed {result.seed}: balanced accuracy **{test['value']:.3f}** on test "
-        f"({domain.gates.confidence:.0%} interval {test['low']:.3f} to {test['high']:.3f}), {row['val']:.3f} on "
-        f"validation.{untrained}\n\n"
-        f"Tuned {tuned if result.trainable_params else 'only'} a head of {result.head_params:,} in "
-        f"{result.seconds:.0f} s; the adapter takes {result.adapter_bytes / 1e6:.2g} MB. "
-        f"Backbone `{backbone['name']}`, weights `{str(backbone['sha256'])[:12]}`.\n\n"
-        "Artifacts: `pictures/samples.png` (mistakes first), `pictures/confusion_matrix.png`, "
-        "`pictures/learning_curves.png`, `predictions.parquet`, `adapter/`."
-    )
-
-
-def _describe_outcome(outcome: Mapping[str, Any]) -> str:
-    rows = sorted(outcome.get("candidates", ()), key=lambda row: -row["val"])
-    table = [
-        f"| {'**' + row['tuner'] + '**' if row.get('selected') else row['tuner']} | {row['seed']} | {row['val']:.3f} | "
-        f"{row['test']['value']:.3f} ({row['test']['low']:.3f} to {row['test']['high']:.3f}) | "
-        f"{row['trainable_params']:,} | {row['seconds']:.0f} |"
-        for row in rows
-    ]
-    head = ["| tuner | seed | validation | test | parameters | seconds |", "|---|---|---|---|---|---|"] if table else []
-    verdict = f"**{outcome.get('verdict') or 'no verdict'}**: {outcome.get('reason', '')}"
-    champion = outcome.get("champion_version")
-    live = f"Champion after this retrain: {'none' if champion is None else f'version {champion}'}."
-    return "\n".join([verdict, "", *head, *table, "", live])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from components.notes import CARD, DATA, EVIDENCE, render_table
 from components.pictures import draw_calibration, draw_confusion, draw_heat
 from components.promotion.gates import score_frame
 from components.training.job import HEAT_FILE, Result, load_predictions
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNSTATED = "not stated in domain.yaml"
-CARD, CARD_TEXT = "model_card.html", "model_card.md"
+CARD_TEXT = "model_card.md"
 LOOKED = (
     "The hardest test images, those whose true class got the least probability, and the patches that speak for the "
     "answer given: HiResCAM (Draelos & Carin, arXiv 2011.08891) at the patch tokens that enter the last block."
@@ -59,7 +60,7 @@ def render_markdown(card: Card) -> str:
     lines = [f"# {card.title}", "", _summarise(card), ""]
     lines += [] if card.result.backbone["trained"] else [f"> {UNTRAINED}", ""]
     head, *rows = list(_score_slices(card))
-    lines += ["## Scores by slice", "", *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)), ""]
+    lines += ["## Scores by slice", "", render_table(head, rows), ""]
     for title, facts in _sections(card):
         lines += [f"## {title}", "", *(f"- **{name}**: {value}" for name, value in facts), ""]
     return "\n".join(lines)
@@ -75,7 +76,7 @@ def render_html(card: Card) -> str:
     calibration, confusion, heat = _draw_pictures(card)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(card.title)}</title>'
-        f"<style>{STYLE}.pair{{display:flex;gap:1rem;align-items:flex-start}}.pair img{{width:50%;height:auto}}</style>"
+        f"<style>{STYLE}.pair{{display:flex;gap:1rem;align-items:flex-start}}.pair img{{width:50%;min-width:0}}</style>"
         f"<h1>{html.escape(card.title)}</h1>{warning}"
         f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p><p>{html.escape(_summarise(card))}</p>'
         f"{_render_section(use)}<h2>Scores by slice</h2><table>{_render_row(head, 'th')}{table}</table>"
@@ -168,7 +169,7 @@ def _describe_lineage(card: Card) -> list[tuple[str, str]]:
     best = next(row for row in outcome["candidates"] if row["selected"])
     return [
         ("Images", f"DVC {outcome['data_version']}"),
-        ("Validation report", f"data/{plan.validation_report.name} of MLflow run {card.parent}"),
+        ("Validation report", f"{DATA}/{plan.validation_report.name} of MLflow run {card.parent}"),
         ("Split", f"sha256 {result.split_sha256}"),
         ("Backbone", f"{result.backbone['name']}, sha256 {result.backbone['sha256']}"),
         ("Settings", f"fingerprint {outcome['fingerprint']}"),
@@ -176,6 +177,7 @@ def _describe_lineage(card: Card) -> list[tuple[str, str]]:
         ("Environment", ", ".join(f"{key} {value}" for key, value in result.environment.items())),
         ("Adapter", f"sha256 {result.adapter_sha256}"),
         ("MLflow run", best["run_id"]),
+        ("Gate evidence", f"{EVIDENCE}/ of that run, a file named by the hash in its record of the ledger"),
         ("Again", f"tessera reproduce {plan.domain.name} {outcome['challenger_version']}"),
     ]
 
@@ -215,7 +217,7 @@ def _embed(figure: "Figure", alt: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img style="width:100%" alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">'
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">'
 
 
 def _render_section(section: Section) -> str:

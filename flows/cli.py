@@ -336,8 +336,14 @@ def reproduce(
     domain: DomainArgument,
     version: Annotated[int, typer.Argument(help="A registered version.")],
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0, max=1, help="Of balanced accuracies, on another kind of machine.")
-    ] = 0.02,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="How far balanced accuracies may be apart on another kind of machine; "
+            "default what chance would explain on so many held-out images.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:

@@ -335,12 +335,12 @@ def show_ledger(outcome: Mapping[str, Any]) -> None:
     for problem in outcome["problems"]:
         OUT.print(f"[red]problem[/] {escape(problem)}")
     word = "[red]not whole[/]" if outcome["problems"] else "[green]whole[/]"
-    OUT.print(f"Ledger of {outcome['domain']}: {word}, {outcome['records']} records")
+    OUT.print(f"Ledger of {outcome['domain']}: {word}; records: {outcome['records']}")
 
 
 def show_export(outcome: Mapping[str, Any]) -> None:
     """How many records went where."""
-    OUT.print(f"{outcome['records']} records of {outcome['domain']} in {outcome['file']}", soft_wrap=True)
+    OUT.print(f"Ledger of {outcome['domain']} in {outcome['file']}; records: {outcome['records']}", soft_wrap=True)
 
 
 def show_predictions(outcome: Mapping[str, Any]) -> None:

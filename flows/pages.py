@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.notes import DATA
 from flows.console import HEADS, describe_candidate, render_search
 from flows.plan import Plan
 
@@ -20,7 +21,7 @@ table{border-collapse:collapse;width:100%;margin:1rem 0}td,th{padding:.35rem .6r
 td:first-child,th:first-child{text-align:left}th{border-bottom:2px solid #d0d7de}td{border-bottom:1px solid #eaeef2}
 tr.best{font-weight:600;background:#f6f8fa}.verdict{font-size:1.3rem;font-weight:700}
 .warning{background:#fff8c5;border:1px solid #d4a72c;padding:.5rem .8rem}dt{color:#59636e}dd{margin:0 0 .4rem}
-code{font-size:.9em}
+dd{overflow-wrap:anywhere}code{font-size:.9em}img{width:100%}
 .bar{background:#afb8c1;height:8px;position:relative;width:160px;border-radius:4px;display:inline-block}
 .bar i{position:absolute;height:8px;background:#0969da;border-radius:4px}
 .bar b{position:absolute;width:2px;height:14px;top:-3px;background:#1f2328}
@@ -107,13 +108,13 @@ def _render_table(outcome: Mapping[str, Any]) -> str:
         + f"<td>{_render_bar(row['test'])}</td></tr>"
         for row in outcome["candidates"]
     )
-    note = "<p>Scores are balanced accuracies; intervals by bootstrap over groups. Selected on validation: ►</p>"
+    note = "<p>Scores are balanced accuracies; intervals by bootstrap over groups. ► the best on validation (mean)</p>"
     return f"<table><tr>{head}</tr>{body}</table>{note}"
 
 
 def _render_picture(picture: Path) -> str:
     encoded = base64.b64encode(picture.read_bytes()).decode()
-    return f'<img style="width:100%" alt="Scores against costs, recall by class" src="data:image/png;base64,{encoded}">'
+    return f'<img alt="Scores against costs, recall by class" src="data:image/png;base64,{encoded}">'
 
 
 def _render_searches(outcome: Mapping[str, Any]) -> str:
@@ -144,5 +145,6 @@ def _render_lineage(plan: Plan, outcome: Mapping[str, Any]) -> str:
         "citation": plan.domain.citation or "not stated in domain.yaml",
     }
     rows = "".join(f"<dt>{name}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in facts.items())
-    validation = plan.validation_report.as_uri()
-    return rows + f'<dt>images</dt><dd><a href="{html.escape(validation)}">validation report</a></dd>'
+    here, in_mlflow = html.escape(plan.validation_report.as_uri()), f"{DATA}/{plan.validation_report.name}"
+    links = f'<a href="{here}">on the machine of the retrain</a>; in MLflow <code>{in_mlflow}</code> of the same run'
+    return rows + f"<dt>validation report</dt><dd>{links}</dd>"

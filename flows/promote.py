@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from components import tracking
 from components.data import versioning
 from components.errors import PromotionError
 from components.promotion import ledger, registry
@@ -33,8 +34,6 @@ class Approval:
 
 def open_registry(workspace: Workspace, name: str) -> None:
     """Connect, and end a promotion that was killed between its writes."""
-    from components import tracking
-
     tracking.connect(workspace)
     if not registry.is_moving(name):
         return
@@ -122,7 +121,7 @@ def contest(
         if decisions:
             report("note", text="The champion moved meanwhile: judging against the new one.")
         decisions.append(judge(plan, scored, challenger, champion, str(approval or "")))
-        return _record(plan, decisions[-1], approval)
+        return _record(plan, challenger, decisions[-1], approval)
 
     turn = partial(promotion_turn, name)
     judgement, champion = registry.contest(plan.workspace, name, challenger.version, judge_against, turn)
@@ -192,13 +191,16 @@ def score_version(plan: Plan, version: Version) -> Result:
     return run_job(plan.create_score_job(adapter, folder), f"version-{version.version}")
 
 
-def _record(plan: Plan, decision: Decision, approval: Approval | None) -> Judgement:
-    """What a record says of the judgement it rests on; who approved it answers for it."""
+def _record(plan: Plan, challenger: Version, decision: Decision, approval: Approval | None) -> Judgement:
+    """What a record says of the judgement it rests on, which is kept before it; who approved it answers for it."""
+    text = ledger.write_evidence(decision.model_dump(mode="json"))
+    evidence = ledger.hash_text(text)
+    tracking.log_evidence(challenger.run_id, evidence, text)
     groups = next((int(found.evidence["groups"]) for found in decision.findings if "groups" in found.evidence), 0)
     return Judgement(
         reason=decision.reason,
         verdict=decision.verdict,
-        evidence_sha256=ledger.hash_evidence(decision.model_dump(mode="json")),
+        evidence_sha256=evidence,
         data_version=plan.version.md5,
         git_commit=plan.code,
         test_groups=groups,

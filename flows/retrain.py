@@ -315,7 +315,7 @@ def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     best = next(row for row in outcome["candidates"] if row["selected"])
     result = _require(load_result(plan.folder / f"{best['tuner']}-s{best['seed']}"), "result")
     page, text = write_card(Card(plan, outcome, result, parent))
-    test = f"{best['test']['value']:.3f}"
-    tracking.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, test=test)
+    tags = {"test score": f"{best['test']['value']:.3f}"}
+    tracking.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, tags)
     tracking.log_result(parent, outcome, [path, picture])
     _show_in_prefect(plan, "retrain", pages.render_markdown(outcome), "Candidates and verdict")

@@ -93,9 +93,29 @@ def test_the_models_page_tells_who_serves_and_why(workspace: Workspace, domain: 
     registry.describe_model(domain)
     page = mlflow.MlflowClient().get_registered_model(domain).description
     assert "**Champion: version 2.**" in page
-    newest, oldest = [line for line in page.splitlines() if line.startswith("| 2")]
-    assert "| promote | 1 | 2 | PROMOTE | better / by far and away" in newest
-    assert oldest.endswith("| ada | promote | none | 1 | PROMOTE | first |")
+    newest, oldest = [line for line in page.splitlines() if line.startswith("- 2")]
+    assert "**promoted version 2 in place of version 1**. better | by far and away" in newest
+    assert oldest.endswith(" UTC, ada: **promoted version 1 in place of no champion**. first")
+    judge(workspace, domain, 1, 2, 40)
+    rollback(workspace, domain, "worse in use")
+    registry.describe_model(domain)
+    told = [
+        line for line in mlflow.MlflowClient().get_registered_model(domain).description.splitlines() if "**" in line
+    ]
+    assert "**went back to version 1 from version 2**. worse in use" in told[1]
+    assert "**HOLD for version 1 against version 2**" in told[2]
+
+
+def test_the_list_of_experiments_tells_who_serves(workspace: Workspace, domain: str, register: Register) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment(domain)
+    set_champion(workspace, domain, register(), expected=None, reason="first")
+    registry.describe_model(domain)
+    assert client.get_experiment(experiment).tags["champion"] == "version 1"
+    page = client.get_registered_model(domain).description
+    assert f"(#/experiments/{experiment}/runs?viewStateShareKey=candidates&" in page
 
 
 def test_a_stale_expectation_is_refused(workspace: Workspace, domain: str, register: Register) -> None:
@@ -321,8 +341,8 @@ def test_a_record_that_cannot_fit_is_refused_before_anything_moves(
 
 
 def test_the_evidence_hash_ignores_the_order_of_keys() -> None:
-    assert ledger.hash_evidence({"a": 1, "b": [2]}) == ledger.hash_evidence({"b": [2], "a": 1})
-    assert ledger.hash_evidence({"a": 1}) != ledger.hash_evidence({"a": 2})
+    assert ledger.write_evidence({"a": 1, "b": [2]}) == ledger.write_evidence({"b": [2], "a": 1})
+    assert ledger.write_evidence({"a": 1}) != ledger.write_evidence({"a": 2})
 
 
 def test_who_is_the_user_or_what_the_service_says(monkeypatch: pytest.MonkeyPatch) -> None:

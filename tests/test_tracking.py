@@ -1,5 +1,6 @@
 """Real candidates, trained in seconds, in a real MLflow store."""
 
+import json
 import os
 import socket
 import subprocess
@@ -55,9 +56,13 @@ def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[
         "verdict": "PROMOTE",
         "reason": "Good enough – surely.",
         "champion_version": 1,
+        "challenger_version": 7,
         "candidates": [row | {"run_id": child}],
     }
-    tracking.log_result(parent, outcome)
+    report = workspace.root / "report.html"
+    report.write_text("<html>")
+    tracking.log_data(parent, report)
+    tracking.log_result(parent, outcome, [report])
     tracking.end_retrain(parent)
     return {"parent": parent, "child": child, "failed": failed, "outcome": outcome}
 
@@ -113,11 +118,57 @@ def test_a_candidates_numbers(finished: dict[str, Any], result: Result) -> None:
     metrics = run.data.metrics
     ends = [metrics[f"test/balanced_accuracy{end}"] for end in ("", "_low", "_high")]
     assert ends == [0.9, 0.7, 0.95]
-    assert {"test/macro_f1", "test/recall/red", "test/ece", "trainable_params", "share", "seconds"} <= set(metrics)
-    assert metrics["adapter_bytes"] == result.adapter_bytes
+    assert {"test/macro_f1", "test/recall/red", "test/ece", "cost/training_seconds", "cost/share_of_backbone"} <= set(
+        metrics
+    )
+    assert metrics["cost/adapter_bytes"] == result.adapter_bytes
+    assert (run.data.params["candidate"], run.data.params["seed"]) == ("vpt-deep", "0")
+    assert f"torch {result.environment['torch']}" in run.data.params["environment"]
     points = mlflow.MlflowClient().get_metric_history(finished["child"], "train/loss")
     assert [point.step for point in points] == [1, 2, 3]
     assert [point.value for point in points] == [epoch["train/loss"] for epoch in result.history]
+
+
+def test_what_is_measured_once_is_drawn_as_a_bar_and_what_every_epoch_has_as_a_curve(finished: dict[str, Any]) -> None:
+    """MLflow draws a bar where every value is of step 0."""
+    import mlflow
+
+    history = mlflow.MlflowClient().get_metric_history
+    steps = {
+        key: [point.step for point in history(finished["child"], key)]
+        for key in ("test/balanced_accuracy", "cost/adapter_bytes", "val/loss")
+    }
+    assert steps == {"test/balanced_accuracy": [0], "cost/adapter_bytes": [0], "val/loss": [1, 2, 3, 3]}
+
+
+def test_the_view_of_candidates_shows_what_they_have(finished: dict[str, Any]) -> None:
+    import mlflow
+
+    experiment = mlflow.MlflowClient().get_experiment_by_name("tiny")
+    view = json.loads(json.loads(experiment.tags["mlflow.sharedViewState.candidates"])["state"])
+    shown = {column.split("`")[1] for column in view["selectedColumns"] if column.startswith("metrics.")}
+    assert shown <= set(get_run(finished["child"]).data.metrics)
+    found = mlflow.MlflowClient().search_runs(
+        [experiment.experiment_id], view["searchFilter"], order_by=[f"{view['orderByKey']} DESC"]
+    )
+    assert finished["child"] in {run.info.run_id for run in found}
+    assert finished["parent"] not in {run.info.run_id for run in found}
+
+
+def test_a_retrains_page_leads_to_its_candidates_and_files(finished: dict[str, Any]) -> None:
+    parent, child = finished["parent"], finished["child"]
+    experiment, note = get_run(child).info.experiment_id, get_run(parent).data.tags["mlflow.note.content"]
+    page = f"#/experiments/{experiment}/runs/{parent}/artifacts"
+    assert note.startswith("**PROMOTE**: Good enough – surely.")
+    for link in (
+        f"[report.html]({page}/report.html?",
+        f"[data/report.html]({page}/data/report.html?",
+        f"[candidates compared](#/compare-runs?runs=%5B%22{child}%22%5D&experiments=%5B%22{experiment}%22%5D&",
+        "[version 7](#/models/tiny/versions/7?",
+        f"[its model card](#/experiments/{experiment}/runs/{child}/artifacts/card/model_card.html?",
+        f"**[vpt-deep](#/experiments/{experiment}/runs/{child}?",
+    ):
+        assert link in note
 
 
 def test_the_chosen_epoch_counts_not_the_last(workspace: Workspace, result: Result, row: dict[str, Any]) -> None:
@@ -163,7 +214,7 @@ def test_runs_are_found_by_data_version(finished: dict[str, Any]) -> None:
     import mlflow
 
     experiment = mlflow.MlflowClient().get_experiment_by_name("tiny")
-    assert experiment.tags["mlflow.note.content"].startswith("# Tiny tiles")
+    assert experiment.tags["mlflow.note.content"].startswith("Tiny tiles: Plain tiles of three colours")
     found = mlflow.MlflowClient().search_runs(
         [experiment.experiment_id], f"dataset.digest = '{tiny.DATA_VERSION}' AND dataset.name = 'tiny'"
     )

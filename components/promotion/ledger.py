@@ -25,13 +25,12 @@ from pydantic import Field, ValidationError
 
 from components.domain import Strict
 from components.errors import ChampionMoved, PromotionError
+from components.notes import NOTE, link_run
 
 EXPERIMENT = "tessera ledgers"  # with a blank, as no domain's name has
 #: Tags of the registered model: the run that holds the records, and number and sha256 of the last one that the aliases
 #: follow.
 LEDGER, SETTLED = "tessera.ledger", "tessera.settled"
-#: Which of its two faces MLflow's pages show.
-KIND = {"mlflow.experimentKind": "custom_model_development"}
 START = "0" * 64
 #: MLflow takes 6000 characters for a parameter, and 5000 for a description whatever its own check says.
 MOST_CHARACTERS = 5000
@@ -92,7 +91,7 @@ def create_ledger(domain: str) -> str:
         f"Who was champion of `{domain}`, when and why: its parameters are the records, a hash chain. MLflow never lets"
         f" one be changed. `tessera history {domain}` reads them, `tessera ledger verify {domain}` proves them."
     )
-    tags = {"tessera.role": "ledger", "tessera.domain": domain, "mlflow.note.content": note}
+    tags = {"tessera.role": "ledger", "tessera.domain": domain, NOTE: note}
     run_id = str(client.create_run(_find_experiment(client), tags=tags, run_name=f"ledger of {domain}").info.run_id)
     client.update_run(run_id, status="FINISHED")
     return run_id
@@ -261,7 +260,7 @@ def load_ledger(domain: str) -> Ledger:
         seal=seal,
         champion=None if champion is None else int(champion),
         deleted=run.info.lifecycle_stage == "deleted",
-        page=f"#/experiments/{run.info.experiment_id}/runs/{run_id}",
+        page=link_run(run.info.experiment_id, run_id),
     )
 
 
@@ -290,9 +289,9 @@ def load_model(domain: str) -> Any:
         raise
 
 
-def hash_evidence(evidence: Mapping[str, Any]) -> str:
-    """sha256 over canonical JSON, for `evidence_sha256`."""
-    return hash_text(json.dumps(evidence, sort_keys=True, separators=(",", ":"), allow_nan=False))
+def write_evidence(evidence: Mapping[str, Any]) -> str:
+    """Canonical JSON, whose sha256 is a record's `evidence_sha256`."""
+    return json.dumps(evidence, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def find_user() -> str:
@@ -362,7 +361,7 @@ def _find_experiment(client: Any) -> str:
 
     note = "One run a domain: the record of every promotion, as parameters. Delete none, for nothing else holds them."
     try:
-        return str(client.create_experiment(EXPERIMENT, tags={"mlflow.note.content": note, **KIND}))
+        return str(client.create_experiment(EXPERIMENT, tags={NOTE: note}))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

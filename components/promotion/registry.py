@@ -28,6 +28,7 @@ from typing import Any
 
 from components.domain import Strict
 from components.errors import ChampionMoved, PromotionError
+from components.notes import link_candidates
 from components.promotion.ledger import (
     LEDGER,
     MOST_CHARACTERS,
@@ -95,7 +96,7 @@ def register_challenger(
     """Register a logged model as a new version and point `challenger` at it; returns the version."""
     import mlflow
 
-    tags = {"adapter_sha256": adapter_sha256, "tuner": tuner, "data_version": data_version, "git_commit": git_commit}
+    tags = {"tuner": tuner, "data_version": data_version, "git_commit": git_commit, "adapter_sha256": adapter_sha256}
     client = mlflow.MlflowClient()
     _create_model(client, domain)
     created = client.create_model_version(
@@ -256,21 +257,28 @@ def describe_model(domain: str) -> None:
         records = load_records(domain)
     except PromotionError as error:  # a rollback must not fail on what the page cannot show
         records, trouble = (), f" {error}"
-    rows = [
-        f"| {record.when[:16].replace('T', ' ')} | {record.who} | {record.action} | {record.from_version or 'none'} | "
-        f"{record.to_version} | {record.verdict} | {_tell_why(record)} |"
-        for record in reversed(records[-SHOWN:])
-    ]
-    head = ["| when (UTC) | who | what | champion then | version | verdict | why |", "|---|---|---|---|---|---|---|"]
     told = f"**Champion: {_name(champion)}.** The last records of [the ledger]({load_ledger(domain).page}):{trouble}"
-    lines = [_note(domain), "", told, "", *head, *rows]
+    lines = [_note(domain)]
+    experiment = client.get_experiment_by_name(domain)
+    if experiment is not None:
+        lines += ["", f"[All candidates side by side]({link_candidates(experiment.experiment_id)})"]
+        client.set_experiment_tag(experiment.experiment_id, CHAMPION, _name(champion))
+    lines += ["", told, "", *map(_tell, reversed(records[-SHOWN:]))]
     client.update_registered_model(domain, "\n".join(lines)[:MOST_CHARACTERS])
     if records and records[-1].verdict:
-        client.set_model_version_tag(domain, str(records[-1].to_version), f"{TAG}verdict", records[-1].verdict)
+        client.set_model_version_tag(domain, str(records[-1].to_version), "verdict", records[-1].verdict)
 
 
-def _tell_why(record: Record) -> str:
-    return shorten(" ".join(record.reason.split()), MOST_WHY).replace("|", "/")
+def _tell(record: Record) -> str:
+    """A line of a list: MLflow's tables have no space between columns."""
+    before = f"version {record.from_version}" if record.from_version else "no champion"
+    done = {
+        "promote": f"promoted version {record.to_version} in place of {before}",
+        "rollback": f"went back to version {record.to_version} from {before}",
+        "judge": f"{record.verdict} for version {record.to_version} against {before}",
+    }[record.action]
+    why = shorten(" ".join(record.reason.split()), MOST_WHY)
+    return f"- {record.when[:16].replace('T', ' ')} UTC, {record.who}: **{done}**. {why}"
 
 
 @contextmanager
