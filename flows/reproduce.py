@@ -1,4 +1,4 @@
-"""`tessera reproduce`: a registered version trained again from what it names, and where the two first differ.
+"""The reproduce flow: a registered version trained again from what it names, and where the two first differ.
 
 Everything comes from the version's own record: the images by their DVC hash, the manifest with its splits, the job
 with settings and seed, and the code, which is this one where its hash is the same and else its commit out of git.
@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +23,76 @@ from components.promotion import registry
 from components.promotion.registry import Version
 from components.training.job import PROBABILITY, Result, load_predictions, load_result
 from components.workspace import REPOSITORY, Workspace
+from flows.history import open_registry
+from flows.links import point_to
 from flows.plan import hash_code
 from flows.progress import report
-from flows.promote import open_registry
+from flows.steps import enter, named_flow, require, show, step, turn
 from flows.train_candidate import run_recorded
 
 #: How far balanced accuracies may be apart where the machines are of different kinds.
 TOLERANCE = 0.02
 
 
-def reproduce(workspace: Workspace, name: str, version: int, tolerance: float = TOLERANCE) -> dict[str, Any]:
-    """Train the version again in a scratch folder and compare; the folder stays where the two differ."""
+@named_flow("reproduce", "reproduce {domain} version {version}")
+def reproduce(domain: str, version: int, tolerance: float = TOLERANCE, workspace: str | None = None) -> dict[str, Any]:
+    """Train the version again in a scratch folder and compare; the folder stays where the two differ.
+
+    Returns what `tessera reproduce --json` prints.
+    """
+    place = enter(workspace)
+    scratch = place.state / "reproduce" / f"{domain}-{version}"
+    with turn(place, "reproduce", scratch.name):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        report("stage", title=f"restore what version {version} was made from")
+        found, before, job = find_record(place, domain, version, scratch)
+        code = restore_code(scratch)
+        restore_images(place, job["data_version"], scratch)
+        report("stage", title="train it again")
+        after = train_again(job, f"version {version} again", code, scratch)
+        outcome: dict[str, Any] = compare(place, found, before, after, tolerance)
+        outcome |= {"data_version": job["data_version"], "code": "this code" if code == REPOSITORY else "its commit"}
+        if outcome["verdict"] == "PASS":
+            shutil.rmtree(scratch)
+        else:
+            outcome["scratch"] = str(scratch)
+        show("reproduce", domain, render_comparison(outcome, before, after), "Is it the same when trained again")
+    return outcome
+
+
+@step("find its record")
+def find_record(workspace: Workspace, name: str, number: int, scratch: Path) -> tuple[Version, Result, dict[str, Any]]:
+    """The version, what its training left, and what that was told; the manifest comes along, as a file."""
     open_registry(workspace, name)
-    found = registry.require_version(name, version)
-    scratch = workspace.state / "reproduce" / f"{name}-{version}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    report("stage", title=f"restore what version {version} was made from")
+    found = registry.require_version(name, number)
+    point_to(found.run_id, f"{name}-{number}")
     before = load_result(tracking.fetch_training(found.run_id, scratch))
-    job = json.loads((scratch / "training" / "job.json").read_text())
-    code = _restore_code(scratch)
-    restore_copy(workspace, job["data_version"], scratch / "raw")
-    report("stage", title="train it again")
-    job |= {key: str(scratch / key) for key in ("raw", "cache")} | {"folder": str(scratch / "again")}
-    job |= {"manifest": str(scratch / "data" / "manifest.parquet")}
-    after = run_recorded(job, f"version {version} again", code)
-    if before is None or after is None:
+    job: dict[str, Any] = json.loads((scratch / "training" / "job.json").read_text())
+    return found, require(before, "result"), job
+
+
+@step("restore images")
+def restore_images(workspace: Workspace, data_version: str, scratch: Path) -> None:
+    restore_copy(workspace, data_version, scratch / "raw")
+
+
+@step("train again", retries=1)
+def train_again(job: dict[str, Any], name: str, code: Path, scratch: Path) -> Result:
+    places = {"raw": "raw", "cache": "cache", "folder": "again", "manifest": "data/manifest.parquet"}
+    result = run_recorded(job | {key: str(scratch / place) for key, place in places.items()}, name, code)
+    if result is None:
         raise PromotionError(
-            f"{name} version {version}",
+            name,
             expected="a training that ends",
             found=f"one that stopped; its log is {scratch / 'again' / 'log.txt'}",
             mend="Read the log.",
         )
-    verdict = _compare(workspace, found, before, after, tolerance)
-    if verdict["verdict"] == "PASS":
-        shutil.rmtree(scratch)
-    kept = {"scratch": None if verdict["verdict"] == "PASS" else str(scratch)}
-    code_of = "this code" if code == REPOSITORY else "its commit"
-    return {"domain": name, "version": version, "data_version": job["data_version"], "code": code_of} | verdict | kept
+    return result
 
 
-def _restore_code(scratch: Path) -> Path:
+@step("restore code")
+def restore_code(scratch: Path) -> Path:
     """The folder of the code that trained it."""
     told = json.loads((scratch / "training" / "code.json").read_text())
     if told["code_sha256"] == hash_code():
@@ -81,12 +111,14 @@ def _restore_code(scratch: Path) -> Path:
     return scratch / "code"
 
 
-def _compare(workspace: Workspace, version: Version, before: Result, after: Result, tolerance: float) -> dict[str, Any]:
+@step("compare")
+def compare(workspace: Workspace, version: Version, before: Result, after: Result, tolerance: float) -> dict[str, Any]:
     """PASS where the weights are the same bits, or the machines differ and the scores are within the tolerance."""
     apart = {key: abs(before.metrics[key] - after.metrics[key]) for key in _SCORES}
     same_machine = before.environment == after.environment
     exact = after.adapter_sha256 == version.adapter_sha256
-    facts = {"bit_equal": exact, "same_machine": same_machine, "tolerance": tolerance, "apart": apart}
+    facts = {"domain": version.domain, "version": version.version, "bit_equal": exact, "same_machine": same_machine}
+    facts |= {"tolerance": tolerance, "apart": apart, "scratch": None}
     if exact:
         return facts | {"verdict": "PASS", "reason": "The weights are the same, bit for bit.", "differs": None}
     differs = _find_difference(workspace, version, before, after)
@@ -133,3 +165,24 @@ def _describe_predictions(before: Result, after: Result) -> str:
     columns = [column for column in old.columns if column.startswith(PROBABILITY)]
     gap = float(np.abs(old.select(columns).to_numpy() - new.select(columns).to_numpy()).max())
     return f"probabilities differ by at most {gap:.2g}"
+
+
+def render_comparison(outcome: Mapping[str, Any], before: Result, after: Result) -> str:
+    """The verdict, and what both trainings came to."""
+    rows = [(key, f"{before.metrics[key]:.4f}", f"{after.metrics[key]:.4f}") for key in _SCORES]
+    rows += [("weights, sha256", before.adapter_sha256[:12], after.adapter_sha256[:12])]
+    keys = sorted(before.environment.keys() | after.environment.keys())
+    rows += [(key, before.environment.get(key, "unknown"), after.environment.get(key, "unknown")) for key in keys]
+    lines = [
+        f"# {outcome['domain']} version {outcome['version']}, trained again: {outcome['verdict']}",
+        "",
+        outcome["reason"],
+        "",
+        "| | then | now |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"By {outcome['code']}, from data version `{outcome['data_version']}`.",
+        *([f"What it left is in `{outcome['scratch']}`."] if outcome["scratch"] else []),
+    ]
+    return "\n".join(lines)

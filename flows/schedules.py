@@ -1,6 +1,8 @@
 """What `tessera deploy` puts on a Prefect server: pools, deployments, schedules, and the automations they need.
 
     retrain/<domain>          on the pool `tessera`: data stages, gates, promotion; a CPU is enough
+    promote/<domain>          there, too, for a person to start
+    reproduce/<domain>        the same, on the domain's own pool where it has one, for it is little but a training
     train_candidate/<pool>    on each pool that a domain.yaml names: what needs the GPU, and nothing else
     automations               retrain when a data version is named; call a run crashed whose heartbeat has stopped
 
@@ -23,7 +25,6 @@ from components.workspace import REPOSITORY, Workspace
 
 POOL = "tessera"  # of the retrains themselves
 TAG = "tessera"
-RETRAIN, TRAIN = "flows.retrain.retrain", "flows.dispatch.train_candidate"
 VERSIONED = "tessera.data.versioned"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 #: A flow run says every so often that it lives, and is called crashed when it was not heard for so long.
@@ -66,33 +67,39 @@ def describe_deployments(domains: Sequence[Domain]) -> dict[str, Any]:
 
 
 def _entries(domains: Sequence[Domain]) -> list[dict[str, Any]]:
-    retrains = [describe_retrain(domain) for domain in domains]
+    entries = [entry for domain in domains for entry in describe_flows(domain)]
     pools = sorted({domain.work_pool for domain in domains if domain.work_pool})
-    return [*retrains, *(describe_training(pool) for pool in pools)]
+    told = "One candidate of a retrain, on this pool's workers; nobody starts it by hand."
+    return [*entries, *(_describe("flows.dispatch.train_candidate", pool, told, [TAG], pool) for pool in pools)]
 
 
-def describe_retrain(domain: Domain) -> dict[str, Any]:
-    """One entry of prefect.yaml: `prefect deployment run retrain/<domain>` starts it by hand."""
+def describe_flows(domain: Domain) -> list[dict[str, Any]]:
+    """What a person can start: in Prefect's UI, or with `prefect deployment run retrain/<domain>`."""
+    title = domain.title or domain.name
+    entries = [
+        _describe(f"flows.{flow}.{flow}", domain.name, f"{title}: {told}", [TAG, domain.name], pool)
+        for flow, told, pool in (
+            ("retrain", "train every candidate, gate the best, promote it if it passes.", POOL),
+            ("promote", "judge a version, or the challenger, against the champion; promote it if it passes.", POOL),
+            ("reproduce", "train a version again from what it names; is it the same?", domain.work_pool or POOL),
+        )
+    ]
+    for entry in entries:
+        entry["parameters"] = {"domain": domain.name}
+    if domain.schedule and _has_clock(domain.schedule):
+        entries[0]["schedules"] = [describe_schedule(domain.schedule)]
+    return entries
+
+
+def _describe(entrypoint: str, name: str, description: str, tags: list[str], pool: str) -> dict[str, Any]:
+    """One entry of prefect.yaml."""
     return {
-        "name": domain.name,
-        "entrypoint": RETRAIN,
-        "description": domain.title or f"Retrain {domain.name}",
-        "tags": [TAG, domain.name],
-        "parameters": {"domain": domain.name},
-        "work_pool": {"name": POOL, "job_variables": {"env": JOB_ENV}},
-        "schedules": [describe_schedule(domain.schedule)] if domain.schedule and _has_clock(domain.schedule) else [],
-    }
-
-
-def describe_training(pool: str) -> dict[str, Any]:
-    """Where retrains send their candidates (flows/dispatch.py); nobody starts it by hand."""
-    return {
-        "name": pool,
-        "entrypoint": TRAIN,
-        "description": "One candidate of a retrain, on this pool's workers.",
-        "tags": [TAG],
+        "name": name,
+        "entrypoint": entrypoint,
+        "description": description,
+        "tags": tags,
         "parameters": {},
-        "work_pool": {"name": pool, "job_variables": {"env": JOB_ENV}},
+        "work_pool": {"name": pool, "job_variables": {"env": dict(JOB_ENV)}},
         "schedules": [],
     }
 
