@@ -329,6 +329,26 @@ def fetch_file(run_id: str, path: str, target: Path) -> None:
         os.replace(mlflow.MlflowClient().download_artifacts(run_id, path, folder), target)
 
 
+def fetch_manifest(run_id: str, target: Path) -> bool:
+    """The manifest that a candidate's retrain left, as this file; False where there is none any more."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        try:
+            parent = client.get_run(run_id).data.tags.get("mlflow.parentRunId", "")
+            there = {item.path for item in client.list_artifacts(parent, "data")} if parent else set()
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+    if "data/manifest.parquet" not in there:
+        return False
+    fetch_file(parent, "data/manifest.parquet", target)
+    return True
+
+
 def fetch_candidate(run_id: str, folder: Path) -> Result:
     """What a worker's training left, put into `folder` as if it had been trained there; the result comes last."""
     import mlflow

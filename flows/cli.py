@@ -559,7 +559,8 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
         known = None if force else tracking.find_retrain(domain, plan.fingerprint)
         if known is not None:
             return mark_unchanged(domain, known)
-        prepare(plan.domain)
+        if plan.domain.work_pool is None:
+            prepare(plan.domain)
         return _start(server, "retrain", place, domain, overrides=overrides, force=force)
 
 
@@ -572,7 +573,7 @@ def _run_flow(name: str, place: Any, domain: str, as_json: bool, **parameters: A
 
         checked = load_checked_domain(place, domain)  # a typo is told before a server starts
         server = EmbeddedPrefect(place)
-        if name == "promote":
+        if name == "promote" and checked.work_pool is None:
             prepare(checked)
         from components import tracking
 
