@@ -25,6 +25,12 @@ from components.workspace import REPOSITORY, Workspace
 
 POOL = "tessera"  # of the retrains themselves
 TAG = "tessera"
+#: Each a file in flows/ and the flow in it, with what it does.
+FLOWS = {
+    "retrain": "train every candidate, gate the best, promote it if it passes.",
+    "promote": "judge a version, or the challenger, against the champion; promote it if it passes.",
+    "reproduce": "train a version again from what it names; is it the same?",
+}
 VERSIONED = "tessera.data.versioned"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 #: A flow run says every so often that it lives, and is called crashed when it was not heard for so long.
@@ -75,14 +81,10 @@ def _entries(domains: Sequence[Domain]) -> list[dict[str, Any]]:
 
 def describe_flows(domain: Domain) -> list[dict[str, Any]]:
     """What a person can start: in Prefect's UI, or with `prefect deployment run retrain/<domain>`."""
-    title = domain.title or domain.name
+    title, pools = domain.title or domain.name, {"reproduce": domain.work_pool or POOL}
     entries = [
-        _describe(f"flows.{flow}.{flow}", domain.name, f"{title}: {told}", [TAG, domain.name], pool)
-        for flow, told, pool in (
-            ("retrain", "train every candidate, gate the best, promote it if it passes.", POOL),
-            ("promote", "judge a version, or the challenger, against the champion; promote it if it passes.", POOL),
-            ("reproduce", "train a version again from what it names; is it the same?", domain.work_pool or POOL),
-        )
+        _describe(f"flows.{flow}.{flow}", domain.name, f"{title}: {told}", [TAG, domain.name], pools.get(flow, POOL))
+        for flow, told in FLOWS.items()
     ]
     for entry in entries:
         entry["parameters"] = {"domain": domain.name}

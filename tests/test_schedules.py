@@ -5,9 +5,7 @@ from conftest import TINY
 
 from components.domain import Schedule, load_domain, parse_domain
 from components.workspace import REPOSITORY
-from flows.schedules import POOL, describe_flows, describe_schedule, render_prefect_yaml
-
-FLOWS = ("retrain", "promote", "reproduce")
+from flows.schedules import FLOWS, POOL, describe_flows, describe_schedule, render_prefect_yaml
 
 
 def test_prefect_yaml_is_up_to_date() -> None:

@@ -17,6 +17,7 @@ from schemas import SCHEMAS
 from servers import find_processes
 
 from components.workspace import REPOSITORY
+from flows.schedules import FLOWS
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +107,7 @@ def _require_links(workspace: Path) -> None:
     """The page has every service and domain, and each of its links leads somewhere."""
     page = (workspace / ".tessera" / "services.html").read_text()
     links = dict(reversed(found) for found in re.findall("<a href='([^']+)'>([^<]+)</a>", page))
-    assert {"runs", "deployments", "models", "retrains", "images", "mlflow", "prefect", "worker-tessera"} <= set(links)
+    assert {"runs", "deployments", "models", *FLOWS, "images", "mlflow", "prefect", "worker-tessera"} <= set(links)
     for link in links.values():
         if link.startswith("file://"):
             assert Path(link.removeprefix("file://")).exists(), link
