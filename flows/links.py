@@ -20,7 +20,7 @@ def point_to(run_id: str, name: str) -> None:
     from prefect.artifacts import create_link_artifact
 
     if (page := tracking.find_page(run_id)) is not None:
-        key, told = write_key(f"mlflow-{name}"), "Parameters, curves, pictures and the adapter"
+        key, told = write_key(f"mlflow-{name}"), "What MLflow keeps of it"
         try:
             create_link_artifact(page, f"{name} in MLflow", key=key, description=told)
         except httpx.HTTPError as error:  # no reason to lose what is trained

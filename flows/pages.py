@@ -52,12 +52,10 @@ def render_markdown(outcome: Mapping[str, Any]) -> str:
 
 def render_verdict(outcome: Mapping[str, Any]) -> str:
     """What a version came to, why, and who is champion now."""
-    champion = outcome["champion_version"]
-    told = f"Version {outcome['challenger_version']} was judged; champion is now " + (
-        f"version {champion}." if champion else "none yet."
-    )
     findings = [f"- **{f['gate']}** {f['verdict']}: {f['reason']}" for f in outcome["findings"]]
-    head = f"# {outcome['domain']}: {outcome['verdict']}"
+    head = f"# {outcome['domain']} version {outcome['challenger_version']}: {outcome['verdict']}"
+    champion = outcome["champion_version"]
+    told = f"Champion now: {f'version {champion}' if champion else 'none yet'}."
     return "\n".join([head, "", outcome["reason"], "", told, "", "## Gates", "", *findings])
 
 

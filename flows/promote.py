@@ -59,6 +59,7 @@ def promote(
         report("stage", title="gate")
         scores = score_folder(plan, challenger.version)
         decision, _ = gate_and_promote(plan, scores, challenger.version, approval)
+        report("stage-done", title=f"gated version {challenger.version}", note=decision["verdict"])
         outcome = _describe(domain, challenger.version, decision)
         publish(plan, parent, outcome)
     return outcome

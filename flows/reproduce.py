@@ -57,6 +57,7 @@ def reproduce(domain: str, version: int, tolerance: float = TOLERANCE, workspace
             shutil.rmtree(scratch)
         else:
             outcome["scratch"] = str(scratch)
+        report("stage-done", title=f"trained version {version} again", note=outcome["verdict"])
         show("reproduce", domain, render_comparison(outcome, before, after), "Is it the same when trained again")
     return outcome
 

@@ -4,11 +4,12 @@ and weights stay on disk.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -28,13 +29,33 @@ from flows.history import open_registry
 from flows.judge import Approval, contest, limits_serving, score_version
 from flows.links import link, write_key
 from flows.plan import Plan, create_plan, require_trainable
-from flows.progress import report
+from flows.progress import Event, listening, report
 
 Made = TypeVar("Made")
 
 
 def named_flow(name: str, run_name: str) -> Callable[[Callable[..., Any]], Any]:
-    return flow(name=name, flow_run_name=run_name, persist_result=True, result_serializer="json")
+    """A flow whose page in Prefect logs what a terminal would show."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with listening(partial(_log, get_run_logger())):
+                return function(*args, **kwargs)
+
+        return flow(name=name, flow_run_name=run_name, persist_result=True, result_serializer="json")(run)
+
+    return decorate
+
+
+def _log(logger: Any, event: Event) -> None:
+    match event:
+        case {"event": "note", "text": text}:
+            logger.warning("%s", text)
+        case {"event": "stage-done", "title": what, "note": note}:
+            logger.info("%s: %s", what, note)
+        case {"event": "candidate" | "search-done", "name": what, "note": note}:
+            logger.info("%s: %s", what, note)
 
 
 def step(name: str, retries: int = 2) -> Callable[[Callable[..., Any]], Any]:

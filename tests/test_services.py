@@ -135,7 +135,7 @@ def _require_flows(workspace: Path, api: str, mlflow: str) -> None:
     jsonschema.validate(judged.outcome, SCHEMAS["promote"])
     pages = {page["key"]: page for page in httpx.post(f"{api}/artifacts/filter", json={}).json()}
     assert "# parts version 1, trained again: PASS" in pages[f"reproduce-{DOMAIN}"]["data"]
-    assert f"# {DOMAIN}: {judged.outcome['verdict']}" in pages[f"promote-{DOMAIN}"]["data"]
+    assert f"# {DOMAIN} version 2: {judged.outcome['verdict']}" in pages[f"promote-{DOMAIN}"]["data"]
     assert f"]({mlflow}/#/experiments/" in pages[f"mlflow-{DOMAIN}-1"]["data"]
     runs = {run["name"]: run["id"] for run in httpx.post(f"{api}/flow_runs/filter", json={}).json()}
     assert _list_tasks(api, runs[f"reproduce {DOMAIN} version 1"]) == [
