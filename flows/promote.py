@@ -39,8 +39,14 @@ def promote(
 ) -> dict[str, Any]:
     """Judge a version (the challenger when none is named) against the present champion; promote it if it passes.
 
-    Returns what `tessera promote --json` prints. approval: of that version, where the domain asks for one; what the
-    other gates say is asked again, for the champion may be another by now.
+    Returns what `tessera promote --json` prints.
+
+    Args:
+        domain: name of a folder in data/.
+        version: a registered version; the challenger when left out.
+        approval: who agrees to that version and why, where the domain's gates ask for a person. What the other gates
+            say is asked again, for the champion may be another by now.
+        workspace: where data and state live; the worker's own when left out.
     """
     place = enter(workspace)
     report("stage", title="find the versions")

@@ -39,6 +39,12 @@ def reproduce(domain: str, version: int, tolerance: float = TOLERANCE, workspace
     """Train the version again in a scratch folder and compare; the folder stays where the two differ.
 
     Returns what `tessera reproduce --json` prints.
+
+    Args:
+        domain: name of a folder in data/.
+        version: a registered version.
+        tolerance: how far balanced accuracies may be apart on another kind of machine.
+        workspace: where data and state live; the worker's own when left out.
     """
     place = enter(workspace)
     scratch = place.state / "reproduce" / f"{domain}-{version}"

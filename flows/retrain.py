@@ -50,6 +50,12 @@ def retrain(
     """Retrain one domain and promote the best candidate if the gates agree.
 
     Returns what `tessera retrain --json` prints. Raises the TesseraError that stopped it.
+
+    Args:
+        domain: name of a folder in data/.
+        workspace: where data and state live; the worker's own when left out.
+        overrides: keys of domain.yaml and what they shall be, e.g. training.epochs=5.
+        force: train again even if nothing changed.
     """
     place = enter(workspace)
     started = time.monotonic()

@@ -140,7 +140,8 @@ def _apply_pool(client: Any, name: str) -> Deployed:
 
 
 def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]]) -> list[Deployed]:
-    """What a deployment was made from is told by a hash in its description: an equal one is left alone."""
+    """What a deployment was made from, the flow's parameters too, is told by a hash in its description: an equal one is
+    left alone."""
     from prefect.client.schemas.filters import DeploymentFilter
 
     there = {}
@@ -149,12 +150,13 @@ def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]]) -> list[D
         there[f"{flow_name}/{found.name}"] = found
     told = []
     for entry in entries:
-        name, mark = f"{entry['entrypoint'].rpartition('.')[2]}/{entry['name']}", _hash(entry)
+        flow = _load_flow(entry["entrypoint"])
+        name, mark = f"{flow.name}/{entry['name']}", _hash(entry | {"form": flow.parameters.model_dump(mode="json")})
         known = there.pop(name, None)
         if known is not None and mark in (known.description or ""):
             told.append(Deployed(kind="deployment", name=name, change="unchanged", note=_when(entry)))
             continue
-        _create_deployment(entry, mark)
+        _create_deployment(flow, entry, mark)
         if known is not None:
             _drop_planned(client, known)
         change: Change = "created" if known is None else "changed"
@@ -165,17 +167,21 @@ def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]]) -> list[D
     return told
 
 
-def _create_deployment(entry: dict[str, Any], mark: str) -> None:
-    """The same name again replaces everything, its schedules too."""
+def _load_flow(entrypoint: str) -> Any:
     from importlib import import_module
 
+    module, _, name = entrypoint.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _create_deployment(flow: Any, entry: dict[str, Any], mark: str) -> None:
+    """The same name again replaces everything, its schedules too."""
     from prefect.deployments.runner import RunnerDeployment
     from prefect.types.entrypoint import EntrypointType
 
-    module, _, name = entry["entrypoint"].rpartition(".")
     pool = entry["work_pool"]
     deployment = RunnerDeployment.from_flow(
-        getattr(import_module(module), name),
+        flow,
         name=entry["name"],
         description=f"{entry['description']}\n\n{mark}",
         tags=entry["tags"],
