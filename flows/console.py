@@ -29,8 +29,8 @@ ERR = Console(stderr=True, highlight=False)
 HEADS = ("candidate", "seed", "trainable", "share", "val", "test [95 %]", "secs", "adapter")
 UNTRAINED = "[yellow]The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods.[/]"
 WATCH_SECONDS = 5.0
-MUCH_DRIFT = 0.2  # without any, one growth in twenty of a domain with few groups has more (tests/test_drift.py)
-DRIFT = "[dim]drift: new images unlike all that the champion was trained on; without drift 5 %[/]"
+MUCH_DRIFT = 0.2  # without any, one growth in twenty of a domain with few groups has more (benchmarks/drift.py)
+DRIFT = "[dim]drift: new images unlike all of the champion's data version; without drift 5 %[/]"
 SHOWN = 8  # lines of one kind of trouble; the report has all
 COLOUR = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 

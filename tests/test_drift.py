@@ -21,20 +21,22 @@ LOTS, MORE = 16, 24  # the session's images, and those that come later
 
 
 def test_without_drift_one_in_twenty_is_unlike() -> None:
-    """Whatever the number of pictures, and how the vectors are distributed."""
+    """Whatever the number of groups, and how much the pictures of a group have in common."""
     rng = np.random.default_rng(0)
-    for held in (FEWEST, 100):
+    for groups, common in ((FEWEST, 0.0), (12, 2.0), (48, 2.0)):
         shares = []
         for _ in range(200):
-            vectors = rng.standard_exponential((60 + held + 50, 8)).astype(np.float32)
-            shares.append(find_unlike(vectors[:60], vectors[60 : 60 + held], vectors[60 + held :]).mean())
-        assert 0.03 < np.mean(shares) < 0.06
+            centres = common * rng.normal(size=(groups + 6, 1, 8))
+            vectors = (centres + rng.normal(size=(groups + 6, 5, 8))).reshape(-1, 8).astype(np.float32)
+            names = np.repeat(np.arange(groups).astype(str), 5)
+            shares.append(find_unlike(vectors[: 5 * groups], names, vectors[5 * groups :]).mean())
+        assert 0.035 < np.mean(shares) < 0.065
 
 
 def test_what_is_elsewhere_is_unlike() -> None:
     rng = np.random.default_rng(0)
-    train, held, new = (rng.normal(size=(count, 8)).astype(np.float32) + 3 for count in (60, 40, 30))
-    assert find_unlike(train, held, new * np.float32(-1)).mean() == 1
+    seen, new = (rng.normal(size=(count, 8)).astype(np.float32) + 3 for count in (60, 30))
+    assert find_unlike(seen, np.arange(60).astype(str), new * np.float32(-1)).mean() == 1
 
 
 def test_it_is_not_known_from_too_little() -> None:
@@ -42,14 +44,14 @@ def test_it_is_not_known_from_too_little() -> None:
     vectors = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float16)
     rows = {"key": names, "feature": [row.tobytes() for row in vectors], "grey": [None] * 60, "backbone": ["b"] * 60}
     features = pl.DataFrame(rows, schema=FEATURES)
-    sides = ["train"] * 20 + ["val"] * 10 + ["test"] * 10 + ["train"] * 20
-    labels = ["a"] * 40 + ["b"] * 20
-    present = pl.DataFrame({"id": names, "crop": [None] * 60, "split": sides, "label": labels})
+    labels, groups = ["a"] * 40 + ["b"] * 20, [str(number // 5) for number in range(60)]
+    present = pl.DataFrame({"id": names, "crop": [None] * 60, "group": groups, "label": labels})
     seen = present.head(40)
     drift = measure_drift(seen, present, features)
     assert (drift.new, drift.images, drift.classes) == (20, 20, {"a": (1.0, 0.0), "b": (0.0, 1.0)})
     assert drift.share is not None
-    assert measure_drift(seen.head(39), present, features).share is None  # 19 were held out
+    assert measure_drift(seen.head(20), present, features).share is None
+    assert measure_drift(seen.with_columns(group=pl.lit("one")), present, features).share is None
     assert measure_drift(seen, present, features.tail(39)).share is None  # most of what was seen is gone
     assert measure_drift(present, present, features).share is None  # nothing is new
 
