@@ -107,7 +107,7 @@ def describe_outcome(outcome: Mapping[str, Any], experiment: str, run_id: str, f
     rows = sorted(outcome.get("candidates", ()), key=lambda row: -row["val"])
     verdict = f"**{outcome.get('verdict') or 'no verdict'}**: {outcome.get('reason', '')}"
     champion = outcome.get("champion_version")
-    live = f"Champion after this retrain: {'none' if champion is None else f'version {champion}'}."
+    live = f"Champion afterwards: {'none' if champion is None else f'version {champion}'}."
     links = _link_pages(outcome, rows, experiment, run_id, files)
     return "\n\n".join(part for part in (verdict, links, _render_candidates(rows, experiment), live) if part)
 

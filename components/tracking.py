@@ -1,7 +1,7 @@
-"""What happened, in MLflow: a parent run a retrain, a child run a candidate or trial, in the domain's own experiment.
+"""What happened, in MLflow: a parent run a retrain or promotion, a child run a candidate or trial, by domain.
 
     connect(workspace)                       once a process; then
-    run_id = start_retrain(domain, ...)      RUNNING until end_retrain(run_id, "FINISHED")
+    run_id = start_parent(domain, ...)       RUNNING until end_parent(run_id, "FINISHED")
     child = start_child(run_id, ...)         RUNNING while it is trained; log_epochs(child, points) as they come
     log_candidate(run_id, ..., live)         parameters, history, metrics, pictures, adapter, lineage; FINISHED
     log_trial(child, ...)                    what a search's trial scored; find_trials(...) gives them back
@@ -71,6 +71,7 @@ CLIENT = {
 _ANSWERED = set[str]()  # servers, in this process
 
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
+Role = Literal["retrain", "promote"]
 
 
 def connect(workspace: Workspace, patient: bool = False) -> None:
@@ -102,8 +103,8 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def start_retrain(domain: Domain, data_version: str, fingerprint: str, git_commit: str) -> str:
-    """Open the parent run of one retrain and return its id; `end_retrain` must follow."""
+def start_parent(domain: Domain, data_version: str, fingerprint: str, git_commit: str, role: Role = "retrain") -> str:
+    """Open the run of one retrain or promotion and return its id; `end_parent` must follow."""
     import mlflow
     from mlflow.entities import Param
 
@@ -113,14 +114,14 @@ def start_retrain(domain: Domain, data_version: str, fingerprint: str, git_commi
         _end_dead_runs(client, experiment)
         tags = _create_tags(
             domain=domain.name,
-            role="retrain",
+            role=role,
             data_version=data_version,
             fingerprint=fingerprint,
             git_commit=git_commit,
             backbone=domain.backbone,
             process=_name_process(),
         )
-        run_id = str(client.create_run(experiment, tags=tags, run_name=f"retrain {data_version[:8]}").info.run_id)
+        run_id = str(client.create_run(experiment, tags=tags, run_name=f"{role} {data_version[:8]}").info.run_id)
         params = flatten(domain.model_dump(mode="json", include={"training", "gates", "split", "augmentation"}))
         client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
         _log_dataset(client, run_id, domain.name, data_version)
@@ -334,6 +335,26 @@ def fetch_file(run_id: str, path: str, target: Path) -> None:
         os.replace(mlflow.MlflowClient().download_artifacts(run_id, path, folder), target)
 
 
+def fetch_manifest(run_id: str, target: Path) -> bool:
+    """The manifest that a candidate's retrain left, as this file; False where there is none any more."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with _refusals():
+        client = mlflow.MlflowClient()
+        try:
+            parent = client.get_run(run_id).data.tags.get("mlflow.parentRunId", "")
+            there = {item.path for item in client.list_artifacts(parent, "data")} if parent else set()
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+    if "data/manifest.parquet" not in there:
+        return False
+    fetch_file(parent, "data/manifest.parquet", target)
+    return True
+
+
 def fetch_candidate(run_id: str, folder: Path) -> Result:
     """What a worker's training left, put into `folder` as if it had been trained there; the result comes last."""
     import mlflow
@@ -480,8 +501,23 @@ def log_result(run_id: str, outcome: Mapping[str, Any], files: Sequence[Path] = 
             client.set_tag(run_id, key, value)
 
 
-def end_retrain(run_id: str, status: Ending = "FINISHED") -> None:
-    """Close the parent run."""
+def log_verdict(run_id: str, outcome: Mapping[str, Any]) -> None:
+    """What a promotion came to. It is no result of a retrain, which `find_retrain` would find."""
+    import mlflow
+
+    verdict, told = str(outcome["verdict"]), json.dumps(outcome, indent=1, ensure_ascii=False, allow_nan=False)
+    with _refusals():
+        client = mlflow.MlflowClient()
+        run = client.get_run(run_id)
+        note = describe_outcome(outcome, run.info.experiment_id, run_id, ())
+        note += link_prefect(run.data.tags.get(f"{TAG}prefect"))
+        client.log_text(run_id, told, "verdict.json")
+        client.update_run(run_id, name=f"{verdict} version {outcome['challenger_version']}")
+        _set_tags(client, run_id, _create_tags(verdict=verdict) | {NOTE: note})
+
+
+def end_parent(run_id: str, status: Ending = "FINISHED") -> None:
+    """Close the run of a retrain or promotion."""
     import mlflow
 
     with _refusals():

@@ -302,10 +302,7 @@ def promote(
     """Judge a version against the champion on the same images; promote it if it passes."""
 
     def act(place: Any) -> Outcome:
-        from flows.promote import promote as run
-
-        with _live(as_json):
-            return run(place, domain, version)
+        return _run_flow("promote", place, domain, as_json, version=version)
 
     _run(act, _shower("show_records"), as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PROMOTE")
 
@@ -322,11 +319,9 @@ def approve(
     """Agree to a version that `gates.approval` holds; it is promoted if the other gates still agree."""
 
     def act(place: Any) -> Outcome:
-        from flows.promote import Approval
-        from flows.promote import approve as run
+        from flows.judge import Approval
 
-        with _live(as_json):
-            return run(place, domain, version, Approval(by, reason))
+        return _run_flow("promote", place, domain, as_json, version=version, approval=Approval(by, reason))
 
     _run(act, _shower("show_records"), as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PROMOTE")
 
@@ -350,12 +345,7 @@ def reproduce(
     """Train a version again from the images, code, settings and seed it names; say whether it is the same."""
 
     def act(place: Any) -> Outcome:
-        from flows.plan import load_checked_domain
-        from flows.reproduce import reproduce as run
-
-        load_checked_domain(place, domain)
-        with _live(as_json):
-            return run(place, domain, version, tolerance)
+        return _run_flow("reproduce", place, domain, as_json, version=version, tolerance=tolerance)
 
     def show(outcome: Outcome) -> None:
         from flows import console
@@ -375,8 +365,8 @@ def rollback(
     """Make the previous champion the champion again."""
 
     def act(place: Any) -> Outcome:
+        from flows.history import rollback as run
         from flows.plan import load_checked_domain
-        from flows.promote import rollback as run
 
         load_checked_domain(place, domain)
         return run(place, domain, reason)
@@ -394,8 +384,8 @@ def history(
     """Who was champion, when and why."""
 
     def act(place: Any) -> Outcome:
+        from flows.history import describe_history, find_champion_at, open_registry
         from flows.plan import load_checked_domain
-        from flows.promote import describe_history, find_champion_at, open_registry
 
         load_checked_domain(place, domain)
         open_registry(place, domain)
@@ -416,9 +406,9 @@ def verify_ledger(
     """Find records that were altered, removed or reordered, and a champion that no record explains."""
 
     def act(place: Any) -> Outcome:
+        from flows.history import open_registry
+        from flows.history import verify_ledger as run
         from flows.plan import load_checked_domain
-        from flows.promote import open_registry
-        from flows.promote import verify_ledger as run
 
         load_checked_domain(place, domain)
         open_registry(place, domain)
@@ -437,9 +427,9 @@ def export_ledger(
     """Write the ledger as it is stored, a line a record: each names the sha256 of the line before."""
 
     def act(place: Any) -> Outcome:
+        from flows.history import export_ledger as run
+        from flows.history import open_registry
         from flows.plan import load_checked_domain
-        from flows.promote import export_ledger as run
-        from flows.promote import open_registry
 
         load_checked_domain(place, domain)
         open_registry(place, domain)
@@ -553,8 +543,6 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
     one loads what comes next; where it is likely not known, for nothing lies where a retrain leaves it, the server
     does: a wrong guess costs time alone.
     """
-    # Prefect's own console lines would cut through the progress display; its server still gets them.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with _live(as_json):
         from flows.embedded import EmbeddedPrefect
         from flows.plan import create_plan, load_checked_domain, require_trainable
@@ -570,21 +558,49 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
         elif not plan.folder.exists():
             server = EmbeddedPrefect(place)
         from components import tracking
-        from flows.promote import mark_unchanged
+        from flows.history import mark_unchanged
         from flows.train_candidate import prepare
 
         tracking.connect(place)
         known = None if force else tracking.find_retrain(domain, plan.fingerprint)
         if known is not None:
             return mark_unchanged(domain, known)
-        report("stage", title="start Prefect")
-        server = server or EmbeddedPrefect(place)
-        prepare(plan.domain)
-        server.use()
-        from flows.retrain import retrain as run
+        if plan.domain.work_pool is None:
+            prepare(plan.domain)
+        return _start(server, "retrain", place, domain, overrides=overrides, force=force)
 
-        server.wait()
-        return run(domain=domain, workspace=str(place.root), overrides=overrides, force=force)
+
+def _run_flow(name: str, place: Any, domain: str, as_json: bool, **parameters: Any) -> dict[str, Any]:
+    """A flow, while whose Prefect server comes up the rest is loaded."""
+    with _live(as_json):
+        from flows.embedded import EmbeddedPrefect
+        from flows.plan import load_checked_domain
+        from flows.train_candidate import prepare
+
+        checked = load_checked_domain(place, domain)  # a typo is told before a server starts
+        server = EmbeddedPrefect(place)
+        if name == "promote" and checked.work_pool is None:
+            prepare(checked)
+        from components import tracking
+
+        tracking.connect(place)
+        return _start(server, name, place, domain, **parameters)
+
+
+def _start(server: Any, name: str, place: Any, domain: str, **parameters: Any) -> dict[str, Any]:
+    """The flow in flows/NAME.py, on the Prefect server that is configured or the one that was brought along."""
+    from importlib import import_module
+
+    from flows.embedded import EmbeddedPrefect
+    from flows.progress import report
+
+    report("stage", title="start Prefect")
+    server = server or EmbeddedPrefect(place)
+    server.use()
+    run = getattr(import_module(f"flows.{name}"), name)
+    server.wait()
+    outcome: dict[str, Any] = run(domain=domain, workspace=str(place.root), **parameters)
+    return outcome
 
 
 def _run(
@@ -640,6 +656,8 @@ def _shower(name: str) -> Callable[[Outcome], None]:
 
 
 def _live(as_json: bool) -> AbstractContextManager[None]:
+    """Draw what goes on; Prefect's own console lines would cut through it, and its server gets them all the same."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from flows.console import live, tell
     from flows.progress import listening
 

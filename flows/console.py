@@ -29,6 +29,8 @@ ERR = Console(stderr=True, highlight=False)
 HEADS = ("candidate", "seed", "trainable", "share", "val", "test [95 %]", "secs", "adapter")
 UNTRAINED = "[yellow]The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods.[/]"
 WATCH_SECONDS = 5.0
+MUCH_DRIFT = 0.2  # without any, one growth in twenty of a domain with few groups has more (benchmarks/drift.py)
+DRIFT = "[dim]drift: new images unlike all of the champion's data version; without drift 5 %[/]"
 SHOWN = 8  # lines of one kind of trouble; the report has all
 COLOUR = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 
@@ -378,20 +380,21 @@ def show_status(outcome: Mapping[str, Any]) -> None:
 
 def draw_status(outcome: Mapping[str, Any]) -> Group:
     """A row a domain, and the pools with their workers below."""
-    table = Table(box=SIMPLE_HEAD, header_style="bold")
-    for head in ("domain", "data", "champion", "test", "last run", "verdict", "next run"):
-        table.add_column(head, no_wrap=head in ("domain", "verdict"))
+    table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), show_edge=False)
+    for head in ("domain", "data", "files", "champion", "test", "drift", "last run", "verdict", "next run"):
+        table.add_column(head, no_wrap=head in ("domain", "data", "verdict"))
     for row in outcome["domains"]:
-        data = (row["data_name"] or row["data_version"][:8]) + f", {row['files']} files"
         champion = row["champion_version"]
         stale = champion is not None and row["champion_data"] != row["data_version"]
-        told = "none yet" if champion is None else f"version {champion}" + (" [yellow](older data)[/]" if stale else "")
+        told = "none yet" if champion is None else f"{champion}" + (" [yellow]of older data[/]" if stale else "")
         verdict = row["verdict"] or "-"
         table.add_row(
             escape(row["domain"]),
-            escape(data),
+            (row["data_name"] or row["data_version"][:8]).removeprefix(f"{row['domain']}@"),
+            str(row["files"]),
             told,
             _format_score(row["champion_score"]),
+            _format_drift(row["drift"]),
             _format_run(row),
             f"[{COLOUR.get(verdict, 'default')}]{verdict}[/]",
             _format_when(row["next_run"]),
@@ -403,19 +406,27 @@ def draw_status(outcome: Mapping[str, Any]) -> Group:
         for pool in outcome["pools"]
     ]
     servers = f"[dim]MLflow {escape(outcome['mlflow'])} · Prefect {escape(outcome['prefect'] or 'embedded')}[/]"
-    return Group(table, *pools, servers)
+    legend = [DRIFT] if any(row["drift"] for row in outcome["domains"]) else []
+    return Group(table, *legend, *pools, servers)
 
 
 def _format_score(score: Mapping[str, float] | None) -> str:
     if score is None:
         return "-"
-    interval = f" [{score['low']:.3f} {score['high']:.3f}]" if "low" in score else ""
+    interval = f" [{score['low']:.2f} {score['high']:.2f}]" if "low" in score else ""
     return escape(f"{score['value']:.3f}{interval}")
+
+
+def _format_drift(drift: Mapping[str, Any] | None) -> str:
+    if drift is None or drift["share"] is None:
+        return "-" if drift is None else f"? of {drift['new']} new"
+    colour = "yellow" if drift["share"] >= MUCH_DRIFT else "default"
+    return f"[{colour}]{drift['share']:.0%}[/] of {drift['new']} new"
 
 
 def _format_run(row: Mapping[str, Any]) -> str:
     if row["running"]:
-        return f"[cyan]running, {_format_when(row['running'])}[/]"
+        return f"[cyan]running for {_format_when(row['running']).removesuffix(' ago')}[/]"
     last = row["last_run"]
     return "-" if last is None else f"{last['state']} {_format_when(last['when'])}"
 

@@ -32,10 +32,10 @@ from components.workspace import Workspace, find_workspace
 from flows.candidates import describe_result, train_job
 from flows.embedded import find_server
 from flows.fetched import Data, hold_fetched, is_here
+from flows.judge import score_folder, score_version
 from flows.links import link
 from flows.plan import Plan, hash_code
 from flows.progress import report
-from flows.promote import score_version
 from flows.search import search_options
 
 FLOW = "train_candidate"
@@ -119,11 +119,11 @@ def search_on_pool(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[s
 
 def score_on_pool(plan: Plan, parent: str, registered: int) -> None:
     """Have a worker score a registered version, and bring the result to where `score_version` looks for it."""
-    name = f"version-{registered}"
-    if load_result(plan.folder / name) is None:
-        # fresh: the scores are left with this retrain
+    name, folder = f"version-{registered}", score_folder(plan, registered)
+    if load_result(folder) is None:
+        # fresh: the scores are left with this run
         send(_write_order(plan, parent, "score", name, {}, True, registered), _require_pool(plan))
-        tracking.fetch_score(parent, name, plan.folder / name)
+        tracking.fetch_score(parent, name, folder)
 
 
 def _require_pool(plan: Plan) -> str:
@@ -236,7 +236,7 @@ def _follow(order: Order, pool: str, run_id: Any) -> tuple[str, str]:
             time.sleep(POLL_SECONDS)
     except BaseException:
         with get_client(sync_client=True) as client:
-            client.set_flow_run_state(run_id, Cancelling(message="the retrain was stopped"))
+            client.set_flow_run_state(run_id, Cancelling(message="whoever sent it was stopped"))
         raise
 
 

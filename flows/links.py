@@ -9,17 +9,22 @@ from flows.progress import report
 
 def link(run_id: str, name: str) -> None:
     """The flow run that goes on and the MLflow run it makes say where the other is, if that has a page."""
+    point_to(run_id, name)
+    if (page := find_page()) is not None:
+        tracking.tell_page(run_id, page)
+
+
+def point_to(run_id: str, name: str) -> None:
+    """The flow run that goes on says where an MLflow run is, if that has a page."""
     import httpx
     from prefect.artifacts import create_link_artifact
 
     if (page := tracking.find_page(run_id)) is not None:
-        key, told = write_key(f"mlflow-{name}"), "Parameters, curves, pictures and the adapter"
+        key, told = write_key(f"mlflow-{name}"), "What MLflow keeps of it"
         try:
             create_link_artifact(page, f"{name} in MLflow", key=key, description=told)
         except httpx.HTTPError as error:  # no reason to lose what is trained
             report("note", text=f"Prefect shows no link to {page}: {error}")
-    if (page := find_page()) is not None:
-        tracking.tell_page(run_id, page)
 
 
 def find_page() -> str | None:

@@ -42,19 +42,22 @@ def write_report(plan: Plan, outcome: Mapping[str, Any], picture: Path) -> Path:
 
 
 def render_markdown(outcome: Mapping[str, Any]) -> str:
-    """The candidates' table, the verdict and its reasons."""
+    """The verdict and its reasons, and the candidates' table."""
     rows = [" | ".join(HEADS), " | ".join("---" for _ in HEADS)]
     rows += [" | ".join(cell.strip() for cell in describe_candidate(row)) for row in outcome["candidates"]]
     searches = [f"- {line['tuner']}: {render_search(line)}" for line in outcome["tuners"] if line["search"]]
-    findings = [f"- **{f['gate']}** {f['verdict']}: {f['reason']}" for f in outcome["findings"]]
     warning = [] if outcome["backbone"]["trained"] else [f"> {UNTRAINED}", ""]
-    head = [f"# {outcome['domain']}: {outcome['verdict']}", "", outcome["reason"], ""]
+    data = f"Data version `{outcome['data_version']}`."
+    return "\n".join([render_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *searches, "", data])
+
+
+def render_verdict(outcome: Mapping[str, Any]) -> str:
+    """What a version came to, why, and who is champion now."""
+    findings = [f"- **{f['gate']}** {f['verdict']}: {f['reason']}" for f in outcome["findings"]]
+    head = f"# {outcome['domain']} version {outcome['challenger_version']}: {outcome['verdict']}"
     champion = outcome["champion_version"]
-    tail = [
-        "",
-        f"Champion: {f'version {champion}' if champion else 'none yet'}. Data version `{outcome['data_version']}`.",
-    ]
-    return "\n".join([*head, *warning, *rows, "", *searches, "", *findings, *tail])
+    told = f"Champion now: {f'version {champion}' if champion else 'none yet'}."
+    return "\n".join([head, "", outcome["reason"], "", told, "", "## Gates", "", *findings])
 
 
 def render_validation(plan: Plan) -> str:

@@ -12,7 +12,7 @@ from components.workspace import Workspace
 def predict(workspace: Workspace, name: str, images: Sequence[Path]) -> dict[str, Any]:
     """Class probabilities of every image. Raises PromotionError without a champion, DataError for a bad image."""
     from components.serving.predictor import Predictor
-    from flows.promote import open_registry
+    from flows.history import open_registry
 
     for path in images:
         if not path.is_file():

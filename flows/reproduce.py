@@ -1,4 +1,4 @@
-"""`tessera reproduce`: a registered version trained again from what it names, and where the two first differ.
+"""The reproduce flow: a registered version trained again from what it names, and where the two first differ.
 
 Everything comes from the version's own record: the images by their DVC hash, the manifest with its splits, the job
 with settings and seed, and the code, which is this one where its hash is the same and else its commit out of git.
@@ -10,6 +10,7 @@ import math
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from components.promotion.gates import score_frame
 from components.promotion.registry import Version
 from components.training.job import PROBABILITY, Job, Result, load_predictions, load_result
 from components.workspace import REPOSITORY, Workspace
+from flows.history import open_registry
+from flows.links import point_to
 from flows.plan import hash_code
 from flows.progress import report
-from flows.promote import open_registry
+from flows.steps import enter, named_flow, require, show, step, turn
 from flows.train_candidate import run_recorded
 
 HELD_OUT = ("val", "test")
@@ -36,45 +39,76 @@ HELD_OUT = ("val", "test")
 CHANGED = 0.05
 
 
-def reproduce(workspace: Workspace, name: str, version: int, tolerance: float | None = None) -> dict[str, Any]:
+@named_flow("reproduce", "reproduce {domain} version {version}")
+def reproduce(
+    domain: str, version: int, tolerance: float | None = None, workspace: str | None = None
+) -> dict[str, Any]:
     """Train the version again in a scratch folder and compare; the folder stays where the two differ.
 
-    tolerance: of balanced accuracies on the held-out images, where the machines are of different kinds; without one
-    what chance would explain on so many images.
+    Returns what `tessera reproduce --json` prints.
+
+    Args:
+        domain: name of a folder in data/.
+        version: a registered version.
+        tolerance: how far balanced accuracies on the held-out images may be apart where the machines are of different
+            kinds; what chance would explain on so many images when left out.
+        workspace: where data and state live; the worker's own when left out.
     """
+    place = enter(workspace)
+    scratch = place.state / "reproduce" / f"{domain}-{version}"
+    with turn(place, "reproduce", scratch.name):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        report("stage", title=f"restore what version {version} was made from")
+        found, before, job = find_record(place, domain, version, scratch)
+        code = restore_code(scratch)
+        restore_images(place, job["data_version"], scratch)
+        report("stage", title="train it again")
+        after = train_again(job, f"version {version} again", code, scratch)
+        outcome: dict[str, Any] = compare(place, found, Job.model_validate(job).domain, before, after, tolerance)
+        outcome |= {"data_version": job["data_version"], "code": "this code" if code == REPOSITORY else "its commit"}
+        if outcome["verdict"] == "PASS":
+            shutil.rmtree(scratch)
+        else:
+            outcome["scratch"] = str(scratch)
+        report("stage-done", title=f"trained version {version} again", note=outcome["verdict"])
+        show("reproduce", domain, render_comparison(outcome, before, after), "Is it the same when trained again")
+    return outcome
+
+
+@step("find its record")
+def find_record(workspace: Workspace, name: str, number: int, scratch: Path) -> tuple[Version, Result, dict[str, Any]]:
+    """The version, what its training left, and what that was told; the manifest comes along, as a file."""
     open_registry(workspace, name)
-    found = registry.require_version(name, version)
-    scratch = workspace.state / "reproduce" / f"{name}-{version}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    report("stage", title=f"restore what version {version} was made from")
-    before = load_result(tracking.fetch_training(found.run_id, scratch))
-    job = json.loads((scratch / "training" / "job.json").read_text())
-    code = _restore_code(scratch)
-    restore_copy(workspace, job["data_version"], scratch / "raw")
-    report("stage", title="train it again")
-    job |= {key: str(scratch / key) for key in ("raw", "cache")} | {"folder": str(scratch / "again")}
-    job |= {"manifest": str(scratch / "data" / "manifest.parquet")}
-    after = run_recorded(job, f"version {version} again", code)
-    if before is None or after is None:
+    found = registry.require_version(name, number)
+    point_to(found.run_id, f"{name}-{number}")
+    before = require(load_result(tracking.fetch_training(found.run_id, scratch)), "result")
+    tracking.fetch_file(found.run_id, "predictions.parquet", scratch / "predictions.parquet")
+    job: dict[str, Any] = json.loads((scratch / "training" / "job.json").read_text())
+    return found, before.model_copy(update={"folder": scratch}), job
+
+
+@step("restore images")
+def restore_images(workspace: Workspace, data_version: str, scratch: Path) -> None:
+    restore_copy(workspace, data_version, scratch / "raw")
+
+
+@step("train again", retries=1)
+def train_again(job: dict[str, Any], name: str, code: Path, scratch: Path) -> Result:
+    places = {"raw": "raw", "cache": "cache", "folder": "again", "manifest": "data/manifest.parquet"}
+    result = run_recorded(job | {key: str(scratch / place) for key, place in places.items()}, name, code)
+    if result is None:
         raise PromotionError(
-            f"{name} version {version}",
+            name,
             expected="a training that ends",
             found=f"one that stopped; its log is {scratch / 'again' / 'log.txt'}",
             mend="Read the log.",
         )
-    then = before.model_copy(update={"folder": scratch})
-    tracking.fetch_file(found.run_id, "predictions.parquet", scratch / "predictions.parquet")
-    domain = Job.model_validate(job).domain
-    verdict = _compare(workspace, found, domain, then, after, tolerance)
-    if verdict["verdict"] == "PASS":
-        shutil.rmtree(scratch)
-    kept = {"scratch": None if verdict["verdict"] == "PASS" else str(scratch)}
-    code_of = "this code" if code == REPOSITORY else "its commit"
-    return {"domain": name, "version": version, "data_version": job["data_version"], "code": code_of} | verdict | kept
+    return result
 
 
-def _restore_code(scratch: Path) -> Path:
+@step("restore code")
+def restore_code(scratch: Path) -> Path:
     """The folder of the code that trained it."""
     told = json.loads((scratch / "training" / "code.json").read_text())
     if told["code_sha256"] == hash_code():
@@ -93,13 +127,15 @@ def _restore_code(scratch: Path) -> Path:
     return scratch / "code"
 
 
-def _compare(
+@step("compare")
+def compare(
     workspace: Workspace, version: Version, domain: Domain, before: Result, after: Result, tolerance: float | None
 ) -> dict[str, Any]:
     """PASS where the weights are the same bits, or the machines differ and the scores are within the tolerance."""
     same_machine = before.environment == after.environment
     exact = after.adapter_sha256 == version.adapter_sha256
-    facts: dict[str, Any] = {"bit_equal": exact, "same_machine": same_machine, "differs": None}
+    facts: dict[str, Any] = {"domain": version.domain, "version": version.version}
+    facts |= {"bit_equal": exact, "same_machine": same_machine, "differs": None, "scratch": None}
     if exact:
         return facts | {"verdict": "PASS", "reason": "The weights are the same, bit for bit."}
     differs = facts["differs"] = _find_difference(workspace, version, before, after)
@@ -161,3 +197,27 @@ def _describe_predictions(before: Result, after: Result) -> str:
     columns = [column for column in old.columns if column.startswith(PROBABILITY)]
     gap = float(np.abs(old.select(columns).to_numpy() - new.select(columns).to_numpy()).max())
     return f"probabilities differ by at most {gap:.2g}"
+
+
+def render_comparison(outcome: Mapping[str, Any], before: Result, after: Result) -> str:
+    """The verdict, and what both trainings came to."""
+    rows = [
+        (key, f"{before.metrics[key]:.4f}", f"{after.metrics[key]:.4f}")
+        for key in (f"{side}/balanced_accuracy" for side in HELD_OUT)
+    ]
+    rows += [("weights, sha256", before.adapter_sha256[:12], after.adapter_sha256[:12])]
+    keys = sorted(before.environment.keys() | after.environment.keys())
+    rows += [(key, before.environment.get(key, "unknown"), after.environment.get(key, "unknown")) for key in keys]
+    lines = [
+        f"# {outcome['domain']} version {outcome['version']}, trained again: {outcome['verdict']}",
+        "",
+        outcome["reason"],
+        "",
+        "| | then | now |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"By {outcome['code']}, from data version `{outcome['data_version']}`.",
+        *([f"What it left is in `{outcome['scratch']}`."] if outcome["scratch"] else []),
+    ]
+    return "\n".join(lines)

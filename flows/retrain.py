@@ -7,77 +7,59 @@ an embedded one.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-from filelock import FileLock, Timeout
-from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.tasks import Task
+from typing import Any
 
 from components import tracking
-from components.data import versioning
-from components.data.pipeline import Stages
-from components.errors import TesseraError, TrackingError, VersioningError
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import registry
 from components.training.job import Job, load_result
-from components.workspace import Workspace, find_workspace
 from flows import pages
 from flows.candidates import select_candidate, train_job
 from flows.card import Card, write_card
 from flows.compare import PICTURE, draw_picture, summarise_tuners
-from flows.dispatch import find_pool, score_on_pool, search_on_pool, train_on_pool
-from flows.links import link, write_key
-from flows.plan import Plan, create_plan, hash_code, require_trainable
+from flows.dispatch import find_pool, search_on_pool, train_on_pool
+from flows.history import mark_unchanged
+from flows.plan import Plan, hash_code
 from flows.progress import report
-from flows.promote import contest, mark_unchanged, open_registry
 from flows.search import search_options
+from flows.steps import (
+    enter,
+    gate_and_promote,
+    named_flow,
+    prepare_data,
+    recording,
+    require,
+    run_all,
+    score_champion,
+    show,
+    step,
+    turn,
+    version_images,
+)
 from flows.train_candidate import prepare
 
-Made = TypeVar("Made")
 STATUS = {"PROMOTE": "done", "HOLD": "held", "REJECT": "rejected"}
 
 
-def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
-    """Retry what time may mend: a lock, the system; never bad data or bad settings, nor a server that MLflow's client
-    has waited for already."""
-    error = state.result(raise_on_failure=False)
-    if isinstance(error, TrackingError):
-        return not tracking.is_server(find_workspace().tracking_uri)
-    return not isinstance(error, TesseraError) or isinstance(error, VersioningError)
-
-
-def _task(name: str, retries: int = 2) -> Callable[[Callable[..., Any]], Any]:
-    return task(
-        name=name,
-        task_run_name=name,
-        retries=retries,
-        retry_delay_seconds=2,
-        retry_condition_fn=_may_pass,
-        cache_policy=NO_CACHE,
-        persist_result=True,
-        result_serializer="json",
-    )
-
-
-@flow(name="retrain", flow_run_name="retrain {domain}", persist_result=True, result_serializer="json")
+@named_flow("retrain", "retrain {domain}")
 def retrain(
     domain: str, workspace: str | None = None, overrides: list[str] | None = None, force: bool = False
 ) -> dict[str, Any]:
     """Retrain one domain and promote the best candidate if the gates agree.
 
     Returns what `tessera retrain --json` prints. Raises the TesseraError that stopped it.
+
+    Args:
+        domain: name of a folder in data/.
+        workspace: where data and state live; the worker's own when left out.
+        overrides: keys of domain.yaml and what they shall be, e.g. training.epochs=5.
+        force: train again even if nothing changed.
     """
-    place = find_workspace(Path(workspace) if workspace else None)
-    place.activate()
+    place = enter(workspace)
     started = time.monotonic()
-    with _turn(place, domain):
+    with turn(place, "retrain", domain):
         report("stage", title="version images")
         plan = version_images(place, domain, overrides or [])
         report("stage-done", title="versioned images", note=f"{plan.version.files} files, {plan.version.md5[:12]}")
@@ -88,30 +70,10 @@ def retrain(
         if find_pool(plan.domain) is None:
             prepare(plan.domain)
         summary = prepare_data(plan)
-        parent = start_run(plan)
-        try:
+        with recording(plan, "retrain") as parent:
             plan, searches = search_candidates(plan, parent, fresh=force)
             outcome = _train_and_promote(plan, parent, searches, summary, started, fresh=force)
-        except BaseException as error:
-            tracking.end_retrain(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        tracking.end_retrain(parent, "FINISHED")
     return outcome
-
-
-@contextmanager
-def _turn(place: Workspace, domain: str) -> Iterator[None]:
-    """One retrain of a domain at a time; a second one waits and says so."""
-    lock = FileLock(place.state / "locks" / f"retrain-{domain}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        report("stage", title=f"wait for another retrain of {domain} to end")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _train_and_promote(
@@ -123,9 +85,8 @@ def _train_and_promote(
     best["selected"] = True
     report("stage", title="register and gate")
     version = register_challenger(plan, best)
-    if find_pool(plan.domain) is not None:
-        score_champion(plan, parent)
-    decision, champion = gate_and_promote(plan, best, version)
+    score_champion(plan, parent, version)
+    decision, champion = gate_and_promote(plan, Path(best["folder"]), version)
     report("stage-done", title=f"gated version {version}", note=decision["verdict"])
     outcome = {
         "domain": plan.domain.name,
@@ -148,61 +109,12 @@ def _train_and_promote(
     return outcome
 
 
-@_task("version images")
-def version_images(workspace: Workspace, domain: str, overrides: Sequence[str]) -> Plan:
-    plan = create_plan(workspace, domain, overrides)
-    require_trainable(plan.domain)
-    versioning.push_version(workspace, domain)
-    return plan
-
-
-@_task("look for a known answer")
+@step("look for a known answer")
 def find_known(plan: Plan) -> dict[str, Any] | None:
     """The outcome of an earlier retrain of the same data, settings and code."""
     tracking.connect(plan.workspace)
     known = tracking.find_retrain(plan.domain.name, plan.fingerprint)
     return None if known is None else mark_unchanged(plan.domain.name, known)
-
-
-def prepare_data(plan: Plan) -> dict[str, Any]:
-    """The data stages of dvc.yaml, a task each; returns the validation's summary."""
-    titles = {
-        "manifest": "read manifest",
-        "features": "compare images",
-        "validate": "validate images",
-        "split": "split groups",
-    }
-    with closing(plan.create_stages()) as stages:
-        for stage, title in titles.items():
-            report("stage", title=title)
-            run_stage.with_options(name=title, task_run_name=title)(stages, stage)
-    summary = plan.load_validation()
-    counts = plan.load_manifest()["split"].value_counts(sort=True)
-    sides = ", ".join(f"{count} {split}" for split, count in counts.iter_rows())
-    _show_in_prefect(plan, "validation", pages.render_validation(plan), "Images, classes and what was put away")
-    done = "images, checks and code as before" if stages.fresh else "checked and split images"
-    report("stage-done", title=done, note=f"{summary['groups']} groups; {sides}")
-    return {key: summary[key] for key in ("images", "fit", "groups")} | {"quarantined": len(summary["quarantined"])}
-
-
-@_task("run data stage")
-def run_stage(stages: Stages, stage: str) -> None:
-    stages.run(stage)
-
-
-@_task("open MLflow run")
-def start_run(plan: Plan) -> str:
-    tracking.connect(plan.workspace)
-    parent = tracking.start_retrain(plan.domain, plan.version.md5, plan.fingerprint, plan.code)
-    tracking.log_data(parent, plan.manifest, plan.validation_report)
-    link(parent, plan.domain.name)
-    return parent
-
-
-def _show_in_prefect(plan: Plan, what: str, text: str, description: str) -> None:
-    """A page of the flow run, whose earlier versions Prefect keeps under the same name."""
-    key = write_key(f"{what}-{plan.domain.name}")
-    create_markdown_artifact(text, key=key, description=f"{description}: {plan.domain.name}")
 
 
 def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[str, Any]]:
@@ -214,13 +126,13 @@ def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[
         return plan, {}
     tasks = [search_candidate.with_options(task_run_name=f"search {tuner.label}") for tuner in plan.tuners]
     orders = [(plan, parent, tuner, fresh) for tuner in plan.tuners]
-    records = _run_all(plan, tasks, orders)
+    records = run_all(plan, tasks, orders)
     searches = {tuner.label: record for tuner, record in zip(plan.tuners, records, strict=True)}
     found = create_tuners([record["tuner"] for record in searches.values()])
     return replace(plan, tuners=found), searches
 
 
-@_task("search candidate", retries=1)
+@step("search candidate", retries=1)
 def search_candidate(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
     tracking.connect(plan.workspace)
     search = search_options if find_pool(plan.domain) is None else search_on_pool
@@ -232,18 +144,10 @@ def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[dict[str, Any
     jobs = plan.create_jobs()
     tasks = [train_candidate.with_options(task_run_name=f"train {name}") for name in jobs]
     report("candidates", count=len(jobs), epochs=plan.domain.training.epochs)
-    return _run_all(plan, tasks, [(plan, parent, name, job, fresh) for name, job in jobs.items()])
+    return run_all(plan, tasks, [(plan, parent, name, job, fresh) for name, job in jobs.items()])
 
 
-def _run_all(plan: Plan, tasks: Sequence[Any], orders: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """What each task makes of its order: all at once where a work pool does the work, one after the other here."""
-    if find_pool(plan.domain) is None:
-        return [task(*order) for task, order in zip(tasks, orders, strict=True)]
-    futures = [task.submit(*order) for task, order in zip(tasks, orders, strict=True)]
-    return [future.result() for future in futures]
-
-
-@_task("train candidate", retries=1)
+@step("train candidate", retries=1)
 def train_candidate(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
     """Train in a child process or on a worker, told to MLflow and Prefect as it goes on; returns the row."""
     tracking.connect(plan.workspace)
@@ -257,7 +161,7 @@ def train_candidate(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -
     return row
 
 
-@_task("register challenger")
+@step("register challenger")
 def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
     """The winner as a version of the domain's registered model; one adapter is never registered twice in a row."""
     tracking.connect(plan.workspace)
@@ -280,42 +184,16 @@ def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
     )
 
 
-@_task("score champion")
-def score_champion(plan: Plan, parent: str) -> None:
-    """On the work pool; the gate finds the scores. One that came in between is scored where the retrain runs."""
-    tracking.connect(plan.workspace)
-    champion = registry.load_version(plan.domain.name, registry.CHAMPION)
-    if champion is not None:
-        score_on_pool(plan, parent, champion.version)
-
-
-@_task("gate and promote")
-def gate_and_promote(plan: Plan, best: dict[str, Any], version: int) -> tuple[dict[str, Any], int | None]:
-    """The decision, which took effect against the very champion it speaks of, and the champion there is now."""
-    open_registry(plan.workspace, plan.domain.name)
-    scored = _require(load_result(Path(best["folder"])), "result")
-    challenger = _require(registry.load_version(plan.domain.name, version), "version")
-    decision, champion = contest(plan, scored, challenger)
-    return decision.model_dump(mode="json"), None if champion is None else champion.version
-
-
-def _require(made: Made | None, what: str) -> Made:
-    """What an earlier task of this run left; its absence is a defect, or somebody else's hand."""
-    if made is None:
-        raise LookupError(f"the {what} this run made a moment ago is gone")
-    return made
-
-
-@_task("publish report")
+@step("publish report")
 def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow."""
     tracking.connect(plan.workspace)
     picture = draw_picture(outcome, plan.folder / PICTURE)
     path = pages.write_report(plan, outcome, picture)
     best = next(row for row in outcome["candidates"] if row["selected"])
-    result = _require(load_result(plan.folder / f"{best['tuner']}-s{best['seed']}"), "result")
+    result = require(load_result(plan.folder / f"{best['tuner']}-s{best['seed']}"), "result")
     page, text = write_card(Card(plan, outcome, result, parent))
     tags = {"test score": f"{best['test']['value']:.3f}"}
     tracking.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, tags)
     tracking.log_result(parent, outcome, [path, picture])
-    _show_in_prefect(plan, "retrain", pages.render_markdown(outcome), "Candidates and verdict")
+    show("retrain", plan.domain.name, pages.render_markdown(outcome), "Candidates and verdict")

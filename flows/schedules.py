@@ -1,6 +1,8 @@
 """What `tessera deploy` puts on a Prefect server: pools, deployments, schedules, and the automations they need.
 
     retrain/<domain>          on the pool `tessera`: data stages, gates, promotion; a CPU is enough
+    promote/<domain>          there, too, for a person to start
+    reproduce/<domain>        the same, on the domain's own pool where it has one, for it is little but a training
     train_candidate/<pool>    on each pool that a domain.yaml names: what needs the GPU, and nothing else
     automations               retrain when a data version is named; call a run crashed whose heartbeat has stopped
 
@@ -23,7 +25,12 @@ from components.workspace import REPOSITORY, Workspace
 
 POOL = "tessera"  # of the retrains themselves
 TAG = "tessera"
-RETRAIN, TRAIN = "flows.retrain.retrain", "flows.dispatch.train_candidate"
+#: Each a file in flows/ and the flow in it, with what it does.
+FLOWS = {
+    "retrain": "train every candidate, gate the best, promote it if it passes.",
+    "promote": "judge a version, or the challenger, against the champion; promote it if it passes.",
+    "reproduce": "train a version again from what it names; is it the same?",
+}
 VERSIONED = "tessera.data.versioned"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 #: A flow run says every so often that it lives, and is called crashed when it was not heard for so long.
@@ -66,33 +73,35 @@ def describe_deployments(domains: Sequence[Domain]) -> dict[str, Any]:
 
 
 def _entries(domains: Sequence[Domain]) -> list[dict[str, Any]]:
-    retrains = [describe_retrain(domain) for domain in domains]
+    entries = [entry for domain in domains for entry in describe_flows(domain)]
     pools = sorted({domain.work_pool for domain in domains if domain.work_pool})
-    return [*retrains, *(describe_training(pool) for pool in pools)]
+    told = "One candidate of a retrain, on this pool's workers; nobody starts it by hand."
+    return [*entries, *(_describe("flows.dispatch.train_candidate", pool, told, [TAG], pool) for pool in pools)]
 
 
-def describe_retrain(domain: Domain) -> dict[str, Any]:
-    """One entry of prefect.yaml: `prefect deployment run retrain/<domain>` starts it by hand."""
+def describe_flows(domain: Domain) -> list[dict[str, Any]]:
+    """What a person can start: in Prefect's UI, or with `prefect deployment run retrain/<domain>`."""
+    title, pools = domain.title or domain.name, {"reproduce": domain.work_pool or POOL}
+    entries = [
+        _describe(f"flows.{flow}.{flow}", domain.name, f"{title}: {told}", [TAG, domain.name], pools.get(flow, POOL))
+        for flow, told in FLOWS.items()
+    ]
+    for entry in entries:
+        entry["parameters"] = {"domain": domain.name}
+    if domain.schedule and _has_clock(domain.schedule):
+        entries[0]["schedules"] = [describe_schedule(domain.schedule)]
+    return entries
+
+
+def _describe(entrypoint: str, name: str, description: str, tags: list[str], pool: str) -> dict[str, Any]:
+    """One entry of prefect.yaml."""
     return {
-        "name": domain.name,
-        "entrypoint": RETRAIN,
-        "description": domain.title or f"Retrain {domain.name}",
-        "tags": [TAG, domain.name],
-        "parameters": {"domain": domain.name},
-        "work_pool": {"name": POOL, "job_variables": {"env": JOB_ENV}},
-        "schedules": [describe_schedule(domain.schedule)] if domain.schedule and _has_clock(domain.schedule) else [],
-    }
-
-
-def describe_training(pool: str) -> dict[str, Any]:
-    """Where retrains send their candidates (flows/dispatch.py); nobody starts it by hand."""
-    return {
-        "name": pool,
-        "entrypoint": TRAIN,
-        "description": "One candidate of a retrain, on this pool's workers.",
-        "tags": [TAG],
+        "name": name,
+        "entrypoint": entrypoint,
+        "description": description,
+        "tags": tags,
         "parameters": {},
-        "work_pool": {"name": pool, "job_variables": {"env": JOB_ENV}},
+        "work_pool": {"name": pool, "job_variables": {"env": dict(JOB_ENV)}},
         "schedules": [],
     }
 
@@ -131,7 +140,8 @@ def _apply_pool(client: Any, name: str) -> Deployed:
 
 
 def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]]) -> list[Deployed]:
-    """What a deployment was made from is told by a hash in its description: an equal one is left alone."""
+    """What a deployment was made from, the flow's parameters too, is told by a hash in its description: an equal one is
+    left alone."""
     from prefect.client.schemas.filters import DeploymentFilter
 
     there = {}
@@ -140,12 +150,13 @@ def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]]) -> list[D
         there[f"{flow_name}/{found.name}"] = found
     told = []
     for entry in entries:
-        name, mark = f"{entry['entrypoint'].rpartition('.')[2]}/{entry['name']}", _hash(entry)
+        flow = _load_flow(entry["entrypoint"])
+        name, mark = f"{flow.name}/{entry['name']}", _hash(entry | {"form": flow.parameters.model_dump(mode="json")})
         known = there.pop(name, None)
         if known is not None and mark in (known.description or ""):
             told.append(Deployed(kind="deployment", name=name, change="unchanged", note=_when(entry)))
             continue
-        _create_deployment(entry, mark)
+        _create_deployment(flow, entry, mark)
         if known is not None:
             _drop_planned(client, known)
         change: Change = "created" if known is None else "changed"
@@ -156,17 +167,21 @@ def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]]) -> list[D
     return told
 
 
-def _create_deployment(entry: dict[str, Any], mark: str) -> None:
-    """The same name again replaces everything, its schedules too."""
+def _load_flow(entrypoint: str) -> Any:
     from importlib import import_module
 
+    module, _, name = entrypoint.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _create_deployment(flow: Any, entry: dict[str, Any], mark: str) -> None:
+    """The same name again replaces everything, its schedules too."""
     from prefect.deployments.runner import RunnerDeployment
     from prefect.types.entrypoint import EntrypointType
 
-    module, _, name = entry["entrypoint"].rpartition(".")
     pool = entry["work_pool"]
     deployment = RunnerDeployment.from_flow(
-        getattr(import_module(module), name),
+        flow,
         name=entry["name"],
         description=f"{entry['description']}\n\n{mark}",
         tags=entry["tags"],

@@ -22,7 +22,7 @@ from components.data.manifest import save_bytes
 from components.errors import WorkspaceError
 from components.workspace import REPOSITORY, Workspace
 from flows.gpus import count_gpus
-from flows.schedules import JOB_ENV, POOL
+from flows.schedules import FLOWS, JOB_ENV, POOL
 
 START_SECONDS = 120
 STOP_SECONDS = 15
@@ -277,7 +277,7 @@ def _render_page(workspace: Workspace, prefect: str, mlflow: str, domains: Seque
     logs = sorted((workspace.state / "logs").glob("*.log"))
     rows = {
         "Prefect": {"runs": f"{prefect}/runs", "deployments": f"{prefect}/deployments"}
-        | {name: f"{prefect}/{name}" for name in ("work-pools", "automations", "concurrency-limits")},
+        | {name.replace("-", " "): f"{prefect}/{name}" for name in ("work-pools", "automations", "concurrency-limits")},
         "MLflow": {"experiments": f"{mlflow}/experiments", "models": f"{mlflow}/models"},
         **{name: _link_domain(workspace, prefect, mlflow, name) for name in domains},
         "logs": {path.stem: path.as_uri() for path in logs},
@@ -292,9 +292,8 @@ def _link_domain(workspace: Workspace, prefect: str, mlflow: str, name: str) -> 
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name(f"retrain/{name}").id
-    return {
-        "retrains": f"{prefect}/deployments/deployment/{deployment}",
+        ids = {flow: client.read_deployment_by_name(f"{flow}/{name}").id for flow in FLOWS}
+    return {flow: f"{prefect}/deployments/deployment/{deployment}" for flow, deployment in ids.items()} | {
         "model": f"{mlflow}/models/{name}",
         "images": (workspace.derived(name) / "validation.html").as_uri(),
         "reports and adapters": workspace.runs(name).as_uri(),

@@ -5,11 +5,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from components import tracking
+from components.data import proofs
 from components.data.versioning import read_version
 from components.data.versions import list_versions
 from components.domain import Domain
 from components.promotion import registry
 from components.workspace import Workspace
+from flows.drift import find_drift
 from flows.embedded import find_server, why_silent
 from flows.schedules import POOL, load_domains
 
@@ -20,17 +22,19 @@ def status(workspace: Workspace) -> dict[str, Any]:
     """All domains that have images, and the servers asked."""
     tracking.connect(workspace)
     domains = load_domains(workspace)
-    server = _ask_prefect(domains)
+    server, locked = _ask_prefect(domains), proofs.load_locked(workspace)
     return {
         "workspace": str(workspace.root),
         "mlflow": tracking.hide_password(workspace.tracking_uri),
         "prefect": server["url"],
         "pools": server["pools"],
-        "domains": [_describe(workspace, domain, server["domains"].get(domain.name, {})) for domain in domains],
+        "domains": [_describe(workspace, domain, server["domains"].get(domain.name, {}), locked) for domain in domains],
     }
 
 
-def _describe(workspace: Workspace, domain: Domain, known: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(
+    workspace: Workspace, domain: Domain, known: Mapping[str, Any], locked: Mapping[str, Any]
+) -> dict[str, Any]:
     here = read_version(workspace, domain.name)
     named = [version.name for version in list_versions(workspace, domain.name) if version.md5 == here.md5]
     champion = registry.load_version(domain.name, registry.CHAMPION)
@@ -43,6 +47,7 @@ def _describe(workspace: Workspace, domain: Domain, known: Mapping[str, Any]) ->
         "champion_version": None if champion is None else champion.version,
         "champion_data": None if champion is None else champion.data_version,
         "champion_score": None if champion is None else _find_score(last, champion.version, champion.run_id),
+        "drift": None if champion is None else find_drift(workspace, champion, here.md5, locked),
         "verdict": None if last is None else last.get("verdict"),
         "last_seconds": None if last is None else last.get("seconds"),
         "work_pool": domain.work_pool,

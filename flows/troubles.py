@@ -67,7 +67,8 @@ def _find_lost(client: Any) -> tuple[list[Trouble], str]:
     troubles = []
     for run in lost[:MOST_TOLD]:
         domain = next((tag for tag in run.tags if tag != "tessera" and ":" not in tag), "NAME")
-        troubles.append((_tell(run), f"`tessera retrain {domain}` goes on from what there is."))
+        again = run.name.replace(" version ", " ") if run.name.startswith(("promote ", "reproduce ")) else ""
+        troubles.append((_tell(run), f"`tessera {again or f'retrain {domain}'}` goes on from what there is."))
     note = f"; {len(good)} lost within a day and done again: {_tell(good[0])}" if good else ""
     return troubles, note
 

@@ -106,6 +106,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             files=COUNT,
             champion_version=VERSION,
             champion_score={"type": ["object", "null"]},
+            drift={"type": ["object", "null"]},
             verdict={"enum": [None, *VERDICT["enum"]]},
             last_run={"type": ["object", "null"]},
             running={"type": ["string", "null"]},

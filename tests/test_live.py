@@ -31,7 +31,7 @@ def workspace(mlflow_workspace: Workspace) -> Workspace:
 
 @pytest.fixture
 def parent(workspace: Workspace) -> str:
-    return tracking.start_retrain(tiny.create_domain(), tiny.DATA_VERSION, FINGERPRINT, COMMIT)
+    return tracking.start_parent(tiny.create_domain(), tiny.DATA_VERSION, FINGERPRINT, COMMIT)
 
 
 def tell(name: str, epoch: int, **facts: float) -> None:

@@ -17,6 +17,7 @@ from schemas import SCHEMAS
 from servers import find_processes
 
 from components.workspace import REPOSITORY
+from flows.schedules import FLOWS
 
 pytestmark = pytest.mark.slow
 
@@ -45,13 +46,14 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
     try:
         _wait_for("stops all of it", 150, up, log)
         assert httpx.get(f"http://127.0.0.1:{mlflow}/health").status_code == 200
-        state = _run_deployment(f"http://127.0.0.1:{api}/api")
+        state = _run_deployment(f"http://127.0.0.1:{api}/api", f"retrain/{DOMAIN}")
         assert state == "COMPLETED"
         _require_progress(f"http://127.0.0.1:{api}/api")
         _require_turn_and_event(f"http://127.0.0.1:{api}/api")
         _require_links(workspace)
         served = run_tessera(workspace, "history", DOMAIN, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{mlflow}")
         assert served.outcome["champion_version"] == 1
+        _require_flows(workspace, f"http://127.0.0.1:{api}/api", f"http://127.0.0.1:{mlflow}")
         taken = run_tessera(workspace, "up", *ports, as_json=False)
         assert taken.code == 2
         assert "tessera down" in taken.stderr  # it is told before any port is tried
@@ -105,7 +107,7 @@ def _require_links(workspace: Path) -> None:
     """The page has every service and domain, and each of its links leads somewhere."""
     page = (workspace / ".tessera" / "services.html").read_text()
     links = dict(reversed(found) for found in re.findall("<a href='([^']+)'>([^<]+)</a>", page))
-    assert {"runs", "deployments", "models", "retrains", "images", "mlflow", "prefect", "worker-tessera"} <= set(links)
+    assert {"runs", "deployments", "models", *FLOWS, "images", "mlflow", "prefect", "worker-tessera"} <= set(links)
     for link in links.values():
         if link.startswith("file://"):
             assert Path(link.removeprefix("file://")).exists(), link
@@ -122,12 +124,41 @@ def _require_turn_and_event(api: str) -> None:
     assert (event["payload"]["version"], event["payload"]["model_uri"]) == (1, f"models:/{DOMAIN}/1")
 
 
-def _run_deployment(api: str) -> str:
-    """`prefect deployment run retrain/parts --watch`, as a user would; returns the state the server gives it."""
+def _require_flows(workspace: Path, api: str, mlflow: str) -> None:
+    """What a person starts in Prefect, and what the command line starts, are seen there alike."""
+    servers = {"PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": mlflow}
+    assert run_tessera(workspace, "rollback", DOMAIN, **servers).code == 2  # there is one version only
+    assert _run_deployment(api, f"reproduce/{DOMAIN}", "-p", "version=1") == "COMPLETED"
+    other = ("--set", "candidates=[{kind: linear, lr: 0.0001}]")
+    assert run_tessera(workspace, "retrain", DOMAIN, *other, **servers).outcome["challenger_version"] == 2
+    judged = run_tessera(workspace, "promote", DOMAIN, "2", **servers)
+    jsonschema.validate(judged.outcome, SCHEMAS["promote"])
+    pages = {page["key"]: page for page in httpx.post(f"{api}/artifacts/filter", json={}).json()}
+    assert "# parts version 1, trained again: PASS" in pages[f"reproduce-{DOMAIN}"]["data"]
+    assert f"# {DOMAIN} version 2: {judged.outcome['verdict']}" in pages[f"promote-{DOMAIN}"]["data"]
+    assert f"]({mlflow}/#/experiments/" in pages[f"mlflow-{DOMAIN}-1"]["data"]
+    runs = {run["name"]: run["id"] for run in httpx.post(f"{api}/flow_runs/filter", json={}).json()}
+    assert _list_tasks(api, runs[f"reproduce {DOMAIN} version 1"]) == [
+        *("find its record", "restore code", "restore images", "train again", "compare")
+    ]
+    tasks = _list_tasks(api, runs[f"promote {DOMAIN}"])
+    assert (tasks[:2], tasks[-4:]) == (
+        ["find versions", "version images"],
+        ["score challenger", "score champion", "gate and promote", "publish verdict"],
+    )
+
+
+def _list_tasks(api: str, flow_run: str) -> list[str]:
+    wanted = {"flow_runs": {"id": {"any_": [flow_run]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    return [task["name"] for task in httpx.post(f"{api}/task_runs/filter", json=wanted).json()]
+
+
+def _run_deployment(api: str, name: str, *parameters: str) -> str:
+    """`prefect deployment run NAME --watch`, as a user would; returns the state the server gives it."""
     prefect = str(Path(sys.executable).parent / "prefect")
     env = clean_environment() | {"PREFECT_API_URL": api, "PATH": os.environ["PATH"]}
     done = subprocess.run(
-        [prefect, "deployment", "run", f"retrain/{DOMAIN}", "--watch", "--watch-interval", "1"],
+        [prefect, "deployment", "run", name, *parameters, "--watch", "--watch-interval", "1"],
         capture_output=True,
         text=True,
         env=env,

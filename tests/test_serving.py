@@ -50,7 +50,7 @@ def champion(workspace: Workspace, result: Result) -> registry.Version:
     """The adapter logged as a model, registered and promoted."""
     tracking.connect(workspace)
     domain = tiny.create_domain()
-    run_id = tracking.start_retrain(domain, tiny.DATA_VERSION, "f", "c0ffee")
+    run_id = tracking.start_parent(domain, tiny.DATA_VERSION, "f", "c0ffee")
     uri = tracking.log_model(run_id, result.folder / "adapter")
     facts = {"adapter_sha256": result.adapter_sha256, "tuner": result.label, "data_version": tiny.DATA_VERSION}
     version = registry.register_challenger(domain.name, run_id, uri, **facts)

@@ -47,7 +47,7 @@ def row(result: Result) -> dict[str, Any]:
 def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[str, Any]:
     """One whole retrain; returns its ids and outcome."""
     domain = tiny.create_domain()
-    parent = tracking.start_retrain(domain, tiny.DATA_VERSION, "fingerprint-1", COMMIT)
+    parent = tracking.start_parent(domain, tiny.DATA_VERSION, "fingerprint-1", COMMIT)
     child = tracking.log_candidate(parent, domain, result, row, workspace.root / "raw")
     failed = tracking.start_child(parent, "vapt · seed 3", role="candidate", tuner="vapt", seed="3")
     tracking.end_child(failed, "FAILED", "killed by signal 9")
@@ -63,7 +63,7 @@ def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[
     report.write_text("<html>")
     tracking.log_data(parent, report)
     tracking.log_result(parent, outcome, [report])
-    tracking.end_retrain(parent)
+    tracking.end_parent(parent)
     return {"parent": parent, "child": child, "failed": failed, "outcome": outcome}
 
 
@@ -175,11 +175,11 @@ def test_the_chosen_epoch_counts_not_the_last(workspace: Workspace, result: Resu
     """The weights kept are those of the best epoch; its smaller loss must not be hidden by the last epoch's."""
     worse = [*result.history[:-1], {**result.history[-1], "val/loss": result.metrics["val/loss"] + 1}]
     domain = tiny.create_domain(name="chosen")
-    parent = tracking.start_retrain(domain, tiny.DATA_VERSION, "chosen", COMMIT)
+    parent = tracking.start_parent(domain, tiny.DATA_VERSION, "chosen", COMMIT)
     ended_badly = result.model_copy(update={"history": tuple(worse)})
     child = tracking.log_candidate(parent, domain, ended_badly, row, workspace.root / "raw")
     assert get_run(child).data.metrics["val/loss"] == result.metrics["val/loss"]
-    tracking.end_retrain(parent)
+    tracking.end_parent(parent)
 
 
 def test_the_duration_is_that_of_the_training(finished: dict[str, Any], result: Result) -> None:
@@ -194,10 +194,10 @@ def test_logging_a_model_leaves_the_runs_as_they_were(finished: dict[str, Any], 
     assert uri.startswith("models:/m-")
     assert (after.info.status, after.info.end_time) == ("FINISHED", before.end_time)
     assert [f"models:/{model.model_id}" for model in after.outputs.model_outputs] == [uri]
-    parent = tracking.start_retrain(tiny.create_domain(name="parent"), tiny.DATA_VERSION, "parent", COMMIT)
+    parent = tracking.start_parent(tiny.create_domain(name="parent"), tiny.DATA_VERSION, "parent", COMMIT)
     tracking.log_model(parent, result.folder / "adapter")
     assert get_run(parent).info.status == "RUNNING"
-    tracking.end_retrain(parent)
+    tracking.end_parent(parent)
 
 
 def test_a_candidates_files(finished: dict[str, Any], result: Result) -> None:
@@ -236,22 +236,22 @@ def test_a_known_fingerprint_is_answered(finished: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("ending", ["FAILED", "KILLED"])
 def test_only_a_finished_retrain_is_an_answer(workspace: Workspace, ending: tracking.Ending) -> None:
-    run_id = tracking.start_retrain(tiny.create_domain(name="other"), tiny.DATA_VERSION, ending, COMMIT)
+    run_id = tracking.start_parent(tiny.create_domain(name="other"), tiny.DATA_VERSION, ending, COMMIT)
     tracking.log_result(run_id, {"verdict": "HOLD", "reason": ""})
-    tracking.end_retrain(run_id, ending)
+    tracking.end_parent(run_id, ending)
     assert tracking.find_retrain("other", ending) is None
 
 
 def test_a_finished_retrain_without_a_result_is_no_answer(workspace: Workspace) -> None:
-    tracking.end_retrain(tracking.start_retrain(tiny.create_domain(name="other"), tiny.DATA_VERSION, "bare", COMMIT))
+    tracking.end_parent(tracking.start_parent(tiny.create_domain(name="other"), tiny.DATA_VERSION, "bare", COMMIT))
     assert tracking.find_retrain("other", "bare") is None
 
 
 def test_the_latest_answer_wins(workspace: Workspace) -> None:
     for reason in ("first", "second"):
-        run_id = tracking.start_retrain(tiny.create_domain(name="again"), tiny.DATA_VERSION, "same", COMMIT)
+        run_id = tracking.start_parent(tiny.create_domain(name="again"), tiny.DATA_VERSION, "same", COMMIT)
         tracking.log_result(run_id, {"verdict": "HOLD", "reason": reason})
-        tracking.end_retrain(run_id)
+        tracking.end_parent(run_id)
         time.sleep(0.01)
     answer = tracking.find_retrain("again", "same")
     assert answer is not None
@@ -262,34 +262,34 @@ def test_a_candidate_that_cannot_be_logged_is_failed(workspace: Workspace, resul
     import mlflow
 
     domain = tiny.create_domain(name="broken")
-    parent = tracking.start_retrain(domain, tiny.DATA_VERSION, "broken", COMMIT)
+    parent = tracking.start_parent(domain, tiny.DATA_VERSION, "broken", COMMIT)
     with pytest.raises(DataError, match="expected a readable image"):
         tracking.log_candidate(parent, domain, result, row, workspace.root / "no-such-folder")
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("broken").experiment_id
     (child,) = client.search_runs([experiment], "tags.`tessera.role` = 'candidate'")
     assert child.info.status == "FAILED"
-    tracking.end_retrain(parent, "FAILED")
+    tracking.end_parent(parent, "FAILED")
 
 
 def test_a_killed_retrain_is_closed_by_the_next(workspace: Workspace) -> None:
     import mlflow
 
     domain = tiny.create_domain(name="killed")
-    dead, living, foreign = (tracking.start_retrain(domain, tiny.DATA_VERSION, f"{k}", COMMIT) for k in range(3))
+    dead, living, foreign = (tracking.start_parent(domain, tiny.DATA_VERSION, f"{k}", COMMIT) for k in range(3))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     client = mlflow.MlflowClient()
     client.set_tag(dead, "tessera.process", f"{socket.gethostname()}:{gone.pid}")
     client.set_tag(foreign, "tessera.process", f"another-host:{gone.pid}")
-    tracking.start_retrain(domain, tiny.DATA_VERSION, "next", COMMIT)
+    tracking.start_parent(domain, tiny.DATA_VERSION, "next", COMMIT)
     assert [get_run(run).info.status for run in (dead, living, foreign)] == ["KILLED", "RUNNING", "RUNNING"]
 
 
 def test_odd_class_names_are_logged(workspace: Workspace) -> None:
     import mlflow
 
-    run_id = tracking.start_retrain(tiny.create_domain(name="odd"), tiny.DATA_VERSION, "odd", COMMIT)
+    run_id = tracking.start_parent(tiny.create_domain(name="odd"), tiny.DATA_VERSION, "odd", COMMIT)
     client = mlflow.MlflowClient()
     names = ["recall/größe", "recall/a(b)", "recall/$x_1$", "recall/100 %"]
     tracking._log_metrics(client, run_id, dict.fromkeys(names, 0.5), step=0, when=0)
@@ -365,9 +365,9 @@ def test_nothing_logged_says_where_a_picture_was_taken(
         tile.save(target, format="JPEG", exif=exif, comment=b"SecretComment")
     assert b"SecretMaker" in target.read_bytes()
     domain = tiny.create_domain()
-    parent = tracking.start_retrain(domain, tiny.DATA_VERSION, "fingerprint-gps", COMMIT)
+    parent = tracking.start_parent(domain, tiny.DATA_VERSION, "fingerprint-gps", COMMIT)
     child = tracking.log_candidate(parent, domain, result, row, tmp_path / "raw")
-    tracking.end_retrain(parent)
+    tracking.end_parent(parent)
     artifacts = [path for path in (workspace.state / "mlflow").rglob("*") if path.is_file() and child in path.parts]
     assert any(path.name == "samples.png" for path in artifacts)
     for path in artifacts:

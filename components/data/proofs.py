@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -104,11 +104,27 @@ def forget_stages(workspace: Workspace, name: str) -> None:
     _path(workspace, name, "stages").unlink(missing_ok=True)
 
 
+def find_manifest(locked: Mapping[str, Any], name: str, md5: str) -> str | None:
+    """DVC's hash of the domain's manifest where it was made of the version `md5`; locked: `load_locked`."""
+    entries = [locked.get(f"{stage}@{name}") for stage in ("manifest", "split")]
+    if None in entries:
+        return None
+    (raw, rows), (read, made) = (
+        [{item["path"]: item["md5"] for item in entry[side]} for side in ("deps", "outs")] for entry in entries if entry
+    )
+    current = raw.get(f"data/{name}/raw") == md5 and rows.items() <= read.items()
+    return str(made[f".tessera/data/{name}/manifest.parquet"]) if current else None
+
+
+def load_locked(workspace: Workspace) -> dict[str, Any]:
+    """What dvc.lock says of every stage that has run, by `stage@domain`."""
+    path = workspace.root / "dvc.lock"
+    return dict((yaml.safe_load(path.read_text()) or {}).get("stages", {})) if path.exists() else {}
+
+
 def _load_entries(workspace: Workspace, name: str) -> list[dict[str, Any]]:
     """What dvc.lock says of the domain's stages; nothing unless it knows them all."""
-    path = workspace.root / "dvc.lock"
-    stages = (yaml.safe_load(path.read_text()) or {}).get("stages", {}) if path.exists() else {}
-    names = [f"{stage}@{name}" for stage in STAGES]
+    stages, names = load_locked(workspace), [f"{stage}@{name}" for stage in STAGES]
     return [stages[each] for each in names] if stages.keys() >= set(names) else []
 
 

@@ -1,0 +1,34 @@
+"""How far today's images lie from what the champion was trained on; known when the data stages have seen them."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from components import tracking
+from components.data import proofs
+from components.data.drift import measure_drift
+from components.data.features import load_features
+from components.data.manifest import load_frame, save_bytes
+from components.promotion.registry import Version
+from components.workspace import Workspace
+
+
+def find_drift(workspace: Workspace, champion: Version, md5: str, locked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of the version `md5`, which is that of the images now; None where nothing is new or nothing is known yet.
+
+    locked: what dvc.lock says. Measured once, from features that are there: no network is loaded here.
+    """
+    name = champion.domain
+    made = proofs.find_manifest(locked, name, md5)
+    if made is None or champion.data_version == md5:
+        return None
+    path, key = workspace.cache / "drift" / f"{name}.json", f"{made} {champion.run_id}"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if known.get("of") != key:
+        seen, derived = path.with_suffix(".parquet"), workspace.derived(name)
+        if not tracking.fetch_manifest(champion.run_id, seen):
+            return None
+        frames = load_frame(seen), load_frame(derived / "manifest.parquet"), load_features(derived / "features.parquet")
+        known = {"of": key, "drift": measure_drift(*frames).model_dump(mode="json")}
+        save_bytes(json.dumps(known).encode(), path)
+    return dict(known["drift"])

@@ -1,0 +1,125 @@
+"""Who was champion, when and why: the registry and its ledger as commands show them, and the way back."""
+
+from datetime import UTC, datetime, time
+from pathlib import Path
+from typing import Any
+
+from components.errors import PromotionError
+from components.promotion import ledger, registry
+from components.workspace import Workspace
+from flows.events import tell_promoted
+from flows.turns import promotion_turn
+
+
+def open_registry(workspace: Workspace, name: str) -> None:
+    """Connect, and end a promotion that was killed between its writes."""
+    from components import tracking
+
+    tracking.connect(workspace)
+    if not registry.is_moving(name):
+        return
+    with promotion_turn(name):
+        registry.mend_move(workspace, name)
+    champion = registry.load_version(name, registry.CHAMPION)
+    if champion is not None:  # whoever was killed may not have told
+        tell_promoted(champion)
+
+
+def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
+    """Champion and previous change places."""
+    open_registry(workspace, name)
+    with promotion_turn(name):
+        champion = registry.rollback(workspace, name, reason)
+    registry.describe_model(name)
+    tell_promoted(champion)
+    return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
+
+
+def find_champion_at(name: str, when: str) -> dict[str, Any]:
+    """Who was champion at a moment, an ISO date (its end) or time, in UTC where it names no zone.
+
+    Raises PromotionError for a text that is neither, and for a day that is yet to come.
+    """
+    now = datetime.now(UTC)
+    try:
+        moment = datetime.fromisoformat(when)
+        if "T" not in when and " " not in when:
+            moment = datetime.combine(moment.date(), time.max.replace(microsecond=0))
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        found = "" if moment.date() <= now.date() else "a day that is yet to come"
+    except ValueError:
+        found = "neither"
+    if found:
+        raise PromotionError(
+            f"--at {when!r}",
+            expected="a past date or time such as 2026-11-24 or 2026-11-24T15:30+01:00",
+            found=found,
+            mend="Write it in that form.",
+        )
+    record = ledger.find_champion(ledger.load_records(name), moment)
+    return {"at": min(moment, now).isoformat(timespec="seconds"), "champion_at": record and record.to_version}
+
+
+def verify_ledger(name: str, export: Path | None) -> dict[str, Any]:
+    """What is wrong with the ledger; export: an earlier one, which it must still begin with."""
+    try:
+        lines = export.read_text(encoding="utf-8").splitlines() if export else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromotionError(
+            f"--against {export}",
+            expected=f"a file that `tessera ledger export {name} FILE` wrote",
+            found=str(error),
+            mend="Name that file.",
+        ) from None
+    problems = ledger.verify_records(name, lines)
+    return {"domain": name, "records": len(ledger.load_texts(name)), "problems": list(problems)}
+
+
+def export_ledger(name: str, file: Path) -> dict[str, Any]:
+    """Write the records as they are stored, a line a record."""
+    texts = [text for _, text in sorted(ledger.load_texts(name).items())]
+    try:
+        file.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    except OSError as error:
+        raise PromotionError(
+            f"ledger of {name}",
+            expected=f"a file that can be written at {file}",
+            found=str(error),
+            mend="Name a file in a folder that exists.",
+        ) from None
+    return {"domain": name, "records": len(texts), "file": str(file.resolve())}
+
+
+def mark_unchanged(name: str, known: dict[str, Any]) -> dict[str, Any]:
+    """An earlier retrain's outcome as the answer now; the champion may have moved since."""
+    champion = registry.load_version(name, registry.CHAMPION)
+    return known | {"status": "unchanged", "champion_version": None if champion is None else champion.version}
+
+
+def describe_history(name: str) -> dict[str, Any]:
+    """What `history` and `rollback` print, and `promote` beside its verdict."""
+    champion = registry.load_version(name, registry.CHAMPION)
+    records = [
+        {
+            "number": record.number,
+            "when": record.when,
+            "who": record.who,
+            "action": record.action,
+            "previous": record.from_version,
+            "version": record.to_version,
+            "verdict": record.verdict or None,
+            "reason": record.reason,
+            "data_version": record.data_version,
+            "git_commit": record.git_commit,
+            "evidence_sha256": record.evidence_sha256,
+            "test_groups": record.test_groups,
+        }
+        for record in ledger.load_records(name)
+    ]
+    return {
+        "domain": name,
+        "verdict": None,
+        "champion_version": None if champion is None else champion.version,
+        "records": records,
+        "ledger_problems": list(ledger.verify_records(name)),
+    }
