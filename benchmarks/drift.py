@@ -102,7 +102,7 @@ def measure(root: Path, name: str, folder: Path) -> dict[str, Any]:
 
 
 def choose(rows: pl.DataFrame) -> pl.DataFrame:
-    """Whole groups; those of magnetic_tile are its tiles, several exposures each."""
+    """Whole groups; magnetic_tile names none, and the number in its file names turned out to be an image's own."""
     tile = pl.col("path").map_elements(
         lambda path: (re.findall(r"num_(\d+)", path) or [path])[0], return_dtype=pl.String
     )
