@@ -55,6 +55,8 @@ def test_deploying_tells_what_it_did_and_does_it_once(team: Team, deployed: Answ
         "tessera": "created",
         "gpu": "created",
         f"retrain/{DOMAIN}": "created",
+        f"promote/{DOMAIN}": "created",
+        f"reproduce/{DOMAIN}": "created",
         "train_candidate/gpu": "created",
         "tessera: runs that went silent": "created",
     }
