@@ -12,6 +12,7 @@ worker dies sends the order again, to go on from the checkpoint where that is on
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -47,7 +48,7 @@ UNHEARD = 30.0  # seconds after which it is said that no worker takes the order
 ANY_CLOCK = timedelta(days=1)
 WAITING = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
 LOST = ("CRASHED", "CANCELLED", "CANCELLING")
-
+_STOPPED = threading.Event()
 
 Action = Literal["search", "train", "score"]
 
@@ -213,11 +214,22 @@ def _submit(order: Order, pool: str) -> Any:
     return run.id  # type: ignore[union-attr]
 
 
+@contextmanager
+def following() -> Iterator[None]:
+    """Whatever ends the block from outside (Ctrl-C, a cancelled flow) is heard by the threads that follow orders, too;
+    an error of one order is none of the others' business."""
+    _STOPPED.clear()
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        _STOPPED.set()
+        raise
+
+
 def _follow(order: Order, pool: str, run_id: Any) -> tuple[str, str]:
     """Type and message of the run's last state. A server that is away is waited for; our own end cancels the run."""
-    from prefect.client.orchestration import get_client
-    from prefect.states import Cancelling
-
     heard = began = time.monotonic()
     told = False
     try:
@@ -233,11 +245,23 @@ def _follow(order: Order, pool: str, run_id: Any) -> tuple[str, str]:
                     _date_back(run_id)
             elif time.monotonic() - heard > PATIENCE:
                 return "UNKNOWN", f"the Prefect server did not answer for {PATIENCE:.0f} s"
-            time.sleep(POLL_SECONDS)
+            if _STOPPED.wait(POLL_SECONDS):
+                raise KeyboardInterrupt
     except BaseException:
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(run_id, Cancelling(message="whoever sent it was stopped"))
+        _cancel(run_id)
         raise
+
+
+def _cancel(run_id: Any) -> None:
+    """A run that never began has nobody who would end it."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelled, Cancelling
+
+    with suppress(httpx.TransportError), get_client(sync_client=True) as client:
+        state = client.read_flow_run(run_id).state
+        word = Cancelled if state is not None and state.type.value == "SCHEDULED" else Cancelling
+        client.set_flow_run_state(run_id, word(message="whoever sent it was stopped"))
 
 
 def _date_back(run_id: Any) -> None:

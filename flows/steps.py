@@ -24,7 +24,7 @@ from components.promotion.registry import Version
 from components.training.job import load_result
 from components.workspace import Workspace, find_workspace
 from flows import pages
-from flows.dispatch import find_pool, score_on_pool
+from flows.dispatch import find_pool, following, score_on_pool
 from flows.history import open_registry
 from flows.judge import Approval, contest, limits_serving, score_version
 from flows.links import link, write_key
@@ -107,8 +107,11 @@ def run_all(plan: Plan, tasks: Sequence[Any], orders: Sequence[tuple[Any, ...]])
     """What each task makes of its order: all at once where a work pool does the work, one after the other here."""
     if find_pool(plan.domain) is None:
         return [task(*order) for task, order in zip(tasks, orders, strict=True)]
-    futures = [task.submit(*order) for task, order in zip(tasks, orders, strict=True)]
-    return [future.result() for future in futures]
+    with following():
+        futures = [task.submit(*order) for task, order in zip(tasks, orders, strict=True)]
+        for future in futures:
+            future.wait()  # one that failed costs the others nothing
+        return [future.result() for future in futures]
 
 
 @step("version images")

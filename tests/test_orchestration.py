@@ -154,6 +154,10 @@ def _late(team: Team) -> list[dict[str, Any]]:
     return [run for run in _retrains(team) if run["state_name"] == "Late"]
 
 
+def ends(team: Team, before: set[str]) -> list[str]:
+    return sorted(state for run, state in team.states().items() if run not in before)
+
+
 @pytest.mark.timeout(1200)
 def test_killed_worker_and_restarted_server_cost_time_and_nothing_else(team: Team, retrained: Answer) -> None:
     """Worker, flow run and training killed outright at once, and the Prefect server restarted meanwhile: the run is
@@ -176,8 +180,7 @@ def test_killed_worker_and_restarted_server_cost_time_and_nothing_else(team: Tea
         waited = time.monotonic() - killed
         code = retrain.wait(400)
     assert code in (0, 1), (team.root / "retrain.log").read_text()[-3000:]
-    ends = [state for run, state in team.states().items() if run not in before]
-    assert sorted(ends) == ["COMPLETED", "CRASHED"]
+    assert ends(team, before) == ["COMPLETED", "CRASHED"]
     assert waited < 180
     for place in (team.head, worker):
         assert not find_processes("components.training", place)
@@ -198,7 +201,7 @@ def test_stores_that_are_away_for_a_while_are_waited_for(team: Team, retrained: 
         code = retrain.wait(600)
     outcome = team.read_answer()
     assert code in (0, 1), outcome
-    assert [state for run, state in team.states().items() if run not in before] == ["COMPLETED"]
+    assert ends(team, before) == ["COMPLETED"]
     assert outcome["candidates"][0]["tuner"] == "vpt-deep"
 
 
@@ -215,6 +218,19 @@ def test_the_champion_is_scored_on_the_pool(team: Team, retrained: Answer) -> No
     assert found is not None
     assert found.metrics["test/balanced_accuracy"] > 0
     assert not (place / "job.json").exists()
+
+
+def test_a_retrain_that_is_stopped_takes_back_what_it_sent(team: Team, worker: Path, retrained: Answer) -> None:
+    """Ctrl-C ends it, the candidate on the worker and the one that waits for a slot; the same command would go on."""
+    before = set(team.states())
+    candidates = "candidates=[{kind: vpt, num_prompts: 5}, {kind: vpt, num_prompts: 6, deep: false}]"
+    with team.retraining(candidates, "training.epochs=300") as retrain:
+        wait_until(lambda: list(worker.rglob("checkpoint.safetensors")), 240, "a checkpoint")
+        os.kill(retrain.pid, signal.SIGTERM)  # as Ctrl-C, which a shell lets programs in the background ignore
+        assert retrain.wait(60) == 130
+    wait_until(lambda: ends(team, before) == ["CANCELLED", "CANCELLED"], 120, "the end of both runs")
+    wait_until(lambda: not find_processes("components.training", worker), 60, "the end of the training")
+    assert list(worker.rglob("checkpoint.safetensors"))
 
 
 def test_secrets_are_written_nowhere(team: Team, retrained: Answer) -> None:
