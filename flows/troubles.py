@@ -11,6 +11,7 @@ SLOT_SECONDS = 120.0  # a lease is 60 s
 SKEW_SECONDS = 30.0  # between two clocks, from which on schedules and heartbeats go wrong
 DAY = timedelta(days=1)
 MOST_TOLD = 3
+LONGEST = 600  # characters of a message
 MOST_RUNS = 200  # Prefect's limit for one answer
 
 Trouble = tuple[str, str]
@@ -74,8 +75,11 @@ def _find_lost(client: Any) -> tuple[list[Trouble], str]:
 
 
 def _tell(run: Any) -> str:
+    """A message ends with what mends it."""
     when = run.end_time.astimezone().strftime("%H:%M") if run.end_time else ""
-    return f"{run.name!r} {run.state_type.value.lower()} at {when}: {' '.join((run.state.message or '').split())[:300]}"
+    message = " ".join((run.state.message or "").split())
+    told = message if len(message) <= LONGEST else f"{message[:200]} ... {message[200 - LONGEST :]}"
+    return f"{run.name!r} {run.state_type.value.lower()} at {when}: {told}"
 
 
 def _read_runs(client: Any, wanted: dict[str, Any]) -> list[Any]:

@@ -6,6 +6,7 @@ A run ends or goes on by itself within two minutes, its GPU slot is free within 
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -359,6 +360,7 @@ def test_a_clock_that_jumps(team: Team, server_clock: Clock | None, tmp_path: Pa
                 assert retrain.wait(LONG) in (0, 1), team.read_answer()
             require_one_of_everything(team, versions + 1)
         if whose == "worker":
-            assert "clock is 3600 s" in ask_doctor(team, worker.place, **own.env)["prefect"]
+            told = ask_doctor(team, worker.place, **own.env)["prefect"]
+            assert re.search("clock is (3599|3600|3601) s behind", told), told
     finally:
         server_clock.put(0)
