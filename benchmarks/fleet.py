@@ -95,7 +95,9 @@ def measure(place: Workspace, names: list[str], workers: int, stack: ExitStack) 
     subprocess.run([sys.executable, "-m", "flows.cli", "deploy", "--workspace", str(place.root)], check=True)
     worker.env |= {key: os.environ[key] for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
     for number in range(workers):  # each does one retrain at a time
-        start(replace(worker, command=[*worker.command, "--name", f"worker {number}", "--limit", "1"]), stack)
+        command = [*worker.command]
+        command[command.index("--name") + 1], command[command.index("--limit") + 1] = f"worker {number}", "1"
+        start(replace(worker, command=command), stack)
     asked = time.time()
     for name in names:
         deployment = ask(f"deployments/name/retrain/{name}")["id"]
@@ -171,10 +173,13 @@ def measure_memory(server: Service) -> int:
 
 
 def ask(path: str, body: dict[str, Any] | None = None) -> Any:
+    """A server whose database is busy says 503, and is asked again, as Prefect's own client does."""
     url = f"{os.environ['PREFECT_API_URL']}/{path}"
-    answer = httpx.get(url, timeout=60) if body is None else httpx.post(url, json=body, timeout=60)
-    answer.raise_for_status()
-    return answer.json()
+    while True:
+        answer = httpx.get(url, timeout=60) if body is None else httpx.post(url, json=body, timeout=60)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            return answer.raise_for_status().json()
+        time.sleep(POLL_SECONDS)
 
 
 def start(service: Service, stack: ExitStack) -> None:
