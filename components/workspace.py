@@ -85,13 +85,10 @@ class Workspace:
         return "MLFLOW_TRACKING_URI" in os.environ or (self.state / "mlflow" / "mlflow.db").exists()
 
     def activate(self) -> None:
-        """Make the state folder, and point the libraries of this process and its children at it.
+        """Point the libraries of this process and its children at the state folder, and make it.
 
-        Raises WorkspaceError when the folder cannot be written.
+        Raises WorkspaceError when the folder cannot be written, the libraries being pointed there all the same.
         """
-        require_writable(self.root)
-        for name in ("mlflow", "prefect", "logs", "locks"):
-            (self.state / name).mkdir(parents=True, exist_ok=True)
         settings = QUIET | {
             "PREFECT_HOME": str(self.state / "prefect"),
             "DVC_SITE_CACHE_DIR": str(self.state / "dvc-site"),
@@ -101,6 +98,9 @@ class Workspace:
         os.environ["TESSERA_WORKSPACE"] = str(self.root)
         for key, value in settings.items():
             os.environ.setdefault(key, value)
+        require_writable(self.root)
+        for name in ("mlflow", "prefect", "logs", "locks"):
+            (self.state / name).mkdir(parents=True, exist_ok=True)
 
 
 def find_workspace(path: Path | None = None) -> Workspace:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -466,7 +466,8 @@ def doctor(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> No
 
         return run(place)
 
-    _run(act, _shower("show_doctor"), as_json, workspace, failed=lambda outcome: not outcome["ok"])
+    # A full disk is among what it has to tell.
+    _run(act, _shower("show_doctor"), as_json, workspace, failed=lambda outcome: not outcome["ok"], full_too=True)
 
 
 @app.command()
@@ -609,16 +610,21 @@ def _run(
     as_json: bool,
     workspace: Path | None,
     failed: Callable[[Outcome], bool] = lambda _: False,
+    full_too: bool = False,
 ) -> None:
-    """Do it, show it, and end with the right exit code; an error a user can mend is one paragraph."""
+    """Do it, show it, and end with the right exit code; an error a user can mend is one paragraph.
+
+    full_too: also in a workspace that cannot be written.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's way of pressing Ctrl-C
-    from components.errors import TesseraError
+    from components.errors import TesseraError, WorkspaceError
     from components.workspace import DISK_TROUBLE, describe_disk_trouble, find_workspace
 
     answer = _own_stdout() if as_json else None
     place = find_workspace(workspace)
     try:
-        place.activate()
+        with suppress(WorkspaceError) if full_too else nullcontext():
+            place.activate()
         outcome = act(place)
     except TesseraError as error:
         _refuse(error, answer)

@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 from components.domain import Strict
 from components.errors import TesseraError
-from components.workspace import QUIET, REPOSITORY, Workspace, require_writable
+from components.workspace import (
+    DISK_TROUBLE,
+    QUIET,
+    REPOSITORY,
+    Workspace,
+    describe_disk_trouble,
+    require_writable,
+)
 
 MIN_FREE_GB = 2.0
 #: Versions that install and then break, seen by measurement: package, first bad version, what happens.
@@ -32,7 +39,7 @@ class Check(Strict):
 
 def doctor(workspace: Workspace) -> dict[str, Any]:
     """All checks; ok unless one is an error."""
-    checks = [check(workspace) for check in CHECKS]
+    checks = [_ask(check, workspace) for check in CHECKS]
     return {
         "ok": all(check.state != "error" for check in checks),
         "workspace": str(workspace.root),
@@ -55,6 +62,17 @@ def check_versions(_: Workspace) -> Check:
         found = f"{len(strange)} packages differ from constraints.txt: {', '.join(strange[:4])}"
         return Check(name="packages", state="warning", found=found, mend="make install")
     return Check(name="packages", state="ok", found="as constraints.txt says")
+
+
+def _ask(check: Callable[[Workspace], Check], workspace: Workspace) -> Check:
+    """A check that cannot write has found that out."""
+    try:
+        return check(workspace)
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        trouble = describe_disk_trouble(workspace.root, error)
+        return Check(name=check.__name__.removeprefix("check_"), state="error", found=str(trouble), mend=trouble.mend)
 
 
 def check_workspace(workspace: Workspace) -> Check:
