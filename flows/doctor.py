@@ -65,21 +65,20 @@ def check_versions(_: Workspace) -> Check:
 
 
 def _ask(check: Callable[[Workspace], Check], workspace: Workspace) -> Check:
-    """A check that cannot write has found that out."""
+    """A check that ends in an error has found it; one that cannot write has found that out."""
     try:
         return check(workspace)
+    except TesseraError as error:
+        trouble = error
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
         trouble = describe_disk_trouble(workspace.root, error)
-        return Check(name=check.__name__.removeprefix("check_"), state="error", found=str(trouble), mend=trouble.mend)
+    return Check(name=check.__name__.removeprefix("check_"), state="error", found=str(trouble), mend=trouble.mend)
 
 
 def check_workspace(workspace: Workspace) -> Check:
-    try:
-        require_writable(workspace.root)
-    except TesseraError as error:
-        return Check(name="workspace", state="error", found=str(error), mend=error.mend)
+    require_writable(workspace.root)
     free = shutil.disk_usage(workspace.root).free / 1e9
     if free < MIN_FREE_GB:
         found = f"{free:.1f} GB free in {workspace.root}"
@@ -90,10 +89,7 @@ def check_workspace(workspace: Workspace) -> Check:
 def check_repository(workspace: Workspace) -> Check:
     from components.data.versioning import require_repository
 
-    try:
-        require_repository(workspace)
-    except TesseraError as error:
-        return Check(name="repository", state="error", found=str(error), mend=error.mend)
+    require_repository(workspace)
     return Check(name="repository", state="ok", found="DVC with a default remote")
 
 
@@ -102,10 +98,7 @@ def check_domains(workspace: Workspace) -> Check:
 
     names = sorted(path.parent.name for path in (workspace.root / "data").glob("*/domain.yaml"))
     for name in names:
-        try:
-            load_checked_domain(workspace, name)
-        except TesseraError as error:
-            return Check(name="domains", state="error", found=str(error), mend=error.mend)
+        load_checked_domain(workspace, name)
     return Check(name="domains", state="ok", found=", ".join(names) or "none yet")
 
 
