@@ -27,9 +27,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from components.data.duplicates import join_groups
-from components.data.features import content_of, load_matches, load_near_duplicates
+from components.data.features import content_of, load_near_duplicates
 from components.data.layouts import read_rows
-from components.data.manifest import save_frame
+from components.data.manifest import load_frame, save_frame
 from components.domain import Domain, load_domain
 from components.models.features import update_features, update_matches
 from components.workspace import REPOSITORY
@@ -87,7 +87,7 @@ def measure(root: Path, name: str, folder: Path) -> dict[str, Any]:
         "groups": len(sizes),
         "largest group": max(sizes.values()),
         "files in groups of several": sum(size for size in sizes.values() if size > 1),
-        "pairs looked at": len(load_matches(folder / "matches.parquet")),
+        "pairs looked at": len(load_frame(folder / "matches.parquet")),
         "near duplicates": len(load_near_duplicates(folder / "matches.parquet")),
         "seconds of features": round(cold[0], 1),
         "seconds of search": round(cold[1], 1),

@@ -12,17 +12,25 @@ from samples import picture
 
 from components.data.duplicates import (
     MIN_AGREEMENT,
+    NOTHING,
+    RANKS,
+    Known,
     LookAlike,
     Pictures,
     cosine_transform,
     find_look_alikes,
     find_near_duplicates,
     find_neighbours,
+    find_newcomers,
     hash_spectra,
     join_groups,
     keep_close,
+    standardise,
+    turn_spectra,
 )
+from components.data.features import load_known, load_near_duplicates, save_matches
 from components.data.images import THUMBNAIL
+from components.data.manifest import load_frame, save_frame
 from components.data.matching import Match, create_sketch, match_sketches, match_turned, turn_picture
 
 
@@ -78,8 +86,14 @@ def test_a_shared_frame_does_not_match():
 def test_turned_thumbnails_are_look_alikes(turn):
     greys = np.stack([np.asarray(picture(number, 32, 32), dtype=np.float32) for number in range(300)])
     greys[1] = turn_picture(greys[299], turn)
-    assert find_look_alikes(greys, bits=4) == [(1, 299, turn)]
-    assert find_look_alikes(greys[:1], bits=4) == []
+    every = np.ones(300, bool)
+    assert find_look_alikes(greys, 4, every) == [(1, 299, turn)]
+    assert find_look_alikes(greys, 4, np.arange(300) == 1) == [(1, 299, turn)]
+    assert find_look_alikes(greys, 4, np.arange(300) == 299) == [(1, 299, turn)]
+    assert find_look_alikes(greys, 4, np.arange(300) == 2) == []
+    assert find_look_alikes(greys[:1], 4, every[:1]) == []
+    turned = cosine_transform(turn_picture(greys, turn))
+    assert np.allclose(turn_spectra(cosine_transform(greys), turn), turned, atol=0.01)
 
 
 def test_pictures_without_points_match_by_their_turn():
@@ -104,13 +118,13 @@ def test_blank_tiles_under_one_lamp_are_not_look_alikes():
     hashes = hash_spectra(cosine_transform(greys))
     bits = np.bitwise_count(hashes[:, None] ^ hashes[None])
     assert ((bits <= 4).sum() - 40) / 2 > 100  # the hash alone would join them
-    assert find_look_alikes(greys, bits=4) == []
+    assert find_look_alikes(greys, 4, np.ones(40, bool)) == []
 
 
 # The search
 
 
-def search(images, known=None, read=None):
+def search(images, known=NOTHING, read=None, keep=lambda found: None):
     """The real search; thumbnails stand in for a network's features."""
     contents = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     order = sorted(range(len(images)), key=contents.__getitem__)
@@ -123,7 +137,7 @@ def search(images, known=None, read=None):
         return np.asarray(image.resize((192, round(192 * image.height / image.width))))
 
     names = [contents[k] for k in order]
-    found = find_near_duplicates(Pictures(names, greys, greys.reshape(len(greys), -1), sized), 4, known or {})
+    found = find_near_duplicates(Pictures(names, greys, greys.reshape(len(greys), -1), sized), 4, known, keep)
     return contents, found
 
 
@@ -144,25 +158,79 @@ def test_what_was_seen_is_not_looked_at_again():
     images[11] = ImageOps.mirror(images[10])
     _, first = search(images)
     read = []
-    contents, second = search([*images, expose(images[3])], known=first.matches, read=read)
+    contents, second = search([*images, expose(images[3])], known=Known(first.matches, first.searched), read=read)
     assert set(first.near) < set(second.near)
     assert set(second.near) - set(first.near) == {tuple(sorted((contents[3], contents[20])))}
     assert set(first.matches) <= set(second.matches)
     assert len(second.matches) - len(first.matches) <= 25  # of 210 pairs
-    _, third = search(images[:11], known=second.matches, read=[])
+    _, third = search(images[:11], known=Known(second.matches, second.searched))
     assert {name for pair in third.matches for name in pair} <= set(contents[:11])
+
+
+def test_a_search_that_was_killed_goes_on_and_is_not_taken_for_a_finished_one(tmp_path):
+    images, file = [photograph(seed) for seed in range(20)], tmp_path / "matches.parquet"
+    assert load_known(file, 4) == NOTHING
+    _, first = search(images)
+    save_matches(first, 4, file)
+    assert load_known(file, 4) == Known(first.matches, first.searched)
+    assert load_known(file, 6) == Known(first.matches, set())  # more bits make more look-alikes of old pictures, too
+    more = [*images, *(photograph(seed) for seed in range(20, 24)), expose(images[3]), ImageOps.mirror(photograph(21))]
+    looked = []
+
+    def die(found):
+        looked.append(len(found.matches))
+        save_matches(found, 4, file)
+        if len(looked) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        search(more, load_known(file, 4), keep=die)
+    known = load_known(file, 4)
+    assert known.searched == first.searched
+    assert len(first.matches) < len(known.matches) == looked[-1]
+    contents, second = search(more, known)
+    save_matches(second, 4, file)
+    assert load_known(file, 4).searched == set(contents)
+    near = {tuple(sorted((contents[i], contents[j]))) for i, j in ((3, 24), (21, 25))}
+    assert set(load_near_duplicates(file)) == set(first.near) | near == set(search(more)[1].near)
+
+
+def test_matches_of_an_earlier_release_are_known_and_searched_again(tmp_path):
+    _, found = search([photograph(seed) for seed in range(9)])
+    save_matches(found, 4, tmp_path / "now.parquet")
+    save_frame(load_frame(tmp_path / "now.parquet").drop("bits"), tmp_path / "then.parquet")
+    assert load_known(tmp_path / "then.parquet", 4) == Known(found.matches, set())
 
 
 def test_neighbours_are_the_nearest_by_cosine():
     features = np.random.default_rng(0).normal(size=(600, 16)).astype(np.float32)
     features[599] = features[5] + 0.01
-    found = find_neighbours(features, 3)
+    directions = standardise(features)
+    found = find_neighbours(directions, range(600), 3)
     assert found.shape == (600, 3)
     assert found[5, 0] == 599
     assert found[599, 0] == 5
     assert all(row not in neighbours for row, neighbours in enumerate(found.tolist()))
-    assert find_neighbours(features[:2], 3).tolist() == [[1], [0]]
-    assert find_neighbours(features[:1], 3).shape == (1, 0)
+    assert find_neighbours(directions, [599, 5], 3).tolist() == found[[599, 5]].tolist()
+    assert find_neighbours(directions[:2], [0, 1], 3).tolist() == [[1], [0]]
+    assert find_neighbours(directions[:1], [0], 3).shape == (1, 0)
+    assert standardise(features[:0]).shape == (0, 16)
+
+
+def test_a_newcomer_is_compared_with_those_whose_nearest_it_has_become():
+    directions = standardise(np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32))
+    new = np.arange(400) >= 370
+    old = find_neighbours(directions[:370], range(370), RANKS)
+    known = np.unique(np.sort([(row, other) for row in range(370) for other in old[row]], axis=1), axis=0)
+    nearest = find_neighbours(directions, range(370), 2 * RANKS).tolist()
+    expected = {(row, other) for row in range(370) for other in nearest[row][:RANKS] if new[other]}
+    found = find_newcomers(directions, new, known)
+    assert len(found) == len(set(found))
+    assert expected <= set(found)
+    assert all(new[other] and other in nearest[row] for row, other in found)
+    assert len(expected) > 30
+    assert find_newcomers(directions, np.ones(400, bool), known[:0]) == []
+    assert find_newcomers(directions, new, known[:0]) == []  # compared with none before: no older search
 
 
 def test_relatives_are_looked_at_together_and_each_is_sketched_once():

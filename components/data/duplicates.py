@@ -8,14 +8,17 @@ ranks at a time; who has found a relative looks further.
 
 What the pictures of a set share anyway (a fixture, a background, a design) makes no duplicates: the agreement of
 arbitrary pairs is measured first, and a pair has to stand out from it.
+
+A set that grew is searched for what is new in it: pairs of old pictures are left alone, and a new picture counts as a
+neighbour of an old one where it is nearer than those that the old one was compared with before.
 """
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +26,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from components.data.images import THUMBNAIL
-from components.data.matching import Match, Sketch, create_sketch, match_sketches, match_turned, turn_picture
+from components.data.matching import Match, Sketch, create_sketch, match_sketches, match_turned
 
 Pair = tuple[str, str]  # contents, the smaller first
 Matches = dict[Pair, Match]
@@ -49,12 +52,23 @@ class LookAlike(NamedTuple):
     turn: int
 
 
+class Known(NamedTuple):
+    """Pairs that were looked at before, and the contents among which a search came to its end."""
+
+    matches: Mapping[Pair, Match]
+    searched: Set[str]
+
+
+NOTHING = Known({}, frozenset())
+
+
 @dataclass(frozen=True)
 class Found:
-    """Every pair that was looked at, the agreement that was asked for, and the pairs that reach it."""
+    """Every pair that was looked at, the agreement that was asked for, the pairs that reach it, what is searched."""
 
     matches: Matches
     needed: float
+    searched: Set[str]
 
     @property
     def near(self) -> list[Pair]:
@@ -71,7 +85,7 @@ class Pictures(NamedTuple):
 
 
 def find_near_duplicates(
-    pictures: Pictures, bits: int, known: Mapping[Pair, Match], keep: Callable[["Found"], None] = lambda found: None
+    pictures: Pictures, bits: int, known: Known = NOTHING, keep: Callable[[Found], None] = lambda found: None
 ) -> Found:
     """Look at every candidate that is not `known` from an earlier search, as far as it could join two groups.
 
@@ -84,23 +98,28 @@ def find_near_duplicates(
     # Where nine pictures make three groups a third of all pairs are duplicates; half of them never are.
     search.needed = max(MIN_AGREEMENT, (1 + float(np.median(shared or [0]))) / 2)
     search.join()
-    search.look(find_look_alikes(pictures.greys, bits))
-    neighbours = find_neighbours(pictures.features, RANKS * ROUNDS)
-    for start in range(0, neighbours.shape[1], RANKS):
-        rows = range(len(neighbours)) if start == 0 else sorted(search.related)
-        ranks = neighbours[:, start : start + RANKS]
-        wanted = {(min(i, j), max(i, j)) for i in rows for j in ranks[i].tolist()}
-        search.look([LookAlike(i, j, -1) for i, j in sorted(wanted)])
-    return Found(search.matches, search.needed)
+    new = np.array([content not in known.searched for content in pictures.contents], dtype=bool)
+    settled = {row for row in search.related if not new[row]}  # they have looked further before
+    search.look(find_look_alikes(pictures.greys, bits, new))
+    directions = standardise(pictures.features)
+    search.look(search.pair(find_newcomers(directions, new, search.places())))
+    nearest = dict[int, list[int]]()
+    for start in range(0, RANKS * ROUNDS, RANKS):
+        rows = np.flatnonzero(new).tolist() if start == 0 else sorted(search.related - settled)
+        missing = [row for row in rows if row not in nearest]
+        nearest |= zip(missing, find_neighbours(directions, missing, RANKS * ROUNDS).tolist(), strict=True)
+        search.look(search.pair((row, other) for row in rows for other in nearest[row][start : start + RANKS]))
+    return Found(search.matches, search.needed, frozenset(pictures.contents))
 
 
 class _Search:
     """What was looked at so far, and which pictures are joined by it."""
 
-    def __init__(self, pictures: Pictures, known: Mapping[Pair, Match], keep: Callable[[Found], None]) -> None:
+    def __init__(self, pictures: Pictures, known: Known, keep: Callable[[Found], None]) -> None:
         self.pictures, self.keep = pictures, keep
         self.place = {content: index for index, content in enumerate(pictures.contents)}
-        self.matches: Matches = {pair: match for pair, match in known.items() if set(pair) <= set(self.place)}
+        self.searched = known.searched & self.place.keys()
+        self.matches: Matches = {pair: match for pair, match in known.matches.items() if set(pair) <= set(self.place)}
         self.parent = list(range(len(pictures.contents)))
         self.related: set[int] = set()
         self.needed: float = np.inf  # nothing is joined before it is known what any two pictures share
@@ -118,7 +137,7 @@ class _Search:
                 part = new[start : start + KEEP_EVERY]
                 for each, match in zip(part, pool.map(self._match, part), strict=True):
                     self.matches[names[each.i], names[each.j]] = match
-                self.keep(Found(self.matches, self.needed))
+                self.keep(Found(self.matches, self.needed, self.searched))
         self.join()
 
     def join(self) -> None:
@@ -133,6 +152,17 @@ class _Search:
             self.parent[index] = self.parent[self.parent[index]]
             index = self.parent[index]
         return index
+
+    def places(self) -> NDArray[np.int64]:
+        """(M, 2): the pairs that were looked at."""
+        return np.array([[self.place[first], self.place[second]] for first, second in self.matches], np.int64).reshape(
+            -1, 2
+        )
+
+    @staticmethod
+    def pair(rows: Iterable[tuple[int, int]]) -> list[LookAlike]:
+        """Each pair once, in order."""
+        return [LookAlike(i, j, -1) for i, j in sorted({(min(pair), max(pair)) for pair in rows})]
 
     def _match(self, each: LookAlike) -> Match:
         first, second = self.sketch(each.i), self.sketch(each.j)
@@ -159,43 +189,89 @@ def keep_close(pairs: Sequence[LookAlike], count: int) -> list[LookAlike]:
     return [pairs[index] for index in np.lexsort(ends[::-1])]
 
 
-def find_neighbours(features: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Indices (N, count) of the nearest by cosine, each standardised over the set; the nearest first."""
-    count = min(count, len(features) - 1)
-    if count < 1:
-        return np.zeros((len(features), 0), np.int64)
-    spread = features - features.mean(axis=0)
-    spread /= np.maximum(spread.std(axis=0), 1e-6)
-    spread /= np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)
-    found = np.empty((len(features), count), np.int64)
-    for start in range(0, len(spread), CHUNK):
-        alike = spread[start : start + CHUNK] @ spread.T
-        alike[np.arange(len(alike)), np.arange(start, start + len(alike))] = -2
+def standardise(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, D) of unit length, each feature standardised over the set."""
+    if not len(features):
+        return features
+    spread = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
+    return np.asarray(spread / np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6), dtype=np.float32)
+
+
+def find_neighbours(directions: NDArray[np.float32], rows: Sequence[int], count: int) -> NDArray[np.int64]:
+    """Indices (len(rows), count) of what is nearest to each row by cosine among (N, D) of unit length."""
+    count = max(min(count, len(directions) - 1), 0)
+    found = np.zeros((len(rows), count), np.int64)
+    for start in range(0, len(rows) if count else 0, CHUNK):
+        part = np.asarray(rows[start : start + CHUNK])
+        alike = directions[part] @ directions.T
+        alike[np.arange(len(part)), part] = -2
         nearest = np.argpartition(-alike, count - 1, axis=1)[:, :count]
         order = np.argsort(-np.take_along_axis(alike, nearest, axis=1), axis=1, kind="stable")
         found[start : start + CHUNK] = np.take_along_axis(nearest, order, axis=1)
     return found
 
 
-def find_look_alikes(greys: NDArray[np.float32], bits: int) -> list[LookAlike]:
-    """Pairs of (N, THUMBNAIL, THUMBNAIL) grey pictures that look alike in one of eight positions."""
-    if len(greys) < 2:
-        return []
-    lying = cosine_transform(greys)
-    hashes, details = hash_spectra(lying), detail_of(lying)
+def find_newcomers(
+    directions: NDArray[np.float32], new: NDArray[np.bool_], known: NDArray[np.int64]
+) -> list[tuple[int, int]]:
+    """Old rows and the new ones, at most RANKS, that are nearer to them than RANKS of those they were compared with.
+
+    known: the pairs (M, 2) that were looked at; a row that was compared with fewer has all of them outdone.
+    """
+    row, other = np.concatenate([known, known[:, ::-1]]).T
+    alike = np.einsum("nd,nd->n", directions[row], directions[other])
+    order = np.lexsort((-alike, row))
+    there, first, counts = np.unique(row[order], return_index=True, return_counts=True)
+    nearness = np.full(len(directions), np.inf)
+    nearness[there] = alike[order][first + np.minimum(counts, RANKS) - 1]
+    old, fresh = np.flatnonzero(~new), np.flatnonzero(new)
+    found = list[tuple[int, int]]()
+    for start in range(0, len(old) if len(fresh) else 0, CHUNK):
+        part = old[start : start + CHUNK]
+        alike = directions[part] @ directions[fresh].T
+        nearest = np.argsort(-alike, axis=1, kind="stable")[:, :RANKS]
+        nearer = np.take_along_axis(alike, nearest, axis=1) > nearness[part, None]
+        rows, ranks = np.nonzero(nearer)
+        found += zip(part[rows].tolist(), fresh[nearest[rows, ranks]].tolist(), strict=True)
+    return found
+
+
+def find_look_alikes(greys: NDArray[np.float32], bits: int, new: NDArray[np.bool_]) -> list[LookAlike]:
+    """Pairs of (N, THUMBNAIL, THUMBNAIL) grey pictures that look alike in one of eight positions, one of them new."""
+    spectra = cosine_transform(greys)
+    low, details = spectra[:, :8, :8], detail_of(spectra)
+    strength = np.linalg.norm(details, axis=(1, 2))
+    lying = hash_spectra(low)
+    every, fresh, old = np.arange(len(greys)), np.flatnonzero(new), np.flatnonzero(~new)
     best: dict[tuple[int, int], tuple[float, int]] = {}
     for turn in range(TURNS):
-        spectra = cosine_transform(turn_picture(greys, turn))
-        turned_hashes, turned_details = hash_spectra(spectra), detail_of(spectra)
-        for start in range(0, len(greys), CHUNK):
-            near = np.bitwise_count(hashes[start : start + CHUNK, None] ^ turned_hashes[None, start:]) <= bits
-            i, j = np.nonzero(np.triu(near, 1))
-            i, j = i + start, j + start
-            agree = np.einsum("nd,nd->n", details[i], turned_details[j])
-            for a, b, value in zip(i.tolist(), j.tolist(), agree.tolist(), strict=True):
-                if value >= max(MIN_CORRELATION, best.get((a, b), (0.0, 0))[0]):
-                    best[a, b] = value, turn
+        turned = hash_spectra(turn_spectra(low, turn))
+        for i, j in chain(_find_close(lying, turned, bits, fresh, every), _find_close(lying, turned, bits, old, fresh)):
+            strong = strength[i] * strength[j] >= MIN_CORRELATION  # no two blank pictures correlate
+            i, j = i[strong], j[strong]
+            for start in range(0, len(i), CHUNK):
+                a, b = i[start : start + CHUNK], j[start : start + CHUNK]
+                agree = np.einsum("nuv,nuv->n", details[a], turn_spectra(details[b], turn))
+                for *pair, value in zip(a.tolist(), b.tolist(), agree.tolist(), strict=True):
+                    if value >= max(MIN_CORRELATION, best.get((pair[0], pair[1]), (0.0, 0))[0]):
+                        best[pair[0], pair[1]] = value, turn
     return _nearest_look_alikes(best)
+
+
+def _find_close(
+    lying: NDArray[np.uint64],
+    turned: NDArray[np.uint64],
+    bits: int,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows i and columns j > i whose hashes, j's turned, differ in no more than so many bits; both are sorted."""
+    for start in range(0, len(rows), CHUNK):
+        i = rows[start : start + CHUNK, None]
+        j = columns[np.searchsorted(columns, i[0, 0]) :]
+        near = (np.bitwise_count(lying[i] ^ turned[j]) <= bits) & (j > i)
+        row, column = np.nonzero(near)
+        yield i[row, 0], j[column]
 
 
 def _nearest_look_alikes(best: dict[tuple[int, int], tuple[float, int]]) -> list[LookAlike]:
@@ -218,6 +294,17 @@ def cosine_transform(greys: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(matrix @ greys @ matrix.T, dtype=np.float32)
 
 
+def turn_spectra(spectra: NDArray[np.float32], turn: int) -> NDArray[np.float32]:
+    """Cosine transforms (N, U, U), or their lowest coefficients, of the pictures turned as `turn_picture` does.
+
+    A transposed picture has a transposed spectrum, and a mirror changes the signs of every second coefficient.
+    """
+    signs = np.where(np.arange(spectra.shape[-1]) % 2, -1, 1).astype(np.float32)
+    for _ in range(turn % 4):
+        spectra = spectra.swapaxes(1, 2) * signs[:, None]
+    return spectra if turn < 4 else spectra * signs
+
+
 def hash_spectra(spectra: NDArray[np.float32]) -> NDArray[np.uint64]:
     """One 64-bit hash a spectrum: which of the lowest 8 x 8 coefficients exceed their median, mean left out."""
     low = spectra[:, :8, :8].reshape(len(spectra), 64).copy()
@@ -227,13 +314,13 @@ def hash_spectra(spectra: NDArray[np.float32]) -> NDArray[np.uint64]:
 
 
 def detail_of(spectra: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors (N, S*S) of everything finer than light and shade, of unit length where there is enough of it.
+    """(N, S, S): everything finer than light and shade, of unit length where there is enough of it.
 
-    By Parseval their dot product is the correlation of detail.
+    By Parseval the dot product of two is the correlation of their detail.
     """
     order = np.add.outer(np.arange(THUMBNAIL), np.arange(THUMBNAIL))
-    detail = np.where(order >= LOW, spectra, 0).reshape(len(spectra), -1)
-    norm = np.linalg.norm(detail, axis=1, keepdims=True)
+    detail = np.where(order >= LOW, spectra, 0)
+    norm = np.linalg.norm(detail, axis=(1, 2), keepdims=True)
     return np.asarray(detail / np.maximum(norm, MIN_DETAIL * THUMBNAIL), dtype=np.float32)
 
 

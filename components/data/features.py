@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from components.data.duplicates import Found, Matches, Pair
+from components.data.duplicates import Found, Known, Pair
 from components.data.images import Box
 from components.data.manifest import load_frame, save_frame
 from components.data.matching import METHOD, Match
@@ -22,6 +22,7 @@ MATCHES = {
     "agreement": pl.Float64,
     "near": pl.Boolean,
     "method": pl.Int64,
+    "bits": pl.Int64,  # of the search that came to its end among pictures of which these are two
 }
 
 
@@ -47,11 +48,16 @@ def decode_features(frame: pl.DataFrame) -> NDArray[np.float32]:
     return np.stack([np.frombuffer(feature, np.float16) for feature in frame["feature"]]).astype(np.float32)
 
 
-def load_matches(file: Path) -> Matches:
-    """What is known of pairs by the present method; nothing where there is no such file yet."""
-    frame = load_frame(file) if file.exists() else pl.DataFrame(schema=MATCHES)
-    rows = frame.filter(pl.col("method") == METHOD).select("first", "second", "inliers", "agreement").iter_rows()
-    return {(first, second): Match(inliers, agreement) for first, second, inliers, agreement in rows}
+def load_known(file: Path, bits: int) -> Known:
+    """What is known by the present method, and searched with so many bits; nothing where there is no such file yet."""
+    kept = [load_frame(file)] if file.exists() else []  # an earlier release's has fewer columns
+    frame = pl.concat([pl.DataFrame(schema=MATCHES), *kept], how="diagonal").filter(pl.col("method") == METHOD)
+    rows = frame.select("first", "second", "inliers", "agreement").iter_rows()
+    searched = frame.filter(pl.col("bits") == bits)
+    return Known(
+        {(first, second): Match(inliers, agreement) for first, second, inliers, agreement in rows},
+        {*searched["first"], *searched["second"]},
+    )
 
 
 def load_near_duplicates(file: Path) -> list[Pair]:
@@ -60,9 +66,10 @@ def load_near_duplicates(file: Path) -> list[Pair]:
     return [(first, second) for first, second in near.select("first", "second").iter_rows()]
 
 
-def save_matches(found: Found, file: Path) -> None:
+def save_matches(found: Found, bits: int, file: Path) -> None:
     near = set(found.near)
     rows = [
-        (*pair, match.inliers, match.agreement, pair in near, METHOD) for pair, match in sorted(found.matches.items())
+        (*pair, match.inliers, match.agreement, pair in near, METHOD, bits if found.searched >= set(pair) else None)
+        for pair, match in sorted(found.matches.items())
     ]
     save_frame(pl.DataFrame(rows, schema=MATCHES, orient="row"), file)

@@ -23,7 +23,7 @@ from components.data.features import (
     content_of,
     decode_features,
     load_features,
-    load_matches,
+    load_known,
     sample_key,
     save_matches,
 )
@@ -96,10 +96,11 @@ def update_matches(rows: pl.DataFrame, features: pl.DataFrame, raw: Path, domain
         decode_features(pictures),
         lambda index: read_grey(raw / paths[contents[index]]),
     )
-    bits, known = domain.validation.near_duplicate_bits, load_matches(file)
+    bits = domain.validation.near_duplicate_bits
+    known = load_known(file, bits)
     with pixel_limit(domain.validation.max_megapixels):
-        found = find_near_duplicates(looked, bits, known, keep=lambda so_far: save_matches(so_far, file))
-    save_matches(found, file)
+        found = find_near_duplicates(looked, bits, known, keep=lambda so_far: save_matches(so_far, bits, file))
+    save_matches(found, bits, file)
 
 
 def _compute(
