@@ -29,8 +29,14 @@ STOP_SECONDS = 15
 CHECK_SECONDS = 10.0  # between two looks at a server's health
 SICK_SECONDS = 60.0  # without an answer, after which it is started again
 CRASHES, CRASH_SECONDS = 5, 120.0  # so many in so long are no accident
-#: Leases of slots outlive a restart of the server; in its memory they would be lost and the slots taken for ever.
-SERVER_ENV = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+SERVER_ENV = {
+    # Leases of slots outlive a restart of the server; in its memory they would be lost and the slots taken for ever.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # Marking fifty runs late at once locks SQLite up, and what is left of the failed statements then stops the whole
+    # server for a minute: Python frees them on its only loop, while a connection waits for the lock. Doctor looks at
+    # the clock instead.
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+}
 RETRAINS = 4  # at once, on the pool that needs no GPU
 
 Tell = Callable[[str], None]

@@ -8,6 +8,7 @@ from typing import Any
 from flows.status import list_online
 
 SLOT_SECONDS = 120.0  # a lease is 60 s
+LATE_SECONDS = 60.0  # a worker that has room asks every few seconds
 SKEW_SECONDS = 30.0  # between two clocks, from which on schedules and heartbeats go wrong
 DAY = timedelta(days=1)
 MOST_TOLD = 3
@@ -35,8 +36,9 @@ def _find_skew(client: Any) -> Iterator[Trouble]:
 
 
 def _find_late(client: Any) -> Iterator[Trouble]:
-    """What waits for a worker that is not there."""
-    late = _read_runs(client, {"state": {"name": {"any_": ["Late"]}}})
+    """What waits for a worker that is not there, by the clock: a server on SQLite marks nothing as late."""
+    due = {"before_": (datetime.now(UTC) - timedelta(seconds=LATE_SECONDS)).isoformat()}
+    late = _read_runs(client, {"state": {"type": {"any_": ["SCHEDULED"]}}, "next_scheduled_start_time": due})
     for pool in sorted({run.work_pool_name for run in late if run.work_pool_name}):
         count, workers = sum(run.work_pool_name == pool for run in late), len(list_online(client, pool))
         start = f"prefect worker start --type process --pool {pool}"

@@ -113,6 +113,7 @@ def test_a_named_version_and_a_clock_start_retrains(team: Team, retrained: Answe
     found = wait_until(lambda: [run for run in _retrains(team) if not run["auto_scheduled"]], 60, "the event's run")
     assert len(found) == 1
     wait_until(lambda: len(_late(team)) >= 2, 120, "late runs")
+    wait_until(lambda: "late runs on pool tessera, which has 0 workers" in _ask_doctor(team), 120, "doctor's word")
     team.start_worker("retrainer", "tessera", team.head)
     done = wait_until(
         lambda: len(runs := [run for run in _retrains(team) if run["state_type"] == "COMPLETED"]) >= 3 and runs,
@@ -152,6 +153,10 @@ def _retrains(team: Team) -> list[dict[str, Any]]:
 
 def _late(team: Team) -> list[dict[str, Any]]:
     return [run for run in _retrains(team) if run["state_name"] == "Late"]
+
+
+def _ask_doctor(team: Team) -> str:
+    return next(check["found"] for check in team.tessera("doctor").outcome["checks"] if check["name"] == "prefect")
 
 
 def ends(team: Team, before: set[str]) -> list[str]:

@@ -9,8 +9,8 @@ ranks at a time; who has found a relative looks further.
 What the pictures of a set share anyway (a fixture, a background, a design) makes no duplicates: the agreement of
 arbitrary pairs is measured first, and a pair has to stand out from it.
 
-A set that grew is searched for what is new in it: pairs of old pictures are left alone, and a new picture counts as a
-neighbour of an old one where it is nearer than those that the old one was compared with before.
+A set that grew is searched for what is new in it. Of old pictures only those with relatives look around again; to the
+others a new picture is a neighbour where it is nearer than those that they were compared with before.
 """
 
 import os
@@ -99,13 +99,13 @@ def find_near_duplicates(
     search.needed = max(MIN_AGREEMENT, (1 + float(np.median(shared or [0]))) / 2)
     search.join()
     new = np.array([content not in known.searched for content in pictures.contents], dtype=bool)
-    settled = {row for row in search.related if not new[row]}  # they have looked further before
     search.look(find_look_alikes(pictures.greys, bits, new))
     directions = standardise(pictures.features)
-    search.look(search.pair(find_newcomers(directions, new, search.places())))
+    newcomers = find_newcomers(directions, new, search.places())
+    search.look(search.pair(pair for pair in newcomers if pair[0] not in search.related))
     nearest = dict[int, list[int]]()
     for start in range(0, RANKS * ROUNDS, RANKS):
-        rows = np.flatnonzero(new).tolist() if start == 0 else sorted(search.related - settled)
+        rows = sorted(search.related.union(np.flatnonzero(new).tolist()) if start == 0 else search.related)
         missing = [row for row in rows if row not in nearest]
         nearest |= zip(missing, find_neighbours(directions, missing, RANKS * ROUNDS).tolist(), strict=True)
         search.look(search.pair((row, other) for row in rows for other in nearest[row][start : start + RANKS]))
