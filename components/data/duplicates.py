@@ -119,7 +119,7 @@ class _Search:
         self.pictures, self.keep = pictures, keep
         self.place = {content: index for index, content in enumerate(pictures.contents)}
         self.searched = known.searched & self.place.keys()
-        self.matches: Matches = {pair: match for pair, match in known.matches.items() if set(pair) <= set(self.place)}
+        self.matches: Matches = {pair: match for pair, match in known.matches.items() if self.place.keys() >= set(pair)}
         self.parent = list(range(len(pictures.contents)))
         self.related: set[int] = set()
         self.needed: float = np.inf  # nothing is joined before it is known what any two pictures share
