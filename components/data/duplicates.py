@@ -214,9 +214,10 @@ def find_neighbours(directions: NDArray[np.float32], rows: Sequence[int], count:
 def find_newcomers(
     directions: NDArray[np.float32], new: NDArray[np.bool_], known: NDArray[np.int64]
 ) -> list[tuple[int, int]]:
-    """Old rows and the new ones, at most RANKS, that are nearer to them than RANKS of those they were compared with.
+    """Old rows and the new ones, at most RANKS, that belong to the RANKS nearest of those they were compared with.
 
-    known: the pairs (M, 2) that were looked at; a row that was compared with fewer has all of them outdone.
+    known: the pairs (M, 2) that were looked at. What is new has to be nearer than the last of these RANKS, or than the
+    farthest where a row was compared with fewer; a row that was compared with none gets none.
     """
     row, other = np.concatenate([known, known[:, ::-1]]).T
     alike = np.einsum("nd,nd->n", directions[row], directions[other])
