@@ -17,10 +17,11 @@ from step_time import describe
 
 from components.data import importing, versioning
 from components.data.loading import Samples
-from components.data.manifest import load_manifest, save_bytes
+from components.data.manifest import load_manifest
 from components.data.pixels import Pixels, load_pixels
 from components.data.transforms import Augmentation
 from components.domain import Domain, load_domain
+from components.files import write_whole
 from components.promotion.statistics import Interval, balanced_accuracy, bootstrap_difference, bootstrap_score
 from components.training.evaluate import Engine, hash_split
 from components.workspace import Workspace
@@ -201,7 +202,7 @@ def describe_machine(engine: Engine) -> Record:
 
 
 def save_json(results: Record, path: Path) -> None:
-    save_bytes((json.dumps(results, indent=1) + "\n").encode(), path)
+    write_whole(path, (json.dumps(results, indent=1) + "\n").encode())
 
 
 def load_json(path: Path) -> Record:

@@ -61,9 +61,9 @@ from methods_report import choose_defaults, describe_options, draw_results, rank
 
 from components.data import versioning
 from components.data.loading import Samples
-from components.data.manifest import save_bytes
 from components.domain import Training
 from components.errors import Diverged, DomainError
+from components.files import write_whole
 from components.models.adapter import WEIGHTS_FILE, AdapterMeta, save_adapter
 from components.models.backbones import Backbone, load_backbone
 from components.models.network import Network, create_network
@@ -314,7 +314,7 @@ class Study:
         if trial.final:
             record |= measure_adapter(network, self.backbone, trial, bench)
             record["predicted"] = " ".join(map(str, self._predict(network, bench.samples("test"), record)))
-        save_bytes(json.dumps(record).encode(), self.state / "results" / f"{key}.json")
+        write_whole(self.state / "results" / f"{key}.json", json.dumps(record).encode())
         checkpoint.unlink(missing_ok=True)
         return record
 

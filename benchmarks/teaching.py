@@ -43,8 +43,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from components.data import versioning
 from components.data.loading import Samples, StepOrder
-from components.data.manifest import save_bytes
 from components.domain import Training
+from components.files import write_whole
 from components.models.backbones import Backbone, load_backbone
 from components.models.network import create_network
 from components.models.tuners import create_tuners
@@ -216,7 +216,7 @@ class School:
             "seconds": round(seconds, 2),
             "predicted": " ".join(map(str, chances.argmax(axis=1).tolist())),
         }
-        save_bytes(json.dumps(record).encode(), path)
+        write_whole(path, json.dumps(record).encode())
         return record
 
     def _path(self, lesson: Lesson) -> Path:

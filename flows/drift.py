@@ -8,7 +8,8 @@ from components import tracking
 from components.data import proofs
 from components.data.drift import measure_drift
 from components.data.features import load_features
-from components.data.manifest import load_frame, save_bytes
+from components.data.manifest import load_frame
+from components.files import write_whole
 from components.promotion.registry import Version
 from components.workspace import Workspace
 
@@ -30,5 +31,5 @@ def find_drift(workspace: Workspace, champion: Version, md5: str, locked: Mappin
             return None
         frames = load_frame(seen), load_frame(derived / "manifest.parquet"), load_features(derived / "features.parquet")
         known = {"of": key, "drift": measure_drift(*frames).model_dump(mode="json")}
-        save_bytes(json.dumps(known).encode(), path)
+        write_whole(path, json.dumps(known).encode())
     return dict(known["drift"])

@@ -18,8 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from components.data.manifest import save_bytes
 from components.errors import WorkspaceError
+from components.files import write_whole
 from components.workspace import REPOSITORY, Workspace
 from flows.gpus import count_gpus
 from flows.schedules import FLOWS, JOB_ENV, POOL
@@ -267,8 +267,8 @@ def _announce(workspace: Workspace, tell: Tell, prefect_port: int, mlflow_port: 
     prefect, mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
     record = {"pid": os.getpid(), "prefect": f"{prefect}/api", "mlflow": mlflow}
     page = workspace.state / "services.html"
-    save_bytes(_render_page(workspace, prefect, f"{mlflow}/#", domains).encode(), page)
-    save_bytes(json.dumps(record, indent=1).encode(), _services_file(workspace))
+    write_whole(page, _render_page(workspace, prefect, f"{mlflow}/#", domains).encode())
+    write_whole(_services_file(workspace), json.dumps(record, indent=1).encode())
     tell(f"Prefect  {prefect}")
     tell(f"MLflow   {mlflow}")
     tell(f"Links    {page.as_uri()}")

@@ -51,9 +51,9 @@ def run_stages(
 
 def _write_table(workspace: Workspace) -> None:
     from components.data.catalogue import render_table
-    from components.data.manifest import save_bytes
+    from components.files import write_whole
 
-    save_bytes(render_table(workspace).encode(), workspace.root / "data" / "README.md")
+    write_whole(workspace.root / "data" / "README.md", render_table(workspace).encode())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from components.data.guessing import refuse_layout, require_folder
 from components.data.images import SUFFIXES, Box, brief, reason
-from components.data.manifest import Row, Wanted
+from components.data.manifest import Reading, Row, Wanted
 from components.data.tables import find_unlisted, parse_boxes, resolve_picture
 from components.data.tree import Index, require_inside, resolve_inside, walk_files
 from components.domain import Coco, Voc
@@ -23,7 +23,7 @@ Entry = Mapping[str, Any]  # one object of a COCO file
 # Pascal VOC
 
 
-def read_voc(layout: Voc, raw: Path, _wanted: Wanted) -> list[Row]:
+def read_voc(layout: Voc, raw: Path, _wanted: Wanted) -> Reading:
     """A row an annotated object, cut out by its box. A picture annotated as empty gives no row."""
     images, annotations = require_folder(raw, layout.images, layout), require_folder(raw, layout.annotations, layout)
     pictures = [path for path in walk_files(raw, images) if path.lower().endswith(SUFFIXES)]
@@ -38,7 +38,7 @@ def read_voc(layout: Voc, raw: Path, _wanted: Wanted) -> list[Row]:
         rows += found
     mend = "Add its annotation file, or remove the picture."
     problem = reason("an annotation file of the same name", "none", mend)
-    return rows + [Row(path=path, problem=problem) for path in pictures if path not in seen]
+    return Reading(rows + [Row(path=path, problem=problem) for path in pictures if path not in seen])
 
 
 def _voc_rows(path: str, raw: Path, index: Index) -> list[Row]:
@@ -102,7 +102,7 @@ def _is_number(value: object) -> bool:
 # COCO
 
 
-def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> list[Row]:
+def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> Reading:
     """A row an annotation, cut out by its box, or, where all labels are wanted, a row a picture."""
     images = require_folder(raw, layout.images, layout)
     pictures = [path for path in walk_files(raw, images) if path.lower().endswith(SUFFIXES)]
@@ -113,7 +113,7 @@ def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> list[Row]:
         found, entries = _coco_rows(path, raw, index, wanted)
         rows, listed = rows + found, listed + entries
     expected = f"an entry in `images` of {layout.annotations} for every picture beside the listed ones"
-    return rows + find_unlisted(pictures, rows + listed, expected)
+    return Reading(rows + find_unlisted(pictures, rows + listed, expected))
 
 
 def _annotation_files(layout: Coco, raw: Path) -> list[str]:

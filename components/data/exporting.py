@@ -14,9 +14,9 @@ import polars as pl
 import yaml
 
 from components.data.images import Box
-from components.data.manifest import save_bytes
 from components.domain import Coco, Csv, Domain, Layout
 from components.errors import DataError, DomainError
+from components.files import write_whole
 
 SEPARATORS = (";", "|", "/", "\t", "\x1f")
 COCO_WORDS = {"file_name", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "whole"}
@@ -53,7 +53,7 @@ def _save_domain(domain: Domain, layout: Layout, path: Path) -> None:
     changed = domain.model_copy(update={"layout": layout, "group": "group"})
     facts = changed.model_dump(mode="json", exclude_defaults=True, exclude={"layout"})
     facts["layout"] = {"kind": layout.kind} | layout.model_dump(mode="json", exclude_defaults=True)
-    save_bytes(yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode(), path)
+    write_whole(path, yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode())
 
 
 # csv
@@ -69,7 +69,7 @@ def _write_csv(manifest: pl.DataFrame, domain: Domain, folder: Path) -> Csv:
         columns[1] = pl.col("labels").list.join(separator).alias("label")
     columns += [_box_column(name) if name != "mask" else pl.col(name) for name in given]
     table = manifest.select(*columns, "group", *domain.slices, "split")
-    save_bytes(table.write_csv().encode(), folder / "labels.csv")
+    write_whole(folder / "labels.csv", table.write_csv().encode())
     return Csv.model_validate({"image": "path", "separator": separator, **given})
 
 
@@ -121,7 +121,7 @@ def _write_coco(manifest: pl.DataFrame, domain: Domain, folder: Path) -> Coco:
     licences = [{"id": 1, "name": domain.licence, "url": ""}] if domain.licence else []
     content = {"info": info, "licenses": licences, "images": list(images.values()), "categories": categories}
     text = json.dumps(content | {"annotations": annotations}, ensure_ascii=False)
-    save_bytes(text.encode(), folder / "annotations.json")
+    write_whole(folder / "annotations.json", text.encode())
     return Coco(images=".")
 
 

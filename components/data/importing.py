@@ -12,12 +12,12 @@ import yaml
 from components.data import guessing, layouts
 from components.data.archives import unpacked
 from components.data.digests import Digests
-from components.data.manifest import save_bytes
 from components.data.shards import is_sharded, pack_shards
 from components.data.tables import looks_multilabel
 from components.data.tree import walk_files
 from components.domain import LAYOUTS, Csv, Domain, Parquet, load_domain, parse_domain, read_yaml
 from components.errors import DomainError
+from components.files import write_whole
 from components.workspace import REPOSITORY, Workspace
 
 DOMAIN_FILE = "domain.yaml"
@@ -75,7 +75,7 @@ def _import(
     if not domain_file.exists():
         if (source / DOMAIN_FILE).is_file():
             facts = read_yaml(source / DOMAIN_FILE) | {"name": name}
-            save_bytes(yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode(), domain_file)
+            write_whole(domain_file, yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode())
         else:
             _write_domain(domain, domain_file)
     return domain

@@ -19,14 +19,14 @@ import polars as pl
 from components.data.boxes import read_coco, read_voc
 from components.data.guessing import hint_layout, refuse_layout, require_folder
 from components.data.images import SUFFIXES, not_an_image, reason
-from components.data.manifest import Row, SupportsDigest, Wanted, create_rows
+from components.data.manifest import Reading, Row, SupportsDigest, Wanted, create_rows
 from components.data.masks import read_instances, read_masks
 from components.data.tables import read_table
 from components.data.tree import walk_files
 from components.domain import WITH_COLUMNS, Domain, Folders, Instances, Layout
 from components.errors import DataError
 
-Reader = Callable[[Any, Path, Wanted], list[Row]]
+Reader = Callable[[Any, Path, Wanted], Reading]
 
 
 def read_rows(domain: Domain, raw: Path, digests: SupportsDigest | None = None) -> pl.DataFrame:
@@ -46,7 +46,7 @@ def read_rows(domain: Domain, raw: Path, digests: SupportsDigest | None = None) 
             mend="Describe the images in a table with the layout csv, or remove these keys.",
         )
     wanted = Wanted(columns, domain.classes, many=domain.task == "multilabel", digests=digests)
-    rows = READERS[domain.layout.kind](domain.layout, raw, wanted)
+    rows = READERS[domain.layout.kind](domain.layout, raw, wanted).rows
     if not rows:
         refuse_layout(raw, domain.layout, "at least one image", "none")
     _require_known_labels(rows, domain, raw)
@@ -58,7 +58,7 @@ def find_classes(layout: Layout, raw: Path, *, many: bool = False) -> list[str]:
     require_raw(raw)
     if isinstance(layout, Instances):
         return sorted((layout.background, layout.label))
-    rows = READERS[layout.kind](layout, raw, Wanted(many=many))
+    rows = READERS[layout.kind](layout, raw, Wanted(many=many)).rows
     return sorted({label for row in rows for label in _labels(row)})
 
 
@@ -71,7 +71,7 @@ def require_raw(raw: Path) -> None:
     raise DataError(f"raw images {raw}", expected="a folder of images", found=found, mend=mend)
 
 
-def read_folders(layout: Folders, raw: Path, _wanted: Wanted) -> list[Row]:
+def read_folders(layout: Folders, raw: Path, _wanted: Wanted) -> Reading:
     """A row an image below a class folder. A class that has a folder of masks needs one for each image."""
     base = require_folder(raw, layout.images, layout)
     masks = _Masks(raw, require_folder(raw, layout.masks, layout)) if layout.masks else None
@@ -91,7 +91,7 @@ def read_folders(layout: Folders, raw: Path, _wanted: Wanted) -> list[Row]:
         rows.append(Row(path=path, label=label, mask=mask, problem=problem))
     if not any(row.label for row in rows):
         refuse_layout(raw, layout, f"one folder a class with images in {layout.images!r}", "no such folders")
-    return rows
+    return Reading(rows)
 
 
 READERS: dict[str, Reader] = {

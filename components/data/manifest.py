@@ -10,7 +10,6 @@ give the same bytes.
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import polars as pl
 from components.data.images import Box
 from components.domain import Domain
 from components.errors import DataError
+from components.files import write_whole
 
 if TYPE_CHECKING:
     from pandera.polars import DataFrameSchema
@@ -47,6 +47,19 @@ class Row:
     stated_size: tuple[int, int] | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
     problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a layout makes of a raw folder.
+
+    ignored: pictures that the layout leaves out, each with the reason; pictures that no reader names are added by
+    `read_rows`. notes: what was passed over or corrected, counted: `{"crowd annotations (iscrowd: 1) left out": 3}`.
+    """
+
+    rows: list[Row]
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 class SupportsDigest(Protocol):
@@ -204,18 +217,7 @@ def save_frame(frame: pl.DataFrame, path: Path) -> None:
     """Write parquet whose bytes depend on the frame alone."""
     buffer = io.BytesIO()
     frame.rechunk().write_parquet(buffer, compression="zstd", statistics=False)
-    save_bytes(buffer.getvalue(), path)
-
-
-def save_bytes(data: bytes, path: Path) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, buffer.getvalue())
 
 
 def _is_sorted(data: "object") -> bool:

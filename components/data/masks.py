@@ -13,24 +13,24 @@ from PIL import Image
 from components.data.crops import draw_background, find_boxes, read_ids, square_around
 from components.data.guessing import refuse_layout, require_folder
 from components.data.images import FORMATS, SUFFIXES, UNDECODABLE, brief, reason
-from components.data.manifest import Row, Wanted, find_digest
+from components.data.manifest import Reading, Row, Wanted, find_digest
 from components.data.tree import Index, walk_files
 from components.domain import Instances, Masks
 
 
-def read_instances(layout: Instances, raw: Path, wanted: Wanted) -> list[Row]:
+def read_instances(layout: Instances, raw: Path, wanted: Wanted) -> Reading:
     """A row an instance, and as many of background, cut out as squares; the id mask becomes the row's mask."""
     pictures, index = _pair(raw, layout, layout.images, layout.instances, "id masks")
-    return _read_all(lambda path: _instance_rows(path, layout, raw, index, wanted), pictures)
+    return Reading(_read_all(lambda path: _instance_rows(path, layout, raw, index, wanted), pictures))
 
 
-def read_masks(layout: Masks, raw: Path, wanted: Wanted) -> list[Row]:
+def read_masks(layout: Masks, raw: Path, wanted: Wanted) -> Reading:
     """A row a picture with the class its mask shows, or with all of them; masks without a picture are rows, too."""
     pictures, index = _pair(raw, layout, layout.images, layout.masks, "masks")
     rows = _read_all(lambda path: [_mask_row(path, layout, raw, index, wanted)], pictures)
     stems = {_stem(path) for path in pictures}
     problem = reason("a picture of the same name as the mask", "none", "Add the picture, or remove the mask.")
-    return rows + [Row(path=path, problem=problem) for path in sorted(index.files) if _stem(path) not in stems]
+    return Reading(rows + [Row(path=path, problem=problem) for path in sorted(index.files) if _stem(path) not in stems])
 
 
 def _pair(raw: Path, layout: Instances | Masks, images: str, masks: str, what: str) -> tuple[list[str], Index]:

@@ -21,9 +21,9 @@ from filelock import FileLock
 
 from components.data.archives import unpack_tar
 from components.data.digests import Digests
-from components.data.manifest import save_bytes
 from components.data.tree import is_junk
 from components.errors import DataError
+from components.files import write_whole
 from components.workspace import Workspace
 
 NAME = re.compile(r"shard-\d{4,}\.tar")
@@ -58,14 +58,14 @@ def _update(raw: Path, folder: Path) -> None:
     kept: Index = {shard: entry for shard, entry in known.items() if wanted.get(shard) == entry["stamp"]}
     if kept == known and kept.keys() == wanted.keys():
         return
-    save_bytes(json.dumps(kept).encode(), folder / INDEX)
+    write_whole(folder / INDEX, json.dumps(kept).encode())
     there = {path for entry in kept.values() for path in entry["files"]}
     for path in {path for entry in known.values() for path in entry["files"]} - there:
         (folder / path).unlink(missing_ok=True)
     for shard in wanted.keys() - kept.keys():
         kept[shard] = {"stamp": wanted[shard], "files": _unpack(raw / shard, folder, there)}
         there.update(kept[shard]["files"])
-    save_bytes(json.dumps(kept).encode(), folder / INDEX)
+    write_whole(folder / INDEX, json.dumps(kept).encode())
 
 
 def _unpack(shard: Path, folder: Path, there: set[str]) -> list[str]:

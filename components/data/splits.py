@@ -25,9 +25,10 @@ import polars as pl
 
 from components.data.duplicates import Pair, join_groups
 from components.data.features import content_of
-from components.data.manifest import SPLITS, by_class, save_bytes
+from components.data.manifest import SPLITS, by_class
 from components.domain import Domain, Split
 from components.errors import CheckFailed, DataError
+from components.files import write_whole
 
 ASIDE = "none"
 GUARD = {"test": 3, "val": 2, "train": 1, ASIDE: 0}
@@ -233,7 +234,7 @@ def save_memory(memory: Memory, file: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([HEAD, *((content, *memory[content]) for content in sorted(memory))])
-    save_bytes(text.getvalue().encode(), file)
+    write_whole(file, text.getvalue().encode())
 
 
 def _damaged(file: Path, found: str) -> DataError:

@@ -9,10 +9,11 @@ import polars as pl
 from components.data.digests import Digests
 from components.data.features import load_features, load_near_duplicates
 from components.data.layouts import read_rows
-from components.data.manifest import by_class, load_frame, save_bytes, save_frame
+from components.data.manifest import by_class, load_frame, save_frame
 from components.data.shards import open_images
 from components.data.splits import Assigned, assign_splits, load_memory, require_floors, save_memory
 from components.domain import Domain
+from components.files import write_whole
 from components.workspace import Workspace
 
 
@@ -39,9 +40,9 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
         validated = replace(validated, judgement=judgement)
     save_frame(validated.fit, folder / "valid.parquet")
     split = _assign(workspace, domain, validated.fit).frame if validated.fit.height else None
-    save_bytes(render_report(validated, raw, split).encode(), folder / "validation.html")
+    write_whole(folder / "validation.html", render_report(validated, raw, split).encode())
     record = json.dumps(validated.to_record(), indent=1, ensure_ascii=False)
-    save_bytes(f"{record}\n".encode(), folder / "validation.json")
+    write_whole(folder / "validation.json", f"{record}\n".encode())
     require_valid(validated, folder / "validation.html")
 
 
@@ -56,7 +57,7 @@ def run_split(workspace: Workspace, domain: Domain) -> None:
     require_floors(by_class(assigned.frame), domain)
     save_frame(assigned.frame, folder / "manifest.parquet")
     aside = json.dumps([asdict(item) for item in assigned.aside], indent=1, ensure_ascii=False)
-    save_bytes(f"{aside}\n".encode(), folder / "aside.json")
+    write_whole(folder / "aside.json", f"{aside}\n".encode())
     save_memory(assigned.memory, workspace.splits(domain.name))
 
 

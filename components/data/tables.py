@@ -8,7 +8,7 @@ import polars as pl
 
 from components.data.guessing import refuse_layout
 from components.data.images import SUFFIXES, Box, not_an_image, reason
-from components.data.manifest import Row, Wanted
+from components.data.manifest import Reading, Row, Wanted
 from components.data.tree import Index, require_inside, resolve_inside, walk_files
 from components.domain import Csv, Parquet
 from components.errors import DataError
@@ -18,7 +18,7 @@ Record = dict[str, str | None]
 FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
-def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> list[Row]:
+def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     """A row a line of the table. A bare file name is looked for everywhere below the table's folder.
 
     Pictures beside listed ones that no line lists are rows with a problem.
@@ -40,7 +40,7 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> list[Row]:
         _read_line(layout, record, index, f"{table}, {line} {number}", wanted, classes)
         for number, record in enumerate(_as_text(frame, names, layout, table).to_dicts(), 2 if line == "line" else 1)
     ]
-    return rows + find_unlisted(files, rows, f"a line in {table} for every picture beside the listed ones")
+    return Reading(rows + find_unlisted(files, rows, f"a line in {table} for every picture beside the listed ones"))
 
 
 CSV_MEND = "; the separator must be a comma."

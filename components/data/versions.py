@@ -28,13 +28,14 @@ from pydantic import ValidationError
 from components.data import versioning
 from components.data.features import content_of
 from components.data.importing import remove_leftovers
-from components.data.manifest import by_class, load_frame, save_bytes
+from components.data.manifest import by_class, load_frame
 from components.data.objects import load_listing, locate_object
 from components.data.shards import NAME
 from components.data.tree import resolve_inside
 from components.data.versioning import DataVersion, uses_git
 from components.domain import Domain, Strict
 from components.errors import RemoteError, VersioningError
+from components.files import write_whole
 from components.workspace import Workspace
 
 
@@ -186,7 +187,7 @@ def _keep(workspace: Workspace, domain: str, named: NamedVersion, known: Sequenc
     """Give the name: a commit and a tag, or one more record in versions.json."""
     if not uses_git(workspace):
         records = [kept.model_dump(mode="json") for kept in [*known, named]]
-        save_bytes(f"{json.dumps(records, indent=1, ensure_ascii=False)}\n".encode(), _file(workspace, domain))
+        write_whole(_file(workspace, domain), f"{json.dumps(records, indent=1, ensure_ascii=False)}\n".encode())
         return
     folder = f"data/{domain}"
     names = ("raw.dvc", "domain.yaml", "splits.csv", ".gitignore")
@@ -279,7 +280,7 @@ def _copy_object(cache: Path, md5: str, target: Path, workspace: Workspace) -> N
 
 def _write_pointer(workspace: Workspace, domain: str, named: NamedVersion) -> None:
     out = {"md5": named.md5, "size": named.size, "nfiles": named.files, "hash": "md5", "path": "raw"}
-    save_bytes(yaml.safe_dump({"outs": [out]}, sort_keys=False).encode(), workspace.raw(domain).with_suffix(".dvc"))
+    write_whole(workspace.raw(domain).with_suffix(".dvc"), yaml.safe_dump({"outs": [out]}, sort_keys=False).encode())
 
 
 def _recall_remote(workspace: Workspace, named: NamedVersion, error: RemoteError) -> RemoteError:
