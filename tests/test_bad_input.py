@@ -1,7 +1,9 @@
 """Whatever is wrong with somebody's images, the answer is one paragraph or a row in quarantine, never a traceback."""
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +35,7 @@ from samples import (
     write_voc,
 )
 
-from components.data.images import inspect_image, pixel_limit, read_picture
+from components.data.images import inspect_image, pixel_limit, read_fit_picture, read_picture
 from components.data.layouts import read_rows
 from components.data.validation import Validated, check_rows, require_valid
 from components.domain import Validation
@@ -585,6 +587,40 @@ def test_deep_pixels_are_refused_wherever_they_are_decoded(tmp_path, mode):
     assert "8 bits a channel" in str(inspect_image(tmp_path / "a.tif", (), Validation()).problem)
     with pytest.raises(ValueError, match="8 bits a channel"):
         read_picture(tmp_path / "a.tif")
+
+
+def _with_hole() -> Image.Image:
+    image = picture(1).convert("RGBA")
+    image.putpixel((3, 3), (9, 9, 9, 0))
+    return image
+
+
+UNSERVED = {
+    "transparent": (_with_hole, "transparent pixels"),
+    "deep": (lambda: Image.fromarray(np.arange(48 * 40, dtype=np.uint16).reshape(40, 48) * 30), "8 bits a channel"),
+    "large": (lambda: picture(1, 120, 100), "at most 0.01 megapixels"),
+    "narrow": (lambda: picture(1, 48, 9), "sides of at least 16"),
+    "one value": (lambda: Image.new("RGB", (48, 40), (7, 7, 7)), "one value in every pixel"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), UNSERVED.values(), ids=UNSERVED)
+def test_serving_refuses_what_check_refuses(tmp_path, make, words):
+    limits = Validation(max_megapixels=0.01)
+    make().save(path := tmp_path / "a.png")
+    problem = inspect_image(path, (), limits).problem
+    assert words in problem
+    for source in (path, io.BytesIO(path.read_bytes())):
+        with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
+            read_fit_picture(source, limits)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_serving_names_what_cannot_be_decoded_as_check_does(tmp_path, content):
+    (path := tmp_path / "a.png").write_bytes(content)
+    problem = inspect_image(path, (), Validation()).problem
+    with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
+        read_fit_picture(io.BytesIO(content), Validation())
 
 
 # What is fine

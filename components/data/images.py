@@ -116,8 +116,8 @@ def _file_size(path: Path) -> int:
         return 0
 
 
-def inspect_image(path: Path, crops: Iterable[Box], limits: Validation) -> Picture:
-    """Decode one file to its last pixel.
+def inspect_image(path: Path | IO[bytes], crops: Iterable[Box], limits: Validation) -> Picture:
+    """Decode one file, or one that is open, to its last pixel.
 
     Looks need the grey picture at LOOK pixels, and a JPEG's decoder gives it for less: it reads every byte as always,
     but makes no colours and no detail finer than that. Crops are cut from all pixels.
@@ -195,6 +195,23 @@ def read_picture(source: Path | IO[bytes] | Image.Image) -> Image.Image:
         upright = ImageOps.exif_transpose(opened).convert("RGB")
     upright.info = {}  # Pillow would write a comment or profile from here into the next file
     return upright
+
+
+def read_fit_picture(source: Path | IO[bytes] | Image.Image, limits: Validation) -> Image.Image:
+    """Upright RGB pixels of a picture that `tessera check` would take: what serving reads, so that both refuse alike.
+
+    Raises ValueError with the reason that `check` gives. A picture in memory is checked as far as it is not decoded
+    yet: its size, form and transparency. The header is checked against `limits` before any pixel is decoded.
+    """
+    with pixel_limit(limits.max_megapixels):
+        if isinstance(source, Image.Image):
+            problem = _unfit_header(source, limits) or _unfit_transparency(source)
+        else:
+            problem = inspect_image(source, (), limits).problem
+            _rewind(source)
+        if problem:
+            raise ValueError(problem)
+        return read_picture(source)
 
 
 def inspect_masks(raw: Path, paths: Iterable[str], limits: Validation) -> dict[str, tuple[int, int] | str]:
@@ -291,8 +308,9 @@ def _is_flat(image: Image.Image, noise: int = 0) -> bool:
     return bool((extrema[:, 1] - extrema[:, 0] <= noise).all())
 
 
-def _is_file_flat(path: Path) -> bool:
+def _is_file_flat(path: Path | IO[bytes]) -> bool:
     """With all its pixels and colours."""
+    _rewind(path)
     with Image.open(path, formats=FORMATS) as opened:
         return _is_flat(opened, NOISE)
 
@@ -302,13 +320,22 @@ def _outside(box: Box, width: int, height: int) -> bool:
     return not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height)
 
 
-def _undecodable(path: Path, error: BaseException, limits: Validation) -> str:
+def _rewind(source: Path | IO[bytes]) -> None:
+    if not isinstance(source, Path):
+        source.seek(0)
+
+
+def _is_empty(source: Path | IO[bytes]) -> bool:
+    return source.stat().st_size == 0 if isinstance(source, Path) else source.seek(0, os.SEEK_END) == 0
+
+
+def _undecodable(path: Path | IO[bytes], error: BaseException, limits: Validation) -> str:
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return _too_large("far more", limits)
     if isinstance(error, FileNotFoundError):
         return reason("a file", "no such file", "Add the image or remove its row.")
     if isinstance(error, UnidentifiedImageError):
-        found = "an empty file" if path.stat().st_size == 0 else "a file that is no such image, whatever its name says"
+        found = "an empty file" if _is_empty(path) else "a file that is no such image, whatever its name says"
         return reason(f"an image ({', '.join(FORMATS)})", found, "Export it again, or remove it.")
     found = f"damaged or truncated data ({' '.join(str(error).split())[:120] or type(error).__name__})"
     return reason("an image that can be decoded to its end", found, "Copy or export it again.")
