@@ -366,7 +366,13 @@ def show_doctor(outcome: Mapping[str, Any]) -> None:
 
 def show_deployed(outcome: Mapping[str, Any]) -> None:
     """What deploying did, a line a thing; what stayed is dim."""
-    mark = {"created": "[green]+[/]", "changed": "[yellow]~[/]", "removed": "[red]-[/]", "unchanged": "[dim]=[/]"}
+    mark = {
+        "created": "[green]+[/]",
+        "changed": "[yellow]~[/]",
+        "removed": "[red]-[/]",
+        "unchanged": "[dim]=[/]",
+        "unreadable": "[red]![/]",
+    }
     for row in outcome["deployed"]:
         style = "dim" if row["change"] == "unchanged" else ""
         text = f"{row['kind']:<11} {row['name']}  {row['change']}" + (f"  ({row['note']})" if row["note"] else "")
@@ -379,35 +385,47 @@ def show_status(outcome: Mapping[str, Any]) -> None:
 
 
 def draw_status(outcome: Mapping[str, Any]) -> Group:
-    """A row a domain, and the pools with their workers below."""
-    table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), show_edge=False)
-    for head in ("domain", "data", "files", "champion", "test", "drift", "last run", "verdict", "next run"):
-        table.add_column(head, no_wrap=head in ("domain", "data", "verdict"))
+    """Up to three lines per domain, which fit 80 columns, and the pools with their workers below."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold", padding=0, show_edge=False)
+    for head in ("domain", "data", "champion", "drift", "last run", "next run"):
+        table.add_column(head, no_wrap=head != "domain", overflow="fold" if head == "domain" else "ellipsis")
     for row in outcome["domains"]:
-        champion = row["champion_version"]
-        stale = champion is not None and row["champion_data"] != row["data_version"]
-        told = "none yet" if champion is None else f"{champion}" + (" [yellow]of older data[/]" if stale else "")
-        verdict = row["verdict"] or "-"
-        table.add_row(
-            escape(row["domain"]),
-            (row["data_name"] or row["data_version"][:8]).removeprefix(f"{row['domain']}@"),
-            str(row["files"]),
-            told,
-            _format_score(row["champion_score"]),
-            _format_drift(row["drift"]),
-            _format_run(row),
-            f"[{COLOUR.get(verdict, 'default')}]{verdict}[/]",
-            _format_when(row["next_run"]),
-        )
+        if row["error"] is None:
+            table.add_row(*_describe_domain(row))
+        else:
+            table.add_row(escape(row["domain"]), *["[red]?[/]"] * 5)
     pools = [
         f"pool {pool['name']}: "
         + (", ".join(pool["workers_online"]) or "[yellow]no worker[/]")
         + (" [yellow](paused)[/]" if pool["paused"] else "")
         for pool in outcome["pools"]
     ]
+    errors = [
+        f"[red]{escape(row['domain'])} cannot be read:[/] {escape(row['error']['message'])}"
+        for row in outcome["domains"]
+        if row["error"] is not None
+    ]
     servers = f"[dim]MLflow {escape(outcome['mlflow'])} · Prefect {escape(outcome['prefect'] or 'embedded')}[/]"
     legend = [DRIFT] if any(row["drift"] for row in outcome["domains"]) else []
-    return Group(table, *legend, *pools, servers)
+    return Group(table, *legend, *errors, *pools, servers)
+
+
+def _describe_domain(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of one domain, each of one to three lines."""
+    champion = row["champion_version"]
+    stale = champion is not None and row["champion_data"] != row["data_version"]
+    name = (row["data_name"] or row["data_version"][:8]).removeprefix(f"{row['domain']}@")
+    who = "none yet" if champion is None else f"version {champion}" + (" [yellow]old data[/]" if stale else "")
+    back = f"\n[yellow]rolled back from {row['rolled_back_from']}[/]" if row["rolled_back_from"] else ""
+    verdict = f"[{COLOUR[row['verdict']]}]{row['verdict']}[/]\n" if row["verdict"] else ""
+    return (
+        escape(row["domain"]),
+        f"{escape(name)}\n{row['files']:,} files",
+        who if champion is None else f"{who}\n{_format_score(row['champion_score'])}{back}",
+        _format_drift(row["drift"]),
+        f"{verdict}{_format_run(row)}",
+        _format_when(row["next_run"]),
+    )
 
 
 def _format_score(score: Mapping[str, float] | None) -> str:
@@ -419,16 +437,16 @@ def _format_score(score: Mapping[str, float] | None) -> str:
 
 def _format_drift(drift: Mapping[str, Any] | None) -> str:
     if drift is None or drift["share"] is None:
-        return "-" if drift is None else f"? of {drift['new']} new"
+        return "-" if drift is None else f"?\n{drift['new']:,} new"
     colour = "yellow" if drift["share"] >= MUCH_DRIFT else "default"
-    return f"[{colour}]{drift['share']:.0%}[/] of {drift['new']} new"
+    return f"[{colour}]{drift['share']:.0%}[/]\n{drift['new']:,} new"
 
 
 def _format_run(row: Mapping[str, Any]) -> str:
     if row["running"]:
-        return f"[cyan]running for {_format_when(row['running']).removesuffix(' ago')}[/]"
+        return f"[cyan]running\nfor {_format_when(row['running']).removesuffix(' ago')}[/]"
     last = row["last_run"]
-    return "-" if last is None else f"{last['state']} {_format_when(last['when'])}"
+    return "-" if last is None else f"{last['state']}\n{_format_when(last['when'])}"
 
 
 def _format_when(text: str | None) -> str:

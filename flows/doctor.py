@@ -94,11 +94,19 @@ def check_repository(workspace: Workspace) -> Check:
 
 
 def check_domains(workspace: Workspace) -> Check:
+    """Every domain.yaml, so that a second mistake is not hidden behind the first."""
     from flows.plan import load_checked_domain
 
     names = sorted(path.parent.name for path in (workspace.root / "data").glob("*/domain.yaml"))
+    errors = list[TesseraError]()
     for name in names:
-        load_checked_domain(workspace, name)
+        try:
+            load_checked_domain(workspace, name)
+        except TesseraError as error:
+            errors.append(error)
+    if errors:
+        found, mend = " ".join(map(str, errors)), "Correct these files; the other domains work on."
+        return Check(name="domains", state="error", found=found, mend=mend)
     return Check(name="domains", state="ok", found=", ".join(names) or "none yet")
 
 

@@ -21,6 +21,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 from components.errors import WorkspaceError
 from components.workspace import REPOSITORY, Workspace
@@ -35,10 +36,23 @@ SETTINGS = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFEC
 
 def find_server() -> str | None:
     """The API of the Prefect server that is configured; None where there is none but one of our own."""
-    from prefect.settings import get_current_settings
+    url: str | None = os.environ.get("PREFECT_API_URL")
+    if url is None and _may_name_server():
+        from prefect.settings import get_current_settings
 
-    url = get_current_settings().api.url
+        url = get_current_settings().api.url
     return None if url is None or url == os.environ.get(OWN) else str(url)
+
+
+def _may_name_server() -> bool:
+    """Whether one of the files that Prefect reads its settings from is there: Prefect takes a second to import."""
+    profiles = os.environ.get("PREFECT_PROFILES_PATH") or Path(
+        os.environ.get("PREFECT_HOME") or Path.home() / ".prefect", "profiles.toml"
+    )
+    if Path(profiles).exists() or Path(".env").exists() or Path("prefect.toml").exists():
+        return True
+    project = Path("pyproject.toml")
+    return project.exists() and "[tool.prefect" in project.read_text(encoding="utf-8", errors="replace")
 
 
 def why_silent(url: str) -> str | None:

@@ -13,7 +13,7 @@ from components.promotion.registry import Version
 from components.workspace import Workspace
 from flows import pages
 from flows.dispatch import find_pool
-from flows.history import describe_history, open_registry
+from flows.history import describe_history, open_registry, require_challenger
 from flows.judge import Approval, describe_champion, score_folder
 from flows.plan import Plan, load_checked_domain
 from flows.progress import report
@@ -80,16 +80,7 @@ def find_versions(
     if approval is not None:
         _require_approval(name, number, approval, asked=domain.gates.approval)
     open_registry(workspace, name)
-    alias = registry.CHALLENGER
-    challenger = registry.load_version(name, alias) if number is None else registry.require_version(name, number)
-    if challenger is None:
-        raise PromotionError(
-            f"promotion in {name}",
-            expected="a registered challenger",
-            found="none",
-            mend=f"Train one with `tessera retrain {name}`.",
-        )
-    return challenger, registry.load_version(name, registry.CHAMPION)
+    return require_challenger(name, number), registry.load_version(name, registry.CHAMPION)
 
 
 def _require_approval(name: str, number: int | None, approval: Approval, asked: bool) -> None:

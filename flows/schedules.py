@@ -15,12 +15,14 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
 import yaml
 
 from components.domain import Domain, Schedule, Strict, load_domain
+from components.errors import TesseraError
 from components.workspace import REPOSITORY, Workspace
 
 POOL = "tessera"  # of the retrains themselves
@@ -44,22 +46,40 @@ JOB_ENV = {
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 MARK = "tessera:"  # in a description, before the hash of what was deployed
 
-Change = Literal["created", "changed", "unchanged", "removed"]
+Change = Literal["created", "changed", "unchanged", "removed", "unreadable"]
 
 
 class Deployed(Strict):
     """One thing on the server, and what deploying did to it."""
 
-    kind: Literal["work pool", "deployment", "automation"]
+    kind: Literal["work pool", "deployment", "automation", "domain"]
     name: str
     change: Change
     note: str = ""
 
 
-def load_domains(workspace: Workspace) -> list[Domain]:
-    """Every domain of the workspace that has images, by name; those that only describe a public set are left out."""
-    files = sorted((workspace.root / "data").glob("*/domain.yaml"))
-    return [load_domain(path) for path in files if (path.parent / "raw.dvc").exists()]
+@dataclass(frozen=True)
+class Domains:
+    """The domains of a workspace by name: those that could be read, and why the others could not."""
+
+    read: list[Domain]
+    unread: dict[str, TesseraError]
+
+
+def load_domains(workspace: Workspace) -> Domains:
+    """Every domain of the workspace that has images; those that only describe a public set are left out.
+
+    A domain.yaml with a mistake in it is no reason to leave out the others.
+    """
+    read, unread = list[Domain](), dict[str, TesseraError]()
+    for path in sorted((workspace.root / "data").glob("*/domain.yaml")):
+        if not (path.parent / "raw.dvc").exists():
+            continue
+        try:
+            read.append(load_domain(path))
+        except TesseraError as error:
+            unread[path.parent.name] = error
+    return Domains(read, unread)
 
 
 def list_pools(domains: Sequence[Domain]) -> list[str]:
@@ -118,15 +138,22 @@ def _has_clock(schedule: Schedule) -> bool:
 
 
 def deploy(workspace: Workspace) -> list[Deployed]:
-    """Bring the configured Prefect server to what the domain files say, and tell what that changed."""
+    """Bring the configured Prefect server to what the domain files say, and report what that changed.
+
+    While a domain cannot be read, nothing is removed from the server: what looks superfluous may be that domain's.
+    """
     from prefect.client.orchestration import get_client
 
     domains = load_domains(workspace)
     with get_client(sync_client=True) as client:
-        told = [_apply_pool(client, pool) for pool in list_pools(domains)]
-        told += _apply_deployments(client, _entries(domains))
-        told += _apply_automations(client, domains)
-    return told
+        done = [_apply_pool(client, pool) for pool in list_pools(domains.read)]
+        done += _apply_deployments(client, _entries(domains.read), keep=bool(domains.unread))
+        done += _apply_automations(client, domains.read, keep=bool(domains.unread))
+    unread = [
+        Deployed(kind="domain", name=name, change="unreadable", note=str(error))
+        for name, error in domains.unread.items()
+    ]
+    return [*done, *unread]
 
 
 def _apply_pool(client: Any, name: str) -> Deployed:
@@ -139,7 +166,7 @@ def _apply_pool(client: Any, name: str) -> Deployed:
     return Deployed(kind="work pool", name=name, change="created")
 
 
-def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]]) -> list[Deployed]:
+def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]], *, keep: bool) -> list[Deployed]:
     """What a deployment was made from, the flow's parameters too, is told by a hash in its description: an equal one is
     left alone."""
     from prefect.client.schemas.filters import DeploymentFilter
@@ -162,9 +189,15 @@ def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]]) -> list[D
         change: Change = "created" if known is None else "changed"
         told.append(Deployed(kind="deployment", name=name, change=change, note=_when(entry)))
     for name, left in there.items():
-        client.delete_deployment(left.id)
-        told.append(Deployed(kind="deployment", name=name, change="removed"))
+        if not keep:
+            client.delete_deployment(left.id)
+        told.append(Deployed(kind="deployment", name=name, change=_leaving(keep)))
     return told
+
+
+def _leaving(keep: bool) -> Change:
+    """What becomes of a thing that no readable domain asks for."""
+    return "unchanged" if keep else "removed"
 
 
 def _load_flow(entrypoint: str) -> Any:
@@ -280,7 +313,7 @@ def name_resource(domain: str) -> str:
     return f"tessera.domain.{domain}"
 
 
-def _apply_automations(client: Any, domains: Sequence[Domain]) -> list[Deployed]:
+def _apply_automations(client: Any, domains: Sequence[Domain], *, keep: bool) -> list[Deployed]:
     there = {automation.name: automation for automation in client.read_automations()}
     there = {name: automation for name, automation in there.items() if name.startswith("tessera: ")}
     told = []
@@ -297,8 +330,9 @@ def _apply_automations(client: Any, domains: Sequence[Domain]) -> list[Deployed]
             client.update_automation(known.id, automation)
         told.append(Deployed(kind="automation", name=name, change="created" if known is None else "changed"))
     for name, left in there.items():
-        client.delete_automation(left.id)
-        told.append(Deployed(kind="automation", name=name, change="removed"))
+        if not keep:
+            client.delete_automation(left.id)
+        told.append(Deployed(kind="automation", name=name, change=_leaving(keep)))
     return told
 
 

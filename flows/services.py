@@ -157,7 +157,7 @@ def _run_services(workspace: Workspace, ports: Ports, tell: Tell) -> None:
 
     prefect_port = _choose_port(ports.prefect, 4200, "--prefect-port")
     mlflow_port = _choose_port(ports.mlflow, 5000, "--mlflow-port")
-    domains = load_domains(workspace)
+    domains = load_domains(workspace).read  # `deploy` below reports the others
     servers, workers = create_services(workspace, prefect_port, mlflow_port, list_pools(domains))
     for sign in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background
         signal.signal(sign, _interrupt)

@@ -9,7 +9,8 @@ from components.data import proofs
 from components.data.versioning import read_version
 from components.data.versions import list_versions
 from components.domain import Domain
-from components.promotion import registry
+from components.errors import TesseraError, TrackingError
+from components.promotion import ledger, registry
 from components.workspace import Workspace
 from flows.drift import find_drift
 from flows.embedded import find_server, why_silent
@@ -22,14 +23,39 @@ def status(workspace: Workspace) -> dict[str, Any]:
     """All domains that have images, and the servers asked."""
     tracking.connect(workspace)
     domains = load_domains(workspace)
-    server, locked = _ask_prefect(domains), proofs.load_locked(workspace)
+    server, locked = _ask_prefect(domains.read), proofs.load_locked(workspace)
+    rows = [_try_describe(workspace, domain, server["domains"].get(domain.name, {}), locked) for domain in domains.read]
+    rows += [_describe_unread(name, error) for name, error in domains.unread.items()]
     return {
         "workspace": str(workspace.root),
         "mlflow": tracking.hide_password(workspace.tracking_uri),
         "prefect": server["url"],
         "pools": server["pools"],
-        "domains": [_describe(workspace, domain, server["domains"].get(domain.name, {}), locked) for domain in domains],
+        "domains": sorted(rows, key=lambda row: str(row["domain"])),
     }
+
+
+#: Columns of a row, all null in the row of a domain that cannot be read.
+COLUMNS = (
+    *("data_version", "data_name", "files", "champion_version", "champion_data", "rolled_back_from"),
+    *("champion_score", "drift", "verdict", "last_seconds", "work_pool", "last_run", "running", "next_run"),
+)
+
+
+def _try_describe(
+    workspace: Workspace, domain: Domain, known: Mapping[str, Any], locked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The row of a domain; trouble with its files must not hide the other domains. The store's is everybody's."""
+    try:
+        return _describe(workspace, domain, known, locked)
+    except TrackingError:
+        raise
+    except TesseraError as error:
+        return _describe_unread(domain.name, error)
+
+
+def _describe_unread(name: str, error: TesseraError) -> dict[str, Any]:
+    return {"domain": name, **dict.fromkeys(COLUMNS), "error": error.to_dict()}
 
 
 def _describe(
@@ -46,6 +72,7 @@ def _describe(
         "files": here.files,
         "champion_version": None if champion is None else champion.version,
         "champion_data": None if champion is None else champion.data_version,
+        "rolled_back_from": None if champion is None else _find_rollback(domain.name, champion.version),
         "champion_score": None if champion is None else _find_score(last, champion.version, champion.run_id),
         "drift": None if champion is None else find_drift(workspace, champion, here.md5, locked),
         "verdict": None if last is None else last.get("verdict"),
@@ -54,7 +81,15 @@ def _describe(
         "last_run": known.get("last"),
         "running": known.get("running"),
         "next_run": known.get("next"),
+        "error": None,
     }
+
+
+def _find_rollback(name: str, version: int) -> int | None:
+    """The version that was rolled back to reach the champion; None where the champion was promoted."""
+    moves = [record for record in ledger.load_records(name) if record.action in ledger.MOVES]
+    back = bool(moves) and moves[-1].action == "rollback" and moves[-1].to_version == version
+    return moves[-1].from_version if back else None
 
 
 def _find_score(last: Mapping[str, Any] | None, version: int, run_id: str) -> dict[str, float] | None:

@@ -88,9 +88,9 @@ RETRAIN = record(
 SCHEMAS: dict[str, dict[str, Any]] = {
     "deploy": record(
         deployed=rows(
-            kind={"enum": ["work pool", "deployment", "automation"]},
+            kind={"enum": ["work pool", "deployment", "automation", "domain"]},
             name=TEXT,
-            change={"enum": ["created", "changed", "unchanged", "removed"]},
+            change={"enum": ["created", "changed", "unchanged", "removed", "unreadable"]},
             note=TEXT,
         )
     ),
@@ -101,16 +101,18 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         pools=rows(name=TEXT, paused={"type": "boolean"}, workers_online={"type": "array", "items": TEXT}),
         domains=rows(
             domain=TEXT,
-            data_version=MD5,
+            data_version={"type": ["string", "null"]},
             data_name={"type": ["string", "null"]},
-            files=COUNT,
+            files={"type": ["integer", "null"]},
             champion_version=VERSION,
+            rolled_back_from=VERSION,
             champion_score={"type": ["object", "null"]},
             drift={"type": ["object", "null"]},
             verdict={"enum": [None, *VERDICT["enum"]]},
             last_run={"type": ["object", "null"]},
             running={"type": ["string", "null"]},
             next_run={"type": ["string", "null"]},
+            error={"type": ["object", "null"]},
         ),
     ),
     "down": record(stopped={"type": "boolean"}),

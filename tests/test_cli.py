@@ -1,22 +1,27 @@
 """The command line as a script sees it: quick help, exit codes, one JSON object, and errors instead of tracebacks."""
 
+import io
 import json
+import re
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 from conftest import DOMAIN, clean_environment, create_workspace, run_tessera
+from rich.console import Console
 from schemas import SCHEMAS
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from components.workspace import REPOSITORY
-from flows import cli
+from flows import cli, console
+from flows.status import COLUMNS
 
 Spoil = Callable[[Path], None] | None
 HEAVY = ("torch", "timm", "mlflow", "prefect", "polars", "pandera", "albumentations", "numpy", "dvc", "pydantic")
@@ -172,6 +177,77 @@ def test_a_workspace_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     answer = run_tessera(tmp_path / "file" / "workspace", "check", DOMAIN)
     assert answer.code == 2
     assert answer.outcome["error"]["type"] == "WorkspaceError"
+
+
+def test_a_domain_that_cannot_be_read_hides_no_other(workspace: Path) -> None:
+    """Its row says why, in `status` and in `doctor`; the other domain's row is there as ever."""
+    assert run_tessera(workspace, "check", DOMAIN).code == 0
+    for name, text in {"typo": "name: typo\ntask: classification\n", "torn": "name: [torn"}.items():
+        (workspace / "data" / name).mkdir()
+        (workspace / "data" / name / "domain.yaml").write_text(text)
+        (workspace / "data" / name / "raw.dvc").write_text("")
+    _copy_domain(workspace, "lost")  # its domain.yaml is fine, its pointer is not
+    answer = run_tessera(workspace, "status")
+    assert answer.code == 0, answer.stderr
+    jsonschema.validate(answer.outcome, SCHEMAS["status"])
+    errors = {row["domain"]: row["error"] and row["error"]["message"] for row in answer.outcome["domains"]}
+    assert errors[DOMAIN] is None
+    assert "'classes'" in errors["typo"]
+    assert "legal YAML" in errors["torn"]
+    assert "raw.dvc" in errors["lost"]
+    answer = run_tessera(workspace, "doctor")
+    (found,) = [check for check in answer.outcome["checks"] if check["name"] == "domains"]
+    assert found["state"] == "error"
+    assert "'classes'" in found["found"]
+    assert "legal YAML" in found["found"]
+
+
+def _copy_domain(place: Path, name: str) -> None:
+    facts = yaml.safe_load((place / "data" / DOMAIN / "domain.yaml").read_text())
+    (place / "data" / name).mkdir()
+    (place / "data" / name / "domain.yaml").write_text(yaml.safe_dump(facts | {"name": name}))
+    (place / "data" / name / "raw.dvc").write_text("outs: []\n")
+
+
+def test_the_version_of_the_code_is_told() -> None:
+    answer = CliRunner().invoke(cli.app, ["--version"])
+    assert answer.exit_code == 0
+    assert re.match(r"tessera \d+\.\d+\.\d+ \(commit ", answer.stdout)
+
+
+def test_status_fits_80_columns() -> None:
+    """The longest row there is: a rolled back champion of older data, drift, a verdict, a run and a schedule."""
+    soon = (datetime.now(UTC) + timedelta(days=4)).isoformat()
+    row = dict.fromkeys(COLUMNS) | {
+        "domain": "surface_defects",
+        "data_name": "surface_defects@v12",
+        "data_version": 32 * "a",
+        "files": 48_000,
+        "champion_version": 12,
+        "champion_data": 32 * "b",
+        "rolled_back_from": 13,
+        "verdict": "PROMOTE",
+        "champion_score": {"value": 0.827, "low": 0.74, "high": 0.9},
+        "drift": {"share": 0.05, "new": 1_200},
+        "last_run": {"state": "Completed", "when": soon},
+        "next_run": soon,
+        "error": None,
+    }
+    screen = Console(width=80, record=True, file=io.StringIO())
+    screen.print(console.draw_status({"mlflow": "m", "prefect": None, "pools": [], "domains": [row]}))
+    text = screen.export_text()
+    for words in ("surface_defects", "v12", "48,000 files", "version 12 old data", "0.827 [0.74 0.90]", "PROMOTE"):
+        assert words in text
+    for words in ("rolled back from 13", "1,200 new", "Completed", "in 4 d"):
+        assert words in text
+    assert "…" not in text
+
+
+def test_a_version_that_is_not_there_costs_no_server(workspace: Path) -> None:
+    answer = run_tessera(workspace, "promote", DOMAIN, "7")
+    assert answer.code == 2
+    assert "version 7: expected a registered version" in answer.stderr
+    assert not (workspace / ".tessera" / "logs" / "prefect-embedded.log").exists()
 
 
 def test_doctor_reports(workspace: Path) -> None:

@@ -63,6 +63,23 @@ def test_deploying_tells_what_it_did_and_does_it_once(team: Team, deployed: Answ
     assert set(_changes(team.tessera("deploy")).values()) == {"unchanged"}
 
 
+def test_a_domain_that_cannot_be_read_removes_nothing(team: Team, deployed: Answer) -> None:
+    """Its deployments stay as they are, for nobody asked for their end, and its row says why."""
+    file = team.head / "data" / DOMAIN / "domain.yaml"
+    whole = file.read_text()
+    file.write_text(whole + "trainig: {}\n")
+    try:
+        answer = team.tessera("deploy")
+    finally:
+        file.write_text(whole)
+    assert answer.code == 1
+    jsonschema.validate(answer.outcome, SCHEMAS["deploy"])
+    changes = _changes(answer)
+    assert changes.pop(DOMAIN) == "unreadable"
+    assert set(changes.values()) == {"unchanged"}
+    assert set(_changes(team.tessera("deploy")).values()) == {"unchanged"}
+
+
 def _changes(answer: Answer) -> dict[str, str]:
     return {row["name"]: row["change"] for row in answer.outcome["deployed"]}
 
