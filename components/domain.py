@@ -54,21 +54,46 @@ class Table(Strict):
     image: str = "image"
     label: str = "label"
     separator: str | None = Field(default=None, min_length=1)
+    one_hot: bool = False
     mask: str | None = None
     boxes: str | None = None
-    crop: str | None = None
+    crop: str | tuple[str, str, str, str] | None = None
+    box_form: Literal["corners", "size"] = "corners"
 
 
 class Csv(Table):
-    """One table, a row an image; paths in it are relative to the table.
+    """One table, one row per image; paths in it are relative to the table or to the top folder.
 
-    Any further column may serve as `group` or as a slice. `boxes` holds `x0 y0 x1 y1` in pixels, several
-    boxes joined by `;`. `crop` holds one such box: the row is then that part of the picture. With the task
-    `multilabel` there is one column of 0 and 1 a class, named as the class; or, where `separator` is given,
-    the column `label` holds all labels joined by it (none: an empty cell).
+    `tessera import` finds the table, its columns and its form, and writes them down; what `--layout` names is not
+    searched for. `delimiter` stands between columns, `header: false` says that the first line is data (the columns are
+    then `column_1`, `column_2` and so on). Any further column may serve as `group` or as a slice. `boxes` holds
+    `x0 y0 x1 y1` in pixels, several boxes joined by `;`. `crop` holds one such box, or names four columns
+    (`[xmin, ymin, xmax, ymax]`): the row is then that part of the picture; `box_form: size` says that boxes are
+    `x y width height`. `one_hot: true`: the table has one column of 0 and 1 per class, named as the class, with exactly
+    one 1 per row. With the task `multilabel` there are such columns with any number of 1s; or, where `separator` is
+    given, the column `label` holds all labels joined by it (none: an empty cell).
     """
 
     kind: Literal["csv"] = "csv"
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    encoding: str = "utf-8"
+    header: bool = True
+
+    @field_validator("delimiter")
+    @classmethod
+    def _is_delimiter(cls, value: str) -> str:
+        if value.isalnum() or value in '"\n\r':
+            raise ValueError("wants a mark that stands between columns, such as `;`")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known_encoding(cls, value: str) -> str:
+        try:
+            "".encode(value)
+        except (LookupError, ValueError):  # ValueError: a zero byte in the name
+            raise ValueError("wants the name of a text encoding, such as utf-8, utf-16, cp1252") from None
+        return value
 
 
 class Parquet(Table):
@@ -319,7 +344,9 @@ class Domain(Strict):
         if many and value.kind not in WITH_LABELS:
             raise ValueError(f"the task multilabel wants one of the layouts {', '.join(WITH_LABELS)}")
         if isinstance(value, Table) and value.separator and not many:
-            raise ValueError("only the task multilabel has a separator")
+            raise ValueError("only the task multilabel has a separator; what stands between columns is the `delimiter`")
+        if isinstance(value, Table) and value.one_hot and many:
+            raise ValueError("one_hot says that a row has one label; the task multilabel reads such columns without it")
         return value
 
     @field_validator("candidates", mode="before")

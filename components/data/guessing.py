@@ -5,9 +5,10 @@ from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
+from components.data.columns import Found, suggest_table
 from components.data.images import SUFFIXES
 from components.data.tree import require_inside, resolve_inside, walk_files
-from components.domain import Coco, Csv, Folders, Instances, Layout, Masks, Parquet, Voc
+from components.domain import Coco, Folders, Instances, Layout, Masks, Voc
 from components.errors import DataError
 
 COCO_KEYS = (b'"images"', b'"annotations"', b'"categories"')
@@ -33,10 +34,17 @@ def suggest_layout(raw: Path) -> Layout | None:
     if pictures and (found := [path for path in files if _is_coco(raw, path)]):
         one = found[0] if len(found) == 1 else posixpath.dirname(found[0]) or "."
         return Coco(images=posixpath.commonpath(pictures) or ".", annotations=one)
-    for kind in (Csv, Parquet):
-        if tables := [path for path in files if path.lower().endswith(f".{kind().kind}")]:
-            return kind(table=min(tables, key=lambda path: (path.count("/"), path)))
-    return _suggest_by_folders(pictures)
+    table = suggest_table(raw, files)
+    folders = _suggest_by_folders(pictures)
+    if table and (folders is None or (table.sure and 2 * len(table.pictures) >= _count_pictures(files, table))):
+        return table.layout
+    return folders
+
+
+def _count_pictures(files: list[str], table: Found) -> int:
+    """Pictures in the folders of which a table names some: it does not describe masks and what lies elsewhere."""
+    folders = {posixpath.dirname(path) for path in table.pictures}
+    return sum(path.lower().endswith(SUFFIXES) and posixpath.dirname(path) in folders for path in files)
 
 
 def _suggest_by_folders(pictures: list[str]) -> Layout | None:

@@ -11,6 +11,7 @@ import yaml
 
 from components.data import guessing, layouts
 from components.data.archives import unpacked
+from components.data.columns import complete_table
 from components.data.digests import Digests
 from components.data.shards import is_sharded, pack_shards
 from components.data.tables import looks_multilabel
@@ -119,6 +120,8 @@ def _describe(source: Path, name: str, layout: str | None, group: str | None, wh
             found=layout or "a folder that looks like none of them",
             mend="Say which with `--layout`; data/README.md shows what each looks like.",
         )
+    if isinstance(chosen, Csv | Parquet):
+        chosen = complete_table(chosen, source)
     many = isinstance(chosen, Csv | Parquet) and looks_multilabel(chosen, source)
     classes = layouts.find_classes(chosen, source, many=many)
     task = "multilabel" if many else "classification"

@@ -1,11 +1,14 @@
 """Tables to rows: csv and parquet, with one label a line or any number of them."""
 
 import posixpath
-import re
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from components.data.cells import Sheet, load_sheet
+from components.data.columns import FLAGS, find_flags, find_pictures, parse_numbers
 from components.data.guessing import refuse_layout
 from components.data.images import SUFFIXES, Box, not_an_image, reason
 from components.data.manifest import Reading, Row, Wanted
@@ -14,8 +17,20 @@ from components.domain import Csv, Parquet
 from components.errors import DataError
 
 Record = dict[str, str | None]
+ELSEWHERE = "paths from another place, found by their ends"
+NO_OBJECT = "a line without label and box: a picture without any object"
+CSV_MEND = "; the separator must be a comma, or the `delimiter` that `layout` names."
 
-FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+
+@dataclass(frozen=True)
+class _Lines:
+    """What a table's lines are read with. classes: columns of 0 and 1, where labels stand in such."""
+
+    layout: Csv | Parquet
+    index: Index
+    wanted: Wanted
+    classes: tuple[str, ...]
+    notes: Counter[str]
 
 
 def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
@@ -24,39 +39,43 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     Pictures beside listed ones that no line lists are rows with a problem.
     """
     table = resolve_inside(layout.table, "", "layout.table")
-    frame = _load_table(layout, raw, table)
-    flags = wanted.many and not layout.separator
-    classes = (wanted.classes or find_flags(frame, layout)) if flags else ()
+    sheet = _load(layout, raw, table)
+    flags = layout.one_hot or (wanted.many and not layout.separator)
+    classes = (wanted.classes or find_flags(sheet.frame, layout)) if flags else ()
     names = [layout.image, *(classes if flags else [layout.label]), *wanted.columns]
-    names += [name for name in (layout.mask, layout.boxes, layout.crop) if name]
-    if missing := [name for name in dict.fromkeys(names) if name not in frame.columns]:
+    names += [name for name in (layout.mask, layout.boxes, *_crop_columns(layout)) if name]
+    if missing := [name for name in dict.fromkeys(names) if name not in sheet.frame.columns]:
         mend = "Name one of these columns in domain.yaml, or add it" + ("." if layout.kind == "parquet" else CSV_MEND)
-        found = f"the columns {', '.join(map(repr, frame.columns))}"
+        found = f"the columns {', '.join(map(repr, sheet.frame.columns))}"
         raise DataError(f"table {table}", expected=f"the columns {', '.join(missing)}", found=found, mend=mend)
     files = walk_files(raw)
-    index = Index(files, posixpath.dirname(table))
+    notes = Counter(sheet.notes)
+    if layout.one_hot:
+        notes[f"lines of {table} whose columns of 0 and 1 are read as one label (one_hot)"] = len(sheet.lines)
+    lines = _Lines(layout, Index(files, posixpath.dirname(table)), wanted, classes, notes)
     line = "line" if layout.kind == "csv" else "row"
-    rows = [
-        _read_line(layout, record, index, f"{table}, {line} {number}", wanted, classes)
-        for number, record in enumerate(_as_text(frame, names, layout, table).to_dicts(), 2 if line == "line" else 1)
+    records = _as_text(sheet.frame, names, layout, table).to_dicts()
+    read = [
+        _read_line(lines, record, f"{table}, {line} {number}")
+        for number, record in zip(sheet.lines, records, strict=True)
     ]
-    return Reading(rows + find_unlisted(files, rows, f"a line in {table} for every picture beside the listed ones"))
-
-
-CSV_MEND = "; the separator must be a comma."
-
-
-def find_flags(frame: pl.DataFrame, layout: Csv | Parquet) -> tuple[str, ...]:
-    """Columns that hold nothing but 0 and 1: the classes of a multilabel table."""
-    plain = [name for name in frame.columns if name != layout.image and not frame.schema[name].is_nested()]
-    texts = frame.select(pl.col(plain).cast(pl.String, strict=False).str.to_lowercase())
-    return tuple(name for name in plain if texts[name].is_in(list(FLAGS)).fill_null(False).all())
+    rows = [row for row in read if row.problem != NO_OBJECT]
+    empty = {row.path: NO_OBJECT for row in read if row.problem == NO_OBJECT}
+    unlisted = find_unlisted(files, read, f"a line in {table} for every picture beside the listed ones")
+    return Reading(
+        rows + unlisted, {path: why for path, why in empty.items() if path in lines.index.files}, lines.notes
+    )
 
 
 def looks_multilabel(layout: Csv | Parquet, raw: Path) -> bool:
-    """Whether a table has no column of labels, but columns of 0 and 1."""
-    frame = _load_table(layout, raw, resolve_inside(layout.table, "", "layout.table"))
-    return layout.label not in frame.columns and len(find_flags(frame, layout)) >= 2
+    """Whether a table has no column of labels, but columns of 0 and 1, or a column that joins labels."""
+    frame = _load(layout, raw, resolve_inside(layout.table, "", "layout.table")).frame
+    many = layout.label not in frame.columns and len(find_flags(frame, layout)) >= 2
+    return not layout.one_hot and (bool(layout.separator) or many)
+
+
+def _crop_columns(layout: Csv | Parquet) -> tuple[str, ...]:
+    return () if layout.crop is None else (layout.crop,) if isinstance(layout.crop, str) else layout.crop
 
 
 def find_unlisted(files: list[str], rows: list[Row], expected: str) -> list[Row]:
@@ -72,10 +91,24 @@ def find_unlisted(files: list[str], rows: list[Row], expected: str) -> list[Row]
 
 
 def resolve_picture(text: str, index: Index, where: str) -> tuple[str, str | None]:
-    """A file that a table or an annotation names, relative to raw/, and what is wrong with it."""
+    """A file that an annotation names, relative to raw/, and what is wrong with it."""
     path = resolve_inside(text, index.base, where)
     found = [path] if path in index.files else index.find(text)
-    found = [path for path in found if path.lower().endswith(SUFFIXES)] or found
+    return _one_picture(text, path, [path for path in found if path.lower().endswith(SUFFIXES)] or found, index, where)
+
+
+def _resolve_cell(text: str, lines: _Lines, where: str) -> tuple[str, str | None]:
+    """A file that a table names, which may have been written on another machine."""
+    found = find_pictures(text, lines.index)
+    if not found:
+        return resolve_picture(text, lines.index, where)
+    written = posixpath.normpath(text.replace("\\", "/"))
+    if len(found) == 1 and "/" in written and not f"/{found[0]}".endswith(f"/{written.removeprefix('../')}"):
+        lines.notes[ELSEWHERE] += 1
+    return _one_picture(text, found[0], found, lines.index, where)
+
+
+def _one_picture(text: str, path: str, found: list[str], index: Index, where: str) -> tuple[str, str | None]:
     if len(found) > 1:
         mend = "Write the path from the table's folder instead of the bare name."
         raise DataError(where, expected=f"one file {text!r}", found=", ".join(found[:4]), mend=mend)
@@ -85,46 +118,31 @@ def resolve_picture(text: str, index: Index, where: str) -> tuple[str, str | Non
     return path, reason(f"the listed image {text}", index.describe_missing(text), mend)
 
 
-def parse_boxes(text: str | None) -> tuple[list[Box], str | None]:
-    """`x0 y0 x1 y1; x0 y0 x1 y1` as numbers, or what is wrong with them."""
-    boxes = []
+def parse_boxes(text: str | None, form: str = "corners") -> tuple[list[Box], str | None]:
+    """`x0 y0 x1 y1; x0 y0 x1 y1` (form: size: `x y width height`) in whole pixels, or what is wrong with them."""
+    boxes: list[Box] = []
     for part in (text or "").split(";"):
-        numbers = re.fullmatch(r"\s*(-?\d{1,9})\s+(-?\d{1,9})\s+(-?\d{1,9})\s+(-?\d{1,9})\s*", part)
-        if numbers:
-            boxes.append((int(numbers[1]), int(numbers[2]), int(numbers[3]), int(numbers[4])))
+        numbers = parse_numbers(part)
+        if len(numbers) == 4:
+            x0, y0, x1, y1 = numbers if form == "corners" else _from_size(*numbers)
+            boxes.append((round(x0), round(y0), round(x1), round(y1)))
         elif part.strip():
-            mend = "Write whole pixels, several boxes joined by `;`."
-            return [], reason("boxes as `x0 y0 x1 y1`", repr(part.strip()), mend)
+            mend = "Write pixels, several boxes joined by `;`."
+            expected = "boxes as `x0 y0 x1 y1`" if form == "corners" else "boxes as `x y width height`"
+            return [], reason(expected, repr(part.strip()), mend)
     return boxes, None
 
 
-def _load_table(layout: Csv | Parquet, raw: Path, table: str) -> pl.DataFrame:
+def _from_size(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+    return x, y, x + width, y + height
+
+
+def _load(layout: Csv | Parquet, raw: Path, table: str) -> Sheet:
     """The whole table; of a csv everything is text."""
     if not (raw / table).is_file():
         refuse_layout(raw, layout, f"the table {table}", "no such file")
     require_inside(raw, raw / table)
-    try:
-        if layout.kind == "csv":
-            frame = pl.read_csv(raw / table, infer_schema=False, encoding="utf8")
-        else:
-            frame = pl.read_parquet(raw / table, hive_partitioning=False)
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError, pl.exceptions.PanicException) as error:
-        found = "an empty file" if (raw / table).stat().st_size == 0 else " ".join(str(error).split())[:200]
-        form = "comma-separated UTF-8 text with a header line" if layout.kind == "csv" else "parquet"
-        mend = f"Save it as {form}."
-        raise DataError(f"table {table}", expected=f"a {layout.kind} table", found=found, mend=mend) from None
-    if frame.is_empty():
-        mend = "Write one line an image below the header."
-        raise DataError(f"table {table}", expected="at least one row", found="a header alone", mend=mend)
-    return _strip_names(frame, table)
-
-
-def _strip_names(frame: pl.DataFrame, table: str) -> pl.DataFrame:
-    names = [name.strip() for name in frame.columns]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        mend = "Rename one of them."
-        raise DataError(f"table {table}", expected="every column once", found=f"{twice[0]!r} twice", mend=mend)
-    return frame.rename(dict(zip(frame.columns, names, strict=True)))
+    return load_sheet(layout, raw / table, table)
 
 
 def _as_text(frame: pl.DataFrame, names: list[str], layout: Csv | Parquet, table: str) -> pl.DataFrame:
@@ -141,42 +159,56 @@ def _as_text(frame: pl.DataFrame, names: list[str], layout: Csv | Parquet, table
     return frame.select(columns)
 
 
-def _read_line(
-    layout: Csv | Parquet, record: Record, index: Index, where: str, wanted: Wanted, classes: tuple[str, ...]
-) -> Row:
+def _read_line(lines: _Lines, record: Record, where: str) -> Row:
+    layout, wanted = lines.layout, lines.wanted
     image = _require_cell(record, layout.image, where)
-    label = None if wanted.many else _require_cell(record, layout.label, where)
-    path, problem = resolve_picture(image, index, where)
+    path, problem = _resolve_cell(image, lines, where)
     mask = record[layout.mask] if layout.mask else None
-    boxes, box_problem = parse_boxes(record[layout.boxes] if layout.boxes else None)
-    crops, crop_problem = parse_boxes(record[layout.crop] if layout.crop else None)
+    boxes, box_problem = parse_boxes(record[layout.boxes] if layout.boxes else None, layout.box_form)
+    crops, crop_problem = parse_boxes(_crop_text(layout, record), layout.box_form)
     if len(crops) > 1:
         crop_problem = reason("one crop a row", f"{len(crops)}", "Write a row for each.")
+    if not wanted.many and layout.crop and not layout.one_hot and not record[layout.label] and not crops:
+        return Row(path=path, problem=problem or crop_problem or NO_OBJECT)
+    labels, label_problem = _read_labels(lines, record, where)
     return Row(
         path=path,
-        label=label,
-        labels=_read_labels(layout, record, where, classes) if wanted.many else None,
-        mask=resolve_picture(mask, index, where)[0] if mask else None,
+        label=None if wanted.many or not labels else labels[0],
+        labels=labels if wanted.many else None,
+        mask=_resolve_cell(mask, lines, where)[0] if mask else None,
         boxes=boxes,
         crop=crops[0] if crops else None,
         columns={name: record[name] for name in wanted.columns},
-        problem=problem or box_problem or crop_problem,
+        problem=problem or box_problem or crop_problem or label_problem,
     )
 
 
-def _read_labels(layout: Csv | Parquet, record: Record, where: str, classes: tuple[str, ...]) -> list[str]:
-    if layout.separator:
+def _crop_text(layout: Csv | Parquet, record: Record) -> str | None:
+    cells = [record[name] for name in _crop_columns(layout)]
+    return " ".join(cell or "?" for cell in cells) if any(cells) else None
+
+
+def _read_labels(lines: _Lines, record: Record, where: str) -> tuple[list[str], str | None]:
+    """The labels of a line, exactly one where one is wanted, or why there is none."""
+    layout, wanted = lines.layout, lines.wanted
+    if not wanted.many and not layout.one_hot:
+        return [_require_cell(record, layout.label, where)], None
+    if layout.separator and wanted.many:
         parts = (record[layout.label] or "").split(layout.separator)
-        return [part.strip() for part in parts if part.strip()]
+        return [part.strip() for part in parts if part.strip()], None
     labels = []
-    for name in classes:
+    for name in lines.classes:
         cell = _require_cell(record, name, where)
         flag = FLAGS.get(cell.lower())
         if flag is None:
             mend = "Write 1 where the picture shows the class; or name the `separator` that joins labels in one column."
             raise DataError(where, expected=f"0 or 1 in column {name!r}", found=repr(cell), mend=mend)
         labels += [name] if flag else []
-    return labels
+    if wanted.many or len(labels) == 1:
+        return labels, None
+    found = f"{', '.join(labels) or 'none'} in {where}"
+    mend = "Correct the line, or choose the task multilabel."
+    return [], reason("a 1 in exactly one column of the classes", found, mend)
 
 
 def _require_cell(record: Record, name: str, where: str) -> str:

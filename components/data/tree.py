@@ -6,6 +6,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 from components.errors import DataError
@@ -31,6 +32,26 @@ class Index:
             if exact in self.files:
                 return [exact]
         return [path for path in self._names.get(text, []) if not self.base or path.startswith(f"{self.base}/")]
+
+    def find_by_tail(self, text: str) -> list[str]:
+        """Files whose path ends as a path from elsewhere does: `D:\\set\\img\\a.jpg`, `../input/img/a.jpg`.
+
+        The longest end decides. Where the folder it names is here and the file is not, the file is missing, and no
+        shorter end may find another one.
+        """
+        parts = [part for part in posixpath.normpath(text.replace("\\", "/")).split("/") if part not in ("", "..")]
+        same_name = self._names.get(parts[-1], []) if parts else []
+        for start in range(len(parts)):
+            folder, tail = "/".join(parts[start:-1]), "/".join(parts[start:])
+            if found := [path for path in same_name if f"/{path}".endswith(f"/{tail}")]:
+                return found
+            if folder and any(f"/{known}".endswith(f"/{folder}") for known in self._folders):
+                return []
+        return [path for path in same_name if "." not in parts[-1]]  # a stem
+
+    @cached_property
+    def _folders(self) -> frozenset[str]:
+        return frozenset(posixpath.dirname(path) for path in self.files)
 
     def describe_missing(self, text: str) -> str:
         """`no such file`, and the file whose name differs in case or in the encoding of its accents alone."""

@@ -1,0 +1,349 @@
+"""Which table describes the pictures, and which of its columns say what.
+
+A table describes pictures when one column names them and another one, or several of 0 and 1, label them. What is found
+becomes options of the layout, so that it is written down; what a user named is not searched for.
+"""
+
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import polars as pl
+import yaml
+from PIL import Image
+
+from components.data.cells import Sheet, find_form, load_sheet
+from components.data.images import FORMATS, SUFFIXES, UNDECODABLE
+from components.data.tree import Index, require_inside, resolve_inside, walk_files
+from components.domain import Csv, Parquet
+from components.errors import DataError, TesseraError
+
+TABLES = {"csv": (".csv", ".tsv", ".tab"), "parquet": (".parquet",)}
+FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+#: Words by which columns are known, the best first; compared without case, blanks and underscores.
+IMAGE_WORDS = (
+    *("image", "images", "imagepath", "imagefile", "imagefilename", "imagename", "img", "imgpath", "imgname"),
+    *("file", "files", "filename", "filepath", "path", "picture", "photo", "imageid", "imgid", "id", "name", "uid"),
+)
+LABEL_WORDS = (
+    *("label", "labels", "class", "classname", "classlabel", "labelname", "target", "category", "categoryname"),
+    *("diagnosis", "dx", "grade", "findinglabels", "defect", "defecttype", "defectclass", "species", "severity"),
+    *("groundtruth", "gt", "annotation", "tag", "tags", "y", "classid", "labelid", "categoryid", "type", "quality"),
+)
+#: Columns that divide, number or measure pictures: never a label, whatever stands in them.
+NO_LABELS = {
+    *("fold", "folds", "kfold", "split", "set", "subset", "partition", "phase", "usage", "istrain", "train", "istest"),
+    *("test", "isval", "isvalid", "val", "valid", "validation", "index", "unnamed0", "id", "width", "height", "size"),
+    *("imagewidth", "imageheight", "area", "filesize", "md5", "sha256", "mask", "maskpath", "group", "lot", "batch"),
+    *("comment", "comments", "note", "notes", "operator", "date", "time", "timestamp", "url", "source", "licence"),
+    *("license", "patient", "patientid", "lesionid", "serial", "price", "age", "sex", "gender"),
+}
+BOX_WORDS = ("crop", "bbox", "boundingbox", "box", "roi")
+CORNERS = (
+    *(("xmin", "ymin", "xmax", "ymax"), ("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2")),
+    *(("left", "top", "right", "bottom"), ("bboxxmin", "bboxymin", "bboxxmax", "bboxymax")),
+)
+SIZES = (
+    *(("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height")),
+    *(("bboxx", "bboxy", "bboxwidth", "bboxheight"), ("bboxx", "bboxy", "bboxw", "bboxh")),
+)
+SAMPLE = 200  # rows from which a column is judged
+MOST_CLASSES = 100  # different values in a column of labels that no name gives away
+
+Table = Csv | Parquet
+T = TypeVar("T", bound=Csv | Parquet)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A table that describes pictures. sure: by the name of its columns, not only because nothing else is left."""
+
+    layout: Table
+    pictures: frozenset[str]
+    sure: bool
+
+
+def suggest_table(raw: Path, files: Sequence[str]) -> Found | None:
+    """The table that describes most pictures, with its options filled in; None where none does."""
+    found = []
+    for kind in (Csv, Parquet):
+        for path in list_tables(kind().kind, files):
+            try:
+                found.append(_search(kind(table=path), raw, files))
+            except TesseraError:
+                continue
+    return min(
+        found, key=lambda each: (-len(each.pictures), each.layout.table.count("/"), each.layout.table), default=None
+    )
+
+
+def list_tables(kind: str, files: Iterable[str]) -> list[str]:
+    """Tables of a kind, the one on top first."""
+    return sorted(
+        (path for path in files if path.lower().endswith(TABLES[kind])), key=lambda path: (path.count("/"), path)
+    )
+
+
+def complete_table(layout: Table, raw: Path) -> Table:
+    """The layout with everything found that it does not name.
+
+    Raises DataError with the `--layout` line to write where more than one column will do, or none.
+    """
+    files = walk_files(raw)
+    if "table" in layout.model_fields_set:
+        return _search(layout, raw, files).layout
+    found, errors = [], []
+    for path in list_tables(layout.kind, files):
+        try:
+            found.append(_search(_with(layout, table=path), raw, files))
+        except TesseraError as error:
+            errors.append(error)
+    if found:
+        return max(found, key=lambda each: len(each.pictures)).layout
+    if errors:
+        raise errors[0]
+    return layout
+
+
+def find_flags(frame: pl.DataFrame, layout: Table) -> tuple[str, ...]:
+    """Columns that hold nothing but 0 and 1: the classes of a table with a column for each."""
+    plain = [
+        name
+        for name in frame.columns
+        if name != layout.image and _word(name) not in NO_LABELS and not frame.schema[name].is_nested()
+    ]
+    texts = frame.select(pl.col(plain).cast(pl.String, strict=False).str.strip_chars().str.to_lowercase())
+    return tuple(name for name in plain if texts[name].is_in(list(FLAGS)).fill_null(False).all())
+
+
+def find_pictures(text: str, index: Index) -> list[str]:
+    """Pictures that a cell names: from the table's folder, from the top, by bare name or stem, or by a path's end."""
+    plain = posixpath.normpath(text.replace("\\", "/"))
+    outside = plain.startswith(("/", "../")) or re.match(r"[A-Za-z]:/", plain)
+    found = [] if outside else index.find(text)
+    if not found and not outside and plain in index.files:
+        found = [plain]
+    found = found or index.find_by_tail(text)
+    return [path for path in found if path.lower().endswith(SUFFIXES)] or found
+
+
+def _search(layout: Table, raw: Path, files: Sequence[str]) -> Found:
+    """Fill in one table's options. Raises DataError."""
+    table = resolve_inside(layout.table, "", "layout.table")
+    if not (raw / table).is_file():
+        return Found(layout, frozenset(), sure=False)
+    require_inside(raw, raw / table)
+    index = Index((path for path in files if path.lower().endswith(SUFFIXES)), posixpath.dirname(table))
+    if isinstance(layout, Csv):
+        layout = _find_csv_form(layout, raw / table, index)
+    sheet = load_sheet(layout, raw / table, table)
+    if "image" not in layout.model_fields_set:
+        layout = _with(layout, image=_find_image(sheet, index, layout))
+    layout = _without_mistaken_separator(_find_crops(layout, sheet.frame, raw, index))
+    sure = True
+    if not {"label", "one_hot"} & layout.model_fields_set:
+        label, one_hot, sure = _find_label(sheet.frame, layout)
+        layout = _with(layout, **({"one_hot": True} if one_hot else {"label": label} if label else {}))
+    texts = _texts(sheet.frame, layout.image) if layout.image in sheet.frame.columns else []
+    pictures = frozenset(path for text in texts for path in find_pictures(text, index)[:1])
+    return Found(layout, pictures, sure)
+
+
+def _with(layout: T, **options: Any) -> T:
+    """A changed copy; what is a default stays unnamed."""
+    fields = type(layout).model_fields
+    named = {name: getattr(layout, name) for name in layout.model_fields_set} | {
+        name: value for name, value in options.items() if value != fields[name].default or name == "table"
+    }
+    return type(layout).model_validate(named)  # type: ignore[return-value]
+
+
+# The form of a csv
+
+
+def _find_csv_form(layout: Csv, file: Path, index: Index) -> Csv:
+    named = layout.model_fields_set
+    try:
+        found = find_form(file.read_bytes(), layout.encoding if "encoding" in named else None)
+    except (ValueError, OSError):
+        return layout  # whose reader says what is wrong
+    chosen = _with(layout, **{name: value for name, value in found.items() if name not in named})
+    if "header" not in named and _starts_with_data(chosen, file, index):
+        chosen = _with(chosen, header=False)
+    return chosen
+
+
+def _starts_with_data(layout: Table, file: Path, index: Index) -> bool:
+    """Whether the first line names a picture, as no header does."""
+    try:
+        header = load_sheet(layout, file, file.name).frame.columns
+    except DataError:
+        return False
+    return any(cell.lower().endswith(SUFFIXES) and find_pictures(cell, index) for cell in header)
+
+
+def _without_mistaken_separator(layout: Table) -> Table:
+    """`separator` joins labels; where it stands between the columns instead, that is what `delimiter` says."""
+    if not isinstance(layout, Csv) or layout.separator is None or layout.separator != layout.delimiter:
+        return layout
+    return Csv.model_validate({name: getattr(layout, name) for name in layout.model_fields_set - {"separator"}})
+
+
+# Columns
+
+
+def _word(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _texts(frame: pl.DataFrame, name: str, most: int | None = None) -> list[str]:
+    """Cells that are not empty, evenly spread where there are more than `most`."""
+    column = frame[name]
+    if column.dtype.is_nested() or column.dtype == pl.Binary:
+        return []
+    if most and frame.height > most:
+        column = column.gather_every(-(-frame.height // most))
+    return [text.strip() for text in column.cast(pl.String, strict=False).drop_nulls() if text.strip()]
+
+
+def _find_image(sheet: Sheet, index: Index, layout: Table) -> str:
+    """The column most of whose cells name pictures; by its name where several do."""
+    shares = {}
+    for name in sheet.frame.columns:
+        texts = _texts(sheet.frame, name, SAMPLE)
+        hits = sum(bool(find_pictures(text, index)) for text in texts)
+        if texts and hits >= 0.5 * len(texts):
+            shares[name] = hits / len(texts)
+    able = {name: share for name, share in shares.items() if not _word(name).startswith("mask")} or shares
+    named = sorted(
+        (name for name in able if _word(name) in IMAGE_WORDS), key=lambda name: IMAGE_WORDS.index(_word(name))
+    )
+    if named or len(able) == 1:
+        return named[0] if named else next(iter(able))
+    if not able:
+        expected = "a column that names pictures of this folder"
+        raise unclear_columns(sheet.frame, layout, expected, sheet.frame.columns, "image")
+    raise unclear_columns(sheet.frame, layout, "one column that names the pictures", list(able), "image")
+
+
+def _find_label(frame: pl.DataFrame, layout: Table) -> tuple[str | None, bool, bool]:
+    """(column, one_hot, sure): the column of labels, None where columns of 0 and 1 are the classes."""
+    taken = {layout.image, layout.mask, layout.boxes, *_box_columns(layout)}
+    others = [name for name in frame.columns if name not in taken and _texts(frame, name, SAMPLE)]
+    worded = sorted((name for name in others if _word(name) in LABEL_WORDS), key=lambda n: LABEL_WORDS.index(_word(n)))
+    flags = [name for name in find_flags(frame, layout) if name not in taken]
+    if worded and (len(worded) == 1 or _word(worded[0]) in LABEL_WORDS[:2] or _say_the_same(frame, worded)):
+        return worded[0], False, True
+    if len(worded) > 1 and not set(worded) <= set(flags):
+        raise unclear_columns(frame, layout, "one column of labels", worded, "label")
+    if len(flags) >= 2 and not layout.separator:
+        return None, _is_one_hot(frame, flags), True
+    left = [name for name in others if _word(name) not in NO_LABELS and _may_be_label(frame[name])]
+    if len(left) == 1:
+        return left[0], False, False
+    expected = "one column of labels" if left else "a column of labels"
+    raise unclear_columns(frame, layout, expected, left or others or frame.columns, "label")
+
+
+def _say_the_same(frame: pl.DataFrame, names: list[str]) -> bool:
+    """Whether the columns name the same classes by other words: `class_name` and `class_id`."""
+    whole = frame.select(names).unique().height
+    return all(frame[name].n_unique() == whole for name in names)
+
+
+def _is_one_hot(frame: pl.DataFrame, flags: list[str]) -> bool:
+    texts = frame.select(pl.col(flags).cast(pl.String).str.strip_chars().str.to_lowercase().replace_strict(FLAGS))
+    return bool((texts.select(pl.sum_horizontal(pl.all().cast(pl.Int64))).to_series() == 1).all())
+
+
+def _may_be_label(column: pl.Series) -> bool:
+    """Few values, most of them more than once."""
+    if column.dtype.is_nested() or column.dtype == pl.Binary:
+        return False
+    return 2 <= column.drop_nulls().n_unique() <= min(MOST_CLASSES, max(2, len(column) // 2))
+
+
+def unclear_columns(frame: pl.DataFrame, layout: Table, expected: str, able: Sequence[str], option: str) -> DataError:
+    """The error that names the columns and the line to write."""
+    found = f"the columns {', '.join(map(repr, able[:12]))}"
+    mend = f"Name the one that is meant: `{_write_option(layout, **{option: able[0]})}`."
+    return DataError(f"table {layout.table}", expected=expected, found=found, mend=mend)
+
+
+def _write_option(layout: Table, **options: Any) -> str:
+    """The `--layout` line that names these options besides those known."""
+    named = {name: getattr(layout, name) for name in type(layout).model_fields if name in layout.model_fields_set}
+    text = yaml.safe_dump({"kind": layout.kind} | named | options, default_flow_style=True, sort_keys=False, width=9999)
+    return f"--layout '{text.strip()}'"
+
+
+# Crops
+
+
+def _box_columns(layout: Table) -> tuple[str, ...]:
+    return () if layout.crop is None else (layout.crop,) if isinstance(layout.crop, str) else layout.crop
+
+
+def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> Table:
+    """Columns that hold a box per row."""
+    if "crop" in layout.model_fields_set:
+        return layout
+    words = {_word(name): name for name in reversed(frame.columns)}
+    for form, sets in (("corners", CORNERS), ("size", SIZES)):
+        for four in sets:
+            if set(four) <= words.keys() and all(_is_number_column(frame, words[word]) for word in four):
+                return _with(layout, crop=tuple(words[word] for word in four), box_form=form)
+    for name in (words[word] for word in BOX_WORDS if word in words):
+        if name not in (layout.image, layout.label, layout.boxes):
+            texts = enumerate(frame[name].cast(pl.String, strict=False))
+            boxes = [(row, parse_numbers(text)) for row, text in texts if text]
+            if boxes and all(len(numbers) == 4 for _, numbers in boxes):
+                form = _find_box_form(_with(layout, crop=name), frame, boxes, raw, index)
+                return _with(layout, crop=name, box_form=form)
+    return layout
+
+
+def _is_number_column(frame: pl.DataFrame, name: str) -> bool:
+    texts = _texts(frame, name, SAMPLE)
+    return bool(texts) and all(len(parse_numbers(text)) == 1 for text in texts)
+
+
+def parse_numbers(text: str | None) -> list[float]:
+    """`[1, 2.5, 3, 4]`, `(1 2 3 4)`, `1 2 3 4` as numbers; nothing where anything else stands there."""
+    plain = re.sub(r"[\[\](),\s]+", " ", text or "").split()
+    if all(re.fullmatch(r"-?\d{1,9}(\.\d*)?", part) for part in plain):
+        return [float(part) for part in plain]
+    return []
+
+
+def _find_box_form(
+    layout: Table, frame: pl.DataFrame, boxes: Sequence[tuple[int, list[float]]], raw: Path, index: Index
+) -> Literal["corners", "size"]:
+    """Corners or size: the reading that keeps boxes inside their pictures. Raises DataError where both do."""
+    if _word(str(layout.crop)) == "crop" or "box_form" in layout.model_fields_set:
+        return layout.box_form
+    corners = all(x1 > x0 and y1 > y0 for _, (x0, y0, x1, y1) in boxes)
+    size = all(min(w, h) > 0 for _, (_, _, w, h) in boxes)
+    for row, (a, b, c, d) in boxes[:: -(-len(boxes) // SAMPLE)]:
+        found = find_pictures(str(frame[layout.image][row]), index)
+        if len(found) == 1 and (limits := read_size(raw / found[0])):
+            corners &= c <= limits[0] + 2 and d <= limits[1] + 2
+            size &= a + c <= limits[0] + 2 and b + d <= limits[1] + 2
+    if corners and size:
+        both = f"column {layout.crop!r}, whose numbers may be corners (x0 y0 x1 y1) or a size (x y width height)"
+        mend = f"Say which: `{_write_option(layout, box_form='size')}`, or the same with `box_form: corners`."
+        raise DataError(f"table {layout.table}", expected="boxes that have one meaning", found=both, mend=mend)
+    return "size" if size else "corners"
+
+
+def read_size(file: Path) -> tuple[int, int] | None:
+    """Upright width and height by the file's header; None where it has none."""
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            sideways = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return opened.size[::-1] if sideways else opened.size
+    except (Image.DecompressionBombError, *UNDECODABLE):
+        return None
