@@ -1,15 +1,19 @@
 """Tables and annotations as people write them: what is read, what is refused, and what is said of the rest."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from samples import make_domain, save_picture
+from PIL import Image
+from samples import make_domain, picture, save_picture
 
+from components.data.boxes import clip_boxes
 from components.data.columns import complete_table
 from components.data.guessing import suggest_layout
+from components.data.images import ORIENTATION
 from components.data.layouts import READERS, find_classes, read_rows
-from components.data.manifest import Wanted
+from components.data.manifest import Reading, Row, Wanted
 from components.data.tables import looks_multilabel
 from components.domain import Csv, Folders, Layout, parse_domain
 from components.errors import DataError
@@ -215,3 +219,235 @@ def test_columns_of_boxes_are_crops(tmp_path, head, pattern, found):
     assert layout.model_dump(exclude_defaults=True) == found
     rows = read_rows(make_domain(classes=["good", "bad"], layout=layout.model_dump()), tmp_path)
     assert Counter(map(tuple, rows["crop"]))[4, 5, 30, 31] == 8
+
+
+# COCO
+
+
+def coco(raw: Path, *, images=None, annotations=None, categories=None, file: str = "annotations.json") -> Path:
+    """Four pictures 48 x 40 with one object each; a list given takes the place of the usual one."""
+    for number in range(4):
+        if not (raw / f"images/p{number}.png").exists():
+            save_picture(raw / f"images/p{number}.png", number)
+    usual = [{"id": k, "file_name": f"p{k}.png", "width": 48, "height": 40} for k in range(4)]
+    objects = [box_of(k, image=k, category=k % 2) for k in range(4)]
+    names = [{"id": 0, "name": "good"}, {"id": 1, "name": "cracked"}]
+    content = {
+        "images": usual if images is None else images,
+        "annotations": objects if annotations is None else annotations,
+        "categories": names if categories is None else categories,
+    }
+    (raw / file).parent.mkdir(parents=True, exist_ok=True)
+    (raw / file).write_text(json.dumps(content))
+    return raw
+
+
+def box_of(number, image=0, category=0, box=(4, 4, 20, 20), **facts):
+    return {"id": number, "image_id": image, "category_id": category, "bbox": list(box), **facts}
+
+
+def image_of(number, name, **facts):
+    return {"id": number, "file_name": name, **facts}
+
+
+FOUR = [image_of(k, f"p{k}.png") for k in range(4)]
+CONTRADICTIONS = {
+    "an image id of two pictures": ({"images": [*FOUR, image_of(0, "p3.png")]}, ["image id 0", "p0.png", "p3.png"]),
+    "as text and number": ({"images": [*FOUR, image_of("1", "p3.png")]}, ["image id '1'", "p1.png", "p3.png"]),
+    "as a float": ({"images": [*FOUR, image_of(2.0, "p3.png")]}, ["image id 2.0", "p2.png", "p3.png"]),
+    "a category id of two names": (
+        {"categories": [{"id": 0, "name": "good"}, {"id": 1, "name": "cracked"}, {"id": 0, "name": "nut"}]},
+        ["category id 0", "'good'", "'nut'"],
+    ),
+    "a category of two ids": (
+        {"categories": [{"id": 0, "name": "good"}, {"id": 1, "name": "good "}]},
+        ["category 'good'", "id 0", "id 1"],
+    ),
+    "an id that is none": ({"images": [image_of(1.5, "p0.png")]}, ["images[0]", "an entry with id"]),
+    "an id that is true": ({"images": [image_of(True, "p0.png")]}, ["images[0]", "an entry with id"]),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_coco_ids_that_contradict_are_refused_with_both(tmp_path, changes, words):
+    coco(tmp_path, **changes)
+    with pytest.raises(DataError) as caught:
+        read_rows(make_domain(layout="coco"), tmp_path)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("write", [str, float, lambda value: f" {value} "])
+def test_ids_written_as_text_or_floats_are_the_ids_they_mean(tmp_path, write):
+    plain = read_rows(make_domain(layout="coco"), coco(tmp_path / "plain"))
+    categories = [{"id": write(k), "name": name} for k, name in enumerate(("good", "cracked"))]
+    images = [image_of(write(k), f"p{k}.png", width=48, height=40) for k in range(4)]
+    same = read_rows(make_domain(layout="coco"), coco(tmp_path / "other", images=images, categories=categories))
+    assert same.equals(plain)
+
+
+def test_text_that_is_no_number_stays_text(tmp_path):
+    images = [image_of("p0", "p0.png"), image_of("01", "p1.png"), image_of(1, "p2.png")]
+    annotations = [box_of(0, "p0"), box_of(1, "01", 1), box_of(2, 1)]
+    rows = read_rows(make_domain(layout="coco"), coco(tmp_path, images=images, annotations=annotations))
+    labels = rows.drop_nulls("label").select("path", "label").rows()
+    assert labels == [("images/p0.png", "good"), ("images/p1.png", "cracked"), ("images/p2.png", "good")]
+
+
+def test_a_picture_listed_under_two_annotated_ids_is_quarantined(tmp_path):
+    images = [*FOUR, image_of(9, "p0.png")]
+    annotations = [box_of(0, 0), box_of(1, 9, 1), box_of(2, 1)]
+    rows = read_rows(make_domain(layout="coco"), coco(tmp_path, images=images, annotations=annotations))
+    assert set(rows.filter(path="images/p1.png")["problem"]) == {None}
+    (problem,) = set(rows.filter(path="images/p0.png")["problem"])
+    assert "the ids 0 and 9 of images/p0.png" in problem
+
+
+def test_every_file_of_coco_has_its_own_ids(tmp_path):
+    coco(tmp_path, images=FOUR[:2], annotations=[box_of(0, 0), box_of(1, 1, 1)], file="annotations/a.json")
+    swapped = [{"id": 1, "name": "good"}, {"id": 0, "name": "cracked"}]
+    images = [image_of(0, "p2.png"), image_of(1, "p3.png")]
+    coco(
+        tmp_path,
+        images=images,
+        annotations=[box_of(0, 0), box_of(1, 1, 1)],
+        categories=swapped,
+        file="annotations/b.json",
+    )
+    rows = read_rows(make_domain(layout={"kind": "coco", "annotations": "annotations"}), tmp_path)
+    assert rows["label"].to_list() == ["good", "cracked", "cracked", "good"]
+
+
+def test_coco_says_what_it_passed_over(tmp_path):
+    annotations = [
+        box_of(0, 0, iscrowd=1),
+        box_of(1, 1, 1, segmentation=[[4, 4, 24, 4, 24, 24]], score=0.9),
+        box_of(1, 2, attributes={"occluded": True}, keypoints=[1, 2, 2]),
+        {"id": 5, "image_id": 0, "caption": "a part"},
+    ]
+    reading = READERS["coco"](make_domain(layout="coco").layout, coco(tmp_path, annotations=annotations), Wanted())
+    assert reading.ignored == dict.fromkeys(["images/p0.png", "images/p3.png"], "listed without any object to cut out")
+    assert reading.notes == {
+        "crowd annotations (iscrowd: 1) left out": 1,
+        "captions left out": 1,
+        "annotations with segmentation, which is not kept": 1,
+        "annotations with score, which is not kept": 1,
+        "annotations with attributes, which is not kept": 1,
+        "annotations with keypoints, which is not kept": 1,
+        "annotations marked occluded, read as any other": 1,
+        "annotation ids given twice, both read (first: 1 in images/p1.png and images/p2.png)": 1,
+    }
+
+
+# Pascal VOC
+
+
+def voc(raw: Path, files: dict[str, str], pictures: int = 4) -> Path:
+    """Pictures p0, p1... of 48 x 40, and annotation files: name to `<filename>` and further elements."""
+    for number in range(pictures):
+        save_picture(raw / f"JPEGImages/p{number}.png", number)
+    for name, inside in files.items():
+        (raw / "Annotations" / name).parent.mkdir(parents=True, exist_ok=True)
+        (raw / "Annotations" / name).write_text(f"<annotation>{inside}</annotation>")
+    return raw
+
+
+def thing(label="good", box=(5, 5, 30, 30), more=""):
+    corners = "".join(
+        f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object><name>{label}</name>{more}<bndbox>{corners}</bndbox></object>"
+
+
+def named(name, *things):
+    return f"<filename>{name}</filename><folder>other</folder><path>/x/p3.png</path>{''.join(things or [thing()])}"
+
+
+def read_voc_rows(raw: Path) -> dict[str, str]:
+    """Label or problem of every picture, the labels of several objects joined."""
+    rows = read_rows(make_domain(layout="voc"), raw)
+    seen: dict[str, list[str]] = {}
+    for path, label, problem in rows.select("path", "label", "problem").iter_rows():
+        seen.setdefault(path.removeprefix("JPEGImages/"), []).append(problem or label)
+    return {path: " + ".join(found) for path, found in seen.items()}
+
+
+def test_files_that_exchange_their_pictures_are_quarantined_with_both(tmp_path):
+    files = {"p0.xml": named("p1.png", thing("cracked")), "p1.xml": named("p0.png"), "p2.xml": named("p2.png")}
+    found = read_voc_rows(voc(tmp_path, files, 3))
+    for name, other in (("p0", "p1"), ("p1", "p0")):
+        assert (
+            f"{other}.png, so that it may describe JPEGImages/{other}.png or JPEGImages/{name}.png"
+            in found[f"{name}.png"]
+        )
+    assert found["p2.png"] == "good"
+
+
+@pytest.mark.parametrize("written", ["sub\\p1.png", "C:\\photos\\p1.png", "/home/me/p1.png", "p1"])
+def test_a_path_in_filename_is_compared_by_its_name(tmp_path, written):
+    found = read_voc_rows(voc(tmp_path, {"p0.xml": named(written), "p1.xml": named(written)}, 2))
+    assert "may describe JPEGImages/p1.png or JPEGImages/p0.png" in found["p0.png"]
+    assert found["p1.png"] == "good"
+
+
+def test_two_files_of_one_picture_are_quarantined_with_both(tmp_path):
+    files = {"p0.xml": named("p0.png"), "copy of p0.xml": named("p0.png", thing("cracked")), "p1.xml": thing()}
+    found = read_voc_rows(voc(tmp_path, files, 2))
+    assert "Annotations/copy of p0.xml and Annotations/p0.xml" in found["p0.png"]
+    assert found["p1.png"] == "good"
+
+
+def test_a_filename_that_is_nowhere_leaves_the_stem_to_decide(tmp_path):
+    raw = voc(tmp_path, {"p0.xml": named("000001.jpg"), "p1.xml": named("p1.jpg"), "x.xml": named("p2.png")}, 3)
+    assert set(read_voc_rows(raw).values()) == {"good"}
+    notes = READERS["voc"](make_domain(layout="voc").layout, raw, Wanted()).notes
+    assert notes == {"annotation files whose <filename> names no picture, taken by their own name": 2}
+
+
+def test_voc_says_what_it_passed_over(tmp_path):
+    flags = "<difficult>1</difficult><truncated>0</truncated><occluded>1</occluded><attributes/>"
+    raw = voc(
+        tmp_path, {"p0.xml": named("p0.png", thing(more=flags), thing()), "p1.xml": "<filename>p1.png</filename>"}, 2
+    )
+    reading = READERS["voc"](make_domain(layout="voc").layout, raw, Wanted())
+    assert reading.ignored == {"JPEGImages/p1.png": "annotated as a picture without any object"}
+    assert reading.notes == {
+        "objects marked difficult, read as any other": 1,
+        "objects marked occluded, read as any other": 1,
+        "objects whose attributes are not read": 1,
+    }
+    assert len(reading.rows) == 2
+
+
+# Edges
+
+
+def test_boxes_a_little_over_the_edge_are_clipped_and_counted(tmp_path):
+    boxes = [(-1, 10, 30, 30), (30, 20, 49, 42), (30, 20, 51, 40), (-3, 10, 30, 30), (46, 10, 50, 30), (0, 0, 48, 40)]
+    rows = [Row(path="a.png", label="good", crop=box, stated_size=size) for box in boxes for size in ((48, 40), None)]
+    save_picture(tmp_path / "a.png", 1)
+    reading = clip_boxes(Reading([*rows, Row(path="a.png", label="good", boxes=boxes[:2])]), tmp_path)
+    clipped = [(0, 10, 30, 30), (30, 20, 48, 40), *boxes[2:4], (46, 10, 48, 30), boxes[5]]
+    assert [row.crop for row in reading.rows[:-1]] == [box for box in clipped for _ in range(2)]
+    assert list(reading.rows[-1].boxes) == clipped[:2]
+    assert reading.notes == {"boxes up to 2 pixels over the edge of their picture, clipped": 8}
+
+
+def test_clipping_is_the_same_for_voc_coco_and_tables(tmp_path):
+    voc(tmp_path / "voc", {"p0.xml": named("p0.png", thing(box=(20, 10, 50, 41)))}, 1)
+    coco(tmp_path / "coco", annotations=[box_of(0, 0, box=(19.0, 9.0, 31.4, 32.3))])
+    write_pictures(tmp_path / "csv", "")
+    (tmp_path / "csv/labels.csv").write_text("image,label,crop\np00.png,good,19 9 50 41\n")
+    layouts = {"voc": "voc", "coco": "coco", "csv": {"kind": "csv", "crop": "crop"}}
+    for name, layout in layouts.items():
+        rows = read_rows(make_domain(layout=layout), tmp_path / name)
+        assert rows["crop"].drop_nulls().to_list() == [[19, 9, 48, 40]], name
+        assert rows["id"][0].endswith("#19,9,48,40")
+
+
+def test_a_box_on_a_turned_picture_is_clipped_at_its_upright_edge(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    picture(1).save(tmp_path / "a.jpg", exif=exif)  # 48 x 40, shown as 40 x 48
+    (row,) = clip_boxes(Reading([Row(path="a.jpg", crop=(10, 10, 41, 49))]), tmp_path).rows
+    assert row.crop == (10, 10, 40, 48)

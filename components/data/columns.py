@@ -121,13 +121,18 @@ def find_flags(frame: pl.DataFrame, layout: Table) -> tuple[str, ...]:
 
 def find_pictures(text: str, index: Index) -> list[str]:
     """Pictures that a cell names: from the table's folder, from the top, by bare name or stem, or by a path's end."""
-    plain = posixpath.normpath(text.replace("\\", "/"))
-    outside = plain.startswith(("/", "../")) or re.match(r"[A-Za-z]:/", plain)
+    plain, outside = posixpath.normpath(text.replace("\\", "/")), is_outside(text)
     found = [] if outside else index.find(text)
     if not found and not outside and plain in index.files:
         found = [plain]
     found = found or index.find_by_tail(text)
     return [path for path in found if path.lower().endswith(SUFFIXES)] or found
+
+
+def is_outside(text: str) -> bool:
+    """Whether a path starts elsewhere than in the raw folder, as another machine's does."""
+    plain = posixpath.normpath(text.replace("\\", "/"))
+    return plain.startswith(("/", "../")) or re.match(r"[A-Za-z]:/", plain) is not None
 
 
 def _search(layout: Table, raw: Path, files: Sequence[str]) -> Found:

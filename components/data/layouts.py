@@ -16,13 +16,15 @@ from typing import Any
 
 import polars as pl
 
-from components.data.boxes import read_coco, read_voc
+from components.data.boxes import clip_boxes
+from components.data.coco import read_coco
 from components.data.guessing import hint_layout, refuse_layout, require_folder
 from components.data.images import SUFFIXES, not_an_image, reason
 from components.data.manifest import Reading, Row, SupportsDigest, Wanted, create_rows
 from components.data.masks import read_instances, read_masks
 from components.data.tables import read_table
 from components.data.tree import walk_files
+from components.data.voc import read_voc
 from components.domain import WITH_COLUMNS, Domain, Folders, Instances, Layout
 from components.errors import DataError
 
@@ -46,7 +48,7 @@ def read_rows(domain: Domain, raw: Path, digests: SupportsDigest | None = None) 
             mend="Describe the images in a table with the layout csv, or remove these keys.",
         )
     wanted = Wanted(columns, domain.classes, many=domain.task == "multilabel", digests=digests)
-    rows = READERS[domain.layout.kind](domain.layout, raw, wanted).rows
+    rows = clip_boxes(READERS[domain.layout.kind](domain.layout, raw, wanted), raw).rows
     if not rows:
         refuse_layout(raw, domain.layout, "at least one image", "none")
     _require_known_labels(rows, domain, raw)

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from components.data.cells import Sheet, load_sheet
-from components.data.columns import FLAGS, find_flags, find_pictures, parse_numbers
+from components.data.columns import FLAGS, find_flags, find_pictures, is_outside, parse_numbers
 from components.data.guessing import refuse_layout
 from components.data.images import SUFFIXES, Box, not_an_image, reason
 from components.data.manifest import Reading, Row, Wanted
@@ -92,6 +92,8 @@ def find_unlisted(files: list[str], rows: list[Row], expected: str) -> list[Row]
 
 def resolve_picture(text: str, index: Index, where: str) -> tuple[str, str | None]:
     """A file that an annotation names, relative to raw/, and what is wrong with it."""
+    if is_outside(text) and (found := index.find_by_tail(text)):
+        return _one_picture(text, found[0], found, index, where)
     path = resolve_inside(text, index.base, where)
     found = [path] if path in index.files else index.find(text)
     return _one_picture(text, path, [path for path in found if path.lower().endswith(SUFFIXES)] or found, index, where)

@@ -45,13 +45,16 @@ class Index:
             folder, tail = "/".join(parts[start:-1]), "/".join(parts[start:])
             if found := [path for path in same_name if f"/{path}".endswith(f"/{tail}")]:
                 return found
-            if folder and any(f"/{known}".endswith(f"/{folder}") for known in self._folders):
+            if folder in self._folder_tails:
                 return []
         return [path for path in same_name if "." not in parts[-1]]  # a stem
 
     @cached_property
-    def _folders(self) -> frozenset[str]:
-        return frozenset(posixpath.dirname(path) for path in self.files)
+    def _folder_tails(self) -> frozenset[str]:
+        """Every end of every folder's path: `b/c` and `c` of `a/b/c`."""
+        folders = {posixpath.dirname(path) for path in self.files}
+        parts = [folder.split("/") for folder in folders if folder]
+        return frozenset("/".join(names[start:]) for names in parts for start in range(len(names)))
 
     def describe_missing(self, text: str) -> str:
         """`no such file`, and the file whose name differs in case or in the encoding of its accents alone."""
