@@ -1,6 +1,9 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -10,9 +13,7 @@ def write_whole(path: Path, data: bytes, *, mode: int | None = None, flush: bool
     mode: permission bits of the new file, set before any byte is in it; left out, as the umask says.
     flush: wait until the bytes are on the disk, for files that must outlive a power cut.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666 if mode is None else mode)
         with open(descriptor, "wb") as file:
             if mode is not None:
@@ -21,6 +22,70 @@ def write_whole(path: Path, data: bytes, *, mode: int | None = None, flush: bool
             if flush:
                 file.flush()
                 os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` for a library to write to; renamed to `path` when the block ends, removed when it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target` to fill; it takes the place of `target` when the block ends, unless it fails.
+
+    A folder cannot be renamed over another one, so the old one is renamed aside first. A process killed at any point
+    leaves the old folder or the new one whole, and `settle_folder` puts it in place. Callers exclude one another.
+    """
+    target = Path(os.path.realpath(target))  # a link stays a link, and leads to the new folder
+    settle_folder(target)
+    fresh, aside = target.with_name(f".{target.name}-{os.getpid()}.partial"), _aside(target)
+    shutil.rmtree(fresh, ignore_errors=True)  # of a killed process with our number, as containers give them out
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        if target.exists():
+            os.replace(target, aside)
+        os.replace(fresh, target)
+    finally:
+        settle_folder(target)
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def settle_folder(target: Path) -> None:
+    """Finish or undo what a killed `whole_folder` left beside `target`, and remove what it had not finished.
+
+    A process that is still at work keeps its partial folder.
+    """
+    target = Path(os.path.realpath(target))
+    aside = _aside(target)
+    if aside.exists() and not target.exists():
+        os.replace(aside, target)
+    elif aside.exists():  # renamed first: half an old folder must never be taken for a whole one
+        doomed = target.with_name(f".{target.name}-old-{os.getpid()}.partial")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(aside, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    for left in target.parent.glob(f".{target.name}-*.partial"):
+        if not _is_alive(left.name.removesuffix(".partial").rpartition("-")[2]):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.aside.partial")
+
+
+def _is_alive(number: str) -> bool:
+    try:
+        os.kill(int(number), 0)
+    except (ValueError, ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # somebody else's, and alive
+    return True

@@ -120,27 +120,41 @@ def import_(
     shards: Annotated[
         bool, typer.Option("--shards", help="Keep the images in tars, for sets past 100,000; it stays so.")
     ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Make the domain's images the same as SOURCE, instead of adding to them.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite images, or with --replace drop those that no version holds.")
+    ] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Copy a folder of images into the workspace as a domain, versioned by DVC."""
+    """Add a folder of images to a domain, or make it one, versioned by DVC."""
 
     def act(place: Any) -> Outcome:
         from components.data import importing, versioning
 
         versioning.require_repository(place)
-        imported = importing.import_folder(place, source, domain, layout, group, shards=shards)
-        versioning.register_domain(place, domain)
-        version = versioning.record_version(place, domain)
-        versioning.push_version(place, domain)
-        facts = {"domain": domain, "layout": imported.layout.kind, "classes": list(imported.classes)}
-        return facts | {"data_version": version.md5, "files": version.files, "raw": str(place.raw(domain))}
+        with versioning.hold_domain(place, domain, f"tessera import of {domain}"):
+            imported = importing.import_folder(
+                place, source, domain, layout, group, shards=shards, replace=replace, force=force
+            )
+            versioning.register_domain(place, domain)
+            version = versioning.record_version(place, domain)
+            versioning.push_version(place, domain)
+        known, counts = imported.domain, ("added", "removed", "changed", "kept")
+        facts: dict[str, Any] = {"domain": domain, "layout": known.layout.kind, "classes": list(known.classes)}
+        facts |= {"data_version": version.md5, "files": version.files, "raw": str(place.raw(domain))}
+        return facts | {count: getattr(imported, count) for count in counts}
 
     def show(outcome: Outcome) -> None:
         from flows import console
 
+        change = f"+{outcome['added']} -{outcome['removed']}" + (
+            f" ~{changed}" if (changed := outcome["changed"]) else ""
+        )
         console.OUT.print(
-            f"{domain}: {outcome['files']} files, classes {', '.join(outcome['classes'])}, "
+            f"{domain}: {change}, {outcome['files']} files, classes {', '.join(outcome['classes'])}, "
             f"version {outcome['data_version'][:12]}\nNext     tessera check {domain}"
         )
 

@@ -125,7 +125,7 @@ def test_a_multilabel_domain_goes_through_the_stages_and_back(tmp_path):
 
     workspace = Workspace(tmp_path)
     write_multilabel(tmp_path / "source", pictures=48)
-    domain = import_folder(workspace, tmp_path / "source", "tiles", group="lot")
+    domain = import_folder(workspace, tmp_path / "source", "tiles", group="lot").domain
     assert (domain.task, domain.classes) == ("multilabel", ("cracked", "good"))
     STAGES["manifest"](workspace, domain)
     run_features(workspace, domain)
@@ -136,7 +136,7 @@ def test_a_multilabel_domain_goes_through_the_stages_and_back(tmp_path):
     assert record["classes"]["good"] == {"images": 24, "groups": 12}
     assert set(manifest["split"]) == {"train", "val", "test"}
     export_manifest(manifest, domain, workspace.raw("tiles"), tmp_path / "out", "coco")
-    again = import_folder(workspace, tmp_path / "out", "again")
+    again = import_folder(workspace, tmp_path / "out", "again").domain
     assert load_domain(workspace.domain_file("again")) == again
     assert again.name == "again"
     rows = read_rows(again, workspace.raw("again"))

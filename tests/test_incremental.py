@@ -12,12 +12,13 @@ from samples import make_domain, save_picture, write_folders, write_instances, w
 from components.data import digests as digests_module
 from components.data import findings
 from components.data.digests import Digests
-from components.data.importing import import_folder, remove_leftovers
+from components.data.importing import import_folder
 from components.data.layouts import read_rows
 from components.data.manifest import hash_file
 from components.data.stages import run_manifest, run_validate
 from components.data.validation import check_rows
 from components.domain import Domain
+from components.files import settle_folder
 from components.models.features import run_features
 from components.workspace import Workspace
 
@@ -137,7 +138,7 @@ def test_an_import_copies_what_is_new_and_links_the_rest(tmp_path: Path) -> None
     save_picture(source / "good/new.png", 99)
     save_picture(source / "good/good00.png", 98)
     (source / "good/good01.png").unlink()
-    import_folder(workspace, source, "tiles")
+    import_folder(workspace, source, "tiles", replace=True, force=True)
     kept = {path.name for path in raw.rglob("*.png") if inodes.get(path.name) == path.stat().st_ino}
     assert {path.name for path in raw.rglob("*.png")} - kept == {"new.png", "good00.png"}
     assert "good01.png" not in kept
@@ -150,7 +151,7 @@ def test_an_import_copies_what_is_new_and_links_the_rest(tmp_path: Path) -> None
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
     for number in (2**22 + 1, os.getpid()):
         (tmp_path / f".raw-{number}.partial").mkdir()
-    remove_leftovers(tmp_path / "raw")
+    settle_folder(tmp_path / "raw")
     assert [path.name for path in tmp_path.iterdir()] == [f".raw-{os.getpid()}.partial"]
 
 

@@ -28,7 +28,7 @@ def test_a_domain_from_shards_has_the_manifest_of_one_from_folders(tmp_path: Pat
     manifests = []
     for packed in (False, True):
         workspace = Workspace(tmp_path / f"workspace-{packed}")
-        domain = import_folder(workspace, source, "parts", "folders", shards=packed)
+        domain = import_folder(workspace, source, "parts", "folders", shards=packed).domain
         domain = make_domain(name="parts", classes=list(domain.classes), layout="folders")
         if packed:  # features are known by content: none is computed again
             shutil.copytree(Workspace(tmp_path / "workspace-False").derived("parts"), workspace.derived("parts"))
@@ -58,7 +58,7 @@ def test_only_what_changed_changes_its_shard(tmp_path: Path, monkeypatch: pytest
     save_picture(source / first, 999)
     new = Path(first).with_name("new.png").as_posix()
     save_picture(source / new, 1000)
-    import_folder(workspace, source, "parts")
+    import_folder(workspace, source, "parts", replace=True, force=True)
     after = read_shards(workspace, "parts")
     assert {shard for shard in before if after.get(shard) == before[shard]} >= set(sorted(before)[1:-1])
     folder = open_images(workspace, "parts")

@@ -3,25 +3,47 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 
-from components.data import guessing, layouts
+from components.data import guessing, layouts, versioning
 from components.data.archives import unpacked
 from components.data.columns import complete_table
 from components.data.digests import Digests
-from components.data.shards import is_sharded, pack_shards
+from components.data.merging import Change, Standing, compare, find_standing, require_labels_kept
+from components.data.shards import is_sharded, list_packed, pack_shards
 from components.data.tables import looks_multilabel
 from components.data.tree import walk_files
 from components.domain import LAYOUTS, Csv, Domain, Parquet, load_domain, parse_domain, read_yaml
 from components.errors import DomainError
-from components.files import write_whole
+from components.files import whole_folder, write_whole
 from components.workspace import REPOSITORY, Workspace
 
 DOMAIN_FILE = "domain.yaml"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A domain whose images are in place, and what an import made of the files that were there before.
+
+    files: now in place. changed: with the same path and other content than before. kept: as they were.
+    """
+
+    domain: Domain
+    files: int
+    added: int
+    removed: int
+    changed: int
+
+    @property
+    def kept(self) -> int:
+        return self.files - self.added - self.changed
 
 
 def import_folder(
@@ -32,21 +54,35 @@ def import_folder(
     group: str | None = None,
     *,
     shards: bool = False,
-) -> Domain:
-    """Copy `source`, a folder or an archive, to data/<name>/raw in one move, with a domain.yaml unless there is one.
+    replace: bool = False,
+    force: bool = False,
+) -> Imported:
+    """Add `source`, a folder or an archive, to data/<name>/raw in one move, with a domain.yaml unless there is one.
 
     The file is the one in `source`, where `tessera export` left one, or is made for it.
 
-    shards: pack the images into tars, as they stay from then on.
+    shards: pack the images into tars, as they stay from then on. replace: make raw/ the same as `source` instead of
+    adding to it. force: let pictures go, or be overwritten, that nothing else holds.
 
     The labels are read before anything is put in place, so a wrong layout leaves the workspace as it was.
     """
-    with unpacked(source, workspace.state) as folder:
-        digests = Digests(folder, workspace.cache)
-        domain = _import(workspace, folder, digests, name, layout, group, shards)
-        if folder == source:  # and no archive's content, which goes
-            digests.save(whole=True)
-    return domain
+    scratch = _scratch(workspace, name)
+    with versioning.hold_domain(workspace, name, f"tessera import of {name}"):
+        shutil.rmtree(scratch, ignore_errors=True)  # of an import that was killed
+        try:
+            with unpacked(source, scratch) as folder:
+                digests = Digests(folder, workspace.cache)
+                imported = _import(workspace, folder, digests, name, layout, group, shards, replace, force)
+                if folder == source:  # and no archive's content, which goes
+                    digests.save(whole=True)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return imported
+
+
+def _scratch(workspace: Workspace, name: str) -> Path:
+    """What an import unpacks and puts together before its images are in place."""
+    return workspace.state / f"import-{name}"
 
 
 def _import(
@@ -57,7 +93,9 @@ def _import(
     layout: str | None,
     group: str | None,
     shards: bool,
-) -> Domain:
+    replace: bool,
+    force: bool,
+) -> Imported:
     domain_file = workspace.domain_file(name)
     _bring_known_domain(domain_file, name)
     if domain_file.exists():
@@ -65,29 +103,27 @@ def _import(
         _require_same_layout(domain, layout, domain_file)
     else:
         domain = _describe(source, name, layout, group, domain_file)
-    layouts.read_rows(domain, source, digests)
-    raw = workspace.raw(name)
-    remove_leftovers(raw)
+    rows = layouts.read_rows(domain, source, digests)
+    there = find_standing(workspace, name, replace=replace, force=force)
     paths = [path for path in walk_files(source) if path != DOMAIN_FILE]
-    if shards or is_sharded(raw):
-        pack_shards(source, paths, digests, workspace, name)
-    else:
-        _replace_folder(source, paths, digests, raw, Digests(raw, workspace.cache))
+    change = compare(there, source, paths, digests, domain.layout, replace=replace, force=force)
+    check = None if replace or not there.files else partial(require_labels_kept, there, domain, change, rows)
+    place = _place_shards if shards or is_sharded(workspace.raw(name)) else _place_folder
+    place(workspace, domain, there, change, check)
     if not domain_file.exists():
         if (source / DOMAIN_FILE).is_file():
             facts = read_yaml(source / DOMAIN_FILE) | {"name": name}
             write_whole(domain_file, yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode())
         else:
             _write_domain(domain, domain_file)
-    return domain
+    return Imported(domain, len(change.files), change.added, change.removed, change.changed)
 
 
 def _bring_known_domain(domain_file: Path, name: str) -> None:
     """A domain that ships with Tessera is copied into a workspace elsewhere when it is first used there."""
     shipped = REPOSITORY / "data" / name / "domain.yaml"
     if not domain_file.exists() and shipped.exists():
-        domain_file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(shipped, domain_file)
+        write_whole(domain_file, shipped.read_bytes())
 
 
 def _require_same_layout(domain: Domain, layout: str | None, domain_file: Path) -> None:
@@ -138,51 +174,69 @@ def _write_domain(domain: Domain, path: Path) -> None:
     }
     if domain.group:
         facts["group"] = domain.group
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120))
+    text = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120)
+    write_whole(path, text.encode())
 
 
-def _replace_folder(source: Path, paths: Sequence[str], wanted: Digests, target: Path, there: Digests) -> None:
-    """Fill a folder beside with every file named, and rename it.
+# Files in their places
 
-    A file that is in place already, by its hash, gets a second name instead of a copy; so an import costs what is new.
-    """
-    partial = target.with_name(f".{target.name}-{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process with our number, as containers give them out
-    try:
-        for folder in sorted({os.path.dirname(path) for path in paths}):
-            (partial / folder).mkdir(parents=True, exist_ok=True)
-        made = {path: _bring(path, source, wanted, target, there, partial) for path in paths}
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+Check = Callable[[pl.DataFrame], None]
+
+
+def _place_folder(workspace: Workspace, domain: Domain, there: Standing, change: Change, check: Check | None) -> None:
+    """Replace raw/ by a folder of the files that the change names, when its labels are what they should be."""
+    raw = workspace.raw(domain.name)
+    with whole_folder(raw) as fresh:
+        made = _fill(fresh, there, change)
+        if check:
+            check(layouts.read_rows(domain, fresh, made))
+    known = Digests(raw, workspace.cache)
     for path, digest in made.items():
-        there.put(path, digest)
-    there.save(whole=True)
+        known.put(path, digest)
+    known.save(whole=True)
 
 
-def _bring(path: str, source: Path, wanted: Digests, target: Path, there: Digests, partial: Path) -> str:
-    """One file into the new folder, by a second name where the old one has it, else by copying; its sha256."""
-    digest = wanted[path]
-    if digest and there[path] == digest:
-        try:
-            os.link(f"{target}/{path}", f"{partial}/{path}")
-            return digest
-        except OSError:  # a file system without second names
-            pass
-    data = Path(source, path).read_bytes()
-    Path(partial, path).write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
+def _place_shards(workspace: Workspace, domain: Domain, there: Standing, change: Change, check: Check | None) -> None:
+    """The same as shards; new files and old ones lie beside one another for as long as their labels are read."""
+    raw, packed = workspace.raw(domain.name), list_packed(workspace, domain.name)
+    files = change.files
+    if check:
+        both = _scratch(workspace, domain.name) / "both"
+        both.mkdir(parents=True)
+        check(layouts.read_rows(domain, both, _fill(both, there, change)))
+        files = {path: both / path for path in files}
+    pack_shards(files, change.same, raw, packed)
 
 
-def remove_leftovers(target: Path) -> None:
-    """What killed imports and checkouts left beside the folder; one that is at work still has its process."""
-    for left in target.parent.glob(f".{target.name}-*.partial"):
-        try:
-            os.kill(int(left.name.removesuffix(".partial").rpartition("-")[2]), 0)
-        except (ValueError, ProcessLookupError):
-            shutil.rmtree(left, ignore_errors=True)
-        except PermissionError:
-            pass  # somebody else's, and alive
+class _Made(dict[str, str]):
+    """sha256 of the files just written, by path."""
+
+    def __missing__(self, path: str) -> None:
+        return None
+
+
+def _fill(folder: Path, there: Standing, change: Change) -> _Made:
+    """Write the files of a change below an empty folder.
+
+    A file that is in place already gets a second name instead of a copy, so an import costs what is new.
+    """
+    for parent in sorted({os.path.dirname(path) for path in change.files}):
+        (folder / parent).mkdir(parents=True, exist_ok=True)
+    made = _Made()
+    for path, file in change.files.items():
+        if path in change.same and (digest := there.digests[path]) and _link(file, folder / path):
+            made[path] = digest
+            continue
+        data = change.merged[path] if path in change.merged else file.read_bytes()
+        Path(folder, path).write_bytes(data)
+        made[path] = hashlib.sha256(data).hexdigest()
+    return made
+
+
+def _link(source: Path, target: Path) -> bool:
+    """A second name for a file; False on a file system without second names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True

@@ -23,6 +23,7 @@ import yaml
 
 from components.data.digests import YOUNG, read_stamp
 from components.data.objects import list_missing
+from components.files import write_whole
 from components.workspace import Workspace
 
 #: The data stages of dvc.yaml in the order in which they run.
@@ -88,7 +89,7 @@ def are_fresh(workspace: Workspace, name: str, md5: str, code: str) -> bool:
     for each in (item for entry in entries for item in (*entry["deps"], *entry["outs"])):
         path = each["path"]
         if path not in found:
-            found[path] = _hash_md5(workspace.root / path)
+            found[path] = hash_md5(workspace.root / path)
         if found[path] != each["md5"]:
             return False
     return True
@@ -133,7 +134,8 @@ def _name_run(workspace: Workspace, entries: list[dict[str, Any]], code: str) ->
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _hash_md5(path: Path) -> str:
+def hash_md5(path: Path) -> str:
+    """DVC's name of a file's content; empty where there is no file."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -153,8 +155,4 @@ def _load(workspace: Workspace, name: str, proof: str) -> Any:
 
 
 def _save(workspace: Workspace, name: str, proof: str, fact: Any) -> None:
-    path = _path(workspace, name, proof)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(fact))
-    os.replace(partial, path)
+    write_whole(_path(workspace, name, proof), json.dumps(fact).encode())

@@ -13,17 +13,16 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from components.data.archives import unpack_tar
-from components.data.digests import Digests
 from components.data.tree import is_junk
 from components.errors import DataError
-from components.files import write_whole
+from components.files import whole_folder, write_whole
 from components.workspace import Workspace
 
 NAME = re.compile(r"shard-\d{4,}\.tar")
@@ -84,56 +83,50 @@ def _unpack(shard: Path, folder: Path, there: set[str]) -> list[str]:
     return files
 
 
-def pack_shards(source: Path, paths: Iterable[str], wanted: Digests, workspace: Workspace, name: str) -> None:
-    """Put `paths` of `source` into data/<name>/raw as shards, in one move."""
-    raw, partial = workspace.raw(name), workspace.raw(name).with_name(f".raw-{os.getpid()}.partial")
-    old, there = _read_packed(workspace, name)
-    files = set(paths)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        for shard, members in old.items():
-            stay = [path for path in members if path in files and there is not None and there[path] == wanted[path]]
-            files.difference_update(stay)
-            if stay == members:
-                _second_name(raw / shard, partial / shard)
+def pack_shards(files: Mapping[str, Path], same: Set[str], raw: Path, there: Mapping[str, Sequence[str]]) -> None:
+    """Replace raw/ by shards of `files` (path below raw/ -> the file that holds it).
+
+    same: paths whose content is as it is in place. there: shard -> its files now (`list_packed`).
+    """
+    left = set(files)
+    with whole_folder(raw) as fresh:
+        for shard, members in there.items():
+            stay = [path for path in members if path in same and path in left]
+            left.difference_update(stay)
+            if stay == list(members):
+                _second_name(raw / shard, fresh / shard)
             elif stay:
-                _write_tar(partial / shard, source, stay)
-        number = max((int(shard[6:-4]) for shard in old), default=-1)
-        for part in _parts(source, sorted(files)):
+                _write_tar(fresh / shard, {path: files[path] for path in stay})
+        number = max((int(shard[6:-4]) for shard in there), default=-1)
+        for part in _parts({path: files[path] for path in sorted(left)}):
             number += 1
-            _write_tar(partial / f"shard-{number:04}.tar", source, part)
-        shutil.rmtree(raw, ignore_errors=True)
-        os.replace(partial, raw)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _write_tar(fresh / f"shard-{number:04}.tar", part)
 
 
-def _read_packed(workspace: Workspace, name: str) -> tuple[Mapping[str, list[str]], Digests | None]:
-    """What is in which shard now, and the hashes of all that."""
+def list_packed(workspace: Workspace, name: str) -> dict[str, list[str]]:
+    """Which files are in which shard now; nothing where raw/ is a folder of images."""
     if not is_sharded(workspace.raw(name)):
-        return {}, None
-    folder = open_images(workspace, name)
-    return {shard: entry["files"] for shard, entry in _load_index(folder).items()}, Digests(folder, workspace.cache)
+        return {}
+    return {shard: entry["files"] for shard, entry in _load_index(open_images(workspace, name)).items()}
 
 
-def _parts(source: Path, paths: list[str]) -> Iterator[list[str]]:
-    part, size = list[str](), 0
-    for path in paths:
-        part.append(path)
-        size += (source / path).stat().st_size
+def _parts(files: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+    part, size = dict[str, Path](), 0
+    for path, file in files.items():
+        part[path] = file
+        size += file.stat().st_size
         if size >= SIZE:
             yield part
-            part, size = [], 0
+            part, size = {}, 0
     if part:
         yield part
 
 
-def _write_tar(target: Path, source: Path, paths: Iterable[str]) -> None:
+def _write_tar(target: Path, files: Mapping[str, Path]) -> None:
     """Names and bytes alone: the same files give the same archive."""
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
-        for path in paths:
-            data = (source / path).read_bytes()
+        for path, file in files.items():
+            data = file.read_bytes()
             member = tarfile.TarInfo(path)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))

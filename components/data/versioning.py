@@ -5,29 +5,36 @@ writer after three seconds, we wait for our turn and say for whom (platform fact
 """
 
 import configparser
+import hashlib
+import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from components.data import proofs
-from components.data.objects import list_missing
-from components.domain import Strict
-from components.errors import DataError, RemoteError, TesseraError, VersioningError, WorkspaceError
+from components.data.objects import list_missing, load_listing, locate_object
+from components.data.tree import resolve_inside
+from components.domain import NAME_PATTERN, Strict
+from components.errors import DataError, DomainError, RemoteError, TesseraError, VersioningError, WorkspaceError
+from components.files import settle_folder, whole_folder, write_whole
 from components.workspace import DISK_TROUBLE, REPOSITORY, Workspace, describe_disk_trouble
 
 #: A DVC process that is none of ours may hold DVC's own lock; each try waits three seconds for it.
 LOCK_TRIES = 100
+
+#: Seconds that a command waits for another one which works on the same domain.
+PATIENCE = 60.0
 
 #: What the storage libraries below DVC say, what is wrong then, and what mends it.
 REMOTE_TROUBLE = (
@@ -69,8 +76,7 @@ def require_repository(workspace: Workspace) -> None:
             mend="Clone the project with git (or run `git init` here), or work elsewhere with `--workspace DIR`.",
         )
     if not (workspace.root / "dvc.yaml").exists():
-        shutil.copyfile(REPOSITORY / "dvc.yaml", workspace.root / "dvc.yaml")
-        _write_domains(workspace, [])
+        _write_domains(workspace, [], REPOSITORY)
 
 
 def uses_git(workspace: Workspace) -> bool:
@@ -80,14 +86,20 @@ def uses_git(workspace: Workspace) -> bool:
 
 def register_domain(workspace: Workspace, name: str) -> None:
     """Put the domain's word into dvc.yaml, keeping its comments."""
-    domains = _read_domains(workspace)
-    if name not in domains:
-        _write_domains(workspace, [*domains, name])
+    if name not in _read_domains(workspace):
+        with turn(workspace, f"registering {name}"):
+            _write_domains(workspace, {*_read_domains(workspace), name})
 
 
 def record_version(workspace: Workspace, name: str) -> DataVersion:
     """Track `data/<name>/raw` as it is now. Fast when nothing changed."""
+    with hold_domain(workspace, name, f"recording the images of {name}"):
+        return _record(workspace, name)
+
+
+def _record(workspace: Workspace, name: str) -> DataVersion:
     raw = workspace.raw(name)
+    settle_folder(raw)
     if not raw.is_dir() or not any(raw.iterdir()):
         restore_raw(workspace, name)
     stamp = proofs.stamp_raw(workspace, name)
@@ -141,6 +153,31 @@ def fetch_objects(workspace: Workspace, md5s: Iterable[str], *, whole: bool = Fa
             "`tessera version` in a workspace that has it.",
         )
     return cache
+
+
+def lay_out(workspace: Workspace, cache: Path, md5: str, target: Path) -> None:
+    """Replace a folder by the files of a version, every hash checked; killed, it is the old folder or the new one."""
+    listing = load_listing(cache, md5)
+    with whole_folder(target) as folder:
+        for parent in {(folder / resolve_inside(path, "", md5)).parent for path in listing}:
+            parent.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda item: _copy_object(cache, item[1], folder / item[0], workspace), listing.items()))
+
+
+def _copy_object(cache: Path, md5: str, target: Path, workspace: Workspace) -> None:
+    source = locate_object(cache, md5)
+    data = source.read_bytes()
+    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if found != md5:
+        source.unlink()
+        raise RemoteError(
+            describe_remote(workspace),
+            expected=f"the file {md5} whole",
+            found="other content under its name, which is now out of the cache",
+            mend="Run the same command again to fetch it anew; if that fails, the remote's copy is damaged.",
+        )
+    target.write_bytes(data)
 
 
 def locate_cache(workspace: Workspace) -> Path:
@@ -197,23 +234,29 @@ def read_output(workspace: Workspace, stage: str, name: str) -> str:
 
 
 def restore_raw(workspace: Workspace, name: str) -> None:
-    """Fetch the raw images that raw.dvc names. Raises DataError when there is nothing to fetch."""
+    """Bring back the raw images that raw.dvc names, whole or not at all. Raises DataError when they are nowhere."""
     raw = workspace.raw(name)
+    replace = " --replace" if raw.with_suffix(".dvc").exists() else ""
     missing = DataError(
         f"raw images of {name}",
         expected=f"a folder {raw} with images, or raw.dvc beside it and its files in the DVC cache or remote",
         found="neither" if not raw.with_suffix(".dvc").exists() else "a raw.dvc whose files are nowhere",
-        mend=f"Bring the images in with `tessera import SOURCE --domain {name}`"
+        mend=f"Bring the images in with `tessera import SOURCE --domain {name}{replace}`"
         + (", or make them with `tessera demo --data-only`." if name == "surface_defects" else "."),
     )
     if not raw.with_suffix(".dvc").exists():
         raise missing
+    md5, cache = read_version(workspace, name).md5, locate_cache(workspace)
     try:
-        _dvc(workspace, "pull", f"data/{name}/raw.dvc")
+        if list_missing(cache, [md5], whole=True):
+            _dvc(workspace, "fetch", f"data/{name}/raw.dvc")
     except RemoteError:
         raise
     except VersioningError as error:
         raise missing from error
+    if list_missing(cache, [md5], whole=True):
+        raise missing
+    lay_out(workspace, cache, md5, raw)
 
 
 def run_stage(workspace: Workspace, stage: str, name: str) -> None:
@@ -227,8 +270,9 @@ def run_stage(workspace: Workspace, stage: str, name: str) -> None:
 
 def refresh(workspace: Workspace, name: str) -> None:
     """Run those stages whose inputs changed since they last ran."""
-    for _ in reproduce(workspace, f"split@{name}"):
-        pass
+    with hold_domain(workspace, name, f"the data stages of {name}"):
+        for _ in reproduce(workspace, f"split@{name}"):
+            pass
 
 
 def git_commit(root: Path = REPOSITORY) -> str:
@@ -272,10 +316,10 @@ def _create_repository(workspace: Workspace) -> None:
         # A folder of its own, in no repository or deep inside another one: its versions are DVC's alone.
         _dvc(workspace, "init", "--force", "--no-scm")
         alone += ["    no_scm = True"]
-    shutil.copyfile(REPOSITORY / ".dvcignore", workspace.root / ".dvcignore")
+    write_whole(workspace.root / ".dvcignore", (REPOSITORY / ".dvcignore").read_bytes())
     remote = ["    remote = local", "    analytics = false", "['remote \"local\"']"]
     lines = [*alone, *remote, f"    url = {workspace.state / 'dvc-remote'}"]
-    settings.write_text("\n".join(lines) + "\n")
+    write_whole(settings, ("\n".join(lines) + "\n").encode())
 
 
 def _read_domains(workspace: Workspace) -> list[str]:
@@ -283,40 +327,79 @@ def _read_domains(workspace: Workspace) -> list[str]:
     return list(stages["vars"][0]["domains"] or [])
 
 
-def _write_domains(workspace: Workspace, domains: Sequence[str]) -> None:
+def _write_domains(workspace: Workspace, domains: Iterable[str], pattern: Path | None = None) -> None:
+    """dvc.yaml with these domains and its comments; `pattern`: the folder of another one to begin with."""
     from ruamel.yaml import YAML
 
     editor = YAML()
     editor.width = 120
-    path = workspace.root / "dvc.yaml"
-    stages = editor.load(path.read_text())
+    path, text = workspace.root / "dvc.yaml", io.StringIO()
+    stages = editor.load(((pattern or workspace.root) / "dvc.yaml").read_text())
     place = stages["vars"][0]["domains"]
     place[:] = sorted(domains)
-    with path.open("w") as file:
-        editor.dump(stages, file)
+    editor.dump(stages, text)
+    write_whole(path, text.getvalue().encode())
 
 
 @contextmanager
 def turn(workspace: Workspace, doing: str) -> Iterator[None]:
     """One writer at a time; who has to wait is told for whom. A holder may enter again."""
-    locks = workspace.state / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(locks / "dvc.lock", is_singleton=True), locks / "dvc.holder"
+    lock = FileLock(workspace.state / "locks" / "dvc.lock", is_singleton=True)
+    _acquire(lock, doing, "DVC is busy with {} in this workspace")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _tell_wait(holder.read_text().strip() if holder.exists() else "another process")
-        lock.acquire()
-    try:
-        if lock.lock_counter == 1:
-            holder.write_text(f"`{doing}` of process {os.getpid()}\n")
         yield
     finally:
         lock.release()
 
 
-def _tell_wait(holder: str) -> None:
-    sys.stderr.write(f"tessera: DVC is busy with {holder} in this workspace; waiting for its end.\n")
+@contextmanager
+def hold_domain(workspace: Workspace, name: str, doing: str, patience: float = PATIENCE) -> Iterator[None]:
+    """Nobody else imports, checks, restores or removes the domain's images meanwhile; readers take no notice.
+
+    Whoever needs `turn`, too, takes this one first. The holding process may enter again, from any of its threads, and
+    a killed one holds nothing. Waits at most `patience` seconds (-1: for ever), then raises VersioningError that names
+    the holder.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):  # it becomes a file's name
+        mend = "Choose another one."
+        expected = "small letters, digits and _, a letter first, 63 at most"
+        raise DomainError("name of a domain", expected=expected, found=repr(name), mend=mend)
+    lock = FileLock(workspace.state / "locks" / f"domain-{name}.lock", is_singleton=True, thread_local=False)
+    try:
+        _acquire(lock, doing, f"{name} is in use by {{}}", patience)
+    except Timeout:
+        raise VersioningError(
+            f"`{doing}`",
+            expected=f"no other command at work on {name}",
+            found=f"{_read_holder(Path(lock.lock_file))}, for more than {patience:.0f} s",
+            mend="Give the command again when that one has ended; ending it with Ctrl-C or `kill` loses no image.",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, doing: str, told: str, patience: float = -1) -> None:
+    """Take a lock that the system takes back with the process; `told`: who has it, when there is a wait."""
+    file = Path(lock.lock_file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _tell_wait(told.format(_read_holder(file)))
+        lock.acquire(timeout=patience)
+    if lock.lock_counter == 1:
+        file.with_suffix(".holder").write_text(f"`{doing}` of process {os.getpid()}\n")
+
+
+def _read_holder(lock: Path) -> str:
+    holder = lock.with_suffix(".holder")
+    return (holder.read_text().strip() if holder.exists() else "") or "another process"
+
+
+def _tell_wait(trouble: str) -> None:
+    sys.stderr.write(f"tessera: {trouble}; waiting for its end.\n")
 
 
 def _dvc(workspace: Workspace, *arguments: str) -> None:
@@ -335,7 +418,7 @@ def _follow_dvc(workspace: Workspace, *arguments: str, extra_env: Mapping[str, s
             if done.returncode == 0 or "Unable to acquire lock" not in done.stderr:
                 break
             if attempt == 0:
-                _tell_wait("another DVC process")
+                _tell_wait("DVC is busy with another DVC process in this workspace")
     if done.returncode != 0:
         raise _explain(workspace, arguments, done)
 

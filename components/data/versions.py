@@ -9,14 +9,10 @@ session of their own, so that whatever kills us lets them end.
 """
 
 import configparser
-import hashlib
 import json
-import os
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,15 +23,13 @@ from pydantic import ValidationError
 
 from components.data import versioning
 from components.data.features import content_of
-from components.data.importing import remove_leftovers
 from components.data.manifest import by_class, load_frame
 from components.data.objects import load_listing, locate_object
 from components.data.shards import NAME
-from components.data.tree import resolve_inside
 from components.data.versioning import DataVersion, uses_git
 from components.domain import Domain, Strict
 from components.errors import RemoteError, VersioningError
-from components.files import write_whole
+from components.files import settle_folder, write_whole
 from components.workspace import Workspace
 
 
@@ -68,7 +62,8 @@ class NamedVersion(Strict):
 
 def name_version(workspace: Workspace, domain: Domain, message: str = "") -> tuple[NamedVersion, bool]:
     """Record the images as they are, push them and give them the next name; False: they have a name already."""
-    with versioning.turn(workspace, f"tessera version {domain.name}"):
+    doing = f"tessera version {domain.name}"
+    with versioning.hold_domain(workspace, domain.name, doing), versioning.turn(workspace, doing):
         versioning.require_repository(workspace)
         _require_identity(workspace)
         versioning.register_domain(workspace, domain.name)
@@ -107,20 +102,33 @@ def find_version(workspace: Workspace, name: str) -> NamedVersion:
 
 def checkout_version(workspace: Workspace, domain: Domain, name: str) -> NamedVersion:
     """Put the images of a named version in place of those that are there, which must have a name, too."""
-    with versioning.turn(workspace, f"tessera checkout {name}"):
+    doing = f"tessera checkout {name}"
+    with versioning.hold_domain(workspace, domain.name, doing), versioning.turn(workspace, doing):
         versioning.require_repository(workspace)
         named = find_version(workspace, name)
-        remove_leftovers(workspace.raw(domain.name))
         if _is_there(workspace, domain.name, named):
             return named
         try:
             cache = versioning.fetch_objects(workspace, [named.md5], whole=True)
         except RemoteError as error:
             raise _recall_remote(workspace, named, error) from None
-        _replace_raw(workspace, domain.name, cache, named)
+        versioning.lay_out(workspace, cache, named.md5, workspace.raw(domain.name))
         _write_pointer(workspace, domain.name, named)
         versioning.record_version(workspace, domain.name)  # so that the next run finds nothing to hash
         return named
+
+
+def list_held(workspace: Workspace, domain: str) -> tuple[set[str], list[str]]:
+    """md5 of every file that a named version holds, and the versions whose list of files can be had from nowhere."""
+    held, unknown = set[str](), list[str]()
+    for named in list_versions(workspace, domain):
+        try:
+            cache = versioning.fetch_objects(workspace, [named.md5])
+        except VersioningError:
+            unknown.append(named.name)
+        else:
+            held.update(load_listing(cache, named.md5).values())
+    return held, unknown
 
 
 # Naming
@@ -219,6 +227,7 @@ def _require_identity(workspace: Workspace) -> None:
 def _is_there(workspace: Workspace, domain: str, wanted: NamedVersion) -> bool:
     """Whether the images are the wanted ones already. Raises VersioningError when they have no name."""
     raw = workspace.raw(domain)
+    settle_folder(raw)
     if not raw.is_dir() or not any(raw.iterdir()):
         return False
     here = versioning.record_version(workspace, domain)
@@ -235,47 +244,7 @@ def _is_there(workspace: Workspace, domain: str, wanted: NamedVersion) -> bool:
 def restore_copy(workspace: Workspace, md5: str, target: Path) -> None:
     """Put the images of a version, by its hash, into a folder that is not there yet; raw/ stays as it is."""
     cache = versioning.fetch_objects(workspace, [md5], whole=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}-{os.getpid()}.partial")
-    _lay_out(workspace, cache, md5, new)
-    os.replace(new, target)
-
-
-def _replace_raw(workspace: Workspace, domain: str, cache: Path, named: NamedVersion) -> None:
-    """Copy beside, and rename: what is killed leaves the old images or the new ones."""
-    raw = workspace.raw(domain)
-    new, old = (raw.with_name(f".raw-{kind}-{os.getpid()}.partial") for kind in ("new", "old"))
-    shutil.rmtree(old, ignore_errors=True)  # of a killed process with our number, as containers give them out
-    _lay_out(workspace, cache, named.md5, new)
-    if raw.exists():
-        os.replace(raw, old)
-    os.replace(new, raw)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _lay_out(workspace: Workspace, cache: Path, md5: str, folder: Path) -> None:
-    """The files of a version in their places, every hash checked."""
-    shutil.rmtree(folder, ignore_errors=True)
-    listing = load_listing(cache, md5)
-    for parent in {(folder / resolve_inside(path, "", md5)).parent for path in listing}:
-        parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda item: _copy_object(cache, item[1], folder / item[0], workspace), listing.items()))
-
-
-def _copy_object(cache: Path, md5: str, target: Path, workspace: Workspace) -> None:
-    source = locate_object(cache, md5)
-    data = source.read_bytes()
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    if found != md5:
-        source.unlink()
-        raise RemoteError(
-            versioning.describe_remote(workspace),
-            expected=f"the file {md5} whole",
-            found="other content under its name, which is now out of the cache",
-            mend="Run the same command again to fetch it anew; if that fails, the remote's copy is damaged.",
-        )
-    target.write_bytes(data)
+    versioning.lay_out(workspace, cache, md5, target)
 
 
 def _write_pointer(workspace: Workspace, domain: str, named: NamedVersion) -> None:
