@@ -125,6 +125,20 @@ class Coco(Strict):
     annotations: str = "annotations.json"
 
 
+class Yolo(Strict):
+    """YOLO detection: each line `class cx cy width height` of a label file becomes one crop.
+
+    The label file of `<images>/train/a.jpg` is `<labels>/train/a.txt`, `labels` beside `images` (`train/images/a.jpg`,
+    `train/labels/a.txt`), or `a.txt` beside the picture. `names` is the file that names the classes, data.yaml or a
+    text file with one name per line; found where it is left out. An empty label file means background.
+    """
+
+    kind: Literal["yolo"] = "yolo"
+    images: str = "images"
+    labels: str = "labels"
+    names: str | None = None
+
+
 class Instances(Strict):
     """Instance-id masks (0 = background): a crop an instance, and as many crops of empty background."""
 
@@ -165,15 +179,16 @@ class Masks(Strict):
 
 
 Layout = Annotated[
-    Folders | Csv | Parquet | Voc | Coco | Instances | Masks,
+    Folders | Csv | Parquet | Voc | Coco | Yolo | Instances | Masks,
     Field(discriminator="kind"),
 ]
-LAYOUTS: dict[str, type[Folders | Csv | Parquet | Voc | Coco | Instances | Masks]] = {
+LAYOUTS: dict[str, type[Folders | Csv | Parquet | Voc | Coco | Yolo | Instances | Masks]] = {
     "folders": Folders,
     "csv": Csv,
     "parquet": Parquet,
     "voc": Voc,
     "coco": Coco,
+    "yolo": Yolo,
     "instances": Instances,
     "masks": Masks,
 }

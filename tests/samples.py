@@ -141,6 +141,22 @@ def write_coco(raw: Path, pictures: int = 6) -> Path:
     return raw
 
 
+def write_yolo(raw: Path, pictures: int = 6) -> Path:
+    """images, labels and data.yaml: in each picture one object of every class."""
+    for index in range(pictures):
+        save_picture(raw / "images" / f"p{index}.jpg", index, width=100, height=80)
+        lines = [f"{number} {0.15 + 0.4 * number} 0.3125 0.3 0.375" for number, _ in enumerate(CLASSES)]
+        save_text(raw / "labels" / f"p{index}.txt", "\n".join(lines))
+    save_text(raw / "data.yaml", f"train: images\nnames: [{', '.join(CLASSES)}]\n")
+    return raw
+
+
+def save_text(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 def save_coco(path: Path, images: list[Any], annotations: list[Any], categories: list[Any]) -> None:
     content = {"images": images, "annotations": annotations, "categories": categories}
     path.write_text(json.dumps(content, indent=1))

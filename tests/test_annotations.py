@@ -1,12 +1,13 @@
 """Tables and annotations as people write them: what is read, what is refused, and what is said of the rest."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from samples import make_domain, picture, save_picture
+from samples import make_domain, picture, save_picture, save_text
 
 from components.data.boxes import clip_boxes
 from components.data.columns import complete_table
@@ -15,7 +16,7 @@ from components.data.images import ORIENTATION
 from components.data.layouts import READERS, find_classes, read_rows
 from components.data.manifest import Reading, Row, Wanted
 from components.data.tables import looks_multilabel
-from components.domain import Csv, Folders, Layout, parse_domain
+from components.domain import Csv, Folders, Layout, Yolo, parse_domain
 from components.errors import DataError
 
 NAMES = [f"p{number:02d}" for number in range(8)]
@@ -451,3 +452,182 @@ def test_a_box_on_a_turned_picture_is_clipped_at_its_upright_edge(tmp_path):
     picture(1).save(tmp_path / "a.jpg", exif=exif)  # 48 x 40, shown as 40 x 48
     (row,) = clip_boxes(Reading([Row(path="a.jpg", crop=(10, 10, 41, 49))]), tmp_path).rows
     assert row.crop == (10, 10, 40, 48)
+
+
+# YOLO
+
+BOLT = "0 0.5 0.5 0.5 0.5"  # of 48 x 40: 12 10 36 30
+YOLO_TREES = {
+    "images/train, labels/train": ("images/{split}/{name}.png", "labels/{split}/{name}.txt"),
+    "train/images, train/labels": ("{split}/images/{name}.png", "{split}/labels/{name}.txt"),
+    "below a folder": ("set/images/{split}/{name}.png", "set/labels/{split}/{name}.txt"),
+    "flat": ("images/{name}.png", "labels/{name}.txt"),
+    "beside": ("obj_train_data/{name}.png", "obj_train_data/{name}.txt"),
+    "all in one": ("{name}.png", "{name}.txt"),
+    "one folder of labels": ("images/{split}/{name}.png", "labels/{name}.txt"),
+}
+
+
+def yolo(raw, texts, picture="images/{name}.png", label="labels/{name}.txt", names="[bolt, nut]"):
+    """Pictures of 48 x 40, a label file for each text that is not None; every third one is in val."""
+    for number, text in enumerate(texts):
+        where = {"split": "val" if number % 3 == 2 else "train", "name": f"p{number}"}
+        save_picture(raw / picture.format(**where), number)
+        if text is not None:
+            save_text(raw / label.format(**where), text)
+    if names:
+        save_text(raw / "data.yaml", f"path: .\nnames: {names}\n")
+    return raw
+
+
+def read_yolo_rows(raw: Path) -> Reading:
+    layout = suggest_layout(raw)
+    assert layout is not None
+    assert layout.kind == "yolo"
+    return clip_boxes(READERS["yolo"](layout, raw, Wanted()), raw)
+
+
+@pytest.mark.parametrize(("picture", "label"), YOLO_TREES.values(), ids=YOLO_TREES)
+def test_yolo_trees_are_read_with_their_splits(tmp_path, picture, label):
+    reading = read_yolo_rows(yolo(tmp_path, [BOLT, f"1{BOLT[1:]}\n", BOLT], picture, label))
+    assert [row.label for row in reading.rows] == ["bolt", "nut", "bolt"]
+    assert {row.crop for row in reading.rows} == {(12, 10, 36, 30)}
+    given = ["train", "train", "val"] if "split" in picture else [None] * 3
+    assert [row.columns.get("split") for row in reading.rows] == given
+    assert not reading.ignored
+    assert not reading.notes
+
+
+NAMES_FILES = {
+    "a mapping": ("data.yaml", "names: {0: bolt, 1: nut}"),
+    "a list": ("dataset.yml", "nc: 2\nnames:\n- bolt\n- nut\n"),
+    "numbers as text": ("data.yaml", 'names: {"1": nut, "0": bolt}'),
+    "classes.txt": ("classes.txt", "bolt\nnut\n"),
+    "among the labels": ("labels/classes.txt", "bolt\r\nnut"),
+    "darknet": ("obj.names", "bolt\nnut\n"),
+}
+
+
+@pytest.mark.parametrize(("file", "text"), NAMES_FILES.values(), ids=NAMES_FILES)
+def test_yolo_class_names_are_found(tmp_path, file, text):
+    yolo(tmp_path, [BOLT, f"1{BOLT[1:]}"], names="")
+    save_text(tmp_path / file, text)
+    assert [row.label for row in read_yolo_rows(tmp_path).rows] == ["bolt", "nut"]
+    assert suggest_layout(tmp_path).names == file
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, ["a file that names the classes", "Add data.yaml with `names:"]),
+        ({"data.yaml": "train: images"}, ["a file that names the classes"]),
+        (
+            {"data.yaml": "names: [bolt, nut]", "classes.txt": "nut\nbolt"},
+            ["data.yaml (bolt, nut)", "classes.txt (nut, bolt)", "--layout '{kind: yolo, names: data.yaml}'"],
+        ),
+    ],
+)
+def test_yolo_without_one_list_of_names_is_refused(tmp_path, files, words):
+    yolo(tmp_path, [BOLT], names="")
+    for file, text in files.items():
+        save_text(tmp_path / file, text)
+    with pytest.raises(DataError) as caught:
+        read_yolo_rows(tmp_path)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [("[bolt, bolt]", "'bolt' under the numbers 0 and 1"), ("[bolt]\nnc: 2", "1 names and `nc: 2`"), ("7", "found 7")],
+)
+def test_yolo_names_that_contradict_are_refused(tmp_path, names, words):
+    yolo(tmp_path, [BOLT], names=names)
+    with pytest.raises(DataError, match=re.escape(words)):
+        READERS["yolo"](Yolo(names="data.yaml"), tmp_path, Wanted())
+
+
+OTHER_FORMS = {
+    "segmentation": ("0 .1 .1 .4 .1 .4 .4", "an outline (a polygon"),
+    "odd segmentation": ("0 " + ".1 " * 22, "an outline (a polygon"),
+    "oriented boxes": ("0 .1 .1 .4 .1 .4 .4 .1 .4", "an oriented box"),
+    "predictions": (f"{BOLT} 0.93", "a box with a confidence"),
+    "pose": (BOLT + " .1 .1 2", "keypoints"),
+}
+
+
+@pytest.mark.parametrize(("line", "words"), OTHER_FORMS.values(), ids=OTHER_FORMS)
+def test_yolo_of_another_form_is_refused_by_name(tmp_path, line, words):
+    yolo(tmp_path, [line, line, BOLT])
+    with pytest.raises(DataError) as caught:
+        read_yolo_rows(tmp_path)
+    assert words in str(caught.value)
+    assert "labels/p0.txt" in str(caught.value)
+    yolo(tmp_path, [line, BOLT, BOLT])  # one file alone is quarantined
+    assert [bool(row.problem) for row in read_yolo_rows(tmp_path).rows] == [True, False, False]
+
+
+UNFIT_LINES = {
+    "over 1": ("0 1.5 0.5 0.2 0.2", "numbers from 0 to 1"),
+    "pixels": ("0 24 20 10 10", "numbers from 0 to 1"),
+    "below 0": ("0 -0.1 0.5 0.2 0.2", "numbers from 0 to 1"),
+    "no number": ("0 nan 0.5 0.2 inf", "numbers from 0 to 1"),
+    "no size": ("0 0.5 0.5 0 0.2", "width and height"),
+    "an unknown class": ("7 0.5 0.5 0.2 0.2", "one of the class numbers 0, 1; found class 7"),
+    "a negative class": ("-1 0.5 0.5 0.2 0.2", "found class -1"),
+    "a class by name": ("bolt 0.5 0.5 0.2 0.2", "found class bolt"),
+    "half a line": ("0 0.5 0.5", "3 values in line 2"),
+}
+
+
+@pytest.mark.parametrize(("line", "words"), UNFIT_LINES.values(), ids=UNFIT_LINES)
+def test_unfit_yolo_lines_quarantine_their_file(tmp_path, line, words):
+    rows = read_yolo_rows(yolo(tmp_path, [f"{BOLT}\n{line}", BOLT, BOLT])).rows
+    assert words in rows[0].problem
+    assert "labels/p0.txt" in rows[0].problem
+    assert [row.label for row in rows] == [None, "bolt", "bolt"]
+
+
+def test_every_file_of_a_yolo_tree_is_accounted_for(tmp_path):
+    yolo(tmp_path, [BOLT, "", None, f"0.0{BOLT[1:]}"])
+    save_text(tmp_path / "labels/lost.txt", BOLT)
+    save_text(tmp_path / "labels/notes.txt", "made in May")
+    save_picture(tmp_path / "images/p0.jpg", 9)  # two pictures of one stem, one label file
+    reading = read_yolo_rows(tmp_path)
+    problems = {row.path: row.problem for row in reading.rows if row.problem}
+    assert problems.keys() == {"images/p0.jpg", "images/p0.png", "labels/lost.txt"}
+    assert "labels/p0.txt shared by images/p0.jpg and images/p0.png" in problems["images/p0.jpg"]
+    assert reading.ignored == {
+        "images/p1.png": "annotated as background: its label file is empty",
+        "images/p2.png": "no label file p2.txt",
+    }
+    assert reading.notes == {
+        "pictures annotated as background (an empty label file), left out": 1,
+        "text files that hold no labels, passed over": 1,
+    }
+
+
+def test_yolo_boxes_of_turned_pictures_and_beyond_the_edge(tmp_path):
+    yolo(tmp_path, ["0 0.99 0.5 0.1 0.5", "0 0.9 0.5 0.6 0.5"])  # 1.4 and 8 pixels over
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    picture(7).save(tmp_path / "images/t.jpg", exif=exif)  # shown as 40 x 48
+    save_text(tmp_path / "labels/t.txt", BOLT)
+    reading = read_yolo_rows(tmp_path)
+    assert [row.crop for row in reading.rows] == [(45, 10, 48, 30), (29, 10, 58, 30), (10, 12, 30, 36)]
+    assert reading.notes == {"boxes up to 2 pixels over the edge of their picture, clipped": 1}
+
+
+def test_yolo_lists_and_data_yaml_name_the_splits(tmp_path):
+    yolo(tmp_path, [BOLT] * 4, names="[bolt]\ntrain: /content/set/train.txt\nval: ../images")
+    save_text(tmp_path / "train.txt", "/content/set/images/p0.png\n./images/p1.png\n")
+    splits = [row.columns.get("split") for row in read_yolo_rows(tmp_path).rows]
+    assert splits == ["val"] * 4  # data.yaml decides
+    save_text(tmp_path / "data.yaml", "names: [bolt]")
+    splits = [row.columns.get("split") for row in read_yolo_rows(tmp_path).rows]
+    assert splits == ["train", "train", None, None]
+
+
+@pytest.mark.parametrize("text", ["a bolt on a plate", "12 15 30 40 1", "0.5", ""])
+def test_text_files_that_are_no_labels_are_no_yolo(tmp_path, text):
+    yolo(tmp_path, [text] * 3)
+    assert getattr(suggest_layout(tmp_path), "kind", None) != "yolo"

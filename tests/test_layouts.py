@@ -21,13 +21,14 @@ from samples import (
     write_parquet,
     write_table,
     write_voc,
+    write_yolo,
 )
 
 from components.data.crops import draw_background, find_boxes
 from components.data.guessing import guess_layout, suggest_layout
 from components.data.layouts import READERS, find_classes, read_rows
 from components.data.masks import count_values
-from components.domain import LAYOUTS, Coco, Csv, Folders, Instances, Masks, Parquet, Voc
+from components.domain import LAYOUTS, Coco, Csv, Folders, Instances, Masks, Parquet, Voc, Yolo
 from components.errors import DataError, DomainError
 
 
@@ -127,6 +128,7 @@ def test_background_depends_on_the_picture_and_gives_up_where_there_is_none():
         (write_parquet, Parquet()),
         (write_voc, Voc()),
         (write_coco, Coco()),
+        (write_yolo, Yolo(names="data.yaml")),
         (write_instances, Instances()),
         (write_masks, Masks()),
     ],
@@ -151,7 +153,7 @@ def test_folders_below_other_folders_are_suggested_by_name(tmp_path):
 
 @pytest.mark.parametrize("kind", sorted(LAYOUTS))
 @pytest.mark.parametrize(
-    "write", [write_folders, write_csv, write_parquet, write_voc, write_coco, write_instances, write_masks]
+    "write", [write_folders, write_csv, write_parquet, write_voc, write_coco, write_instances, write_masks, write_yolo]
 )
 def test_a_wrong_layout_is_told_what_the_folder_looks_like(tmp_path, write, kind):
     write(tmp_path)

@@ -20,6 +20,7 @@ from samples import (
     write_masks,
     write_parquet,
     write_voc,
+    write_yolo,
 )
 
 from components.data.catalogue import render_table
@@ -54,6 +55,7 @@ CASES = [
     ("voc", {}, write_voc, {"pictures": 14}),
     ("instances", {"classes": ["background", "object"]}, write_instances, {"pictures": 14}),
     ("parquet", {"group": "lot", "slices": ["site"]}, write_parquet, {"lots": 14}),
+    ("yolo", {}, write_yolo, {"pictures": 14}),
     ("coco", {"slices": ["site"]}, write_coco, {"pictures": 14}),
     ("masks", {"classes": ["background", "class_1"], "split": {"seed": 1}}, write_masks, {"pictures": 48}),
 ]

@@ -8,6 +8,7 @@ from typing import NoReturn
 from components.data.columns import Found, suggest_table
 from components.data.images import SUFFIXES
 from components.data.tree import require_inside, resolve_inside, walk_files
+from components.data.yolo_files import suggest_yolo
 from components.domain import Coco, Folders, Instances, Layout, Masks, Voc
 from components.errors import DataError
 
@@ -34,6 +35,8 @@ def suggest_layout(raw: Path) -> Layout | None:
     if pictures and (found := [path for path in files if _is_coco(raw, path)]):
         one = found[0] if len(found) == 1 else posixpath.dirname(found[0]) or "."
         return Coco(images=posixpath.commonpath(pictures) or ".", annotations=one)
+    if yolo := suggest_yolo(raw, files):
+        return yolo
     table = suggest_table(raw, files)
     folders = _suggest_by_folders(pictures)
     if table and (folders is None or (table.sure and 2 * len(table.pictures) >= _count_pictures(files, table))):

@@ -25,6 +25,7 @@ from components.data.masks import read_instances, read_masks
 from components.data.tables import read_table
 from components.data.tree import walk_files
 from components.data.voc import read_voc
+from components.data.yolo import read_yolo
 from components.domain import WITH_COLUMNS, Domain, Folders, Instances, Layout
 from components.errors import DataError
 
@@ -102,6 +103,7 @@ READERS: dict[str, Reader] = {
     "parquet": read_table,
     "voc": read_voc,
     "coco": read_coco,
+    "yolo": read_yolo,
     "instances": read_instances,
     "masks": read_masks,
 }
