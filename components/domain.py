@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from components.errors import DomainError
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
+PART = re.compile(r"<([a-z][a-z0-9_]*)>")  # of a folder's path in a layout: stands for every name
 PRESETS = ("none", "industrial", "pathology", "xray")
 RESERVED_COLUMNS = (
     *("id", "path", "label", "labels", "group", "mask", "boxes", "crop"),
@@ -39,8 +40,40 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Folders(Strict):
-    """One folder a class: `<images>/<class>/*.jpg`, and `<masks>/<class>/<same stem>.png` where given."""
+class Tree(Strict):
+    """What layouts of folders have in common: a part `<name>` of `images` stands for every folder at that place."""
+
+    images: str = "."
+
+    @field_validator("images", "masks", "annotations", "instances", check_fields=False)
+    @classmethod
+    def _legal_parts(cls, value: str | None, info: ValidationInfo) -> str | None:
+        names = PART.findall(value or "")
+        if len(set(names)) != len(names):
+            raise ValueError("names a part in angle brackets twice")
+        if "class" in names and not (cls is Folders and info.field_name == "images"):
+            raise ValueError("only `images` of the layout folders may hold the part <class>")
+        known = set(PART.findall(info.data.get("images", value) or ""))
+        if info.field_name != "images" and (strange := set(names) - known - {"split"}):
+            raise ValueError(f"the part <{strange.pop()}> is none of `images`")
+        return value
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts in angle brackets, which are columns of the rows."""
+        return tuple(PART.findall(self.images))
+
+
+class Folders(Tree):
+    """One folder per class: `<images>/<class>/*.jpg`, and masks `<masks>/<class>/<same stem>.png` where given.
+
+    A mask may also be called `<stem>_mask.png`, and `masks: .` takes masks that lie beside their pictures. A part of
+    `images` in angle brackets stands for every folder at that place: `images: <split>` reads train/good and
+    test/good, `<lot>` reads P00/good and P01/good, `<class>/<lot>` reads good/P00. Its name is a column that may
+    serve as `group` or as a slice, except that `<split>` stands for names of splits alone and serves `split: given`.
+    The layouts voc, coco, instances and masks take such parts as well: `{kind: masks, images: <split>/images, masks:
+    <split>/masks}`.
+    """
 
     kind: Literal["folders"] = "folders"
     images: str = "."
@@ -103,21 +136,26 @@ class Parquet(Table):
     table: str = "labels.parquet"
 
 
-class Voc(Strict):
-    """Pascal VOC: each annotated object becomes one crop, and all crops of a picture are one group."""
+class Voc(Tree):
+    """Pascal VOC: each annotated object becomes one crop, and all crops of a picture are one group.
+
+    The lists in ImageSets/Main, where there are any, name the split of a picture.
+    """
 
     kind: Literal["voc"] = "voc"
     images: str = "JPEGImages"
     annotations: str = "Annotations"
 
 
-class Coco(Strict):
+class Coco(Tree):
     """COCO instances: each annotation's box becomes one crop, and all crops of a picture are one group.
 
-    `annotations` is one .json file or a folder of them. A segmentation gives its extent where there is no box,
-    and is not kept otherwise; crowds (`iscrowd: 1`) are passed over. Further keys of an annotation or of its image
-    may serve as `group` or as slices; `mask`, `boxes` and `whole: true` (the picture itself instead of a crop) are
-    read as `tessera export` writes them. With the task `multilabel` a row is a picture with all its categories.
+    `annotations` is one .json file or a folder of them, or, with the part `<split>`, one file per split
+    (`annotations/instances_<split>.json`, `<split>/_annotations.coco.json`). A segmentation gives its extent where
+    there is no box, and is not kept otherwise; crowds (`iscrowd: 1`) are passed over. Further keys of an annotation
+    or of its image may serve as `group` or as slices; `mask`, `boxes` and `whole: true` (the picture itself instead
+    of a crop) are read as `tessera export` writes them. With the task `multilabel` a row is a picture with all its
+    categories.
     """
 
     kind: Literal["coco"] = "coco"
@@ -139,7 +177,7 @@ class Yolo(Strict):
     names: str | None = None
 
 
-class Instances(Strict):
+class Instances(Tree):
     """Instance-id masks (0 = background): a crop an instance, and as many crops of empty background."""
 
     kind: Literal["instances"] = "instances"
@@ -149,13 +187,14 @@ class Instances(Strict):
     background: str = "background"
 
 
-class Masks(Strict):
+class Masks(Tree):
     """Semantic masks, `<masks>/<same stem>.png` with a class in every pixel: a picture gets the class its mask shows.
 
-    `ids` says which number in the mask, or which colour `"#rrggbb"`, is which class; left out, number k is
-    `class_k`. 0 (black) is `background`, the label of pictures that show nothing else; numbers or colours in
-    `ignore` count for nothing. A picture that shows several classes has no one label and goes to quarantine; the task
-    `multilabel` takes them all, and background is then no label.
+    `ids` says which number in the mask, or which colour `"#rrggbb"`, is which class; left out, number k is `class_k`.
+    The mask of `a.jpg` may also be called `a_mask.png`, and lie beside it (`masks: .`). 0 (black) is `background`,
+    the label of pictures that show nothing else; numbers or colours in `ignore` count for nothing. A picture that
+    shows several classes has no one label and goes to quarantine; the task `multilabel` takes them all, and
+    background is then no label.
     """
 
     kind: Literal["masks"] = "masks"
@@ -197,11 +236,16 @@ WITH_LABELS = ("csv", "parquet", "coco", "masks")  # layouts that can give one p
 
 
 class Split(Strict):
-    """Shares of the groups, not of the images: a group never straddles two sides."""
+    """Shares of the groups, not of the images: all images of a group are in one split.
+
+    given: keep the split that the tree or table names (`split: given` says the same). Where it has no val, the share
+    `val` of the groups in train becomes val.
+    """
 
     val: float = Field(default=0.15, gt=0, lt=0.5)
     test: float = Field(default=0.25, gt=0, lt=0.5)
     seed: int = 0
+    given: bool = False
 
 
 class Validation(Strict):
@@ -352,6 +396,11 @@ class Domain(Strict):
     def _layout_by_name(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
+    @field_validator("split", mode="before")
+    @classmethod
+    def _split_by_name(cls, value: Any) -> Any:
+        return {"given": True} if value == "given" else value
+
     @field_validator("layout")
     @classmethod
     def _fits_task(cls, value: Layout, info: ValidationInfo) -> Layout:
@@ -486,14 +535,57 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping out of a file of plain YAML. Raises DomainError."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or the 99th of a month
-        found = " ".join(str(error).split())[:300]
-        raise DomainError(str(path), expected="legal YAML", found=found, mend="Mend that line.") from None
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise DomainError(str(path), expected="UTF-8 text", found=str(error)[:300], mend="Save it as UTF-8.") from None
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         found = f"a {type(raw).__name__}"
         raise DomainError(str(path), expected="a mapping of keys", found=found, mend="Write `key: value` lines.")
     return raw
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of plain YAML. Raises DomainError, also for an alias."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 99th of a month
+        found = " ".join(str(error).split())[:300]
+        raise DomainError(where, expected="legal YAML", found=found, mend="Correct that line.") from None
+
+
+def parse_layout(text: str, where: str = "--layout") -> Layout:
+    """A layout as a command line gives it: its kind, or the mapping that domain.yaml would hold. Raises DomainError."""
+    raw = parse_yaml(text, where)
+    facts = {"kind": raw} if isinstance(raw, str) else raw
+    kinds = ", ".join(LAYOUTS)
+    if not isinstance(facts, dict) or not isinstance(facts.get("kind"), str) or facts["kind"] not in LAYOUTS:
+        kind = facts.get("kind") if isinstance(facts, dict) else raw
+        close = difflib.get_close_matches(str(kind), LAYOUTS, 1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        found = f"{str(text)[:100]!r}"
+        mend = (
+            f"{hint}Write for example `--layout '{{kind: csv, image: file, label: grade}}'`; data/README.md lists all."
+        )
+        raise DomainError(where, expected=f"a kind ({kinds}), or a mapping with it", found=found, mend=mend)
+    model = LAYOUTS[facts["kind"]]
+    try:
+        return model.model_validate(facts)
+    except ValidationError as error:
+        raise explain(error, where, model) from None
+
+
+def write_layout(layout: Layout) -> str | dict[str, Any]:
+    """A layout as domain.yaml holds it: its kind alone, or with the options that are not the default."""
+    options = layout.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
+    return {"kind": layout.kind, **options} if options else layout.kind
+
+
+def render_layout(layout: Layout) -> str:
+    """The same on one line of YAML, which `--layout` and `layout:` take."""
+    written = write_layout(layout)
+    text = yaml.safe_dump(written, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

@@ -15,8 +15,8 @@ from components.data.guessing import refuse_layout, require_folder
 from components.data.images import SUFFIXES, Box, brief, reason
 from components.data.manifest import Reading, Row, Wanted
 from components.data.tables import ELSEWHERE, find_unlisted, parse_boxes, resolve_picture
-from components.data.tree import Index, require_inside, resolve_inside, walk_files
-from components.domain import Coco
+from components.data.tree import Index, match_parts, name_columns, require_inside, resolve_inside, walk_files
+from components.domain import PART, Coco
 from components.errors import DataError
 
 Entry = Mapping[str, Any]  # one object of a COCO file
@@ -52,25 +52,32 @@ def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> Reading:
     if not pictures:
         refuse_layout(raw, layout, f"images in {layout.images!r}", "none")
     index, rows, listed, notes = Index(walk_files(raw), images), list[Row](), list[Row](), Counter[str]()
-    for path in _annotation_files(layout, raw):
+    wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))  # which `split: given` keeps
+    for path, parts in _annotation_files(layout, raw).items():
         found, entries = _coco_rows(path, raw, index, wanted, notes)
-        rows, listed = rows + found, listed + entries
+        rows += [replace(row, columns={**row.columns, **parts}) for row in found]
+        listed += entries
     expected = f"an entry in `images` of {layout.annotations} for every picture beside the listed ones"
     used = {row.path for row in rows}
     ignored = {} if wanted.many else {row.path: EMPTY for row in listed if row.path not in used}
     return Reading(rows + find_unlisted(pictures, rows + listed, expected), ignored, dict(+notes))
 
 
-def _annotation_files(layout: Coco, raw: Path) -> list[str]:
+def _annotation_files(layout: Coco, raw: Path) -> dict[str, dict[str, str]]:
+    """The files that `annotations` names, each with the split that its name speaks of."""
+    if PART.search(layout.annotations):
+        if matched := match_parts(layout.annotations, walk_files(raw)):
+            return {path: name_columns(parts) for path, parts in matched.items()}
+        refuse_layout(raw, layout, f"files like {layout.annotations!r}", "none")
     named = resolve_inside(layout.annotations, "", f"layout {layout.kind}")
     if (raw / named).is_dir():
         if found := [path for path in walk_files(raw, named) if path.lower().endswith(".json")]:
-            return found
+            return {path: {} for path in found}
         refuse_layout(raw, layout, f".json files in {layout.annotations!r}", "none")
     if not (raw / named).is_file():
         refuse_layout(raw, layout, f"the annotations {layout.annotations!r}", "no such file")
     require_inside(raw, raw / named)
-    return [named]
+    return {named: {}}
 
 
 def _coco_rows(path: str, raw: Path, index: Index, wanted: Wanted, notes: Counter[str]) -> tuple[list[Row], list[Row]]:

@@ -7,21 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import yaml
 
-from components.data import guessing, layouts, versioning
+from components.data import layouts, versioning
 from components.data.archives import unpacked
-from components.data.columns import complete_table
+from components.data.describing import describe_folder, require_same_layout, write_domain
 from components.data.digests import Digests
 from components.data.merging import Change, Standing, compare, find_standing, require_labels_kept
 from components.data.shards import is_sharded, list_packed, pack_shards
-from components.data.tables import looks_multilabel
 from components.data.tree import walk_files
-from components.domain import LAYOUTS, Csv, Domain, Parquet, load_domain, parse_domain, read_yaml
-from components.errors import DomainError
+from components.domain import Domain, load_domain, parse_domain, read_yaml
 from components.files import whole_folder, write_whole
 from components.workspace import REPOSITORY, Workspace
 
@@ -32,10 +29,12 @@ DOMAIN_FILE = "domain.yaml"
 class Imported:
     """A domain whose images are in place, and what an import made of the files that were there before.
 
-    files: now in place. changed: with the same path and other content than before. kept: as they were.
+    understood: the rows and the account of what was brought. files: now in place. changed: with the same path and
+    other content than before. kept: as they were.
     """
 
     domain: Domain
+    understood: layouts.Understood
     files: int
     added: int
     removed: int
@@ -100,14 +99,14 @@ def _import(
     _bring_known_domain(domain_file, name)
     if domain_file.exists():
         domain = load_domain(domain_file)
-        _require_same_layout(domain, layout, domain_file)
+        require_same_layout(domain, layout, domain_file)
     else:
         domain = _describe(source, name, layout, group, domain_file)
-    rows = layouts.read_rows(domain, source, digests)
+    understood = layouts.read_tree(domain, source, digests)
     there = find_standing(workspace, name, replace=replace, force=force)
     paths = [path for path in walk_files(source) if path != DOMAIN_FILE]
     change = compare(there, source, paths, digests, domain.layout, replace=replace, force=force)
-    check = None if replace or not there.files else partial(require_labels_kept, there, domain, change, rows)
+    check = None if replace or not there.files else partial(require_labels_kept, there, domain, change, understood.rows)
     place = _place_shards if shards or is_sharded(workspace.raw(name)) else _place_folder
     place(workspace, domain, there, change, check)
     if not domain_file.exists():
@@ -115,8 +114,8 @@ def _import(
             facts = read_yaml(source / DOMAIN_FILE) | {"name": name}
             write_whole(domain_file, yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode())
         else:
-            _write_domain(domain, domain_file)
-    return Imported(domain, len(change.files), change.added, change.removed, change.changed)
+            write_domain(domain, domain_file)
+    return Imported(domain, understood, len(change.files), change.added, change.removed, change.changed)
 
 
 def _bring_known_domain(domain_file: Path, name: str) -> None:
@@ -126,56 +125,13 @@ def _bring_known_domain(domain_file: Path, name: str) -> None:
         write_whole(domain_file, shipped.read_bytes())
 
 
-def _require_same_layout(domain: Domain, layout: str | None, domain_file: Path) -> None:
-    if layout is not None and layout != domain.layout.kind:
-        raise DomainError(
-            f"--layout {layout}",
-            expected=f"{domain.layout.kind}, as {domain_file} says",
-            found=layout,
-            mend="Leave --layout out, or change the file.",
-        )
-
-
 def _describe(source: Path, name: str, layout: str | None, group: str | None, where: Path) -> Domain:
     """The domain file that came with the folder, or the smallest one that fits it."""
-    if (source / DOMAIN_FILE).is_file():
-        domain = parse_domain(read_yaml(source / DOMAIN_FILE) | {"name": name}, str(source / DOMAIN_FILE))
-        _require_same_layout(domain, layout, source / DOMAIN_FILE)
-        return domain
-    suggested = guessing.suggest_layout(source)
-    if layout is None:
-        chosen = suggested
-    elif suggested is not None and suggested.kind == layout:
-        chosen = suggested  # the kind asked for, with the names of its sub-folders found
-    else:
-        chosen = LAYOUTS[layout]() if layout in LAYOUTS else None
-    if chosen is None:
-        raise DomainError(
-            f"layout of {source}",
-            expected=f"one of {', '.join(LAYOUTS)}",
-            found=layout or "a folder that looks like none of them",
-            mend="Say which with `--layout`; data/README.md shows what each looks like.",
-        )
-    if isinstance(chosen, Csv | Parquet):
-        chosen = complete_table(chosen, source)
-    many = isinstance(chosen, Csv | Parquet) and looks_multilabel(chosen, source)
-    classes = layouts.find_classes(chosen, source, many=many)
-    task = "multilabel" if many else "classification"
-    facts = {"name": name, "task": task, "classes": classes, "layout": chosen.model_dump()}
-    return parse_domain(facts | ({"group": group} if group else {}), str(where))
-
-
-def _write_domain(domain: Domain, path: Path) -> None:
-    facts: dict[str, Any] = {
-        "name": domain.name,
-        "task": domain.task,
-        "classes": list(domain.classes),
-        "layout": domain.layout.model_dump(exclude_defaults=True) or domain.layout.kind,
-    }
-    if domain.group:
-        facts["group"] = domain.group
-    text = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120)
-    write_whole(path, text.encode())
+    if not (source / DOMAIN_FILE).is_file():
+        return describe_folder(source, name, layout, group, where)
+    domain = parse_domain(read_yaml(source / DOMAIN_FILE) | {"name": name}, str(source / DOMAIN_FILE))
+    require_same_layout(domain, layout, source / DOMAIN_FILE)
+    return domain
 
 
 # Files in their places

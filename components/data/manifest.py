@@ -35,7 +35,7 @@ class Row:
     """One sample as a layout reads it; paths are posix, relative to raw/.
 
     label: the one label; of a multilabel domain `labels` instead, all of them. stated_size: width and height as the
-    annotation gives them, for validation to compare.
+    annotation gives them, for validation to compare. several: the problem is that its mask shows several classes.
     """
 
     path: str
@@ -47,6 +47,7 @@ class Row:
     stated_size: tuple[int, int] | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
     problem: str | None = None
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def row_columns(domain: Domain) -> dict[str, pl.DataType]:
         "crop": pl.List(pl.Int64),
         "stated_size": pl.List(pl.Int64),
     }
+    columns |= {"given": text} if domain.split.given else {}
     return columns | dict.fromkeys(domain.slices, text) | {"problem": text}
 
 
@@ -117,6 +119,7 @@ def create_rows(rows: Iterable[Row], domain: Domain, raw: Path, known: SupportsD
         record |= {"mask": row.mask, "group": row.columns.get(domain.group) if domain.group else None}
         record |= {"boxes": [list(box) for box in row.boxes], "crop": list(row.crop) if row.crop else None}
         record |= {"stated_size": list(row.stated_size) if row.stated_size else None}
+        record |= {"given": row.columns.get("split")} if domain.split.given else {}
         records.append(record | {name: row.columns.get(name) for name in domain.slices})
     return pl.DataFrame(records, schema=row_columns(domain)).sort("path", "id", maintain_order=True)
 

@@ -1,7 +1,6 @@
 """Masks to rows: instance ids give crops, semantic masks give the labels of whole pictures."""
 
 import os
-import posixpath
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from components.data.crops import draw_background, find_boxes, read_ids, square_
 from components.data.guessing import refuse_layout, require_folder
 from components.data.images import FORMATS, SUFFIXES, UNDECODABLE, brief, reason
 from components.data.manifest import Reading, Row, Wanted, find_digest
-from components.data.tree import Index, walk_files
+from components.data.tree import Index, bare_stem, find_masks_beside, stem_of, walk_files
 from components.domain import Instances, Masks
 
 
@@ -28,16 +27,18 @@ def read_masks(layout: Masks, raw: Path, wanted: Wanted) -> Reading:
     """A row a picture with the class its mask shows, or with all of them; masks without a picture are rows, too."""
     pictures, index = _pair(raw, layout, layout.images, layout.masks, "masks")
     rows = _read_all(lambda path: [_mask_row(path, layout, raw, index, wanted)], pictures)
-    stems = {_stem(path) for path in pictures}
+    stems = {stem_of(path) for path in pictures}
     problem = reason("a picture of the same name as the mask", "none", "Add the picture, or remove the mask.")
-    return Reading(rows + [Row(path=path, problem=problem) for path in sorted(index.files) if _stem(path) not in stems])
+    alone = [path for path in sorted(index.files) if not {stem_of(path), bare_stem(path)} & stems]
+    return Reading(rows + [Row(path=path, problem=problem) for path in alone])
 
 
 def _pair(raw: Path, layout: Instances | Masks, images: str, masks: str, what: str) -> tuple[list[str], Index]:
     """Pictures, and an index of their masks."""
     base, other = require_folder(raw, images, layout), require_folder(raw, masks, layout)
     pictures = [path for path in walk_files(raw, base) if path.lower().endswith(SUFFIXES)]
-    index = Index((path for path in walk_files(raw, other) if path.lower().endswith(SUFFIXES)), other)
+    masked = [path for path in walk_files(raw, other) if path.lower().endswith(SUFFIXES)]
+    index = Index(find_masks_beside(masked) if base == other else masked, other)
     pictures = [path for path in pictures if path not in index.files]
     if not pictures or not index.files:
         refuse_layout(raw, layout, f"images in {images!r} and {what} in {masks!r}", "none")
@@ -50,17 +51,13 @@ def _read_all(read: Callable[[str], list[Row]], paths: Iterable[str]) -> list[Ro
         return [row for rows in pool.map(read, paths) for row in rows]
 
 
-def _stem(path: str) -> str:
-    return posixpath.splitext(posixpath.basename(path))[0]
-
-
 def _no_mask(path: str, found: list[str], what: str) -> Row:
     mend = f"Add the {what}, or remove the picture."
     return Row(path=path, problem=reason(f"one {what} of the same name", ", ".join(found[:4]) or "none", mend))
 
 
 def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted: Wanted) -> list[Row]:
-    found = index.find(_stem(path))
+    found = index.find_mask(path)
     if len(found) != 1:
         return [_no_mask(path, found, "id mask")]
     try:
@@ -80,7 +77,7 @@ def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted
 
 
 def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted) -> Row:
-    found = index.find(_stem(path))
+    found = index.find_mask(path)
     if len(found) != 1:
         return _no_mask(path, found, "mask")
     try:
@@ -103,7 +100,8 @@ def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted)
             f"{name} ({area:,} pixels)" for name, area in sorted(shown.items(), key=lambda item: -item[1])
         )
         mend = "Choose the task multilabel, or take the others out of the mask."
-        return Row(path=path, mask=found[0], problem=reason(f"one class in the mask {found[0]}", several, mend))
+        problem = reason(f"one class in the mask {found[0]}", several, mend)
+        return Row(path=path, mask=found[0], problem=problem, several=True)
     return Row(path=path, label=next(iter(shown), layout.background), mask=found[0])
 
 

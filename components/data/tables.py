@@ -2,7 +2,7 @@
 
 import posixpath
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -48,6 +48,9 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
         mend = "Name one of these columns in domain.yaml, or add it" + ("." if layout.kind == "parquet" else CSV_MEND)
         found = f"the columns {', '.join(map(repr, sheet.frame.columns))}"
         raise DataError(f"table {table}", expected=f"the columns {', '.join(missing)}", found=found, mend=mend)
+    if "split" in sheet.frame.columns:  # which `split: given` keeps
+        wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))
+        names.append("split")
     files = walk_files(raw)
     notes = Counter(sheet.notes)
     if layout.one_hot:

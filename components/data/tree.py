@@ -5,10 +5,11 @@ import posixpath
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
+from components.domain import PART
 from components.errors import DataError
 
 LONGEST_NAME, LONGEST_PATH = 255, 2000  # bytes of a name on every common disk; signs of a path below raw/
@@ -21,10 +22,13 @@ class Index:
     def __init__(self, files: Iterable[str], base: str) -> None:
         self.files, self.base = frozenset(files), base
         self._names: dict[str, list[str]] = {}
+        self._masks: dict[str, list[str]] = {}
         for path in sorted(self.files):
             name = posixpath.basename(path)
             for key in {name, posixpath.splitext(name)[0]}:
                 self._names.setdefault(key, []).append(path)
+            if (bare := bare_stem(name)) != stem_of(name):
+                self._masks.setdefault(bare, []).append(path)
 
     def find(self, text: str) -> list[str]:
         for written in (text, text.replace("\\", "/")):  # a backslash may be a separator, or part of a name
@@ -55,6 +59,11 @@ class Index:
         folders = {posixpath.dirname(path) for path in self.files}
         parts = [folder.split("/") for folder in folders if folder]
         return frozenset("/".join(names[start:]) for names in parts for start in range(len(names)))
+
+    def find_mask(self, picture: str) -> list[str]:
+        """Masks of a picture: files of the same stem, else those that are called `<stem>_mask` or the like."""
+        stem = stem_of(picture)
+        return self.find(stem) or [path for path in self._masks.get(stem, []) if path.startswith(self.base)]
 
     def describe_missing(self, text: str) -> str:
         """`no such file`, and the file whose name differs in case or in the encoding of its accents alone."""
@@ -137,3 +146,84 @@ def resolve_inside(text: str, base: str, where: str) -> str:
         mend = "Copy the file into the raw folder and write its path from there."
         raise DataError(where, expected="a path inside the raw folder", found=repr(text), mend=mend)
     return "" if path == "." else path
+
+
+# Parts of a path that stand for a split, or for any folder
+
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_NO_WORD = re.compile(r"[^a-z]+")
+
+
+def find_split(name: str) -> str | None:
+    """The split that a name speaks of (`Train`, `valid`, `train2017`, `test_set`): train, val or test, else None."""
+    found = {SPLIT_WORDS[word] for word in _NO_WORD.split(name.casefold()) if word in SPLIT_WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def match_parts(template: str, paths: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The paths that a path with parts in angle brackets stands for, each with the name found at every part.
+
+    `<split>` stands for names of splits alone.
+    """
+    pieces = re.split(r"(<[a-z][a-z0-9_]*>)", posixpath.normpath(template))
+    named = (f"(?P<{piece[1:-1]}>[^/]+)" if PART.fullmatch(piece) else re.escape(piece) for piece in pieces)
+    pattern = re.compile("".join(named))
+    found = {path: match.groupdict() for path in paths if (match := pattern.fullmatch(path))}
+    return {path: parts for path, parts in found.items() if "split" not in parts or find_split(parts["split"])}
+
+
+def name_columns(parts: Mapping[str, str]) -> dict[str, str]:
+    """What the parts of a path are worth as columns: splits by their plain names, the class not at all."""
+    return {
+        name: (find_split(text) or text) if name == "split" else text for name, text in parts.items() if name != "class"
+    }
+
+
+def fill_parts(template: str, parts: Mapping[str, str], paths: Iterable[str]) -> str | None:
+    """The one of `paths` that the template stands for where its parts are named so (`valid` is `val`), or None."""
+    if not PART.search(template):
+        return template
+    wanted = name_columns(parts)
+    matched = match_parts(template, paths).items()
+    return next((path for path, found in matched if name_columns(found).items() <= wanted.items()), None)
+
+
+def list_folders(files: Iterable[str]) -> list[str]:
+    """Every folder that lies above one of the files, posix, sorted; the top is ''."""
+    folders = {""}
+    for path in files:
+        folder = posixpath.dirname(path)
+        while folder not in folders:
+            folders.add(folder)
+            folder = posixpath.dirname(folder)
+    return sorted(folders)
+
+
+# Masks by the names of their pictures
+
+
+_MASK_WORDS = "mask|masks|msk|seg|segm|segmentation|gt|groundtruth|ground_truth|label|labels|lbl|annotation|anno"
+_MASK_NAME = re.compile(rf"(?:(?:{_MASK_WORDS})[-_ ])?(.+?)(?:[-_ .](?:{_MASK_WORDS}))?", re.IGNORECASE)
+
+
+def stem_of(path: str) -> str:
+    """The file's name without folder and suffix."""
+    return posixpath.splitext(posixpath.basename(path))[0]
+
+
+def bare_stem(path: str) -> str:
+    """The stem without what makes it a mask's: `a` of `a_mask.png`, `mask_a.png` and `a.png`."""
+    match = _MASK_NAME.fullmatch(stem_of(path))
+    return match[1] if match else stem_of(path)
+
+
+def find_masks_beside(pictures: Iterable[str]) -> dict[str, str]:
+    """Masks that lie beside their pictures (`a_mask.png` beside `a.jpg`): mask to picture."""
+    placed = {(posixpath.dirname(path), stem_of(path)): path for path in pictures}
+    bare = {path: (folder, bare_stem(path)) for (folder, _), path in placed.items()}
+    return {path: placed[key] for path, key in bare.items() if placed.get(key, path) != path}

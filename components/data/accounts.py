@@ -1,0 +1,118 @@
+"""What became of every picture of a raw folder: used, quarantined, or ignored with the reason.
+
+A picture counts once, however many samples are cut from it. It is *used* where a fit sample shows it or has it as its
+mask, *quarantined* where samples name it and none of them is fit, and *ignored* where no sample names it. Pictures in
+formats that are not read are found as well. Hence found = used + quarantined + ignored, always.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from components.data.images import SUFFIXES
+from components.data.manifest import SPLITS, UNLABELLED, by_class
+from components.domain import Domain, render_layout
+from components.errors import DataError
+from components.files import write_whole
+
+FEW = 3  # ignored pictures that deserve no warning
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Account:
+    """What reading a raw folder found beside its rows.
+
+    found: the number of pictures. ignored: those that no row names, with the reason. notes: annotations that were
+    passed over or corrected, counted. given: pictures per split that the tree or table names.
+    """
+
+    found: int
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
+    given: Mapping[str, int] = field(default_factory=dict)
+
+    def count_pictures(self, fit: pl.DataFrame) -> dict[str, Any]:
+        """Found, used (as masks: of which), quarantined and ignored, where `fit` holds the rows that are used."""
+        masks = {path for path in fit["mask"].drop_nulls().unique() if path.lower().endswith(SUFFIXES)}
+        shown = set(fit["path"].unique())
+        used = len(shown | masks)
+        return {
+            "found": self.found,
+            "used": used,
+            "masks": len(masks - shown),
+            "quarantined": self.found - used - len(self.ignored),
+            "ignored": [{"path": path, "reason": why} for path, why in self.ignored.items()],
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the account as JSON."""
+        content = {name: getattr(self, name) for name in ("found", "ignored", "notes", "given")}
+        write_whole(path, f"{json.dumps(content, indent=1, ensure_ascii=False)}\n".encode())
+
+
+def load_account(path: Path) -> Account:
+    """What `Account.save` wrote. Raises DataError where it is missing or damaged."""
+    try:
+        return Account(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        found = " ".join(str(error).split())[:200]
+        mend = "Run `tessera check`, which makes it again."
+        raise DataError(str(path), expected="the account of the manifest stage", found=found, mend=mend) from None
+
+
+def summarise(domain: Domain, rows: pl.DataFrame) -> dict[str, Any]:
+    """What was understood of the images: layout, task, samples per class, groups, and a few labelled samples."""
+    counts = dict(by_class(rows).group_by("label").len().iter_rows())
+    named = rows["group"].drop_nulls().n_unique() if domain.group else rows["path"].n_unique()
+    return {
+        "layout": render_layout(domain.layout),
+        "task": domain.task,
+        "classes": {label: counts.get(label, 0) for label in domain.classes},
+        "unlabelled": rows.filter(pl.col("label") == UNLABELLED).height,
+        "samples": rows.height,
+        "cut": rows["crop"].null_count() < rows.height,
+        "group": domain.group,
+        "groups": named,
+        "examples": [{"path": row["path"], "label": row["label"]} for row in _pick(rows, domain)],
+    }
+
+
+def _pick(rows: pl.DataFrame, domain: Domain) -> list[dict[str, Any]]:
+    """The first sample of each class, then further ones."""
+    firsts = rows.unique("label", keep="first", maintain_order=True).to_dicts()
+    order = {label: place for place, label in enumerate(domain.classes)}
+    firsts.sort(key=lambda row: order.get(row["label"], len(order)))
+    further = [row for row in rows.head(EXAMPLES).to_dicts() if row not in firsts]
+    return [*firsts, *further][:EXAMPLES]
+
+
+def explain_given(account: Account, domain: Domain) -> list[str]:
+    """The line that says what became of the split which the tree or table names."""
+    if not account.given:
+        return []
+    counts = ", ".join(f"{split} {account.given[split]:,}" for split in SPLITS if split in account.given)
+    if domain.split.given:
+        return [f"The given split is kept (pictures: {counts})."]
+    return [f"The given split is not used (pictures: {counts}). Write `split: given` in domain.yaml to keep it."]
+
+
+def warn_of_ignored(pictures: Mapping[str, Any]) -> list[str]:
+    """One line where more than a few pictures are ignored: how many, and the most frequent reason."""
+    ignored = pictures["ignored"]
+    if len(ignored) <= FEW:
+        return []
+    (why, count), *others = group_reasons(item["reason"] for item in ignored)
+    first = next(item["path"] for item in ignored if item["reason"] == why)
+    more = f"; {len(ignored) - count:,} for other reasons" if others else ""
+    return [f"{len(ignored):,} of {pictures['found']:,} pictures are not used: {count:,} such as {first}{more}. {why}"]
+
+
+def group_reasons(reasons: Iterable[str]) -> list[tuple[str, int]]:
+    """Reasons and how often each is given, the most frequent first."""
+    return Counter(reasons).most_common()

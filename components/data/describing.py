@@ -1,0 +1,176 @@
+"""The domain file of a new folder: the layout it has, the task and the classes, or a refusal that names the choices."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.data.archives import SUFFIXES as ARCHIVES
+from components.data.columns import complete_table
+from components.data.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
+from components.data.guessing import list_choices, suggest_layout
+from components.data.layouts import account_of, read_layout
+from components.data.manifest import Reading, Wanted
+from components.data.roles import find_roles
+from components.data.tables import looks_multilabel
+from components.data.tree import find_split, walk_files
+from components.domain import (
+    LAYOUTS,
+    Csv,
+    Domain,
+    Instances,
+    Layout,
+    Masks,
+    Parquet,
+    Tree,
+    parse_domain,
+    parse_layout,
+    render_layout,
+    write_layout,
+)
+from components.errors import DomainError, TesseraError
+from components.files import write_whole
+
+MANY = 0.05  # share of masks with several classes from which on the task is multilabel
+DROPPED = 3  # a guess that ignores one in so many pictures is refused
+CHOICES = 4
+
+
+@dataclass(frozen=True)
+class Described:
+    """A layout and what it makes of a folder."""
+
+    layout: Layout
+    many: bool
+    reading: Reading
+    classes: tuple[str, ...]
+
+
+def describe_folder(source: Path, name: str, layout: str | None, group: str | None, where: Path) -> Domain:
+    """The smallest domain that fits a folder, with the layout named or else guessed.
+
+    layout: a kind, or a mapping in YAML. where: the domain file that the errors speak of.
+
+    Raises DomainError where the layout cannot be told or a guess would leave out a third of the pictures, DataError
+    where the annotations or pictures are of a kind that is not read.
+    """
+    chosen, guessed = _choose_layout(source, layout)
+    if isinstance(chosen, Csv | Parquet):
+        chosen = complete_table(chosen, source)
+    described = _describe(source, chosen)
+    if guessed:
+        _refuse_losses(source, described)
+    facts: dict[str, Any] = {"name": name, "task": "multilabel" if described.many else "classification"}
+    facts |= {"classes": described.classes, "layout": chosen.model_dump()}
+    parts = chosen.parts if isinstance(chosen, Tree) else ()
+    group = group or ("group" if "group" in parts else None)
+    slices = [part for part in parts if part not in ("class", "split", group)]
+    return parse_domain(facts | ({"group": group} if group else {}) | {"slices": slices}, str(where))
+
+
+def require_same_layout(domain: Domain, layout: str | None, domain_file: Path) -> None:
+    """Raise DomainError where another layout is asked for than the domain file has."""
+    if layout is None:
+        return
+    asked = parse_layout(layout)
+    if asked == domain.layout or (layout.strip() in LAYOUTS and asked.kind == domain.layout.kind):
+        return
+    raise DomainError(
+        f"--layout {layout}",
+        expected=f"{render_layout(domain.layout)}, as {domain_file} says",
+        found=render_layout(asked),
+        mend="Leave --layout out, or change the file.",
+    )
+
+
+def write_domain(domain: Domain, path: Path) -> None:
+    """A domain file with what is not the default."""
+    facts: dict[str, Any] = {
+        "name": domain.name,
+        "task": domain.task,
+        "classes": list(domain.classes),
+        "layout": write_layout(domain.layout),
+    }
+    facts |= {"group": domain.group} if domain.group else {}
+    facts |= {"slices": list(domain.slices)} if domain.slices else {}
+    text = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    write_whole(path, text.encode())
+
+
+def _choose_layout(source: Path, layout: str | None) -> tuple[Layout, bool]:
+    """The layout asked for, else the one that the folder looks like; and whether it is a guess."""
+    if layout is not None:
+        asked = parse_layout(layout)
+        if layout.strip() not in LAYOUTS:
+            return asked, False
+        suggested = suggest_layout(source)  # the names of its sub-folders, where only the kind is given
+        return (suggested, False) if suggested and suggested.kind == asked.kind else (asked, False)
+    files = walk_files(source)
+    refuse_foreign(source, files, f"annotations of {source}", " Or name the layout that is meant with `--layout`.")
+    refuse_foreign_pictures(source, files, find_foreign_pictures(source, files))
+    suggested = suggest_layout(source)
+    if suggested is None:
+        raise _refuse_choice(source, "a folder whose layout can be told", _explain_unknown(files))
+    return suggested, True
+
+
+def _explain_unknown(files: Sequence[str]) -> str:
+    inner = [path for path in files if path.lower().endswith(ARCHIVES)]
+    return "one that looks like none" + (f"; it holds the archive {inner[0]}, which must be unpacked" if inner else "")
+
+
+def _describe(source: Path, layout: Layout) -> Described:
+    many = isinstance(layout, Csv | Parquet) and looks_multilabel(layout, source)
+    reading = read_layout(layout, source, Wanted(many=many))
+    if isinstance(layout, Masks) and sum(row.several for row in reading.rows) > MANY * len(reading.rows):
+        many = True
+        reading = read_layout(layout, source, Wanted(many=True))
+    if isinstance(layout, Instances):
+        return Described(layout, many, reading, tuple(sorted((layout.background, layout.label))))
+    labels = {label for row in reading.rows for label in (row.labels or ([row.label] if row.label else []))}
+    return Described(layout, many, reading, tuple(sorted(labels)))
+
+
+def _refuse_losses(source: Path, described: Described) -> None:
+    """Raise DomainError where a guess would ignore a third of the pictures or more.
+
+    Neither masks count nor what the reader itself leaves out, such as pictures without any object.
+    """
+    account = account_of(described.layout, described.reading, source)
+    masks = set(find_roles(source, walk_files(source)).masks)
+    lost = [path for path in account.ignored if path not in masks and path not in described.reading.ignored]
+    shown = account.found - len(masks)
+    if DROPPED * len(lost) < max(shown, 1):
+        return
+    found = f"{len(lost):,} of {shown:,} pictures left out by {render_layout(described.layout)}, such as {lost[0]}"
+    raise _refuse_choice(source, "a layout that reads nearly all pictures", f"{found} ({account.ignored[lost[0]]})")
+
+
+def _refuse_choice(source: Path, expected: str, found: str) -> DomainError:
+    """The error that lists the layouts which would read anything, the one that reads most first."""
+    counted = []
+    for layout in list_choices(source):
+        try:
+            described = _describe(source, layout)
+        except TesseraError:
+            continue
+        account = account_of(layout, described.reading, source)
+        used = account.found - len(account.ignored)
+        if used and len(described.classes) > 1 and not all(map(find_split, described.classes)):
+            counted.append((used, account.found, layout, described.classes))
+    counted.sort(key=lambda choice: -choice[0])
+    lines = [
+        f"\n    --layout {shlex.quote(render_layout(layout))}    {used:,} of {whole:,} pictures, {_list(classes)}"
+        for used, whole, layout, classes in counted[:CHOICES]
+    ]
+    listed = "Name the one that is meant:" + "".join(lines) if lines else "Name it with `--layout`."
+    mend = f"{listed}{chr(10) if lines else ' '}data/README.md shows what each layout looks like."
+    return DomainError(f"layout of {source}", expected=expected, found=found, mend=mend)
+
+
+def _list(classes: Sequence[str]) -> str:
+    more = f" and {len(classes) - 4} more" if len(classes) > 4 else ""
+    return f"classes {', '.join(classes[:4])}{more}"
