@@ -1,10 +1,13 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and files for their owner alone."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+PRIVATE = 0o600
 
 
 def write_whole(path: Path, data: bytes, *, mode: int | None = None, flush: bool = False) -> None:
@@ -34,6 +37,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def open_private(path: Path) -> BinaryIO:
+    """A file to append to, made if it is missing, that nobody but its owner may read: not even between two calls."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
+    if os.fstat(descriptor).st_mode & 0o777 != PRIVATE:
+        os.fchmod(descriptor, PRIVATE)
+    return os.fdopen(descriptor, "ab")
 
 
 @contextmanager

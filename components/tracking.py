@@ -25,12 +25,14 @@ import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Literal
 
 from components.domain import Domain
 from components.errors import TrackingError
+from components.files import open_private
 from components.live import Live, Point
 from components.models.adapter import load_meta
 from components.notes import (
@@ -54,6 +56,8 @@ SCORES = "scores"  # artifact folder of registered versions' predictions
 MOST_DESCRIPTION = 5000  # characters: the store's column
 TRAINING = "training"  # artifact folder of what a training process was told and left
 CODE_FILE = f"{TRAINING}/code.json"
+#: How a run of MLflow's ended, in Prefect's words.
+ENDINGS = {"FINISHED": "Completed", "FAILED": "Failed", "KILLED": "Cancelled"}
 SERVER_SECONDS = 5.0
 MOST_PARAMS, MOST_METRICS = 100, 1000  # MLflow's limits for one batch
 MOST_DIGEST = 36
@@ -83,6 +87,8 @@ def connect(workspace: Workspace, patient: bool = False) -> None:
     uri = workspace.tracking_uri
     if is_server(uri) and uri not in _ANSWERED and not patient:
         _require_server(uri)
+    if uri == f"sqlite:///{workspace.state / 'mlflow' / 'mlflow.db'}":
+        open_private(workspace.state / "mlflow" / "mlflow.db").close()  # before SQLite makes it as the umask says
     _ANSWERED.add(uri)
     for key, value in CLIENT.items():
         os.environ.setdefault(key, value)
@@ -534,6 +540,32 @@ def load_last_result(domain: str) -> dict[str, Any] | None:
     return _load_latest(domain)
 
 
+def find_retrains(domain: str) -> dict[str, Any]:
+    """The latest retrain that ended, as {"state", "when"}, and since when one runs, as this store knows them.
+
+    One whose process on this machine is gone has crashed, whatever its run says.
+    """
+    import mlflow
+
+    found: dict[str, Any] = {"last": None, "running": None}
+    with _refusals():
+        client = mlflow.MlflowClient()
+        if (experiment := client.get_experiment_by_name(domain)) is None:
+            return found
+        runs = client.search_runs([experiment.experiment_id], f"tags.`{TAG}role` = 'retrain'", max_results=10)
+    for run in runs:  # the latest first
+        if run.info.status == "RUNNING" and not _has_died(run):
+            found["running"] = found["running"] or _write_time(run.info.start_time)
+        elif found["last"] is None:
+            state = "Crashed" if run.info.status == "RUNNING" else ENDINGS.get(run.info.status, run.info.status)
+            found["last"] = {"state": state, "when": _write_time(run.info.end_time or run.info.start_time)}
+    return found
+
+
+def _write_time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+
+
 def load_test_score(run_id: str) -> dict[str, float] | None:
     """A candidate's score on test with its interval, as its run has them; None where that run is gone or has none."""
     import mlflow
@@ -658,10 +690,14 @@ def _create_experiment(client: Any, name: str) -> str:
 def _end_dead_runs(client: Any, experiment: str) -> None:
     """A process that was killed outright leaves its runs RUNNING for ever: close those of this machine's dead ones."""
     running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
-    for run in running:
-        host, _, pid = run.data.tags.get(f"{TAG}process", "").rpartition(":")
-        if host == socket.gethostname() and pid.isdecimal() and not _is_alive(int(pid)):
-            client.set_terminated(run.info.run_id, "KILLED")
+    for run in filter(_has_died, running):
+        client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _has_died(run: Any) -> bool:
+    """Whether the process of this machine that wrote the run is gone."""
+    host, _, pid = run.data.tags.get(f"{TAG}process", "").rpartition(":")
+    return host == socket.gethostname() and pid.isdecimal() and not _is_alive(int(pid))
 
 
 def _name_process() -> str:

@@ -10,10 +10,15 @@ The default root is the repository; `--workspace DIR` or TESSERA_WORKSPACE names
 import errno
 import os
 import shutil
+import stat
+from collections.abc import MutableMapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from components.errors import WorkspaceError
+from components.files import PRIVATE
+from components.processes import STARTER, identify
 
 #: Below this no run can end well: a database, a server's home and a few adapters are written.
 MIN_FREE_MB = 100
@@ -33,6 +38,12 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
+
+#: Names of this machine that no proxy can reach for us.
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+#: Folders of the state in which others must not write: what libraries keep there is unpickled or run by them.
+STATE_FOLDERS = ("mlflow", "prefect", "logs", "locks", "dvc-site", "dvc-site/repo")
 
 #: Gigabytes that decoded pixels may take in `.tessera/cache`; TESSERA_CACHE_GB says otherwise.
 CACHE_GB = "20"
@@ -84,10 +95,11 @@ class Workspace:
         """Whether anything may have been trained here: a server may know of it, a store that is not there cannot."""
         return "MLFLOW_TRACKING_URI" in os.environ or (self.state / "mlflow" / "mlflow.db").exists()
 
-    def activate(self) -> None:
-        """Point the libraries of this process and its children at the state folder, and make it.
+    def activate(self) -> list[str]:
+        """Point the libraries of this process and its children at the state folder, make it, and close it to others.
 
-        Raises WorkspaceError when the folder cannot be written, the libraries being pointed there all the same.
+        Returns what a person should know of that, a sentence each. Raises WorkspaceError when the folder cannot be
+        written, the libraries being pointed there all the same.
         """
         settings = QUIET | {
             "PREFECT_HOME": str(self.state / "prefect"),
@@ -96,11 +108,56 @@ class Workspace:
             "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         }
         os.environ["TESSERA_WORKSPACE"] = str(self.root)
+        os.environ[STARTER] = identify()
         for key, value in settings.items():
             os.environ.setdefault(key, value)
+        notes = set_proxies_right(os.environ)
+        try:
+            notes += close_state(self.state)
+        except OSError as error:
+            raise describe_disk_trouble(self.root, error) from None
         require_writable(self.root)
-        for name in ("mlflow", "prefect", "logs", "locks"):
-            (self.state / name).mkdir(parents=True, exist_ok=True)
+        return notes
+
+
+def set_proxies_right(env: MutableMapping[str, str]) -> list[str]:
+    """No proxy for this machine's own addresses, and none that no library here can speak to; says which is left out.
+
+    Libraries read the lower or the upper case, some both: they say the same afterwards.
+    """
+    known = [part.strip() for key in ("no_proxy", "NO_PROXY") for part in env.get(key, "").split(",") if part.strip()]
+    if "*" not in known:
+        env["no_proxy"] = env["NO_PROXY"] = ",".join(dict.fromkeys([*known, *LOOPBACK]))
+    schemes = {"http", "https"} | ({"socks5", "socks5h"} if find_spec("socksio") else set())
+    notes = []
+    for key in ("all_proxy", "ALL_PROXY", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
+        scheme, mark, _ = env.get(key, "").partition("://")
+        if mark and scheme.lower() not in schemes:
+            del env[key]
+            how = "`pip install socksio` for it" if scheme.lower().startswith("socks5") else "name an http:// proxy"
+            notes.append(f"{key} is not used, for a {scheme} proxy is not understood here; {how}.")
+    return notes
+
+
+def close_state(state: Path) -> list[str]:
+    """Make the state folder and what libraries keep in it, for its owner alone; says so where it was open before."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (facts := state.stat()).st_uid != os.geteuid():
+        return [f"{state} belongs to another user, who can change what is run and loaded from it; use one of your own."]
+    notes = []
+    if (mode := stat.S_IMODE(facts.st_mode)) & 0o077:
+        state.chmod(0o700)
+        notes.append(f"{state} was open to other users (mode {mode:o}): it is now for its owner alone (700).")
+    for name in STATE_FOLDERS:
+        folder = state / name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+            folder.chmod(0o700)
+    for pattern in ("logs/*.log*", "mlflow/*.db*", "prefect/*.db*"):
+        for file in state.glob(pattern):
+            if stat.S_IMODE(file.stat().st_mode) & 0o077:
+                file.chmod(PRIVATE)
+    return notes
 
 
 def find_workspace(path: Path | None = None) -> Workspace:
@@ -126,7 +183,7 @@ def require_writable(root: Path) -> None:
     """Raise WorkspaceError unless files can be made in `root` (which is made if it is missing) and it has some room."""
     probe = root / ".tessera" / f".write-probe-{os.getpid()}"
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe.write_bytes(b"0" * 4096)
         probe.unlink()
         if shutil.disk_usage(root).free < MIN_FREE_MB * 1_000_000:

@@ -553,7 +553,7 @@ def up(
         run_services(place, ports, lambda text: console.OUT.print(text, soft_wrap=True, highlight=False, markup=False))
         return {}
 
-    _run(act, lambda _: None, False, workspace)
+    _run(act, lambda _: None, False, workspace, joins=False)
 
 
 @app.command()
@@ -568,7 +568,7 @@ def down(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None
     def show(outcome: Outcome) -> None:
         typer.echo("Stopped." if outcome["stopped"] else "Nothing was up.")
 
-    _run(act, show, as_json, workspace)
+    _run(act, show, as_json, workspace, joins=False)
 
 
 def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json: bool) -> dict[str, Any]:
@@ -634,7 +634,10 @@ def _start(server: Any, name: str, place: Any, domain: str, **parameters: Any) -
     server.use()
     run = getattr(import_module(f"flows.{name}"), name)
     server.wait()
-    outcome: dict[str, Any] = run(domain=domain, workspace=str(place.root), **parameters)
+    from prefect import tags
+
+    with tags("tessera", domain):  # as a deployment's runs have them: by these `status` and `doctor` find them
+        outcome: dict[str, Any] = run(domain=domain, workspace=str(place.root), **parameters)
     return outcome
 
 
@@ -645,10 +648,11 @@ def _run(
     workspace: Path | None,
     failed: Callable[[Outcome], bool] = lambda _: False,
     full_too: bool = False,
+    joins: bool = True,
 ) -> None:
     """Do it, show it, and end with the right exit code; an error a user can mend is one paragraph.
 
-    full_too: also in a workspace that cannot be written.
+    full_too: also in a workspace that cannot be written. joins: use the servers of a `tessera up` of the workspace.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's way of pressing Ctrl-C
     from components.errors import TesseraError, WorkspaceError
@@ -658,7 +662,12 @@ def _run(
     place = find_workspace(workspace)
     try:
         with suppress(WorkspaceError) if full_too else nullcontext():
-            place.activate()
+            for note in place.activate():
+                typer.echo(f"tessera: {note}", err=True)
+        if joins:
+            from flows.address import join_services
+
+            join_services(place)
         outcome = act(place)
     except TesseraError as error:
         _refuse(error, answer)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from components.domain import Strict
 from components.errors import TesseraError
+from components.processes import find_orphans
 from components.workspace import (
     DISK_TROUBLE,
     QUIET,
@@ -26,6 +27,8 @@ KNOWN_BAD = (
     ("sqlalchemy", (2, 1), "Prefect schedules never fire, silently"),
     ("albumentations", (2, 1), "no release under the MIT licence"),
 )
+#: On the command lines of what is started here, beside servers and workers.
+OTHER_MARKS = ("components.training", "prefect.engine")
 
 
 class Check(Strict):
@@ -167,36 +170,13 @@ def check_telemetry(_: Workspace) -> Check:
 
 
 def check_orphans(workspace: Workspace) -> Check:
-    """Trainings and servers of this workspace whose starter is gone."""
-    orphans = find_orphans(workspace)
-    if orphans:
-        found = f"{len(orphans)} processes nobody waits for: {', '.join(map(str, orphans))}"
-        return Check(name="processes", state="warning", found=found, mend=f"kill {' '.join(map(str, orphans))}")
+    """Trainings, servers and workers of this workspace whose starter is gone."""
+    servers, others = (find_orphans(workspace.root, marks) for marks in (("flows.child",), OTHER_MARKS))
+    if left := [*servers, *others]:
+        found = f"{len(left)} processes nobody waits for: {', '.join(map(str, left))}"
+        mends = (["tessera down"] if servers else []) + ([f"kill {' '.join(map(str, others))}"] if others else [])
+        return Check(name="processes", state="warning", found=found, mend="; ".join(mends))
     return Check(name="processes", state="ok", found="none left over")
-
-
-def find_orphans(workspace: Workspace) -> list[int]:
-    """Processes of ours, by their environment, that process 1 has inherited."""
-    marks = (
-        "components.training",
-        "flows.embedded",
-        "prefect.engine",
-        "prefect.server",
-        "prefect server start",
-        "mlflow server",
-    )
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            place = (folder / "environ").read_bytes().split(b"\0")
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        ours = f"TESSERA_WORKSPACE={workspace.root}".encode() in place
-        if ours and parent == "1" and any(mark in command for mark in marks):
-            found.append(int(folder.name))
-    return sorted(found)
 
 
 def check_prefect(_: Workspace) -> Check:

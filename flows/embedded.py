@@ -1,4 +1,4 @@
-"""The Prefect server that a command brings along where none is configured: `python -m flows.embedded`.
+"""The Prefect server that a command brings along where none is configured: `python -m flows.child embedded`.
 
     server = EmbeddedPrefect(workspace)   first of all: it takes longer to come up than all else before a training
     server.use()                          before Prefect is imported here: says which server is meant
@@ -7,31 +7,32 @@
 
 It lives as long as the pipe on its stdin, so that a command that was killed leaves no server behind, and in a session
 of its own, so that Ctrl-C in a terminal does not end it before it was told that the run was interrupted. It listens
-before it is up: who asks early waits for the answer, and nobody has to ask again and again.
+before it is up: who asks early waits for the answer, and nobody has to ask again and again. Its login is this command's
+alone. Where `tessera up` has the database its server is used, and none is brought along.
 """
 
 import atexit
+import base64
 import contextlib
 import os
-import signal
-import socket
-import stat
+import secrets
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from components.errors import WorkspaceError
+from components.files import open_private
 from components.workspace import REPOSITORY, Workspace
+from flows.address import NAME, hold_database, join_services
+from flows.child import LOGIN
 
 START_SECONDS = 120
 ANSWER_SECONDS = 5.0
 OWN = "TESSERA_EMBEDDED_PREFECT"  # the address of the server that this process or its parent brought along
 STOP_SECONDS = 5.0
-#: As Prefect itself sets them for a server of this kind.
-SETTINGS = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+LEAVE_SECONDS = 20.0  # the server of a `tessera up` that ends has for it
 
 
 def find_server() -> str | None:
@@ -66,26 +67,67 @@ def why_silent(url: str) -> str | None:
         return str(getattr(error, "reason", error))
 
 
+def require_server() -> None:
+    """Raise WorkspaceError unless the configured Prefect server, if there is one, answers and takes the login."""
+    from prefect.settings import get_current_settings
+
+    if (url := find_server()) is None:
+        return
+    api = get_current_settings().api
+    login, key = (None if secret is None else secret.get_secret_value() for secret in (api.auth_string, api.key))
+    token = f"Basic {base64.b64encode(login.encode()).decode()}" if login else f"Bearer {key}" if key else ""
+    _require_answer(url, token)
+
+
+def _require_answer(url: str, token: str | None = None) -> None:
+    """token: of the login, which is not tried where it is None."""
+    reason, mend = why_silent(url), "Start it, or correct PREFECT_API_URL; unset it to work without a server."
+    if reason is None and token is not None:
+        headers = {"Authorization": token} if token else {}
+        request = urllib.request.Request(f"{url.rstrip('/')}/admin/version", headers=headers)
+        try:
+            urllib.request.urlopen(request, timeout=ANSWER_SECONDS).close()
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                reason = f"the answer {error.code} {error.reason}"
+                mend = "Set PREFECT_API_AUTH_STRING to NAME:PASSWORD of that server."
+        except OSError as error:
+            reason = str(getattr(error, "reason", error))
+    if reason is not None:
+        raise WorkspaceError(
+            f"the Prefect server {url}",
+            expected=f"an answer within {ANSWER_SECONDS:g} s",
+            found=reason,
+            mend=mend,
+        )
+
+
 class EmbeddedPrefect:
-    """The server's process; none where the environment names a server."""
+    """The server's process; none where the environment names a server, which must answer then."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace, self.url = workspace, ""
         self.log = workspace.state / "logs" / "prefect-embedded.log"
         self.process: subprocess.Popen[str] | None = None
-        if os.environ.get("PREFECT_API_URL"):
+        join_services(workspace)  # a `tessera up` that began since this command did
+        if url := os.environ.get("PREFECT_API_URL"):
+            _require_answer(url)
             return
-        with self.log.open("ab") as output:
+        self.login = f"{NAME}:{secrets.token_urlsafe(24)}"
+        held = hold_database(workspace, alone=False, seconds=LEAVE_SECONDS)
+        with open_private(self.log) as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.embedded"],
+                [sys.executable, "-m", "flows.child", "embedded"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
                 cwd=REPOSITORY,
-                env=os.environ | SETTINGS,
+                env=os.environ | {LOGIN: self.login},
                 text=True,
+                pass_fds=[held],
                 start_new_session=True,
             )
+        os.close(held)  # the server alone has the database, as long as it lives
         atexit.register(self.stop)
 
     def use(self) -> None:
@@ -95,12 +137,14 @@ class EmbeddedPrefect:
         port = self.process.stdout.readline().strip()
         if port.isdecimal():
             self.url = os.environ["PREFECT_API_URL"] = os.environ[OWN] = f"http://127.0.0.1:{port}/api"
+            os.environ["PREFECT_API_AUTH_STRING"] = self.login
         elif self.process.wait() != 0:
             raise self._describe("none")
 
     def wait(self) -> None:
-        """Until it answers. Raises WorkspaceError when it does not."""
+        """Until it answers. Raises WorkspaceError when it, or the server that is configured, does not."""
         if not self.url:
+            require_server()
             return
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=START_SECONDS):
@@ -128,44 +172,3 @@ class EmbeddedPrefect:
             self.process.wait(STOP_SECONDS)
         self.process.kill()
         self.process.wait()
-
-
-def main() -> None:
-    """Tell the port on stdout, then serve until stdin ends; neither where Prefect's own settings name a server."""
-    serves = _watch_parent()
-    from prefect.settings import get_current_settings
-
-    if get_current_settings().api.url:
-        return
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        door.listen(128)
-        sys.stdout.write(f"{door.getsockname()[1]}\n")
-        sys.stdout.flush()
-        import uvicorn
-        from prefect.server.api.server import create_app
-
-        config = uvicorn.Config(create_app, factory=True, log_level="error", lifespan="on", timeout_graceful_shutdown=2)
-        serves.set()
-        uvicorn.Server(config).run(sockets=[door])
-
-
-def _watch_parent() -> threading.Event:
-    """End this process when the pipe on stdin closes: at once, or in good order when the event returned is set."""
-    serves = threading.Event()
-
-    def watch() -> None:
-        os.read(0, 1)
-        if not serves.is_set():
-            os._exit(0)
-        os.kill(os.getpid(), signal.SIGTERM)  # uvicorn's word for an orderly end
-        threading.Event().wait(STOP_SECONDS)
-        os._exit(1)
-
-    if stat.S_ISFIFO(os.fstat(0).st_mode):
-        threading.Thread(target=watch, daemon=True).start()
-    return serves
-
-
-if __name__ == "__main__":
-    main()

@@ -24,6 +24,8 @@ import yaml
 from components.domain import Domain, Schedule, Strict, load_domain
 from components.errors import TesseraError
 from components.workspace import REPOSITORY, Workspace
+from flows.address import JOB_ENV
+from flows.embedded import require_server
 
 POOL = "tessera"  # of the retrains themselves
 TAG = "tessera"
@@ -35,14 +37,11 @@ FLOWS = {
 }
 VERSIONED = "tessera.data.versioned"
 HEARTBEAT = "prefect.flow-run.heartbeat"
-#: A flow run says every so often that it lives, and is called crashed when it was not heard for so long.
-HEARTBEAT_SECONDS, SILENCE_SECONDS = 30, 90
-#: What a run inherits: its heartbeat, and patience with a server that is being restarted, or whose database is.
-JOB_ENV = {
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
-    "PREFECT_CLIENT_MAX_RETRIES": "8",
-    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",
-}
+#: A flow run is called crashed when its heartbeat was not heard for so long.
+SILENCE_SECONDS = 90
+#: Variables of a process pool that say what is run, with which environment, and where. Whoever may start a run could
+#: replace them, and nothing here needs it.
+FIXED = ("command", "env", "working_dir")
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 MARK = "tessera:"  # in a description, before the hash of what was deployed
 
@@ -121,7 +120,7 @@ def _describe(entrypoint: str, name: str, description: str, tags: list[str], poo
         "description": description,
         "tags": tags,
         "parameters": {},
-        "work_pool": {"name": pool, "job_variables": {"env": dict(JOB_ENV)}},
+        "work_pool": {"name": pool},
         "schedules": [],
     }
 
@@ -142,12 +141,15 @@ def deploy(workspace: Workspace) -> list[Deployed]:
 
     While a domain cannot be read, nothing is removed from the server: what looks superfluous may be that domain's.
     """
+    require_server()
     from prefect.client.orchestration import get_client
 
     domains = load_domains(workspace)
     with get_client(sync_client=True) as client:
         done = [_apply_pool(client, pool) for pool in list_pools(domains.read)]
-        done += _apply_deployments(client, _entries(domains.read), keep=bool(domains.unread))
+        open_pools = {pool.name for pool in client.read_work_pools() if _takes_env(pool.base_job_template)}
+        entries = [_add_env(entry, open_pools) for entry in _entries(domains.read)]
+        done += _apply_deployments(client, entries, keep=bool(domains.unread))
         done += _apply_automations(client, domains.read, keep=bool(domains.unread))
     unread = [
         Deployed(kind="domain", name=name, change="unreadable", note=str(error))
@@ -157,13 +159,50 @@ def deploy(workspace: Workspace) -> list[Deployed]:
 
 
 def _apply_pool(client: Any, name: str) -> Deployed:
-    from prefect.client.schemas.actions import WorkPoolCreate
+    """A pool's limits, its type, and the rest of its template are the administrator's."""
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.workers.process import ProcessWorker
 
-    known = {pool.name for pool in client.read_work_pools()}
-    if name in known:  # its type and its limits are the administrator's
+    known = {pool.name: pool for pool in client.read_work_pools()}
+    usual = ProcessWorker.get_default_base_job_template()
+    if (pool := known.get(name)) is None:
+        made, template = "Made by `tessera deploy`.", close_template(usual)
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", description=made, base_job_template=template))
+        return Deployed(kind="work pool", name=name, change="created")
+    there = pool.base_job_template
+    if pool.type != "process" or (closed := close_template(there or usual)) == there:
         return Deployed(kind="work pool", name=name, change="unchanged")
-    client.create_work_pool(WorkPoolCreate(name=name, type="process", description="Made by `tessera deploy`."))
-    return Deployed(kind="work pool", name=name, change="created")
+    client.update_work_pool(name, WorkPoolUpdate(base_job_template=closed))
+    note = "a run's job variables replace no command, environment or folder any more"
+    return Deployed(kind="work pool", name=name, change="changed", note=note)
+
+
+def close_template(template: dict[str, Any]) -> dict[str, Any]:
+    """A process pool's job template in which no run can replace what is executed: the server refuses one that tries.
+
+    Where the administrator has written a command, environment or folder into the template, that stays.
+    """
+    job, variables = dict(template["job_configuration"]), dict(template["variables"])
+    properties = dict(variables.get("properties", {}))
+    for name in FIXED:
+        default = properties.pop(name, {}).get("default")
+        if not isinstance(job.get(name), str) or "{{" in job[name]:
+            job[name] = job[name] if isinstance(job.get(name), dict) else default
+    job["env"] = JOB_ENV | (job["env"] or {})
+    required = [name for name in variables.get("required", []) if name in properties]
+    closed = {"properties": properties, "additionalProperties": False} | ({"required": required} if required else {})
+    kept = {key: value for key, value in variables.items() if key != "required"}
+    return template | {"job_configuration": job, "variables": kept | closed}
+
+
+def _takes_env(template: dict[str, Any]) -> bool:
+    return "env" in template.get("variables", {}).get("properties", {})
+
+
+def _add_env(entry: dict[str, Any], pools: set[str]) -> dict[str, Any]:
+    """What every run has in its environment, where it is not in the pool's template."""
+    pool = entry["work_pool"]
+    return entry | {"work_pool": pool | {"job_variables": {"env": dict(JOB_ENV)}}} if pool["name"] in pools else entry
 
 
 def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]], *, keep: bool) -> list[Deployed]:
@@ -180,7 +219,8 @@ def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]], *, keep: 
         flow = _load_flow(entry["entrypoint"])
         name, mark = f"{flow.name}/{entry['name']}", _hash(entry | {"form": flow.parameters.model_dump(mode="json")})
         known = there.pop(name, None)
-        if known is not None and mark in (known.description or ""):
+        variables = entry["work_pool"].get("job_variables", {})
+        if known is not None and mark in (known.description or "") and known.job_variables == variables:
             told.append(Deployed(kind="deployment", name=name, change="unchanged", note=_when(entry)))
             continue
         _create_deployment(flow, entry, mark)
@@ -221,7 +261,7 @@ def _create_deployment(flow: Any, entry: dict[str, Any], mark: str) -> None:
         parameters=entry["parameters"],
         schedules=[_native_schedule(schedule) for schedule in entry["schedules"]],
         work_pool_name=pool["name"],
-        job_variables=pool["job_variables"],
+        job_variables=pool.get("job_variables", {}),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     deployment.apply()

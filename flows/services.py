@@ -1,34 +1,52 @@
-"""`tessera up` and `down`: Prefect server, MLflow server and workers on loopback, kept alive and stopped together."""
+"""`tessera up` and `down`: Prefect server, MLflow server and workers on loopback, kept alive and stopped together.
+
+Both servers ask for the workspace's login (flows/guard.py). Their addresses are in a file by which other commands find
+them (flows/address.py). All of it ends with `tessera up`, however that ends (flows/child.py).
+"""
 
 import contextlib
-import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from components.errors import WorkspaceError
-from components.files import write_whole
+from components.files import open_private
+from components.processes import find_orphans, identify, lives, read_pid
 from components.workspace import REPOSITORY, Workspace
+from flows.address import (
+    JOB_ENV,
+    Services,
+    answers,
+    hold_database,
+    load_login,
+    load_services,
+    remove_services,
+    save_services,
+    use_services,
+)
+from flows.child import KEY, LOGIN
 from flows.gpus import count_gpus
-from flows.schedules import FLOWS, JOB_ENV, POOL
+from flows.schedules import POOL
+from flows.start_page import page_path, write_page
 
 START_SECONDS = 120
 STOP_SECONDS = 15
+LEAVE_SECONDS = 10.0  # an embedded server is given to go after its command
 CHECK_SECONDS = 10.0  # between two looks at a server's health
+PAGE_SECONDS = 30.0  # between two looks at what the page of links could link
 SICK_SECONDS = 60.0  # without an answer, after which it is started again
 CRASHES, CRASH_SECONDS = 5, 120.0  # so many in so long are no accident
+LOG_BYTES = 20_000_000  # of a log that is put aside when its service starts; one such is kept
+CHILD = "flows.child"  # on the command line of whatever is started here
 SERVER_ENV = {
     # Leases of slots outlive a restart of the server; in its memory they would be lost and the slots taken for ever.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -51,19 +69,23 @@ class Service:
     log: Path
     health: str | None = None
     env: dict[str, str] = field(default_factory=dict)
+    held: Sequence[int] = ()  # descriptors that stay open as long as it lives
     process: subprocess.Popen[bytes] | None = None
     crashes: list[float] = field(default_factory=list)
     answered: float = 0.0
 
     def start(self) -> None:
-        with self.log.open("ab") as output:
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        with open_private(self.log) as output:
             self.process = subprocess.Popen(
                 self.command,
                 stdout=output,
                 stderr=output,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closes when this process ends, whatever ends it
                 env={**os.environ, **self.env},
                 cwd=REPOSITORY,
+                pass_fds=self.held,
                 start_new_session=True,
             )
         self.answered = time.monotonic()
@@ -98,13 +120,7 @@ class Service:
         )
 
     def is_well(self) -> bool:
-        if self.health is None:
-            return True
-        try:
-            with urllib.request.urlopen(self.health, timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        return self.health is None or answers(self.health, seconds=2)
 
     def tend(self, tell: Tell) -> None:
         """Start it again if it crashed or stopped to answer. Raises WorkspaceError when that does not help."""
@@ -136,31 +152,53 @@ class Ports:
 def run_services(workspace: Workspace, ports: Ports, tell: Tell) -> None:
     """Start everything, say where it is, and keep it alive until Ctrl-C or `tessera down`; then stop everything.
 
-    Raises WorkspaceError when a port is taken, when it is up already, or when a service does not stay alive.
+    Raises WorkspaceError when a port is taken, when it is up already, when a command has the workspace's Prefect
+    database, or when a service does not stay alive.
     """
     lock = FileLock(workspace.state / "locks" / "up.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        services = load_services(workspace)
         raise WorkspaceError(
             f"services of {workspace.root}",
             expected="none running",
-            found=f"`tessera up` of process {(load_services(workspace) or {}).get('pid', 'unknown')}",
+            found=f"`tessera up` of process {services.pid if services else 'unknown'}",
             mend="Stop it with `tessera down`, or use what runs.",
         ) from None
-    with lock:
-        _run_services(workspace, ports, tell)
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell started us in the background
+        if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # as nohup asks for
+            signal.signal(sign, _interrupt)
+    with lock, contextlib.suppress(KeyboardInterrupt):
+        if end_leftovers(workspace):
+            tell("Ended what an earlier `tessera up` left.")
+        held = hold_database(workspace, alone=True, seconds=LEAVE_SECONDS)
+        try:
+            save_services(workspace, Services(identify()))
+            _run_services(workspace, ports, tell, held)
+        finally:
+            remove_services(workspace)
+            page_path(workspace).unlink(missing_ok=True)
+            os.close(held)
 
 
-def _run_services(workspace: Workspace, ports: Ports, tell: Tell) -> None:
+def _run_services(workspace: Workspace, ports: Ports, tell: Tell, held: int) -> None:
     from flows.schedules import deploy, list_pools, load_domains
 
     prefect_port = _choose_port(ports.prefect, 4200, "--prefect-port")
     mlflow_port = _choose_port(ports.mlflow, 5000, "--mlflow-port")
+    found = Services(
+        identify(),
+        f"http://127.0.0.1:{prefect_port}/api",
+        f"http://127.0.0.1:{mlflow_port}",
+        load_login(workspace),
+        secrets.token_urlsafe(24),
+    )
+    for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):  # of other servers, which those started here replace
+        os.environ.pop(key, None)
     domains = load_domains(workspace).read  # `deploy` below reports the others
-    servers, workers = create_services(workspace, prefect_port, mlflow_port, list_pools(domains))
-    for sign in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background
-        signal.signal(sign, _interrupt)
+    servers, workers = create_services(workspace, found, list_pools(domains))
+    servers[0] = replace(servers[0], held=[held])
     started: list[Service] = []
     try:
         for service in servers:
@@ -168,37 +206,44 @@ def _run_services(workspace: Workspace, ports: Ports, tell: Tell) -> None:
             started.append(service)
         for service in servers:
             _wait_until_well(service)
-        os.environ["PREFECT_API_URL"] = servers[0].env["PREFECT_API_URL"]
-        os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{mlflow_port}"
+        use_services(found, os.environ)
         deploy(workspace)
         for service in workers:
-            service.env |= {key: os.environ[key] for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
             service.start()
             started.append(service)
-        _announce(workspace, tell, prefect_port, mlflow_port, [domain.name for domain in domains])
-        while True:
-            time.sleep(1)
-            for service in started:
-                service.tend(tell)
+        write_page(workspace, found)
+        save_services(workspace, found)
+        _announce(workspace, tell, found, [domain.name for domain in domains])
+        _keep_alive(workspace, found, started, tell)
     except KeyboardInterrupt:
         tell("Stopping.")
     finally:
         for service in reversed(started):
             service.stop()
-        _services_file(workspace).unlink(missing_ok=True)
+
+
+def _keep_alive(workspace: Workspace, found: Services, started: Sequence[Service], tell: Tell) -> None:
+    drawn = time.monotonic()
+    while True:
+        time.sleep(1)
+        for service in started:
+            service.tend(tell)
+        if time.monotonic() - drawn > PAGE_SECONDS:
+            write_page(workspace, found)
+            drawn = time.monotonic()
 
 
 def stop_services(workspace: Workspace) -> bool:
-    """End a `tessera up` of this workspace and wait for it; False when there is none."""
-    lock, record = FileLock(workspace.state / "locks" / "up.lock"), load_services(workspace)
+    """End a `tessera up` of this workspace and wait for it, or what a killed one left; False when there is neither."""
+    lock, services = FileLock(workspace.state / "locks" / "up.lock"), load_services(workspace)
     try:
         with lock.acquire(timeout=0):
-            return False
+            return end_leftovers(workspace)
     except Timeout:
         pass
-    if record is not None:
+    if services is not None and lives(services.process):  # that very process, not another one under its number
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(record["pid"]), signal.SIGTERM)
+            os.kill(services.pid, signal.SIGTERM)
     try:
         with lock.acquire(timeout=START_SECONDS):
             return True
@@ -206,108 +251,75 @@ def stop_services(workspace: Workspace) -> bool:
         raise WorkspaceError(
             f"services of {workspace.root}",
             expected=f"`tessera up` to end within {START_SECONDS} s",
-            found=f"process {(record or {}).get('pid', 'unknown')} alive",
+            found=f"process {services.pid if services else 'unknown'} alive",
             mend="End it by hand; `tessera doctor` lists what is left then.",
         ) from None
 
 
-def load_services(workspace: Workspace) -> dict[str, Any] | None:
-    """Process and addresses of the `tessera up` that runs here, as it wrote them."""
-    path = _services_file(workspace)
-    record: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return record
+def end_leftovers(workspace: Workspace) -> bool:
+    """End the workspace's servers and workers whose `tessera up` or command is gone; False when there are none."""
+    left = [identify(pid) for pid in find_orphans(workspace.root, (CHILD,))]
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        for process in filter(lives, left):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(read_pid(process), sign)
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(map(lives, left)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    return bool(left)
 
 
-def _services_file(workspace: Workspace) -> Path:
-    return workspace.state / "services.json"
-
-
-def create_services(
-    workspace: Workspace, prefect_port: int, mlflow_port: int, pools: Sequence[str]
-) -> tuple[list[Service], list[Service]]:
-    """The servers and the workers, not started yet."""
-    binaries, logs = Path(sys.executable).parent, workspace.state / "logs"
-    api = f"http://127.0.0.1:{prefect_port}/api"
-    artifacts = workspace.state / "mlflow" / "artifacts"
+def create_services(workspace: Workspace, found: Services, pools: Sequence[str]) -> tuple[list[Service], list[Service]]:
+    """The servers and the workers, not started yet. Secrets are in their environment, never on a command line."""
+    logs, child = workspace.state / "logs", [sys.executable, "-m", CHILD]
+    page = found.prefect.removesuffix("/api")
+    guard = {LOGIN: found.login, KEY: found.key}
     prefect = Service(
         "prefect",
-        [str(binaries / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)],
+        [*child, "prefect", "--port", page.rpartition(":")[2]],
         logs / "prefect.log",
-        f"{api}/health",
-        {"PREFECT_API_URL": api, "PREFECT_UI_API_URL": api} | SERVER_ENV,
+        f"{found.prefect}/health",
+        # The page asks its own server whatever name or tunnel it was opened by; no other page may ask.
+        guard
+        | {"PREFECT_API_URL": found.prefect, "PREFECT_UI_API_URL": "/api"}
+        | SERVER_ENV
+        | {"PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": page},
     )
     mlflow = Service(
         "mlflow",
-        [
-            *(str(binaries / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"),
-            *("--backend-store-uri", workspace.tracking_uri, "--default-artifact-root", artifacts.as_uri()),
-            *("--serve-artifacts", "--artifacts-destination", artifacts.as_uri()),
-        ],
+        [*child, "mlflow", "--port", found.mlflow.rpartition(":")[2]],
         logs / "mlflow.log",
-        f"http://127.0.0.1:{mlflow_port}/health",
-        {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # its five job runners serve features not used here
+        f"{found.mlflow}/health",
+        # Its five job runners serve features not used here.
+        guard | {"MLFLOW_TRACKING_URI": workspace.tracking_uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
     )
+    clients: dict[str, str] = {}
+    use_services(found, clients)
     workers = [
         Service(
             f"worker-{pool}",
             [
-                *(str(binaries / "prefect"), "worker", "start", "--pool", pool, "--type", "process"),
+                *(*child, "worker", "--pool", pool, "--type", "process"),
                 *("--name", f"{pool} on {os.uname().nodename}", "--limit", str(limit)),
             ],
             logs / f"worker-{pool}.log",
-            env=JOB_ENV | {"PREFECT_WORKER_QUERY_SECONDS": "2"},  # an order waits for 10 otherwise
+            env=clients | JOB_ENV | {"PREFECT_WORKER_QUERY_SECONDS": "2"},  # an order waits for 10 otherwise
         )
         for pool, limit in [(name, RETRAINS if name == POOL else count_gpus() or 1) for name in pools]
     ]
     return [prefect, mlflow], workers
 
 
-def _announce(workspace: Workspace, tell: Tell, prefect_port: int, mlflow_port: int, domains: Sequence[str]) -> None:
-    """Where everything is: in the terminal, for other commands, and as a page."""
-    prefect, mlflow = f"http://127.0.0.1:{prefect_port}", f"http://127.0.0.1:{mlflow_port}"
-    record = {"pid": os.getpid(), "prefect": f"{prefect}/api", "mlflow": mlflow}
-    page = workspace.state / "services.html"
-    write_whole(page, _render_page(workspace, prefect, f"{mlflow}/#", domains).encode())
-    write_whole(_services_file(workspace), json.dumps(record, indent=1).encode())
-    tell(f"Prefect  {prefect}")
-    tell(f"MLflow   {mlflow}")
-    tell(f"Links    {page.as_uri()}")
+def _announce(workspace: Workspace, tell: Tell, found: Services, domains: Sequence[str]) -> None:
+    """Where everything is; nothing that is secret."""
+    tell(f"Prefect  {found.prefect.removesuffix('/api')}")
+    tell(f"MLflow   {found.mlflow}")
+    tell(f"Links    {page_path(workspace).as_uri()}  opens both without a login")
+    tell(f"Login    {workspace.state / 'login'}  name and password, for programs and other browsers")
     tell(f"Logs     {workspace.state / 'logs'}")
     for name in domains:
-        tell(f"Retrain  PREFECT_API_URL={record['prefect']} prefect deployment run retrain/{name}")
+        tell(f"Retrain  tessera retrain {name}")
     tell("Ctrl-C or `tessera down` stops all of it.")
-
-
-def _render_page(workspace: Workspace, prefect: str, mlflow: str, domains: Sequence[str]) -> str:
-    """One HTML file with every address; it asks nobody for anything."""
-    logs = sorted((workspace.state / "logs").glob("*.log"))
-    rows = {
-        "Prefect": {"runs": f"{prefect}/runs", "deployments": f"{prefect}/deployments"}
-        | {name.replace("-", " "): f"{prefect}/{name}" for name in ("work-pools", "automations", "concurrency-limits")},
-        "MLflow": {"experiments": f"{mlflow}/experiments", "models": f"{mlflow}/models"},
-        **{name: _link_domain(workspace, prefect, mlflow, name) for name in domains},
-        "logs": {path.stem: path.as_uri() for path in logs},
-    }
-    items = "".join(f"<tr><th>{escape(name)}</th><td>{_render_links(links)}</td></tr>" for name, links in rows.items())
-    style = "<style>body{font:16px system-ui;margin:3rem}th{text-align:left;padding:.3rem 2rem .3rem 0}</style>"
-    head = f"<!doctype html><meta charset=utf-8><title>Tessera</title>{style}"
-    return f"{head}<h1>Tessera</h1><p>{escape(str(workspace.root))}</p><table>{items}</table>"
-
-
-def _link_domain(workspace: Workspace, prefect: str, mlflow: str, name: str) -> dict[str, str]:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        ids = {flow: client.read_deployment_by_name(f"{flow}/{name}").id for flow in FLOWS}
-    return {flow: f"{prefect}/deployments/deployment/{deployment}" for flow, deployment in ids.items()} | {
-        "model": f"{mlflow}/models/{name}",
-        "images": (workspace.derived(name) / "validation.html").as_uri(),
-        "reports and adapters": workspace.runs(name).as_uri(),
-    }
-
-
-def _render_links(links: Mapping[str, str]) -> str:
-    return " · ".join(f"<a href='{escape(link, quote=True)}'>{escape(text)}</a>" for text, link in links.items())
 
 
 def _wait_until_well(service: Service) -> None:

@@ -14,7 +14,7 @@ from components.promotion import ledger, registry
 from components.workspace import Workspace
 from flows.drift import find_drift
 from flows.embedded import find_server, why_silent
-from flows.schedules import POOL, load_domains
+from flows.schedules import POOL, TAG, load_domains
 
 ONLINE_SECONDS = 120.0  # a worker tells of itself every 30
 
@@ -24,7 +24,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
     tracking.connect(workspace)
     domains = load_domains(workspace)
     server, locked = _ask_prefect(domains.read), proofs.load_locked(workspace)
-    rows = [_try_describe(workspace, domain, server["domains"].get(domain.name, {}), locked) for domain in domains.read]
+    rows = [_try_describe(workspace, domain, _find_runs(server, domain.name), locked) for domain in domains.read]
     rows += [_describe_unread(name, error) for name, error in domains.unread.items()]
     return {
         "workspace": str(workspace.root),
@@ -56,6 +56,12 @@ def _try_describe(
 
 def _describe_unread(name: str, error: TesseraError) -> dict[str, Any]:
     return {"domain": name, **dict.fromkeys(COLUMNS), "error": error.to_dict()}
+
+
+def _find_runs(server: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Retrains as Prefect knows them; where no server knows of any, as MLflow does: from commands of their own."""
+    known = server["domains"].get(name, {})
+    return dict(known) if known.get("last") or known.get("running") else {**known, **tracking.find_retrains(name)}
 
 
 def _describe(
@@ -129,20 +135,15 @@ def list_online(client: Any, pool: str) -> list[str]:
 
 
 def _ask_runs(client: Any, domain: Domain) -> dict[str, Any]:
-    """The latest finished, the running and the next retrain of a domain."""
-    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+    """The latest finished, the running and the next retrain of a domain, whoever started it."""
+    from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
     from prefect.client.schemas.sorting import FlowRunSort
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        deployment = client.read_deployment_by_name(f"retrain/{domain.name}")
-    except ObjectNotFound:
-        return {}
 
     def find(states: list[str], sort: Any) -> Any:
+        wanted = {"state": {"type": {"any_": states}}, "tags": {"all_": [TAG, domain.name]}}
         found = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": states}}}),
-            deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment.id]}}),
+            flow_filter=FlowFilter.model_validate({"name": {"any_": ["retrain"]}}),
+            flow_run_filter=FlowRunFilter.model_validate(wanted),
             sort=sort,
             limit=1,
         )
