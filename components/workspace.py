@@ -140,14 +140,18 @@ def set_proxies_right(env: MutableMapping[str, str]) -> list[str]:
 
 
 def close_state(state: Path) -> list[str]:
-    """Make the state folder and what libraries keep in it, for its owner alone; says so where it was open before."""
+    """Make the state folder and what libraries keep in it, for its owner alone.
+
+    Says so where others could have read a database there, or put something there that is run or unpickled.
+    """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (facts := state.stat()).st_uid != os.geteuid():
         return [f"{state} belongs to another user, who can change what is run and loaded from it; use one of your own."]
     notes = []
     if (mode := stat.S_IMODE(facts.st_mode)) & 0o077:
         state.chmod(0o700)
-        notes.append(f"{state} was open to other users (mode {mode:o}): it is now for its owner alone (700).")
+        if mode & 0o022 or any((state / name).exists() for name in STATE_FOLDERS):
+            notes.append(f"{state} was open to other users (mode {mode:o}): it is now for its owner alone (700).")
     for name in STATE_FOLDERS:
         folder = state / name
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -579,12 +579,13 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
     does: a wrong guess costs time alone.
     """
     with _live(as_json):
-        from flows.embedded import EmbeddedPrefect
+        from flows.embedded import EmbeddedPrefect, require_named_server
         from flows.plan import create_plan, load_checked_domain, require_trainable
         from flows.progress import report
 
         report("stage", title="look for changes")
         require_trainable(load_checked_domain(place, domain, overrides))  # a typo is told before a server starts
+        require_named_server()
         certain = force or not place.has_results()
         server = EmbeddedPrefect(place) if certain else None
         plan = create_plan(place, domain, overrides)
@@ -608,7 +609,7 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
 def _run_flow(name: str, place: Any, domain: str, as_json: bool, **parameters: Any) -> dict[str, Any]:
     """A flow on a version; a typo in the domain or its number is reported before a server starts."""
     with _live(as_json):
-        from flows.embedded import EmbeddedPrefect
+        from flows.embedded import EmbeddedPrefect, require_named_server
         from flows.history import open_registry, require_challenger
         from flows.plan import load_checked_domain
         from flows.train_candidate import prepare
@@ -616,6 +617,7 @@ def _run_flow(name: str, place: Any, domain: str, as_json: bool, **parameters: A
         checked = load_checked_domain(place, domain)
         open_registry(place, domain)
         require_challenger(domain, parameters["version"])
+        require_named_server()
         server = EmbeddedPrefect(place)
         if name == "promote" and checked.work_pool is None:
             prepare(checked)
@@ -626,12 +628,13 @@ def _start(server: Any, name: str, place: Any, domain: str, **parameters: Any) -
     """The flow in flows/NAME.py, on the Prefect server that is configured or the one that was brought along."""
     from importlib import import_module
 
-    from flows.embedded import EmbeddedPrefect
+    from flows.embedded import EmbeddedPrefect, require_server
     from flows.progress import report
 
     report("stage", title="start Prefect")
     server = server or EmbeddedPrefect(place)
     server.use()
+    require_server()
     run = getattr(import_module(f"flows.{name}"), name)
     server.wait()
     from prefect import tags

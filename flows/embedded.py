@@ -38,7 +38,7 @@ LEAVE_SECONDS = 20.0  # the server of a `tessera up` that ends has for it
 def find_server() -> str | None:
     """The API of the Prefect server that is configured; None where there is none but one of our own."""
     url: str | None = os.environ.get("PREFECT_API_URL")
-    if url is None and _may_name_server():
+    if url is None and ("prefect.settings" in sys.modules or _may_name_server()):
         from prefect.settings import get_current_settings
 
         url = get_current_settings().api.url
@@ -65,6 +65,12 @@ def why_silent(url: str) -> str | None:
         return None  # an answer; what it wants is told by the first real call
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error))
+
+
+def require_named_server() -> None:
+    """Raise WorkspaceError unless the server that the environment names, if any, answers: before Prefect is loaded."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        _require_answer(url)
 
 
 def require_server() -> None:
@@ -103,15 +109,14 @@ def _require_answer(url: str, token: str | None = None) -> None:
 
 
 class EmbeddedPrefect:
-    """The server's process; none where the environment names a server, which must answer then."""
+    """The server's process; none where the environment names a server."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace, self.url = workspace, ""
         self.log = workspace.state / "logs" / "prefect-embedded.log"
         self.process: subprocess.Popen[str] | None = None
         join_services(workspace)  # a `tessera up` that began since this command did
-        if url := os.environ.get("PREFECT_API_URL"):
-            _require_answer(url)
+        if os.environ.get("PREFECT_API_URL"):
             return
         self.login = f"{NAME}:{secrets.token_urlsafe(24)}"
         held = hold_database(workspace, alone=False, seconds=LEAVE_SECONDS)
@@ -142,9 +147,8 @@ class EmbeddedPrefect:
             raise self._describe("none")
 
     def wait(self) -> None:
-        """Until it answers. Raises WorkspaceError when it, or the server that is configured, does not."""
+        """Until it answers. Raises WorkspaceError when it does not."""
         if not self.url:
-            require_server()
             return
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=START_SECONDS):

@@ -27,7 +27,7 @@ from flows.address import (
     save_services,
     use_services,
 )
-from flows.embedded import EmbeddedPrefect
+from flows.embedded import EmbeddedPrefect, require_named_server
 from flows.services import end_leftovers, stop_services
 
 VARIABLES = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME")
@@ -274,8 +274,8 @@ def test_a_proxy_that_nobody_here_can_speak_to_is_left_out_with_a_word(monkeypat
         httpx.Client().close()  # what Prefect's client is made of
 
 
-def test_a_dead_server_is_one_paragraph_at_once(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_server_is_one_paragraph_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for url in ("http://127.0.0.1:9/api", "nonsense", "http://[bad/api"):
         monkeypatch.setenv("PREFECT_API_URL", url)
         with pytest.raises(WorkspaceError, match="PREFECT_API_URL"):
-            EmbeddedPrefect(place)
+            require_named_server()
