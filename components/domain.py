@@ -362,6 +362,7 @@ class Domain(Strict):
     embedded one. task: `classification` gives an image one label; `multilabel` any number of them, and can be
     checked, split and exported, but not trained yet. work_pool: a Prefect work pool whose workers train the
     candidates; without one, or without a Prefect server, they are trained where the retrain runs.
+    rename: labels as they are written, and the class each belongs to: `{Good: good, NG: bad}`.
     intended_use: for whom and for what the adapters are, as the model card says it first.
     """
 
@@ -369,6 +370,7 @@ class Domain(Strict):
     task: Literal["classification", "multilabel"]
     classes: tuple[str, ...] = Field(min_length=2)
     layout: Layout
+    rename: Mapping[str, str] = {}
     group: str | None = None
     slices: tuple[str, ...] = ()
     split: Split = Split()
@@ -390,6 +392,16 @@ class Domain(Strict):
     source: str = ""
     licence: str = ""
     citation: str = ""
+
+    @field_validator("rename")
+    @classmethod
+    def _to_classes(cls, value: Mapping[str, str], info: ValidationInfo) -> Mapping[str, str]:
+        known = info.data.get("classes", ())
+        if strangers := sorted(set(value.values()) - set(known)):
+            raise ValueError(f"renames to {', '.join(strangers)}; the classes are {', '.join(known)}")
+        if both := sorted(set(value) & set(known)):
+            raise ValueError(f"renames {', '.join(map(repr, both))}, which `classes` names, too: take it out there")
+        return value
 
     @field_validator("layout", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from samples import make_domain, picture, save_picture, save_text
 
@@ -15,9 +16,11 @@ from components.data.guessing import suggest_layout
 from components.data.images import ORIENTATION
 from components.data.layouts import READERS, find_classes, read_rows
 from components.data.manifest import Reading, Row, Wanted
+from components.data.names import warn_of_alike
 from components.data.tables import looks_multilabel
+from components.data.validation import check_rows
 from components.domain import Csv, Folders, Layout, Yolo, parse_domain
-from components.errors import DataError
+from components.errors import DataError, DomainError
 
 NAMES = [f"p{number:02d}" for number in range(8)]
 GRADES = ["good", "bad"] * 4
@@ -631,3 +634,77 @@ def test_yolo_lists_and_data_yaml_name_the_splits(tmp_path):
 def test_text_files_that_are_no_labels_are_no_yolo(tmp_path, text):
     yolo(tmp_path, [text] * 3)
     assert getattr(suggest_layout(tmp_path), "kind", None) != "yolo"
+
+
+# Class names
+
+ALIKE = {
+    "case": (["Good", "good"], "in case alone: 'Good' (1), 'good' (2)", "rename: {Good: good}"),
+    "blanks": (["no defect", "no  defect"], "in spaces alone", "rename: {no defect: no  defect}"),
+    "underscores": (["no_defect", "no-defect"], "in spaces alone", "rename: {no_defect: no-defect}"),
+    "accents": (["de\u0301faut", "d\u00e9faut"], "'de\\u0301faut' (1), 'défaut' (2)", '"de\\u0301faut": "d\\xE9faut"'),
+    "zero width": (["bad\u200b", "bad"], "invisible characters alone: 'bad\\u200b' (1)", '{"bad\\u200B": bad}'),
+    "soft hyphen": (["scra\u00adtch", "scratch"], "'scra\\xadtch'", '{"scra\\xADtch": scratch}'),
+    "no-break": (
+        ["no\u00a0defect", "no defect"],
+        "characters that look alike alone: 'no\\xa0defect'",
+        '{"no\\_defect": no defect}',
+    ),
+    "dash": (["a\u2013b", "a-b"], "kinds of dashes alone: 'a\\u2013b' (1), 'a-b' (2)", '{"a\\u2013b": a-b}'),
+    "number": (["1.0", "1"], "the form of a number alone", "rename: {'1.0': '1'}"),
+    "full width": (["\uff21", "A"], "Unicode form alone", '{"\\uFF21": A}'),
+    "two ways": (["Good ", "good"], "in spaces and case alone: 'Good ' (1)", "{'Good ': good}"),
+}
+
+
+@pytest.mark.parametrize(("names", "shown", "line"), ALIKE.values(), ids=ALIKE)
+def test_names_that_look_alike_are_shown_with_what_differs_and_how_to_join_them(names, shown, line):
+    (warning,) = warn_of_alike(dict(zip(names, (1, 2), strict=True)) | {"other": 5})
+    assert shown in warning
+    assert line in warning
+    key, _, _ = warning.partition("` into domain.yaml")
+    assert yaml.safe_load(key.partition("`")[2]) == {"rename": {names[0]: names[1]}}
+
+
+@pytest.mark.parametrize(
+    "names", [["a", "b"], ["1", "11"], ["1 1", "11"], ["défaut", "defaut"], ["1", "2.0"], ["a1", "a2"]]
+)
+def test_names_that_differ_in_what_is_read_are_not_warned_of(names):
+    assert warn_of_alike(dict.fromkeys(names, 3)) == []
+
+
+def test_check_warns_of_names_and_rename_joins_them(tmp_path):
+    for name in ("Good", "good", "défaut", "de\u0301faut"):
+        for number in range(4):
+            save_picture(tmp_path / f"{name}/{number}.png", len(ascii(name)) * 100 + number)
+    classes = find_classes(Folders(), tmp_path)
+    domain = make_domain(classes=classes)
+    warnings = check_rows(read_rows(domain, tmp_path), tmp_path, domain).warnings
+    assert sum("names differ in" in line for line in warnings) == 2
+    domain = make_domain(classes=["good", "défaut"], rename={"Good": "good", "de\u0301faut": "défaut"})
+    rows = read_rows(domain, tmp_path)
+    assert Counter(rows["label"]) == {"good": 8, "défaut": 8}
+    assert not any("names differ in" in line for line in check_rows(rows, tmp_path, domain).warnings)
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_rename_joins_columns_of_labels(tmp_path, task):
+    write_pictures(tmp_path)
+    flags = lines("img/{}.png,{}").replace("good", "0,1").replace("bad", "1,0")
+    (tmp_path / "labels.csv").write_text("image,NG,OK\n" + flags)
+    layout = {"kind": "csv", "one_hot": task == "classification"}
+    rename = {"NG": "bad", "OK": "good"}
+    rows = read_rows(make_domain(task=task, classes=["good", "bad"], layout=layout, rename=rename), tmp_path)
+    assert rows["label"].to_list() == GRADES
+
+
+@pytest.mark.parametrize(
+    ("rename", "words"),
+    [
+        ({"NG": "bad"}, "renames to bad; the classes are"),
+        ({"good": "cracked"}, "renames 'good', which `classes` names"),
+    ],
+)
+def test_rename_leads_from_labels_to_classes(rename, words):
+    with pytest.raises(DomainError, match=words):
+        make_domain(rename=rename)

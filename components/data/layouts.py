@@ -25,6 +25,7 @@ from components.data.guessing import hint_layout, refuse_layout, require_folder
 from components.data.images import SUFFIXES, not_an_image, reason
 from components.data.manifest import Reading, Row, SupportsDigest, Wanted, create_rows
 from components.data.masks import read_instances, read_masks
+from components.data.names import rename_labels
 from components.data.tables import read_table
 from components.data.tree import (
     bare_stem,
@@ -68,10 +69,10 @@ def read_tree(domain: Domain, raw: Path, digests: SupportsDigest | None = None) 
     require_raw(raw)
     columns = tuple(dict.fromkeys([*([domain.group] if domain.group else []), *domain.slices]))
     _require_columns(domain, columns)
-    wanted = Wanted(columns, domain.classes, many=domain.task == "multilabel", digests=digests)
+    wanted = Wanted(columns, domain.classes, many=domain.task == "multilabel", rename=domain.rename, digests=digests)
     files = walk_files(raw)
     foreign = find_foreign_pictures(raw, files)
-    reading = clip_boxes(read_layout(domain.layout, raw, wanted), raw)
+    reading = rename_labels(clip_boxes(read_layout(domain.layout, raw, wanted), raw), domain.rename)
     if all(row.problem for row in reading.rows):
         _refuse_unread(raw, files, foreign)
     if not reading.rows:

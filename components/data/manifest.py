@@ -76,6 +76,7 @@ class Wanted:
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()  # empty: whatever there is
     many: bool = False
+    rename: Mapping[str, str] = field(default_factory=dict)  # labels as written, to classes
     digests: SupportsDigest | None = None  # hashes that are known; None: read the file
 
 

@@ -41,7 +41,7 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     table = resolve_inside(layout.table, "", "layout.table")
     sheet = _load(layout, raw, table)
     flags = layout.one_hot or (wanted.many and not layout.separator)
-    classes = (wanted.classes or find_flags(sheet.frame, layout)) if flags else ()
+    classes = (_written_classes(wanted, sheet.frame) or find_flags(sheet.frame, layout)) if flags else ()
     names = [layout.image, *(classes if flags else [layout.label]), *wanted.columns]
     names += [name for name in (layout.mask, layout.boxes, *_crop_columns(layout)) if name]
     if missing := [name for name in dict.fromkeys(names) if name not in sheet.frame.columns]:
@@ -75,6 +75,13 @@ def looks_multilabel(layout: Csv | Parquet, raw: Path) -> bool:
     frame = _load(layout, raw, resolve_inside(layout.table, "", "layout.table")).frame
     many = layout.label not in frame.columns and len(find_flags(frame, layout)) >= 2
     return not layout.one_hot and (bool(layout.separator) or many)
+
+
+def _written_classes(wanted: Wanted, frame: pl.DataFrame) -> tuple[str, ...]:
+    """The names of the columns of 0 and 1; a class to which others are renamed need not be a column itself."""
+    joined = set(wanted.rename.values())
+    own = [name for name in wanted.classes if name in frame.columns or name not in joined]
+    return (*own, *(name for name in wanted.rename if name in frame.columns))
 
 
 def _crop_columns(layout: Csv | Parquet) -> tuple[str, ...]:

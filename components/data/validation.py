@@ -18,6 +18,7 @@ from components.data.findings import inspect_changed
 from components.data.images import Box, Picture, inspect_images, inspect_masks, reason, unfit_boxes
 from components.data.labels import Judgement, Suspect
 from components.data.manifest import by_class, manifest_columns, require_manifest
+from components.data.names import warn_of_alike
 from components.data.outliers import MEND, Outlier, find_outliers
 from components.domain import Domain
 from components.errors import CheckFailed
@@ -116,7 +117,8 @@ def check_rows(
     quarantined = tuple(_quarantined(records[index], why) for index, why in sorted(reasons.items()))
     seen = {record["path"]: pictures[record["path"]] for record in fit}
     outliers = find_outliers(seen)
-    warnings = [*_warnings(fit, pairs, domain), *warn_of_huge_groups(frame), *_warn_of_turned(seen)]
+    alike = warn_of_alike({name: counts["images"] for name, counts in classes.items()})
+    warnings = [*alike, *_warnings(fit, pairs, domain), *warn_of_huge_groups(frame), *_warn_of_turned(seen)]
     return Validated(
         domain,
         len(records),
