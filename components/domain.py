@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
 
 import yaml
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from components.errors import DomainError
+from components.errors import DomainError, TesseraError
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 PART = re.compile(r"<([a-z][a-z0-9_]*)>")  # of a folder's path in a layout: stands for every name
@@ -333,10 +334,14 @@ class Gates(Strict):
 
 
 class Schedule(Strict):
-    """When to retrain by itself: a cron line or an interval, and whenever a data version is named (`on_version`)."""
+    """When to retrain by itself: a cron line or an interval, and whenever a data version is named (`on_version`).
+
+    cron: five fields, minute first. timezone: a name of the IANA database, by whose clock both are meant; the clock's
+    changes are observed.
+    """
 
     cron: str | None = None
-    interval_hours: float | None = Field(default=None, gt=0)
+    interval_hours: float | None = Field(default=None, ge=1 / 3600, le=24 * 3660)
     timezone: str = "UTC"
     on_version: bool = False
 
@@ -346,12 +351,32 @@ class Schedule(Strict):
             raise ValueError("give exactly one of cron and interval_hours")
         if self.cron is None and self.interval_hours is None and not self.on_version:
             raise ValueError("give cron, interval_hours or on_version: true")
-        if self.cron is not None:
-            try:
-                CronSim(self.cron, datetime.now(UTC))
-            except CronSimError:
-                raise ValueError("cron wants five fields, as in `0 3 * * 1`") from None
         return self
+
+    @field_validator("cron")
+    @classmethod
+    def _five_fields(cls, value: str | None) -> str | None:
+        """What Prefect reads in the same way: a sixth field would mean seconds, to each at another end."""
+        if value is None:
+            return None
+        hint = "five fields, minute first, as in `0 3 * * 1` (Mondays at 03:00)"
+        if len(value.split()) != 5 or not re.fullmatch(r"[\w*,/\- ]+", value.strip()):
+            raise ValueError(f"cron wants {hint}")
+        try:
+            next(CronSim(value, datetime.now(UTC)))
+        except (CronSimError, StopIteration) as error:
+            raise ValueError(f"cron wants {hint}; this one says: {error or 'a day that never comes'}") from None
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        known = available_timezones()
+        if value not in known:
+            close = difflib.get_close_matches(value, [name for name in known if "/" in name], 1, cutoff=0.8)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"timezone wants a name such as Europe/Zurich or UTC{hint}")
+        return value
 
 
 class Domain(Strict):
@@ -535,7 +560,7 @@ def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML: an alias may make a few lines into more text than any memory holds."""
+    """Plain YAML: no alias, which may make a few lines into more text than any memory holds, and no key twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -543,32 +568,41 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, "an alias", mark)
         return super().compose_node(parent, index)
 
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping out of a file of plain YAML. Raises DomainError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise DomainError(str(path), expected="UTF-8 text", found=str(error)[:300], mend="Save it as UTF-8.") from None
-    raw = parse_yaml(text, str(path))
-    if not isinstance(raw, dict):
-        found = f"a {type(raw).__name__}"
-        raise DomainError(str(path), expected="a mapping of keys", found=found, mend="Write `key: value` lines.")
-    return raw
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            names = [self.construct_object(key) for key, _ in node.value]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} twice", node.start_mark)
+        return mapping
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """The value of plain YAML. Raises DomainError, also for an alias."""
+def parse_yaml(text: str) -> Any:
+    """The value of a text of plain YAML. Raises ValueError, which says what is wrong and where."""
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 99th of a month
-        found = " ".join(str(error).split())[:300]
-        raise DomainError(where, expected="legal YAML", found=found, mend="Correct that line.") from None
+        raise ValueError(" ".join(str(error).split())[:300]) from None
+
+
+def read_yaml(path: Path, mend: str = "Correct that line.", kind: type[TesseraError] = DomainError) -> dict[str, Any]:
+    """A mapping out of a file of plain YAML. Raises an error of that kind."""
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # a UnicodeDecodeError is one
+        raise kind(str(path), expected="legal YAML", found=str(error), mend=mend) from None
+    if not isinstance(raw, dict):
+        found = "an empty file" if raw is None else f"a {type(raw).__name__}"
+        raise kind(str(path), expected="a mapping, `key: value` lines", found=found, mend=mend)
+    return raw
 
 
 def parse_layout(text: str, where: str = "--layout") -> Layout:
     """A layout as a command line gives it: its kind, or the mapping that domain.yaml would hold. Raises DomainError."""
-    raw = parse_yaml(text, where)
+    try:
+        raw = parse_yaml(text)
+    except ValueError as error:
+        raise DomainError(where, expected="legal YAML", found=str(error), mend="Correct it.") from None
     facts = {"kind": raw} if isinstance(raw, str) else raw
     kinds = ", ".join(LAYOUTS)
     if not isinstance(facts, dict) or not isinstance(facts.get("kind"), str) or facts["kind"] not in LAYOUTS:
@@ -608,12 +642,12 @@ def _override(raw: dict[str, Any], text: str) -> None:
         raise DomainError(f"--set {text!r}", expected="key=value", found="no such form", mend=mend)
     *path, last = key.strip().split(".")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value)
         place: Any = raw
         for part in path:
             place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
         place[int(last) if isinstance(place, list) else last] = parsed
-    except (yaml.YAMLError, ValueError, IndexError, TypeError, AttributeError):
+    except (ValueError, IndexError, TypeError, AttributeError):
         expected = "a key of domain.yaml, parts joined by dots, and a YAML value"
         mend = "Write for example `--set training.epochs=5` or `--set 'candidates=[linear, vapt]'`."
         raise DomainError(f"--set {text!r}", expected=expected, found="none", mend=mend) from None

@@ -21,7 +21,19 @@ found, and how to mend it. Anything else that escapes is a defect of ours and ke
 Exit codes: 0 done, 1 a check or gate said no, 2 bad usage or input.
 """
 
+import re
 from typing import ClassVar
+
+#: Characters that command a terminal, or turn the order of what follows: C0 and C1 controls, bidirectional overrides.
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def make_visible(text: str) -> str:
+    """The text with control characters written out, as `\\x1b`: names of files and classes are anybody's.
+
+    Line ends and tabs stay.
+    """
+    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class TesseraError(Exception):

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a check or gate said no, 2 bad usage or input. With `--jso
 nothing else; everything a person reads goes elsewhere.
 """
 
+import codecs
 import gc
 import json
 import os
@@ -41,6 +42,8 @@ OverridesOption = Annotated[
 ]
 DomainArgument = Annotated[str, typer.Argument(metavar="DOMAIN", help="Name of a folder in data/.")]
 
+#: What tables and lines are made of, for terminals without it.
+SIGNS = {"✓": "+", "►": ">", "·": "-", "…": "...", "–": "-", "—": "-", "−": "-", "×": "x", "’": "'", "─": "-"}
 Outcome = Mapping[str, Any]
 Action = Callable[[Any], Outcome]
 
@@ -514,8 +517,9 @@ def status(
 
         if watch and not as_json:
             from flows import console
+            from flows.progress import make_harmless
 
-            console.watch(lambda: run(place), console.draw_status)
+            console.watch(lambda: make_harmless(run(place)), console.draw_status)
         return run(place)
 
     _run(act, _shower("show_status"), as_json, workspace)
@@ -684,17 +688,21 @@ def _run(
     if answer is not None:
         answer.write(json.dumps(outcome, indent=1) + "\n")
         answer.flush()
-    else:
-        show(outcome)
+    elif outcome:
+        from flows.progress import make_harmless
+
+        show(make_harmless(outcome))
     raise typer.Exit(1 if failed(outcome) else 0)
 
 
 def _refuse(error: Any, answer: Any) -> NoReturn:
     """One paragraph on stderr, the same as JSON where that was asked for, and the error's exit code."""
+    from components.errors import make_visible
+
     if answer is not None:
         answer.write(json.dumps({"error": error.to_dict()}) + "\n")
         answer.flush()
-    typer.echo(f"tessera: {error}", err=True)
+    typer.echo(f"tessera: {make_visible(str(error))}", err=True)
     raise typer.Exit(error.exit_code) from None
 
 
@@ -728,8 +736,19 @@ def main() -> None:
     # A command makes half a million small objects while it imports; looking for garbage among them took a quarter of
     # the processor time of `tessera status`.
     gc.set_threshold(100_000, 50, 100)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    codecs.register_error("tessera", _spell)
+    os.environ.pop("PYTHONIOENCODING", None)  # it is about this terminal, not about what children write into pipes
+    sys.stdout.reconfigure(line_buffering=True, errors="tessera")  # type: ignore[union-attr]
+    sys.stderr.reconfigure(errors="tessera")  # type: ignore[union-attr]
     app()
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    """Characters that the terminal's encoding lacks: our own signs in ASCII, others by their code."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start : error.end]
+    return "".join(SIGNS.get(sign, sign.encode("ascii", "backslashreplace").decode()) for sign in lost), error.end
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What a run says while it runs: events to whoever listens in this process, and how long it will take yet."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+from components.errors import make_visible
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
@@ -14,7 +16,16 @@ _listeners: list[Listener] = []
 def report(event: str, **facts: Any) -> None:
     """Tell every listener; the command line draws them, a worker without listeners stays quiet."""
     for listener in list(_listeners):
-        listener({"event": event, **facts})
+        listener(make_harmless({"event": event, **facts}))
+
+
+def make_harmless(value: Any) -> Any:
+    """The same mapping, list or text with every control character in it written out, for a terminal to show."""
+    if isinstance(value, str):
+        return make_visible(value)
+    if isinstance(value, Mapping):
+        return {make_harmless(key): make_harmless(item) for key, item in value.items()}
+    return [make_harmless(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

@@ -56,6 +56,30 @@ def zip_with_password(path: Path) -> Path:
     return path
 
 
+def tar_of_headers(path: Path, size: int, kind: bytes, number: int = 1) -> Path:
+    """Long names or extended headers of so many bytes each, one after the other, and then a file."""
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, size
+    record = b"%d comment=" % size
+    content = (record + b"x" * (size - len(record) - 1) + b"\n").ljust(-(-size // 512) * 512, b"\0")
+    headers = (info.tobuf(tarfile.USTAR_FORMAT) + content) * number
+    path.write_bytes(headers + member("a.png").tobuf(tarfile.USTAR_FORMAT) + bytes(1024))
+    return path
+
+
+def tar_of_globals(path: Path, number: int) -> Path:
+    """Members that each bring further headers for all that follow."""
+    with path.open("wb") as file:
+        for place in range(number):
+            info = tarfile.TarInfo("header")
+            info.type, info.size = tarfile.XGLTYPE, 512
+            record = b"512 key%05d=" % place
+            file.write(info.tobuf(tarfile.USTAR_FORMAT) + record + b"x" * (511 - len(record)) + b"\n")
+            file.write(member(f"{place}.png").tobuf(tarfile.USTAR_FORMAT))
+        file.write(bytes(1024))
+    return path
+
+
 @pytest.mark.parametrize("suffix", archives.SUFFIXES)
 def test_an_archive_is_imported_as_its_folder_would_be(tmp_path, suffix):
     write_folders(tmp_path / "tiles")
@@ -95,6 +119,23 @@ HOSTILE: list[tuple[str, Callable[[Path], Path], str]] = [
     ("pipe.tar", lambda path: tar_of(path, member("a", tarfile.FIFOTYPE)), "a link or device 'a'"),
     ("bomb.tar.gz", lambda path: tar_of(path, member("a"), data=bytes(3_000_000), mode="w:gz"), "a decompression bomb"),
     ("text.tgz", lambda path: (path.write_text("no archive") and path) or path, "can be read to its end"),
+    ("name.tar", lambda path: tar_of_headers(path, 400_000, tarfile.GNUTYPE_LONGNAME), "one of 400,384 bytes"),
+    ("pax.tar", lambda path: tar_of_headers(path, 400_000, tarfile.XHDTYPE), "one of 400,384 bytes"),
+    ("chain.tar", lambda path: tar_of_headers(path, 20, tarfile.GNUTYPE_LONGNAME, 5000), "can be read to its end"),
+    ("globals.tar", lambda path: tar_of_globals(path, 600), "for all members; found more"),
+    (
+        "folders.tar",
+        lambda path: tar_of(path, member("a/" * 400 + "b.png"), data=b"x"),
+        "at most 300 files and folders",
+    ),
+    ("folders.zip", lambda path: zip_of(path, ("a/" * 400 + "b.png", b"x")), "at most 300 files and folders"),
+    (
+        "empty.tar",
+        lambda path: tar_of(path, *(member(str(n), tarfile.DIRTYPE) for n in range(400))),
+        "at most 300 files and folders",
+    ),
+    ("list.zip", lambda path: zip_of(path, *((f"{n}.png", b"x") for n in range(250))), "headers of at most 10,000"),
+    ("both.zip", lambda path: zip_of(path, ("a", b"x"), ("a/b.png", b"x")), "a file where 'a/b.png' needs a folder"),
     ("pictures.rar", lambda path: (path.write_text("Rar!") and path) or path, "a folder or .zip"),
 ]
 
@@ -102,6 +143,9 @@ HOSTILE: list[tuple[str, Callable[[Path], Path], str]] = [
 @pytest.mark.parametrize(("name", "write", "words"), HOSTILE, ids=[case[0] for case in HOSTILE])
 def test_a_hostile_archive_is_refused_and_leaves_nothing(tmp_path, monkeypatch, name, write, words):
     monkeypatch.setattr(archives, "FREE_OF_RATIO", 1_000_000)
+    monkeypatch.setattr(archives, "MOST_FILES", 300)
+    monkeypatch.setattr(archives, "MOST_HEADER", 100_000)
+    monkeypatch.setattr(archives, "MOST_LISTING", 10_000)
     source = write(tmp_path / name)
     with pytest.raises(DataError) as caught, unpacked(source, tmp_path / "scratch"):
         pass

@@ -2,7 +2,9 @@
 
 import bz2
 import gzip
+import io
 import lzma
+import os
 import posixpath
 import shutil
 import stat
@@ -28,12 +30,15 @@ DAMAGED = (
     lzma.LZMAError,
     EOFError,
     NotImplementedError,
+    RecursionError,  # a tar of headers of headers, which tarfile reads one inside the other
     gzip.BadGzipFile,
 )
 MOST_RATIO = 100  # times the archive's size; photographs hardly shrink, tables and plain bitmaps do
 FREE_OF_RATIO = 1_000_000_000  # bytes that any archive may hold
-MOST_FILES = 2_000_000
-CHUNK = 1 << 20
+MOST_FILES = 2_000_000  # files and folders, made or only named
+CHUNK = 1 << 18  # bytes copied at a time
+MOST_HEADER = 1 << 18  # bytes of one name, or of another header of a tar's member
+MOST_LISTING = 1 << 25  # bytes of a zip's list of its files, which takes ten times as much memory: some 300,000 files
 
 
 @contextmanager
@@ -76,6 +81,25 @@ def unpack_tar(source: Path, content: Path) -> None:
         raise _refusal(source, "an archive that can be read to its end", brief(error)) from None
 
 
+class _Sips(io.FileIO):
+    """A file that gives no more than so many bytes at once.
+
+    zipfile reads a zip's list of files in one piece, and tarfile the long name of a member, however long they claim to
+    be; what is in the files is asked for in small pieces.
+    """
+
+    def __init__(self, path: Path, most: int, source: Path) -> None:
+        super().__init__(path)
+        self.most, self.source = most, source
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            size = os.fstat(self.fileno()).st_size - self.tell()
+        if size > self.most:
+            raise _refusal(self.source, f"headers of at most {self.most:,} bytes", f"one of {size:,} bytes")
+        return super().read(size) or b""
+
+
 class _Budget:
     """How many bytes and files may still come out: sizes in headers are claims, so what comes out is counted."""
 
@@ -97,21 +121,34 @@ class _Budget:
                 self.spend(len(data))
                 file.write(data)
 
+    def count(self, number: int = 1) -> None:
+        """Files and folders, also those that are only named."""
+        self.files -= number
+        if self.files < 0:
+            raise _refusal(self.source, f"at most {MOST_FILES:,} files and folders", "more")
+
     def place(self, content: Path, name: str) -> Path:
         """Where a member goes; DataError for a name that leads out, or comes twice."""
-        self.files -= 1
-        if self.files < 0:
-            raise _refusal(self.source, f"at most {MOST_FILES:,} files", "more")
         path = content / resolve_inside(name, "", f"archive {self.source}")
         if path.exists() or path == content:
             raise _refusal(self.source, "every file once", f"{name!r} twice")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._make_folder(path.parent)
+        except (FileExistsError, NotADirectoryError):
+            raise _refusal(self.source, "every name once", f"a file where {name!r} needs a folder") from None
         return path
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            self._make_folder(folder.parent)
+            self.count()
+            folder.mkdir()
 
 
 def _unpack_zip(source: Path, content: Path, budget: _Budget) -> None:
-    with zipfile.ZipFile(source) as archive:
+    with _Sips(source, MOST_LISTING, source) as file, zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
+            budget.count()
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _refusal(source, "plain files", f"a link or device {member.filename!r}")
@@ -132,8 +169,13 @@ def _unpack_tar(source: Path, content: Path, budget: _Budget) -> None:
         with packer(source, "rb") as packed:
             budget.copy(packed, plain)
         budget.bytes += plain.stat().st_size  # the same bytes are counted again as files
-    with tarfile.open(source if packer is None else plain, "r:") as archive:
-        for member in archive:
+    sips = _Sips(source if packer is None else plain, MOST_HEADER, source)
+    with sips, tarfile.open(fileobj=sips, mode="r:") as archive:
+        while (member := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]  # or all are kept
+            budget.count()
+            if sum(map(len, archive.pax_headers)) + sum(map(len, archive.pax_headers.values())) > MOST_HEADER:
+                raise _refusal(source, f"headers of at most {MOST_HEADER:,} bytes for all members", "more")
             if not (member.isfile() or member.isdir()):
                 raise _refusal(source, "plain files", f"a link or device {member.name!r}")
             try:

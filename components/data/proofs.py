@@ -19,10 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from components.data.digests import YOUNG, read_stamp
 from components.data.objects import list_missing
+from components.domain import read_yaml
+from components.errors import VersioningError
 from components.files import write_whole
 from components.workspace import Workspace
 
@@ -119,8 +119,27 @@ def find_manifest(locked: Mapping[str, Any], name: str, md5: str) -> str | None:
 
 def load_locked(workspace: Workspace) -> dict[str, Any]:
     """What dvc.lock says of every stage that has run, by `stage@domain`."""
-    path = workspace.root / "dvc.lock"
-    return dict((yaml.safe_load(path.read_text()) or {}).get("stages", {})) if path.exists() else {}
+    return read_lock(workspace.root / "dvc.lock")
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """The stages of a dvc.lock; none where there is no such file. Raises VersioningError for a damaged one."""
+    if not path.exists():
+        return {}
+    mend = "Undo the damage (`git checkout -- dvc.lock`; after a merge resolve it), or remove it: all stages run again."
+    stages = read_yaml(path, mend, VersioningError).get("stages", {})
+    damaged = not isinstance(stages, dict) or next((name for name in stages if not _is_stage(stages[name])), None)
+    if damaged:
+        found = "no mapping" if damaged is True else f"a stage {damaged!r} without paths and md5s"
+        raise VersioningError(str(path), expected="`stages` as DVC writes them", found=found, mend=mend)
+    return dict(stages)
+
+
+def _is_stage(stage: Any) -> bool:
+    if not isinstance(stage, dict):
+        return False
+    items = [*(stage.get("deps") or []), *(stage.get("outs") or [])]
+    return all(isinstance(item, dict) and {"path", "md5"} <= item.keys() for item in items)
 
 
 def _load_entries(workspace: Workspace, name: str) -> list[dict[str, Any]]:

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from components.domain import PRESETS, Domain
+from components.domain import PRESETS, Domain, parse_yaml
 from components.errors import DomainError
 
 Image = NDArray[np.uint8]
@@ -146,10 +145,10 @@ def _read_pipeline(path: Path) -> dict[str, Any]:
     expected = 'a pipeline as `albumentations.save(pipeline, path, data_format="yaml")` writes it'
     mend = "Write it so, or name a preset: none, industrial, pathology, xray."
     try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        record = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DomainError(f"augmentation {path}", expected=expected, found="no such file", mend=mend) from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DomainError(f"augmentation {path}", expected=expected, found=_brief(error), mend=mend) from None
     if not isinstance(record, dict) or not isinstance(record.get("transform"), dict):
         raise DomainError(f"augmentation {path}", expected=expected, found="no key `transform`", mend=mend)

@@ -17,15 +17,16 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import yaml
 from filelock import BaseFileLock, FileLock, Timeout
+from pydantic import ValidationError
 
 from components.data import proofs
 from components.data.objects import list_missing, load_listing, locate_object
 from components.data.tree import resolve_inside
-from components.domain import NAME_PATTERN, Strict
+from components.domain import NAME_PATTERN, Strict, read_yaml
 from components.errors import DataError, DomainError, RemoteError, TesseraError, VersioningError, WorkspaceError
 from components.files import settle_folder, whole_folder, write_whole
 from components.workspace import DISK_TROUBLE, REPOSITORY, Workspace, describe_disk_trouble
@@ -65,10 +66,13 @@ def require_repository(workspace: Workspace) -> None:
     A workspace outside git is a DVC repository without git; one whose DVC settings say git, as this
     repository's do, must be in git. Raises WorkspaceError where it is not.
     """
-    settings = workspace.root / ".dvc" / "config"
-    if not settings.exists() or "remote" not in settings.read_text():
-        _create_repository(workspace)
-    elif uses_git(workspace) and git(workspace.root, "rev-parse", "--git-dir") is None:
+    config = _read_config(workspace)
+    if not config.get("core", "remote", fallback=""):
+        if (workspace.root / ".dvc" / "cache").exists() or config.sections() not in ([], ["core"]):
+            _choose_remote(workspace, config)
+        else:  # none yet, or one whose making was interrupted
+            _create_repository(workspace)
+    if uses_git(workspace) and git(workspace.root, "rev-parse", "--git-dir") is None:
         raise WorkspaceError(
             f"workspace {workspace.root}",
             expected="a git repository, as .dvc/config says",
@@ -159,7 +163,9 @@ def lay_out(workspace: Workspace, cache: Path, md5: str, target: Path) -> None:
     """Replace a folder by the files of a version, every hash checked; killed, it is the old folder or the new one."""
     listing = load_listing(cache, md5)
     with whole_folder(target) as folder:
-        for parent in {(folder / resolve_inside(path, "", md5)).parent for path in listing}:
+        for path in listing:
+            resolve_inside(path, "", md5)
+        for parent in {(folder / path).parent for path in listing}:  # as written: a name may hold a backslash
             parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             list(pool.map(lambda item: _copy_object(cache, item[1], folder / item[0], workspace), listing.items()))
@@ -199,7 +205,16 @@ def describe_remote_of(config: configparser.RawConfigParser) -> str:
 
 def _read_config(workspace: Workspace) -> configparser.RawConfigParser:
     config = configparser.RawConfigParser()
-    config.read([workspace.root / ".dvc" / "config", workspace.root / ".dvc" / "config.local"])
+    files = [workspace.root / ".dvc" / "config", workspace.root / ".dvc" / "config.local"]
+    try:
+        config.read(files, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise WorkspaceError(
+            f"DVC's settings in {files[0].parent}",
+            expected="`config` and `config.local` as DVC writes them",
+            found=" ".join(str(error).split())[:300],
+            mend="Correct that line; with git: `git diff -- .dvc/config`, `git checkout -- .dvc/config`.",
+        ) from None
     return config
 
 
@@ -212,7 +227,7 @@ def read_version(workspace: Workspace, name: str) -> DataVersion:
     pointer, mend = workspace.raw(name).with_suffix(".dvc"), f"Run `dvc add data/{name}/raw`."
     try:
         return parse_pointer(pointer.read_text(), str(pointer), mend)
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         expected, found = "a DVC pointer with an md5", str(error)
         raise VersioningError(str(pointer), expected=expected, found=found, mend=mend) from None
 
@@ -222,15 +237,14 @@ def parse_pointer(text: str, where: str, mend: str) -> DataVersion:
     try:
         out = yaml.safe_load(text)["outs"][0]
         return DataVersion(md5=out["md5"], files=out.get("nfiles", 1), size=out["size"])
-    except (yaml.YAMLError, KeyError, IndexError, TypeError) as error:
-        expected, found = "a DVC pointer with an md5", str(error)
+    except (yaml.YAMLError, ValidationError, KeyError, IndexError, TypeError) as error:
+        expected, found = "a DVC pointer with an md5", " ".join(str(error).split())[:200]
         raise VersioningError(where, expected=expected, found=found, mend=mend) from None
 
 
 def read_output(workspace: Workspace, stage: str, name: str) -> str:
     """DVC's md5 of what a stage of dvc.yaml made when it last ran for the domain."""
-    lock = yaml.safe_load((workspace.root / "dvc.lock").read_text())
-    return str(lock["stages"][f"{stage}@{name}"]["outs"][0]["md5"])
+    return str(proofs.load_locked(workspace)[f"{stage}@{name}"]["outs"][0]["md5"])
 
 
 def restore_raw(workspace: Workspace, name: str) -> None:
@@ -307,6 +321,18 @@ def git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _choose_remote(workspace: Workspace, config: configparser.RawConfigParser) -> None:
+    """A DVC repository of somebody else's making keeps its settings and its cache, and gets what is missing."""
+    if named := [section for section in config.sections() if section.startswith("'remote ")]:
+        raise WorkspaceError(
+            f"DVC's settings in {workspace.root / '.dvc'}",
+            expected="a default remote, where the images are sent",
+            found=f"none; there is {', '.join(section.strip(chr(39)) for section in named)}",
+            mend="Choose one with `dvc remote default NAME`.",
+        )
+    _dvc(workspace, "remote", "add", "--default", "local", str(workspace.state / "dvc-remote"))
+
+
 def _create_repository(workspace: Workspace) -> None:
     """`dvc init`, and a remote on this disk; killed in between, it is done again."""
     settings, alone = workspace.root / ".dvc" / "config", ["[core]"]
@@ -323,8 +349,18 @@ def _create_repository(workspace: Workspace) -> None:
 
 
 def _read_domains(workspace: Workspace) -> list[str]:
-    stages: dict[str, Any] = yaml.safe_load((workspace.root / "dvc.yaml").read_text())
-    return list(stages["vars"][0]["domains"] or [])
+    """The words in dvc.yaml. Raises VersioningError for a file that is damaged or not ours."""
+    path, mend = workspace.root / "dvc.yaml", "Undo the damage (`git checkout -- dvc.yaml`; after a merge resolve it)."
+    if not path.is_file():
+        raise VersioningError(str(path), expected="a file with the data stages", found="no such file", mend=mend)
+    try:
+        domains = read_yaml(path, mend, VersioningError)["vars"][0]["domains"] or []
+    except (KeyError, IndexError, TypeError):
+        domains = None
+    if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
+        expected = "`vars: [{domains: [...]}]` with the names of the domains"
+        raise VersioningError(str(path), expected=expected, found="none", mend=mend)
+    return domains
 
 
 def _write_domains(workspace: Workspace, domains: Iterable[str], pattern: Path | None = None) -> None:
