@@ -95,7 +95,7 @@ def demo(
         from flows import console
 
         if "status" not in outcome:
-            console.OUT.print(f"{outcome['domain']}: {outcome['files']} files in {outcome['raw']}")
+            console.OUT.print(f"{outcome['domain']}: {outcome['files']} files in {outcome['raw']}", markup=False)
             return
         console.show_retrain(outcome)
         if "predictions" in outcome:
@@ -158,7 +158,8 @@ def import_(
         )
         console.OUT.print(
             f"{domain}: {change}, {outcome['files']} files, classes {', '.join(outcome['classes'])}, "
-            f"version {outcome['data_version'][:12]}\nNext     tessera check {domain}"
+            f"version {outcome['data_version'][:12]}\nNext     tessera check {domain}",
+            markup=False,
         )
 
     _run(act, show, as_json, workspace)
@@ -196,7 +197,7 @@ def preview(
     def show(outcome: Outcome) -> None:
         from flows import console
 
-        console.OUT.print(outcome["path"], soft_wrap=True)
+        console.OUT.print(outcome["path"], soft_wrap=True, markup=False)
 
     _run(act, show, as_json, workspace)
 
@@ -227,7 +228,9 @@ def export(
     def show(outcome: Outcome) -> None:
         from flows import console
 
-        console.OUT.print(f"{domain}: {outcome['rows']} rows, {outcome['files']} files in {outcome['folder']}")
+        console.OUT.print(
+            f"{domain}: {outcome['rows']} rows, {outcome['files']} files in {outcome['folder']}", markup=False
+        )
 
     _run(act, show, as_json, workspace)
 
@@ -384,7 +387,7 @@ def reproduce(
     def show(outcome: Outcome) -> None:
         from flows import console
 
-        console.OUT.print(f"{outcome['verdict']}  {outcome['reason']}")
+        console.OUT.print(f"{outcome['verdict']}  {outcome['reason']}", markup=False)
 
     _run(act, show, as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PASS")
 

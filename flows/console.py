@@ -138,7 +138,8 @@ def show_retrain(outcome: Mapping[str, Any]) -> None:
     champion = outcome["champion_version"]
     OUT.print(f"Champion of {name}: " + (f"version {champion}" if champion else "none yet"))
     OUT.print(
-        f"Report   {outcome['report']}\nPages    `tessera up` serves MLflow and Prefect; it prints both addresses"
+        f"Report   {escape(outcome['report'])}\n"
+        "Pages    `tessera up` serves MLflow and Prefect; it prints both addresses"
     )
     show_next(name)
 
@@ -173,7 +174,7 @@ def show_comparison(outcome: Mapping[str, Any]) -> None:
             OUT.print(f"{escape(line['tuner'])}: {escape(render_search(line))}")
     if not backbone["trained"]:
         OUT.print(UNTRAINED)
-    OUT.print(f"Picture  {outcome['picture']}", soft_wrap=True)
+    OUT.print(f"Picture  {escape(outcome['picture'])}", soft_wrap=True)
 
 
 def render_search(line: Mapping[str, Any]) -> str:
@@ -241,7 +242,7 @@ def show_check(outcome: Mapping[str, Any]) -> None:
         table.add_column(head, justify="left" if head == "class" else "right")
     for name in outcome["classes"]:
         cells = [f"{s['images'].get(name, 0)} in {s['groups'].get(name, 0)} groups" for s in outcome["splits"].values()]
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     if outcome["splits"]:
         OUT.print(table)
     lines = Table.grid(padding=(0, 2))
@@ -250,7 +251,7 @@ def show_check(outcome: Mapping[str, Any]) -> None:
             lines.add_row(kind, escape(text))
             kind = ""  # once, above the rest of its kind
     OUT.print(lines)
-    OUT.print(f"Report   {outcome['report']}")
+    OUT.print(f"Report   {escape(outcome['report'])}", soft_wrap=True)
 
 
 def _troubles(outcome: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -299,7 +300,7 @@ def show_versions(outcome: Mapping[str, Any]) -> None:
 def show_checkout(outcome: Mapping[str, Any]) -> None:
     """What is there now."""
     named = outcome["version"]
-    OUT.print(f"[green]{named['name']}[/] is in {outcome['raw']}: {named['files']} files")
+    OUT.print(f"[green]{named['name']}[/] is in {escape(outcome['raw'])}: {named['files']} files")
 
 
 def describe_difference(named: Mapping[str, Any]) -> str:
@@ -342,7 +343,9 @@ def show_ledger(outcome: Mapping[str, Any]) -> None:
 
 def show_export(outcome: Mapping[str, Any]) -> None:
     """How many records went where."""
-    OUT.print(f"Ledger of {outcome['domain']} in {outcome['file']}; records: {outcome['records']}", soft_wrap=True)
+    OUT.print(
+        f"Ledger of {outcome['domain']} in {escape(outcome['file'])}; records: {outcome['records']}", soft_wrap=True
+    )
 
 
 def show_predictions(outcome: Mapping[str, Any]) -> None:
@@ -351,7 +354,9 @@ def show_predictions(outcome: Mapping[str, Any]) -> None:
     for head in ("image", "class", "probability"):
         table.add_column(head)
     for row in outcome["predictions"]:
-        table.add_row(escape(shorten_path(row["path"])), row["label"], f"{row['probabilities'][row['label']]:.3f}")
+        table.add_row(
+            escape(shorten_path(row["path"])), escape(row["label"]), f"{row['probabilities'][row['label']]:.3f}"
+        )
     OUT.print(table)
 
 
