@@ -31,6 +31,7 @@ def write_whole(path: Path, data: bytes, *, mode: int | None = None, flush: bool
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside `path` for a library to write to; renamed to `path` when the block ends, removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_partial(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -46,6 +47,26 @@ def open_private(path: Path) -> BinaryIO:
     if os.fstat(descriptor).st_mode & 0o777 != PRIVATE:
         os.fchmod(descriptor, PRIVATE)
     return os.fdopen(descriptor, "ab")
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it."""
+    start, end = f".{path.name}.", ".partial"
+    with os.scandir(path.parent) as entries:
+        left = [entry.name for entry in entries if entry.name.startswith(start) and entry.name.endswith(end)]
+    for name in left:
+        number = name[len(start) : -len(end)]
+        if number.isdecimal() and not _is_alive(number):
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk and not only in the system's memory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

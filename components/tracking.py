@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from components.domain import Domain
 from components.errors import TrackingError
-from components.files import open_private
+from components.files import open_private, whole_file
 from components.live import Live, Point
 from components.models.adapter import load_meta
 from components.notes import (
@@ -336,9 +336,8 @@ def fetch_file(run_id: str, path: str, target: Path) -> None:
     """One artifact of a run as this file, there whole or not at all."""
     import mlflow
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _refusals(), tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        os.replace(mlflow.MlflowClient().download_artifacts(run_id, path, folder), target)
+    with _refusals(), whole_file(target) as partial, tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        os.replace(mlflow.MlflowClient().download_artifacts(run_id, path, folder), partial)
 
 
 def fetch_manifest(run_id: str, target: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from components.files import write_whole
 from components.notes import CARD, DATA, EVIDENCE, render_table
 from components.pictures import draw_calibration, draw_confusion, draw_heat
 from components.promotion.gates import score_frame
@@ -50,8 +51,8 @@ class Card:
 def write_card(card: Card) -> tuple[Path, Path]:
     """Both forms, beside the retrain report."""
     page, text = card.plan.folder / CARD, card.plan.folder / CARD_TEXT
-    page.write_text(render_html(card), encoding="utf-8")
-    text.write_text(render_markdown(card), encoding="utf-8")
+    write_whole(page, render_html(card).encode())
+    write_whole(text, render_markdown(card).encode())
     return page, text
 
 

@@ -7,6 +7,8 @@ import polars as pl
 
 from components.data.manifest import by_class
 from components.data.splits import count_groups, warn_of_few_groups
+from components.data.versioning import hold_domain
+from components.domain import load_domain
 from components.errors import CheckFailed
 from components.workspace import Workspace
 from flows.plan import create_plan
@@ -15,6 +17,12 @@ from flows.progress import report
 
 def check(workspace: Workspace, name: str) -> dict[str, Any]:
     """Run the stages up to the first that says no; the outcome holds every reason."""
+    load_domain(workspace.domain_file(name))
+    with hold_domain(workspace, name, f"tessera check {name}"):
+        return _check(workspace, name)
+
+
+def _check(workspace: Workspace, name: str) -> dict[str, Any]:
     report("stage", title="record the version of the images")
     plan = create_plan(workspace, name)
     problems: list[str] = []

@@ -220,10 +220,11 @@ def export(
 
         known = load_domain(place.domain_file(domain))
         versioning.require_repository(place)
-        versioning.register_domain(place, domain)
-        versioning.refresh(place, domain)
-        manifest = load_manifest(place.derived(domain) / "manifest.parquet", known)
-        return exporting.export_manifest(manifest, known, open_images(place, domain), folder, form)
+        with versioning.hold_domain(place, domain, f"tessera export {domain}"):
+            versioning.register_domain(place, domain)
+            versioning.refresh(place, domain)
+            manifest = load_manifest(place.derived(domain) / "manifest.parquet", known)
+            return exporting.export_manifest(manifest, known, open_images(place, domain), folder, form)
 
     def show(outcome: Outcome) -> None:
         from flows import console

@@ -1,6 +1,5 @@
 """`tessera compare`: what each tuner of a retrain reached and cost, over its seeds; as rows, and as one picture."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +9,7 @@ import polars as pl
 
 from components import tracking
 from components.errors import PromotionError
+from components.files import whole_file
 from components.promotion.gates import score_frame
 from components.training.job import load_predictions
 from components.workspace import Workspace
@@ -68,10 +68,8 @@ def draw_picture(outcome: Mapping[str, Any], path: Path) -> Path:
     """Draw an outcome's tuners into a PNG; returns its path."""
     from components.pictures import draw_comparison
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    draw_comparison(outcome["tuners"], describe_outcome(outcome)).savefig(partial, format="png", dpi=120)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        draw_comparison(outcome["tuners"], describe_outcome(outcome)).savefig(partial, format="png", dpi=120)
     return path
 
 

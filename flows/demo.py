@@ -1,10 +1,10 @@
 """`tessera demo`: the bundled domain made, retrained and used, to show the whole road on any machine."""
 
-import shutil
 from typing import Any
 
 from components.data import versioning
 from components.domain import load_domain
+from components.files import settle_folder, write_whole
 from components.workspace import REPOSITORY, Workspace
 from flows.progress import report
 
@@ -18,15 +18,16 @@ def create_domain(workspace: Workspace) -> dict[str, Any]:
 
     domain_file = workspace.domain_file(DOMAIN)
     if not domain_file.exists():
-        domain_file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(REPOSITORY / "data" / DOMAIN / "domain.yaml", domain_file)
+        write_whole(domain_file, (REPOSITORY / "data" / DOMAIN / "domain.yaml").read_bytes())
     raw = workspace.raw(DOMAIN)
     versioning.require_repository(workspace)
-    versioning.register_domain(workspace, DOMAIN)
-    if not raw.exists():
-        report("stage", title="make the images of surface_defects")
-        create_surface_defects(raw)
-    version = versioning.record_version(workspace, DOMAIN)
+    with versioning.hold_domain(workspace, DOMAIN, "tessera demo"):
+        versioning.register_domain(workspace, DOMAIN)
+        settle_folder(raw)
+        if not raw.exists():
+            report("stage", title="make the images of surface_defects")
+            create_surface_defects(raw)
+        version = versioning.record_version(workspace, DOMAIN)
     report("stage-done", title="made surface_defects", note=f"{version.files} files in {raw}")
     return {"domain": DOMAIN, "raw": str(raw), "data_version": version.md5, "files": version.files}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import PromotionError
+from components.files import write_whole
 from components.promotion import ledger, registry
 from components.workspace import Workspace
 from flows.events import tell_promoted
@@ -79,7 +80,8 @@ def export_ledger(name: str, file: Path) -> dict[str, Any]:
     """Write the records as they are stored, a line a record."""
     texts = [text for _, text in sorted(ledger.load_texts(name).items())]
     try:
-        file.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        file.parent.stat()  # a folder that is not there is a mistyped one
+        write_whole(file, "".join(f"{text}\n" for text in texts).encode())
     except OSError as error:
         raise PromotionError(
             f"ledger of {name}",

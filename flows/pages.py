@@ -2,11 +2,11 @@
 
 import base64
 import html
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.files import write_whole
 from components.notes import DATA
 from flows.console import HEADS, describe_candidate, render_search
 from flows.plan import Plan
@@ -35,9 +35,7 @@ def report_path(plan: Plan) -> Path:
 def write_report(plan: Plan, outcome: Mapping[str, Any], picture: Path) -> Path:
     """Write the report beside the adapters it speaks of; returns its path."""
     path = report_path(plan)
-    partial = path.with_suffix(".partial")
-    partial.write_text(render_html(plan, outcome, picture), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, render_html(plan, outcome, picture).encode())
     return path
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from components.data import versioning
 from components.data.preview import choose_rows, draw_preview
 from components.data.shards import open_images
+from components.domain import load_domain
+from components.files import whole_file
 from components.workspace import Workspace
 from flows.plan import create_plan, known_size
 from flows.progress import report
@@ -16,14 +18,17 @@ USUAL_SIZE = 224  # of a backbone whose size is known only to its own library
 def preview(workspace: Workspace, name: str, overrides: Sequence[str], images: int) -> dict[str, Any]:
     """Draw the contact sheet; the data stages run first where the images changed since."""
     report("stage", title="read the images")
-    plan = create_plan(workspace, name, overrides)
-    versioning.refresh(workspace, name)
-    rows = choose_rows(plan.load_manifest(), images)
+    load_domain(workspace.domain_file(name))
+    with versioning.hold_domain(workspace, name, f"tessera preview {name}"):
+        plan = create_plan(workspace, name, overrides)
+        versioning.refresh(workspace, name)
+        rows = choose_rows(plan.load_manifest(), images)
     img_size = known_size(plan.domain) or USUAL_SIZE
     report("stage", title="draw the sheet")
     figure = draw_preview(rows, open_images(workspace, name), plan.domain, img_size)
     path = workspace.derived(name) / "preview.png"
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=130)
     counts = rows["label"].value_counts(sort=True).sort("label")
     return {
         "domain": name,

@@ -7,6 +7,7 @@ when something is wrong, and must not wait for an orchestrator.
 from typing import Any
 
 from components import tracking
+from components.data.versioning import hold_domain
 from components.errors import PromotionError
 from components.promotion import registry
 from components.promotion.registry import Version
@@ -54,10 +55,11 @@ def promote(
     if champion is not None and champion.version == challenger.version:
         decision = describe_champion(challenger.version).model_dump(mode="json")
         return _describe(domain, challenger.version, decision)
-    plan = version_images(place, domain, [])
-    if find_pool(plan.domain) is None:
-        prepare(plan.domain)
-    prepare_data(plan)
+    with hold_domain(place, domain, f"promotion of {domain}", patience=-1):
+        plan = version_images(place, domain, [])
+        if find_pool(plan.domain) is None:
+            prepare(plan.domain)
+        prepare_data(plan)
     with recording(plan, "promote") as parent:
         report("stage", title="score both on the same test images")
         orders = [(plan, parent, challenger.version)] * 2

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from components import tracking
+from components.data.versioning import hold_domain
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import registry
 from components.training.job import Job, load_result
@@ -60,16 +61,17 @@ def retrain(
     place = enter(workspace)
     started = time.monotonic()
     with turn(place, "retrain", domain):
-        report("stage", title="version images")
-        plan = version_images(place, domain, overrides or [])
-        report("stage-done", title="versioned images", note=f"{plan.version.files} files, {plan.version.md5[:12]}")
-        if force:
-            shutil.rmtree(plan.folder, ignore_errors=True)
-        elif (known := find_known(plan)) is not None:
-            return dict(known)
-        if find_pool(plan.domain) is None:
-            prepare(plan.domain)
-        summary = prepare_data(plan)
+        with hold_domain(place, domain, f"tessera retrain {domain}", patience=-1):
+            report("stage", title="version images")
+            plan = version_images(place, domain, overrides or [])
+            report("stage-done", title="versioned images", note=f"{plan.version.files} files, {plan.version.md5[:12]}")
+            if force:
+                shutil.rmtree(plan.folder, ignore_errors=True)
+            elif (known := find_known(plan)) is not None:
+                return dict(known)
+            if find_pool(plan.domain) is None:
+                prepare(plan.domain)
+            summary = prepare_data(plan)
         with recording(plan, "retrain") as parent:
             plan, searches = search_candidates(plan, parent, fresh=force)
             outcome = _train_and_promote(plan, parent, searches, summary, started, fresh=force)

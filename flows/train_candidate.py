@@ -21,6 +21,7 @@ from typing import IO, Any, TypeVar, cast
 
 from components.domain import Domain
 from components.errors import TesseraError, TrainingError
+from components.files import write_whole
 from components.training.job import JOB_FILE, STOP_SECONDS, Job, Result, Rung, load_result, load_rung, write_job
 from flows.gpus import gpu_slot, list_gpus
 from flows.progress import report
@@ -47,8 +48,7 @@ def run_trial(job: Job, name: str) -> Rung:
 def run_recorded(record: dict[str, Any], name: str, code: Path) -> Result | None:
     """Do a job as it was written down once, by the code in a folder, which may be of another commit than this."""
     folder = Path(record["folder"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / JOB_FILE).write_text(json.dumps(record))
+    write_whole(folder / JOB_FILE, json.dumps(record).encode())
     devices = int(record["domain"]["training"].get("devices", 1))
     with gpu_slot(devices) as env:
         _run_afresh(folder / JOB_FILE, devices, folder / "log.txt", name, env | {"PYTHONPATH": str(code)}, code)

@@ -138,8 +138,9 @@ def test_a_stopped_run_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_is_cleared_away(tmp_path: Path) -> None:
-    (tmp_path / "raw.partial").mkdir()
-    (tmp_path / "raw.partial" / "junk.jpg").write_bytes(b"half")
+    left = tmp_path / f".raw-{2**22 + 1}.partial"  # no process has such a number
+    left.mkdir()
+    (left / "junk.jpg").write_bytes(b"half")
     create_surface_defects(tmp_path / "raw", lots=1, images_per_lot=1, size=32)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
     assert len(read_bytes(tmp_path / "raw")) == 3

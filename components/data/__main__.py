@@ -14,6 +14,7 @@ from pathlib import Path
 from components.data.stages import STAGES
 from components.domain import Domain, load_domain
 from components.errors import TesseraError
+from components.files import write_whole
 from components.workspace import Workspace, find_workspace
 
 
@@ -44,7 +45,7 @@ def run_stages(
     except TesseraError as error:
         sys.stderr.write(f"{error}\n")
         if file := os.environ.get("TESSERA_ERROR_FILE"):
-            Path(file).write_text(json.dumps(error.to_dict()), encoding="utf-8")
+            write_whole(Path(file), json.dumps(error.to_dict()).encode())
         return error.exit_code
     return 0
 

@@ -4,7 +4,6 @@ Files are copied byte for byte, because their content is their name: what EXIF s
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 from components.data.images import Box
 from components.domain import Coco, Csv, Domain, Layout
 from components.errors import DataError, DomainError
-from components.files import write_whole
+from components.files import whole_folder, write_whole
 
 SEPARATORS = (";", "|", "/", "\t", "\x1f")
 COCO_WORDS = {"file_name", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "whole"}
@@ -33,18 +32,13 @@ def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: P
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         found = "a folder with something in it" if target.is_dir() else "a file"
         raise DataError(f"export to {target}", expected="a new or empty folder", found=found, mend="Name another one.")
-    partial = target.parent / f".{target.name}-{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        layout = FORMS[form](manifest, domain, partial)
+    with whole_folder(target) as fresh:
+        layout = FORMS[form](manifest, domain, fresh)
         files = sorted({*manifest["path"], *manifest["mask"].drop_nulls()})
         for path in files:
-            (partial / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(raw / path, partial / path)
-        _save_domain(domain, layout, partial / "domain.yaml")
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            (fresh / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(raw / path, fresh / path)
+        _save_domain(domain, layout, fresh / "domain.yaml")
     return {"domain": domain.name, "format": form, "folder": str(target), "rows": manifest.height, "files": len(files)}
 
 

@@ -125,7 +125,7 @@ def _require_held(there: Standing, leaving: set[str], staying: set[str | None]) 
     raw, known = there.workspace.raw(there.name), dict[str, str]()
     for file in {packed.get(path, path) for path in pictures}:  # DVC knows shards, not what is in them
         known[file] = hash_md5(raw / file)
-    if lost := {path for path in pictures if known[packed.get(path, path)] not in held}:
+    if lost := {path for path in pictures if not held & {known[packed.get(path, path)], there.digests[path] or ""}}:
         doubt = f" (what {', '.join(unknown)} holds can be had from nowhere)" if unknown else ""
         raise DataError(
             f"import into {there.name} with --replace",

@@ -70,7 +70,14 @@ class Stages:
             self._going.close()  # type: ignore[attr-defined]
 
     def _start(self) -> Iterator[str]:
-        """Nothing when DVC has started, then the stages that wait, each when it has ended."""
+        """Nothing when DVC has started, then the stages that wait, each when it has ended.
+
+        Nobody else changes the domain's images meanwhile.
+        """
+        with versioning.hold_domain(self.workspace, self.name, f"the data stages of {self.name}"):
+            yield from self._follow()
+
+    def _follow(self) -> Iterator[str]:
         proofs.forget_stages(self.workspace, self.name)
         waiting = tuple(self.waiting)
         targets = [f"{stage}@{self.name}" for stage in waiting]

@@ -14,7 +14,6 @@ the end, fixed JPEG settings, masks stored uncompressed (deflate output differs 
 """
 
 import csv
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from PIL import Image
 from scipy import ndimage
 
 from components.errors import DataError
+from components.files import whole_folder
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -51,24 +51,18 @@ def create_surface_defects(
     already, for a size under 32 pixels, a seed under 0, or where no image is asked for.
     """
     _require_possible(folder, lots=lots, images_per_lot=images_per_lot, size=size, seed=seed)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    try:
+    with whole_folder(folder) as fresh:
         for name in ("images", "masks"):
-            (partial / name).mkdir(parents=True)
+            (fresh / name).mkdir(parents=True)
         rows: list[tuple[str, ...]] = []
         for number in range(lots):
             lot = create_lot(seed, number)
             for index, label in enumerate(lot_labels(seed, number, images_per_lot)):
                 picture, mask = render(lot, label, size, np.random.default_rng([seed, number, index + 1]))
-                rows.append(_save(partial, f"lot{number:03d}_{index:02d}", picture, mask, label, lot))
+                rows.append(_save(fresh, f"lot{number:03d}_{index:02d}", picture, mask, label, lot))
                 if progress:
                     progress(len(rows), lots * images_per_lot)
-        _write_table(partial / "labels.csv", rows)
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        _write_table(fresh / "labels.csv", rows)
 
 
 # Lots

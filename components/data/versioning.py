@@ -389,13 +389,14 @@ def turn(workspace: Workspace, doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def hold_domain(workspace: Workspace, name: str, doing: str, patience: float = PATIENCE) -> Iterator[None]:
+def hold_domain(workspace: Workspace, name: str, doing: str, patience: float | None = None) -> Iterator[None]:
     """Nobody else imports, checks, restores or removes the domain's images meanwhile; readers take no notice.
 
     Whoever needs `turn`, too, takes this one first. The holding process may enter again, from any of its threads, and
-    a killed one holds nothing. Waits at most `patience` seconds (-1: for ever), then raises VersioningError that names
-    the holder.
+    a killed one holds nothing. Waits at most `patience` seconds (PATIENCE; -1: for ever), then raises VersioningError
+    that names the holder.
     """
+    patience = PATIENCE if patience is None else patience
     if not re.fullmatch(NAME_PATTERN, name):  # it becomes a file's name
         mend = "Choose another one."
         expected = "small letters, digits and _, a letter first, 63 at most"

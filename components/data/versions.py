@@ -119,15 +119,22 @@ def checkout_version(workspace: Workspace, domain: Domain, name: str) -> NamedVe
 
 
 def list_held(workspace: Workspace, domain: str) -> tuple[set[str], list[str]]:
-    """md5 of every file that a named version holds, and the versions whose list of files can be had from nowhere."""
+    """md5 of every file that a named version holds, and the versions whose list of files can be had from nowhere.
+
+    Of versions kept as shards, the sha256 of the pictures in them, too.
+    """
     held, unknown = set[str](), list[str]()
     for named in list_versions(workspace, domain):
         try:
-            cache = versioning.fetch_objects(workspace, [named.md5])
+            cache = versioning.fetch_objects(workspace, filter(None, [named.md5, named.labels]))
         except VersioningError:
             unknown.append(named.name)
-        else:
-            held.update(load_listing(cache, named.md5).values())
+            continue
+        listing = load_listing(cache, named.md5)
+        held.update(listing.values())
+        if named.labels and all(NAME.fullmatch(path) for path in listing):
+            rows = load_frame(locate_object(cache, named.labels))
+            held.update(content_of(identity) for identity in rows["id"].drop_nulls())
     return held, unknown
 
 

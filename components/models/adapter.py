@@ -9,9 +9,6 @@ the old adapter or the new one. The same weights give the same bytes. `load_meta
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -20,6 +17,7 @@ from pydantic import Field, FiniteFloat, ValidationError
 
 from components.domain import Strict
 from components.errors import AdapterError
+from components.files import flush, whole_folder
 from components.models.tuners import Tuner
 
 if TYPE_CHECKING:
@@ -249,34 +247,14 @@ def _some(names: list[str]) -> str:
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Make the folder appear whole. Renaming cannot replace a full folder, so an old one steps aside first."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    aside = fresh.with_name(f"{fresh.name}.old")
-    try:
+    """Make the folder appear whole, and on the disk."""
+    with whole_folder(folder) as fresh:
         for name, data in files.items():
             _write_flushed(fresh / name, data)
-        _flush_folder(fresh)
-        fresh.chmod(0o755)  # mkdtemp's is for the owner alone
-        if folder.exists():
-            os.replace(folder, aside)
-        os.replace(fresh, folder)
-        _flush_folder(folder.parent)
-        shutil.rmtree(aside, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        flush(fresh)
+    flush(folder.parent)
 
 
 def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    path.write_bytes(data)
+    flush(path)

@@ -6,7 +6,6 @@ No random state is stored because none is needed: order, augmentation, dropout a
 
 import json
 import logging
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from components.errors import TrainingError
+from components.files import flush, remove_partial, whole_file
 
 Tensors = dict[str, torch.Tensor]
 
@@ -74,7 +74,6 @@ class Checkpoint:
         try:
             self._write(progress)
         except (OSError, SafetensorError) as error:
-            _partial(self.path).unlink(missing_ok=True)
             raise TrainingError(
                 f"checkpoint {self.path}",
                 expected="room to write it",
@@ -120,11 +119,10 @@ class Checkpoint:
             "identity": json.dumps(self.identity),
             "facts": json.dumps({key: vars(progress)[key] for key in FACTS}),
         }
-        partial = _partial(self.path)
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, record)
-        _sync(partial)
-        os.replace(partial, self.path)
-        _sync(self.path.parent)
+        with whole_file(self.path) as partial:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, record)
+            flush(partial)
+        flush(self.path.parent)
 
     def _require_ours(self, theirs: dict[str, str]) -> None:
         for key, ours in self.identity.items():
@@ -139,21 +137,8 @@ class Checkpoint:
 
 def remove_checkpoint(path: Path) -> None:
     """And what a writer that was killed left beside it."""
-    for file in (path, _partial(path)):
-        file.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_suffix(".partial")
-
-
-def _sync(path: Path) -> None:
-    """To the disk, not only to the system's memory: a file, or a folder's list of names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    path.unlink(missing_ok=True)
+    remove_partial(path)
 
 
 def _select(stored: Tensors, kind: str) -> Tensors:

@@ -1,7 +1,6 @@
 """What a training process is told and what it leaves behind. Free of torch: flows speak it too."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ import polars as pl
 from pydantic import Field
 
 from components.domain import Domain, Strict
+from components.files import write_whole
 
 STOPPED = 130  # exit code of a process that stopped because it was asked to
 STOP_SECONDS = 20.0  # for it to write its checkpoint: a step of a large network on a CPU takes many
@@ -106,13 +106,9 @@ def load_predictions(folder: Path, split: str) -> pl.DataFrame:
 
 
 def write_job(job: Job, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(job.model_dump(mode="json"), indent=1))
+    _write_whole(path, job)
     return path
 
 
 def _write_whole(path: Path, record: Strict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record.model_dump(mode="json"), indent=1))
-    os.replace(partial, path)
+    write_whole(path, json.dumps(record.model_dump(mode="json"), indent=1).encode())

@@ -6,7 +6,6 @@ The state is one safetensors file beside the result, replaced whole. A batch and
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from components.errors import BackboneError
+from components.files import flush, whole_file
 from components.models.backbones import load_backbone
 from components.models.pretrain.distil import (
     Student,
@@ -286,10 +286,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _replace(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write beside, then rename: a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    save_file(tensors, partial, metadata)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    """A kill leaves the old file or the new one."""
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata)
+        flush(partial)
