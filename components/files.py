@@ -110,6 +110,18 @@ def settle_folder(target: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def remove_whole(target: Path) -> None:
+    """Remove a file or a folder. A folder is renamed first: half of one must never be taken for a whole one."""
+    if target.is_symlink() or not target.is_dir():
+        target.unlink(missing_ok=True)
+        return
+    settle_folder(target)
+    doomed = target.with_name(f".{target.name}-{os.getpid()}.partial")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(target, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def _aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.aside.partial")
 

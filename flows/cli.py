@@ -179,6 +179,23 @@ def check(domain: DomainArgument, as_json: JsonOption = False, workspace: Worksp
 
 
 @app.command()
+def remove(
+    domain: DomainArgument,
+    force: Annotated[bool, typer.Option("--force", help="Even if no named version holds the images.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Remove a domain's images and what was made of them; its ledger, models and named versions stay."""
+
+    def act(place: Any) -> Outcome:
+        from components.data.removing import remove_domain
+
+        return remove_domain(place, domain, force=force)
+
+    _run(act, _shower("show_removal"), as_json, workspace)
+
+
+@app.command()
 def preview(
     domain: DomainArgument,
     images: Annotated[int, typer.Option("--images", min=1, max=200, help="How many, of all classes together.")] = 12,

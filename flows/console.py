@@ -303,6 +303,19 @@ def show_checkout(outcome: Mapping[str, Any]) -> None:
     OUT.print(f"[green]{named['name']}[/] is in {escape(outcome['raw'])}: {named['files']} files")
 
 
+def show_removal(outcome: Mapping[str, Any]) -> None:
+    """What went, what stays, and how to have it back."""
+    name = outcome["domain"]
+    OUT.print(f"{name}: removed {outcome['files']} files and what was made of them:")
+    for path in outcome["removed"]:
+        OUT.print(f"  {path}", soft_wrap=True, markup=False, highlight=False)
+    OUT.print("Stays: ledger, models and their runs, named versions, DVC's cache and remote, and")
+    for path in outcome["kept"]:
+        OUT.print(f"  {path}", soft_wrap=True, markup=False, highlight=False)
+    OUT.print(f"To have it back, as long as DVC's cache or remote has its files:\n  {outcome['back']}", soft_wrap=True)
+    OUT.print(f"  tessera check {name}\nSchedules end with the next `tessera deploy`.", highlight=False)
+
+
 def describe_difference(named: Mapping[str, Any]) -> str:
     """`+12 -3, 2 relabelled` against the version before."""
     change = named["difference"]

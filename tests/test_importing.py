@@ -12,7 +12,9 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from conftest import clean_environment, run_tessera
+from filelock import FileLock
 from samples import (
     CLASSES,
     save_coco,
@@ -32,8 +34,10 @@ from samples import (
 from components.data import versioning
 from components.data.importing import Imported, import_folder
 from components.data.layouts import read_rows
+from components.data.proofs import load_locked
+from components.data.removing import remove_domain
 from components.data.shards import open_images
-from components.data.versions import name_version
+from components.data.versions import list_versions, name_version
 from components.domain import load_domain
 from components.errors import DataError, DomainError, VersioningError
 from components.workspace import REPOSITORY, Workspace
@@ -458,3 +462,72 @@ def test_a_name_that_no_domain_may_have_makes_no_file(tmp_path: Path, name: str)
     with pytest.raises(DomainError, match="small letters"), versioning.hold_domain(Workspace(tmp_path), name, "x"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+# Removing
+
+
+def test_a_removed_domain_leaves_nothing_of_its_own_and_comes_back(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "w")
+    versioning.require_repository(workspace)
+    for name in ("tiles", "tile"):
+        import_folder(workspace, write_folders(tmp_path / name, images=5), name)
+        versioning.register_domain(workspace, name)
+        versioning.record_version(workspace, name)
+        versioning.run_stage(workspace, "manifest", name)
+    before = contents(workspace.raw("tiles"))
+    with pytest.raises(VersioningError, match=r"tessera version tiles.*--force"):
+        remove_domain(workspace, "tiles")
+    assert contents(workspace.raw("tiles")) == before
+    named, _ = name_version(workspace, load_domain(workspace.domain_file("tiles")))
+    (workspace.runs("tiles") / "0123").mkdir(parents=True)
+    outcome = remove_domain(workspace, "tiles")
+    assert (outcome["files"], outcome["data_version"]) == (10, named.md5)
+    assert [path.name for path in workspace.domain_file("tiles").parent.iterdir()] == ["versions.json"]
+    assert yaml.safe_load((workspace.root / "dvc.yaml").read_text())["vars"][0]["domains"] == ["tile"]
+    assert list(load_locked(workspace)) == ["manifest@tile"]
+    assert not workspace.derived("tiles").exists()
+    assert not workspace.runs("tiles").exists()
+    assert workspace.derived("tile").exists()
+    assert list_versions(workspace, "tiles") == [named]
+    subprocess.run(outcome["back"], shell=True, check=True)
+    assert versioning.record_version(workspace, "tiles").md5 == named.md5
+    assert contents(workspace.raw("tiles")) == before
+    with pytest.raises(DomainError, match="tile"):
+        remove_domain(workspace, "nothing")
+
+
+REMOVE = """
+from pathlib import Path
+from components.data.removing import remove_domain
+from components.workspace import Workspace
+remove_domain(Workspace(Path(sys.argv[2])), "tiles", force=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_removal_killed_at_any_step_is_finished_by_the_same_command(tiles: tuple[Workspace, Path]) -> None:
+    workspace, _ = tiles
+    versioning.register_domain(workspace, "tiles")
+    versioning.record_version(workspace, "tiles")
+    kept, step = workspace.root.with_name("kept"), 1
+    shutil.copytree(workspace.root, kept)
+    while die(step, REMOVE, workspace.root):
+        if workspace.domain_file("tiles").exists():
+            remove_domain(workspace, "tiles", force=True)
+        assert not list(workspace.domain_file("tiles").parent.glob("*"))
+        assert len(list((workspace.state / "removed").iterdir())) == 1
+        shutil.rmtree(workspace.root)
+        shutil.copytree(kept, workspace.root)
+        step += 5
+    assert step > 6
+
+
+def test_a_domain_in_training_is_not_removed(tiles: tuple[Workspace, Path]) -> None:
+    workspace, _ = tiles
+    with (
+        FileLock(workspace.state / "locks" / "retrain-tiles.lock"),
+        pytest.raises(VersioningError, match="no retrain of it"),
+    ):
+        remove_domain(workspace, "tiles", force=True)
+    assert len(contents(workspace.raw("tiles"))) == 12

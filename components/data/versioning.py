@@ -95,6 +95,23 @@ def register_domain(workspace: Workspace, name: str) -> None:
             _write_domains(workspace, {*_read_domains(workspace), name})
 
 
+def forget_domain(workspace: Workspace, name: str) -> None:
+    """Take the domain's word out of dvc.yaml and its stages out of dvc.lock."""
+    from ruamel.yaml import YAML
+
+    path, editor, text = workspace.root / "dvc.lock", YAML(), io.StringIO()
+    with turn(workspace, f"removing {name}"):
+        if name in _read_domains(workspace):
+            _write_domains(workspace, set(_read_domains(workspace)) - {name})
+        locked = editor.load(path.read_text()) if path.exists() else None
+        stages = (locked or {}).get("stages") or {}
+        if ours := [stage for stage in stages if stage.endswith(f"@{name}")]:
+            for stage in ours:
+                del stages[stage]
+            editor.dump(locked, text)
+            write_whole(path, text.getvalue().encode())
+
+
 def record_version(workspace: Workspace, name: str) -> DataVersion:
     """Track `data/<name>/raw` as it is now. Fast when nothing changed."""
     with hold_domain(workspace, name, f"recording the images of {name}"):
