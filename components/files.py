@@ -52,6 +52,8 @@ def open_private(path: Path) -> BinaryIO:
 def remove_partial(path: Path) -> None:
     """Remove what killed writers of `path` left beside it."""
     start, end = f".{path.name}.", ".partial"
+    if not path.parent.is_dir():
+        return
     with os.scandir(path.parent) as entries:
         left = [entry.name for entry in entries if entry.name.startswith(start) and entry.name.endswith(end)]
     for name in left:

@@ -23,6 +23,7 @@ from components import tracking
 from components.data import versions
 from components.data.versioning import read_version, require_repository
 from components.errors import TrackingError
+from components.files import whole_file
 from components.workspace import Workspace
 
 KEPT, KEPT_SECONDS = 2, 30 * 86400.0
@@ -119,14 +120,13 @@ def _manifest(place: Workspace, data: Data) -> Path:
 
 
 def _fetch_manifest(data: Data, target: Path) -> None:
-    partial = target.with_name("manifest.partial")
-    tracking.fetch_file(data.run_id, "data/manifest.parquet", partial)
-    found = hashlib.sha256(partial.read_bytes()).hexdigest()
-    if found != data.manifest:
-        raise TrackingError(
-            f"manifest of {data.domain}",
-            expected=f"the file with sha256 {data.manifest[:12]} that the retrain left in MLflow",
-            found=f"sha256 {found[:12]}",
-            mend="Run the retrain again; if it stays, the artifact store damages files.",
-        )
-    os.replace(partial, target)
+    with whole_file(target) as partial:
+        tracking.fetch_file(data.run_id, "data/manifest.parquet", partial)
+        found = hashlib.sha256(partial.read_bytes()).hexdigest()
+        if found != data.manifest:
+            raise TrackingError(
+                f"manifest of {data.domain}",
+                expected=f"the file with sha256 {data.manifest[:12]} that the retrain left in MLflow",
+                found=f"sha256 {found[:12]}",
+                mend="Run the retrain again; if it stays, the artifact store damages files.",
+            )
