@@ -52,6 +52,11 @@ def link_model(domain: str, version: int | None = None) -> str:
     return f"#/models/{domain}{f'/versions/{version}' if version else ''}?{FOR_TRAINING}"
 
 
+def without_html(markdown: str) -> str:
+    """Markdown in which no text of a user's becomes HTML: names and descriptions are shown as they are written."""
+    return markdown.replace("<", "&lt;")
+
+
 def link_prefect(page: str | None) -> str:
     return f"\n\n[The flow run in Prefect]({page})" if page else ""
 
@@ -82,7 +87,7 @@ def _describe_domain(domain: Domain, experiment: str) -> str:
         f"Classes: {', '.join(domain.classes)}.",
         *(f"{key}: {value}" for key, value in facts.items() if value),
     ]
-    return "\n\n".join(lines)
+    return without_html("\n\n".join(lines))
 
 
 def describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any]) -> str:
@@ -109,7 +114,8 @@ def describe_outcome(outcome: Mapping[str, Any], experiment: str, run_id: str, f
     champion = outcome.get("champion_version")
     live = f"Champion afterwards: {'none' if champion is None else f'version {champion}'}."
     links = _link_pages(outcome, rows, experiment, run_id, files)
-    return "\n\n".join(part for part in (verdict, links, _render_candidates(rows, experiment), live) if part)
+    parts = (verdict, links, _render_candidates(rows, experiment), live)
+    return without_html("\n\n".join(part for part in parts if part))
 
 
 def _link_pages(

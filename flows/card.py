@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from components.files import write_whole
-from components.notes import CARD, DATA, EVIDENCE, render_table
+from components.notes import CARD, DATA, EVIDENCE, render_table, without_html
 from components.pictures import draw_calibration, draw_confusion, draw_heat
 from components.promotion.gates import score_frame
 from components.training.job import HEAT_FILE, Result, load_predictions
@@ -64,7 +64,7 @@ def render_markdown(card: Card) -> str:
     lines += ["## Scores by slice", "", render_table(head, rows), ""]
     for title, facts in _sections(card):
         lines += [f"## {title}", "", *(f"- **{name}**: {value}" for name, value in facts), ""]
-    return "\n".join(lines)
+    return without_html("\n".join(lines))
 
 
 def render_html(card: Card) -> str:

@@ -223,7 +223,7 @@ def preview(
 def export(
     domain: DomainArgument,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
-    form: Annotated[str, typer.Option("--format", metavar="coco|csv", help="How the labels are written.")],
+    form: Annotated[str, typer.Option("--format", metavar="csv|coco", help="How the labels are written.")] = "csv",
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:

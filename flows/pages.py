@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.files import write_whole
-from components.notes import DATA
+from components.notes import DATA, without_html
 from flows.console import HEADS, describe_candidate, render_search
 from flows.plan import Plan
 
@@ -46,7 +46,8 @@ def render_markdown(outcome: Mapping[str, Any]) -> str:
     searches = [f"- {line['tuner']}: {render_search(line)}" for line in outcome["tuners"] if line["search"]]
     warning = [] if outcome["backbone"]["trained"] else [f"> {UNTRAINED}", ""]
     data = f"Data version `{outcome['data_version']}`."
-    return "\n".join([render_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *searches, "", data])
+    parts = [render_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *searches, "", data]
+    return without_html("\n".join(parts))
 
 
 def render_verdict(outcome: Mapping[str, Any]) -> str:
@@ -55,7 +56,7 @@ def render_verdict(outcome: Mapping[str, Any]) -> str:
     head = f"# {outcome['domain']} version {outcome['challenger_version']}: {outcome['verdict']}"
     champion = outcome["champion_version"]
     told = f"Champion now: {f'version {champion}' if champion else 'none yet'}."
-    return "\n".join([head, "", outcome["reason"], "", told, "", "## Gates", "", *findings])
+    return without_html("\n".join([head, "", outcome["reason"], "", told, "", "## Gates", "", *findings]))
 
 
 def render_validation(plan: Plan) -> str:
@@ -67,18 +68,20 @@ def render_validation(plan: Plan) -> str:
     rows = [f"| {label} | " + " | ".join(str(counts.get((label, s), 0)) for s in sides) + " |" for label in labels]
     put_away = [f"- `{row['path']}`: {row['reason']}" for row in record["quarantined"]]
     told = [f"- {warning}" for warning in record["warnings"]]
-    return "\n".join(
-        [
-            f"# {record['fit']} of {record['images']} images are fit, in {record['groups']} groups",
-            "",
-            "| class | train | val | test |",
-            "|---|---|---|---|",
-            *rows,
-            *(["", "## Warnings", *told] if told else []),
-            *(["", f"## In quarantine: {len(put_away)}", *put_away[:MOST_LISTED]] if put_away else []),
-            "",
-            f"The report with pictures: `{plan.validation_report}`",
-        ]
+    return without_html(
+        "\n".join(
+            [
+                f"# {record['fit']} of {record['images']} images are fit, in {record['groups']} groups",
+                "",
+                "| class | train | val | test |",
+                "|---|---|---|---|",
+                *rows,
+                *(["", "## Warnings", *told] if told else []),
+                *(["", f"## In quarantine: {len(put_away)}", *put_away[:MOST_LISTED]] if put_away else []),
+                "",
+                f"The report with pictures: `{plan.validation_report}`",
+            ]
+        )
     )
 
 
