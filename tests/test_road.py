@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,10 +22,12 @@ from components.workspace import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
+HTML = "Photographs. <script>alert(1)</script> <img src=x onerror=alert(1)>"
+
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    return create_workspace(tmp_path_factory.mktemp("road") / "workspace", images)
+    return create_workspace(tmp_path_factory.mktemp("road") / "workspace", images, description=HTML)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,11 @@ def test_first_retrain_promotes(road: Path, retrained: Answer) -> None:
     report = Path(outcome["report"]).read_text()
     assert "PROMOTE" in report
     assert "http://" not in report.replace("http://www.w3.org", "")
+    card = (Path(outcome["report"]).parent / "model_card.md").read_text()
+    assert "script>alert(1)" in card
+    assert "<" not in card
+    for page in (report, (Path(outcome["report"]).parent / "model_card.html").read_text()):
+        assert not re.search(r"<script|<img src=x", page)
 
 
 def test_unchanged_is_known_and_nothing_is_done(road: Path, retrained: Answer) -> None:
@@ -137,8 +145,8 @@ def test_the_run_is_told_in_mlflow(road: Path, retrained: Answer) -> None:
         assert client.get_run(run.data.tags["mlflow.parentRunId"]).info.status == "FINISHED"
         pictures = {item.path for item in client.list_artifacts(row["run_id"], "pictures")}
         assert any("confusion" in name for name in pictures), pictures
-    champion = client.get_model_version_by_alias(DOMAIN, "champion")
-    assert int(champion.version) == 1 or champion.aliases
+    (selected,) = [row["run_id"] for row in outcome["candidates"] if row["selected"]]
+    assert client.get_model_version(DOMAIN, "1").run_id == selected
 
 
 def test_no_pickle_is_ever_written(road: Path, retrained: Answer) -> None:
