@@ -117,6 +117,8 @@ class Workspace:
         except OSError as error:
             raise describe_disk_trouble(self.root, error) from None
         require_writable(self.root)
+        if not (ignore := self.state / ".gitignore").exists():  # whatever repository the workspace lies in
+            ignore.write_text("*\n")
         return notes
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from components.data import proofs, versioning
 from components.data.transforms import embed_augmentation
+from components.data.versioning import git
 from components.domain import Schedule, load_domain, parse_domain
 from components.errors import DomainError, TesseraError, VersioningError, make_visible
 from components.workspace import REPOSITORY, Workspace
@@ -198,3 +199,17 @@ def test_names_are_shown_on_any_terminal_as_they_are(tmp_path: Path, odd_names: 
         assert "go[red]od" in told
         assert "\\x1b[31mhot" in told
         assert "\x1b" not in told
+
+
+# Repositories of others
+
+
+def test_state_is_no_business_of_the_repository_around_it(tmp_path: Path) -> None:
+    """`git add -A` in a project that holds the workspace would commit caches and databases."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    place = Workspace(tmp_path / "vision" / "workspace")
+    code = "from components.workspace import find_workspace; find_workspace().activate()"
+    env = clean_environment() | {"TESSERA_WORKSPACE": str(place.root)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, env=env)
+    (place.state / "logs" / "prefect.log").write_text("a line")
+    assert git(tmp_path, "status", "--porcelain", "--untracked-files=all") == ""
