@@ -34,7 +34,7 @@ from components.domain import Domain
 from components.errors import TrackingError
 from components.files import open_private, whole_file
 from components.live import Live, Point
-from components.models.adapter import load_meta
+from components.models.adapter import hash_meta, load_meta
 from components.notes import (
     CARDS,
     DATA,
@@ -401,9 +401,11 @@ def log_model(run_id: str, adapter: Path) -> str:
     """Log an adapter folder to its run as a pyfunc from code; returns the model's URI for the registry."""
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     meta = load_meta(adapter)
+    # Every adapter has the column `box`: MLflow drops what it does not know, and a box must never be passed over.
+    inputs = [ColSpec("string", "image"), ColSpec("string", "box", required=False)]
     outputs = [ColSpec("string", "label"), *(ColSpec("double", f"{PROBABILITY}{name}") for name in meta.classes)]
     with _refusals(), _reopened(run_id), warnings.catch_warnings():
         # MLflow would run inference on an example to find what is stated here: the signature and the requirements.
@@ -413,8 +415,16 @@ def log_model(run_id: str, adapter: Path) -> str:
             python_model=str(PYFUNC_FILE),
             artifacts={"adapter": str(adapter)},
             pip_requirements=[f"{name}=={installed_version(name)}" for name in REQUIREMENTS],
-            signature=ModelSignature(inputs=Schema([ColSpec("string", "image")]), outputs=Schema(outputs)),
-            metadata={"adapter_sha256": meta.adapter_sha256, "tuner": meta.label, "classes": list(meta.classes)},
+            signature=ModelSignature(
+                Schema(inputs), Schema(outputs), ParamSchema([ParamSpec("whole", "boolean", False)])
+            ),
+            metadata={
+                "adapter_sha256": meta.adapter_sha256,
+                "adapter_json_sha256": hash_meta(adapter),
+                "tuner": meta.label,
+                "classes": list(meta.classes),
+                "input": meta.input.kind if meta.input else "unknown",
+            },
         )
     return str(logged.model_uri)
 

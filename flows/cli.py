@@ -23,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=(__doc__ or "").split(" Every")[0]
 )
 
-ledger_app = typer.Typer(no_args_is_help=True, help="The record of every promotion: verify or export it.")
+ledger_app = typer.Typer(no_args_is_help=True, help="The record of every promotion: verify, export or restore it.")
 app.add_typer(ledger_app, name="ledger")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -467,9 +467,24 @@ def verify_ledger(
 
         load_checked_domain(place, domain)
         open_registry(place, domain)
-        return run(domain, against)
+        return run(place, domain, against)
 
     _run(act, _shower("show_ledger"), as_json, workspace, failed=lambda outcome: bool(outcome["problems"]))
+
+
+@ledger_app.command("restore")
+def restore_ledger(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Put the alias `champion` back to where the last record left it, after somebody moved it by hand."""
+
+    def act(place: Any) -> Outcome:
+        from flows.history import open_registry, restore
+        from flows.plan import load_checked_domain
+
+        load_checked_domain(place, domain)
+        open_registry(place, domain)
+        return restore(place, domain)
+
+    _run(act, _shower("show_restored"), as_json, workspace)
 
 
 @ledger_app.command("export")
@@ -496,20 +511,36 @@ def export_ledger(
 @app.command()
 def predict(
     domain: DomainArgument,
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, or folders: all images below them, sorted.")
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option("--box", metavar="X0,Y0,X1,Y1", help="A box in the one image, in pixels; may be given again."),
+    ] = None,
+    boxes: Annotated[
+        Path | None, typer.Option("--boxes", metavar="FILE", help="Boxes of many images: csv, COCO .json or VOC .xml.")
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="The champion was trained on crops, and each image is such a crop already.")
+    ] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Classify images with the domain's champion."""
+    """Classify images, or boxes in them, with the domain's champion; exit code 0 only if all were answered."""
+    from flows.predict import exit_code
+    from flows.predict import predict as run
 
     def act(place: Any) -> Outcome:
         from flows.plan import load_checked_domain
-        from flows.predict import predict as run
 
         load_checked_domain(place, domain)
-        return run(place, domain, images)
+        outcome = run(place, domain, images or [], boxes=box or [], boxes_file=boxes, whole=whole)
+        for warning in outcome["warnings"]:
+            typer.echo(f"tessera: warning: {warning}", err=True)
+        return outcome
 
-    _run(act, _shower("show_predictions"), as_json, workspace)
+    _run(act, _shower("show_predictions"), as_json, workspace, failed=exit_code)
 
 
 @app.command()
@@ -674,13 +705,14 @@ def _run(
     show: Callable[[Outcome], None],
     as_json: bool,
     workspace: Path | None,
-    failed: Callable[[Outcome], bool] = lambda _: False,
+    failed: Callable[[Outcome], int] = lambda _: 0,
     full_too: bool = False,
     joins: bool = True,
 ) -> None:
     """Do it, show it, and end with the right exit code; an error a user can mend is one paragraph.
 
-    full_too: also in a workspace that cannot be written. joins: use the servers of a `tessera up` of the workspace.
+    failed: the exit code for an outcome; True is 1. full_too: also in a workspace that cannot be written. joins:
+    use the servers of a `tessera up` of the workspace.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's way of pressing Ctrl-C
     from components.errors import TesseraError, WorkspaceError
@@ -713,7 +745,7 @@ def _run(
         from flows.progress import make_harmless
 
         show(make_harmless(outcome))
-    raise typer.Exit(1 if failed(outcome) else 0)
+    raise typer.Exit(int(failed(outcome)))
 
 
 def _refuse(error: Any, answer: Any) -> NoReturn:

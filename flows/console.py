@@ -350,6 +350,8 @@ def show_ledger(outcome: Mapping[str, Any]) -> None:
     """Whole, or what is wrong with it."""
     for problem in outcome["problems"]:
         OUT.print(f"[red]problem[/] {escape(problem)}")
+    for note in outcome["notes"]:
+        OUT.print(f"[yellow]note[/] {escape(note)}")
     word = "[red]not whole[/]" if outcome["problems"] else "[green]whole[/]"
     OUT.print(f"Ledger of {outcome['domain']}: {word}; records: {outcome['records']}")
 
@@ -362,15 +364,34 @@ def show_export(outcome: Mapping[str, Any]) -> None:
 
 
 def show_predictions(outcome: Mapping[str, Any]) -> None:
-    """One row an image."""
+    """One row per image or box; below the table why some have no answer, and what was passed over."""
     table = Table(title=f"{outcome['domain']} version {outcome['version']}", title_justify="left", header_style="bold")
-    for head in ("image", "class", "probability"):
+    boxed = any(row.get("box") for row in outcome["predictions"])
+    for head in ("image", *(["box"] if boxed else []), "class", "probability"):
         table.add_column(head)
     for row in outcome["predictions"]:
-        table.add_row(
-            escape(shorten_path(row["path"])), escape(row["label"]), f"{row['probabilities'][row['label']]:.3f}"
-        )
+        cells = [escape(shorten_path(row["path"])), *([" ".join(map(str, row["box"] or ()))] if boxed else [])]
+        if row["error"] is None:
+            table.add_row(*cells, escape(row["label"]), f"{row['probabilities'][row['label']]:.3f}")
+        else:
+            table.add_row(*cells, "[red]no answer[/]", "")
     OUT.print(table)
+    for row in outcome["predictions"]:
+        if row["error"] is not None:
+            OUT.print(f"[red]no answer[/] {escape(row['error']['message'])}", soft_wrap=True)
+    for note, count in outcome.get("notes", {}).items():
+        OUT.print(f"[yellow]note[/] {count} {escape(note)}")
+    if ignored := outcome.get("ignored"):
+        named = ", ".join(escape(shorten_path(item["path"])) for item in ignored[:3])
+        more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
+        OUT.print(f"[yellow]ignored[/] {len(ignored)} files: {named}{more} ({escape(ignored[0]['reason'])})")
+
+
+def show_restored(outcome: Mapping[str, Any]) -> None:
+    """What the alias is now, and what it was."""
+    champion = outcome["champion_version"]
+    told = f"Champion of {outcome['domain']}: {f'version {champion}' if champion else 'none'}, as the ledger says."
+    OUT.print(told + (f" It was {escape(outcome['found'])}." if outcome["found"] else " Nothing was to be done."))
 
 
 def show_doctor(outcome: Mapping[str, Any]) -> None:

@@ -123,6 +123,23 @@ def check_store(workspace: Workspace) -> Check:
     return Check(name="mlflow", state="ok", found=workspace.tracking_uri)
 
 
+def check_champions(workspace: Workspace) -> Check:
+    """Every champion is where its ledger left it, and its adapter is the one that was registered."""
+    from components import tracking
+    from flows.history import find_faults
+
+    try:
+        tracking.connect(workspace)
+    except TesseraError:
+        return Check(name="champions", state="warning", found="not asked, because MLflow does not answer")
+    names = sorted(path.parent.name for path in (workspace.root / "data").glob("*/domain.yaml"))
+    faults = {name: find_faults(workspace, name) for name in names}
+    if found := [f"{fault}" for told in faults.values() for fault in told]:
+        mend = "; ".join(f"tessera ledger verify {name}" for name, told in faults.items() if told)
+        return Check(name="champions", state="error", found=" ".join(found), mend=mend)
+    return Check(name="champions", state="ok", found="as their ledgers say, their adapters whole")
+
+
 def check_device(_: Workspace) -> Check:
     """Asked of the driver's own tool, so that torch need not start."""
     tool = shutil.which("nvidia-smi")
@@ -211,6 +228,7 @@ CHECKS: tuple[Callable[[Workspace], Check], ...] = (
     check_repository,
     check_domains,
     check_store,
+    check_champions,
     check_remote,
     check_prefect,
     check_orphans,

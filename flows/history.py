@@ -22,7 +22,7 @@ def open_registry(workspace: Workspace, name: str) -> None:
     with promotion_turn(name):
         registry.mend_move(workspace, name)
     champion = registry.load_version(name, registry.CHAMPION)
-    if champion is not None:  # whoever was killed may not have told
+    if champion is not None:  # the process that was killed may not have told
         tell_promoted(champion)
 
 
@@ -34,6 +34,31 @@ def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
     registry.describe_model(name)
     tell_promoted(champion)
     return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
+
+
+def find_faults(workspace: Workspace, name: str) -> tuple[str, ...]:
+    """What is wrong with a domain's champion: it was moved by hand, or its adapter is not the registered one."""
+    try:
+        trouble = registry.find_trouble(name)
+        champion = None if trouble else registry.load_version(name, registry.CHAMPION)
+    except PromotionError as error:
+        return (str(error),)
+    if trouble is not None:
+        return (str(trouble),)
+    return () if champion is None else registry.find_damage(champion, workspace.adapters)
+
+
+def restore(workspace: Workspace, name: str) -> dict[str, Any]:
+    """The aliases as the ledger's last record has them."""
+    trouble = registry.find_trouble(name)
+    with promotion_turn(name):
+        champion = registry.restore_champion(workspace, name)
+    if trouble is not None:
+        registry.describe_model(name)
+        if champion is not None:
+            tell_promoted(champion)
+    version = None if champion is None else champion.version
+    return {"domain": name, "champion_version": version, "found": None if trouble is None else trouble.found}
 
 
 def find_champion_at(name: str, when: str) -> dict[str, Any]:
@@ -61,8 +86,12 @@ def find_champion_at(name: str, when: str) -> dict[str, Any]:
     return {"at": min(moment, now).isoformat(timespec="seconds"), "champion_at": record and record.to_version}
 
 
-def verify_ledger(name: str, export: Path | None) -> dict[str, Any]:
-    """What is wrong with the ledger; export: an earlier one, which it must still begin with."""
+def verify_ledger(workspace: Workspace, name: str, export: Path | None) -> dict[str, Any]:
+    """What is wrong with the ledger, and with the adapters that it says served; export: an earlier one, which the
+    ledger must still begin with.
+
+    notes: what cannot be proven, because it is from before it was kept, or was deleted.
+    """
     try:
         lines = export.read_text(encoding="utf-8").splitlines() if export else []
     except (OSError, UnicodeDecodeError) as error:
@@ -72,8 +101,17 @@ def verify_ledger(name: str, export: Path | None) -> dict[str, Any]:
             found=str(error),
             mend="Name that file.",
         ) from None
-    problems = ledger.verify_records(name, lines)
-    return {"domain": name, "records": len(ledger.load_texts(name)), "problems": list(problems)}
+    kept = ledger.load_ledger(name)
+    problems, notes = list(ledger.verify_records(name, lines)), list[str]()
+    for number in sorted(ledger.find_served(kept)):
+        version = registry.load_version(name, number)
+        if version is None:
+            notes.append(f"version {number} was deleted in MLflow: its adapter cannot be proven")
+            continue
+        problems += registry.find_damage(version, workspace.adapters)
+        if not version.adapter_json_sha256:
+            notes.append(f"version {number} is not bound: only its weights can be proven, not its classes")
+    return {"domain": name, "records": len(kept.texts), "problems": problems, "notes": notes}
 
 
 def export_ledger(name: str, file: Path) -> dict[str, Any]:

@@ -1,40 +1,90 @@
 """`tessera predict`: the champion's answer for images on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from components.errors import DataError, PromotionError
+from components.errors import DataError
 from components.promotion import registry
 from components.workspace import Workspace
 
+if TYPE_CHECKING:
+    from components.serving.predictor import Prediction
+    from components.serving.questions import Question
 
-def predict(workspace: Workspace, name: str, images: Sequence[Path]) -> dict[str, Any]:
-    """Class probabilities of every image. Raises PromotionError without a champion, DataError for a bad image."""
-    from components.serving.predictor import Predictor
+UNBOUND = (
+    "Version {version} is not bound: it was registered before the registry and the ledger kept the sha256 of "
+    "adapter.json, so only its weights are proven, not its classes and temperature."
+)
+
+
+def predict(
+    workspace: Workspace,
+    name: str,
+    paths: Sequence[Path],
+    *,
+    boxes: Sequence[str] = (),
+    boxes_file: Path | None = None,
+    whole: bool = False,
+) -> dict[str, Any]:
+    """Class probabilities of every image, or of every box in it; a row with `error` where one cannot be answered.
+
+    paths: files, and folders of them. boxes: texts `x0,y0,x1,y1` in the one image. boxes_file: boxes of many.
+    whole: images for a champion of crops are crops already.
+
+    Raises DataError where nothing can be asked, or boxes are missing or not wanted; PromotionError where there is no
+    champion that the ledger explains, or its adapter is not the registered one.
+    """
+    from components.serving.questions import ask, parse_box
     from flows.history import open_registry
 
-    for path in images:
-        if not path.is_file():
-            mend = "Name image files; a shell pattern such as folder/*.jpg names many."
-            raise DataError(str(path), expected="an image file", found="nothing there", mend=mend)
+    asked = ask(paths, [parse_box(text, f"--box {text}") for text in boxes], boxes_file)
     open_registry(workspace, name)
-    champion = registry.load_version(name, registry.CHAMPION)
-    if champion is None:
-        raise PromotionError(
-            f"prediction with {name}",
-            expected="a champion",
-            found="none",
-            mend=f"Train and promote one with `tessera retrain {name}`.",
-        )
-    predictor = Predictor(registry.fetch_adapter(champion, workspace.adapters))
+    champion = registry.require_champion(name)
+    adapter = registry.fetch_adapter(champion, workspace.adapters)
+    from components.serving.predictor import Predictor  # here, so that a refusal need not load torch
+
+    predictor = Predictor(adapter)
+    questions = [one for one in asked.questions if not isinstance(one, DataError)]
+    answers = iter(predictor.answer(questions, whole=whole))
     rows = [
-        {
-            "path": str(path),
-            "label": prediction.label,
-            "probabilities": prediction.probabilities,
-            "model_version": champion.version,
-        }
-        for path, prediction in zip(images, predictor.predict(list(images)), strict=True)
+        _describe(one, one if isinstance(one, DataError) else next(answers), champion.version)
+        for one in asked.questions
     ]
-    return {"domain": name, "version": champion.version, "tuner": champion.tuner, "predictions": rows}
+    failed = [row["error"] for row in rows if row["error"] is not None]
+    warnings = [predictor.doubt] if predictor.doubt else []
+    warnings += [] if champion.adapter_json_sha256 else [UNBOUND.format(version=champion.version)]
+    return {
+        "domain": name,
+        "version": champion.version,
+        "tuner": champion.tuner,
+        "input": predictor.meta.input and predictor.meta.input.model_dump(mode="json"),
+        "predictions": rows,
+        "answered": len(rows) - len(failed),
+        "failed": len(failed),
+        "ignored": [{"path": path, "reason": reason} for path, reason in sorted(asked.ignored.items())],
+        "notes": dict(asked.notes),
+        "warnings": warnings,
+    } | ({"error": failed[0]} if len(failed) == len(rows) else {})
+
+
+def _describe(asked: "Question | DataError", answer: "Prediction | DataError", version: int) -> dict[str, Any]:
+    """One row. box: as it was asked; crop: what was cut for it; both null for a whole image."""
+    if isinstance(answer, DataError):
+        path, box = (asked.what, None) if isinstance(asked, DataError) else (asked.path, asked.box)
+        row: dict[str, Any] = {"path": path, "box": box, "crop": None, "label": None, "probabilities": None}
+        return row | {"model_version": version, "error": answer.to_dict()}
+    return {
+        "path": answer.path,
+        "box": answer.box,
+        "crop": answer.crop,
+        "label": answer.label,
+        "probabilities": answer.probabilities,
+        "model_version": version,
+        "error": None,
+    }
+
+
+def exit_code(outcome: Mapping[str, Any]) -> int:
+    """0 where every image was answered, 1 where some were not, 2 where none was."""
+    return 2 if not outcome["answered"] else 1 if outcome["failed"] else 0

@@ -13,9 +13,13 @@ from typing import Any
 
 from components import tracking
 from components.data.versioning import hold_domain
+from components.errors import PromotionError
+from components.models.adapter import hash_meta, load_meta, require_intact
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import registry
+from components.promotion.registry import Version
 from components.training.job import Job, load_result
+from components.workspace import Workspace
 from flows import pages
 from flows.candidates import select_candidate, train_job
 from flows.card import Card, write_card
@@ -165,25 +169,45 @@ def train_candidate(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -
 
 @step("register challenger")
 def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
-    """The winner as a version of the domain's registered model; one adapter is never registered twice in a row."""
+    """The winner as a version of the domain's registered model; one adapter is never registered twice."""
     tracking.connect(plan.workspace)
-    name = plan.domain.name
-    for alias in (registry.CHALLENGER, registry.CHAMPION):
-        there = registry.load_version(name, alias)
-        if there is not None and there.adapter_sha256 == best["adapter_sha256"]:
-            return there.version
+    name, adapter = plan.domain.name, Path(best["folder"]) / "adapter"
+    known = find_registered(plan.workspace, name, adapter)
+    if known is not None:
+        if not {registry.CHALLENGER, registry.CHAMPION} & set(known.aliases):
+            registry.point_challenger(name, known.version)
+        return known.version
     code = {"git_commit": plan.code, "code_sha256": hash_code()}
     tracking.log_code(best["run_id"], code)
-    uri = tracking.log_model(best["run_id"], Path(best["folder"]) / "adapter")
     return registry.register_challenger(
         name,
         best["run_id"],
-        uri,
+        tracking.log_model(best["run_id"], adapter),
         adapter_sha256=best["adapter_sha256"],
         tuner=best["tuner"],
         data_version=plan.version.md5,
         git_commit=plan.code,
     )
+
+
+def find_registered(workspace: Workspace, name: str, adapter: Path) -> Version | None:
+    """The newest version that answers as this adapter does: the same weights, classes, calibration and input.
+
+    It may lack its alias, where the process that registered it was killed in between. Raises AdapterError where the
+    adapter is not as training left it.
+    """
+    meta = require_intact(adapter)
+    for version in registry.find_versions(name, meta.adapter_sha256):
+        if version.adapter_json_sha256 == hash_meta(adapter):
+            return registry.load_version(name, version.version)  # with its aliases, which a search leaves out
+        try:
+            there = load_meta(registry.fetch_adapter(version, workspace.adapters))
+        except PromotionError as error:
+            report("note", text=f"Version {version.version} is passed over: {error}")
+            continue
+        if there.answering == meta.answering:
+            return registry.load_version(name, version.version)
+    return None
 
 
 @step("publish report")

@@ -92,7 +92,7 @@ def test_no_images_no_answers(predictor: Predictor) -> None:
 def test_an_unreadable_image_is_named(predictor: Predictor, tmp_path: Path, content: bytes) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(content)
-    with pytest.raises(DataError, match=r"bad\.png: expected a readable image"):
+    with pytest.raises(DataError, match=r"bad\.png: expected an image"):
         predictor.predict([bad])
     with pytest.raises(DataError, match=r"gone\.png: expected a readable image"):
         predictor.predict([tmp_path / "gone.png"])

@@ -63,6 +63,14 @@ def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> Reading:
     return Reading(rows + find_unlisted(pictures, rows + listed, expected), ignored, dict(+notes))
 
 
+def read_coco_file(file: Path, index: Index) -> Reading:
+    """The boxes of one file anywhere on disk, in pictures of the index; a picture without any gets a row without one."""
+    notes = Counter[str]()
+    rows, listed = _coco_rows(file.name, file.parent, index, Wanted(), notes)
+    named = {row.path for row in rows}
+    return Reading(rows + [row for row in listed if row.path not in named], notes=dict(+notes))
+
+
 def _annotation_files(layout: Coco, raw: Path) -> dict[str, dict[str, str]]:
     """The files that `annotations` names, each with the split that its name speaks of."""
     if PART.search(layout.annotations):

@@ -230,6 +230,27 @@ def unfit_boxes(boxes: Iterable[Box], width: int, height: int, what: str) -> str
     return None
 
 
+def unfit_crop(crop: Box, size: tuple[int, int], limits: Validation, *, flat: bool) -> str | None:
+    """Why a crop of a picture of this (width, height) is unfit. flat: all its pixels have one value."""
+    if why := unfit_boxes([crop], *size, "a box"):
+        return why
+    width, height = crop[2] - crop[0], crop[3] - crop[1]
+    if min(width, height) < limits.min_side:
+        expected = f"an object of at least {limits.min_side} x {limits.min_side} pixels (validation.min_side)"
+        return reason(expected, f"{width} x {height}", "Remove the box, or lower the floor.")
+    if flat:
+        return reason("an object in the box", "one value in every pixel", "Correct or remove the box.")
+    return None
+
+
+def require_fit_crop(upright: Image.Image, crop: Box, limits: Validation) -> None:
+    """Raise ValueError, with the reason that `tessera check` gives, unless this crop of a picture is fit."""
+    problem = unfit_crop(crop, upright.size, limits, flat=False)  # first, for Pillow cuts no box that is upside down
+    problem = problem or unfit_crop(crop, upright.size, limits, flat=_is_flat(upright.crop(crop)))
+    if problem:
+        raise ValueError(problem)
+
+
 def create_thumbnail(path: Path, crop: Box | None, side: int, max_megapixels: float) -> bytes | None:
     """A small JPEG for the report, of unfit files too where they can be decoded at all; else None."""
     try:

@@ -15,7 +15,7 @@ import polars as pl
 
 from components.data.duplicates import Pair, find_repeats, join_groups
 from components.data.findings import inspect_changed
-from components.data.images import Box, Picture, inspect_images, inspect_masks, reason, unfit_boxes
+from components.data.images import Box, Picture, inspect_images, inspect_masks, reason, unfit_boxes, unfit_crop
 from components.data.labels import Judgement, Suspect
 from components.data.manifest import by_class, manifest_columns, require_manifest
 from components.data.names import warn_of_alike
@@ -194,17 +194,9 @@ def _wrong_size(stated: list[int], picture: Picture) -> str:
 
 
 def _unfit_crop(record: Record, picture: Picture, domain: Domain) -> str | None:
-    floor = domain.validation.min_side
-    for crop in _crop_of(record):
-        if why := unfit_boxes([crop], picture.width, picture.height, "a box"):
-            return why
-        width, height = crop[2] - crop[0], crop[3] - crop[1]
-        if min(width, height) < floor:
-            expected = f"an object of at least {floor} x {floor} pixels (validation.min_side)"
-            return reason(expected, f"{width} x {height}", "Remove the box, or lower the floor.")
-        if crop in picture.flat_crops:
-            return reason("an object in the box", "one value in every pixel", "Correct or remove the box.")
-    return None
+    size = picture.width, picture.height
+    reasons = (unfit_crop(crop, size, domain.validation, flat=crop in picture.flat_crops) for crop in _crop_of(record))
+    return next((why for why in reasons if why), None)
 
 
 def find_duplicates(records: list[Record], unfit: dict[int, str]) -> dict[int, str]:

@@ -51,6 +51,13 @@ def read_voc(layout: Voc, raw: Path, _wanted: Wanted) -> Reading:
     return Reading(rows, ignored, dict(+notes))
 
 
+def read_voc_file(file: Path, index: Index) -> Reading:
+    """The boxes of one file anywhere on disk, in its picture of the index; a row without one where it has none."""
+    notes = Counter[str]()
+    picture, rows = _voc_rows(file.name, file.parent, index, "", notes)
+    return Reading(rows or [Row(path=picture or file.name)], notes=dict(+notes))
+
+
 def _voc_rows(
     path: str, raw: Path, index: Index, annotations: str, notes: Counter[str]
 ) -> tuple[str | None, list[Row]]:

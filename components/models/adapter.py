@@ -3,7 +3,11 @@
     adapter.safetensors   what was trained (prompts, projectors, head; for `full` the whole network)
     adapter.json          what it is, and the sha256 of the other file: the whole of AdapterMeta
 
-Both are written into a folder beside the final one, flushed, and renamed into place, so that a reader finds
+The sha256 of adapter.json therefore stands for the whole adapter: weights, classes, temperature, thresholds, input.
+The registry and the ledger keep it, and `require_intact` compares it with a folder. Other files in the folder are
+refused.
+
+Both files are written into a folder beside the final one, flushed, and renamed into place, so that a reader finds
 the old adapter or the new one. The same weights give the same bytes. `load_meta` needs no torch.
 """
 
@@ -11,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field, FiniteFloat, ValidationError
 
@@ -44,8 +48,27 @@ class BackboneMeta(Strict):
     licence: str
 
 
+class InputMeta(Strict):
+    """What one input of an adapter is, as training accepted, cut and resized it.
+
+    kind: `picture`, all of a picture file; `crop`, the part of it inside a box; `either`, where training saw both.
+    cut: what a box becomes: `box`, exactly the part inside it; `square`, a square half as long again as the box's
+    longer side, with the box in its middle (`crops.square_around`), as the layout `instances` cuts its objects.
+    resize: `stretch`, bicubic to (img_size, img_size) without keeping the aspect.
+    max_megapixels, min_side (pixels): limits of the whole picture, from the domain's `validation`.
+    """
+
+    kind: Literal["picture", "crop", "either"]
+    cut: Literal["box", "square"] = "box"
+    resize: Literal["stretch"] = "stretch"
+    max_megapixels: FiniteFloat = Field(gt=0)
+    min_side: int = Field(ge=1)
+
+
 class AdapterMeta(Strict):
     """All that is known of an adapter.
+
+    input: what it was trained on; None in adapters written before this was recorded, where it is unknown.
 
     trainable_params: without the head. share: of those to the backbone's parameters. adapter_sha256: of
     adapter.safetensors, filled in when it is written. thresholds: a class's decision threshold, where set.
@@ -65,6 +88,7 @@ class AdapterMeta(Strict):
     metrics: dict[str, FiniteFloat]
     thresholds: dict[str, FiniteFloat] = Field(default_factory=dict)
     temperature: FiniteFloat = Field(default=1.0, gt=0)
+    input: InputMeta | None = None
     trainable_params: int
     head_params: int
     share: float
@@ -73,6 +97,15 @@ class AdapterMeta(Strict):
     @property
     def label(self) -> str:
         return self.tuner.label
+
+    @property
+    def answering(self) -> dict[str, Any]:
+        """Whatever decides the answers; two adapters that agree in it give the same ones.
+
+        The rest says how the adapter came about: data, code, scores.
+        """
+        fields = {"tuner", "classes", "backbone", "thresholds", "temperature", "input", "adapter_sha256"}
+        return self.model_dump(mode="json", include=fields)
 
     @staticmethod
     def describe(
@@ -88,8 +121,9 @@ class AdapterMeta(Strict):
         metrics: Mapping[str, float],
         thresholds: Mapping[str, float] | None = None,
         temperature: float = 1.0,
+        inputs: InputMeta | None = None,
     ) -> "AdapterMeta":
-        """The record of a trained network; sizes are counted here, everything else is told."""
+        """The record of a trained network; sizes are counted here, everything else is given."""
         tuned = network.num_trainable(with_head=False)
         return AdapterMeta(
             tuner=tuner,
@@ -102,6 +136,7 @@ class AdapterMeta(Strict):
             metrics=dict(metrics),
             thresholds=dict(thresholds or {}),
             temperature=temperature,
+            input=inputs,
             trainable_params=tuned,
             head_params=network.num_trainable(with_head=True) - tuned,
             share=tuned / network.backbone_params,
@@ -127,14 +162,55 @@ def save_adapter(folder: Path, network: "Network", meta: AdapterMeta) -> str:
     return digest
 
 
+def hash_meta(folder: Path) -> str:
+    """sha256 of adapter.json, which stands for the whole adapter. Raises AdapterError where there is none."""
+    return hashlib.sha256(_read_meta(folder)).hexdigest()
+
+
 def load_meta(folder: Path) -> AdapterMeta:
     """Read and check adapter.json. Raises AdapterError where it is missing, damaged or of another format version."""
-    path = folder / META_FILE
+    return _parse_meta(folder, _read_meta(folder))
+
+
+def require_intact(folder: Path, meta_sha256: str = "") -> AdapterMeta:
+    """The record of an adapter whose files are all there, unchanged, and the only ones in the folder.
+
+    meta_sha256: what adapter.json must hash to; empty where that is not known. Needs no torch: the files are hashed.
+    Raises AdapterError saying which file differs.
+    """
+    data = _read_meta(folder)
+    found = hashlib.sha256(data).hexdigest()
+    if meta_sha256 and found != meta_sha256:
+        raise AdapterError(
+            f"adapter {folder}, {META_FILE}",
+            expected=f"the sha256 {meta_sha256[:12]}, with which it was registered",
+            found=f"{found[:12]}: the file was edited or replaced",
+            mend=RETRAIN,
+        )
+    meta = _parse_meta(folder, data)
+    _require_alone(folder)
+    try:
+        with (folder / WEIGHTS_FILE).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        what, found = f"adapter {folder}, {WEIGHTS_FILE}", error.strerror or "none"
+        raise AdapterError(what, expected="a file", found=found, mend=RETRAIN) from None
+    _require_digest(folder, meta, digest)
+    return meta
+
+
+def _read_meta(folder: Path) -> bytes:
+    try:
+        return (folder / META_FILE).read_bytes()
+    except OSError as error:
+        what, found = f"adapter {folder}", error.strerror or "none"
+        raise AdapterError(what, expected=f"a file {META_FILE}", found=found, mend=RETRAIN) from None
+
+
+def _parse_meta(folder: Path, data: bytes) -> AdapterMeta:
     what = f"adapter {folder}"
     try:
-        raw = json.loads(path.read_bytes())
-    except OSError as error:
-        raise AdapterError(what, expected=f"a file {META_FILE}", found=error.strerror or "none", mend=RETRAIN) from None
+        raw = json.loads(data)
     except ValueError as error:
         raise AdapterError(what, expected=f"JSON in {META_FILE}", found=str(error), mend=RETRAIN) from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
@@ -150,11 +226,22 @@ def load_meta(folder: Path) -> AdapterMeta:
         raise AdapterError(what, expected=f"a legal {META_FILE}", found=found, mend=RETRAIN) from None
 
 
+def _require_alone(folder: Path) -> None:
+    """Nobody vouches for a further file, and some program may read it one day."""
+    if extra := sorted({path.name for path in folder.iterdir()} - {WEIGHTS_FILE, META_FILE}):
+        raise AdapterError(
+            f"adapter {folder}",
+            expected=f"the files {META_FILE} and {WEIGHTS_FILE} alone",
+            found=f"also {_some(extra)}",
+            mend="Find out where that came from, and remove it.",
+        )
+
+
 def load_adapter(folder: Path, backbone: "Backbone | None" = None) -> "tuple[Network, AdapterMeta]":
     """The network in eval mode, and its record. Without `backbone` the one named in the record is loaded.
 
-    Raises AdapterError where the adapter is damaged or belongs to another backbone, BackboneError where that
-    cannot be loaded.
+    Raises AdapterError where the adapter is damaged, has further files beside it or belongs to another backbone,
+    BackboneError where that cannot be loaded.
     """
     import torch
 
@@ -162,6 +249,7 @@ def load_adapter(folder: Path, backbone: "Backbone | None" = None) -> "tuple[Net
     from components.models.network import create_network
 
     meta = load_meta(folder)
+    _require_alone(folder)
     tensors, digest = _load_tensors(folder)
     backbone = backbone or load_backbone(meta.backbone.name, meta.backbone.img_size)
     _require_backbone(folder, meta, backbone)

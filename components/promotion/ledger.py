@@ -15,7 +15,8 @@ import getpass
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,6 +32,8 @@ EXPERIMENT = "tessera ledgers"  # with a blank, as no domain's name has
 #: Tags of the registered model: the run that holds the records, and number and sha256 of the last one that the aliases
 #: follow.
 LEDGER, SETTLED = "tessera.ledger", "tessera.settled"
+#: Tags of a version: the sha256 of its weights, and that of its adapter.json, which stands for the whole adapter.
+WEIGHTS_TAG, META_TAG = "tessera.adapter_sha256", "tessera.adapter_json_sha256"
 START = "0" * 64
 #: MLflow takes 6000 characters for a parameter, and 5000 for a description whatever its own check says.
 MOST_CHARACTERS = 5000
@@ -46,7 +49,8 @@ Action = Literal["promote", "rollback", "judge"]
 class Record(Strict):
     """One move of the alias `champion`, or one judgement that did not move it.
 
-    test_groups: how many test groups both were judged on; 0 where nothing was judged.
+    test_groups: how many test groups both were judged on; 0 where nothing was judged. adapter_json_sha256: of
+    `to_version`, and so of its whole adapter; empty in records from before it was kept.
     """
 
     number: int = Field(ge=1)
@@ -62,6 +66,7 @@ class Record(Strict):
     data_version: str = ""
     git_commit: str = ""
     test_groups: int = Field(default=0, ge=0)
+    adapter_json_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ def append_record(
     data_version: str = "",
     git_commit: str = "",
     test_groups: int = 0,
+    adapter_json_sha256: str = "",
     who: str | None = None,
 ) -> Record:
     """Write the record that follows the ledger as it was read. A very long reason is cut and ends with …
@@ -130,6 +136,7 @@ def append_record(
         data_version=data_version,
         git_commit=git_commit,
         test_groups=test_groups,
+        adapter_json_sha256=adapter_json_sha256,
     )
     text = record.model_dump_json()
     _require_short(ledger.domain, text)
@@ -173,13 +180,32 @@ def find_champion(records: Sequence[Record], when: datetime) -> Record | None:
 
 
 def find_last_move(ledger: Ledger) -> int | None:
-    """The champion that the ledger ends at; what cannot be read is passed over."""
+    """The champion that the ledger ends at; records that cannot be read are passed over."""
+    record = find_last_record(ledger)
+    return None if record is None else record.to_version
+
+
+def find_last_record(ledger: Ledger) -> Record | None:
+    """The last move; records that cannot be read are passed over, for `verify_records` reports them."""
+    return next((record for record in _read_backwards(ledger) if record.action in MOVES), None)
+
+
+def find_served(ledger: Ledger) -> set[int]:
+    """Every version that was champion by a record, and the one that is by its alias."""
+    moved = {record.to_version for record in _read_backwards(ledger) if record.action in MOVES}
+    return moved | ({ledger.champion} if ledger.champion else set())
+
+
+def find_binding(ledger: Ledger, version: int) -> str:
+    """The adapter's hash that the ledger has for a version; empty where no record has one."""
+    known = (record.adapter_json_sha256 for record in _read_backwards(ledger) if record.to_version == version)
+    return next((found for found in known if found), "")
+
+
+def _read_backwards(ledger: Ledger) -> Iterator[Record]:
     for number in sorted(ledger.texts, reverse=True):
         with suppress(PromotionError):
-            record = parse_record(ledger.domain, number, ledger.texts[number])
-            if record.action in MOVES:
-                return record.to_version
-    return None
+            yield parse_record(ledger.domain, number, ledger.texts[number])
 
 
 def count_looks(records: Sequence[Record], pair: tuple[int | None, int], groups: int) -> float:
@@ -217,6 +243,7 @@ def verify_records(domain: str, exported: Sequence[str] = ()) -> tuple[str, ...]
         except PromotionError:
             problems.append(f"record {number} is altered: it can no longer be read")
     problems += _check_chain(ledger, records) + _check_moves(records) + _check_champion(ledger)
+    problems += _check_bindings(domain, records)
     return (*problems, *_compare_export(ledger, exported))
 
 
@@ -354,6 +381,32 @@ def _check_champion(ledger: Ledger) -> list[str]:
         f"the champion is version {ledger.champion or 'none'} but the last record ends at {recorded or 'none'}: newer "
         "records are missing, the alias was moved by hand, or a move was interrupted"
     ]
+
+
+def _check_bindings(domain: str, records: dict[int, Record]) -> list[str]:
+    """The adapter that a version names must be the one that its records name."""
+    import mlflow
+
+    problems: list[str] = []
+    for found in mlflow.MlflowClient().search_model_versions(f"name = '{domain}'", order_by=["version_number ASC"]):
+        version, bound = int(found.version), found.tags.get(META_TAG, "")
+        problems += [
+            f"the tag {key} of version {version} is {text[:80]!r}, which is no sha256: it was edited"
+            for key in (WEIGHTS_TAG, META_TAG)
+            if (text := found.tags.get(key, "")) and not is_sha256(text)
+        ]
+        problems += [
+            f"record {number} is of another adapter than version {version} names: adapter.json with sha256 "
+            f"{record.adapter_json_sha256[:12]} then, {bound[:12] or 'none'} in the tag {META_TAG} now"
+            for number, record in sorted(records.items())
+            if record.to_version == version and record.adapter_json_sha256 not in ("", bound)
+        ]
+    return problems
+
+
+def is_sha256(text: str) -> bool:
+    """Whether a text out of the store may be used as a file name."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 def _find_experiment(client: Any) -> str:

@@ -17,7 +17,6 @@ spare promoters work that would be in vain: nothing rests on them. An alias that
 All functions speak to the store that `tracking.connect` chose.
 """
 
-import hashlib
 import os
 import tempfile
 import time
@@ -27,20 +26,26 @@ from pathlib import Path
 from typing import Any
 
 from components.domain import Strict
-from components.errors import ChampionMoved, PromotionError
+from components.errors import AdapterError, ChampionMoved, PromotionError
+from components.models.adapter import require_intact
 from components.notes import link_candidates
 from components.promotion.ledger import (
     LEDGER,
+    META_TAG,
     MOST_CHARACTERS,
     MOVES,
     SETTLED,
+    WEIGHTS_TAG,
     Action,
     Ledger,
     Record,
     append_record,
     create_ledger,
+    find_binding,
     find_last_move,
+    find_last_record,
     hash_text,
+    is_sha256,
     load_ledger,
     load_model,
     load_records,
@@ -52,18 +57,24 @@ from components.workspace import Workspace
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 LOCK_SECONDS = 60
 TAG = "tessera."
+LOGGED = "models:/m-"  # how the URI of a model begins that was logged to a run
 PATIENCE = 1.0  # seconds in which whoever overwrote an alias has put it right
 SHOWN, MOST_WHY = 10, 300  # records on the model's page, and characters of their reasons
 
 
 class Version(Strict):
-    """One registered version of a domain's adapter."""
+    """One registered version of a domain's adapter.
+
+    adapter_sha256: of the weights. adapter_json_sha256: of adapter.json, which stands for the whole adapter; empty in
+    versions from before it was kept, which are *not bound*: only their weights can be proven.
+    """
 
     domain: str
     version: int
     run_id: str
     source: str
     adapter_sha256: str = ""
+    adapter_json_sha256: str = ""
     tuner: str = ""
     data_version: str = ""
     git_commit: str = ""
@@ -93,23 +104,49 @@ def register_challenger(
     git_commit: str = "",
     description: str = "",
 ) -> int:
-    """Register a logged model as a new version and point `challenger` at it; returns the version."""
+    """Register a logged model as a new version and point `challenger` at it; returns the version.
+
+    An adapter that its run has registered already, by a process that was killed before it set the alias, keeps its
+    version.
+    """
     import mlflow
 
-    tags = {"tuner": tuner, "data_version": data_version, "git_commit": git_commit, "adapter_sha256": adapter_sha256}
     client = mlflow.MlflowClient()
-    _create_model(client, domain)
-    created = client.create_model_version(
-        domain,
-        source=model_uri,
-        run_id=run_id,
-        tags={f"{TAG}{key}": value for key, value in tags.items() if value},
-        description=description or f"{tuner} · data {data_version[:8]}",
-        model_id=model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None,
-    )
-    version = int(created.version)  # MLflow types it str here and int elsewhere
-    _set_alias(client, domain, CHALLENGER, version)
+    known = find_versions(domain, adapter_sha256) if run_id else []
+    version = next((there.version for there in known if there.run_id == run_id), None)
+    if version is None:
+        tags = {"tuner": tuner, "data_version": data_version, "git_commit": git_commit}
+        tags |= {"adapter_sha256": adapter_sha256, "adapter_json_sha256": _read_binding(model_uri)}
+        _create_model(client, domain)
+        created = client.create_model_version(
+            domain,
+            source=model_uri,
+            run_id=run_id,
+            tags={f"{TAG}{key}": value for key, value in tags.items() if value},
+            description=description or f"{tuner} · data {data_version[:8]}",
+            model_id=model_uri.removeprefix("models:/") if model_uri.startswith(LOGGED) else None,
+        )
+        version = int(created.version)  # MLflow types it str here and int elsewhere
+    point_challenger(domain, version)
     return version
+
+
+def point_challenger(domain: str, version: int) -> None:
+    """Make a registered version the one that is judged next."""
+    import mlflow
+
+    _set_alias(mlflow.MlflowClient(), domain, CHALLENGER, version)
+
+
+def find_versions(domain: str, adapter_sha256: str) -> list[Version]:
+    """All versions with these weights, the newest first, without their aliases, which MLflow's search leaves out."""
+    import mlflow
+
+    if not is_sha256(adapter_sha256):
+        return []
+    wanted = f"name = '{domain}' AND tags.`{WEIGHTS_TAG}` = '{adapter_sha256}'"
+    found = mlflow.MlflowClient().search_model_versions(wanted, order_by=["version_number DESC"])
+    return [_to_version(domain, version) for version in found]
 
 
 def load_version(domain: str, alias_or_version: str | int) -> Version | None:
@@ -129,26 +166,63 @@ def load_version(domain: str, alias_or_version: str | int) -> Version | None:
 
 
 def fetch_adapter(version: Version, folder: Path) -> Path:
-    """The version's adapter as a folder on disk, downloaded once into `folder` and named by its hash.
+    """The version's adapter as a folder on disk, downloaded once into `folder`, named by its hash and hashed each time.
 
-    Raises PromotionError when the stored weights are not those that were registered.
+    Raises PromotionError when it is not the adapter that was registered and, where it was ever judged, recorded.
     """
-    import mlflow
-
-    target = folder / (version.adapter_sha256 or f"{version.domain}-{version.version}")
-    if target.is_dir():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-        uri = f"models:/{version.domain}/{version.version}"
-        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=partial))
-        found = _require_intact(version, next(model.glob("artifacts/*/adapter.json"), None))
-        try:
-            os.replace(found, target)
-        except OSError:  # another process put it there first
-            if not target.is_dir():
-                raise
+    bound = require_bound(load_ledger(version.domain), version)
+    target = folder / (bound or version.adapter_sha256 or f"{version.domain}-{version.version}")
+    if not target.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+            found = _download(version, Path(partial))
+            try:
+                os.replace(found, target)
+            except OSError:  # another process put it there first
+                if not target.is_dir():
+                    raise
+    _require_registered(version, target, f"Remove {target}: it is a copy, and the next command fetches it again.")
     return target
+
+
+def find_damage(version: Version, folder: Path) -> tuple[str, ...]:
+    """What is wrong with the version's adapter, a sentence each: in the artifact store, and in its copy in `folder`."""
+    problems = []
+    try:
+        bound = require_bound(load_ledger(version.domain), version)
+        with tempfile.TemporaryDirectory() as partial:
+            _download(version, Path(partial))
+    except PromotionError as error:
+        problems.append(str(error))
+    else:
+        copy = folder / (bound or version.adapter_sha256 or f"{version.domain}-{version.version}")
+        if copy.is_dir():
+            try:
+                _require_registered(version, copy, f"Remove {copy}: it is fetched again.")
+            except PromotionError as error:
+                problems.append(str(error))
+    return tuple(problems)
+
+
+def require_bound(ledger: Ledger, version: Version) -> str:
+    """The hash of the version's adapter.json, by its tag and by the ledger; empty where neither has one.
+
+    Raises PromotionError where they disagree, or a tag is no sha256: such a text never becomes a file name.
+    """
+    what, mend = f"{version.domain} version {version.version}", f"See `tessera ledger verify {version.domain}`."
+    for tag, text in ((WEIGHTS_TAG, version.adapter_sha256), (META_TAG, version.adapter_json_sha256)):
+        if text and not is_sha256(text):
+            expected, found = f"64 hexadecimal digits in the tag {tag}", f"{text[:80]!r}: it was edited"
+            raise PromotionError(what, expected=expected, found=found, mend=mend)
+    recorded = find_binding(ledger, version.version)
+    if recorded and recorded != version.adapter_json_sha256:
+        raise PromotionError(
+            what,
+            expected=f"the adapter that the ledger recorded, whose adapter.json has sha256 {recorded[:12]}",
+            found=f"{version.adapter_json_sha256[:12] or 'none'} in the tag {META_TAG}: it was edited",
+            mend=f"Set the tag to {recorded}. {mend}",
+        )
+    return version.adapter_json_sha256
 
 
 def contest(
@@ -248,6 +322,72 @@ def mend_move(workspace: Workspace, domain: str) -> None:
         pass
 
 
+def require_champion(domain: str) -> Version:
+    """The version that serves. Raises PromotionError where there is none, or it is not the one that the ledger ends at.
+
+    A version that no record explains must not answer, so nothing is served in place of a champion moved by hand.
+    """
+    if (trouble := find_trouble(domain)) is not None:
+        raise trouble
+    champion = load_version(domain, CHAMPION)
+    if champion is None:
+        raise PromotionError(
+            f"prediction with {domain}",
+            expected="a champion",
+            found="none",
+            mend=f"Train and promote one with `tessera retrain {domain}`.",
+        )
+    return champion
+
+
+def find_trouble(domain: str) -> PromotionError | None:
+    """Why the alias `champion` is not where the ledger's last record left it, and the command that restores it.
+
+    None where all is well, or a move is under way. Where a process that woke up late may be about to correct the alias,
+    it gets the time.
+    """
+    ledger = load_ledger(domain)
+    if ledger.champion != find_last_move(ledger):
+        time.sleep(PATIENCE)
+        ledger = load_ledger(domain)
+    there, recorded = ledger.champion, find_last_move(ledger)
+    if there == recorded or ledger.settled < ledger.last:
+        return None
+    found = f"at version {there}: it was moved by hand" if there else "no such alias: it was deleted by hand"
+    mend = f"`tessera ledger restore {domain}` puts it back"
+    mend += f"; then `tessera promote {domain} {there}` judges version {there}." if there else "."
+    if recorded is not None and load_version(domain, recorded) is None:
+        found += f", and version {recorded} was deleted, which MLflow cannot undo"
+        mend = f"Promote another with `tessera promote {domain} VERSION`, or train one: `tessera retrain {domain}`."
+    return PromotionError(
+        f"champion of {domain}",
+        expected=f"the alias `champion` at version {recorded}, where the last record of the ledger left it"
+        if recorded
+        else "no alias `champion`, because no record of the ledger made one",
+        found=found,
+        mend=mend,
+    )
+
+
+def restore_champion(workspace: Workspace, domain: str) -> Version | None:
+    """Put the aliases back to where the ledger's last move left them; returns the champion, None where there was none.
+
+    No record is written, because the last one says it already. Raises PromotionError where its version was deleted.
+    """
+    import mlflow
+
+    with lock_domain(workspace, domain) as ledger:
+        client, last = mlflow.MlflowClient(), find_last_record(ledger)
+        if last is None:
+            if ledger.champion is not None:
+                client.delete_registered_model_alias(domain, CHAMPION)
+            return None
+        champion = require_version(domain, last.to_version)
+        before = last.from_version
+        _set_aliases(client, domain, before if before and load_version(domain, before) else None, champion.version)
+        return require_version(domain, champion.version)
+
+
 def describe_model(domain: str) -> None:
     """MLflow's pages tell who serves, what happened last, and what was said of a version; the ledger is what counts."""
     import mlflow
@@ -308,8 +448,9 @@ def lock_domain(workspace: Workspace, domain: str) -> Iterator[Ledger]:
 
 
 def _record(ledger: Ledger, action: Action, before: int | None, after: int, facts: dict[str, Any]) -> None:
-    """The record, which decides, and then what follows from it."""
-    append_record(ledger, action=action, from_version=before, to_version=after, **facts)
+    """The record, which decides and names the adapter by its hash, and then what follows from it."""
+    bound = require_bound(ledger, require_version(ledger.domain, after))
+    append_record(ledger, action=action, from_version=before, to_version=after, adapter_json_sha256=bound, **facts)
     _follow(ledger.domain)
 
 
@@ -408,7 +549,10 @@ def _or_none(read: Callable[[], Any]) -> Any:
 
 def _to_version(domain: str, found: Any) -> Version:
     tags = {key.removeprefix(TAG): value for key, value in found.tags.items()}
-    known = {key: tags.get(key, "") for key in ("adapter_sha256", "tuner", "data_version", "git_commit")}
+    known = {
+        key: tags.get(key, "")
+        for key in ("adapter_sha256", "adapter_json_sha256", "tuner", "data_version", "git_commit")
+    }
     return Version(
         domain=domain,
         version=int(found.version),
@@ -443,18 +587,43 @@ def _require_expected(domain: str, champion: Version | None, expected: int | Non
         )
 
 
-def _require_intact(version: Version, meta: Path | None) -> Path:
-    """The folder of a downloaded adapter whose weights are the registered ones."""
-    weights = None if meta is None else meta.with_name("adapter.safetensors")
-    found = "none" if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()
-    if weights is None or (version.adapter_sha256 and found != version.adapter_sha256):
-        raise PromotionError(
-            f"{version.domain} version {version.version}",
-            expected=f"an adapter with sha256 {version.adapter_sha256 or 'of any value'} in its artifacts",
-            found=found,
-            mend="The artifact store was changed or lost files: restore it, or retrain and promote anew.",
-        )
-    return weights.parent
+def _download(version: Version, folder: Path) -> Path:
+    """The adapter out of the artifact store, below `folder`. Raises PromotionError unless it is the registered one."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mend = "The artifact store was changed or lost files: restore it, or retrain and promote anew."
+    uri = f"models:/{version.domain}/{version.version}"
+    try:
+        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        what, said = f"{version.domain} version {version.version}", " ".join(str(error).split())[:300]
+        raise PromotionError(what, expected="its artifacts in the store", found=said, mend=mend) from None
+    found = next((path.parent for path in model.glob("artifacts/*/adapter.json")), model / "artifacts" / "adapter")
+    _require_registered(version, found, mend)
+    return found
+
+
+def _require_registered(version: Version, folder: Path, mend: str) -> None:
+    """Raise PromotionError unless this folder holds the adapter that was registered, and nothing else."""
+    what = f"{version.domain} version {version.version}"
+    try:
+        meta = require_intact(folder, version.adapter_json_sha256)
+    except AdapterError as error:
+        expected, found = error.expected, f"{error.found} ({error.what})"
+        raise PromotionError(what, expected=expected, found=found, mend=mend) from None
+    if version.adapter_sha256 not in ("", meta.adapter_sha256):
+        expected = f"an adapter with sha256 {version.adapter_sha256} in its artifacts"
+        raise PromotionError(what, expected=expected, found=meta.adapter_sha256, mend=mend)
+
+
+def _read_binding(model_uri: str) -> str:
+    """The hash of adapter.json that `tracking.log_model` left in the model's metadata."""
+    from mlflow.models import get_model_info
+
+    if not model_uri.startswith(LOGGED):
+        return ""
+    return str((get_model_info(model_uri).metadata or {}).get("adapter_json_sha256", ""))
 
 
 def _name(version: Version | None) -> str:

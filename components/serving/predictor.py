@@ -1,54 +1,173 @@
-"""One adapter, ready to answer: images in, labels and probabilities out, prepared as evaluation prepares them."""
+"""One adapter, ready to answer: images in, labels and probabilities out, prepared as evaluation prepares them.
 
-from collections.abc import Sequence
+`adapter.json` says what an input is. An adapter that was trained on crops refuses whole pictures without boxes, one
+that was trained on pictures refuses boxes, and each box is cut by the functions that training cuts with. A picture
+that `tessera check` would put into quarantine is refused for the same reason, its header before any pixel is decoded.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from components.data.pixels import decode_image
+from components.data.boxes import clip
+from components.data.crops import square_around
+from components.data.images import UNDECODABLE, Box, read_fit_picture, require_fit_crop, split_reason, unfit_boxes
+from components.data.pixels import Pixels, shrink
+from components.domain import Validation
+from components.errors import DataError
 from components.models.adapter import load_adapter
 from components.models.backbones import Backbone
+from components.serving.questions import Question, Source, name_question, require_boxes
 from components.training.evaluate import create_engine
+
+UNKNOWN = (
+    "This adapter was trained before adapter.json said what an input is: a whole picture, or the crop inside a box. "
+    "If it was trained on crops, answers for whole pictures are wrong. Train it again with `tessera retrain`."
+)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image; path is empty where the image came from memory."""
+    """The answer for one question.
+
+    path: empty where the image came from memory. box: as it was asked; crop: what was cut for it.
+    """
 
     path: str
     label: str
     probabilities: dict[str, float]
+    box: Box | None = None
+    crop: Box | None = None
 
 
 class Predictor:
-    """`Predictor(Path("adapter")).predict([Path("a.jpg")])`; give `backbone` to share one that is loaded already."""
+    """`Predictor(Path("adapter")).predict([Path("a.jpg")])`; give `backbone` to share one that is loaded already.
+
+    whole, wherever it is asked for: every picture is a crop already, which somebody else cut.
+    """
 
     def __init__(self, adapter_folder: Path, backbone: Backbone | None = None) -> None:
         self.network, self.meta = load_adapter(adapter_folder, backbone)
         self.engine = create_engine(tuple(self.meta.backbone.mean), tuple(self.meta.backbone.std))
         self.engine.prepare(self.network).eval()
         self.classes = tuple(self.meta.classes)
+        limits = self.meta.input.model_dump(include={"max_megapixels", "min_side"}) if self.meta.input else {}
+        self.limits = Validation(**limits)
 
-    def predict(self, images: Sequence[Path | Image.Image], batch_size: int = 32) -> list[Prediction]:
-        """One prediction an image, in order. Raises DataError naming the first image that cannot be read."""
-        predictions: list[Prediction] = []
-        for start in range(0, len(images), batch_size):
-            predictions += self._predict_batch(images[start : start + batch_size])
-        return predictions
+    @property
+    def doubt(self) -> str:
+        """What a caller must be warned of; empty where all is known."""
+        return UNKNOWN if self.meta.input is None else ""
+
+    def predict(
+        self,
+        images: Sequence[Source],
+        batch_size: int = 32,
+        boxes: Sequence[Box | None] | None = None,
+        *,
+        whole: bool = False,
+    ) -> list[Prediction]:
+        """One prediction per image, in order; boxes: one per image, or None.
+
+        Raises DataError naming the first image that cannot be read, and where boxes are missing or not wanted.
+        """
+        boxes = [None] * len(images) if boxes is None else boxes
+        questions = [Question(image, box) for image, box in zip(images, boxes, strict=True)]
+        answers = self.answer(questions, batch_size, whole=whole)
+        for answer in answers:
+            if isinstance(answer, DataError):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Prediction)]
+
+    def answer(
+        self, questions: Sequence[Question], batch_size: int = 32, *, whole: bool = False
+    ) -> list[Prediction | DataError]:
+        """One answer per question, in order: the prediction, or why that picture or box cannot be used.
+
+        Questions about one picture that follow one another decode it once. Raises DataError where boxes are missing
+        or not wanted.
+        """
+        require_boxes(self.meta, questions, whole=whole)
+        looks, answers = self._look(questions), list[Prediction | DataError]()
+        while batch := list(islice(looks, batch_size)):
+            answers += self._answer_batch(batch)
+        return answers
+
+    def _look(self, questions: Sequence[Question]) -> "Iterator[_Look]":
+        """Every question's pixels, or why there are none, in order."""
+        for _, same in groupby(questions, key=lambda question: id(question.image)):
+            group = list(same)
+            try:
+                upright = self._read(group[0].image)
+            except UNDECODABLE as error:
+                trouble = _explain(name_question(group[0]), error)
+                yield from (_Look(question, trouble=trouble) for question in group)
+            else:
+                yield from (self._look_at(question, upright) for question in group)
+
+    def _look_at(self, question: Question, upright: Image.Image) -> "_Look":
+        try:
+            crop = None if question.box is None else self._cut(question.box, upright)
+        except ValueError as error:
+            return _Look(question, trouble=_explain(name_question(question), error))
+        return _Look(question, crop, shrink(upright, self.meta.backbone.img_size, crop))
+
+    def _read(self, image: Source) -> Image.Image:
+        return read_fit_picture(io.BytesIO(image.read_bytes()) if isinstance(image, Path) else image, self.limits)
+
+    def _cut(self, box: Box, upright: Image.Image) -> Box:
+        """The crop that training would cut for this box. Raises ValueError where it is unfit."""
+        box = clip(box, *upright.size)
+        if self.meta.input is not None and self.meta.input.cut == "square":
+            if problem := unfit_boxes([box], *upright.size, "a box"):
+                raise ValueError(problem)
+            box = square_around(box, *upright.size)
+        require_fit_crop(upright, box, self.limits)
+        return box
 
     @torch.inference_mode()
-    def _predict_batch(self, images: Sequence[Path | Image.Image]) -> list[Prediction]:
-        pixels = np.stack([decode_image(image, self.meta.backbone.img_size) for image in images])  # (B, H, W, 3)
+    def _answer_batch(self, looks: "Sequence[_Look]") -> list[Prediction | DataError]:
+        fit = [look.pixels for look in looks if look.pixels is not None]
+        rows = iter(self._forward(np.stack(fit)) if fit else ())
+        return [look.trouble or self._describe(look, next(rows)) for look in looks]
+
+    def _forward(self, pixels: Pixels) -> NDArray[np.float64]:
+        """Calibrated probabilities (B, C) of images (B, H, W, 3)."""
         logits = self.engine.forward(self.network, torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        rows = (logits / self.meta.temperature).softmax(dim=-1).double().cpu().numpy()  # (B, C)
-        return [
-            Prediction(
-                path=image.as_posix() if isinstance(image, Path) else "",
-                label=self.classes[int(row.argmax())],
-                probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
-            )
-            for image, row in zip(images, rows, strict=True)
-        ]
+        rows: NDArray[np.float64] = (logits / self.meta.temperature).softmax(dim=-1).double().cpu().numpy()
+        return rows
+
+    def _describe(self, look: "_Look", row: NDArray[np.float64]) -> Prediction:
+        return Prediction(
+            path=look.question.path,
+            label=self.classes[int(row.argmax())],
+            probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
+            box=look.question.box,
+            crop=look.crop,
+        )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What the network gets to see of a question, or why nothing."""
+
+    question: Question
+    crop: Box | None = None
+    pixels: Pixels | None = None
+    trouble: DataError | None = None
+
+
+def _explain(name: str, error: Exception) -> DataError:
+    """A reason that `tessera check` would give, or what the system says of a file, as an error."""
+    if isinstance(error, OSError) and error.strerror:
+        mend = "Correct the path or the permissions."
+        return DataError(name, expected="a readable image", found=error.strerror, mend=mend)
+    expected, found, mend = split_reason(str(error))
+    return DataError(name, expected=expected, found=found, mend=mend)

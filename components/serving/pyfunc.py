@@ -1,59 +1,97 @@
 """An adapter as MLflow serves it: logged *as this file* with the adapter folder as its artifact, so nothing is pickled.
 
-A request is a table with one column `image` of base64 texts; the answer has a row an image: `label` and, for every
-class, `p_<class>`. Both `mlflow.pyfunc.load_model("models:/<domain>@champion")` and `mlflow models serve` with
-`--env-manager local` end here. The environment must have Tessera installed.
+A request is a table with a column `image` of base64 texts and, for an adapter that was trained on crops, a column `box`
+with "x0 y0 x1 y1" in pixels. The answer has one row per request row: `label` and, for every class, `p_<class>`. The
+parameter `whole` says that the images are crops already. Both `mlflow.pyfunc.load_model("models:/<domain>@champion")`
+and `mlflow models serve` with `--env-manager local` end here. The environment must have Tessera installed.
+
+The adapter must have the sha256 that stands in the `MLmodel` file beside it; whether that file is the registered one
+only the registry knows (`tessera ledger verify`, `tessera doctor`).
 """
 
 import base64
 import binascii
 import io
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow.models
 import mlflow.pyfunc
 import pandas as pd  # type: ignore[import-untyped]
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 class AdapterModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow ships no types
     """`serving.predictor.Predictor` behind MLflow's interface."""
 
     def load_context(self, context: Any) -> None:
-        from components.serving.predictor import Predictor  # here, so that logging a model does not load torch
+        # Here, so that logging a model does not load torch.
+        from components.models.adapter import require_intact
+        from components.serving.predictor import Predictor
 
-        self.predictor = Predictor(Path(context.artifacts["adapter"]))
+        folder = Path(context.artifacts["adapter"])
+        require_intact(folder, read_bound_hash(folder))
+        self.predictor = Predictor(folder)
+        if self.predictor.doubt:
+            warnings.warn(self.predictor.doubt, stacklevel=2)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        images = [read_base64(text, row) for row, text in enumerate(model_input["image"])]
-        answers = self.predictor.predict(images)
-        return pd.DataFrame(
-            [{"label": a.label} | {f"p_{name}": p for name, p in a.probabilities.items()} for a in answers],
-            columns=["label", *(f"p_{name}" for name in self.predictor.classes)],
-        )
+        from components.errors import DataError
+        from components.serving.questions import Question
+
+        boxes = model_input["box"] if "box" in model_input else [None] * len(model_input)
+        questions = [
+            Question(read_base64(text, row), read_box(box, row), f"image in row {row}")
+            for row, (text, box) in enumerate(zip(model_input["image"], boxes, strict=True))
+        ]
+        rows = []
+        for answer in self.predictor.answer(questions, whole=bool((params or {}).get("whole"))):
+            if isinstance(answer, DataError):
+                raise answer
+            rows.append({"label": answer.label} | {f"p_{name}": p for name, p in answer.probabilities.items()})
+        return pd.DataFrame(rows, columns=["label", *(f"p_{name}" for name in self.predictor.classes)])
 
 
-def read_base64(text: str, row: int = 0) -> "Image.Image":
-    """One image of a request. Raises DataError that names the row, never skips it."""
+def read_bound_hash(adapter: Path) -> str:
+    """The sha256 of adapter.json that the model's `MLmodel` names; empty, with a warning, where it names none."""
+    from mlflow.models import Model
+
+    model = next((folder for folder in adapter.parents[:2] if (folder / "MLmodel").is_file()), None)
+    metadata = Model.load(str(model)).metadata if model else None
+    bound = str((metadata or {}).get("adapter_json_sha256", ""))
+    if not bound:
+        warnings.warn(f"Nothing says which sha256 adapter.json in {adapter} must have.", stacklevel=2)
+    return bound
+
+
+def read_base64(text: str, row: int = 0) -> io.BytesIO:
+    """The bytes of one image of a request, not decoded yet. Raises DataError that names the row, never skips it."""
     from PIL import Image
 
     from components.data.images import FORMATS, UNDECODABLE
     from components.errors import DataError
 
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=FORMATS)
-        image.load()
-    except (binascii.Error, Image.DecompressionBombError, *UNDECODABLE) as error:
+        data = base64.b64decode(text, validate=True)
+        Image.open(io.BytesIO(data), formats=FORMATS).close()
+    except Image.DecompressionBombError:
+        pass  # the predictor says which limit the size breaks
+    except (binascii.Error, *UNDECODABLE) as error:
         raise DataError(
             f"image in row {row}",
             expected="the base64 text of a JPEG or PNG file",
             found=str(error),
             mend='Send {"dataframe_records": [{"image": "<base64>"}]}.',
         ) from None
-    return image
+    return io.BytesIO(data)
+
+
+def read_box(value: object, row: int = 0) -> Any:
+    """The box of one row of a request, None where the cell is empty. Raises DataError that names the row."""
+    from components.serving.questions import parse_box
+
+    missing = value is None or value != value or value == ""  # a missing cell is NaN in pandas
+    return None if missing else parse_box(str(value), f"box in row {row}")
 
 
 mlflow.models.set_model(AdapterModel())

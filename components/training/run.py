@@ -15,7 +15,7 @@ from components.data.loading import Samples
 from components.data.pixels import Pixels, load_pixels
 from components.data.transforms import Augmentation, require_fit
 from components.errors import DataError, Diverged
-from components.models.adapter import AdapterMeta, load_adapter, load_meta, save_adapter
+from components.models.adapter import AdapterMeta, InputMeta, load_adapter, load_meta, save_adapter
 from components.models.backbones import load_backbone
 from components.models.network import Network, create_network
 from components.models.tuners import create_tuners
@@ -113,11 +113,23 @@ def _train(
         seed=job.seed,
         metrics=metrics,
         temperature=temperature,
+        inputs=_describe_input(job, manifest),
     )
     save_adapter(job.folder / "adapter", network, meta)
     facts = {"best_epoch": float(progress.best_epoch)}
     return _result(
         job, manifest, engine, metrics | facts, tuple(progress.history), progress.seconds, job.folder / "adapter"
+    )
+
+
+def _describe_input(job: Job, manifest: pl.DataFrame) -> InputMeta:
+    """What the samples of the manifest are, so that serving is asked for the same."""
+    cut = manifest["crop"].is_not_null()
+    return InputMeta(
+        kind="crop" if cut.all() else "either" if cut.any() else "picture",
+        cut="square" if job.domain.layout.kind == "instances" else "box",
+        max_megapixels=job.domain.validation.max_megapixels,
+        min_side=job.domain.validation.min_side,
     )
 
 
