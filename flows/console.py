@@ -444,9 +444,14 @@ def draw_status(outcome: Mapping[str, Any]) -> Group:
         for row in outcome["domains"]
         if row["error"] is not None
     ]
+    troubles = [
+        f"[red]{escape(row['champion_trouble']['message'])}[/]"
+        for row in outcome["domains"]
+        if row.get("champion_trouble") is not None
+    ]
     servers = f"[dim]MLflow {escape(outcome['mlflow'])} · Prefect {escape(outcome['prefect'] or 'embedded')}[/]"
     legend = [DRIFT] if any(row["drift"] for row in outcome["domains"]) else []
-    return Group(table, *legend, *errors, *pools, servers)
+    return Group(table, *legend, *errors, *troubles, *pools, servers)
 
 
 def _describe_domain(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -35,17 +35,19 @@ def predict(
     Raises DataError where nothing can be asked, or boxes are missing or not wanted; PromotionError where there is no
     champion that the ledger explains, or its adapter is not the registered one.
     """
-    from components.serving.questions import ask, parse_box
+    from components.models.adapter import load_meta
+    from components.serving.questions import ask, parse_box, require_boxes
     from flows.history import open_registry
 
     asked = ask(paths, [parse_box(text, f"--box {text}") for text in boxes], boxes_file)
     open_registry(workspace, name)
     champion = registry.require_champion(name)
     adapter = registry.fetch_adapter(champion, workspace.adapters)
+    questions = [one for one in asked.questions if not isinstance(one, DataError)]
+    require_boxes(load_meta(adapter), questions, whole=whole)
     from components.serving.predictor import Predictor  # here, so that a refusal need not load torch
 
     predictor = Predictor(adapter)
-    questions = [one for one in asked.questions if not isinstance(one, DataError)]
     answers = iter(predictor.answer(questions, whole=whole))
     rows = [
         _describe(one, one if isinstance(one, DataError) else next(answers), champion.version)

@@ -38,6 +38,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
 #: Columns of a row, all null in the row of a domain that cannot be read.
 COLUMNS = (
     *("data_version", "data_name", "files", "champion_version", "champion_data", "rolled_back_from"),
+    "champion_trouble",
     *("champion_score", "drift", "verdict", "last_seconds", "work_pool", "last_run", "running", "next_run"),
 )
 
@@ -79,6 +80,7 @@ def _describe(
         "champion_version": None if champion is None else champion.version,
         "champion_data": None if champion is None else champion.data_version,
         "rolled_back_from": None if champion is None else _find_rollback(domain.name, champion.version),
+        "champion_trouble": None if (trouble := registry.find_trouble(domain.name)) is None else trouble.to_dict(),
         "champion_score": None if champion is None else _find_score(last, champion.version, champion.run_id),
         "drift": None if champion is None else find_drift(workspace, champion, here.md5, locked),
         "verdict": None if last is None else last.get("verdict"),

@@ -3,9 +3,11 @@
 from typing import Any
 
 TEXT: dict[str, Any] = {"type": "string"}
+TEXTS: dict[str, Any] = {"type": "array", "items": TEXT}
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 SHARE: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": 1}
 VERSION: dict[str, Any] = {"type": ["integer", "null"], "minimum": 1}
+BOX: dict[str, Any] = {"type": ["array", "null"], "items": {"type": "integer"}, "minItems": 4, "maxItems": 4}
 VERDICT: dict[str, Any] = {"enum": ["PROMOTE", "HOLD", "REJECT"]}
 MD5: dict[str, Any] = {"type": "string", "pattern": r"^[0-9a-f]{32}\.dir$"}
 SHA256: dict[str, Any] = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
@@ -106,6 +108,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             files={"type": ["integer", "null"]},
             champion_version=VERSION,
             rolled_back_from=VERSION,
+            champion_trouble={"type": ["object", "null"]},
             champion_score={"type": ["object", "null"]},
             drift={"type": ["object", "null"]},
             verdict={"enum": [None, *VERDICT["enum"]]},
@@ -144,17 +147,26 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "promote": record(domain=TEXT, verdict=VERDICT, reason=TEXT, champion_version=VERSION, records=RECORDS),
     "rollback": record(domain=TEXT, champion_version=VERSION, records=RECORDS),
     "history": record(domain=TEXT, champion_version=VERSION, records=RECORDS),
-    "ledger verify": record(domain=TEXT, records=COUNT, problems={"type": "array", "items": TEXT}),
+    "ledger verify": record(domain=TEXT, records=COUNT, problems=TEXTS, notes=TEXTS),
+    "ledger restore": record(domain=TEXT, champion_version=VERSION, found={"type": ["string", "null"]}),
     "ledger export": record(domain=TEXT, records=COUNT, file=TEXT),
     "predict": record(
         domain=TEXT,
         version=VERSION,
+        input={"type": ["object", "null"]},
         predictions=rows(
             path=TEXT,
-            label=TEXT,
-            probabilities={"type": "object", "additionalProperties": SHARE},
+            box=BOX,
+            crop=BOX,
+            label={"type": ["string", "null"]},
+            probabilities={"type": ["object", "null"], "additionalProperties": SHARE},
             model_version=VERSION,
+            error={"type": ["object", "null"], "required": ["expected", "found", "mend", "message"]},
         ),
+        answered=COUNT,
+        failed=COUNT,
+        ignored=rows(path=TEXT, reason=TEXT),
+        warnings=TEXTS,
     ),
     "doctor": record(ok={"type": "boolean"}, checks=rows(name=TEXT, state=TEXT, found=TEXT, mend=TEXT)),
     "error": record(error=record(type=TEXT, expected=TEXT, found=TEXT, mend=TEXT, message=TEXT)),

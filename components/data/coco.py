@@ -64,7 +64,7 @@ def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> Reading:
 
 
 def read_coco_file(file: Path, index: Index) -> Reading:
-    """The boxes of one file anywhere on disk, in pictures of the index; a picture without any gets a row without one."""
+    """The boxes of one file anywhere on disk, in pictures of the index; a row without one where a picture has none."""
     notes = Counter[str]()
     rows, listed = _coco_rows(file.name, file.parent, index, Wanted(), notes)
     named = {row.path for row in rows}

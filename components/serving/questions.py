@@ -31,7 +31,7 @@ from components.models.adapter import AdapterMeta
 Source = Path | IO[bytes] | Image.Image
 IMAGE_COLUMNS = ("image", "path", "file", "file_name", "filename")
 BOX_COLUMNS = ("box", "boxes", "crop", "bbox")
-FORMS = "a csv table, a COCO .json, or a Pascal VOC .xml or a folder of them, with boxes"
+FORMS = "boxes in a csv table, a COCO .json, or a Pascal VOC .xml or a folder of them"
 CORNERS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
 
 
