@@ -38,13 +38,14 @@ RESERVED_COLUMNS = (
 class Strict(BaseModel):
     """A frozen record that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Tree(Strict):
     """What layouts of folders have in common: a part `<name>` of `images` stands for every folder at that place."""
 
     images: str = "."
+    """The folder of the pictures; a part `<name>` stands for every folder at that place."""
 
     @field_validator("images", "masks", "annotations", "instances", check_fields=False)
     @classmethod
@@ -77,22 +78,34 @@ class Folders(Tree):
     """
 
     kind: Literal["folders"] = "folders"
+    """One folder per class."""
     images: str = "."
+    """The folder that holds one folder per class; a part `<name>` stands for every folder at that place."""
     masks: str | None = None
+    """The folder that holds the masks, in folders of the same names."""
 
 
 class Table(Strict):
     """What a csv and a parquet table have in common."""
 
     table: str = "labels.csv"
+    """Path of the table below the images' folder."""
     image: str = "image"
+    """The column that names the picture."""
     label: str = "label"
+    """The column that names the class."""
     separator: str | None = Field(default=None, min_length=1)
+    """What stands between several labels in one cell (task `multilabel`)."""
     one_hot: bool = False
+    """Whether each class has a column of 0 and 1, with exactly one 1 per row."""
     mask: str | None = None
+    """The column that names the mask."""
     boxes: str | None = None
+    """The column that holds boxes, in pixels."""
     crop: str | tuple[str, str, str, str] | None = None
+    """The column that holds one box, or the four columns of its corners: the row is then that part of the picture."""
     box_form: Literal["corners", "size"] = "corners"
+    """Whether a box is `x0 y0 x1 y1` (corners) or `x y width height` (size)."""
 
 
 class Csv(Table):
@@ -109,9 +122,13 @@ class Csv(Table):
     """
 
     kind: Literal["csv"] = "csv"
+    """A table as text."""
     delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """The mark between columns."""
     encoding: str = "utf-8"
+    """The encoding of the text."""
     header: bool = True
+    """Whether the first line names the columns; else they are `column_1`, `column_2` and so on."""
 
     @field_validator("delimiter")
     @classmethod
@@ -134,7 +151,9 @@ class Parquet(Table):
     """The same as csv in a parquet file; a column of lists is read as its values joined by `separator` (or `;`)."""
 
     kind: Literal["parquet"] = "parquet"
+    """A table as a parquet file."""
     table: str = "labels.parquet"
+    """Path of the table below the images' folder."""
 
 
 class Voc(Tree):
@@ -144,8 +163,11 @@ class Voc(Tree):
     """
 
     kind: Literal["voc"] = "voc"
+    """Pascal VOC."""
     images: str = "JPEGImages"
+    """The folder of the pictures; a part `<name>` stands for every folder at that place."""
     annotations: str = "Annotations"
+    """The folder of the XML files."""
 
 
 class Coco(Tree):
@@ -160,8 +182,11 @@ class Coco(Tree):
     """
 
     kind: Literal["coco"] = "coco"
+    """COCO."""
     images: str = "images"
+    """The folder that file names are relative to; a part `<name>` stands for every folder at that place."""
     annotations: str = "annotations.json"
+    """The .json file or a folder of them; with the part `<split>` one file per split."""
 
 
 class Yolo(Strict):
@@ -173,19 +198,28 @@ class Yolo(Strict):
     """
 
     kind: Literal["yolo"] = "yolo"
+    """YOLO detection."""
     images: str = "images"
+    """The folder of the pictures."""
     labels: str = "labels"
+    """The folder of the label files."""
     names: str | None = None
+    """The file that names the classes, data.yaml or a text file; found where it is left out."""
 
 
 class Instances(Tree):
     """Instance-id masks (0 = background): a crop an instance, and as many crops of empty background."""
 
     kind: Literal["instances"] = "instances"
+    """Masks with one number per object."""
     images: str = "images"
+    """The folder of the pictures; a part `<name>` stands for every folder at that place."""
     instances: str = "instances"
+    """The folder of the masks."""
     label: str = "object"
+    """The class of every object."""
     background: str = "background"
+    """The class of the crops of background."""
 
 
 class Masks(Tree):
@@ -199,11 +233,17 @@ class Masks(Tree):
     """
 
     kind: Literal["masks"] = "masks"
+    """Masks with one number or colour per class."""
     images: str = "images"
+    """The folder of the pictures; a part `<name>` stands for every folder at that place."""
     masks: str = "masks"
+    """The folder of the masks; `.` where they lie beside their pictures."""
     ids: Mapping[str, int | str] = {}
+    """Which number or colour `"#rrggbb"` is which class; left out, number k is `class_k`."""
     background: str = "background"
+    """The class of pictures that show nothing else; 0 (black) in the mask."""
     ignore: tuple[int | str, ...] = ()
+    """Numbers or colours that count for nothing."""
 
     @field_validator("ids", "ignore")
     @classmethod
@@ -237,61 +277,71 @@ WITH_LABELS = ("csv", "parquet", "coco", "masks")  # layouts that can give one p
 
 
 class Split(Strict):
-    """Shares of the groups, not of the images: all images of a group are in one split.
-
-    given: keep the split that the tree or table names (`split: given` says the same). Where it has no val, the share
-    `val` of the groups in train becomes val.
-    """
+    """Shares of the groups, not of the images: all images of a group are in one split."""
 
     val: float = Field(default=0.15, gt=0, lt=0.5)
+    """Share of the groups for validation, on which candidates are selected."""
     test: float = Field(default=0.25, gt=0, lt=0.5)
+    """Share of the groups for the test, on which gates judge."""
     seed: int = 0
+    """Seed of the hash that splits new groups."""
     given: bool = False
+    """Keep the split that the tree or table names (`split: given` says the same). Where it has no val, the share `val`
+    of the groups in train becomes val."""
 
 
 class Validation(Strict):
     """Floors and ceilings the data must keep before anything is trained on them."""
 
     min_images_per_class: int = Field(default=4, ge=2)
+    """Fewest fit images a class must have."""
     min_groups_per_class: int = Field(default=3, ge=3)
+    """Fewest groups a class must have, so that each split gets one."""
     min_side: int = Field(default=16, ge=1)
+    """Shortest side of a fit image in pixels."""
     max_megapixels: float = Field(default=100.0, gt=0)
+    """Most pixels of a fit image, in millions."""
     max_quarantined: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of unfit images with which a check still passes."""
     near_duplicate_bits: int = Field(default=4, ge=0, le=32)
+    """Most bits in which two images' perceptual hashes differ for a closer look at the pair."""
 
 
 class Training(Strict):
-    """One budget for every candidate, so that a method never wins by training longer.
-
-    batch_size: images a step, however it is computed: in `accumulate` parts one after the other, and shared among
-    `devices` processes (GPUs, where there are any). gradient_checkpointing: less memory for a third more time.
-    dtype: what is computed in; `auto` is bfloat16 where the device has it. checkpoint_seconds: between two checkpoints,
-    at least.
-    """
+    """One budget for every candidate, so that a method never wins by training longer."""
 
     epochs: int = Field(default=20, ge=1)
+    """Times that every training image is seen."""
     batch_size: int = Field(default=32, ge=2)
+    """Images per step, however it is computed: in `accumulate` parts, shared among `devices`."""
     warmup_epochs: float = Field(default=2.0, ge=0)
+    """Epochs in which the learning rate rises to its peak."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """One training per candidate and seed."""
     workers: int = Field(default=0, ge=0)
+    """Processes that load images; 0 loads them in the training process."""
     accumulate: int = Field(default=1, ge=1)
+    """Parts in which a step is computed, one after the other, where memory is short."""
     gradient_checkpointing: bool = False
+    """Less memory for a third more time."""
     devices: int = Field(default=1, ge=1, le=64)
+    """Processes, one per GPU where there are any, that share one training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What is computed in; `auto` is bfloat16 where the device has it."""
     checkpoint_seconds: float = Field(default=10.0, ge=0)
+    """Least seconds between two checkpoints."""
 
 
 class Search(Strict):
-    """How long each candidate's options are searched before the final seeds are trained; the same for every candidate.
-
-    trials: configurations tried. seconds: of training processes, start to end, with which the same search may come
-    elsewhere on another machine. Whichever is used up first ends it.
-    halving: one in so many trials goes on at each rung, and a rung has so many times the epochs of the one before.
-    """
+    """How long each candidate's options are searched before the final seeds are trained; the same for all of them."""
 
     trials: int | None = Field(default=None, ge=2, le=1000)
+    """Configurations tried per candidate."""
     seconds: float | None = Field(default=None, gt=0)
+    """Seconds of training processes, start to end; another machine may come to another result with them. Whichever of
+    `trials` and `seconds` is used up first ends the search."""
     halving: int = Field(default=3, ge=2, le=10)
+    """One in so many trials goes on at each rung, and a rung has so many times the epochs of the one before."""
 
     @model_validator(mode="after")
     def _some_budget(self) -> "Search":
@@ -301,29 +351,31 @@ class Search(Strict):
 
 
 class Gates(Strict):
-    """When a challenger may become champion. Scores are balanced accuracies on the test groups.
-
-    use: the gates that judge, all when left out. floor: the lower end of the challenger's interval must reach it;
-    chance level when left out. confidence: of every interval. slice_margin: how much worse any slice may get.
-    approval: a person must agree, too (`tessera approve`).
-
-    Limits, none when left out: max_ece of the calibration error, max_adapter_mb of the artifact, max_latency_ms and
-    max_memory_mb of one image at a time on the device that judges, max_cost of the mean cost an image.
-    costs: what a mistake costs, by truth and prediction; others cost 1. `{"*": {good: 20}}`: whatever is truly another
-    class and taken for `good`, a missed defect, costs as much as 20 false alarms.
-    """
+    """When a challenger may become champion. Scores are balanced accuracies on the test groups."""
 
     use: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The gates that judge; all when left out."""
     floor: float | None = Field(default=None, ge=0, le=1)
+    """What the lower end of the challenger's interval must reach; chance level when left out."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Confidence of every interval."""
     slice_margin: float = Field(default=0.05, ge=0, le=1)
+    """How much worse any slice may get."""
     max_adapter_mb: float | None = Field(default=None, gt=0)
+    """Limit of the artifact's size in MB; none when left out."""
     max_ece: float | None = Field(default=None, gt=0, le=1)
+    """Limit of the calibration error; none when left out."""
     max_latency_ms: float | None = Field(default=None, gt=0)
+    """Limit in ms for one image on the device that judges; none when left out."""
     max_memory_mb: float | None = Field(default=None, gt=0)
+    """Limit of memory in MB for one image on the device that judges; none when left out."""
     costs: Mapping[str, Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]] = {}
+    """What a mistake costs, by truth and prediction; others cost 1. `{"*": {good: 20}}`: a missed defect costs as much
+    as 20 false alarms."""
     max_cost: float | None = Field(default=None, ge=0)
+    """Limit of the mean cost per image; none when left out."""
     approval: bool = False
+    """Whether a person must agree, too (`tessera approve`)."""
 
     def cost(self, truth: str, predicted: str) -> float:
         """Of taking one class for another; nothing where that is right."""
@@ -334,16 +386,16 @@ class Gates(Strict):
 
 
 class Schedule(Strict):
-    """When to retrain by itself: a cron line or an interval, and whenever a data version is named (`on_version`).
-
-    cron: five fields, minute first. timezone: a name of the IANA database, by whose clock both are meant; the clock's
-    changes are observed.
-    """
+    """When to retrain by itself: a cron line or an interval, and whenever a data version is named (`on_version`)."""
 
     cron: str | None = None
+    """Five fields, minute first, as in `0 3 * * 1`."""
     interval_hours: float | None = Field(default=None, ge=1 / 3600, le=24 * 3660)
+    """Hours between two retrains."""
     timezone: str = "UTC"
+    """A name of the IANA database, by whose clock both are meant; changes of the clock are observed."""
     on_version: bool = False
+    """Retrain whenever a data version is named."""
 
     @model_validator(mode="after")
     def _says_when(self) -> "Schedule":
@@ -380,43 +432,61 @@ class Schedule(Strict):
 
 
 class Domain(Strict):
-    """Everything a `domain.yaml` may say.
-
-    augmentation: a preset, or a pipeline that albumentations saved: its `*.yaml` beside domain.yaml, or itself.
-    backbone: `embedded`, a .safetensors path, a timm name, or `auto`: the hub's default if the hub answers, else the
-    embedded one. task: `classification` gives an image one label; `multilabel` any number of them, and can be
-    checked, split and exported, but not trained yet. work_pool: a Prefect work pool whose workers train the
-    candidates; without one, or without a Prefect server, they are trained where the retrain runs.
-    rename: labels as they are written, and the class each belongs to: `{Good: good, NG: bad}`.
-    intended_use: for whom and for what the adapters are, as the model card says it first.
-    """
+    """Everything a `domain.yaml` may say."""
 
     name: str = Field(pattern=NAME_PATTERN)
+    """Name of the domain, as its folder is called."""
     task: Literal["classification", "multilabel"]
+    """`classification` gives an image one label; `multilabel` any number, and can be checked, split and exported, but
+    not trained yet."""
     classes: tuple[str, ...] = Field(min_length=2)
+    """The labels that images may have."""
     layout: Layout
+    """How the labels are kept: the name of a layout, or a mapping with its options."""
     rename: Mapping[str, str] = {}
+    """Labels as they are written, and the class each belongs to: `{Good: good, NG: bad}`."""
     group: str | None = None
+    """The column that names what belongs together (lot, patient, part): never in two splits."""
     slices: tuple[str, ...] = ()
+    """Columns by whose values scores are told apart."""
     split: Split = Split()
+    """How groups are split."""
     validation: Validation = Validation()
+    """What the data must keep before anything is trained on them."""
     augmentation: str | dict[str, Any] = "industrial"
+    """One of the presets, or a pipeline that albumentations saved: its `*.yaml` beside domain.yaml, or itself."""
     backbone: str = "auto"
+    """`embedded`, a .safetensors path, a timm name, or `auto`: the hub's default if the hub answers, else the embedded
+    one."""
     img_size: int | None = Field(default=None, ge=16, le=2048)
+    """Side of training images in pixels; the backbone's own when left out."""
     candidates: tuple[Mapping[str, Any], ...] = Field(
         default=({"kind": "linear"}, {"kind": "vpt"}, {"kind": "vapt"}, {"kind": "full"}), min_length=1
     )
+    """The tuners to train, by kind or as mappings with their options."""
     training: Training = Training()
+    """The budget of every candidate."""
     search: Search | None = None
+    """How long each candidate's options are searched; not at all when left out."""
     gates: Gates = Gates()
+    """When a challenger may become champion."""
     schedule: Schedule | None = None
+    """When to retrain by itself; never when left out."""
     work_pool: str | None = None
+    """The Prefect work pool whose workers train the candidates; without one, or without a Prefect server, they are
+    trained where the retrain runs."""
     title: str = ""
+    """Name of the domain for people."""
     description: str = ""
+    """What the images show."""
     intended_use: str = ""
+    """For whom and for what the adapters are; the model card says it first."""
     source: str = ""
+    """Where the images come from."""
     licence: str = ""
+    """Terms of the images."""
     citation: str = ""
+    """How to cite the images."""
 
     @field_validator("rename")
     @classmethod

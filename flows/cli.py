@@ -196,6 +196,20 @@ def remove(
 
 
 @app.command()
+def schema(as_json: JsonOption = False) -> None:
+    """Every key of domain.yaml with its default and meaning; --json is the JSON schema, for editors."""
+    if as_json:
+        from flows.schema import create_schema
+
+        typer.echo(json.dumps(create_schema(), indent=1))
+        return
+    from flows.console import show_schema
+    from flows.schema import describe_keys
+
+    show_schema(describe_keys())
+
+
+@app.command()
 def preview(
     domain: DomainArgument,
     images: Annotated[int, typer.Option("--images", min=1, max=200, help="How many, of all classes together.")] = 12,

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live as Screen
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     Progress,
@@ -301,6 +302,15 @@ def show_checkout(outcome: Mapping[str, Any]) -> None:
     """What is there now."""
     named = outcome["version"]
     OUT.print(f"[green]{named['name']}[/] is in {escape(outcome['raw'])}: {named['files']} files")
+
+
+def show_schema(keys: Sequence[Mapping[str, str]]) -> None:
+    """One key a line, in 80 columns; options of layouts and candidates below the key that takes them."""
+    for row in keys:
+        allowed = f" ({row['allowed']})" if row["allowed"] else ""
+        OUT.print(f"[bold]{row['key']}[/]: {escape(row['default'])}", highlight=False)
+        text = Padding(escape(f"{row['meaning']}{allowed}"), (0, 0, 0, 4))
+        OUT.print(text, width=80, highlight=False)
 
 
 def show_removal(outcome: Mapping[str, Any]) -> None:

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 
 class AdaptFormerTuner(TunerBase):
-    """`{kind: adaptformer, bottleneck: 64}`. scale: what the small MLP counts; dropout: of its hidden layer."""
+    """`{kind: adaptformer, bottleneck: 64}`"""
 
     kind: Literal["adaptformer"] = "adaptformer"
+    """A small MLP beside every block's."""
     bottleneck: Annotated[int, Among(16, 64, 128)] = Field(default=64, ge=1, le=1024)
+    """Width of the small MLP's hidden layer."""
     scale: Annotated[float, Among(0.1, 0.3, 1.0)] = Field(default=0.1, gt=0, le=100)
+    """What the small MLP counts."""
     dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.1, ge=0, lt=1)
+    """Of its hidden layer."""
     lr: LearningRate = 1e-2
     weight_decay: WeightDecay = 1e-4
 

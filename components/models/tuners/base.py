@@ -31,12 +31,12 @@ class Among:
         object.__setattr__(self, "values", values)
 
 
-LearningRate = Annotated[float, Field(gt=0, le=100), Within(10)]
-WeightDecay = Annotated[float, Field(ge=0, le=10), Among(1e-4, 1e-2, 0.05)]
+LearningRate = Annotated[float, Field(gt=0, le=100, description="AdamW's peak learning rate."), Within(10)]
+WeightDecay = Annotated[float, Field(ge=0, le=10, description="AdamW's weight decay."), Among(1e-4, 1e-2, 0.05)]
 
 
 class TunerBase(Strict):
-    """lr: AdamW's peak learning rate. name: replaces the label where one method is tried with several options.
+    """The options of every method.
 
     merges: whether the encoder's `merge()` gives a plain network that computes the same and costs nothing more.
     """
@@ -44,6 +44,7 @@ class TunerBase(Strict):
     merges: ClassVar[bool] = False
 
     name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_.-]{0,40}$")
+    """Replaces the label where one method is tried with several options."""
     lr: LearningRate
     weight_decay: WeightDecay
 

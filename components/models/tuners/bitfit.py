@@ -16,6 +16,7 @@ class BitFitTuner(TunerBase):
     merges: ClassVar[bool] = True
 
     kind: Literal["bitfit"] = "bitfit"
+    """All biases learn."""
     lr: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-4
 

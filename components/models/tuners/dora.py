@@ -15,6 +15,7 @@ class DoraTuner(LowRankTuner):
     """`{kind: dora, rank: 8}`; in training dropout costs each target a second product."""
 
     kind: Literal["dora"] = "dora"
+    """As lora, with lengths that learn of their own."""
 
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
         """The frozen backbone with products and lengths at the targets of every block; they start as its own."""

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 
 class FullTuner(TunerBase):
-    """`{kind: full}`. layer_decay: a layer's learning rate as a share of the next higher one's; 1 for the same in all.
+    """`{kind: full, layer_decay: 0.75}`.
 
     Lower layers hold what all images have in common: ELECTRA (https://arxiv.org/abs/2003.10555) and BEiT
     (https://arxiv.org/abs/2106.08254) let them learn more slowly.
     """
 
     kind: Literal["full"] = "full"
+    """Every parameter learns."""
     layer_decay: Annotated[float, Among(0.65, 0.75, 0.85, 1.0)] = Field(default=0.75, gt=0, le=1)
+    """A layer's learning rate as a share of the next higher one's; 1 for the same in all."""
     lr: LearningRate = 3e-4  # at 1e-4 a layer decay of 0.75 leaves the lower layers where they are
     weight_decay: WeightDecay = 0.05
 

@@ -17,6 +17,7 @@ class LinearTuner(TunerBase):
     """`{kind: linear}`"""
 
     kind: Literal["linear"] = "linear"
+    """The head alone, on frozen features."""
     lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 

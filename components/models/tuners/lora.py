@@ -20,14 +20,18 @@ Targets = Annotated[
 
 
 class LowRankTuner(TunerBase):
-    """alpha: the product counts alpha / rank; dropout: of what enters the product."""
+    """What lora and dora have in common."""
 
     merges: ClassVar[bool] = True
 
     rank: Annotated[int, Among(4, 8, 16, 32)] = Field(default=8, ge=1, le=1024)
+    """Columns of the thin matrices."""
     alpha: float = Field(default=8, gt=0, le=10_000)
+    """The product counts alpha / rank."""
     dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.0, ge=0, lt=1)
+    """Of what enters the product."""
     targets: Targets
+    """The matrices of a block that get a product."""
     lr: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-4
 
@@ -36,6 +40,7 @@ class LoraTuner(LowRankTuner):
     """`{kind: lora, rank: 8}`"""
 
     kind: Literal["lora"] = "lora"
+    """Thin products beside the matrices of attention."""
 
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
         """The frozen backbone with products beside the targets of every block; they start at zero."""

@@ -16,6 +16,7 @@ class SsfTuner(TunerBase):
     merges: ClassVar[bool] = True
 
     kind: Literal["ssf"] = "ssf"
+    """A scale and a shift behind every layer."""
     lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 

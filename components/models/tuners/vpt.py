@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
 
 class VptTuner(TunerBase):
-    """`{kind: vpt, num_prompts: 50}`; with `deep: false` the prompts enter before block 0 only and flow through all.
-
-    dropout: of the prompts, an image's own. Without it their keys and values are computed once a step for all images.
-    """
+    """`{kind: vpt, num_prompts: 50}`; with `deep: false` the prompts enter before block 0 only and flow through all."""
 
     kind: Literal["vpt"] = "vpt"
+    """Prompt tokens that learn."""
     deep: bool = True
+    """Prompts of their own for every block; else before block 0 only."""
     num_prompts: Annotated[int, Among(5, 10, 20, 50)] = Field(default=10, ge=1, le=1000)
+    """Prompt tokens per block."""
     dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.0, ge=0, lt=1)
+    """Of the prompts, drawn for each image. Without it their keys and values are computed once per step."""
     lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 
