@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -12,15 +13,19 @@ from samples import make_domain, picture, save_picture, save_text
 
 from components.data.boxes import clip_boxes
 from components.data.columns import complete_table
+from components.data.exporting import export_manifest
 from components.data.guessing import suggest_layout
-from components.data.images import ORIENTATION
+from components.data.images import ORIENTATION, inspect_image
+from components.data.importing import import_folder
 from components.data.layouts import READERS, find_classes, read_rows
 from components.data.manifest import Reading, Row, Wanted
 from components.data.names import warn_of_alike
+from components.data.splits import assign_splits
 from components.data.tables import looks_multilabel
 from components.data.validation import check_rows
-from components.domain import Csv, Folders, Layout, Yolo, parse_domain
+from components.domain import Coco, Csv, Folders, Layout, Validation, Yolo, parse_domain
 from components.errors import DataError, DomainError
+from components.workspace import Workspace
 
 NAMES = [f"p{number:02d}" for number in range(8)]
 GRADES = ["good", "bad"] * 4
@@ -708,3 +713,98 @@ def test_rename_joins_columns_of_labels(tmp_path, task):
 def test_rename_leads_from_labels_to_classes(rename, words):
     with pytest.raises(DomainError, match=words):
         make_domain(rename=rename)
+
+
+# Given splits, further columns, masks
+
+
+def test_the_split_that_a_table_or_coco_names_is_passed_along(tmp_path):
+    write_pictures(tmp_path / "csv")
+    save_text(tmp_path / "csv/labels.csv", "image,label,Split\n" + lines("img/{}.png,{},Train"))
+    reading = READERS["csv"](Csv(), tmp_path / "csv", Wanted())
+    assert {row.columns["split"] for row in reading.rows} == {"Train"}
+    images = [image_of(0, "p0.png", split="val"), *FOUR[1:]]
+    raw = coco(tmp_path / "coco", images=images)
+    rows = READERS["coco"](make_domain(layout="coco").layout, raw, Wanted()).rows
+    assert [row.columns.get("split") for row in rows] == ["val", None, None, None]
+
+
+def manifest_of(domain, raw):
+    fit = check_rows(read_rows(domain, raw), raw, domain).fit
+    return assign_splits(fit, fit["group"].to_list(), [], {}, domain.split).frame
+
+
+@pytest.mark.parametrize("form", ["csv", "coco"])
+def test_columns_that_are_not_used_survive_export(tmp_path, form):
+    raw = write_pictures(tmp_path / "raw")
+    text = "image,label,split,operator,camera\n" + lines("img/{0}.png,{1},train,Müller {0},")
+    domain = make_domain(classes=["good", "bad"], layout="csv", slices=["camera"])
+    save_text(raw / "labels.csv", text.replace(",\n", ",c7\n"))
+    export_manifest(manifest_of(domain, raw), domain, raw, tmp_path / "out", form)
+    known = make_domain(classes=["good", "bad"], layout={"kind": form, **({"image": "path"} if form == "csv" else {})})
+    again = known.layout.model_copy(update={"images": "."}) if form == "coco" else known.layout
+    names = ("operator", "original_split", "camera")
+    rows = READERS[form](again, tmp_path / "out", Wanted(names)).rows
+    assert {Path(row.path).stem: [row.columns[name] for name in names] for row in rows} == {
+        name: [f"Müller {name}", "train", "c7"] for name in NAMES
+    }
+
+
+@pytest.mark.parametrize("form", ["csv", "coco"])
+def test_keys_of_coco_that_are_not_used_survive_export(tmp_path, form):
+    images = [image_of(k, f"p{k}.png", width=48, height=40, lot=f"L{k}") for k in range(4)]
+    annotations = [box_of(k, k, k % 2, (0, 0, 20 + k, 22), score=k / 4) for k in range(4)]
+    raw = coco(tmp_path / "raw", images=images, annotations=annotations)
+    domain = make_domain(layout="coco")
+    export_manifest(manifest_of(domain, raw), domain, raw, tmp_path / "out", form)
+    layout = Csv(image="path", crop="crop") if form == "csv" else Coco(images=".")
+    rows = READERS[form](layout, tmp_path / "out", Wanted(("lot", "score"))).rows
+    found = {Path(row.path).stem: (row.columns["lot"], row.columns["score"]) for row in rows}
+    assert found == {f"p{k}": (f"L{k}", str(k / 4)) for k in range(4)}
+
+
+MASKS = {
+    "0 and 1": (Image.fromarray(np.eye(40, 48, dtype=np.uint8)), 1),
+    "0 and 255": (Image.fromarray(np.eye(40, 48, dtype=np.uint8) * 255), 255),
+    "one bit": (Image.fromarray(np.eye(40, 48, dtype=bool)), 1),
+    "grey and opaque": (Image.fromarray(np.stack([np.eye(40, 48), np.full((40, 48), 255)], -1).astype(np.uint8)), 1),
+    "palette": (None, 2),
+    "16 bits": (Image.fromarray(np.eye(40, 48).astype(np.uint16) * 300), 300),
+}
+
+
+def create_palette() -> Image.Image:
+    """Ids 0 and 2, whose colours are nearly the same."""
+    image = Image.fromarray(np.eye(40, 48, dtype=np.uint8) * 2).convert("P")
+    image.putpalette([0, 0, 0, 9, 9, 9, 1, 1, 1])
+    return image
+
+
+@pytest.mark.parametrize(("mask", "value"), MASKS.values(), ids=MASKS)
+def test_masks_are_read_by_their_exact_values(tmp_path, mask, value):
+    for number in range(4):
+        save_picture(tmp_path / f"images/{number}.png", number)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        (mask or create_palette()).save(tmp_path / f"masks/{number}.png")
+    classes = ["background", f"class_{value}"]
+    domain = make_domain(classes=classes, layout="masks")
+    checked = check_rows(read_rows(domain, tmp_path), tmp_path, domain)
+    assert not checked.quarantined
+    assert set(checked.fit["label"]) == {f"class_{value}"}
+
+
+def test_small_values_are_never_called_one_value(tmp_path):
+    Image.fromarray(np.eye(40, 48, dtype=np.uint8)).save(tmp_path / "ids.png")
+    Image.fromarray(np.full((40, 48), 7, np.uint8)).save(tmp_path / "flat.png")
+    problems = [inspect_image(tmp_path / name, (), Validation()).problem for name in ("ids.png", "flat.png")]
+    assert "the values 0 to 1 alone, as the class ids of a mask" in problems[0]
+    assert "one value in every pixel" in problems[1]
+
+
+def test_import_names_the_columns_of_an_unclear_table(tmp_path):
+    write_pictures(tmp_path / "source")
+    save_text(tmp_path / "source/labels.csv", "image,left_eye,right_eye\n" + EYES)
+    with pytest.raises(
+        DataError, match=r"'left_eye', 'right_eye'.*--layout '\{kind: csv, table: labels.csv, label: left"
+    ):
+        import_folder(Workspace(tmp_path / "place"), tmp_path / "source", "tiles")

@@ -16,7 +16,7 @@ from components.data.images import SUFFIXES, Box, brief, reason
 from components.data.manifest import Reading, Row, Wanted
 from components.data.tables import ELSEWHERE, find_unlisted, parse_boxes, resolve_picture
 from components.data.tree import Index, match_parts, name_columns, require_inside, resolve_inside, walk_files
-from components.domain import PART, Coco
+from components.domain import PART, Coco, Domain
 from components.errors import DataError
 
 Entry = Mapping[str, Any]  # one object of a COCO file
@@ -29,6 +29,7 @@ KNOWN = {
     *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "whole", "mask", "boxes", "group", "split"),
     *("category_name", "ignore", "image"),
 }
+IMAGE_KEYS = {"file_name", "width", "height", "license", "licence", "flickr_url", "coco_url"}
 MARKS = ("difficult", "truncated", "occluded", "ignore")
 EXPORT_AGAIN = "Export the file again."
 
@@ -164,7 +165,7 @@ def _add_picture(file: _File, entry: Entry, where: str) -> None:
         mask=_coco_mask(entry, where),
         boxes=parse_boxes(_text(entry.get("boxes")))[0],
         stated_size=_coco_size(entry),
-        columns={column: _text(entry.get(column)) for column in file.wanted.columns},
+        columns=_columns(entry, file.wanted),
         problem=problem,
     )
 
@@ -287,7 +288,7 @@ def _coco_row(file: _File, annotation: Entry, number: int) -> Row:
         boxes=boxes or picture.boxes,
         crop=box,
         stated_size=picture.stated_size,
-        columns={name: _text(annotation.get(name)) or picture.columns[name] for name in file.wanted.columns},
+        columns=_columns(annotation, file.wanted, picture.columns),
         problem=picture.problem or box_problem,
     )
 
@@ -332,10 +333,29 @@ def _join_labels(pictures: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
             mask=above.mask or row.mask,
             boxes=above.boxes or row.boxes,
             stated_size=row.stated_size,
-            columns={name: above.columns[name] or row.columns[name] for name in row.columns},
+            columns={name: above.columns.get(name) or row.columns[name] for name in row.columns},
             problem=above.problem or row.problem,
         )
     return [*joined.values(), *broken]
+
+
+def _columns(entry: Entry, wanted: Wanted, above: Mapping[str, str | None] | None = None) -> dict[str, str | None]:
+    """The keys wanted, and the split where one is named; of an annotation what its picture has, where it has none."""
+    found = {name: _text(entry.get(name)) or (above or {}).get(name) for name in (*wanted.columns, "split")}
+    return {name: value for name, value in found.items() if value is not None or name in wanted.columns}
+
+
+def list_further_keys(domain: Domain, raw: Path) -> list[str]:
+    """Keys of images and annotations that a COCO domain does not use and that hold plain values."""
+    if not isinstance(domain.layout, Coco) or domain.layout.parts or not (raw / domain.layout.annotations).exists():
+        return []
+    used = KNOWN | IMAGE_KEYS | {domain.group, *domain.slices}
+    keys = dict[str, None]()
+    for path in _annotation_files(domain.layout, raw):
+        content = _load_coco(raw / path, path, Counter())
+        for entry in (*content["images"], *content["annotations"]):
+            keys |= {key: None for key, value in entry.items() if key not in used and _text(value) is not None}
+    return list(keys)
 
 
 def _text(value: object) -> str | None:

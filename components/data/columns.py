@@ -41,6 +41,7 @@ NO_LABELS = {
     *("comment", "comments", "note", "notes", "operator", "date", "time", "timestamp", "url", "source", "licence"),
     *("license", "patient", "patientid", "lesionid", "serial", "price", "age", "sex", "gender"),
 }
+SPLIT_WORDS = ("split", "set", "subset", "partition", "phase")
 BOX_WORDS = ("crop", "bbox", "boundingbox", "box", "roi")
 CORNERS = (
     *(("xmin", "ymin", "xmax", "ymax"), ("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2")),
@@ -55,6 +56,10 @@ MOST_CLASSES = 100  # different values in a column of labels that no name gives 
 
 Table = Csv | Parquet
 T = TypeVar("T", bound=Csv | Parquet)
+
+
+class UnclearTableError(DataError):
+    """A table that names pictures; which column says what about them is not clear."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,18 @@ def suggest_table(raw: Path, files: Sequence[str]) -> Found | None:
     return min(
         found, key=lambda each: (-len(each.pictures), each.layout.table.count("/"), each.layout.table), default=None
     )
+
+
+def refuse_unclear_tables(raw: Path, files: Sequence[str]) -> None:
+    """Raise the DataError of a table that names pictures, but says in several columns or in none what they are."""
+    for kind in (Csv, Parquet):
+        for path in list_tables(kind().kind, files):
+            try:
+                _search(kind(table=path), raw, files)
+            except UnclearTableError:
+                raise
+            except TesseraError:
+                continue
 
 
 def list_tables(kind: str, files: Iterable[str]) -> list[str]:
@@ -133,6 +150,11 @@ def is_outside(text: str) -> bool:
     """Whether a path starts elsewhere than in the raw folder, as another machine's does."""
     plain = posixpath.normpath(text.replace("\\", "/"))
     return plain.startswith(("/", "../")) or re.match(r"[A-Za-z]:/", plain) is not None
+
+
+def find_split_column(frame: pl.DataFrame) -> str | None:
+    """The column that names the split of each picture."""
+    return next((name for word in SPLIT_WORDS for name in frame.columns if _word(name) == word), None)
 
 
 def _search(layout: Table, raw: Path, files: Sequence[str]) -> Found:
@@ -275,7 +297,9 @@ def unclear_columns(frame: pl.DataFrame, layout: Table, expected: str, able: Seq
     """The error that names the columns and the line to write."""
     found = f"the columns {', '.join(map(repr, able[:12]))}"
     mend = f"Name the one that is meant: `{_write_option(layout, **{option: able[0]})}`."
-    return DataError(f"table {layout.table}", expected=expected, found=found, mend=mend)
+    known = option != "image" or len(able) < len(frame.columns)
+    kind = UnclearTableError if known else DataError
+    return kind(f"table {layout.table}", expected=expected, found=found, mend=mend)
 
 
 def _write_option(layout: Table, **options: Any) -> str:
@@ -340,7 +364,7 @@ def _find_box_form(
     if corners and size:
         both = f"column {layout.crop!r}, whose numbers may be corners (x0 y0 x1 y1) or a size (x y width height)"
         mend = f"Say which: `{_write_option(layout, box_form='size')}`, or the same with `box_form: corners`."
-        raise DataError(f"table {layout.table}", expected="boxes that have one meaning", found=both, mend=mend)
+        raise UnclearTableError(f"table {layout.table}", expected="boxes that have one meaning", found=both, mend=mend)
     return "size" if size else "corners"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from components.data.archives import SUFFIXES as ARCHIVES
-from components.data.columns import complete_table
+from components.data.columns import complete_table, refuse_unclear_tables
 from components.data.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
 from components.data.guessing import list_choices, suggest_layout
 from components.data.layouts import account_of, read_layout
@@ -113,6 +113,7 @@ def _choose_layout(source: Path, layout: str | None) -> tuple[Layout, bool]:
     refuse_foreign_pictures(source, files, find_foreign_pictures(source, files))
     suggested = suggest_layout(source)
     if suggested is None:
+        refuse_unclear_tables(source, files)
         raise _refuse_choice(source, "a folder whose layout can be told", _explain_unknown(files))
     return suggested, True
 

@@ -5,20 +5,29 @@ Files are copied byte for byte, because their content is their name: what EXIF s
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import yaml
 
+from components.data.boxes import clip_boxes
+from components.data.coco import list_further_keys
 from components.data.images import Box
+from components.data.layouts import read_layout
+from components.data.manifest import Wanted
+from components.data.tables import list_further_columns
 from components.domain import Coco, Csv, Domain, Layout
 from components.errors import DataError, DomainError
 from components.files import whole_folder, write_whole
 
 SEPARATORS = (";", "|", "/", "\t", "\x1f")
 COCO_WORDS = {"file_name", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "whole"}
+OWN = {"id", "path", "label", "group", "split", "mask", "boxes", "crop", "width", "height", *COCO_WORDS}
+BEFORE = "original_"  # stands before the name of a further column where the export has a column of that name itself
+
+Further = pl.DataFrame  # one row per row of the manifest: the columns that the domain does not use
 
 
 def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: Path, form: str) -> dict[str, Any]:
@@ -33,7 +42,7 @@ def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: P
         found = "a folder with something in it" if target.is_dir() else "a file"
         raise DataError(f"export to {target}", expected="a new or empty folder", found=found, mend="Name another one.")
     with whole_folder(target) as fresh:
-        layout = FORMS[form](manifest, domain, fresh)
+        layout = FORMS[form](manifest, _read_further(manifest, domain, raw), domain, fresh)
         files = sorted({*manifest["path"], *manifest["mask"].drop_nulls()})
         for path in files:
             (fresh / path).parent.mkdir(parents=True, exist_ok=True)
@@ -42,9 +51,29 @@ def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: P
     return {"domain": domain.name, "format": form, "folder": str(target), "rows": manifest.height, "files": len(files)}
 
 
+def _read_further(manifest: pl.DataFrame, domain: Domain, raw: Path) -> Further:
+    """What the domain's table or COCO file holds beside what the domain uses, as text; no columns where it is gone."""
+    names = list_further_columns(domain, raw) + list_further_keys(domain, raw)
+    if not names:
+        return manifest.select([])
+    many = domain.task == "multilabel"
+    reading = read_layout(domain.layout, raw, Wanted(tuple(names), domain.classes, many=many, rename=domain.rename))
+    values: dict[tuple[str, Box | None], Mapping[str, str | None]] = {}
+    for row in clip_boxes(reading, raw).rows:
+        values.setdefault((row.path, row.crop), row.columns)
+    taken = OWN | set(domain.slices)
+    found = [
+        values.get((path, tuple(crop) if crop else None), {})
+        for path, crop in manifest.select("path", "crop").iter_rows()
+    ]
+    columns = {name: [each.get(name) for each in found] for name in names}
+    renamed = {f"{BEFORE}{name}" if name in taken else name: column for name, column in columns.items()}
+    return pl.DataFrame({name: pl.Series(name, column, dtype=pl.String) for name, column in renamed.items()})
+
+
 def _save_domain(domain: Domain, layout: Layout, path: Path) -> None:
     """The domain as it is, but for where its labels stand now."""
-    changed = domain.model_copy(update={"layout": layout, "group": "group"})
+    changed = domain.model_copy(update={"layout": layout, "group": "group", "rename": {}})
     facts = changed.model_dump(mode="json", exclude_defaults=True, exclude={"layout"})
     facts["layout"] = {"kind": layout.kind} | layout.model_dump(mode="json", exclude_defaults=True)
     write_whole(path, yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode())
@@ -53,7 +82,7 @@ def _save_domain(domain: Domain, layout: Layout, path: Path) -> None:
 # csv
 
 
-def _write_csv(manifest: pl.DataFrame, domain: Domain, folder: Path) -> Csv:
+def _write_csv(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Csv:
     """labels.csv; its columns bear the manifest's names, which no slice may have."""
     given = {name: name for name in ("mask", "boxes", "crop") if _has(manifest, name)}
     separator = None
@@ -62,7 +91,7 @@ def _write_csv(manifest: pl.DataFrame, domain: Domain, folder: Path) -> Csv:
         separator = _choose_separator(domain)
         columns[1] = pl.col("labels").list.join(separator).alias("label")
     columns += [_box_column(name) if name != "mask" else pl.col(name) for name in given]
-    table = manifest.select(*columns, "group", *domain.slices, "split")
+    table = pl.concat([manifest.select(*columns, "group", *domain.slices, "split"), further], how="horizontal")
     write_whole(folder / "labels.csv", table.write_csv().encode())
     return Csv.model_validate({"image": "path", "separator": separator, **given})
 
@@ -91,7 +120,7 @@ def _choose_separator(domain: Domain) -> str:
 # COCO
 
 
-def _write_coco(manifest: pl.DataFrame, domain: Domain, folder: Path) -> Coco:
+def _write_coco(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Coco:
     """annotations.json; what COCO has no word for stands as further keys, which readers of COCO pass over."""
     if clash := COCO_WORDS & set(domain.slices):
         mend = "Rename the column, or export as csv."
@@ -100,16 +129,17 @@ def _write_coco(manifest: pl.DataFrame, domain: Domain, folder: Path) -> Coco:
     numbers = {name: number for number, name in enumerate(domain.classes, 1)}
     images: dict[str, dict[str, Any]] = {}
     annotations: list[dict[str, Any]] = []
-    for row in manifest.iter_rows(named=True):
+    extras = further.to_dicts() or [{}] * manifest.height
+    for row, extra in zip(manifest.iter_rows(named=True), extras, strict=True):
         first = {"id": len(images) + 1, "file_name": row["path"], "width": row["width"], "height": row["height"]}
         image = images.setdefault(row["path"], first)
-        further = _further_keys(row, domain)
+        keys = {name: value for name, value in extra.items() if value is not None} | _further_keys(row, domain)
         if domain.task == "multilabel":
-            image |= further  # a picture may have no annotation
-            further = {}
+            image |= keys  # a picture may have no annotation
+            keys = {}
         for label in row.get("labels", [row["label"]]):
             facts = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": numbers[label]}
-            annotations.append(facts | _bbox(row) | {"iscrowd": 0} | further)
+            annotations.append(facts | _bbox(row) | {"iscrowd": 0} | keys)
     categories = [{"id": number, "name": name} for name, number in numbers.items()]
     info = {"description": domain.title or domain.name, "url": domain.source}
     licences = [{"id": 1, "name": domain.licence, "url": ""}] if domain.licence else []
@@ -135,4 +165,4 @@ def _bbox(row: dict[str, Any]) -> dict[str, Any]:
     return facts if row["crop"] else facts | {"whole": True}
 
 
-FORMS: dict[str, Callable[[pl.DataFrame, Domain, Path], Layout]] = {"coco": _write_coco, "csv": _write_csv}
+FORMS: dict[str, Callable[[pl.DataFrame, Further, Domain, Path], Layout]] = {"coco": _write_coco, "csv": _write_csv}

@@ -142,8 +142,7 @@ def inspect_image(path: Path | IO[bytes], crops: Iterable[Box], limits: Validati
                 upright = upright.convert("RGB")
             small = upright if upright.mode == "L" else upright.convert("L")
             grey = np.asarray(small.reduce(factor) if factor > 1 else small)
-            if _has_one_value(grey) and _is_file_flat(path):
-                found = "one value in every pixel (all black, white or grey)"
+            if _has_one_value(grey) and (found := _explain_flat(path)):
                 return Picture(reason("a picture of something", found, "Remove it, or export it again."))
             width, height = size[::-1] if orientation in SIDEWAYS else size
             inside = [box for box in wanted if not _outside(box, width, height)]
@@ -329,11 +328,19 @@ def _is_flat(image: Image.Image, noise: int = 0) -> bool:
     return bool((extrema[:, 1] - extrema[:, 0] <= noise).all())
 
 
-def _is_file_flat(path: Path | IO[bytes]) -> bool:
-    """With all its pixels and colours."""
+def _explain_flat(path: Path | IO[bytes]) -> str | None:
+    """What a file without anything to see holds, by all its pixels and colours; None where there is something.
+
+    What was not compressed with loss has its exact values: few small ones are the ids of a mask.
+    """
     _rewind(path)
     with Image.open(path, formats=FORMATS) as opened:
-        return _is_flat(opened, NOISE)
+        if not _is_flat(opened, NOISE):
+            return None
+        if opened.format in ("JPEG", "WEBP") or _is_flat(opened):
+            return "one value in every pixel (all black, white or grey)"
+        extrema = np.atleast_2d(np.array(opened.convert("RGB").getextrema()))
+        return f"the values {extrema.min()} to {extrema.max()} alone, as the class ids of a mask"
 
 
 def _outside(box: Box, width: int, height: int) -> bool:

@@ -114,11 +114,17 @@ def count_values(path: Path, colours: bool) -> dict[int, int]:
         mode = opened.mode
     if colours:
         pixels = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
-    elif pixels.ndim == 3 and mode == "RGB" and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]  # ids saved as grey in three channels
+    elif pixels.ndim == 3 and mode in ("LA", "RGBA") and pixels[..., -1].min() < 255:
+        raise ValueError(f"an image of mode {mode} with transparent pixels")
+    elif pixels.ndim == 3 and mode in ("LA", "RGB", "RGBA") and _is_grey(pixels, mode):
+        pixels = pixels[..., 0]  # ids saved as grey in several channels
     if pixels.ndim != 2 or pixels.dtype.kind not in "uib" or (pixels.dtype.kind == "i" and pixels.min() < 0):
         raise ValueError(f"an image of mode {mode}")
     return _count(pixels)
+
+
+def _is_grey(pixels: NDArray[np.generic], mode: str) -> bool:
+    return mode == "LA" or bool((pixels[..., :3] == pixels[..., :1]).all())
 
 
 def _count(pixels: NDArray[np.generic]) -> dict[int, int]:

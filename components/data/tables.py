@@ -8,12 +8,12 @@ from pathlib import Path
 import polars as pl
 
 from components.data.cells import Sheet, load_sheet
-from components.data.columns import FLAGS, find_flags, find_pictures, is_outside, parse_numbers
+from components.data.columns import FLAGS, find_flags, find_pictures, find_split_column, is_outside, parse_numbers
 from components.data.guessing import refuse_layout
 from components.data.images import SUFFIXES, Box, not_an_image, reason
 from components.data.manifest import Reading, Row, Wanted
 from components.data.tree import Index, require_inside, resolve_inside, walk_files
-from components.domain import Csv, Parquet
+from components.domain import Csv, Domain, Parquet
 from components.errors import DataError
 
 Record = dict[str, str | None]
@@ -30,6 +30,7 @@ class _Lines:
     index: Index
     wanted: Wanted
     classes: tuple[str, ...]
+    split: str | None  # the column that names the split
     notes: Counter[str]
 
 
@@ -43,7 +44,8 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     flags = layout.one_hot or (wanted.many and not layout.separator)
     classes = (_written_classes(wanted, sheet.frame) or find_flags(sheet.frame, layout)) if flags else ()
     names = [layout.image, *(classes if flags else [layout.label]), *wanted.columns]
-    names += [name for name in (layout.mask, layout.boxes, *_crop_columns(layout)) if name]
+    split = find_split_column(sheet.frame)
+    names += [name for name in (split, layout.mask, layout.boxes, *_crop_columns(layout)) if name]
     if missing := [name for name in dict.fromkeys(names) if name not in sheet.frame.columns]:
         mend = "Name one of these columns in domain.yaml, or add it" + ("." if layout.kind == "parquet" else CSV_MEND)
         found = f"the columns {', '.join(map(repr, sheet.frame.columns))}"
@@ -55,7 +57,7 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     notes = Counter(sheet.notes)
     if layout.one_hot:
         notes[f"lines of {table} whose columns of 0 and 1 are read as one label (one_hot)"] = len(sheet.lines)
-    lines = _Lines(layout, Index(files, posixpath.dirname(table)), wanted, classes, notes)
+    lines = _Lines(layout, Index(files, posixpath.dirname(table)), wanted, classes, split, notes)
     line = "line" if layout.kind == "csv" else "row"
     records = _as_text(sheet.frame, names, layout, table).to_dicts()
     read = [
@@ -75,6 +77,18 @@ def looks_multilabel(layout: Csv | Parquet, raw: Path) -> bool:
     frame = _load(layout, raw, resolve_inside(layout.table, "", "layout.table")).frame
     many = layout.label not in frame.columns and len(find_flags(frame, layout)) >= 2
     return not layout.one_hot and (bool(layout.separator) or many)
+
+
+def list_further_columns(domain: Domain, raw: Path) -> list[str]:
+    """Columns of a domain's table that it does not use; none where there is no table."""
+    layout = domain.layout
+    if not isinstance(layout, Csv | Parquet) or not (raw / layout.table).is_file():
+        return []
+    frame = _load(layout, raw, resolve_inside(layout.table, "", "layout.table")).frame
+    flags = layout.one_hot or (domain.task == "multilabel" and not layout.separator)
+    used = {layout.image, layout.mask, layout.boxes, *_crop_columns(layout), domain.group, *domain.slices}
+    used |= {*domain.classes, *domain.rename} if flags else {layout.label}
+    return [name for name in frame.columns if name not in used and not frame.schema[name].is_nested()]
 
 
 def _written_classes(wanted: Wanted, frame: pl.DataFrame) -> tuple[str, ...]:
@@ -183,6 +197,7 @@ def _read_line(lines: _Lines, record: Record, where: str) -> Row:
     if not wanted.many and layout.crop and not layout.one_hot and not record[layout.label] and not crops:
         return Row(path=path, problem=problem or crop_problem or NO_OBJECT)
     labels, label_problem = _read_labels(lines, record, where)
+    further = {name: record[name] for name in wanted.columns}
     return Row(
         path=path,
         label=None if wanted.many or not labels else labels[0],
@@ -190,7 +205,7 @@ def _read_line(lines: _Lines, record: Record, where: str) -> Row:
         mask=_resolve_cell(mask, lines, where)[0] if mask else None,
         boxes=boxes,
         crop=crops[0] if crops else None,
-        columns={name: record[name] for name in wanted.columns},
+        columns={"split": record[lines.split]} | further if lines.split else further,
         problem=problem or box_problem or crop_problem or label_problem,
     )
 
