@@ -70,11 +70,13 @@ class Bench:
 
     def samples(self, side: str) -> Samples:
         rows = self.rows(side)
-        return Samples(self._load(), rows, self.targets[rows], None)
+        return Samples(self._load(), rows, self.targets[rows], None, self.manifest["group"].to_numpy()[rows])
 
     def draws(self, rows: Ints, seed: int, count: int, pieces: int) -> "Draws":
         laid = lay_out(rows, count, seed)
-        return Draws(self._load(), laid, self.targets[laid], Augmentation(self.domain.augmentation, seed), pieces)
+        draws = Draws(self._load(), laid, self.targets[laid], Augmentation(self.domain.augmentation, seed), pieces)
+        draws.groups = self.manifest["group"].to_numpy()[laid]
+        return draws
 
 
 class Draws(Samples):

@@ -12,8 +12,8 @@ claimed that the ranking there is the same.
 Budget: in a cell (a set, a fraction) each tuner gets four configurations (SPACES) and the same number of steps (BUDGET)
 on the same images. The configuration with the best balanced accuracy on validation, a tie to the lower loss, is found
 with one seed and trained again with the final seeds, of which the search's is none: no lucky start is both chosen and
-reported. Only what the final seeds trained is shown the test side. The linear probe is trained as the project trains
-it: on features of images that are not augmented, and on the last weights, where others keep the best of two rounds.
+reported. Only what the final seeds trained is shown the test side. The linear probe is solved as the project solves it:
+on features of images that are not augmented, to the optimum, whatever the steps; its configurations are strengths.
 
 Intervals are of the mean over the final seeds, by bootstrap over the test groups (components/promotion/statistics.py).
 They say how sure the score is for other groups, not for other budgets, backbones or search spaces.
@@ -117,9 +117,10 @@ def vary(kind: str, lr: Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2), **options: A
     return tuple({"kind": kind, **options, "lr": rate} for rate in lr)
 
 
-#: Four learning rates, half a decade apart, the same ones but for all weights; what is not named is the default.
+#: Four learning rates, half a decade apart, the same ones but for all weights; what is not named is the default. The
+#: linear probe has a strength instead, which its own default chooses by cross-validation.
 SPACES: dict[str, tuple[Options, ...]] = {
-    "linear": vary("linear"),
+    "linear": ({"kind": "linear"}, *({"kind": "linear", "strength": strength} for strength in (0.1, 0.01, 0.001))),
     "bitfit": vary("bitfit"),
     "ssf": vary("ssf"),
     "vpt-shallow": vary("vpt", deep=False, **PROMPTS),
@@ -302,9 +303,10 @@ class Study:
         key, bench, fraction = self.name(trial), self.bench(trial.cell.data), trial.cell.fraction
         network = create_network(self.backbone, trial.tuner, len(bench.domain.classes), trial.seed)
         rows = draw_subset(bench.manifest, fraction.share, trial.seed)
-        # The loop computes the features of a linear probe once and knows one order of them: its budget is one epoch.
-        pieces = 1 if network.learns_head_only else self.protocol.rounds
-        train = bench.draws(rows, trial.seed, fraction.steps * self.protocol.batch_size, pieces)
+        if network.learns_head_only:  # solved: each image counts once
+            train = bench.draws(rows, trial.seed, len(rows), 1)
+        else:
+            train = bench.draws(rows, trial.seed, fraction.steps * self.protocol.batch_size, self.protocol.rounds)
         checkpoint = self.state / "checkpoints" / f"{key}.safetensors"
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         record: Record = {"data": trial.cell.data, "fraction": fraction.name, "tuner": trial.cell.tuner}

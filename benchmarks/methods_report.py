@@ -46,7 +46,7 @@ def choose_defaults(searches: Sequence[Record]) -> dict[str, list[Record]]:
 
 def describe_options(options: Mapping[str, Any]) -> str:
     """What the search varies."""
-    return " ".join(f"{key}={options[key]:g}" for key in ("lr", "dropout") if key in options)
+    return " ".join(f"{key}={options[key]:g}" for key in ("lr", "dropout", "strength") if key in options)
 
 
 def describe_choice(found: tuple[str, list[int]]) -> Record:

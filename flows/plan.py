@@ -148,6 +148,7 @@ def create_plan(workspace: Workspace, name: str, overrides: Sequence[str] = ()) 
     versioning.register_domain(workspace, name)
     version = versioning.record_version(workspace, name)
     tuners = create_tuners(domain.candidates)
+    _note_without_effect(tuners)
     facts = {
         "data": version.md5,
         "domain": domain.model_dump(mode="json", exclude=UNRELATED | {"candidates"}),
@@ -157,6 +158,14 @@ def create_plan(workspace: Workspace, name: str, overrides: Sequence[str] = ()) 
     }
     fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return Plan(workspace, domain, tuners, version, versioning.git_commit(), fingerprint)
+
+
+def _note_without_effect(tuners: Sequence[Tuner]) -> None:
+    """Say which options of a candidate change nothing."""
+    for tuner in tuners:
+        if idle := sorted(tuner.without_effect & tuner.model_fields_set):
+            text = f"Candidate {tuner.label}: {' and '.join(idle)} without effect, for it is solved to its optimum."
+            report("note", text=text)
 
 
 def hash_code() -> str:

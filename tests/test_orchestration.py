@@ -230,7 +230,7 @@ def test_stores_that_are_away_for_a_while_are_waited_for(team: Team, retrained: 
 def test_the_champion_is_scored_on_the_pool(team: Team, retrained: Answer) -> None:
     """Not where the retrain runs, which may have no GPU: what is there came through MLflow."""
     before = {run["id"] for run in team.runs("train_candidate")}
-    answer = team.tessera("retrain", DOMAIN, "--set", "candidates=[{kind: linear, lr: 0.02}]")
+    answer = team.tessera("retrain", DOMAIN, "--set", "candidates=[{kind: linear, strength: 0.02}]")
     assert answer.code in (0, 1), answer.stderr
     new = [run for run in team.runs("train_candidate") if run["id"] not in before]
     (run,) = [run for run in new if run["name"].startswith(f"score {DOMAIN} version-")]

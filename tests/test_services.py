@@ -158,7 +158,7 @@ def _require_flows(workspace: Path, api: str, mlflow: str) -> None:
     servers = {"PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": mlflow}
     assert run_tessera(workspace, "rollback", DOMAIN, **servers).code == 2  # there is one version only
     assert _run_deployment(api, f"reproduce/{DOMAIN}", "-p", "version=1") == "COMPLETED"
-    other = ("--set", "candidates=[{kind: linear, lr: 0.0001}]")
+    other = ("--set", "candidates=[{kind: linear, strength: 5}]")
     assert run_tessera(workspace, "retrain", DOMAIN, *other, **servers).outcome["challenger_version"] == 2
     judged = run_tessera(workspace, "promote", DOMAIN, "2", **servers)
     jsonschema.validate(judged.outcome, SCHEMAS["promote"])

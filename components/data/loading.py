@@ -17,12 +17,21 @@ AHEAD = 2  # batches: one that is ready, one under way
 
 
 class Samples(Dataset[tuple[torch.Tensor, int]]):
-    """Rows of the pixel cache with their class numbers; augmented where an augmentation is given."""
+    """Rows of the pixel cache with their class numbers; augmented where an augmentation is given.
+
+    groups: the group of each row (N,), where known.
+    """
 
     def __init__(
-        self, pixels: Pixels, rows: NDArray[np.int64], targets: NDArray[np.int64], augmentation: Augmentation | None
+        self,
+        pixels: Pixels,
+        rows: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        augmentation: Augmentation | None,
+        groups: NDArray[np.generic] | None = None,
     ) -> None:
         self.pixels, self.rows, self.targets, self.augmentation = pixels, rows, targets, augmentation
+        self.groups = groups
         self.epoch = 0
 
     def __len__(self) -> int:

@@ -73,7 +73,7 @@ class AdapterMeta(Strict):
     trainable_params: without the head. share: of those to the backbone's parameters. adapter_sha256: of
     adapter.safetensors, filled in when it is written. thresholds: a class's decision threshold, where set.
     temperature: what logits are divided by before the softmax, so that probabilities are frequencies; fitted on
-    validation.
+    validation, and 1 where that does not help. calibration: a sentence on why it is that.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -88,6 +88,7 @@ class AdapterMeta(Strict):
     metrics: dict[str, FiniteFloat]
     thresholds: dict[str, FiniteFloat] = Field(default_factory=dict)
     temperature: FiniteFloat = Field(default=1.0, gt=0)
+    calibration: str = ""
     input: InputMeta | None = None
     trainable_params: int
     head_params: int
@@ -121,6 +122,7 @@ class AdapterMeta(Strict):
         metrics: Mapping[str, float],
         thresholds: Mapping[str, float] | None = None,
         temperature: float = 1.0,
+        calibration: str = "",
         inputs: InputMeta | None = None,
     ) -> "AdapterMeta":
         """The record of a trained network; sizes are counted here, everything else is given."""
@@ -136,6 +138,7 @@ class AdapterMeta(Strict):
             metrics=dict(metrics),
             thresholds=dict(thresholds or {}),
             temperature=temperature,
+            calibration=calibration,
             input=inputs,
             trainable_params=tuned,
             head_params=network.num_trainable(with_head=True) - tuned,

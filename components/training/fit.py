@@ -1,5 +1,7 @@
 """The loop: AdamW, warm-up and cosine, class-balanced cross entropy, the best epoch on validation wins.
 
+A candidate that learns a head alone has no loop: its optimum is computed (components/training/probe.py).
+
 Everything random in a step is a function of (seed, epoch, step): `torch.manual_seed` before it for dropout, the order
 and the augmentation by their own generators. A run that was killed between any two steps resumes to the same bits.
 """
@@ -26,9 +28,11 @@ from components.domain import Training
 from components.errors import Diverged, TrainingError
 from components.models.network import Network
 from components.models.tuners import Tuner
+from components.models.tuners.linear import LinearTuner
 from components.training.checkpoint import Checkpoint, Progress, Tensors
 from components.training.evaluate import Engine, cross_entropy, extract_features, predict_probabilities
-from components.training.metrics import score_predictions
+from components.training.metrics import score_predictions, weigh_classes
+from components.training.probe import Choice, choose_strength, solve
 from components.training.team import Team
 
 Report = Callable[[dict[str, float]], None]
@@ -70,11 +74,13 @@ def fit(
     Every epoch is reported, those of an earlier process at once and marked. until_epoch: stop there with a checkpoint.
     Raises Stopped, with a checkpoint written, soon after `stop` says so, and Diverged where the loss is no number.
     """
+    if isinstance(recipe.tuner, LinearTuner):
+        return solve_head(network, train, val, recipe.tuner.strength, recipe, engine, report, stop)
     return Loop(network, train, val, recipe, engine, checkpoint, stop).run(report, until_epoch)
 
 
 class Learner(nn.Module):
-    """What learns, as one module: from images or features to logits (B, C) in float32."""
+    """What learns, as one module: from images to logits (B, C) in float32."""
 
     def __init__(self, network: Network, engine: Engine) -> None:
         super().__init__()
@@ -106,9 +112,6 @@ class Loop:
         self.progress = self.checkpoint.load()
         self.progress.losses = [loss.to(engine.device) for loss in self.progress.losses]
         network.encoder.vit.set_grad_checkpointing(training.gradient_checkpointing)
-        if network.learns_head_only:
-            # Not augmented, for which every epoch would need the backbone again: epochs take milliseconds.
-            train, val = (extract_features(network, side, engine, 2 * training.batch_size) for side in (train, val))
         _require_share(train, training, team)
         self.train, self.val = train, val
         self.order = self.create_order(train)
@@ -161,12 +164,7 @@ class Loop:
     def validate(self) -> dict[str, float]:
         probabilities = _predict_together(self.network, self.val, self.engine, self.recipe.training.batch_size * 2)
         _require_finite(float(probabilities.sum()), self.recipe, self.progress.epoch - 1)  # one step may be too many
-        scores = score_predictions(self.val.targets, probabilities, self.recipe.classes)
-        return {
-            "val/loss": cross_entropy(self.val.targets, probabilities),
-            "val/balanced_accuracy": scores["balanced_accuracy"],
-            "val/macro_f1": scores["macro_f1"],
-        }
+        return score_validation(self.val, probabilities, self.recipe)
 
     def keep_up(self, *, epoch_ends: bool) -> None:
         """Between two steps: write a checkpoint when it is time, or because somebody asks to stop."""
@@ -227,6 +225,70 @@ class Loop:
         return int(np.random.SeedSequence(place).generate_state(1)[0])
 
 
+def solve_head(
+    network: Network,
+    train: Samples,
+    val: Samples,
+    strength: float | None,
+    recipe: Recipe,
+    engine: Engine,
+    report: Report,
+    stop: Callable[[], bool],
+) -> Progress:
+    """Leave the network with the optimal head for the frozen features, and report that as the one epoch there is.
+
+    strength: None for the one that cross-validation chooses. The leader of a team works alone, the others have nothing
+    to do. Nothing is kept for a process that was killed: the next one computes the same bits in seconds. Raises
+    TrainingError where the optimum is not reached, and Stopped.
+    """
+    if not engine.team.leads:
+        return Progress()
+
+    def pause() -> None:
+        if stop():
+            raise Stopped("training stopped while the linear probe was solved")
+
+    started, classes = time.monotonic(), len(recipe.classes)
+    engine.prepare(network)
+    sides = [extract_features(network, side, engine, 2 * recipe.training.batch_size) for side in (train, val)]
+    features = [side.features.astype(np.float64) for side in sides]
+    if strength is None:
+        targets, groups = (np.concatenate(parts) for parts in zip(*map(_name_groups, (train, val)), strict=True))
+        choice = choose_strength(np.concatenate(features), targets, groups, classes, pause)
+    else:
+        choice = Choice(strength, {})
+    pause()
+    head = solve(features[0], train.targets, classes, choice.strength)
+    with torch.no_grad():
+        network.head.weight.copy_(torch.from_numpy(head.weight))
+        network.head.bias.copy_(torch.from_numpy(head.bias))
+    losses = -head.predict_logs(features[0])[np.arange(len(train.targets)), train.targets]
+    weights = weigh_classes(train.targets, classes)[train.targets]
+    row = {"epoch": 1.0, "strength": choice.strength, "train/loss": float((weights * losses).mean())}
+    row |= {"held_out/loss": choice.losses[choice.strength]} if choice.losses else {}
+    probabilities = predict_probabilities(network, sides[1], engine, 2 * recipe.training.batch_size)
+    row |= score_validation(val, probabilities, recipe)
+    report(row)
+    best = {name: tensor.detach().clone() for name, tensor in network.trainable_parameters().items()}
+    return Progress(epoch=1, history=[row], best_epoch=1, seconds=time.monotonic() - started, best=best)
+
+
+def _name_groups(samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.generic]]:
+    """Targets and groups; an image whose group nobody told is one of its own."""
+    groups = samples.rows.astype(str) if samples.groups is None else samples.groups
+    return samples.targets, groups
+
+
+def score_validation(val: Samples, probabilities: NDArray[np.float64], recipe: Recipe) -> dict[str, float]:
+    """What an epoch's row says of the validation images."""
+    scores = score_predictions(val.targets, probabilities, recipe.classes)
+    return {
+        "val/loss": cross_entropy(val.targets, probabilities),
+        "val/balanced_accuracy": scores["balanced_accuracy"],
+        "val/macro_f1": scores["macro_f1"],
+    }
+
+
 def identify(recipe: Recipe, engine: Engine, train: Samples, weights: Tensors) -> dict[str, str]:
     """What a checkpoint must have in common with the training that goes on from it."""
     rows = hashlib.sha256(train.rows.tobytes() + train.targets.tobytes()).hexdigest()
@@ -271,8 +333,7 @@ def scale_rate(step: int, steps: int, warmup: float) -> float:
 
 def balance_classes(targets: NDArray[np.int64], num_classes: int) -> torch.Tensor:
     """Weights (C,) that make every class count the same in the loss; mean 1 over the images."""
-    counts = np.bincount(targets, minlength=num_classes).clip(1)
-    return torch.from_numpy(len(targets) / (num_classes * counts)).float()
+    return torch.from_numpy(weigh_classes(targets, num_classes)).float()
 
 
 def _require_share(train: Samples, training: Training, team: Team) -> None:

@@ -40,7 +40,10 @@ class Job(Strict):
 
 
 class Result(Strict):
-    """What training or scoring one candidate gave. Scores are of the splits named before the slash."""
+    """What training or scoring one candidate gave. Scores are of the splits named before the slash.
+
+    calibration: which temperature its probabilities have, and why.
+    """
 
     label: str
     seed: int
@@ -54,6 +57,7 @@ class Result(Strict):
     adapter_sha256: str
     split_sha256: str
     backbone: dict[str, Any]
+    calibration: str = ""
     environment: dict[str, str] = Field(default_factory=dict)
     folder: Path
 

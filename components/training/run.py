@@ -32,9 +32,10 @@ from components.training.explain import write_heat
 from components.training.fit import Recipe, fit
 from components.training.job import Job, Result, Rung, write_result, write_rung
 from components.training.metrics import (
+    Calibration,
     apply_temperature,
+    calibrate,
     expected_calibration_error,
-    fit_temperature,
     score_predictions,
 )
 from components.training.team import ALONE, Team
@@ -82,7 +83,8 @@ def _train(
     train = _samples(job, manifest, pixels, ["train"], Augmentation(job.domain.augmentation, job.seed))
     val = _samples(job, manifest, pixels, ["val"], None)
     if team.leads:
-        tell("start", epochs=job.domain.training.epochs, images=len(train), device=str(engine.device))
+        epochs = 1 if network.learns_head_only else job.domain.training.epochs  # the one is solved
+        tell("start", epochs=epochs, images=len(train), device=str(engine.device))
     origin = f"{backbone.sha256}, {job.data_version}"
     recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin)
     usage = Usage()
@@ -101,7 +103,8 @@ def _train(
         return None
     if job.until_epoch is not None:
         return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
-    metrics, temperature = _write_predictions(job, manifest, pixels, network, engine)
+    metrics, calibration = _write_predictions(job, manifest, pixels, network, engine)
+    metrics |= {key: value for key, value in progress.history[-1].items() if key == "strength"}
     meta = AdapterMeta.describe(
         network,
         backbone,
@@ -112,7 +115,8 @@ def _train(
         git_commit=job.git_commit,
         seed=job.seed,
         metrics=metrics,
-        temperature=temperature,
+        temperature=calibration.temperature,
+        calibration=calibration.reason,
         inputs=_describe_input(job, manifest),
     )
     save_adapter(job.folder / "adapter", network, meta)
@@ -160,7 +164,8 @@ def _score(job: Job, manifest: pl.DataFrame) -> Result:
     engine = create_engine(tuple(meta.backbone.mean), tuple(meta.backbone.std), job.domain.training.dtype)
     pixels = load_pixels(manifest, job.raw, meta.backbone.img_size, job.cache, job.domain.validation.max_megapixels)
     costs = measure_serving(engine.prepare(network), engine, meta.backbone.img_size)  # before the batches of scoring
-    metrics, _ = _write_predictions(job, manifest, pixels, network, engine, meta.temperature)
+    known = Calibration(meta.temperature, meta.calibration)
+    metrics, _ = _write_predictions(job, manifest, pixels, network, engine, known)
     return _result(job, manifest, engine, metrics | costs, (), 0.0, job.adapter)
 
 
@@ -168,7 +173,7 @@ def _samples(
     job: Job, manifest: pl.DataFrame, pixels: Pixels, splits: list[str], augmentation: Augmentation | None
 ) -> Samples:
     rows = np.flatnonzero(manifest["split"].is_in(splits).to_numpy())
-    return Samples(pixels, rows, _targets(job, manifest)[rows], augmentation)
+    return Samples(pixels, rows, _targets(job, manifest)[rows], augmentation, manifest["group"].to_numpy()[rows])
 
 
 def _targets(job: Job, manifest: pl.DataFrame) -> NDArray[np.int64]:
@@ -182,17 +187,17 @@ def _write_predictions(
     pixels: Pixels,
     network: Network,
     engine: Engine,
-    temperature: float | None = None,
-) -> tuple[dict[str, float], float]:
+    calibration: Calibration | None = None,
+) -> tuple[dict[str, float], Calibration]:
     """Predict the held-out splits and write them, calibrated; returns their metrics as `<split>/<metric>`, and the
-    temperature, fitted on validation where none is given. `loss` is that of the training, before it."""
+    calibration, found on validation where none is given. `loss` is that of the training, before it."""
     held_out = _samples(job, manifest, pixels, ["val", "test"], None)
     plain = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
     rows = manifest[held_out.rows]
-    if temperature is None:
+    if calibration is None:
         seen = (rows["split"] == "val").to_numpy()
-        temperature = fit_temperature(held_out.targets[seen], plain[seen])
-    probabilities = apply_temperature(plain, temperature)
+        calibration = calibrate(held_out.targets[seen], plain[seen], rows["group"].to_numpy()[seen])
+    probabilities = apply_temperature(plain, calibration.temperature)
     frame = frame_predictions(rows, probabilities, job.domain)
     frame.write_parquet(job.folder / "predictions.parquet")
     if job.action == "train":
@@ -208,7 +213,7 @@ def _write_predictions(
             pairs = frame.filter(mask).select("label", "predicted").iter_rows()
             scores["cost"] = float(np.mean([job.domain.gates.cost(*pair) for pair in pairs]))
         metrics |= {f"{split}/{name}": value for name, value in scores.items()}
-    return metrics, temperature
+    return metrics, calibration
 
 
 def _result(
@@ -234,6 +239,7 @@ def _result(
         adapter_sha256=meta.adapter_sha256,
         split_sha256=hash_split(manifest),
         backbone=meta.backbone.model_dump(mode="json"),
+        calibration=meta.calibration,
         environment=_environment(engine),
         folder=job.folder,
     )

@@ -39,9 +39,11 @@ class TunerBase(Strict):
     """The options of every method.
 
     merges: whether the encoder's `merge()` gives a plain network that computes the same and costs nothing more.
+    without_effect: fields that are read and change nothing; whoever writes one is told.
     """
 
     merges: ClassVar[bool] = False
+    without_effect: ClassVar[frozenset[str]] = frozenset()
 
     name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_.-]{0,40}$")
     """Replaces the label where one method is tried with several options."""
