@@ -183,8 +183,9 @@ def bound_difference(bench: Bench, answers: Answers, best: Answers) -> Interval:
     return bootstrap_difference(targets, ours, theirs, groups, len(bench.domain.classes))
 
 
-def write_interval(interval: Interval) -> dict[str, float]:
-    return {"mean": round(interval.value, 4), "low": round(interval.low, 4), "high": round(interval.high, 4)}
+def write_interval(interval: Interval) -> dict[str, float | None]:
+    ends = {"mean": interval.value, "low": interval.low, "high": interval.high}
+    return {name: None if end is None else round(end, 4) for name, end in ends.items()}
 
 
 def repeat_test(bench: Bench, times: int) -> tuple[Ints, NDArray[np.generic]]:

@@ -90,6 +90,24 @@ def _describe_domain(domain: Domain, experiment: str) -> str:
     return without_html("\n\n".join(lines))
 
 
+def render_ends(interval: Mapping[str, Any], sign: str = "") -> str:
+    """The ends of `Interval.to_dict`: `0.812 to 0.934`, or `not known (2 groups)`. sign: "+" shows it."""
+    if interval.get("low") is None:
+        groups = interval.get("groups", 0)
+        return f"not known ({groups} group{'' if groups == 1 else 's'})"
+    return " to ".join(f"{interval[end]:{sign}.3f}" for end in ("low", "high"))
+
+
+def name_verdict(verdict: str) -> str:
+    """What a gate's verdict is called: only the verdict over all of them promotes."""
+    return "pass" if verdict == "PROMOTE" else verdict
+
+
+def render_gates(findings: Iterable[Mapping[str, Any]]) -> str:
+    """`floor pass, improvement HOLD`"""
+    return ", ".join(f"{found['gate']} {name_verdict(found['verdict'])}" for found in findings)
+
+
 def describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any]) -> str:
     test, backbone = row["test"], result.backbone
     random = " **The backbone's weights are random: this tries the machinery, not the method.**"
@@ -97,7 +115,7 @@ def describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any]) -
     tuned = f"{result.trainable_params:,} parameters ({result.share:.2%} of the backbone) and"
     return (
         f"**{result.label}**, seed {result.seed}: balanced accuracy **{test['value']:.3f}** on test "
-        f"({domain.gates.confidence:.0%} interval {test['low']:.3f} to {test['high']:.3f}), {row['val']:.3f} on "
+        f"({domain.gates.confidence:.0%} interval {render_ends(test)}), {row['val']:.3f} on "
         f"validation.{untrained}\n\n"
         f"Tuned {tuned if result.trainable_params else 'only'} a head of {result.head_params:,} in "
         f"{result.seconds:.0f} s; the adapter takes {result.adapter_bytes / 1e6:.2g} MB. "
@@ -114,7 +132,10 @@ def describe_outcome(outcome: Mapping[str, Any], experiment: str, run_id: str, f
     champion = outcome.get("champion_version")
     live = f"Champion afterwards: {'none' if champion is None else f'version {champion}'}."
     links = _link_pages(outcome, rows, experiment, run_id, files)
-    parts = (verdict, links, _render_candidates(rows, experiment), live)
+    gates = f"Gates: {render_gates(outcome['findings'])}." if outcome.get("findings") else ""
+    warnings = [f"Warning: {warning}" for warning in outcome.get("warnings", ())]
+    over = [line["over_linear"]["text"] for line in outcome.get("tuners", ()) if line.get("over_linear")]
+    parts = (verdict, links, gates, *warnings, _render_candidates(rows, experiment), *over, live)
     return without_html("\n\n".join(part for part in parts if part))
 
 
@@ -136,7 +157,7 @@ def _render_candidates(rows: Sequence[Mapping[str, Any]], experiment: str) -> st
     for row in rows:
         name = f"[{row['tuner']}]({link_run(experiment, row['run_id'])})" if "run_id" in row else str(row["tuner"])
         name = f"**{name}**" if row.get("selected") else name
-        test = f"{row['test']['value']:.3f} ({row['test']['low']:.3f} to {row['test']['high']:.3f})"
+        test = f"{row['test']['value']:.3f} ({render_ends(row['test'])})"
         costs = (f"{row['trainable_params']:,}", f"{row['adapter_bytes']:,}", f"{row['seconds']:.0f}")
         lines.append((name, str(row["seed"]), f"{row['val']:.3f}", test, *costs))
     heads = ("candidate", "seed", "validation", "test", "trainable parameters", "adapter bytes", "seconds")

@@ -145,7 +145,10 @@ def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int, title: 
         for key, colour in zip(keys, SERIES, strict=False):
             label = key.replace("_", " ")
             axes.plot(epochs, [row[key] for row in history], "o-", ms=3, color=colour, label=label)
-        axes.axvline(best_epoch, color="#59636e", linestyle=":", label=f"kept: epoch {best_epoch}")
+        kept = (
+            f"solved, strength {history[0]['strength']:g}" if "strength" in history[0] else f"kept: epoch {best_epoch}"
+        )
+        axes.axvline(best_epoch, color="#59636e", linestyle=":", label=kept)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=unit)
         axes.grid(alpha=0.25)
@@ -190,8 +193,9 @@ def _draw_cost(axes: "Axes", ranked: Sequence[Mapping[str, Any]], key: str, floo
     axes.grid(alpha=0.25)
     for place, line in enumerate(ranked):
         colour, x, test = SERIES[place % len(SERIES)], places[place], line["test"]
-        axes.vlines(x, test["low"], test["high"], color=colour, linewidth=1.4, alpha=0.6)
-        axes.plot([x, x], [test["low"], test["high"]], "_", color=colour, markersize=8, alpha=0.6)
+        if test["low"] is not None:
+            axes.vlines(x, test["low"], test["high"], color=colour, linewidth=1.4, alpha=0.6)
+            axes.plot([x, x], [test["low"], test["high"]], "_", color=colour, markersize=8, alpha=0.6)
         axes.plot([x] * len(test["seeds"]), test["seeds"], ".", color=colour, markersize=5)
         axes.plot(x, test["value"], "o", color=colour, markersize=14, markeredgecolor="white")
         style: dict[str, Any] = {"color": "white", "fontsize": 8, "weight": "bold", "ha": "center", "va": "center"}

@@ -800,11 +800,11 @@ def _summarise(row: Mapping[str, Any]) -> dict[str, float]:
         "training_seconds": row["seconds"],
         "adapter_bytes": row["adapter_bytes"],
     }
+    ends = {f"test/balanced_accuracy_{end}": test[end] for end in ("low", "high") if test[end] is not None}
     return {
         "val/balanced_accuracy": row["val"],
         "test/balanced_accuracy": test["value"],
-        "test/balanced_accuracy_low": test["low"],
-        "test/balanced_accuracy_high": test["high"],
+        **ends,
         **{f"cost/{key}": float(value) for key, value in costs.items()},
     }
 

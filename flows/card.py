@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from components.files import write_whole
-from components.notes import CARD, DATA, EVIDENCE, render_table, without_html
+from components.notes import CARD, DATA, EVIDENCE, name_verdict, render_ends, render_table, without_html
 from components.pictures import draw_calibration, draw_confusion, draw_heat
 from components.promotion.gates import score_frame
 from components.training.job import HEAT_FILE, Result, load_predictions
-from flows.pages import COLOUR, STYLE, UNTRAINED
+from flows.console import list_gains
+from flows.pages import COLOUR, STYLE, UNTRAINED, render_warnings
 from flows.plan import Plan, hash_code
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def render_markdown(card: Card) -> str:
     """Words and tables; the pictures are in the HTML."""
     lines = [f"# {card.title}", "", _summarise(card), ""]
     lines += [] if card.result.backbone["trained"] else [f"> {UNTRAINED}", ""]
+    lines += [line for warning in card.outcome["warnings"] for line in (f"> Warning: {warning}", "")]
     head, *rows = list(_score_slices(card))
     lines += ["## Scores by slice", "", render_table(head, rows), ""]
     for title, facts in _sections(card):
@@ -71,6 +73,7 @@ def render_html(card: Card) -> str:
     """The whole card with its pictures; every text in it is escaped."""
     verdict = card.outcome["verdict"]
     warning = "" if card.result.backbone["trained"] else f'<p class="warning">{UNTRAINED}</p>'
+    told = f"<p>{html.escape(_summarise(card))}</p>{render_warnings(card.outcome)}"
     use, *rest = _sections(card)
     head, *rows = list(_score_slices(card))
     table = "".join(_render_row(row, "td") for row in rows)
@@ -79,7 +82,7 @@ def render_html(card: Card) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(card.title)}</title>'
         f"<style>{STYLE}.pair{{display:flex;gap:1rem;align-items:flex-start}}.pair img{{width:50%;min-width:0}}</style>"
         f"<h1>{html.escape(card.title)}</h1>{warning}"
-        f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p><p>{html.escape(_summarise(card))}</p>'
+        f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p>{told}'
         f"{_render_section(use)}<h2>Scores by slice</h2><table>{_render_row(head, 'th')}{table}</table>"
         "<p>Balanced accuracy on the test groups; within one class that is its recall. Intervals by bootstrap over "
         f"groups at {card.plan.domain.gates.confidence:.0%}.</p>"
@@ -91,8 +94,8 @@ def render_html(card: Card) -> str:
 def _summarise(card: Card) -> str:
     test, metrics = score_frame(load_predictions(card.result.folder, "test"), card.plan.domain), card.result.metrics
     return (
-        f"Balanced accuracy {test.value:.3f} on the test groups ({test.low:.3f} to {test.high:.3f}), calibration error "
-        f"{metrics['test/ece']:.3f}. When it was trained the gates said {card.outcome['verdict']}: "
+        f"Balanced accuracy {test.value:.3f} on the test groups, interval {render_ends(test.to_dict())}; "
+        f"calibration error {metrics['test/ece']:.3f}. When it was trained the gates said {card.outcome['verdict']}: "
         f"{card.outcome['reason']}"
     )
 
@@ -103,7 +106,7 @@ def _sections(card: Card) -> list[Section]:
         ("Intended use", _describe_use(card)),
         ("Data", _describe_data(card)),
         ("Training", _describe_training(card)),
-        ("Gates", [(f"{f['gate']}: {f['verdict']}", str(f["reason"])) for f in card.outcome["findings"]]),
+        ("Gates", [(f"{f['gate']}: {name_verdict(f['verdict'])}", str(f["reason"])) for f in card.outcome["findings"]]),
         ("Licences", _describe_licences(card)),
         ("Lineage", _describe_lineage(card)),
     ]
@@ -141,19 +144,36 @@ def _describe_data(card: Card) -> list[tuple[str, str]]:
 
 
 def _describe_training(card: Card) -> list[tuple[str, str]]:
-    result, training = card.result, card.plan.domain.training
+    result = card.result
     learns = f"{result.trainable_params:,} ({result.share:.2%} of the backbone)" if result.trainable_params else "none"
     return [
         ("Method", f"{result.label}, seed {result.seed}"),
         ("Parameters that learn", f"{learns}, and a head of {result.head_params:,}"),
-        ("Budget", f"{training.epochs} epochs of batches of {training.batch_size}; {result.seconds:.0f} s"),
+        ("Budget", _describe_budget(card)),
+        ("Against a linear probe", " ".join(f"{text}." for text in _list_own_gains(card))),
         ("Adapter", f"{result.adapter_bytes / 1e6:.2g} MB"),
         (
             "Calibration",
-            f"error {result.metrics['test/ece_uncalibrated']:.3f} before, {result.metrics['test/ece']:.3f}"
-            " after a temperature fitted on validation",
+            f"{result.calibration}; error on test {result.metrics['test/ece_uncalibrated']:.3f} before, "
+            f"{result.metrics['test/ece']:.3f} after",
         ),
     ]
+
+
+def _describe_budget(card: Card) -> str:
+    result, training = card.result, card.plan.domain.training
+    if "strength" in result.metrics:
+        return f"solved to its optimum at strength {result.metrics['strength']:g}; {result.seconds:.0f} s"
+    return f"{training.epochs} epochs of batches of {training.batch_size}; {result.seconds:.0f} s"
+
+
+def _list_own_gains(card: Card) -> list[str]:
+    """What the table says of this candidate; of a linear probe, what it says of all others."""
+    tuners = card.outcome["tuners"]
+    own = next(line for line in tuners if line["tuner"] == card.result.label)
+    if own["over_linear"]:
+        return [own["over_linear"]["text"]]
+    return list_gains(tuners) or ["it is one, and there was no other candidate"]
 
 
 def _describe_licences(card: Card) -> list[tuple[str, str]]:
@@ -195,7 +215,7 @@ def _score_slices(card: Card) -> Iterator[tuple[str, ...]]:
     for name, part in parts:
         score = score_frame(part, domain)
         numbers = (str(part.height), str(part["group"].n_unique()), f"{score.value:.3f}")
-        yield (name, *numbers, f"{score.low:.3f} to {score.high:.3f}")
+        yield (name, *numbers, render_ends(score.to_dict()))
 
 
 def _draw_pictures(card: Card) -> tuple[str, str, str]:

@@ -90,7 +90,8 @@ class Live:
     def _epoch(self, event: Event) -> None:
         if self.bar is not None:
             left = format_left(self.pace.left(event["epoch"], "resumed" in event))
-            note = f"epoch {event['epoch']:.0f}  val {event['val/balanced_accuracy']:.3f}  {left}"
+            name = "solved" if "strength" in event else f"epoch {event['epoch']:.0f}"
+            note = f"{name}  val {event['val/balanced_accuracy']:.3f}  {left}"
             done = self.before + int(event["epoch"])
             count = f"{done} of {self.total} epochs"
             self.progress.update(self.bar, completed=done, description=event["name"], note=note, count=count)
@@ -134,8 +135,8 @@ def show_retrain(outcome: Mapping[str, Any]) -> None:
         )
         return
     show_candidates(outcome)
-    colour = COLOUR[outcome["verdict"]]
-    OUT.print(f"\n[bold {colour}]{outcome['verdict']}[/]  {escape(outcome['reason'])}")
+    OUT.print()
+    _show_verdict(outcome)
     champion = outcome["champion_version"]
     OUT.print(f"Champion of {name}: " + (f"version {champion}" if champion else "none yet"))
     OUT.print(
@@ -145,6 +146,17 @@ def show_retrain(outcome: Mapping[str, Any]) -> None:
     show_next(name)
 
 
+def _show_verdict(outcome: Mapping[str, Any]) -> None:
+    """The verdict and why, what each gate said, and the classes to look after."""
+    from components.notes import render_gates  # here: it loads polars, which most commands do without
+
+    OUT.print(f"[bold {COLOUR[outcome['verdict']]}]{outcome['verdict']}[/]  {escape(outcome['reason'])}")
+    if outcome.get("findings"):
+        OUT.print(f"Gates    {escape(render_gates(outcome['findings']))}")
+    for warning in outcome.get("warnings", ()):
+        OUT.print(f"[yellow]warning[/]  {escape(warning)}")
+
+
 def show_candidates(outcome: Mapping[str, Any]) -> None:
     """One row a candidate and seed, best on validation marked."""
     backbone = outcome["backbone"]
@@ -152,8 +164,30 @@ def show_candidates(outcome: Mapping[str, Any]) -> None:
     for row in outcome["candidates"]:
         table.add_row(*(escape(cell) for cell in describe_candidate(row)), style="bold" if row["selected"] else None)
     OUT.print(table)
+    _show_gains(outcome)
     if not backbone["trained"]:
         OUT.print(UNTRAINED)
+
+
+def _show_gains(outcome: Mapping[str, Any]) -> None:
+    """Whether each candidate beats the linear probe; and where intervals are not known, why."""
+    for text in list_gains(outcome["tuners"]):
+        OUT.print(escape(text))
+    if any(line["test"]["low"] is None for line in outcome["tuners"]):
+        OUT.print("[yellow]Intervals are not known: the test set has fewer than three groups.[/]")
+
+
+def list_gains(tuners: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence per candidate on its gain over the linear probe. tuners: lines of an outcome."""
+    if any("over_linear" not in line for line in tuners):  # an outcome of an older version
+        return []
+    if not any(line["kind"] == "linear" for line in tuners):
+        return ["No `linear` among the candidates: nothing says whether these are worth more than a linear probe."]
+    gains = [line["over_linear"]["text"] for line in tuners if line["over_linear"]]
+    solved = [line for line in tuners if line["kind"] == "linear" and len(line["seeds"]) > 1]
+    return gains + [
+        f"{line['tuner']} is solved, not trained: its {len(line['seeds'])} seeds are one head." for line in solved
+    ]
 
 
 def show_comparison(outcome: Mapping[str, Any]) -> None:
@@ -163,8 +197,9 @@ def show_comparison(outcome: Mapping[str, Any]) -> None:
     for line in outcome["tuners"]:
         seeds = " ".join(str(seed) for seed in line["seeds"])
         name, _, *rest = describe_candidate(line | {"seed": ""})
-        table.add_row(escape(name), seeds, *rest, style="bold" if line["selected"] else None)
+        table.add_row(escape(name), seeds, *map(escape, rest), style="bold" if line["selected"] else None)
     OUT.print(table)
+    _show_gains(outcome)
     classes = list(outcome["tuners"][0]["recalls"])
     recalls = _create_table("recall by class, test", ("tuner", *classes))
     for line in outcome["tuners"]:
@@ -214,7 +249,7 @@ def describe_candidate(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['trainable_params']:,}",
         f"{100 * row['share']:.3g} %",
         f"{row['val']:.3f}",
-        f"{test['value']:.3f} [{test['low']:.2f} {test['high']:.2f}]",
+        format_score(test),
         f"{row['seconds']:.1f}",
         format_bytes(row["adapter_bytes"]),
     )
@@ -337,7 +372,7 @@ def describe_difference(named: Mapping[str, Any]) -> str:
 def show_records(outcome: Mapping[str, Any]) -> None:
     """The verdict, if one was just given, and the ledger."""
     if outcome.get("verdict"):
-        OUT.print(f"[bold {COLOUR[outcome['verdict']]}]{outcome['verdict']}[/]  {escape(outcome['reason'])}")
+        _show_verdict(outcome)
     table = Table(header_style="bold")
     for head in ("#", "when (UTC)", "who", "what", "from", "to", "why"):
         table.add_column(head, no_wrap=head == "when (UTC)")
@@ -475,18 +510,20 @@ def _describe_domain(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         escape(row["domain"]),
         f"{escape(name)}\n{row['files']:,} files",
-        who if champion is None else f"{who}\n{_format_score(row['champion_score'])}{back}",
+        who
+        if champion is None
+        else f"{who}\n{'-' if row['champion_score'] is None else escape(format_score(row['champion_score']))}{back}",
         _format_drift(row["drift"]),
         f"{verdict}{_format_run(row)}",
         _format_when(row["next_run"]),
     )
 
 
-def _format_score(score: Mapping[str, float] | None) -> str:
-    if score is None:
-        return "-"
-    interval = f" [{score['low']:.2f} {score['high']:.2f}]" if "low" in score else ""
-    return escape(f"{score['value']:.3f}{interval}")
+def format_score(score: Mapping[str, Any]) -> str:
+    """`0.912 [0.85 0.96]`, or `0.912 not known` where no interval is."""
+    if score.get("low") is None:
+        return f"{score['value']:.3f} not known"
+    return f"{score['value']:.3f} [{score['low']:.2f} {score['high']:.2f}]"
 
 
 def _format_drift(drift: Mapping[str, Any] | None) -> str:

@@ -61,7 +61,7 @@ def follow_epochs(name: str, epochs: int, show: Show) -> Iterator[None]:
     def hear(event: Event) -> None:
         if event["event"] == "training-epoch" and event["name"] == name:
             left = pace.left(event["epoch"], "resumed" in event)
-            show(event["epoch"] / epochs, describe_epoch(event, epochs, left))
+            show(1.0 if "strength" in event else event["epoch"] / epochs, describe_epoch(event, epochs, left))
 
     with listening(hear):
         yield
@@ -69,6 +69,8 @@ def follow_epochs(name: str, epochs: int, show: Show) -> Iterator[None]:
 
 def describe_epoch(event: Event, epochs: int, left: float | None) -> str:
     score = f"val {event['val/balanced_accuracy']:.3f}"
+    if "strength" in event:
+        return f"solved, {score}"
     return f"epoch {event['epoch']:.0f} of {epochs}, {score}, {format_left(left)}"
 
 

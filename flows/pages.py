@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from components.files import write_whole
-from components.notes import DATA, without_html
-from flows.console import HEADS, describe_candidate, render_search
+from components.notes import DATA, name_verdict, without_html
+from flows.console import HEADS, describe_candidate, list_gains, render_search
 from flows.plan import Plan
 
 UNTRAINED = "The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods."
@@ -43,20 +43,23 @@ def render_markdown(outcome: Mapping[str, Any]) -> str:
     """The verdict and its reasons, and the candidates' table."""
     rows = [" | ".join(HEADS), " | ".join("---" for _ in HEADS)]
     rows += [" | ".join(cell.strip() for cell in describe_candidate(row)) for row in outcome["candidates"]]
+    gains = [f"- {text}" for text in list_gains(outcome["tuners"])]
     searches = [f"- {line['tuner']}: {render_search(line)}" for line in outcome["tuners"] if line["search"]]
     warning = [] if outcome["backbone"]["trained"] else [f"> {UNTRAINED}", ""]
     data = f"Data version `{outcome['data_version']}`."
-    parts = [render_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *searches, "", data]
+    parts = [render_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *gains, *searches, "", data]
     return without_html("\n".join(parts))
 
 
 def render_verdict(outcome: Mapping[str, Any]) -> str:
     """What a version came to, why, and who is champion now."""
-    findings = [f"- **{f['gate']}** {f['verdict']}: {f['reason']}" for f in outcome["findings"]]
+    findings = [f"- **{f['gate']}** {name_verdict(f['verdict'])}: {f['reason']}" for f in outcome["findings"]]
+    warnings = [line for warning in outcome["warnings"] for line in (f"> Warning: {warning}", "")]
     head = f"# {outcome['domain']} version {outcome['challenger_version']}: {outcome['verdict']}"
     champion = outcome["champion_version"]
     told = f"Champion now: {f'version {champion}' if champion else 'none yet'}."
-    return without_html("\n".join([head, "", outcome["reason"], "", told, "", "## Gates", "", *findings]))
+    parts = [head, "", outcome["reason"], "", *warnings, told, "", "## Gates", "", *findings]
+    return without_html("\n".join(parts))
 
 
 def render_validation(plan: Plan) -> str:
@@ -91,17 +94,26 @@ def render_html(plan: Plan, outcome: Mapping[str, Any], picture: Path) -> str:
     title = html.escape(domain.title or domain.name)
     verdict = outcome["verdict"]
     warning = "" if outcome["backbone"]["trained"] else f'<p class="warning">{UNTRAINED}</p>'
+    told = f"<p>{html.escape(outcome['reason'])}</p>{render_warnings(outcome)}"
     findings = "".join(
-        f"<dt><b>{html.escape(f['gate'])}</b> {f['verdict']}</dt><dd>{html.escape(f['reason'])}</dd>"
+        f"<dt><b>{html.escape(f['gate'])}</b> {name_verdict(f['verdict'])}</dt><dd>{html.escape(f['reason'])}</dd>"
         for f in outcome["findings"]
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}: {verdict}</title><style>{STYLE}</style>'
         f"<h1>{title}</h1><p>{html.escape(domain.description)}</p>{warning}"
-        f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p><p>{html.escape(outcome["reason"])}</p>'
-        f"<h2>Candidates</h2>{_render_table(outcome)}{_render_picture(picture)}{_render_searches(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
+        f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p>{told}'
+        f"<h2>Candidates</h2>{_render_table(outcome)}{_render_gains(outcome)}{_render_picture(picture)}{_render_searches(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
         f"<h2>Lineage</h2><dl>{_render_lineage(plan, outcome)}</dl></html>"
     )
+
+
+def render_warnings(outcome: Mapping[str, Any]) -> str:
+    return "".join(f'<p class="warning">{html.escape(warning)}</p>' for warning in outcome["warnings"])
+
+
+def _render_gains(outcome: Mapping[str, Any]) -> str:
+    return "".join(f"<p>{html.escape(text)}</p>" for text in list_gains(outcome["tuners"]))
 
 
 def _render_table(outcome: Mapping[str, Any]) -> str:
@@ -128,10 +140,12 @@ def _render_searches(outcome: Mapping[str, Any]) -> str:
     return f"<h2>Searches</h2><dl>{items}</dl>" if items else ""
 
 
-def _render_bar(test: Mapping[str, float]) -> str:
-    """The interval on the scale from 0 to 1, the score as a tick."""
-    low, width = 100 * test["low"], 100 * (test["high"] - test["low"])
+def _render_bar(test: Mapping[str, Any]) -> str:
+    """The interval, where it is known, on the scale from 0 to 1, and the score as a tick."""
     score = f'<b style="left:{100 * test["value"]:.1f}%"></b>'
+    if test["low"] is None:
+        return f'<span class="bar">{score}</span>'
+    low, width = 100 * test["low"], 100 * (test["high"] - test["low"])
     return f'<span class="bar"><i style="left:{low:.1f}%;width:{width:.1f}%"></i>{score}</span>'
 
 

@@ -105,7 +105,7 @@ def _require_approval(name: str, number: int | None, approval: Approval, asked: 
 
 
 def _describe(domain: str, challenger: int, decision: dict[str, Any]) -> dict[str, Any]:
-    told = {key: decision[key] for key in ("verdict", "reason", "findings")}
+    told = {key: decision[key] for key in ("verdict", "reason", "findings", "warnings")}
     return describe_history(domain) | told | {"challenger_version": challenger}
 
 

@@ -101,6 +101,7 @@ def _train_and_promote(
         "verdict": decision["verdict"],
         "reason": decision["reason"],
         "findings": decision["findings"],
+        "warnings": decision["warnings"],
         "champion_version": champion,
         "challenger_version": version,
         "fingerprint": plan.fingerprint,

@@ -6,6 +6,7 @@ TEXT: dict[str, Any] = {"type": "string"}
 TEXTS: dict[str, Any] = {"type": "array", "items": TEXT}
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 SHARE: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": 1}
+END: dict[str, Any] = {"type": ["number", "null"], "minimum": -1, "maximum": 1}  # null: not known
 VERSION: dict[str, Any] = {"type": ["integer", "null"], "minimum": 1}
 BOX: dict[str, Any] = {"type": ["array", "null"], "items": {"type": "integer"}, "minItems": 4, "maxItems": 4}
 VERDICT: dict[str, Any] = {"enum": ["PROMOTE", "HOLD", "REJECT"]}
@@ -26,7 +27,8 @@ CANDIDATES = rows(
     tuner=TEXT,
     seed={"type": "integer"},
     val=SHARE,
-    test=record(value=SHARE, low=SHARE, high=SHARE),
+    test=record(value=SHARE, low=END, high=END, groups=COUNT),
+    calibration=TEXT,
     trainable_params=COUNT,
     head_params=COUNT,
     share={"type": "number", "minimum": 0},
@@ -41,7 +43,13 @@ TUNERS = rows(
     selected={"type": "boolean"},
     seeds={"type": "array", "items": {"type": "integer"}},
     val=SHARE,
-    test=record(value=SHARE, low=SHARE, high=SHARE, seeds={"type": "array", "items": SHARE}),
+    test=record(value=SHARE, low=END, high=END, groups=COUNT, seeds={"type": "array", "items": SHARE}),
+    over_linear={
+        "anyOf": [
+            {"type": "null"},
+            record(value={"type": "number"}, low=END, high=END, groups=COUNT, baseline=TEXT, text=TEXT),
+        ]
+    },
     recalls={"type": "object", "additionalProperties": SHARE},
     seconds={"type": "number", "minimum": 0},
     trainable_params=COUNT,
@@ -81,6 +89,7 @@ RETRAIN = record(
     data_version=MD5,
     verdict=VERDICT,
     reason=TEXT,
+    warnings={"type": "array", "items": TEXT},
     champion_version=VERSION,
     candidates=CANDIDATES,
     tuners=TUNERS,
@@ -144,7 +153,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "checkout": record(domain=TEXT, raw=TEXT, version=NAMED),
     "retrain": RETRAIN,
     "compare": {**RETRAIN, "required": [*RETRAIN["required"], "picture"]},
-    "promote": record(domain=TEXT, verdict=VERDICT, reason=TEXT, champion_version=VERSION, records=RECORDS),
+    "promote": record(
+        domain=TEXT, verdict=VERDICT, reason=TEXT, warnings={"type": "array"}, champion_version=VERSION, records=RECORDS
+    ),
     "rollback": record(domain=TEXT, champion_version=VERSION, records=RECORDS),
     "history": record(domain=TEXT, champion_version=VERSION, records=RECORDS),
     "ledger verify": record(domain=TEXT, records=COUNT, problems=TEXTS, notes=TEXTS),

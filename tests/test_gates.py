@@ -295,6 +295,88 @@ def test_a_leak_bad_data_and_a_gap_in_the_lineage_are_rejected() -> None:
     assert (gap.verdict, gap.reason) == ("REJECT", "It cannot be traced: run_id unknown.")
 
 
+@pytest.mark.parametrize(("limit", "verdict"), [(0.09, "REJECT"), (0.12, "PROMOTE")])
+def test_the_limit_of_costs_is_for_the_estimate(limit: float, verdict: str) -> None:
+    """Both limits lie within the interval, on either side of the estimate."""
+    found = finding(decide(context(spoil(0.1), costs={"*": {"dark": 1}}, max_cost=limit)), "costs")
+    low, value, high = (float(found.evidence[end]) for end in ("low", "value", "high"))
+    assert low < 0.09 < value < 0.12 < high
+    assert found.verdict == verdict
+
+
+def test_other_groups_are_refused() -> None:
+    one = context(spoil(0.05), spoil(0.3))
+    assert one.champion is not None
+    regrouped = one.champion.with_columns(group=pl.lit("lot00"))
+    with pytest.raises(PromotionError, match=r"labels and groups as the challenger; found 240 rows, of which 4 agree"):
+        decide(replace(one, champion=regrouped))
+
+
+def regroup(one: Context, number: int) -> Context:
+    """The same answers, of so many groups."""
+    names = pl.Series("group", [f"lot{k * number // 240}" for k in range(240)])
+    rival = None if one.champion is None else one.champion.with_columns(names)
+    return replace(one, challenger=one.challenger.with_columns(names), champion=rival)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.6])
+def test_nothing_passes_by_luck_on_one_or_two_groups(share: float, number: int) -> None:
+    """However well it does: the gates hold and say what is missing."""
+    costs = {"*": {"dark": 20}}
+    first = decide(regroup(context(spoil(share)), number))
+    assert (first.verdict, finding(first, "floor").verdict, first.more_groups) == ("HOLD", "HOLD", 3 - number)
+    assert f"interval not known, {number} group" in first.reason
+    assert f"label {3 - number} more" in first.reason
+    second = decide(
+        regroup(context(spoil(share), spoil(0.3, seed=2), costs=costs, use=("improvement", "costs")), number)
+    )
+    assert [found.verdict for found in second.findings] == ["HOLD", "HOLD"]
+    assert "low" not in finding(second, "improvement").evidence
+    assert finding(second, "improvement").evidence["interval"] == f"not known ({number} group{'s' * (number > 1)})"
+    json.dumps(second.model_dump(mode="json"), allow_nan=False)
+    assert decide(regroup(context(spoil(0.0)), 3)).verdict != "HOLD"
+
+
+def test_a_slice_of_few_groups_is_named_and_does_not_hold() -> None:
+    challenger = list(TRUTH)
+    for k in range(0, 8, 2):
+        challenger[k] = CLASSES[(k + 1) % 3]
+    sites = pl.Series("site", ["tiny" if k < 8 else name for k, name in enumerate(SITES)])
+    ours, theirs = (frame(rows).with_columns(sites) for rows in (challenger, spoil(0.3, rows=range(8, 240))))
+    found = finding(decide(Context(create_domain(), ours, theirs, 1, **FACTS)), "slices")
+    assert found.verdict == "PROMOTE"
+    assert "on too few groups to know more: site=tiny -50.0 points (interval not known, 2 groups)" in found.reason
+    assert "To watch" not in found.reason
+
+
+def test_a_class_at_chance_is_named() -> None:
+    """In the reason, and with its numbers in a warning; the others are not."""
+    guesses = [CLASSES[k % 2] if name == "red" else name for k, name in enumerate(TRUTH)]  # never right
+    decision = decide(context(guesses))
+    assert decision.verdict == "PROMOTE"
+    assert decision.reason.endswith("Not surely better than guessing: red.")
+    (warning,) = decision.warnings
+    assert warning.startswith("Class red: recall 0.0 % (between 0.0 % and ")
+    assert warning.endswith("on 80 test images, not surely better than guessing among 3, 33.3 %.")
+    assert decide(context(spoil(0.1))).warnings == ()
+
+
+def test_a_class_of_few_groups_or_none_is_named() -> None:
+    one = context(spoil(0.0))
+    few = one.challenger.filter((pl.col("label") != "red") | (pl.col("group") < "lot02"))
+    decision = decide(replace(one, challenger=few))
+    assert decision.warnings == (
+        "Class red: recall 100.0 % (interval not known, 2 groups) on 2 test images, too few groups to know whether "
+        "that is better than guessing.",
+    )
+    assert "guessing: red" not in decision.reason
+    wrong = few.with_columns(predicted=pl.when(pl.col("label") == "red").then(pl.lit("dark")).otherwise("predicted"))
+    assert decide(replace(one, challenger=wrong)).reason.endswith("Not surely better than guessing: red.")
+    none = one.challenger.filter(pl.col("label") != "red")
+    assert decide(replace(one, challenger=none)).warnings == ("Class red: no test image, so nothing is known of it.",)
+
+
 def test_a_person_must_agree_where_the_domain_asks() -> None:
     one = context(spoil(0.0), approval=True, use=("floor",))
     held = decide(one)

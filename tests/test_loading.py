@@ -49,3 +49,16 @@ def test_no_thread_outlives_a_loop_that_was_left_early() -> None:
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
     assert len(made) <= 4 * (1 + AHEAD)
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(7, [7] * 5), (8, [8] * 5), (39, [39]), (64, [40])])
+def test_a_last_partial_batch_is_never_trained_on(batch: int, steps: list[int]) -> None:
+    """Unless there is no other; and what it would hold changes from epoch to epoch."""
+    samples = _samples("none")
+    order = StepOrder(samples, batch, 0)
+    assert [len(step) for step in order] == steps
+    assert len(order) == len(steps)
+    seen = set()
+    for samples.epoch in range(6):
+        seen |= {index for step in order for index in step}
+    assert seen == set(range(40))

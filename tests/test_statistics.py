@@ -10,6 +10,7 @@ from components.promotion.statistics import (
     Interval,
     balanced_accuracy,
     bootstrap_difference,
+    bootstrap_mean,
     bootstrap_score,
     correct_confidence,
     count_discordant,
@@ -193,10 +194,37 @@ def test_few_perfect_groups_prove_little() -> None:
     labels = np.array([0, 1, 0, 1])
     three = bootstrap_score(labels, labels, np.array([1, 2, 3, 3]), 2)
     assert three == Interval(1.0, pytest.approx(0.025 ** (1 / 3)), 1.0)
-    one = bootstrap_score(labels, labels, np.zeros(4), 2)
-    assert one.low < 0.05
     many = bootstrap_score(np.arange(400) % 2, np.arange(400) % 2, np.arange(400), 2)
+    assert many.low is not None
     assert many.low > 0.99
+
+
+@pytest.mark.parametrize("right", [True, False], ids=["unanimous", "mixed"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_one_or_two_groups_have_no_interval(number: int, right: bool) -> None:
+    """Neither those that agree nor those that do not; and what is not known is surely nothing."""
+    labels, groups = np.array([0, 1, 0, 1, 0, 1]), np.arange(6) // (6 // number)
+    answers = labels if right else np.array([0, 1, 1, 1, 0, 0])
+    wrong = 1 - labels
+    found = [
+        bootstrap_score(labels, answers, groups, 2),
+        bootstrap_difference(labels, answers, wrong, groups, 2),
+        bootstrap_mean((answers == labels).astype(float), groups, (0.0, 1.0)),
+    ]
+    for interval in found:
+        assert (interval.low, interval.high, interval.groups) == (None, None, number)
+        assert interval.value > 0
+        assert not interval.is_above(-2)
+        assert not interval.is_below(2)
+        assert widen(interval, 0.95, 0.99, number, (-1.0, 1.0)) is interval
+        assert groups_to_decide(interval, number) == statistics.FEWEST_GROUPS - number
+    three = bootstrap_score(labels, answers, np.array([0, 0, 1, 1, 2, 2]), 2)
+    assert three.low is not None
+
+
+def test_the_interval_widens_with_one_degree_of_freedom_less_than_groups() -> None:
+    assert widening(0.95, 0.99, 3) == pytest.approx(9.92484 / 4.30265, rel=1e-5)  # Student's t with 2, from a table
+    assert widening(0.95, 0.99, 31) == pytest.approx(2.75000 / 2.04227, rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:

@@ -25,6 +25,7 @@ from components.training.evaluate import Engine, extract_features, predict_proba
 from components.training.fit import Loop, Recipe, Stopped, balance_classes, create_optimizer, fit, identify, scale_rate
 from components.training.metrics import (
     apply_temperature,
+    calibrate,
     expected_calibration_error,
     fit_temperature,
     score_predictions,
@@ -311,3 +312,66 @@ def test_a_few_images_that_are_all_right_make_nothing_certain() -> None:
     targets = np.arange(12) % 2
     probabilities = np.where(np.eye(2)[targets] == 1, 0.9, 0.1)
     assert 0.3 < fit_temperature(targets, probabilities) < 1
+
+
+def _overconfident(
+    groups: int, size: int, sharp: float, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Answers `sharp` times as sure as they should be."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(groups * size, 3))
+    honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    targets = (honest.cumsum(axis=1) < rng.random((groups * size, 1))).sum(axis=1)
+    return targets, apply_temperature(honest, 1 / sharp)
+
+
+def test_calibration_is_kept_where_it_helps_other_groups() -> None:
+    targets, sure = _overconfident(12, 30, 3)
+    found = calibrate(targets, sure, np.arange(360) // 30)
+    assert found.temperature == fit_temperature(targets, sure) > 2
+    assert found.reason.startswith("temperature 2.") or found.reason.startswith("temperature 3.")
+    assert "(12 groups)" in found.reason
+
+
+def test_calibration_is_dropped_where_it_helps_only_the_groups_it_was_fitted_on() -> None:
+    """One group of many images is too sure, five of one image each are not: by image it would be kept."""
+    targets, sure = _overconfident(1, 200, 6)
+    few = np.full((5, 3), 0.01) + 0.97 * np.eye(3)[[0, 1, 2, 0, 1]]
+    labels, chances = np.append(targets, [0, 1, 2, 0, 1]), np.concatenate([sure, few])
+    groups = np.append(np.zeros(200, int), np.arange(1, 6))
+    assert fit_temperature(labels, chances) > 3
+    found = calibrate(labels, chances, groups)
+    assert found.temperature == 1
+    assert found.reason.startswith("not calibrated, for a temperature of")
+    assert "(6 groups)" in found.reason
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_calibration_needs_three_groups(groups: int) -> None:
+    targets, sure = _overconfident(groups, 100, 3)
+    found = calibrate(targets, sure, np.arange(100 * groups) // 100)
+    assert found.temperature == 1
+    assert found.reason.startswith(f"not calibrated: validation has {groups} group")
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    """To a norm of 1 over all that learns, as a single huge weight of a class would make them explode."""
+    (tuner,) = create_tuners([{"kind": "vpt"}])
+    network = create_network(create_backbone(), tuner, len(CLASSES), 0).train()
+    with torch.no_grad():
+        network.head.weight.mul_(1000)
+    recipe = Recipe(tuner, Training(epochs=1, batch_size=24), CLASSES, 0)
+    loop = Loop(network, _samples(None), _samples(None), recipe, create_engine(torch.float32), tmp_path / "c", bool)
+    loop.take_step(*next(iter(loop.loader)))
+    norm = torch.cat([p.grad.flatten() for p in network.trainable_parameters().values() if p.grad is not None]).norm()
+    assert float(norm) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_tie_on_validation_goes_to_the_lower_loss() -> None:
+    progress, weight = Progress(), torch.zeros(1)
+    for epoch, (score, loss) in enumerate([(0.7, 0.1), (0.8, 0.5), (0.8, 0.4), (0.8, 0.45)], 1):
+        weight.fill_(epoch)
+        progress.epoch = epoch
+        progress.history.append({"val/balanced_accuracy": score, "val/loss": loss})
+        progress.keep_if_best({"w": weight})
+    assert (progress.best_epoch, progress.best["w"].item()) == (3, 3)

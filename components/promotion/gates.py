@@ -1,12 +1,14 @@
 """When may a challenger become champion? Each gate is one function of the evidence; the strictest word wins.
 
-    floor        REJECT unless surely at the floor or above (better than guessing, where none is set)
+    floor        REJECT unless surely at the floor or above (better than guessing, where none is set); HOLD where the
+                 test set has so few groups that nothing is sure
     improvement  PROMOTE a first champion or where surely better than the champion, REJECT where surely worse;
                  else HOLD, and how many further test groups would decide. Looks at one test set are counted and
                  the level corrected for them
     slices       REJECT where a slice (a class, or what a column of the manifest says) is surely worse by more than the
                  margin; HOLD where it is surely worse and its estimate is beyond the margin
-    costs        REJECT where mistakes cost surely more than the champion's or, at the estimate, than the limit
+    costs        REJECT where mistakes cost surely more than the champion's or, at the estimate, than the limit; HOLD
+                 where too few groups are there to know the former
     calibration  REJECT a calibration error over the limit
     latency, memory, size   REJECT what is over the limit, one image at a time on the device that judges
     data         REJECT where validation of the images said no
@@ -14,8 +16,10 @@
     lineage      REJECT what cannot be traced to its data, split, backbone, code and settings
     approval     HOLD until a person agrees, where the domain asks for it
 
-"Surely" means that the whole confidence interval agrees (`gates.confidence` of the domain). A gate that has nothing
-to say returns None; `gates.use` of the domain picks some. To add one, write a function and its row in GATES.
+"Surely" means that the whole confidence interval agrees (`gates.confidence` of the domain). Of one or two groups there
+is no interval, and nothing is sure. A class that is not surely recognised better than by guessing is a warning. A gate
+that has nothing to say returns None; `gates.use` of the domain picks some. To add one, write a function and its row in
+GATES.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,6 +33,7 @@ from numpy.typing import NDArray
 from components.domain import Domain, Strict
 from components.errors import DomainError, PromotionError
 from components.promotion.statistics import (
+    FEWEST_GROUPS,
     WORN_OUT,
     Interval,
     Ints,
@@ -37,6 +42,7 @@ from components.promotion.statistics import (
     bootstrap_score,
     correct_confidence,
     count_discordant,
+    count_groups,
     groups_to_decide,
     mcnemar,
     widen,
@@ -61,12 +67,16 @@ class Finding(Strict):
 
 
 class Decision(Strict):
-    """The verdict over all gates; more_groups is how many further test groups would decide a HOLD, where known."""
+    """The verdict over all gates; more_groups is how many further test groups would decide a HOLD, where known.
+
+    warnings: classes that are not surely recognised better than by guessing.
+    """
 
     verdict: Verdict
     reason: str
     findings: tuple[Finding, ...]
     more_groups: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,16 +110,17 @@ def check_floor(context: Context) -> Finding | None:
     floor = domain.gates.floor
     score = score_frame(frame, domain)
     need = chance if floor is None else floor
-    passed = score.low > chance if floor is None else score.low >= floor
+    verdict: Verdict = "HOLD"
+    if score.low is not None:
+        verdict = "PROMOTE" if (score.low > chance if floor is None else score.low >= floor) else "REJECT"
     goal = f"guessing among {len(domain.classes)} classes, {_points(chance)}" if floor is None else f"the floor {floor}"
-    groups = frame["group"].n_unique()
-    verb = "is surely above" if passed else "is not surely above"
-    reason = (
-        f"On {frame.height} test images of {_count(groups, 'group')} the balanced accuracy {_show(score)} "
-        f"{verb} {goal}."
-    )
-    evidence = _evidence(score) | {"floor": need, "images": float(frame.height), "groups": float(groups)}
-    return Finding(gate="floor", verdict="PROMOTE" if passed else "REJECT", reason=reason, evidence=evidence)
+    verb = "is surely above" if verdict == "PROMOTE" else "is not surely above"
+    images = f"{frame.height} test images of {count_groups(score.groups)}"
+    reason = f"On {images} the balanced accuracy {_show(score)} {verb} {goal}."
+    more = {} if score.low is not None else {"more_groups": float(FEWEST_GROUPS - score.groups)}
+    reason += f" {_ask_for_groups(score)}" if more else ""
+    evidence = _evidence(score) | {"floor": need, "images": float(frame.height), "groups": float(score.groups)} | more
+    return Finding(gate="floor", verdict=verdict, reason=reason, evidence=evidence)
 
 
 def check_improvement(context: Context) -> Finding | None:
@@ -122,10 +133,10 @@ def check_improvement(context: Context) -> Finding | None:
     evidence |= {"looks": context.looks, "confidence": level} | _count_changes(context, context.champion)
     told = f"Against the champion the balanced accuracy changes by {_show(effect, signed=True)}"
     worn = f" {_explain_wear(context, level)}" if wear >= WORN_OUT else ""
-    if effect.low > 0:
+    if effect.is_above(0):
         reason = f"{told}: surely better.{worn}"
         return Finding(gate="improvement", verdict="PROMOTE", reason=reason, evidence=evidence)
-    if effect.high < 0:
+    if effect.is_below(0):
         return Finding(gate="improvement", verdict="REJECT", reason=f"{told}: surely worse.{worn}", evidence=evidence)
     more = groups_to_decide(effect, groups)
     if more is None:
@@ -133,6 +144,7 @@ def check_improvement(context: Context) -> Finding | None:
     else:
         evidence = evidence | {"more_groups": float(more)}
         advice = f"Were it real, about {_count(more, 'further test group')} would show it."
+        advice = _ask_for_groups(effect) if effect.low is None else advice
     return Finding(gate="improvement", verdict="HOLD", reason=f"{told}: undecided. {advice}{worn}", evidence=evidence)
 
 
@@ -172,8 +184,15 @@ def check_slices(context: Context) -> Finding | None:
     verdicts = {name: _judge_slice(effect, margin) for name, effect in effects.items()}
     verdict: Verdict = min(verdicts.values(), key=STRICTEST.index)
     blamed = [name for name in effects if verdicts[name] == verdict]
-    watched = [name for name in effects if verdicts[name] == "PROMOTE" and effects[name].value < -margin]
+    watched = [
+        name
+        for name, effect in effects.items()
+        if verdicts[name] == "PROMOTE" and effect.value < -margin and effect.low is not None
+    ]
+    unknown = [name for name, effect in effects.items() if effect.low is None and effect.value < -margin]
     sentences = [_explain_slices(verdict, blamed, effects, margin)]
+    if unknown:
+        sentences.append(f"Beyond the margin, on too few groups to know more: {_list_effects(unknown, effects)}.")
     if watched:
         sentences.append(f"To watch, beyond the margin but within chance: {_list_effects(watched, effects)}.")
     evidence = {f"{name}/{end}": value for name, effect in effects.items() for end, value in _evidence(effect).items()}
@@ -189,9 +208,9 @@ def check_costs(context: Context) -> Finding | None:
     ours = _count_costs(context.challenger, domain)
     groups = context.challenger.sort("id")["group"].to_numpy()
     mean = bootstrap_mean(ours, groups, (0.0, most), gates.confidence)
-    reason = (
-        f"Mistakes cost {mean.value:.3g} an image (between {mean.low:.3g} and {mean.high:.3g}), a plain one being 1."
-    )
+    told = f"not known, {count_groups(mean.groups)}"
+    told = told if mean.low is None else f"between {mean.low:.3g} and {mean.high:.3g}"
+    reason = f"Mistakes cost {mean.value:.3g} an image ({told}), a plain one being 1."
     evidence = _evidence(mean)
     verdict: Verdict = "PROMOTE"
     if gates.max_cost is not None:
@@ -202,10 +221,20 @@ def check_costs(context: Context) -> Finding | None:
         differences = ours - _count_costs(context.champion, domain)
         change = bootstrap_mean(differences, groups, (-most, most), gates.confidence)
         evidence |= {f"change/{end}": value for end, value in _evidence(change).items()}
-        surely = "surely more" if change.low > 0 else "surely less" if change.high < 0 else "not surely another amount"
-        reason += f" Against the champion {change.value:+.3g} ({change.low:+.3g} to {change.high:+.3g}): {surely}."
-        verdict = "REJECT" if change.low > 0 else verdict
+        compared, sentence = _judge_costs(change)
+        reason += f" Against the champion {sentence}"
+        verdict = min(verdict, compared, key=STRICTEST.index)
     return Finding(gate="costs", verdict=verdict, reason=reason, evidence=evidence)
+
+
+def _judge_costs(change: Interval) -> tuple[Verdict, str]:
+    """change: of the cost of an image."""
+    if change.low is None:
+        return "HOLD", f"{change.value:+.3g}: undecided. {_ask_for_groups(change)}"
+    told = f"{change.value:+.3g} ({change.low:+.3g} to {change.high:+.3g})"
+    if change.is_above(0):
+        return "REJECT", f"{told}: surely more."
+    return "PROMOTE", f"{told}: {'surely less' if change.is_below(0) else 'not surely another amount'}."
 
 
 def _count_costs(frame: pl.DataFrame, domain: Domain) -> NDArray[np.float64]:
@@ -344,13 +373,41 @@ def decide(context: Context) -> Decision:
     decisive = [finding for finding in findings if finding.verdict == verdict]
     told = [finding for finding in decisive if verdict != "PROMOTE" or finding.gate not in TAKEN_FOR_GRANTED]
     reason = " ".join(finding.reason for finding in told)
+    warnings, at_chance = warn_of_classes(context.challenger, context.domain)
+    if at_chance:
+        reason += f" Not surely better than guessing: {', '.join(at_chance)}."
     if context.approved and verdict != "PROMOTE":
         reason += f" Approved by {context.approved}, in vain."
     if not context.trained:
         reason += " The backbone carries random weights, so this tries the machinery and says nothing about the method."
     more = [finding.evidence["more_groups"] for finding in decisive if "more_groups" in finding.evidence]
     more_groups = int(more[0]) if more and verdict == "HOLD" else None
-    return Decision(verdict=verdict, reason=reason, findings=findings, more_groups=more_groups)
+    return Decision(verdict=verdict, reason=reason, findings=findings, more_groups=more_groups, warnings=warnings)
+
+
+def warn_of_classes(frame: pl.DataFrame, domain: Domain) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A sentence for each class whose recall is not surely above that of guessing, and the names of those at chance.
+
+    A class of which too few groups are there to know is at chance only where its recall is. frame: predictions of one
+    split.
+    """
+    chance, sentences, at_chance = 1 / len(domain.classes), [], []
+    for name in domain.classes:
+        rows = frame.filter(pl.col("label") == name)
+        if rows.is_empty():
+            sentences.append(f"Class {name}: no test image, so nothing is known of it.")
+            continue
+        recall = score_frame(rows, domain)
+        if recall.is_above(chance):
+            continue
+        told = f"Class {name}: recall {_show(recall)} on {_count(rows.height, 'test image')}"
+        if recall.low is None:
+            sentences.append(f"{told}, too few groups to know whether that is better than guessing.")
+        else:
+            sentences.append(f"{told}, not surely better than guessing among {len(domain.classes)}, {_points(chance)}.")
+        if recall.low is not None or recall.value <= chance:
+            at_chance.append(name)
+    return tuple(sentences), tuple(at_chance)
 
 
 def require_gates(domain: Domain, where: str) -> None:
@@ -404,9 +461,9 @@ def _compare_slices(context: Context, champion: pl.DataFrame) -> dict[str, Inter
 
 
 def _judge_slice(effect: Interval, margin: float) -> Verdict:
-    if effect.high < -margin:
+    if effect.is_below(-margin):
         return "REJECT"
-    return "HOLD" if effect.value < -margin and effect.high < 0 else "PROMOTE"
+    return "HOLD" if effect.value < -margin and effect.is_below(0) else "PROMOTE"
 
 
 def _explain_slices(verdict: Verdict, blamed: list[str], effects: dict[str, Interval], margin: float) -> str:
@@ -452,7 +509,18 @@ def _encode(names: pl.Series, domain: Domain) -> Ints:
 
 
 def _evidence(interval: Interval) -> dict[str, float | str]:
+    if interval.low is None or interval.high is None:
+        return {"value": interval.value, "interval": f"not known ({count_groups(interval.groups)})"}
     return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _ask_for_groups(interval: Interval) -> str:
+    """What to do about an interval that is not known."""
+    lack = FEWEST_GROUPS - interval.groups
+    return (
+        f"An interval needs {FEWEST_GROUPS} test groups at least and there {'is' if interval.groups == 1 else 'are'} "
+        f"{interval.groups}: label {lack} more, or declare the groups in domain.yaml if these are not all."
+    )
 
 
 def _points(share: float, signed: bool = False) -> str:
@@ -461,8 +529,10 @@ def _points(share: float, signed: bool = False) -> str:
 
 
 def _show(interval: Interval, signed: bool = False) -> str:
-    shown = [_points(end, signed) for end in (interval.value, interval.low, interval.high)]
-    return f"{shown[0]} (between {shown[1]} and {shown[2]})"
+    value = _points(interval.value, signed)
+    if interval.low is None or interval.high is None:
+        return f"{value} (interval not known, {count_groups(interval.groups)})"
+    return f"{value} (between {_points(interval.low, signed)} and {_points(interval.high, signed)})"
 
 
 def _list_effects(names: list[str], effects: dict[str, Interval]) -> str:

@@ -14,12 +14,15 @@ into a handful of rows.
 A test set that is looked at again and again promotes by luck at last. The k-th look is therefore taken at the level
 6 / (pi k)^2 of the first's, which over any number of looks adds up to no more than the level that was asked for.
 
+Of one or two groups nothing is known of how groups differ, so there is a score and no interval.
+
 Shapes: N images, G groups, C classes, R resamples.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,8 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+#: With fewer groups than these an interval is not known.
+FEWEST_GROUPS = 3
 #: Below this a difference is not worth one more labelled image: a fifth of a percentage point.
 PRACTICALLY_ZERO = 0.002
 #: Nobody collects a hundred times the test set; beyond it the honest answer is "never".
@@ -41,11 +46,31 @@ CHUNK = 4_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate with its confidence interval."""
+    """A point estimate with its confidence interval, both ends of which are None where it is not known.
+
+    groups: over how many it is. An interval that is not known is surely nothing: neither above a number nor below it.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    groups: int = field(default=0, compare=False)
+
+    def is_above(self, number: float) -> bool:
+        """Surely so: the whole interval lies above."""
+        return self.low is not None and self.low > number
+
+    def is_below(self, number: float) -> bool:
+        """Surely so: the whole interval lies below."""
+        return self.high is not None and self.high < number
+
+    def to_dict(self) -> dict[str, Any]:
+        """As outcomes and `--json` have it: value, low, high, groups."""
+        return {"value": self.value, "low": self.low, "high": self.high, "groups": self.groups}
+
+
+def count_groups(number: int) -> str:
+    return f"{number} group{'' if number == 1 else 's'}"
 
 
 def balanced_accuracy(labels: Ints, predicted: Ints, num_classes: int) -> float:
@@ -138,9 +163,11 @@ def widen(interval: Interval, confidence: float, corrected: float, groups: int, 
 
     Its own far quantiles would rest on a handful of resamples.
     """
+    if interval.low is None or interval.high is None:
+        return interval
     factor = widening(confidence, corrected, groups)
     low, high = (interval.value + factor * (end - interval.value) for end in (interval.low, interval.high))
-    return Interval(interval.value, max(low, reach[0]), min(high, reach[1]))
+    return replace(interval, low=max(low, reach[0]), high=min(high, reach[1]))
 
 
 def widening(confidence: float, corrected: float, groups: int) -> float:
@@ -155,8 +182,11 @@ def groups_to_decide(effect: Interval, groups: int) -> int | None:
     """Further test groups after which the interval would leave zero, should the effect stay what it is.
 
     The bootstrap's standard error shrinks with 1/sqrt(G). None when the effect is practically zero or
-    would need a hundred times the groups: more data of this kind will not decide it.
+    would need a hundred times the groups: more data of this kind will not decide it. An interval that is not known
+    needs FEWEST_GROUPS first.
     """
+    if effect.low is None or effect.high is None:
+        return max(1, FEWEST_GROUPS - groups)
     size = abs(effect.value)
     reach = effect.value - effect.low if effect.value > 0 else effect.high - effect.value
     if size < PRACTICALLY_ZERO:
@@ -203,11 +233,13 @@ def _interval(
     value: float, resampled: Floats, confidence: float, num_groups: int, reach: tuple[float, float]
 ) -> Interval:
     """Expanded percentile interval, never narrower than what groups that all agree can prove."""
+    if num_groups < FEWEST_GROUPS:
+        return Interval(value, None, None, num_groups)
     if np.ptp(resampled) < 1e-12:
         return _unanimous(value, confidence, num_groups, reach)
     tail = _expanded_tail((1 - confidence) / 2, num_groups)
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Interval(value, min(float(low), value), max(float(high), value))
+    return Interval(value, min(float(low), value), max(float(high), value), num_groups)
 
 
 def _unanimous(value: float, confidence: float, num_groups: int, reach: tuple[float, float]) -> Interval:
@@ -217,7 +249,8 @@ def _unanimous(value: float, confidence: float, num_groups: int, reach: tuple[fl
     worst possible way without one of them having been met.
     """
     unseen = 1 - ((1 - confidence) / 2) ** (1 / num_groups)
-    return Interval(value, value - unseen * (value - reach[0]), value + unseen * (reach[1] - value))
+    low, high = value - unseen * (value - reach[0]), value + unseen * (reach[1] - value)
+    return Interval(value, low, high, num_groups)
 
 
 def _expanded_tail(tail: float, num_groups: int) -> float:
