@@ -41,11 +41,14 @@ def find_faults(workspace: Workspace, name: str) -> tuple[str, ...]:
     try:
         trouble = registry.find_trouble(name)
         champion = None if trouble else registry.load_version(name, registry.CHAMPION)
+        kept = ledger.load_ledger(name)
     except PromotionError as error:
         return (str(error),)
-    if trouble is not None:
-        return (str(trouble),)
-    return () if champion is None else registry.find_damage(champion, workspace.adapters)
+    faults = [] if trouble is None else [str(trouble)]
+    if kept.deleted:
+        mend = f"`mlflow runs restore --run-id {kept.run_id}` brings it back."
+        faults.append(f"ledger of {name}: its run {kept.run_id} was deleted, so that nothing can be promoted. {mend}")
+    return (*faults, *(registry.find_damage(champion, workspace.adapters) if champion else ()))
 
 
 def restore(workspace: Workspace, name: str) -> dict[str, Any]:

@@ -559,6 +559,23 @@ def test_an_alias_without_any_record_serves_nothing(
         registry.require_champion("byhand")
 
 
+def test_what_was_deleted_in_mlflow_is_said(pictures: Result, workspace: Workspace) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    version = register(create_domain("deleted", "folders"), pictures)
+    registry.set_champion(workspace, "deleted", version.version, expected=None, reason="first")
+    client.delete_run(version.run_id)  # the version has its own copy of the adapter
+    path = next((workspace.root / "plain" / "raw").rglob("*.png"))
+    assert predict(workspace, "deleted", [path])["answered"] == 1
+    run_id = ledger.load_ledger("deleted").run_id
+    client.delete_run(run_id)
+    assert f"mlflow runs restore --run-id {run_id}" in " ".join(history.find_faults(workspace, "deleted"))
+    client.delete_registered_model("deleted")
+    with pytest.raises(PromotionError, match=f"deleted in MLflow, which cannot be undone.*{run_id}"):
+        predict(workspace, "deleted", [path])
+
+
 def test_an_image_in_memory_is_limited_as_well(pictures: Result) -> None:
     buffer = io.BytesIO()
     Image.effect_noise((400, 200), 50).save(buffer, "PNG")

@@ -190,6 +190,20 @@ def find_last_record(ledger: Ledger) -> Record | None:
     return next((record for record in _read_backwards(ledger) if record.action in MOVES), None)
 
 
+def find_lost_ledger(domain: str) -> str:
+    """The run that holds the records of a domain whose registered model was deleted; empty where there is none."""
+    import mlflow
+    from mlflow.entities import ViewType
+
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return ""
+    wanted = f"tags.`tessera.domain` = '{domain}'"
+    runs = client.search_runs([experiment.experiment_id], wanted, run_view_type=ViewType.ALL)
+    return next((str(run.info.run_id) for run in runs if run.data.params), "")
+
+
 def find_served(ledger: Ledger) -> set[int]:
     """Every version that was champion by a record, and the one that is by its alias."""
     moved = {record.to_version for record in _read_backwards(ledger) if record.action in MOVES}

@@ -44,6 +44,7 @@ from components.promotion.ledger import (
     find_binding,
     find_last_move,
     find_last_record,
+    find_lost_ledger,
     hash_text,
     is_sha256,
     load_ledger,
@@ -347,6 +348,13 @@ def find_trouble(domain: str) -> PromotionError | None:
     it gets the time.
     """
     ledger = load_ledger(domain)
+    if not ledger.run_id and (lost := find_lost_ledger(domain)):
+        return PromotionError(
+            f"champion of {domain}",
+            expected="the registered model whose moves a ledger records",
+            found=f"none: it was deleted in MLflow, which cannot be undone; the records are parameters of run {lost}",
+            mend=f"Train and promote one with `tessera retrain {domain}`, which begins a new ledger.",
+        )
     if ledger.champion != find_last_move(ledger):
         time.sleep(PATIENCE)
         ledger = load_ledger(domain)

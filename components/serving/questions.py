@@ -122,7 +122,7 @@ def find_pictures(paths: Sequence[Path]) -> Found:
     if found:
         raise found[0] if isinstance(found[0], DataError) else ValueError(found[0])
     raise DataError(
-        ", ".join(map(str, paths)) or "the question",
+        ", ".join(map(str, paths)) or "the images",
         expected=f"at least one picture ({', '.join(SUFFIXES)})",
         found=f"{len(ignored)} other files: {', '.join(list(ignored)[:3])}" if ignored else "none",
         mend="Name image files, or a folder that holds some.",
