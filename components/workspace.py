@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from components.errors import WorkspaceError
-from components.files import PRIVATE
+from components.files import PRIVATE, write_whole
 from components.processes import STARTER, identify
 
 #: Below this no run can end well: a database, a server's home and a few adapters are written.
@@ -118,7 +118,7 @@ class Workspace:
             raise describe_disk_trouble(self.root, error) from None
         require_writable(self.root)
         if not (ignore := self.state / ".gitignore").exists():  # whatever repository the workspace lies in
-            ignore.write_text("*\n")
+            write_whole(ignore, b"*\n")
         return notes
 
 

@@ -453,10 +453,9 @@ def history(
     """Who was champion, when and why."""
 
     def act(place: Any) -> Outcome:
-        from flows.history import describe_history, find_champion_at, open_registry
-        from flows.plan import load_checked_domain
+        from flows.history import describe_history, find_champion_at, open_registry, require_ledger
 
-        load_checked_domain(place, domain)
+        require_ledger(place, domain)
         open_registry(place, domain)
         return describe_history(domain) | ({} if at is None else find_champion_at(domain, at))
 
@@ -475,11 +474,10 @@ def verify_ledger(
     """Find records that were altered, removed or reordered, and a champion that no record explains."""
 
     def act(place: Any) -> Outcome:
-        from flows.history import open_registry
+        from flows.history import open_registry, require_ledger
         from flows.history import verify_ledger as run
-        from flows.plan import load_checked_domain
 
-        load_checked_domain(place, domain)
+        require_ledger(place, domain)
         open_registry(place, domain)
         return run(place, domain, against)
 
@@ -512,10 +510,9 @@ def export_ledger(
 
     def act(place: Any) -> Outcome:
         from flows.history import export_ledger as run
-        from flows.history import open_registry
-        from flows.plan import load_checked_domain
+        from flows.history import open_registry, require_ledger
 
-        load_checked_domain(place, domain)
+        require_ledger(place, domain)
         open_registry(place, domain)
         return run(domain, file)
 

@@ -12,6 +12,18 @@ from flows.events import tell_promoted
 from flows.turns import promotion_turn
 
 
+def require_ledger(workspace: Workspace, name: str) -> None:
+    """Raise DomainError unless the domain is here, or was removed and left a ledger."""
+    from components import tracking
+    from flows.plan import load_checked_domain
+
+    if not workspace.domain_file(name).exists() and workspace.has_results():
+        tracking.connect(workspace)
+        if ledger.load_texts(name):
+            return
+    load_checked_domain(workspace, name)
+
+
 def open_registry(workspace: Workspace, name: str) -> None:
     """Connect, and end a promotion that was killed between its writes."""
     from components import tracking

@@ -277,6 +277,23 @@ def test_other_boxes_for_a_picture_in_place_are_refused(tmp_path: Path) -> None:
     assert import_folder(workspace, voc, "other", force=True).changed == 1
 
 
+def test_other_names_for_the_numbers_in_label_files_are_refused_even_by_force(tmp_path: Path) -> None:
+    """The labels in place would all change their meaning."""
+    workspace = Workspace(tmp_path / "w")
+    for number, names in enumerate((CLASSES, tuple(reversed(CLASSES)))):
+        source = tmp_path / f"source{number}"
+        for index in range(4):
+            save_picture(source / f"images/s{number}{index}.png", 10 * number + index, width=96, height=80)
+            label = source / f"labels/s{number}{index}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text(f"{index % 2} 0.5 0.5 0.4 0.4\n")
+        (source / "data.yaml").write_text(yaml.safe_dump({"names": list(names)}))
+        if number == 0:
+            import_folder(workspace, source, "tiles")
+    refused(workspace, source, "data.yaml", "--force")
+    refused(workspace, source, "images/s00.png", "--replace", force=True)
+
+
 def test_images_that_are_not_checked_out_are_no_empty_domain(tiles: tuple[Workspace, Path]) -> None:
     workspace, source = tiles
     versioning.record_version(workspace, "tiles")

@@ -14,6 +14,20 @@ Made from the `domain.yaml` files by `python -m components.data table`; do not e
 """
 
 LAYOUTS_HEAD = """
+## Bringing images in
+
+`tessera import FOLDER --domain NAME` makes a domain, and the same command with another folder adds to it: `+30 -0 ~1`
+counts the files added, removed and changed (`--json`: `added`, `removed`, `changed`, `kept`). Nothing that is in
+place goes away by adding. Tables, COCO files and lists of splits of the same path are merged, where both have the
+same columns and say the same of a picture that both list. Any other file of the same path needs the same content;
+`--force` lets the new one take its place. Where the folder is the whole set, `--replace` makes the domain the same as
+the folder. It refuses to drop or overwrite pictures that no named version (`tessera version NAME`) holds, unless
+`--force` is given, too. Images that a clone has not fetched yet are fetched first.
+
+`tessera remove NAME` takes the images and all that was made of them out of the workspace, under the same condition.
+The ledger, the registered models, named versions and DVC's cache and remote stay, and `splits.csv`, so that a later
+import of the same images cannot put a training image into the test. `tessera schema` lists every key of domain.yaml.
+
 ## Layouts
 
 What `layout:` in domain.yaml and `tessera import --layout` may say. Write the name alone, or the name and its options:

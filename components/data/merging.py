@@ -148,8 +148,9 @@ def require_labels_kept(there: Standing, domain: Domain, change: Change, new: pl
     """Raise DataError unless all pictures in place, and all new ones, have in `both` the labels they had alone."""
     old = _group_rows(read_rows(domain, there.folder, there.digests))
     found, added = _group_rows(both), _group_rows(new)
-    told = change.overwritten and not change.merged  # files with labels may give way to others
-    wrong = [path for path, said in old.items() if found.get(path) != said and not (told and found.get(path))]
+    told = {_stem(path) for path in change.overwritten}  # these may say something else now, as the new ones do
+    wrong = [path for path, said in old.items() if found.get(path) != said]
+    wrong = [path for path in wrong if _stem(path) not in told or found.get(path) != added.get(path)]
     wrong += [path for path, said in added.items() if said - found.get(path, Counter())]
     if not wrong:
         return
@@ -162,6 +163,11 @@ def require_labels_kept(there: Standing, domain: Domain, change: Change, new: pl
         found=f"for {path} {texts[0]} in place, {texts[1]} in the folder, {texts[2]} from both{more}",
         mend="Correct one of the two, or give `--replace` if the folder is the whole set.",
     )
+
+
+def _stem(path: str) -> str:
+    """What a picture shares with its own mask or annotation file."""
+    return posixpath.splitext(posixpath.basename(path))[0].removesuffix("_mask")
 
 
 def _group_rows(rows: pl.DataFrame) -> dict[str, Counter[str]]:

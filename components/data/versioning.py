@@ -444,7 +444,7 @@ def _acquire(lock: BaseFileLock, doing: str, told: str, patience: float = -1) ->
         _tell_wait(told.format(_read_holder(file)))
         lock.acquire(timeout=patience)
     if lock.lock_counter == 1:
-        file.with_suffix(".holder").write_text(f"`{doing}` of process {os.getpid()}\n")
+        write_whole(file.with_suffix(".holder"), f"`{doing}` of process {os.getpid()}\n".encode())
 
 
 def _read_holder(lock: Path) -> str:
