@@ -5,7 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from components.data.manifest import by_class
+from components.data.accounts import explain_given, load_account, summarise
+from components.data.manifest import by_class, load_frame
 from components.data.splits import count_groups, warn_of_few_groups
 from components.data.versioning import hold_domain
 from components.domain import load_domain
@@ -41,6 +42,8 @@ def _check(workspace: Workspace, name: str) -> dict[str, Any]:
         except CheckFailed as error:
             problems.append(str(error))
     summary = plan.load_validation()
+    folder = workspace.derived(name)
+    account, fit = load_account(folder / "account.json"), load_frame(folder / "valid.parquet")
     aside = plan.load_aside() if split else []
     manifest = plan.load_manifest() if split else None
     few = [] if manifest is None else warn_of_few_groups(count_groups(by_class(manifest), plan.domain.classes))
@@ -58,6 +61,11 @@ def _check(workspace: Workspace, name: str) -> dict[str, Any]:
         "aside": aside,
         "warnings": [*summary["warnings"], *few],
         "classes": list(plan.domain.classes),
+        "pictures": account.count_pictures(fit),
+        "notes": dict(account.notes),
+        "given_split": dict(account.given),
+        "understood": summarise(plan.domain, fit) | {"groups": summary["groups"]},
+        "hints": explain_given(account, plan.domain),
         "splits": {} if manifest is None else count_splits(manifest),
         "problems": summary["problems"] or problems,
         "manifest": str(plan.manifest) if split else None,

@@ -114,11 +114,11 @@ def import_(
         typer.Option(
             "--layout",
             metavar="KIND",
-            help="How labels are kept: data/README.md lists the kinds; guessed when left out.",
+            help="How labels are kept: a kind, or '{kind: csv, image: file}'; guessed when left out.",
         ),
     ] = None,
     group: Annotated[
-        str | None, typer.Option("--group", help="The csv column that names the group (lot, patient, part).")
+        str | None, typer.Option("--group", help="The column that names the group (lot, patient, part).")
     ] = None,
     shards: Annotated[
         bool, typer.Option("--shards", help="Keep the images in tars, for sets past 100,000; it stays so.")
@@ -136,6 +136,7 @@ def import_(
 
     def act(place: Any) -> Outcome:
         from components.data import importing, versioning
+        from components.data.accounts import explain_given, summarise
 
         versioning.require_repository(place)
         with versioning.hold_domain(place, domain, f"tessera import of {domain}"):
@@ -145,24 +146,14 @@ def import_(
             versioning.register_domain(place, domain)
             version = versioning.record_version(place, domain)
             versioning.push_version(place, domain)
-        known, counts = imported.domain, ("added", "removed", "changed", "kept")
+        known, read = imported.domain, imported.understood
         facts: dict[str, Any] = {"domain": domain, "layout": known.layout.kind, "classes": list(known.classes)}
         facts |= {"data_version": version.md5, "files": version.files, "raw": str(place.raw(domain))}
-        return facts | {count: getattr(imported, count) for count in counts}
+        facts |= {count: getattr(imported, count) for count in ("added", "removed", "changed", "kept")}
+        facts |= {"pictures": read.pictures, "notes": dict(read.account.notes), "given_split": dict(read.account.given)}
+        return facts | {"understood": summarise(known, read.rows), "hints": explain_given(read.account, known)}
 
-    def show(outcome: Outcome) -> None:
-        from flows import console
-
-        change = f"+{outcome['added']} -{outcome['removed']}" + (
-            f" ~{changed}" if (changed := outcome["changed"]) else ""
-        )
-        console.OUT.print(
-            f"{domain}: {change}, {outcome['files']} files, classes {', '.join(outcome['classes'])}, "
-            f"version {outcome['data_version'][:12]}\nNext     tessera check {domain}",
-            markup=False,
-        )
-
-    _run(act, show, as_json, workspace)
+    _run(act, _shower("show_import"), as_json, workspace)
 
 
 @app.command()

@@ -287,7 +287,53 @@ def show_check(outcome: Mapping[str, Any]) -> None:
             lines.add_row(kind, escape(text))
             kind = ""  # once, above the rest of its kind
     OUT.print(lines)
+    show_understood(outcome)
     OUT.print(f"Report   {escape(outcome['report'])}", soft_wrap=True)
+    _warn_of_pictures(outcome)
+
+
+def show_import(outcome: Mapping[str, Any]) -> None:
+    """What changed, what was understood, and what to do next."""
+    change = f"+{outcome['added']} -{outcome['removed']}"
+    change += f" ~{outcome['changed']}" if outcome["changed"] else ""
+    OUT.print(
+        f"{outcome['domain']}: {change}, {outcome['files']:,} files, version {outcome['data_version'][:12]}",
+        soft_wrap=True,
+    )
+    show_understood(outcome)
+    OUT.print(f"Next     tessera check {outcome['domain']}")
+    _warn_of_pictures(outcome)
+
+
+def show_understood(outcome: Mapping[str, Any]) -> None:
+    """Layout, task, classes, groups, pictures and three examples, so that a wrong reading is seen at once."""
+    known, pictures = outcome["understood"], outcome["pictures"]
+    counts = f"{pictures['found']:,} found: {pictures['used']:,} used"
+    counts += f" ({pictures['masks']:,} as masks)" if pictures["masks"] else ""
+    counts += f", {pictures['quarantined']:,} quarantined, {len(pictures['ignored']):,} ignored"
+    samples = "crops of pictures" if known["cut"] else "pictures"
+    lines = Table.grid(padding=(0, 1))
+    lines.add_column(width=8)
+    lines.add_column(overflow="fold")
+    lines.add_row("Layout", escape(known["layout"]))
+    lines.add_row("Task", f"{known['task']}, {known['samples']:,} {samples}")
+    lines.add_row("Classes", escape(", ".join(f"{name} {count:,}" for name, count in known["classes"].items())))
+    lines.add_row("Groups", f"{known['groups']:,}, by {escape(known['group'] or 'picture')}")
+    lines.add_row("Pictures", counts)
+    for word, texts in (("Note", [f"{what}: {count:,}" for what, count in outcome["notes"].items()]),
+                        ("Split", outcome["hints"]),
+                        ("Such as", [f"{item['path']}: {item['label']}" for item in known["examples"]])):  # fmt: skip
+        for place, text in enumerate(texts):
+            lines.add_row("" if place else word, escape(text))
+    OUT.print(lines)
+
+
+def _warn_of_pictures(outcome: Mapping[str, Any]) -> None:
+    """The last line, where it cannot be overlooked."""
+    from components.data.accounts import warn_of_ignored  # loads slowly, and only two commands need it
+
+    for line in warn_of_ignored(outcome["pictures"]):
+        OUT.print(f"[yellow]Warning[/]  {escape(line)}", soft_wrap=True)
 
 
 def _troubles(outcome: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -48,10 +48,14 @@ Reader = Callable[[Any, Path, Wanted], Reading]
 
 @dataclass(frozen=True)
 class Understood:
-    """A raw folder as its domain understands it: the frame of rows.parquet, and what became of every picture."""
+    """A raw folder as its domain understands it: the frame of rows.parquet, and what became of every picture.
+
+    pictures: their counts by the rows that have no problem yet.
+    """
 
     rows: pl.DataFrame
     account: Account
+    pictures: Mapping[str, Any]
 
 
 def read_rows(domain: Domain, raw: Path, digests: SupportsDigest | None = None) -> pl.DataFrame:
@@ -82,7 +86,11 @@ def read_tree(domain: Domain, raw: Path, digests: SupportsDigest | None = None) 
     rows = _without_shared_masks([_name_foreign(row, foreign) for row in reading.rows])
     if domain.split.given:
         rows = _hold_to_given(rows, account, raw)
-    return Understood(create_rows(rows, domain, raw, digests), account)
+    frame, there = create_rows(rows, domain, raw, digests), set(files)
+    fit = frame.filter(pl.col("problem").is_null() & pl.col("id").is_not_null())
+    masks = [mask if mask in there else None for mask in fit["mask"]]
+    pictures = account.count_pictures(fit.with_columns(pl.Series("mask", masks, dtype=pl.String)))
+    return Understood(frame, account, pictures)
 
 
 def find_classes(layout: Layout, raw: Path, *, many: bool = False) -> list[str]:

@@ -5,10 +5,12 @@ with its images, can be read in a diff, and is the same on a fresh clone. What i
 added, nor when new ones join or bridge old groups, nor when shares or seed change; those speak for new groups alone.
 Lines of images that have gone stay, in case they come back.
 
-A new group takes the side of those it is near to. Without any, groups come in the order of a hash of seed and name, the
-rarest classes first, and each goes where its classes lack most: as stratified as groups allow. What ties two sides
-together belongs to neither: it is put aside, and told. Where old images turn out to be near to each other across sides,
-the one whose side guards less goes: test is worth more than validation, validation more than training.
+A new group takes the side of those it is near to. Without any, groups come in the order of a hash of seed and name,
+the rarest classes first, and each goes where its classes lack most: as stratified as groups allow. What ties two
+sides together belongs to neither: it is put aside, and told. With `split: given` a new image takes the side that the
+tree or table names; one in train that is near to one in test goes, as it does among old images. Where old images turn
+out to be near to each other across sides, the one whose side guards less goes: test is worth more than validation,
+validation more than training.
 """
 
 import csv
@@ -52,6 +54,11 @@ class Aside:
     reason: str
 
 
+GIVEN_MEND = (
+    "Take `split: given` out of domain.yaml and remove splits.csv, and Tessera splits by groups; or add images of the "
+    "class to the splits that lack it."
+)
+
 Memory = Mapping[str, Line]  # by the first digits of the content
 
 
@@ -65,24 +72,41 @@ class Assigned:
 
 
 def assign_splits(
-    frame: pl.DataFrame, named: Sequence[str | None], pairs: Sequence[Pair], memory: Memory, split: Split
+    frame: pl.DataFrame,
+    named: Sequence[str | None],
+    pairs: Sequence[Pair],
+    memory: Memory,
+    split: Split,
+    given: Mapping[str, str] | None = None,
 ) -> Assigned:
     """A side for every row of valid.parquet.
 
-    named: the group of each row as a column gives it, None without one. pairs: contents near to each other.
+    named: the group of each row as a column gives it, None without one. pairs: contents near to each other. given: the
+    published split of every content, which is kept; where none is in val, groups of train are drawn for it.
+
+    Raises DataError where `memory` contradicts what is given.
     """
     contents = [content_of(identity) for identity in frame["id"]]
     groups = dict(zip(contents, (group or "" for group in named), strict=True))
     near = [pair for pair in pairs if pair[0] in groups and pair[1] in groups]
     sides = {content: memory[content[:DIGITS]].split for content in groups if content[:DIGITS] in memory}
-    reasons = _part_old(sides, groups, near, dict(zip(contents, frame["path"], strict=True)))
+    paths = dict(zip(contents, frame["path"], strict=True))
+    carve = _keep_given(sides, {content: given[content] for content in groups}, paths) if given else None
+    reasons = _part_old(sides, groups, near, paths)
+    for content in carve or ():
+        if sides[content] == "train":
+            del sides[content]  # to be drawn for train or val
     fresh = _place_new(sides, groups, near, memory, reasons)
+    for content in carve or ():
+        if sides.get(content) == "test":  # which a remembered image of its group is in
+            sides[content], reasons[content] = ASIDE, "it is given to train, and its group is in test"
+    choices = SPLITS if carve is None else ("train", "val")
     labels = defaultdict[str, set[str]](set)
     for identity, label in by_class(frame).select("id", "label").iter_rows():
         labels[content_of(identity)].add(label)
     for content in contents:
         labels[content] = labels[content] or {""}  # a picture of several labels may have none
-    for members, side in _stratify(fresh, _name_groups(sides, groups, near), sides, labels, split):
+    for members, side in _stratify(fresh, _name_groups(sides, groups, near), sides, labels, split, choices):
         sides |= dict.fromkeys(members, side)
     joined = _name_groups(sides, groups, near)
     placed = frame.with_columns(
@@ -93,6 +117,39 @@ def assign_splits(
             zip(frame["path"], contents, placed["split"], strict=True) if side == ASIDE]  # fmt: skip
     lines = {content[:DIGITS]: Line(groups[content], side) for content, side in sides.items()}
     return Assigned(placed.filter(pl.col("split") != ASIDE), tuple(dict.fromkeys(told)), {**memory, **lines})
+
+
+def list_given(rows: pl.DataFrame) -> dict[str, str]:
+    """The split that rows.parquet gives each content; of one that is in several, the best guarded."""
+    given: dict[str, str] = {}
+    for identity, side in rows.filter(pl.col("problem").is_null()).select("id", "given").drop_nulls().iter_rows():
+        content = content_of(identity)
+        given[content] = max(side, given.get(content, side), key=GUARD.__getitem__)
+    return given
+
+
+def _keep_given(sides: dict[str, str], given: Mapping[str, str], paths: Mapping[str, str]) -> list[str] | None:
+    """Give new contents, in place, the side that the tree names; returns those of train that may become val.
+
+    None where there is a val: then nothing is drawn. Raises DataError where an old content is on another side.
+    """
+    carves = "val" not in given.values()
+    legal = {
+        content: {side, ASIDE} | ({"val"} if carves and side == "train" else set()) for content, side in given.items()
+    }
+    if wrong := [content for content, side in sides.items() if side not in legal[content]]:
+        first = wrong[0]
+        raise DataError(
+            "split: given",
+            expected="the sides that splits.csv remembers, or no splits.csv",
+            found=f"{len(wrong):,} images given to other sides, such as {paths[first]}: {given[first]} instead of "
+            f"{sides[first]}",
+            mend="Take `split: given` out of domain.yaml; or remove splits.csv to take the given split from now on: "
+            "scores from before can then not be compared with later ones.",
+        )
+    new = [content for content in given if content not in sides]
+    sides |= {content: given[content] for content in new}
+    return [content for content in new if given[content] == "train"] if carves else None
 
 
 def _part_old(
@@ -165,6 +222,7 @@ def _stratify(
     sides: Mapping[str, str],
     labels: Mapping[str, set[str]],
     split: Split,
+    choices: Sequence[str] = SPLITS,
 ) -> list[tuple[Sequence[str], str]]:
     """A side for every fresh group: where its classes lack most of what they should have of all groups there are."""
     have = Counter[tuple[str, str]]()
@@ -189,9 +247,9 @@ def _stratify(
                 wanted[rarest][side] - have[rarest, side],
                 sum((wanted[label][side] - have[label, side]) / totals[label] for label in found),
             )
-            for side in SPLITS
+            for side in choices
         }
-        side = max(SPLITS, key=lack.__getitem__)
+        side = max(choices, key=lack.__getitem__)
         have.update((label, side) for label in found)
         placed.append((members, side))
     return placed
@@ -272,7 +330,9 @@ def require_floors(frame: pl.DataFrame, domain: Domain) -> None:
         f"split of {domain.name}",
         expected="at least one group of every class in train, val and test",
         found="; ".join(gaps),
-        mend=f"Add images from further groups (lots, patients, slides), or remove data/{domain.name}/splits.csv, which "
+        mend=GIVEN_MEND
+        if domain.split.given
+        else f"Add images from further groups (lots, patients, slides), or remove data/{domain.name}/splits.csv, which "
         "splits everything anew: scores from before can then not be compared with later ones.",
     )
 

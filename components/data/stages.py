@@ -8,20 +8,22 @@ import polars as pl
 
 from components.data.digests import Digests
 from components.data.features import load_features, load_near_duplicates
-from components.data.layouts import read_rows
+from components.data.layouts import read_tree
 from components.data.manifest import by_class, load_frame, save_frame
 from components.data.shards import open_images
-from components.data.splits import Assigned, assign_splits, load_memory, require_floors, save_memory
+from components.data.splits import Assigned, assign_splits, list_given, load_memory, require_floors, save_memory
 from components.domain import Domain
 from components.files import write_whole
 from components.workspace import Workspace
 
 
 def run_manifest(workspace: Workspace, domain: Domain) -> None:
-    """raw/ -> rows.parquet."""
+    """raw/ -> rows.parquet, and account.json: what became of every picture."""
     raw = open_images(workspace, domain.name)
     digests = Digests(raw, workspace.cache)
-    save_frame(read_rows(domain, raw, digests), workspace.derived(domain.name) / "rows.parquet")
+    understood, folder = read_tree(domain, raw, digests), workspace.derived(domain.name)
+    save_frame(understood.rows, folder / "rows.parquet")
+    understood.account.save(folder / "account.json")
     digests.save()
 
 
@@ -63,9 +65,11 @@ def run_split(workspace: Workspace, domain: Domain) -> None:
 
 def _assign(workspace: Workspace, domain: Domain, frame: pl.DataFrame) -> Assigned:
     folder = workspace.derived(domain.name)
-    named = dict(load_frame(folder / "rows.parquet").select("id", "group").drop_nulls("id").iter_rows())
+    rows = load_frame(folder / "rows.parquet")
+    named = dict(rows.select("id", "group").drop_nulls("id").iter_rows())
     near, memory = load_near_duplicates(folder / "matches.parquet"), load_memory(workspace.splits(domain.name))
-    return assign_splits(frame, [named[row] for row in frame["id"]], near, memory, domain.split)
+    given = list_given(rows) if domain.split.given else None
+    return assign_splits(frame, [named[row] for row in frame["id"]], near, memory, domain.split, given)
 
 
 STAGES: dict[str, Callable[[Workspace, Domain], None]] = {
