@@ -73,6 +73,7 @@ def test_every_layout_goes_through_all_stages_with_the_same_bytes(tmp_path, layo
         written.append({file.name: file.read_bytes() for file in files})
     assert written[0] == written[1]
     assert sorted(written[0]) == [
+        "account.json",
         "aside.json",
         "features.parquet",
         "manifest.parquet",

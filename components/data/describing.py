@@ -164,12 +164,18 @@ def _refuse_choice(source: Path, expected: str, found: str) -> DomainError:
             counted.append((used, account.found, layout, described.classes))
     counted.sort(key=lambda choice: -choice[0])
     lines = [
-        f"\n    --layout {shlex.quote(render_layout(layout))}    {used:,} of {whole:,} pictures, {_list(classes)}"
+        f"\n    --layout {shlex.quote(_write(layout))}    {used:,} of {whole:,} pictures, {_list(classes)}"
         for used, whole, layout, classes in counted[:CHOICES]
     ]
     listed = "Name the one that is meant:" + "".join(lines) if lines else "Name it with `--layout`."
     mend = f"{listed}{chr(10) if lines else ' '}data/README.md shows what each layout looks like."
     return DomainError(f"layout of {source}", expected=expected, found=found, mend=mend)
+
+
+def _write(layout: Layout) -> str:
+    """The mapping even without options: the kind alone would take the options that the folder suggests."""
+    written = render_layout(layout)
+    return f"{{kind: {written}}}" if written in LAYOUTS else written
 
 
 def _list(classes: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from components.data.columns import Found, suggest_table
-from components.data.foreign import find_foreign
+from components.data.foreign import find_foreign, find_foreign_pictures, refuse_foreign_pictures
 from components.data.images import SUFFIXES
 from components.data.roles import Roles, find_roles, find_values, is_instances
 from components.data.tree import SPLIT_WORDS, find_split, require_inside, resolve_inside, stem_of, walk_files
@@ -233,11 +233,13 @@ def _find_masks_base(images: str, template: Folder, folders: set[Folder], roles:
         place = next((place for place, name in enumerate(folder) if name in classes), len(folder))
         bases.add(folder[:place])
     if len(bases) > 1:
+        named = [{folder[n] for folder in folders if len(folder) > n} for n in range(len(template))]
         bases = {
             tuple(
-                template[n] if n < len(template) and PART.fullmatch(template[n]) else name for n, name in enumerate(b)
+                template[n] if n < len(template) and PART.fullmatch(template[n]) and name in named[n] else name
+                for n, name in enumerate(base)
             )
-            for b in bases
+            for base in bases
         }
     return posixpath.join(*bases.pop()) if len(bases) == 1 and all(bases) else None
 
@@ -271,6 +273,8 @@ def require_folder(raw: Path, text: str, layout: Layout) -> str:
 
 def refuse_layout(raw: Path, layout: Layout, expected: str, found: str) -> NoReturn:
     """Raise the DataError of a tree that is not what the layout says, with what it looks like instead."""
+    files = walk_files(raw) if raw.is_dir() else []
+    refuse_foreign_pictures(raw, files, find_foreign_pictures(raw, files))
     mend = f"Correct `layout` in domain.yaml, or the folder.{hint_layout(raw, layout)}"
     raise DataError(f"{raw} as layout {layout.kind}", expected=expected, found=found, mend=mend)
 

@@ -170,9 +170,16 @@ def read_folders(layout: Folders, raw: Path, _wanted: Wanted) -> Reading:
 
 
 def _read_class_folders(raw: Path, base: str, parts: Mapping[str, str], masks: "_Masks | None") -> list[Row]:
-    """The rows of one folder; the class is the folder below, or the part `<class>` of its path."""
-    rows, columns = [], name_columns(parts)
-    for path in walk_files(raw, base):
+    """The rows of one folder; the class is the folder below, or the part `<class>` of its path.
+
+    A folder without any picture is no class.
+    """
+    rows, columns, files = [], name_columns(parts), walk_files(raw, base)
+    depth = base.count("/") + 1 if base else 0
+    shown = {path.split("/")[depth] for path in files if _is_picture(path)}
+    for path in files:
+        if path.split("/")[depth] not in shown:
+            continue
         inner = posixpath.relpath(path, base or ".")
         label, _, rest = ("", "", inner) if "class" in parts else inner.partition("/")
         if masks and masks.holds(path):
