@@ -1,0 +1,219 @@
+"""What everybody reads of a verdict: gains over the linear probe, intervals, gates and warnings, in every place."""
+
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
+import polars as pl
+import pytest
+import tiny
+from rich.console import Console
+from schemas import TUNERS
+
+from components import notes
+from components.models.tuners import create_tuners
+from components.pictures import draw_comparison
+from components.promotion.gates import Context, decide, score_frame
+from components.training.job import Result
+from flows import card, console, pages
+from flows.compare import summarise_tuners
+
+IMAGES = 60
+TRUTH = [tiny.CLASSES[k % 3] for k in range(IMAGES)]
+
+
+def answer(wrong: set[int]) -> list[str]:
+    return [tiny.CLASSES[(k + 1) % 3] if k in wrong else name for k, name in enumerate(TRUTH)]
+
+
+#: Images that each candidate gets wrong.
+GOOD, BAD, UGLY = set(range(0, 60, 20)), set(range(0, 60, 3)), set(range(0, 60, 2))
+
+
+def write_row(folder: Path, tuner: str, seed: int, wrong: set[int], groups: int) -> dict[str, Any]:
+    """A candidate's row, with its predictions on disk."""
+    place = folder / f"{tuner}-s{seed}"
+    place.mkdir(parents=True)
+    frame = read_frame(wrong, groups)
+    frame.write_parquet(place / "predictions.parquet")
+    test = score_frame(frame, tiny.create_domain()).to_dict()
+    costs = {"trainable_params": 5, "head_params": 9, "share": 0.01, "seconds": 2.0, "adapter_bytes": 900}
+    facts = {
+        "tuner": tuner,
+        "seed": seed,
+        "val": 1 - len(wrong) / IMAGES,
+        "test": test,
+        "selected": tuner == "vpt-deep",
+    }
+    return facts | costs | {"calibration": "not calibrated", "run_id": f"run{seed}", "folder": str(place)}
+
+
+def read_frame(wrong: set[int], groups: int) -> pl.DataFrame:
+    rows = tiny.predict(TRUTH, answer(wrong), [f"lot{k * groups // IMAGES}" for k in range(IMAGES)])
+    rows = rows.with_columns(site=pl.lit("north"))
+    return rows.with_columns((pl.col("predicted") == name).cast(float).alias(f"p_{name}") for name in tiny.CLASSES)
+
+
+def create_plan(folder: Path, kinds: list[Any]) -> Any:
+    domain = tiny.create_domain(candidates=kinds)
+    validation = {"images": 60, "fit": 60, "groups": 20, "quarantined": [], "warnings": []}
+    manifest = read_frame(GOOD, 20).select("id", "label", "group", "split")
+    return SimpleNamespace(
+        domain=domain,
+        tuners=create_tuners(domain.candidates),
+        code="c0ffee",
+        validation_report=(folder / "validation.html").resolve(),
+        load_validation=lambda: validation,
+        load_manifest=lambda: manifest,
+    )
+
+
+def create_outcome(folder: Path, kinds: list[Any], wrong: dict[str, set[int]], groups: int, seeds: int = 1) -> Any:
+    """A retrain's plan and outcome, judged by the real gates."""
+    plan = create_plan(folder, kinds)
+    rows = [write_row(folder, name, seed, answers, groups) for name, answers in wrong.items() for seed in range(seeds)]
+    validation = {"ok": True, "problems": [], **plan.load_validation()}
+    winner = read_frame(wrong.get("vpt-deep", GOOD), groups)
+    facts = {"manifest": plan.load_manifest(), "validation": validation, "lineage": {"data": "d"}}
+    decision = decide(Context(plan.domain, winner, None, 1, **facts)).model_dump(mode="json")
+    outcome = {
+        **{key: decision[key] for key in ("verdict", "reason", "findings", "warnings")},
+        "domain": "tiny",
+        "status": "held",
+        "data_version": tiny.DATA_VERSION,
+        "fingerprint": "f" * 64,
+        "champion_version": None,
+        "challenger_version": 1,
+        "backbone": {"name": "embedded", "sha256": "0" * 64, "trained": True},
+        "tuners": summarise_tuners(plan, rows, {}),
+        "candidates": rows,
+        "validation": plan.load_validation(),
+        "report": "report.html",
+        "picture": "comparison.png",
+    }
+    jsonschema.validate(outcome["tuners"], TUNERS)
+    return plan, outcome
+
+
+def read_terminal(show: Callable[[Any], None], outcome: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    screen = Console(file=StringIO(), width=400, highlight=False)
+    monkeypatch.setattr(console, "OUT", screen)
+    show(outcome)
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    return " ".join(str(text).split())
+
+
+def read_everywhere(plan: Any, outcome: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """All places, as text on one line."""
+    (folder / "picture.png").write_bytes(b"")
+    result = Result(
+        label="vpt-deep",
+        seed=0,
+        metrics={"test/ece": 0.1, "test/ece_uncalibrated": 0.2},
+        trainable_params=5,
+        head_params=9,
+        share=0.01,
+        seconds=2.0,
+        adapter_bytes=900,
+        adapter_sha256="0" * 64,
+        split_sha256="0" * 64,
+        backbone=outcome["backbone"],
+        calibration="not calibrated: validation has 2 groups, and 3 are needed to judge it",
+        folder=folder / "vpt-deep-s0",
+    )
+    draw_comparison(outcome["tuners"], "title").canvas.draw()
+    about = card.Card(plan, outcome, result, "parent")
+    texts = {
+        "retrain": read_terminal(console.show_retrain, outcome, monkeypatch),
+        "compare": read_terminal(console.show_comparison, outcome, monkeypatch),
+        "page of Prefect": pages.render_markdown(outcome),
+        "report": pages.render_html(plan, outcome, folder / "picture.png"),
+        "card": card.render_markdown(about),
+        "page of MLflow": notes.describe_outcome(outcome, "1", "2", ()),
+    }
+    return {name: " ".join(text.split()) for name, text in texts.items()}
+
+
+KINDS = ["linear", "vpt", "vapt"]
+
+
+def test_every_place_says_who_beats_the_linear_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"linear": BAD, "vpt-deep": GOOD, "vapt": UGLY}
+    plan, outcome = create_outcome(tmp_path, KINDS, wrong, 20)
+    by_name = {line["tuner"]: line["over_linear"] for line in outcome["tuners"]}
+    assert by_name["linear"] is None
+    assert by_name["vpt-deep"]["value"] == pytest.approx((len(BAD) - len(GOOD)) / IMAGES)
+    assert by_name["vpt-deep"]["text"].startswith("vpt-deep over linear +0.283, interval +0.")
+    assert by_name["vpt-deep"]["text"].endswith(": surely better")
+    assert by_name["vapt"]["text"].endswith((": surely worse", ": not surely better"))
+    assert by_name["vapt"]["value"] < 0
+    for place, text in read_everywhere(plan, outcome, tmp_path, monkeypatch).items():
+        assert by_name["vpt-deep"]["text"] in text, place
+
+
+@pytest.mark.parametrize(
+    ("ours", "told"), [(BAD, "not surely better"), (set(range(60)), "surely worse"), (set(), "surely better")]
+)
+def test_a_gain_is_called_what_its_interval_says(ours: set[int], told: str, tmp_path: Path) -> None:
+    _, outcome = create_outcome(tmp_path, ["linear", "vpt"], {"linear": set(range(1, 60, 3)), "vpt-deep": ours}, 20)
+    gain = next(line["over_linear"] for line in outcome["tuners"] if line["over_linear"])
+    assert gain["text"].endswith(f": {told}")
+    assert (gain["low"] > 0, gain["high"] < 0) == (told == "surely better", told == "surely worse")
+
+
+def test_the_baseline_is_the_linear_probe_that_is_best_on_validation(tmp_path: Path) -> None:
+    kinds = [{"kind": "linear", "name": "weak", "strength": 10}, "linear", "vpt"]
+    _, outcome = create_outcome(tmp_path, kinds, {"weak": UGLY, "linear": BAD, "vpt-deep": GOOD}, 20, seeds=2)
+    found = {line["tuner"]: line["over_linear"] and line["over_linear"]["baseline"] for line in outcome["tuners"]}
+    assert found == {"linear": None, "weak": "linear", "vpt-deep": "linear"}
+    gains = console.list_gains(outcome["tuners"])
+    assert "linear is solved, not trained: its 2 seeds are one head." in gains
+
+
+def test_without_a_linear_probe_that_is_said(tmp_path: Path) -> None:
+    _, outcome = create_outcome(tmp_path, ["vpt", "vapt"], {"vpt-deep": GOOD, "vapt": BAD}, 20)
+    assert [line["over_linear"] for line in outcome["tuners"]] == [None, None]
+    assert console.list_gains(outcome["tuners"])[0].startswith("No `linear` among the candidates")
+    old = [{key: line[key] for key in line if key != "over_linear"} for line in outcome["tuners"]]
+    assert console.list_gains(old) == [], "an outcome from before says nothing of it"
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_every_place_says_that_an_interval_is_not_known(
+    groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {"linear": BAD, "vpt-deep": set(), "vapt": UGLY}
+    plan, outcome = create_outcome(tmp_path, KINDS, wrong, groups)
+    assert outcome["verdict"] == "HOLD"
+    assert all(line["test"]["low"] is line["test"]["high"] is None for line in outcome["tuners"])
+    gain = next(line["over_linear"] for line in outcome["tuners"] if line["tuner"] == "vpt-deep")
+    known = f"not known ({groups} group{'s' * (groups - 1)})"
+    assert gain["text"] == f"vpt-deep over linear +0.333, interval {known}: not surely better"
+    for place, text in read_everywhere(plan, outcome, tmp_path, monkeypatch).items():
+        assert "None" not in text.replace("None of", ""), place
+        assert "1.000 not known" in text or known in text, place
+    assert "fewer than three groups" in read_terminal(console.show_comparison, outcome, monkeypatch)
+    for row in outcome["candidates"]:
+        assert console.describe_candidate(row)[5].endswith("not known")
+    assert console.format_score({"value": 0.9}) == "0.900 not known"
+    assert console.format_score({"value": 0.9, "low": 0.81, "high": 0.94}) == "0.900 [0.81 0.94]"
+
+
+def test_every_place_says_pass_and_names_a_class_at_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = {k for k in range(60) if TRUTH[k] == "red"}
+    plan, outcome = create_outcome(tmp_path, KINDS, {"linear": BAD, "vpt-deep": never, "vapt": UGLY}, 20)
+    assert outcome["verdict"] == "PROMOTE"
+    assert outcome["reason"].endswith("Not surely better than guessing: red.")
+    (warning,) = outcome["warnings"]
+    for place, text in read_everywhere(plan, outcome, tmp_path, monkeypatch).items():
+        if place == "compare":
+            continue
+        assert warning in text.replace("&lt;", "<"), place
+        assert "Not surely better than guessing: red." in text, place
+        assert "pass" in text, place
+        for gate in ("floor", "data", "split"):
+            assert f"{gate} PROMOTE" not in text.replace("*", "").replace("</b>", "").replace(":", ""), place
+    assert "Gates floor pass, improvement pass" in read_terminal(console.show_retrain, outcome, monkeypatch)
