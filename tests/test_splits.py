@@ -251,3 +251,54 @@ def test_too_few_test_groups_are_told_with_how_many_would_do():
 
 def test_every_side_has_its_rank():
     assert sorted(GUARD, key=GUARD.__getitem__) == [ASIDE, "train", "val", "test"]
+
+
+# A given split
+
+
+def assign_given(given, memory=None, pairs=(), lots=None, **split):
+    names = list(given)
+    pairs = [tuple(sorted((content(a), content(b)))) for a, b in pairs]
+    sides = {content(name): side for name, side in given.items()}
+    return assign_splits(frame_of(names), lots or [None] * len(names), pairs, memory or {}, Split(**split), sides)
+
+
+GIVEN = {f"{side}{number}": side for side in ("train", "val", "test") for number in range(12)}
+NO_VAL = {name: side for name, side in GIVEN.items() if side != "val"}
+
+
+def test_a_given_split_is_kept_as_it_stands():
+    assigned = assign_given(GIVEN)
+    assert sides_of(assigned) == GIVEN
+    assert assigned.aside == ()
+
+
+def test_what_lies_on_two_given_sides_leaves_the_one_that_guards_less():
+    assigned = assign_given(GIVEN, pairs=[("train0", "test0"), ("val1", "test1"), ("train2", "val2")])
+    assert {item.path for item in assigned.aside} == {"train0.png", "val1.png", "train2.png"}
+    assert "shows the same as test0.png, which is in test" in next(iter(assigned.aside)).reason
+    lots = ["L" if name in ("train5", "test5") else None for name in GIVEN]
+    assert {item.path for item in assign_given(GIVEN, lots=lots).aside} == {"train5.png"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_missing_val_is_drawn_from_train_alone_by_groups_and_remembered(seed):
+    lots = [f"lot{name[-1]}" if side == "train" else None for name, side in NO_VAL.items()]
+    assigned = assign_given(NO_VAL, pairs=[("train3", "test3")], lots=lots, seed=seed)
+    sides = sides_of(assigned)
+    assert {name for name, side in sides.items() if side == "test"} == {
+        n for n, side in NO_VAL.items() if side == "test"
+    }
+    drawn = {name for name, side in sides.items() if side == "val"}
+    assert drawn
+    assert drawn < {name for name, side in NO_VAL.items() if side == "train"}
+    lot = dict(zip(NO_VAL, lots, strict=True))
+    assert not {lot[name] for name in drawn} & {lot[name] for name, side in sides.items() if side == "train"}
+    assert "train3" not in sides
+    assert sides_of(assign_given(NO_VAL, assigned.memory, [("train3", "test3")], lots, seed=seed + 1)) == sides
+
+
+def test_a_given_split_that_contradicts_what_is_remembered_is_refused():
+    memory = assign_given(GIVEN).memory
+    with pytest.raises(DataError, match=r"1 images given to other sides, such as train0.png: test instead of train"):
+        assign_given(GIVEN | {"train0": "test"}, memory)

@@ -47,7 +47,8 @@ _PICTURES = (
 )
 #: Pictures that are not read, by suffix: what they are and what to do.
 PICTURES = {suffix: (name, mend) for name, suffixes, mend in _PICTURES for suffix in suffixes.split()}
-CONTAINERS = (".npy", ".npz", ".h5", ".hdf5", ".tfrecord", ".tfrecords", ".mat", ".lmdb", ".zip", ".tar", ".gz", ".rar")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z")
+CONTAINERS = (".npy", ".npz", ".h5", ".hdf5", ".tfrecord", ".tfrecords", ".mat", ".lmdb")
 #: First bytes of files whose name has no suffix, as hospital archives leave them.
 _MAGIC = (
     (0, b"\xff\xd8\xff", "a JPEG without a suffix", "Rename it to .jpg."),
@@ -84,6 +85,8 @@ def refuse_foreign_pictures(raw: Path, files: Sequence[str], foreign: Mapping[st
     listed = ", ".join(f"{count:,} with {suffix}" for suffix, count in kinds.most_common(4))
     if foreign:
         _, found, mend = split_reason(next(iter(foreign.values())))
+    elif inner := [path for path in files if path.lower().endswith(ARCHIVES)]:
+        found, mend, listed = f"{inner[0]}, an archive", "Unpack it first.", f"{len(inner):,} such files"
     elif kept := [path for path in files if path.lower().endswith(CONTAINERS)]:
         found, mend, listed = f"{kept[0]}, a container", CONTAINER, f"{len(kept):,} such files"
     else:

@@ -19,6 +19,7 @@ from components.data.merging import Change, Standing, compare, find_standing, re
 from components.data.shards import is_sharded, list_packed, pack_shards
 from components.data.tree import walk_files
 from components.domain import Domain, load_domain, parse_domain, read_yaml
+from components.errors import TesseraError
 from components.files import whole_folder, write_whole
 from components.workspace import REPOSITORY, Workspace
 
@@ -71,12 +72,21 @@ def import_folder(
         try:
             with unpacked(source, scratch) as folder:
                 digests = Digests(folder, workspace.cache)
-                imported = _import(workspace, folder, digests, name, layout, group, shards, replace, force)
+                try:
+                    imported = _import(workspace, folder, digests, name, layout, group, shards, replace, force)
+                except TesseraError as error:
+                    raise _speak_of(source, folder, error) from None
                 if folder == source:  # and no archive's content, which goes
                     digests.save(whole=True)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return imported
+
+
+def _speak_of(source: Path, folder: Path, error: TesseraError) -> TesseraError:
+    """The error about an archive's content with the archive's name, not that of the folder it was unpacked into."""
+    parts = {name: text.replace(str(folder), str(source)) for name, text in error.to_dict().items()}
+    return TesseraError.from_dict(parts)
 
 
 def _scratch(workspace: Workspace, name: str) -> Path:

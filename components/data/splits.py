@@ -233,8 +233,8 @@ def _stratify(
     classes = [set[str]().union(*(labels[content] for content in members)) for members in fresh]
     totals = Counter(label for found in classes for label in found)
     for (label, side), count in have.items():
-        totals[label] += count if side != ASIDE else 0
-    wanted = {label: _share(total, split) for label, total in totals.items()}
+        totals[label] += count if side in choices else 0
+    wanted = {label: _share(total, split, choices) for label, total in totals.items()}
     order = sorted(
         zip(fresh, classes, strict=True),
         key=lambda item: (min(totals[label] for label in item[1]), _draw(min(item[0]), split.seed)),
@@ -255,11 +255,11 @@ def _stratify(
     return placed
 
 
-def _share(total: int, split: Split) -> dict[str, float]:
-    """Groups of a class that each side should have; from three groups on at least one."""
-    floor = 1 if total >= len(SPLITS) else 0
-    val, test = max(floor, split.val * total), max(floor, split.test * total)
-    return {"train": total - val - test, "val": val, "test": test}
+def _share(total: int, split: Split, choices: Sequence[str]) -> dict[str, float]:
+    """Groups of a class that each side should have; at least one where there are as many groups as sides."""
+    floor = 1 if total >= len(choices) else 0
+    held = {side: max(floor, getattr(split, side) * total) for side in choices if side != "train"}
+    return {"train": total - sum(held.values()), **held}
 
 
 def _draw(name: str, seed: int) -> str:
