@@ -28,7 +28,9 @@ import yaml
 
 from components.data import versioning
 from components.data.synthetic import create_surface_defects
+from components.processes import identify
 from components.workspace import Workspace
+from flows.address import Services, load_login, use_services
 from flows.schedules import POOL
 from flows.services import Service, create_services
 
@@ -82,18 +84,15 @@ def create_domains(place: Workspace, count: int, candidates: list[str], epochs: 
 
 
 def measure(place: Workspace, names: list[str], workers: int, stack: ExitStack) -> dict[str, Any]:
-    api, mlflow = find_port(), find_port()
-    servers, (worker, *_) = create_services(place, api, mlflow, [POOL])
+    api, mlflow = f"http://127.0.0.1:{find_port()}/api", f"http://127.0.0.1:{find_port()}"
+    found = Services(identify(), api, mlflow, load_login(place), "unused")
+    servers, (worker, *_) = create_services(place, found, [POOL])
     for service in servers:
         start(service, stack)
     for service in servers:
         wait(service)
-    os.environ |= {
-        "PREFECT_API_URL": f"http://127.0.0.1:{api}/api",
-        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}",
-    }
+    use_services(found, os.environ)
     subprocess.run([sys.executable, "-m", "flows.cli", "deploy", "--workspace", str(place.root)], check=True)
-    worker.env |= {key: os.environ[key] for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
     for number in range(workers):  # each does one retrain at a time
         command = [*worker.command]
         command[command.index("--name") + 1], command[command.index("--limit") + 1] = f"worker {number}", "1"
@@ -175,8 +174,9 @@ def measure_memory(server: Service) -> int:
 def ask(path: str, body: dict[str, Any] | None = None) -> Any:
     """A server whose database is busy says 503, and is asked again, as Prefect's own client does."""
     url = f"{os.environ['PREFECT_API_URL']}/{path}"
+    name, _, password = os.environ["PREFECT_API_AUTH_STRING"].partition(":")
     while True:
-        answer = httpx.get(url, timeout=60) if body is None else httpx.post(url, json=body, timeout=60)
+        answer = httpx.request("GET" if body is None else "POST", url, json=body, timeout=60, auth=(name, password))
         if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
             return answer.raise_for_status().json()
         time.sleep(POLL_SECONDS)

@@ -19,7 +19,8 @@ from components.pictures import draw_calibration, draw_confusion, draw_heat
 from components.promotion.gates import score_frame
 from components.training.job import HEAT_FILE, Result, load_predictions
 from flows.console import list_gains
-from flows.pages import COLOUR, STYLE, UNTRAINED, render_warnings
+from flows.links import list_pages
+from flows.pages import COLOUR, STYLE, UNTRAINED, render_links, render_warnings, report_path
 from flows.plan import Plan, hash_code
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def render_html(card: Card) -> str:
     head, *rows = list(_score_slices(card))
     table = "".join(_render_row(row, "td") for row in rows)
     calibration, confusion, heat = _draw_pictures(card)
+    best = next(row for row in card.outcome["candidates"] if row["selected"])
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(card.title)}</title>'
         f"<style>{STYLE}.pair{{display:flex;gap:1rem;align-items:flex-start}}.pair img{{width:50%;min-width:0}}</style>"
@@ -87,7 +89,8 @@ def render_html(card: Card) -> str:
         "<p>Balanced accuracy on the test groups; within one class that is its recall. Intervals by bootstrap over "
         f"groups at {card.plan.domain.gates.confidence:.0%}.</p>"
         f'<h2>Calibration and confusion</h2><div class="pair">{calibration}{confusion}</div>'
-        f"<h2>What it looked at</h2><p>{LOOKED}</p>{heat}{''.join(map(_render_section, rest))}</html>"
+        f"<h2>What it looked at</h2><p>{LOOKED}</p>{heat}{''.join(map(_render_section, rest))}"
+        f"<dl>{render_links(list_pages(best['run_id']), report=report_path(card.plan))}</dl></html>"
     )
 
 

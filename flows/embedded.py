@@ -75,6 +75,7 @@ def require_named_server() -> None:
 
 def require_server() -> None:
     """Raise WorkspaceError unless the configured Prefect server, if there is one, answers and takes the login."""
+    require_named_server()
     from prefect.settings import get_current_settings
 
     if (url := find_server()) is None:

@@ -39,6 +39,12 @@ def find_page() -> str | None:
     return f"{page}/runs/flow-run/{context.flow_run.id}"
 
 
+def list_pages(run_id: str) -> dict[str, str]:
+    """Where an MLflow run and the flow run that makes it are to be seen, by name: on servers that stay alone."""
+    found = {"MLflow": tracking.find_page(run_id), "Prefect": find_page()}
+    return {name: page for name, page in found.items() if page is not None}
+
+
 def write_key(text: str) -> str:
     """As Prefect names artifacts: lower case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from components.files import write_whole
-from components.notes import DATA, name_verdict, without_html
+from components.notes import CARD, DATA, name_verdict, without_html
 from flows.console import HEADS, describe_candidate, list_gains, render_search
+from flows.links import list_pages
 from flows.plan import Plan
 
 UNTRAINED = "The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods."
@@ -32,10 +33,10 @@ def report_path(plan: Plan) -> Path:
     return plan.folder / "report.html"
 
 
-def write_report(plan: Plan, outcome: Mapping[str, Any], picture: Path) -> Path:
-    """Write the report beside the adapters it speaks of; returns its path."""
+def write_report(plan: Plan, outcome: Mapping[str, Any], picture: Path, run_id: str) -> Path:
+    """Write the report beside the adapters it speaks of; returns its path. run_id: the retrain's run in MLflow."""
     path = report_path(plan)
-    write_whole(path, render_html(plan, outcome, picture).encode())
+    write_whole(path, render_html(plan, outcome, picture, list_pages(run_id)).encode())
     return path
 
 
@@ -88,8 +89,8 @@ def render_validation(plan: Plan) -> str:
     )
 
 
-def render_html(plan: Plan, outcome: Mapping[str, Any], picture: Path) -> str:
-    """The whole report with the picture in it; every text in it is escaped."""
+def render_html(plan: Plan, outcome: Mapping[str, Any], picture: Path, elsewhere: Mapping[str, str]) -> str:
+    """The whole report with the picture in it; every text in it is escaped. elsewhere: pages on servers, by name."""
     domain = plan.domain
     title = html.escape(domain.title or domain.name)
     verdict = outcome["verdict"]
@@ -104,7 +105,8 @@ def render_html(plan: Plan, outcome: Mapping[str, Any], picture: Path) -> str:
         f"<h1>{title}</h1><p>{html.escape(domain.description)}</p>{warning}"
         f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p>{told}'
         f"<h2>Candidates</h2>{_render_table(outcome)}{_render_gains(outcome)}{_render_picture(picture)}{_render_searches(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
-        f"<h2>Lineage</h2><dl>{_render_lineage(plan, outcome)}</dl></html>"
+        f"<h2>Lineage</h2><dl>{_render_lineage(plan, outcome)}"
+        f"{render_links(elsewhere, card=plan.folder / CARD)}</dl></html>"
     )
 
 
@@ -147,6 +149,13 @@ def _render_bar(test: Mapping[str, Any]) -> str:
         return f'<span class="bar">{score}</span>'
     low, width = 100 * test["low"], 100 * (test["high"] - test["low"])
     return f'<span class="bar"><i style="left:{low:.1f}%;width:{width:.1f}%"></i>{score}</span>'
+
+
+def render_links(elsewhere: Mapping[str, str], **here: Path) -> str:
+    """Other pages of the same: on servers, and beside this one on the disk of the machine that wrote it."""
+    pages = dict(elsewhere) | {f"{name} (on the machine of the retrain)": path.as_uri() for name, path in here.items()}
+    links = [f'<a href="{html.escape(page)}">{html.escape(name)}</a>' for name, page in pages.items()]
+    return f"<dt>see also</dt><dd>{' · '.join(links)}</dd>"
 
 
 def _render_lineage(plan: Plan, outcome: Mapping[str, Any]) -> str:

@@ -216,7 +216,7 @@ def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow."""
     tracking.connect(plan.workspace)
     picture = draw_picture(outcome, plan.folder / PICTURE)
-    path = pages.write_report(plan, outcome, picture)
+    path = pages.write_report(plan, outcome, picture, parent)
     best = next(row for row in outcome["candidates"] if row["selected"])
     result = require(load_result(plan.folder / f"{best['tuner']}-s{best['seed']}"), "result")
     page, text = write_card(Card(plan, outcome, result, parent))

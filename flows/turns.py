@@ -30,7 +30,7 @@ def promotion_turn(domain: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(server_slot(name, WAIT_SECONDS, outlasts_silence=False))
-        except (httpx.HTTPError, TimeoutError) as error:
+        except (httpx.HTTPError, TimeoutError, ValueError) as error:  # the last: no address at all
             raise PromotionError(
                 f"promotion of {domain}",
                 expected=f"the slot {name!r} of the Prefect server {url} within {WAIT_SECONDS} s",
