@@ -69,7 +69,7 @@ def why_silent(url: str) -> str | None:
 
 def require_named_server() -> None:
     """Raise WorkspaceError unless the server that the environment names, if any, answers: before Prefect is loaded."""
-    if url := os.environ.get("PREFECT_API_URL"):
+    if (url := os.environ.get("PREFECT_API_URL")) and url != os.environ.get(OWN):
         _require_answer(url)
 
 

@@ -27,7 +27,7 @@ from flows.address import (
     save_services,
     use_services,
 )
-from flows.embedded import EmbeddedPrefect, require_named_server
+from flows.embedded import OWN, EmbeddedPrefect, require_named_server
 from flows.services import end_leftovers, stop_services
 
 VARIABLES = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME")
@@ -278,4 +278,7 @@ def test_a_dead_server_is_one_paragraph_at_once(monkeypatch: pytest.MonkeyPatch)
     for url in ("http://127.0.0.1:9/api", "nonsense", "http://[bad/api"):
         monkeypatch.setenv("PREFECT_API_URL", url)
         with pytest.raises(WorkspaceError, match="PREFECT_API_URL"):
+            require_named_server()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(OWN, url)  # one of our own, which is still coming up
             require_named_server()
