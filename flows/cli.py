@@ -137,6 +137,7 @@ def import_(
     def act(place: Any) -> Outcome:
         from components.data import importing, versioning
         from components.data.accounts import explain_given, summarise
+        from components.data.names import warn_of_alike
 
         versioning.require_repository(place)
         with versioning.hold_domain(place, domain, f"tessera import of {domain}"):
@@ -151,7 +152,9 @@ def import_(
         facts |= {"data_version": version.md5, "files": version.files, "raw": str(place.raw(domain))}
         facts |= {count: getattr(imported, count) for count in ("added", "removed", "changed", "kept")}
         facts |= {"pictures": read.pictures, "notes": dict(read.account.notes), "given_split": dict(read.account.given)}
-        return facts | {"understood": summarise(known, read.rows), "hints": explain_given(read.account, known)}
+        understood = summarise(known, read.rows)
+        facts |= {"understood": understood, "hints": explain_given(read.account, known)}
+        return facts | {"warnings": warn_of_alike(understood["classes"])}
 
     _run(act, _shower("show_import"), as_json, workspace)
 

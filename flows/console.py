@@ -302,6 +302,8 @@ def show_import(outcome: Mapping[str, Any]) -> None:
     )
     show_understood(outcome)
     OUT.print(f"Next     tessera check {outcome['domain']}")
+    for line in outcome["warnings"]:
+        OUT.print(f"[yellow]Warning[/]  {escape(line)}", soft_wrap=True)
     _warn_of_pictures(outcome)
 
 
