@@ -19,6 +19,8 @@ from components.training.job import load_result
 from components.training.metrics import split_groups
 from components.training.probe import STRENGTHS, choose_strength, solve
 from components.training.team import Team
+from flows.plan import _note_without_effect
+from flows.progress import Event, listening
 
 Floats = NDArray[np.float64]
 
@@ -171,3 +173,13 @@ def test_the_leader_of_a_team_solves_alone(place: Path) -> None:
         load_file(folder / "adapter/adapter.safetensors") for folder in (place / "team", train(place, "alone"))
     )
     np.testing.assert_array_equal(together["head.weight"], alone["head.weight"])
+
+
+def test_an_option_without_effect_is_told() -> None:
+    heard: list[Event] = []
+    with listening(heard.append):
+        _note_without_effect(create_tuners([{"kind": "linear", "lr": 0.1}, {"kind": "vpt", "lr": 0.1}]))
+        _note_without_effect(create_tuners([{"kind": "linear", "strength": 0.1}]))
+    assert [event["text"] for event in heard] == [
+        "Candidate linear: lr without effect, for it is solved to its optimum."
+    ]

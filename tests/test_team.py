@@ -91,6 +91,20 @@ def test_two_processes_train_as_one_and_a_killed_one_ends_both(place: Path) -> N
 
 
 @pytest.mark.slow
+def test_a_solved_probe_is_the_same_on_two_devices(place: Path) -> None:
+    """One process solves it, the other has nothing to do."""
+    jobs = [create_job(place, devices, epochs=7) for devices in (1, 2)]
+    jobs = [
+        job.model_copy(update={"tuner": {"kind": "linear"}, "folder": place / f"l{k}"}) for k, job in enumerate(jobs)
+    ]
+    alone, together = (run_job(job, "linear") for job in jobs)
+    assert together.environment["devices"] == "2"
+    assert together.adapter_sha256 == alone.adapter_sha256
+    assert len(together.history) == 1
+    _wait(lambda: not find_workers(jobs[1]), 5)
+
+
+@pytest.mark.slow
 def test_an_interrupted_parent_asks_its_processes_for_a_checkpoint_first(place: Path) -> None:
     """Ctrl-C while an epoch is told. Checkpoints are an hour apart, so the one there was written when asked."""
     job = create_job(place, 2, epochs=500, checkpoint_seconds=3600)

@@ -88,6 +88,12 @@ def test_the_tree_of_runs(finished: dict[str, Any]) -> None:
     assert "killed by signal 9" in failed.data.tags["mlflow.note.content"]
 
 
+def test_an_interval_that_is_not_known_is_no_metric(row: dict[str, Any]) -> None:
+    unknown = row | {"test": {"value": 0.9, "low": None, "high": None, "groups": 2}}
+    told = {name for name in tracking._summarise(unknown) if name.startswith("test/")}
+    assert told == {"test/balanced_accuracy"}
+
+
 def test_a_candidate_carries_its_lineage(finished: dict[str, Any], result: Result) -> None:
     tags = get_run(finished["child"]).data.tags
     lineage = {key.removeprefix("tessera."): value for key, value in tags.items() if key.startswith("tessera.")}
