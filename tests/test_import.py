@@ -134,8 +134,33 @@ def patients(raw):
 
 
 def numbered_patients(raw):
-    for patient in (10253, 10254):
+    for patient in (10253, 10254, 10255):
         put(raw, f"{patient}/0/{patient}*2", f"{patient}/1/{patient}*2")
+
+
+def lots_and_numbered_classes(raw):
+    for lot in range(3):
+        put(raw, f"lot{lot}/type1/a*2", f"lot{lot}/type2/b*2")
+
+
+def classes_above_kinds(raw):
+    put(
+        raw,
+        "benign/SOB/adenosis/a*3",
+        "benign/SOB/tubular/b*3",
+        "malignant/SOB/ductal/c*3",
+        "malignant/SOB/lobular/d*3",
+    )
+
+
+def equal_names_in_two_classes(raw):
+    put(raw, "mask/*3", "no_mask/*3")
+
+
+def visa_objects(raw):
+    for name in ("candle", "pcb"):
+        put(raw, f"{name}/Data/Images/Normal/*3", f"{name}/Data/Images/Anomaly/*2")
+        put_masks(raw, f"{name}/Data/Masks/Anomaly/*2")
 
 
 def lots_below_classes(raw):
@@ -270,7 +295,13 @@ TREES = [
          {"crack": 4, "good": 12}, 20, 20, {"train": 8, "test": 8}, slices=("folder",)),
     Tree(visa, "{kind: folders, images: Data/Images, masks: Data/Masks}", {"Anomaly": 3, "Normal": 5}, 11, 11),
     Tree(patients, "{kind: folders, images: <group>}", {"bad": 12, "good": 12}, 24, 24, group="group"),
-    Tree(numbered_patients, "{kind: folders, images: <group>}", {"0": 4, "1": 4}, 8, 8, group="group"),
+    Tree(numbered_patients, "{kind: folders, images: <group>}", {"0": 6, "1": 6}, 12, 12, group="group"),
+    Tree(lots_and_numbered_classes, "{kind: folders, images: <group>}", {"type1": 6, "type2": 6}, 12, 12,
+         group="group"),
+    Tree(classes_above_kinds, "folders", {"benign": 6, "malignant": 6}, 12, 12),
+    Tree(equal_names_in_two_classes, "folders", {"mask": 3, "no_mask": 3}, 6, 6),
+    Tree(visa_objects, "{kind: folders, images: <folder>/Data/Images, masks: <folder>/Data/Masks}",
+         {"Anomaly": 4, "Normal": 6}, 14, 14, slices=("folder",)),
     Tree(lots_below_classes, "{kind: folders, images: <class>/<group>}", {"cracked": 6, "good": 6}, 12, 12,
          group="group"),
     Tree(images_and_masks, "masks", {"background": 3, "class_1": 3}, 12, 12),
@@ -553,6 +584,13 @@ def test_a_guess_that_leaves_out_a_third_names_the_choices(tmp_path):
     assert any("images: <split>" in line and "48 of 78 pictures" in line for line in lines)
     chosen = shlex.split(lines[0])[1]
     assert understand(tmp_path, chosen)[1].pictures["used"] == 78
+
+
+def test_one_class_alone_is_refused_with_what_is_wrong(tmp_path):
+    put(tmp_path, "images/p*3")
+    put_masks(tmp_path, "masks/p*3")
+    with pytest.raises(DataError, match="at least two classes; found class_255"):
+        understand(tmp_path)
 
 
 def test_foreign_pictures_count_as_left_out(tmp_path):

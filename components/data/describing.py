@@ -31,7 +31,7 @@ from components.domain import (
     render_layout,
     write_layout,
 )
-from components.errors import DomainError, TesseraError
+from components.errors import DataError, DomainError, TesseraError
 from components.files import write_whole
 
 MANY = 0.05  # share of masks with several classes from which on the task is multilabel
@@ -63,6 +63,7 @@ def describe_folder(source: Path, name: str, layout: str | None, group: str | No
     described = _describe(source, chosen)
     if guessed:
         _refuse_losses(source, described)
+    _require_classes(source, described)
     facts: dict[str, Any] = {"name": name, "task": "multilabel" if described.many else "classification"}
     facts |= {"classes": described.classes, "layout": chosen.model_dump()}
     parts = chosen.parts if isinstance(chosen, Tree) else ()
@@ -133,6 +134,22 @@ def _describe(source: Path, layout: Layout) -> Described:
         return Described(layout, many, reading, tuple(sorted((layout.background, layout.label))))
     labels = {label for row in reading.rows for label in (row.labels or ([row.label] if row.label else []))}
     return Described(layout, many, reading, tuple(sorted(labels)))
+
+
+def _require_classes(source: Path, described: Described) -> None:
+    """Raise DataError where there is nothing to tell apart, with what the first unfit row says."""
+    if len(described.classes) > 1:
+        return
+    problem = next((f"; {row.path}: {row.problem}" for row in described.reading.rows if row.problem), "")
+    mend = "Add pictures of another class, or name the layout that is meant with `--layout`."
+    if isinstance(described.layout, Masks):
+        mend += """ Masks in colours: `--layout '{kind: masks, ids: {scratch: "#ff0000"}}'`."""
+    raise DataError(
+        f"{source} as layout {render_layout(described.layout)}",
+        expected="at least two classes",
+        found=f"{', '.join(described.classes) or 'none'}{problem}",
+        mend=mend,
+    )
 
 
 def _refuse_losses(source: Path, described: Described) -> None:

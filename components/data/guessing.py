@@ -190,12 +190,16 @@ def _find_class_level(below: set[Folder], firsts: set[str]) -> Folder | None:
     pairs = {folder[:2] for folder in below}
     seconds = Counter(second for _, second in pairs)
     numbered = _are_groups(firsts), _are_groups(seconds)
-    part = "<group>" if numbered[0] else "<folder>"
+    named = _are_named_groups(firsts), _are_named_groups(seconds)
+    numbered = named if named[0] != named[1] else numbered
+    part = "<group>" if numbered[0] and len(firsts) > 2 else "<folder>"  # two groups fill no three splits
     if all(map(find_split, seconds)):
         deeper = {folder[2:] for folder in below}
         return ("<class>", "<split>") if () in deeper else _prefix((part, "<split>"), _inside(deeper))
-    if len(seconds) == 1:
-        return _prefix((part,), _inside({folder[1:] for folder in below}))
+    if len(seconds) == 1:  # a folder that stands below each of the first says nothing
+        without = {(folder[0], *folder[2:]) for folder in below}
+        level = _find_class_level(without, firsts) if all(len(folder) > 1 for folder in without) else ()
+        return (level[0], *seconds, *level[1:]) if level else level
     recurring = 2 * sum(count > 1 for count in seconds.values()) >= len(seconds)
     if not recurring:
         return ("<class>", "<group>") if numbered == (False, True) else ()
@@ -208,6 +212,10 @@ def _find_class_level(below: set[Folder], firsts: set[str]) -> Folder | None:
 
 def _are_groups(names: Iterable[str]) -> bool:
     return all(any(map(str.isdigit, name)) or GROUPS.fullmatch(name) for name in names)
+
+
+def _are_named_groups(names: Iterable[str]) -> bool:
+    return all(GROUPS.fullmatch(name) for name in names)
 
 
 def _prefix(shared: Folder, rest: Folder | None) -> Folder | None:
