@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from components.data.duplicates import Found, Known, Pair
+from components.data.duplicates import NOTHING, Found, Look, Pair, is_certain
 from components.data.images import Box
 from components.data.manifest import load_frame, save_frame
 from components.data.matching import METHOD, Match
@@ -18,11 +18,14 @@ FEATURES = {"key": pl.String, "feature": pl.Binary, "grey": pl.Binary, "backbone
 MATCHES = {
     "first": pl.String,
     "second": pl.String,
+    "turn": pl.Int64,  # of the second picture, POINTS where matched points turned it
     "inliers": pl.Int64,
     "agreement": pl.Float64,
+    "fit": pl.List(pl.Float64),
     "near": pl.Boolean,
+    "remaining": pl.Float64,  # of near duplicates that share a design: their agreement without it
     "method": pl.Int64,
-    "bits": pl.Int64,  # of the search that came to its end among pictures of which these are two
+    "among": pl.String,  # the search that came to its end
 }
 
 
@@ -48,28 +51,34 @@ def decode_features(frame: pl.DataFrame) -> NDArray[np.float32]:
     return np.stack([np.frombuffer(feature, np.float16) for feature in frame["feature"]]).astype(np.float32)
 
 
-def load_known(file: Path, bits: int) -> Known:
-    """What is known by the present method, and searched with so many bits; nothing where there is no such file yet."""
-    kept = [load_frame(file)] if file.exists() else []  # an earlier release's has fewer columns
-    frame = pl.concat([pl.DataFrame(schema=MATCHES), *kept], how="diagonal").filter(pl.col("method") == METHOD)
-    rows = frame.select("first", "second", "inliers", "agreement").iter_rows()
-    searched = frame.filter(pl.col("bits") == bits)
-    return Known(
-        {(first, second): Match(inliers, agreement) for first, second, inliers, agreement in rows},
-        {*searched["first"], *searched["second"]},
-    )
+def load_known(file: Path) -> Found:
+    """What is known by the present method; nothing where there is no such file yet, or one of an earlier release."""
+    frame = load_frame(file) if file.exists() else pl.DataFrame(schema=MATCHES)
+    if dict(frame.schema) != MATCHES:
+        return NOTHING
+    frame = frame.filter(pl.col("method") == METHOD)
+    rows = frame.select("first", "second", "turn", "inliers", "agreement", "fit").iter_rows()
+    looks = {Look(*row[:3]): Match(row[3], row[4], tuple(row[5]) if row[5] else None) for row in rows}
+    among = frame["among"].unique().to_list()
+    return Found(looks, _near_of(frame), among[0] if len(among) == 1 else None)
 
 
-def load_near_duplicates(file: Path) -> list[Pair]:
-    """Pairs of contents that show one thing."""
-    near = load_frame(file).filter(pl.col("near"))
-    return [(first, second) for first, second in near.select("first", "second").iter_rows()]
+def load_near_duplicates(file: Path) -> dict[Pair, bool]:
+    """Pairs of contents that share a picture, and whether they certainly show one thing."""
+    return {pair: is_certain(remaining) for pair, remaining in _near_of(load_frame(file)).items()}
 
 
-def save_matches(found: Found, bits: int, file: Path) -> None:
-    near = set(found.near)
+def _near_of(frame: pl.DataFrame) -> dict[Pair, float | None]:
+    rows = frame.filter(pl.col("near")).select("first", "second", "remaining").iter_rows()
+    return {(first, second): remaining for first, second, remaining in rows}
+
+
+def save_matches(found: Found, file: Path) -> None:
     rows = [
-        (*pair, match.inliers, match.agreement, pair in near, METHOD, bits if found.searched >= set(pair) else None)
-        for pair, match in sorted(found.matches.items())
+        (*look, match.inliers, match.agreement, match.fit, pair in found.near, found.near.get(pair))
+        for look, match in sorted(found.looks.items())
+        for pair in [(look.first, look.second)]
     ]
-    save_frame(pl.DataFrame(rows, schema=MATCHES, orient="row"), file)
+    columns = {name: kind for name, kind in MATCHES.items() if name not in ("method", "among")}
+    frame = pl.DataFrame(rows, schema=columns, orient="row")
+    save_frame(frame.with_columns(method=pl.lit(METHOD), among=pl.lit(found.among)).cast(MATCHES), file)

@@ -96,11 +96,10 @@ def update_matches(rows: pl.DataFrame, features: pl.DataFrame, raw: Path, domain
         decode_features(pictures),
         lambda index: read_grey(raw / paths[contents[index]]),
     )
-    bits = domain.validation.near_duplicate_bits
-    known = load_known(file, bits)
+    known, bits = load_known(file), domain.validation.near_duplicate_bits
     with pixel_limit(domain.validation.max_megapixels):
-        found = find_near_duplicates(looked, bits, known, keep=lambda so_far: save_matches(so_far, bits, file))
-    save_matches(found, bits, file)
+        found = find_near_duplicates(looked, bits, known, keep=lambda so_far: save_matches(so_far, file))
+    save_matches(found, file)
 
 
 def _compute(
