@@ -290,6 +290,19 @@ class Split(Strict):
     of the groups in train becomes val."""
 
 
+class Groups(Strict):
+    """What holds images together besides their content or group column."""
+
+    near_duplicates: Literal["off", "report", "join"] = "join"
+    """`join` keeps pictures that show one thing in one group, and so in one split; `report` finds and shows them but
+    joins nothing; `off` does not look for them."""
+
+    @field_validator("near_duplicates", mode="before")
+    @classmethod
+    def _off_by_yaml(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
+
+
 class Validation(Strict):
     """Floors and ceilings the data must keep before anything is trained on them."""
 
@@ -447,6 +460,8 @@ class Domain(Strict):
     """Labels as they are written, and the class each belongs to: `{Good: good, NG: bad}`."""
     group: str | None = None
     """The column that names what belongs together (lot, patient, part): never in two splits."""
+    groups: Groups = Groups()
+    """Which pictures are held together besides."""
     slices: tuple[str, ...] = ()
     """Columns by whose values scores are told apart."""
     split: Split = Split()

@@ -1,37 +1,48 @@
 """Near duplicates are found whatever was done to the copy, and what pictures merely share joins nothing."""
 
 import hashlib
+import io
 from functools import lru_cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from samples import picture
 
+from components.data.designs import create_outline, find_places, refine_place
 from components.data.duplicates import (
-    MIN_AGREEMENT,
     NOTHING,
-    RANKS,
-    Known,
-    LookAlike,
+    Found,
     Pictures,
-    cosine_transform,
-    find_look_alikes,
     find_near_duplicates,
     find_neighbours,
-    find_newcomers,
-    hash_spectra,
+    is_certain,
     join_groups,
     keep_close,
     standardise,
+)
+from components.data.features import load_known, load_near_duplicates, load_sisters, save_matches
+from components.data.images import THUMBNAIL
+from components.data.look_alikes import (
+    LookAlike,
+    cosine_transform,
+    find_alike_parts,
+    find_look_alikes,
+    hash_spectra,
     turn_spectra,
 )
-from components.data.features import load_known, load_near_duplicates, save_matches
-from components.data.images import THUMBNAIL
 from components.data.manifest import load_frame, save_frame
-from components.data.matching import Match, create_sketch, match_sketches, match_turned, turn_picture
+from components.data.matching import (
+    MIN_AGREEMENT,
+    Match,
+    create_sketch,
+    match_sketches,
+    match_turned,
+    measure_agreement,
+    turn_picture,
+)
 
 
 def photograph(seed):
@@ -86,12 +97,11 @@ def test_a_shared_frame_does_not_match():
 def test_turned_thumbnails_are_look_alikes(turn):
     greys = np.stack([np.asarray(picture(number, 32, 32), dtype=np.float32) for number in range(300)])
     greys[1] = turn_picture(greys[299], turn)
-    every = np.ones(300, bool)
-    assert find_look_alikes(greys, 4, every) == [(1, 299, turn)]
-    assert find_look_alikes(greys, 4, np.arange(300) == 1) == [(1, 299, turn)]
-    assert find_look_alikes(greys, 4, np.arange(300) == 299) == [(1, 299, turn)]
-    assert find_look_alikes(greys, 4, np.arange(300) == 2) == []
-    assert find_look_alikes(greys[:1], 4, every[:1]) == []
+    assert find_look_alikes(greys, 4) == [(1, 299, turn)]
+    assert find_look_alikes(greys[:1], 4) == []
+    assert (1, 299, turn) in find_alike_parts(greys, range(300), 1)
+    assert (1, 299, turn) in find_alike_parts(greys, range(0, 300, 13), 1)  # the second alone asks
+    assert find_alike_parts(greys, [], 1) == find_alike_parts(greys[:1], [0], 1) == []
     turned = cosine_transform(turn_picture(greys, turn))
     assert np.allclose(turn_spectra(cosine_transform(greys), turn), turned, atol=0.01)
 
@@ -118,7 +128,7 @@ def test_blank_tiles_under_one_lamp_are_not_look_alikes():
     hashes = hash_spectra(cosine_transform(greys))
     bits = np.bitwise_count(hashes[:, None] ^ hashes[None])
     assert ((bits <= 4).sum() - 40) / 2 > 100  # the hash alone would join them
-    assert find_look_alikes(greys, 4, np.ones(40, bool)) == []
+    assert find_look_alikes(greys, 4) == []
 
 
 # The search
@@ -149,57 +159,168 @@ def test_one_fixture_on_every_picture_joins_none_but_real_copies():
         images.append(image)
     images[7] = expose(images[6], 0.9, 1.0)
     contents, found = search(images)
-    assert found.needed > MIN_AGREEMENT
-    assert found.near == [tuple(sorted(contents[6:8]))]
+    assert list(found.near) == [tuple(sorted(contents[6:8]))]
+
+
+def read_once(images, known):
+    """Contents read by a search that knows an earlier one."""
+    read = []
+    search(images, known, read)
+    return set(read)
 
 
 def test_what_was_seen_is_not_looked_at_again():
     images = [photograph(seed) for seed in range(20)]
     images[11] = ImageOps.mirror(images[10])
-    _, first = search(images)
+    contents, first = search(images)
+    assert read_once(images, first) == set()
+    grown = [*images, expose(images[3])]
     read = []
-    contents, second = search([*images, expose(images[3])], known=Known(first.matches, first.searched), read=read)
-    assert set(first.near) < set(second.near)
+    contents, second = search(grown, first, read)
     assert set(second.near) - set(first.near) == {tuple(sorted((contents[3], contents[20])))}
-    assert set(first.matches) <= set(second.matches)
-    assert len(second.matches) - len(first.matches) <= 25  # of 210 pairs
-    _, third = search(images[:11], known=Known(second.matches, second.searched))
-    assert {name for pair in third.matches for name in pair} <= set(contents[:11])
+    assert len(set(second.looks) - set(first.looks)) <= 25  # of 210 pairs
+    assert {look[:2] for look in set(second.looks) - set(first.looks)} >= {tuple(sorted((contents[3], contents[20])))}
+    assert len(set(read)) < 21
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 15), min_size=1), min_size=1, max_size=3))
+def test_a_search_depends_on_the_pictures_alone(sets):
+    """Whatever was searched before, and whatever came or went, the result is that of a search from the start."""
+    images = [photograph(seed) for seed in range(10)]
+    images += [expose(images[1]), ImageOps.mirror(images[1]), images[2].rotate(90, expand=True), expose(images[3], 0.8)]
+    images += [fixture_part(0), fixture_part(1)]
+    known = NOTHING
+    for chosen in [*sets, set(range(16))]:
+        known = search([images[index] for index in sorted(chosen)], known)[1]
+    assert known == search(images)[1]
 
 
 def test_a_search_that_was_killed_goes_on_and_is_not_taken_for_a_finished_one(tmp_path):
     images, file = [photograph(seed) for seed in range(20)], tmp_path / "matches.parquet"
-    assert load_known(file, 4) == NOTHING
+    assert load_known(file) == NOTHING
     _, first = search(images)
-    save_matches(first, 4, file)
-    assert load_known(file, 4) == Known(first.matches, first.searched)
-    assert load_known(file, 6) == Known(first.matches, set())  # more bits make more look-alikes of old pictures, too
+    save_matches(first, file)
+    assert load_known(file) == first
     more = [*images, *(photograph(seed) for seed in range(20, 24)), expose(images[3]), ImageOps.mirror(photograph(21))]
     looked = []
 
     def die(found):
-        looked.append(len(found.matches))
-        save_matches(found, 4, file)
+        looked.append(len(found.looks))
+        save_matches(found, file)
         if len(looked) == 3:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        search(more, load_known(file, 4), keep=die)
-    known = load_known(file, 4)
-    assert known.searched == first.searched
-    assert len(first.matches) < len(known.matches) == looked[-1]
+        search(more, load_known(file), keep=die)
+    known = load_known(file)
+    assert known.among is None
+    assert set(first.looks) < set(known.looks)
     contents, second = search(more, known)
-    save_matches(second, 4, file)
-    assert load_known(file, 4).searched == set(contents)
+    save_matches(second, file)
     near = {tuple(sorted((contents[i], contents[j]))) for i, j in ((3, 24), (21, 25))}
     assert set(load_near_duplicates(file)) == set(first.near) | near == set(search(more)[1].near)
 
 
-def test_matches_of_an_earlier_release_are_known_and_searched_again(tmp_path):
+def test_matches_of_an_earlier_release_are_made_again(tmp_path):
     _, found = search([photograph(seed) for seed in range(9)])
-    save_matches(found, 4, tmp_path / "now.parquet")
-    save_frame(load_frame(tmp_path / "now.parquet").drop("bits"), tmp_path / "then.parquet")
-    assert load_known(tmp_path / "then.parquet", 4) == Known(found.matches, set())
+    save_matches(found, tmp_path / "now.parquet")
+    now = load_frame(tmp_path / "now.parquet")
+    for old in (now.drop("among", "fit", "turn"), now.drop("remaining").with_columns(bits=4)):
+        save_frame(old, tmp_path / "then.parquet")
+        assert load_known(tmp_path / "then.parquet") == NOTHING
+    save_frame(now.with_columns(method=1), tmp_path / "then.parquet")
+    assert load_known(tmp_path / "then.parquet").looks == {}
+
+
+# Parts of one design
+
+
+def fixture_part(seed, grain=2.0, mark=True):
+    """A part of one design (frame, bars, dashes) with a grain and a few scratches of its own."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:224, :224].astype(np.float32)
+    part = np.full((224, 224), 150, np.float32)
+    part[(x < 8) | (x > 215) | (y < 8) | (y > 215) | (x + y < 36) | (x - y > 188) | (y - x > 188)] = 30
+    for bar in (40, 112, 184):
+        part[bar - 1 : bar + 1, 8:216] = 60
+        for dash in range(20, 200, 34):
+            part[bar - 3 : bar + 3, dash : dash + 18] = 70
+    own = sum(
+        np.asarray(Image.fromarray(rng.normal(0, 1, (side, side)).astype(np.float32)).resize((224, 224)))
+        for side in (28, 56, 112, 224)
+    )
+    part += grain * own
+    dx, dy = rng.uniform(-2, 2, 2)
+    image = Image.fromarray(np.clip(part * rng.uniform(0.8, 1.1), 0, 255).astype(np.uint8))
+    return image.transform(image.size, Image.Transform.AFFINE, (1, 0, dx, 0, 1, dy), Image.Resampling.BICUBIC)
+
+
+def smaller_jpeg(image):
+    small, data = image.resize((image.width // 2, image.height // 2)), io.BytesIO()
+    small.save(data, "JPEG", quality=40)
+    return Image.open(data).convert("L")
+
+
+@lru_cache
+def parts(count):
+    return [fixture_part(seed) for seed in range(count)]
+
+
+def test_parts_of_one_design_agree_and_are_not_joined():
+    images = parts(40)
+    _, found = search(images)
+    assert sum(match.agreement >= MIN_AGREEMENT for match in found.looks.values()) > 40  # agreement alone joins them
+    assert found.near == {}
+
+
+@pytest.mark.parametrize("change", ["exposed", "mirrored", "a quarter turn", "smaller, JPEG"])
+def test_copies_among_parts_of_one_design_are_found(change):
+    changes = CHANGES | {"smaller, JPEG": smaller_jpeg, "exposed": lambda image: expose(image, 0.5, 0.0)}
+    images = [*parts(30), *(changes[change](image) for image in parts(30)[:5])]
+    contents, found = search(images)
+    true = {tuple(sorted((contents[k], contents[30 + k]))) for k in range(5)}
+    assert set(found.near) <= true
+    assert len(found.near) >= (4 if "JPEG" in change else 5)
+    assert all(remaining is not None for remaining in found.near.values())
+    if "JPEG" not in change:
+        assert all(map(is_certain, found.near.values()))
+
+
+def test_groups_of_copies_among_the_strangers_do_not_hide_one_another():
+    images = [expose(part, gain, 0.0) for part in parts(8) for gain in (1.0, 0.9, 0.8, 0.7)]
+    contents, found = search(images)
+    groups = join_groups(contents, [(contents.index(a), contents.index(b)) for a, b in found.near])
+    assert [len(set(groups[k : k + 4])) for k in range(0, 32, 4)] == [1] * 8
+    assert len(set(groups)) == 8
+
+
+def test_a_repeated_design_in_a_small_part_of_a_set_is_seen():
+    images = [*parts(20), *(photograph(seed) for seed in range(40)), expose(photograph(5))]
+    contents, found = search(images)
+    assert found.near == {tuple(sorted((contents[20 + 5], contents[60]))): None}
+
+
+def test_a_picture_is_laid_over_another_one_as_it_lies():
+    image = photograph(7)
+    first = sketch(image)
+    for turn in range(8):
+        moved = Image.fromarray(np.ascontiguousarray(turn_picture(np.asarray(image), turn)))
+        second = sketch(moved.transform(moved.size, Image.Transform.AFFINE, (1, 0.02, -12, 0.01, 1, 9)))
+        outlines = create_outline(first), create_outline(second)
+        (place,) = find_places(outlines[0], [outlines[1]])
+        fit = refine_place(*outlines, place, (first.detail.shape, second.detail.shape))
+        assert measure_agreement(first.detail, second.detail, fit) > 0.9, turn
+
+
+def test_sisters_are_told_from_copies_in_the_file(tmp_path):
+    _, found = search([photograph(seed) for seed in range(6)])
+    looks = sorted(found.looks)[:3]
+    near = {look[:2]: share for look, share in zip(looks, (None, 0.85, 0.99), strict=True)}
+    save_matches(Found(found.looks, near, "x"), tmp_path / "matches.parquet")
+    assert load_known(tmp_path / "matches.parquet") == Found(found.looks, near, "x")
+    assert load_sisters(tmp_path / "matches.parquet") == {looks[1][:2]}
+    assert set(load_near_duplicates(tmp_path / "matches.parquet")) == set(near)
 
 
 def test_neighbours_are_the_nearest_by_cosine():
@@ -215,22 +336,6 @@ def test_neighbours_are_the_nearest_by_cosine():
     assert find_neighbours(directions[:2], [0, 1], 3).tolist() == [[1], [0]]
     assert find_neighbours(directions[:1], [0], 3).shape == (1, 0)
     assert standardise(features[:0]).shape == (0, 16)
-
-
-def test_a_newcomer_is_compared_with_those_whose_nearest_it_has_become():
-    directions = standardise(np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32))
-    new = np.arange(400) >= 370
-    old = find_neighbours(directions[:370], range(370), RANKS)
-    known = np.unique(np.sort([(row, other) for row in range(370) for other in old[row]], axis=1), axis=0)
-    nearest = find_neighbours(directions, range(370), 2 * RANKS).tolist()
-    expected = {(row, other) for row in range(370) for other in nearest[row][:RANKS] if new[other]}
-    found = find_newcomers(directions, new, known)
-    assert len(found) == len(set(found))
-    assert expected <= set(found)
-    assert all(new[other] and other in nearest[row] for row, other in found)
-    assert len(expected) > 30
-    assert find_newcomers(directions, np.ones(400, bool), known[:0]) == []
-    assert find_newcomers(directions, new, known[:0]) == []  # compared with none before: no older search
 
 
 def test_relatives_are_looked_at_together_and_each_is_sketched_once():

@@ -21,6 +21,7 @@ from components.data.splits import (
     require_floors,
     save_memory,
     warn_of_few_groups,
+    warn_of_shares,
 )
 from components.domain import Split
 from components.errors import CheckFailed, DataError
@@ -302,3 +303,19 @@ def test_a_given_split_that_contradicts_what_is_remembered_is_refused():
     memory = assign_given(GIVEN).memory
     with pytest.raises(DataError, match=r"1 images given to other sides, such as train0.png: test instead of train"):
         assign_given(GIVEN | {"train0": "test"}, memory)
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((60, 15, 25), ""),
+        ((60, 19, 21), ""),  # four points
+        ((50, 25, 25), "train holds 50% instead of 60%, val holds 25% instead of 15%"),
+        ((60, 6, 34), "val holds 6% instead of 15%, test holds 34% instead of 25%"),
+    ],
+)
+def test_a_split_far_from_its_share_of_the_images_is_warned_of(counts, told):
+    sides = [side for side, count in zip(("train", "val", "test"), counts, strict=True) for _ in range(count)]
+    frame = pl.DataFrame({"id": [str(number) for number in range(100)], "split": sides})
+    assert told in "".join(warn_of_shares(frame, Split()))
+    assert bool(told) == bool(warn_of_shares(frame, Split()))

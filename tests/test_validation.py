@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,7 +25,8 @@ from samples import (
 )
 
 from components.data.catalogue import render_table
-from components.data.features import load_near_duplicates
+from components.data.duplicates import Found
+from components.data.features import load_known, load_near_duplicates, save_matches
 from components.data.images import ORIENTATION, Picture, create_thumbnail, inspect_image
 from components.data.layouts import read_rows
 from components.data.manifest import create_schema, load_frame, load_manifest, require_manifest
@@ -33,7 +35,7 @@ from components.data.report import render_report
 from components.data.splits import assign_splits
 from components.data.stages import STAGES, run_manifest, run_split, run_validate
 from components.data.validation import check_rows, warn_of_huge_groups
-from components.domain import Validation
+from components.domain import Domain, Validation
 from components.errors import CheckFailed, DataError
 from components.models.features import run_features
 from components.workspace import REPOSITORY, Workspace
@@ -313,15 +315,86 @@ def test_a_jpeg_is_judged_alike_without_its_colours_and_finest_detail(tmp_path: 
 @pytest.mark.parametrize(
     ("groups", "told"),
     [
-        ("abcdef", ""),
-        ("aaaaef", "One group, 'a', holds 4 of 6 images"),
-        ("aabbef", "2 of 3 of 'x'"),
-        ("aaaaaa", ""),  # which the floors of groups speak of
+        ("abcdefghijklmnopqrst", ""),
+        ("aabcdefghijklmnopqrs", ""),  # a pair of twenty is no large group
+        ("aaabcdefghijklmnopqr", "more than 10% of the 20 images: 'a' 3 (15%)"),
+        ("aaaabcdefghhhijklmno", "'a' 4 (20%), 'h' 3 (15%)"),
+        ("aaaaaaaaaaaaaabcdefg", "more than 10% of the 20 images: 'a' 14 (70%)"),
+        ("a" * 20, ""),  # which the floors of groups speak of
     ],
 )
-def test_a_group_that_holds_most_is_warned_of(groups: str, told: str) -> None:
-    frame = pl.DataFrame({"id": list("123456"), "label": list("xyxyxy"), "group": list(groups)})
-    if told.startswith("2 of 3"):
-        frame = frame.with_columns(label=pl.Series(list("xxxyyy")))
+def test_a_group_that_holds_much_is_warned_of(groups: str, told: str) -> None:
+    frame = pl.DataFrame({"id": list(map(str, range(20))), "label": list("xy" * 10), "group": list(groups)})
     assert told in "".join(warn_of_huge_groups(frame))
     assert bool(told) == bool(warn_of_huge_groups(frame))
+
+
+def test_a_group_that_holds_most_of_a_class_is_warned_of() -> None:
+    frame = pl.DataFrame({"id": list("123456"), "label": list("xxxyyy"), "group": list("aabcde")})
+    assert "2 of 3 of 'x'" in "".join(warn_of_huge_groups(frame))
+
+
+# Groups: what is joined, reported, or not looked for
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> Workspace:
+    """Forty pictures, of which six show one thing under two labels, and a pair that shows another one."""
+    workspace = Workspace(tmp_path)
+    raw = write_folders(workspace.raw("tiles"), images=16)
+    image = np.asarray(picture(900, 120, 100)).astype(int)
+    for number in range(6):
+        pixels = np.clip(image * (1 - number / 20) + number, 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(raw / f"{'good' if number < 5 else 'cracked'}/copy{number}.png")
+    return workspace
+
+
+def run_all(workspace: Workspace, domain: Domain) -> dict[str, Any]:
+    run_manifest(workspace, domain)
+    run_features(workspace, domain)
+    run_validate(workspace, domain)
+    run_split(workspace, domain)
+    return json.loads((workspace.derived(domain.name) / "validation.json").read_text())
+
+
+def test_near_duplicates_are_joined_reported_or_not_looked_for(copies: Workspace) -> None:
+    file, found = copies.derived("tiles") / "matches.parquet", {}
+    for mode in ("join", "off", "report", "join"):
+        copies.splits("tiles").unlink(missing_ok=True)
+        domain = make_domain(name="tiles", groups={"near_duplicates": mode})
+        record = run_all(copies, domain)
+        manifest = load_frame(copies.derived("tiles") / "manifest.parquet")
+        assert record["groups"] == manifest["group"].n_unique() == (33 if mode == "join" else 38)
+        assert bool(record["near_duplicate_pairs"]) == (mode != "off")
+        assert any("Groups of more than 10%" in text for text in record["warnings"]) == (mode == "join")
+        assert bool(record["suspicious_labels"]) == (mode != "off")
+        page = (copies.derived("tiles") / "validation.html").read_text()
+        assert ("Large groups" in page) == (mode == "join")
+        assert ("are shown only" in page) == (mode == "report")
+        assert found.setdefault(mode, (record, file.read_bytes())) == (record, file.read_bytes())
+
+
+def test_a_check_repeated_or_after_a_new_title_gives_the_same_bits(copies: Workspace) -> None:
+    names = ("matches.parquet", "features.parquet", "valid.parquet", "validation.json", "manifest.parquet")
+    seen = []
+    for title in ("", "", "Tiles", "Tiles of plant 2"):
+        run_all(copies, make_domain(name="tiles", title=title))
+        seen.append([(copies.derived("tiles") / name).read_bytes() for name in names])
+    assert seen == [seen[0]] * 4
+
+
+def test_pairs_that_share_a_picture_are_not_called_wrong(copies: Workspace) -> None:
+    domain = make_domain(name="tiles")
+    run_all(copies, domain)
+    file = copies.derived("tiles") / "matches.parquet"
+    known = load_known(file)
+    save_matches(Found(known.looks, dict.fromkeys(known.near, 0.85), known.among), file)
+    run_validate(copies, domain)
+    record = json.loads((copies.derived("tiles") / "validation.json").read_text())
+    assert record["pairs_that_share_a_picture"] == record["near_duplicate_pairs"] != []
+    assert record["suspicious_labels"] == []
+    assert not any("different labels" in text for text in record["warnings"])
+    assert record["groups"] == 33
+    page = (copies.derived("tiles") / "validation.html").read_text()
+    assert "Pairs that share a picture" in page
+    assert "Near duplicates" not in page

@@ -44,9 +44,9 @@ RIDGE = 1e-3  # keeps a regression on nearly blank cells finite
 CROWD = 1000  # pictures of a set, at most, that strangers are taken from
 NEAR = 12  # nearest pictures in features, among which duplicates are looked for: these are no strangers
 MANY, LAID = 24, 12  # strangers that are placed, and of these the best that are laid over the picture
-FEW = 3  # strangers at least: fewer predict nothing
+FEW = 4  # strangers at least: with fewer no design is shared, or none that could be predicted
 ALIKE = 0.5  # correlation of thumbnails; of 100 pictures of tissue, nuclei or boards 95 stay under .46, cells reach .8
-SHARED = 0.35  # median agreement with strangers from which a design is shared: half of what a duplicate needs
+SHARED = 0.35  # agreement from which a stranger shares the design: half of what a duplicate needs
 RELATIVE = 0.9  # remaining agreement, given the other strangers, from which a stranger is a duplicate itself
 PURGES = 4
 KEPT = 64  # pictures whose strangers are kept in memory: 2 MB each
@@ -71,7 +71,7 @@ class Place(NamedTuple):
 class Stranger(NamedTuple):
     """A picture of the set laid over another one, and the share of cells in which the two agree."""
 
-    index: int
+    number: int
     cells: Cells
     agreement: float
 
@@ -96,14 +96,14 @@ class Designs:
         fit: places of j to places of i. related: whether a stranger is known to be a duplicate of i or j.
         None where no design is shared.
         """
-        views = ((i, j, fit), (j, i, np.linalg.inv(fit)))
-        found = [self._measure(*view, related) for view in views if self.is_repeated(view[0])]
+        views = ((i, j, fit), (j, i, np.asarray(np.linalg.inv(fit), np.float64)))
+        found = [self._measure(here, there, laid, related) for here, there, laid in views if self.is_repeated(here)]
         known = [share for share in found if share is not None]
         return float(np.mean(known)) if known else None
 
     def _measure(self, here: int, there: int, fit: Fit, related: Callable[[int], bool]) -> float | None:
-        strangers = [each for each in self.strangers(here) if each.index != there and not related(each.index)]
-        if len(strangers) < FEW or np.median([each.agreement for each in strangers]) < SHARED:
+        strangers = [each for each in self.strangers(here) if each.number != there and not related(each.number)]
+        if len(strangers) < FEW:
             return None
         detail = self.sketch(here).detail
         laid = lay_cells(self.sketch(there).detail, fit, detail.shape)
@@ -124,7 +124,7 @@ class Designs:
     def _is_repeated(self, index: int) -> bool:
         """Do thumbnails of strangers resemble the picture's? One in six suffices to look at them closely."""
         chosen = self._choose(index)[::2]
-        if len(chosen) < FEW:
+        if len(chosen) < FEW / 2:
             return False
         side = self.greys.shape[-1]
         small = [_normalise(flatten(self.greys[each], THUMB_SHADE)) for each in (index, *chosen)]
@@ -133,7 +133,7 @@ class Designs:
         return peaks[max(len(peaks) // 6 - 1, 0)] >= ALIKE
 
     def _find_strangers(self, index: int) -> list[Stranger]:
-        """The LAID pictures that fit best of those chosen, without those that turn out to be duplicates."""
+        """Of the LAID pictures that fit best those that share the design, without those that turn out duplicates."""
         chosen, outline, sketch = self._choose(index), self.outline(index), self.sketch(index)
         places = find_places(outline, [self.outline(other) for other in chosen])
         best = sorted(zip(chosen, places, strict=True), key=lambda each: (-each[1].peak, each[0]))[:LAID]
@@ -141,8 +141,9 @@ class Designs:
         for other, place in best:
             detail = self.sketch(other).detail
             fit = refine_place(outline, self.outline(other), place, (sketch.detail.shape, detail.shape))
-            cells, agreement = lay_cells(detail, fit, sketch.detail.shape), measure_agreement(sketch.detail, detail, fit)
-            laid.append(Stranger(other, cells, agreement))
+            agreement = measure_agreement(sketch.detail, detail, fit)
+            if agreement >= SHARED:
+                laid.append(Stranger(other, lay_cells(detail, fit, sketch.detail.shape), agreement))
         return _drop_relatives(to_cells(blur(sketch.detail)), laid)
 
 

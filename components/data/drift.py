@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from components.data.duplicates import CHUNK
 from components.data.features import content_of, decode_features, sample_key
+from components.data.look_alikes import CHUNK
 from components.domain import Strict
 
 EXPECTED = 0.05

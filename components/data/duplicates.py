@@ -148,9 +148,7 @@ class _Search:
         best = dict(zip(apart, self._match(apart), strict=True))
         turned = [each for each in candidates if each.turn != POINTS]
         turned = [
-            each
-            for each in turned
-            if (match := best.get(each._replace(turn=POINTS))) and match.agreement < self.needed
+            each for each in turned if (match := best.get(each._replace(turn=POINTS))) and match.agreement < self.needed
         ]
         for each, match in zip(turned, self._match(turned), strict=True):
             pair = each._replace(turn=POINTS)

@@ -15,7 +15,7 @@ from components.data.manifest import load_frame, save_frame
 from components.data.matching import METHOD, Match
 
 FEATURES = {"key": pl.String, "feature": pl.Binary, "grey": pl.Binary, "backbone": pl.String}
-MATCHES = {
+MATCHES: dict[str, pl.DataType | type[pl.DataType]] = {
     "first": pl.String,
     "second": pl.String,
     "turn": pl.Int64,  # of the second picture, POINTS where matched points turned it
@@ -63,9 +63,14 @@ def load_known(file: Path) -> Found:
     return Found(looks, _near_of(frame), among[0] if len(among) == 1 else None)
 
 
-def load_near_duplicates(file: Path) -> dict[Pair, bool]:
-    """Pairs of contents that share a picture, and whether they certainly show one thing."""
-    return {pair: is_certain(remaining) for pair, remaining in _near_of(load_frame(file)).items()}
+def load_near_duplicates(file: Path) -> list[Pair]:
+    """Pairs of contents that show one thing, or at least share a picture."""
+    return list(_near_of(load_frame(file)))
+
+
+def load_sisters(file: Path) -> set[Pair]:
+    """Near duplicates that share a picture but may be different things, such as parts cut from one piece."""
+    return {pair for pair, remaining in _near_of(load_frame(file)).items() if not is_certain(remaining)}
 
 
 def _near_of(frame: pl.DataFrame) -> dict[Pair, float | None]:
@@ -81,4 +86,4 @@ def save_matches(found: Found, file: Path) -> None:
     ]
     columns = {name: kind for name, kind in MATCHES.items() if name not in ("method", "among")}
     frame = pl.DataFrame(rows, schema=columns, orient="row")
-    save_frame(frame.with_columns(method=pl.lit(METHOD), among=pl.lit(found.among)).cast(MATCHES), file)
+    save_frame(frame.with_columns(method=pl.lit(METHOD), among=pl.lit(found.among)).cast(pl.Schema(MATCHES)), file)

@@ -77,7 +77,7 @@ class Judgement:
 
 
 def find_suspects(frame: pl.DataFrame, features: pl.DataFrame, near: Sequence[Pair]) -> Judgement:
-    """Suspicious labels among the rows of valid.parquet."""
+    """Suspicious labels among the rows of valid.parquet. near: pairs that certainly show one thing."""
     known = {} if frame.is_empty() else _suspect_near_duplicates(frame, near)
     predicted = None if frame.is_empty() else predict_labels(frame, features)
     accuracy, expected = None, None

@@ -1,8 +1,8 @@
 """Look-alikes: pairs of pictures whose thumbnails are alike in one of eight positions; candidates, not yet duplicates.
 
-64-bit perceptual hashes (signs of the lowest 8 x 8 cosine coefficients of a 32 x 32 grey picture, https://www.phash.org)
-of one picture as it lies and of the other one's eight turns and mirrors differ in few bits, and their detail correlates,
-because the lowest coefficients of blank parts only say how the light falls.
+64-bit perceptual hashes (signs of the lowest 8 x 8 cosine coefficients of a 32 x 32 grey picture,
+https://www.phash.org) of one picture as it lies and of the other one's eight turns and mirrors differ in few bits, and
+their detail correlates, because the lowest coefficients of blank parts only say how the light falls.
 """
 
 from collections.abc import Iterator, Sequence

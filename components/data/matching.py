@@ -145,7 +145,7 @@ def place_turn(shape: tuple[int, int], turn: int) -> Fit:
     return fit if turn < 4 else np.array([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]]) @ fit
 
 
-def place_scale(shape: tuple[int, int], size: tuple[int, int]) -> Fit:
+def place_scale(shape: tuple[int, ...], size: tuple[int, ...]) -> Fit:
     """Where resizing from one (h, w) to another puts places; pixels are squares, their middles the places."""
     y, x = size[0] / shape[0], size[1] / shape[1]
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])

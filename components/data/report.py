@@ -15,9 +15,10 @@ import polars as pl
 from components.data.images import create_thumbnail, split_reason
 from components.data.manifest import SPLITS, by_class
 from components.data.outliers import MEND
-from components.data.validation import Quarantined, Validated
+from components.data.validation import Quarantined, Validated, find_large_groups
 
 MAX_PAIRS = 50
+MAX_GROUPS = 5
 MAX_LOOKS = 24  # outliers a kind
 MAX_LISTED = 1000  # quarantined rows a kind
 MAX_SUSPECTS = 50
@@ -77,6 +78,7 @@ def render_report(validated: Validated, raw: Path, split: pl.DataFrame | None = 
         _quarantine(validated, raw),
         _outliers(validated, raw),
         _suspects(validated, raw),
+        _groups(validated, raw),
         _pairs(validated, raw),
     ]
     body = "\n".join(part for part in parts if part)
@@ -101,7 +103,8 @@ def _counts(validated: Validated) -> str:
         ("fit", validated.fit.height),
         ("in quarantine", len(validated.quarantined)),
         ("groups", validated.fit["group"].n_unique()),
-        ("near-duplicate pairs", len(validated.near_duplicates)),
+        ("near-duplicate pairs", len(validated.near_duplicates) - len(validated.sisters)),
+        ("pairs that share a picture", len(validated.sisters)),
         ("suspicious labels", len(validated.suspects)),
     )
     cards = "".join(f'<div class="card"><b>{value:,}</b><span>{name}</span></div>' for name, value in numbers)
@@ -271,24 +274,57 @@ def _quarantine_row(item: Quarantined, raw: Path, validated: Validated, shown: b
     return f"<tr><td>{picture}</td>{file}<td>{label}</td><td class=why>{why}</td></tr>"
 
 
-def _pairs(validated: Validated, raw: Path) -> str:
-    if not validated.near_duplicates:
+def _groups(validated: Validated, raw: Path) -> str:
+    """Pictures of every group that holds a large share of the images."""
+    large = find_large_groups(validated.fit)
+    if not large:
         return ""
+    parts = []
+    for name, count in large[:MAX_GROUPS]:
+        rows = validated.fit.filter(pl.col("group") == name).unique("id", maintain_order=True)
+        chosen = sorted({int(place) for place in np.linspace(0, rows.height - 1, 2 * SAMPLES)})
+        pictures = "".join(
+            _picture(raw, path, crop, validated) for path, crop in rows[chosen].select("path", "crop").rows()
+        )
+        title = f"{escape(name[:40])} <span class=quiet>({count:,} images, {len(chosen)} shown)</span>"
+        parts.append(f'<h3>{title}</h3><div class="row">{pictures}</div>')
+    note = (
+        "<p>A group lies on one side of the split whole. If these pictures are not one thing, correct the group "
+        "column, or write <code>groups: {near_duplicates: report}</code> in <code>domain.yaml</code>.</p>"
+    )
+    return f'<h2 id="groups">Large groups</h2>{note}{"".join(parts)}'
+
+
+def _pairs(validated: Validated, raw: Path) -> str:
+    """Pairs that show one thing, then those that share a picture."""
+    kinds = [[pair for pair in validated.near_duplicates if (pair in validated.sisters) == sister] for sister in (0, 1)]
+    joined = validated.domain.groups.near_duplicates == "join"
+    fate = "share a group and stay on one side of the split" if joined else "are shown only, and may lie on two sides"
+    notes = (
+        f"Pictures that look like one thing taken twice {fate}.",
+        f"These parts of one design also agree in what the design does not explain, such as parts cut from one piece. "
+        f"They may be different parts, so different labels are no mistake; they {fate}.",
+    )
+    titles = ("Near duplicates", "Pairs that share a picture")
+    return "".join(
+        _pair_cards(title, note, pairs, validated, raw)
+        for title, note, pairs in zip(titles, notes, kinds, strict=True)
+        if pairs
+    )
+
+
+def _pair_cards(title: str, note: str, pairs: Sequence[tuple[str, str]], validated: Validated, raw: Path) -> str:
     labels: dict[str, set[str]] = {}  # of all that is cut from a picture
     for path, label in validated.fit.select("path", "label").rows():
         labels.setdefault(path, set()).add(label)
-    mixed_first = sorted(validated.near_duplicates, key=lambda pair: bool(labels[pair[0]] & labels[pair[1]]))
-    shown = mixed_first[:MAX_PAIRS]
-    note = (
-        "<p>Pictures that look like one thing taken twice share a group and stay on one side of the split. "
-        f"Shown are {len(shown)} of {len(validated.near_duplicates):,} pairs, different labels first.</p>"
-    )
+    shown = sorted(pairs, key=lambda pair: bool(labels[pair[0]] & labels[pair[1]]))[:MAX_PAIRS]
     cards = []
     for pair in shown:
         sides = "".join(_half(raw, path, ", ".join(sorted(labels[path])), validated) for path in pair)
-        mixed = "" if labels[pair[0]] & labels[pair[1]] else " mixed"
+        mixed = "" if pair in validated.sisters or labels[pair[0]] & labels[pair[1]] else " mixed"
         cards.append(f'<div class="pair{mixed}">{sides}</div>')
-    return f'<h2>Near duplicates</h2>{note}<div class="pairs">{"".join(cards)}</div>'
+    note = f"<p>{note} Shown are {len(shown)} of {len(pairs):,} pairs, different labels first.</p>"
+    return f'<h2>{title}</h2>{note}<div class="pairs">{"".join(cards)}</div>'
 
 
 def _suspects(validated: Validated, raw: Path) -> str:

@@ -36,6 +36,7 @@ ASIDE = "none"
 GUARD = {"test": 3, "val": 2, "train": 1, ASIDE: 0}
 DIGITS = 16  # of a sha256: one chance in ten million that two of a million images share them
 HEAD = ("content", "group", "split")
+OFF = 0.05  # of the images; a split may miss its share by as much without a warning
 RECALL, WIDTH = 0.9, 0.3  # a class is decided where an interval around this recall is no wider than this
 
 
@@ -350,6 +351,26 @@ def groups_needed() -> int:
     while (ends := interval_of(count))[1] - ends[0] > WIDTH:
         count += 1
     return count
+
+
+def warn_of_shares(frame: pl.DataFrame, split: Split) -> list[str]:
+    """A split whose share of the images is far from what the domain asks for: large groups lie on one side whole.
+
+    Nothing is said of a split that was given.
+    """
+    if split.given:
+        return []
+    wanted = {"train": 1 - split.val - split.test, "val": split.val, "test": split.test}
+    counts = Counter(frame.unique("id")["split"].to_list())
+    whole = max(counts.total(), 1)
+    off = {side: share for side, share in wanted.items() if abs(counts[side] / whole - share) > OFF}
+    if not off:
+        return []
+    told = ", ".join(f"{side} holds {counts[side] / whole:.0%} instead of {share:.0%}" for side, share in off.items())
+    return [
+        f"Splits off their share of the images by more than {OFF * 100:.0f} points: {told}. Groups are not divided and "
+        "are counted, not their images: look at the largest groups in the report, or add images from other groups."
+    ]
 
 
 def warn_of_few_groups(counts: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -7,11 +7,19 @@ from dataclasses import asdict, replace
 import polars as pl
 
 from components.data.digests import Digests
-from components.data.features import load_features, load_near_duplicates
+from components.data.features import load_features, load_near_duplicates, load_sisters
 from components.data.layouts import read_tree
 from components.data.manifest import by_class, load_frame, save_frame
 from components.data.shards import open_images
-from components.data.splits import Assigned, assign_splits, list_given, load_memory, require_floors, save_memory
+from components.data.splits import (
+    Assigned,
+    assign_splits,
+    list_given,
+    load_memory,
+    require_floors,
+    save_memory,
+    warn_of_shares,
+)
 from components.domain import Domain
 from components.files import write_whole
 from components.workspace import Workspace
@@ -34,14 +42,17 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
     from components.data.validation import check_rows, require_valid
 
     folder, raw = workspace.derived(domain.name), open_images(workspace, domain.name)
-    near = load_near_duplicates(folder / "matches.parquet")
+    near, sisters = load_near_duplicates(folder / "matches.parquet"), load_sisters(folder / "matches.parquet")
     rows, findings = load_frame(folder / "rows.parquet"), workspace.cache / "findings" / domain.name
-    validated = check_rows(rows, raw, domain, near, findings)
+    validated = check_rows(rows, raw, domain, near, findings, sisters)
     if validated.ok and domain.task == "classification":
-        judgement = find_suspects(validated.fit, load_features(folder / "features.parquet"), near)
+        features = load_features(folder / "features.parquet")
+        judgement = find_suspects(validated.fit, features, [pair for pair in near if pair not in sisters])
         validated = replace(validated, judgement=judgement)
     save_frame(validated.fit, folder / "valid.parquet")
     split = _assign(workspace, domain, validated.fit).frame if validated.fit.height else None
+    if split is not None:
+        validated = replace(validated, warnings=(*validated.warnings, *warn_of_shares(split, domain.split)))
     write_whole(folder / "validation.html", render_report(validated, raw, split).encode())
     record = json.dumps(validated.to_record(), indent=1, ensure_ascii=False)
     write_whole(folder / "validation.json", f"{record}\n".encode())
@@ -67,7 +78,8 @@ def _assign(workspace: Workspace, domain: Domain, frame: pl.DataFrame) -> Assign
     folder = workspace.derived(domain.name)
     rows = load_frame(folder / "rows.parquet")
     named = dict(rows.select("id", "group").drop_nulls("id").iter_rows())
-    near, memory = load_near_duplicates(folder / "matches.parquet"), load_memory(workspace.splits(domain.name))
+    near = load_near_duplicates(folder / "matches.parquet") if domain.groups.near_duplicates == "join" else []
+    memory = load_memory(workspace.splits(domain.name))
     given = list_given(rows) if domain.split.given else None
     return assign_splits(frame, [named[row] for row in frame["id"]], near, memory, domain.split, given)
 

@@ -6,7 +6,7 @@ A bad image never becomes a black tensor: it is quarantined with its reason. A p
 
 import posixpath
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,8 @@ from components.data.outliers import MEND, Outlier, find_outliers
 from components.domain import Domain
 from components.errors import CheckFailed
 
-HUGE = 0.5  # share of a set or class that one group should not exceed
+HUGE = 0.5  # share of a class that one group should not exceed
+LARGE = 0.1  # share of all images that one group should not exceed
 
 Record = dict[str, Any]  # one row of rows.parquet
 
@@ -57,12 +58,13 @@ class Validated:
     images: int  # samples read
     fit: pl.DataFrame
     quarantined: tuple[Quarantined, ...]
-    near_duplicates: tuple[tuple[str, str], ...]
+    near_duplicates: tuple[tuple[str, str], ...]  # paths
     classes: dict[str, dict[str, int]]
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
     pictures: dict[str, Picture]  # of every fit file
     outliers: tuple[Outlier, ...]
+    sisters: frozenset[tuple[str, str]] = frozenset()  # of near_duplicates, those that may show different things
     judgement: Judgement | None = None  # of the labels, where there is one label an image and features are at hand
 
     @property
@@ -85,6 +87,7 @@ class Validated:
             "quarantined": [{"path": path, "reason": why} for path, why in listed],
             "groups": self.fit["group"].n_unique(),
             "near_duplicate_pairs": [list(pair) for pair in self.near_duplicates],
+            "pairs_that_share_a_picture": [list(pair) for pair in sorted(self.sisters)],
             "suspicious_labels": [suspect.to_record() for suspect in self.suspects],
             "labels": self.judgement.to_record() if self.judgement else None,
             "classes": self.classes,
@@ -95,12 +98,17 @@ class Validated:
 
 
 def check_rows(
-    rows: pl.DataFrame, raw: Path, domain: Domain, near: Sequence[Pair] = (), cache: Path | None = None
+    rows: pl.DataFrame,
+    raw: Path,
+    domain: Domain,
+    near: Sequence[Pair] = (),
+    cache: Path | None = None,
+    sisters: Set[Pair] = frozenset(),
 ) -> Validated:
     """Decode every image, quarantine what is unfit, join near duplicates, hold the rest to the floors.
 
-    near: pairs of contents that show one thing. cache: a folder for what was found in fit files, so that they are
-    decoded once for all runs.
+    near: pairs of contents that show one thing; of these, sisters may show different ones, such as parts cut from one
+    piece. cache: a folder for what was found in fit files, so that they are decoded once for all runs.
     """
     records = rows.to_dicts()
     pictures = _inspect(records, raw, domain, cache)
@@ -108,6 +116,7 @@ def check_rows(
     reasons |= find_duplicates(records, reasons)
     fit = [record for index, record in enumerate(records) if index not in reasons]
     groups, pairs = group_rows(fit, near, domain)
+    sister_pairs = frozenset(group_rows(fit, sorted(sisters), domain)[1])
     problems = _problems_of_columns(fit, domain)
     frame = _fit_frame(fit, groups, pictures, rows, domain)
     classes = count_classes(frame, domain)
@@ -118,7 +127,12 @@ def check_rows(
     seen = {record["path"]: pictures[record["path"]] for record in fit}
     outliers = find_outliers(seen)
     alike = warn_of_alike({name: counts["images"] for name, counts in classes.items()})
-    warnings = [*alike, *_warnings(fit, pairs, domain), *warn_of_huge_groups(frame), *_warn_of_turned(seen)]
+    warnings = [
+        *alike,
+        *_warnings(fit, [pair for pair in pairs if pair not in sister_pairs], domain),
+        *warn_of_huge_groups(frame),
+        *_warn_of_turned(seen),
+    ]
     return Validated(
         domain,
         len(records),
@@ -130,6 +144,7 @@ def check_rows(
         tuple(warnings),
         seen,
         outliers,
+        sister_pairs,
     )
 
 
@@ -254,13 +269,14 @@ def _contradicted(others: list[Record]) -> str:
 def group_rows(
     fit: list[Record], near: Sequence[Pair], domain: Domain
 ) -> tuple[list[str | None], list[tuple[str, str]]]:
-    """The group of every fit row, near duplicates joined, and the pairs of paths that were joined."""
+    """The group of every fit row, near duplicates joined where the domain says so, and these as pairs of paths."""
     base = [record["group"] if domain.group else _content(record) for record in fit]
     named = [group for group in base if group]
     place = {index: order for order, index in enumerate(index for index, group in enumerate(base) if group)}
     first = {_content(fit[index]): index for index in reversed(place)}
     pairs = [(first[one], first[other]) for one, other in near if one in first and other in first]
-    joined = iter(join_groups(named, [(place[i], place[j]) for i, j in pairs]))
+    together = pairs if domain.groups.near_duplicates == "join" else []
+    joined = iter(join_groups(named, [(place[i], place[j]) for i, j in together]))
     groups = [next(joined) if group else None for group in base]
     return groups, sorted((min(fit[i]["path"], fit[j]["path"]), max(fit[i]["path"], fit[j]["path"])) for i, j in pairs)
 
@@ -339,29 +355,42 @@ def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -
     if mixed:
         warnings.append(
             f"Near duplicates that carry different labels: {len(mixed)} pairs (first: {' and '.join(mixed[0])}). "
-            "They share a group, but a label may be wrong: look at them."
+            "They show one thing, so a label may be wrong: look at them."
         )
     return warnings
 
 
+def find_large_groups(frame: pl.DataFrame) -> list[tuple[str, int]]:
+    """Groups of more than LARGE of the images, the largest first, and how many each holds; none where there is one
+    group only, or where a picture or two are as much."""
+    sizes = (
+        frame.drop_nulls("group").unique("id").group_by("group").len().sort("len", "group", descending=[True, False])
+    )
+    floor = max(LARGE * int(sizes["len"].sum()), 2)
+    return [(name, count) for name, count in sizes.rows() if count > floor] if sizes.height > 1 else []
+
+
 def warn_of_huge_groups(frame: pl.DataFrame) -> list[str]:
-    """A group lies on one side whole, and counts as one thing seen: one that holds half of the images leaves a split
-    no choice, and one that holds half of a class decides what that class is worth."""
+    """A group lies on one side whole and counts as one thing seen: a large one leaves a split little choice, and one
+    that holds most of a class decides what that class is worth."""
+    large, whole = find_large_groups(frame), frame["id"].n_unique()
+    mend = (
+        "Look at the largest groups in the report. Where they are not one thing, correct the group column, or join no "
+        "near duplicates (groups: {near_duplicates: report}); else add images from other groups."
+    )
+    warnings = []
+    if large:
+        told = ", ".join(f"{name[:16]!r} {count} ({count / whole:.0%})" for name, count in large[:3])
+        more = f" and {len(large) - 3} more" if len(large) > 3 else ""
+        warnings.append(f"Groups of more than {LARGE:.0%} of the {whole:,} images: {told}{more}. {mend}")
     rows = by_class(frame).select("id", "label", "group").drop_nulls("group")
-    if rows["group"].n_unique() < 2:
-        return []
-    sizes = rows.unique("id").group_by("group").len().sort("len", "group", descending=[True, False])
-    whole, (name, most) = int(sizes["len"].sum()), sizes.row(0)
-    mend = "Check the group column and the near duplicates in the report, or add images from other groups."
-    if most > HUGE * whole:
-        return [f"One group, {name[:40]!r}, holds {most} of {whole} images, and lies on one side whole. {mend}"]
     inside = rows.group_by("label", "group").len()
     totals = rows.group_by("label").len().rename({"len": "total"})
     huge = inside.join(totals, on="label").filter(pl.col("len") > HUGE * pl.col("total")).sort("label")
-    if huge.is_empty():
-        return []
-    told = ", ".join(f"{count} of {total} of {label!r}" for label, _, count, total in huge.rows())
-    return [f"One group holds most of a class, so that one side has hardly any of it: {told}. {mend}"]
+    if rows["group"].n_unique() > 1 and not huge.is_empty():
+        told = ", ".join(f"{count} of {total} of {label!r}" for label, _, count, total in huge.rows())
+        warnings.append(f"One group holds most of a class, so that one side has hardly any of it: {told}. {mend}")
+    return warnings
 
 
 def _warn_of_turned(pictures: dict[str, Picture]) -> list[str]:

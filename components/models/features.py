@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from components.data.duplicates import Pictures, find_near_duplicates
+from components.data.duplicates import Found, Pictures, find_near_duplicates
 from components.data.features import (
     FEATURES,
     content_of,
@@ -85,7 +85,7 @@ def update_features(rows: pl.DataFrame, raw: Path, domain: Domain, file: Path) -
 
 
 def update_matches(rows: pl.DataFrame, features: pl.DataFrame, raw: Path, domain: Domain, file: Path) -> None:
-    """Look at every new pair of pictures that may show one thing; what was seen is kept in `file`."""
+    """Look at every new pair of pictures that may show one thing, unless the domain says `off`; looks are kept."""
     pictures = features.filter(pl.col("grey").is_not_null())
     contents = pictures["key"].to_list()
     paths = {content_of(row): path for row, path in rows.select("id", "path").drop_nulls().reverse().iter_rows()}
@@ -97,6 +97,9 @@ def update_matches(rows: pl.DataFrame, features: pl.DataFrame, raw: Path, domain
         lambda index: read_grey(raw / paths[contents[index]]),
     )
     known, bits = load_known(file), domain.validation.near_duplicate_bits
+    if domain.groups.near_duplicates == "off":
+        save_matches(Found(known.looks), file)  # what is known is kept for the day it is wanted again
+        return
     with pixel_limit(domain.validation.max_megapixels):
         found = find_near_duplicates(looked, bits, known, keep=lambda so_far: save_matches(so_far, file))
     save_matches(found, file)
