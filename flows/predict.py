@@ -49,13 +49,10 @@ def predict(
 
     predictor = Predictor(adapter)
     answers = iter(predictor.answer(questions, whole=whole))
-    rows = [
-        _describe(one, one if isinstance(one, DataError) else next(answers), champion.version)
-        for one in asked.questions
-    ]
+    pairs = [(one, one if isinstance(one, DataError) else next(answers)) for one in asked.questions]
+    rows = [_describe(one, answer, champion.version) for one, answer in pairs]
     failed = [row["error"] for row in rows if row["error"] is not None]
-    warnings = [predictor.doubt] if predictor.doubt else []
-    warnings += [] if champion.adapter_json_sha256 else [UNBOUND.format(version=champion.version)]
+    unbound = "" if champion.adapter_json_sha256 else UNBOUND.format(version=champion.version)
     return {
         "domain": name,
         "version": champion.version,
@@ -66,7 +63,7 @@ def predict(
         "failed": len(failed),
         "ignored": [{"path": path, "reason": reason} for path, reason in sorted(asked.ignored.items())],
         "notes": dict(asked.notes),
-        "warnings": warnings,
+        "warnings": [warning for warning in (predictor.doubt, unbound) if warning],
     } | ({"error": failed[0]} if len(failed) == len(rows) else {})
 
 
