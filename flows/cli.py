@@ -190,7 +190,7 @@ def remove(
 
 
 @app.command()
-def schema(as_json: JsonOption = False) -> None:
+def schema(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Every key of domain.yaml with its default and meaning; --json is the JSON schema, for editors."""
     if as_json:
         from flows.schema import create_schema
