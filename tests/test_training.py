@@ -334,16 +334,16 @@ def test_calibration_is_kept_where_it_helps_other_groups() -> None:
 
 
 def test_calibration_is_dropped_where_it_helps_only_the_groups_it_was_fitted_on() -> None:
-    """One group of many images is too sure, five of one image each are not: by image it would be kept."""
-    targets, sure = _overconfident(1, 200, 6)
-    few = np.full((5, 3), 0.01) + 0.97 * np.eye(3)[[0, 1, 2, 0, 1]]
-    labels, chances = np.append(targets, [0, 1, 2, 0, 1]), np.concatenate([sure, few])
-    groups = np.append(np.zeros(200, int), np.arange(1, 6))
+    """Three groups of many images are too sure, thirty of one image each are not: by image it would be kept."""
+    targets, sure = _overconfident(3, 200, 6)
+    single = np.arange(30) % 3
+    labels, chances = np.append(targets, single), np.concatenate([sure, 0.01 + 0.97 * np.eye(3)[single]])
+    groups = np.append(np.arange(600) // 200, np.arange(3, 33))
     assert fit_temperature(labels, chances) > 3
     found = calibrate(labels, chances, groups)
     assert found.temperature == 1
     assert found.reason.startswith("not calibrated, for a temperature of")
-    assert "(6 groups)" in found.reason
+    assert "(33 groups)" in found.reason
 
 
 @pytest.mark.parametrize("groups", [1, 2])
