@@ -1,6 +1,5 @@
 """How far today's images lie from what the champion was trained on; known when the data stages have seen them."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +8,8 @@ from components.data import proofs
 from components.data.drift import measure_drift
 from components.data.features import load_features
 from components.data.manifest import load_frame
-from components.files import write_whole
 from components.promotion.registry import Version
+from components.sealed import load_known, save_known
 from components.workspace import Workspace
 
 
@@ -24,12 +23,12 @@ def find_drift(workspace: Workspace, champion: Version, md5: str, locked: Mappin
     if made is None or champion.data_version == md5:
         return None
     path, key = workspace.cache / "drift" / f"{name}.json", f"{made} {champion.run_id}"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = load_known(path) or {}
     if known.get("of") != key:
         seen, derived = path.with_suffix(".parquet"), workspace.derived(name)
         if not tracking.fetch_manifest(champion.run_id, seen):
             return None
         frames = load_frame(seen), load_frame(derived / "manifest.parquet"), load_features(derived / "features.parquet")
         known = {"of": key, "drift": measure_drift(*frames).model_dump(mode="json")}
-        write_whole(path, json.dumps(known).encode())
+        save_known(path, known)
     return dict(known["drift"])

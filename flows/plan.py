@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import polars as pl
 from components.data import pipeline, versioning
 from components.data.manifest import load_manifest
 from components.data.shards import open_images
+from components.data.splits import load_memory
 from components.data.transforms import embed_augmentation, require_fit
 from components.data.versioning import DataVersion
 from components.domain import Domain, load_domain
@@ -29,6 +30,11 @@ from flows.progress import report
 UNRELATED = {"title", "description", "intended_use", "source", "licence", "citation", "schedule", "work_pool"}
 
 
+#: Keys that `--set` may change for one run. All others are read from domain.yaml by the data stages, the schedules or
+#: the pages, where an override of one run would be ignored.
+OVERRIDABLE = {"augmentation", "backbone", "img_size", "candidates", "training", "search", "gates", "work_pool"}
+
+
 @dataclass(frozen=True)
 class Plan:
     """One retrain: everything its outcome depends on, and the fingerprint over it."""
@@ -39,6 +45,11 @@ class Plan:
     version: DataVersion
     code: str
     fingerprint: str
+    base: str = ""  # fingerprint of all but splits.csv
+
+    def settle(self) -> "Plan":
+        """The plan with the splits as they are now, after the split stage has given new groups theirs."""
+        return replace(self, fingerprint=_name_run(self.base, self.workspace.splits(self.domain.name)))
 
     @property
     def folder(self) -> Path:
@@ -113,13 +124,27 @@ class Plan:
 
 
 def load_checked_domain(workspace: Workspace, name: str, overrides: Sequence[str] = ()) -> Domain:
-    """The domain, its candidates' options checked too. Raises DomainError."""
+    """The domain, its candidates' options checked too. Raises DomainError; also for an override that nothing reads."""
+    require_obeyed(overrides, workspace.domain_file(name))
     domain = load_domain(workspace.domain_file(name), overrides)
     if domain.backbone.endswith(".safetensors"):  # a relative path is one in the workspace
         domain = domain.model_copy(update={"backbone": str(workspace.root / Path(domain.backbone).expanduser())})
     create_tuners(domain.candidates, str(workspace.domain_file(name)))
     require_gates(domain, str(workspace.domain_file(name)))
     return domain
+
+
+def require_obeyed(overrides: Sequence[str], file: Path) -> None:
+    """Raise DomainError for an override of a key that is read from domain.yaml alone."""
+    for text in overrides:
+        key = text.partition("=")[0].strip().partition(".")[0]
+        if key in Domain.model_fields.keys() - OVERRIDABLE:
+            raise DomainError(
+                f"--set {text!r}",
+                expected=f"one of the keys that hold for one run alone: {', '.join(sorted(OVERRIDABLE))}",
+                found=f"{key}, which is read from domain.yaml wherever it is used",
+                mend=f"Change `{key}` in {file}, then run the command again without it.",
+            )
 
 
 def require_trainable(domain: Domain) -> None:
@@ -156,8 +181,15 @@ def create_plan(workspace: Workspace, name: str, overrides: Sequence[str] = ()) 
         "backbone": _hash_backbone(domain.backbone),
         "code": hash_code(),
     }
-    fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return Plan(workspace, domain, tuners, version, versioning.git_commit(), fingerprint)
+    base = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    fingerprint = _name_run(base, workspace.splits(name))
+    return Plan(workspace, domain, tuners, version, versioning.git_commit(), fingerprint, base)
+
+
+def _name_run(base: str, splits: Path) -> str:
+    """The fingerprint: of everything else, and of the split that every image has by splits.csv."""
+    memory = sorted(load_memory(splits).items())
+    return hashlib.sha256(json.dumps([base, memory]).encode()).hexdigest()
 
 
 def _note_without_effect(tuners: Sequence[Tuner]) -> None:

@@ -60,6 +60,7 @@ def promote(
         if find_pool(plan.domain) is None:
             prepare(plan.domain)
         prepare_data(plan)
+        plan = plan.settle()
     with recording(plan, "promote") as parent:
         report("stage", title="score both on the same test images")
         orders = [(plan, parent, challenger.version)] * 2

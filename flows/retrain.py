@@ -69,13 +69,14 @@ def retrain(
             report("stage", title="version images")
             plan = version_images(place, domain, overrides or [])
             report("stage-done", title="versioned images", note=f"{plan.version.files} files, {plan.version.md5[:12]}")
-            if force:
-                shutil.rmtree(plan.folder, ignore_errors=True)
-            elif (known := find_known(plan)) is not None:
+            if not force and (known := find_known(plan)) is not None:
                 return dict(known)
             if find_pool(plan.domain) is None:
                 prepare(plan.domain)
             summary = prepare_data(plan)
+            plan = plan.settle()
+            if force:
+                shutil.rmtree(plan.folder, ignore_errors=True)
         with recording(plan, "retrain") as parent:
             plan, searches = search_candidates(plan, parent, fresh=force)
             outcome = _train_and_promote(plan, parent, searches, summary, started, fresh=force)

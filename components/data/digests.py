@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from components.data.manifest import hash_file, save_frame
+from components.data.manifest import hash_file, load_cache, save_frame
 
 Stamp = tuple[int, int, int, int]  # size, mtime, ctime, inode
 
@@ -70,10 +70,4 @@ def read_stamp(path: str) -> Stamp | None:
 
 def _load(file: Path) -> dict[str, tuple[Stamp, str]]:
     """Nothing where the file is lost, damaged or of another time: then everything is read again."""
-    try:
-        frame = pl.read_parquet(file, hive_partitioning=False) if file.exists() else pl.DataFrame(schema=SCHEMA)
-    except (pl.exceptions.PolarsError, OSError):
-        return {}
-    if dict(frame.schema) != SCHEMA:
-        return {}
-    return {row[0]: (row[1:5], row[5]) for row in frame.rows()}
+    return {row[0]: (row[1:5], row[5]) for row in load_cache(file, SCHEMA).rows()}

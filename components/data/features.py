@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from components.data.duplicates import NOTHING, Found, Look, Pair, is_certain
+from components.data.duplicates import Found, Look, Pair, is_certain
 from components.data.images import Box
-from components.data.manifest import load_frame, save_frame
+from components.data.manifest import load_cache, load_frame, save_frame
 from components.data.matching import METHOD, Match
 
 FEATURES = {"key": pl.String, "feature": pl.Binary, "grey": pl.Binary, "backbone": pl.String}
@@ -40,8 +40,8 @@ def sample_key(content: str, crop: Box | None) -> str:
 
 
 def load_features(file: Path) -> pl.DataFrame:
-    """Empty where there is no such file yet."""
-    return load_frame(file) if file.exists() else pl.DataFrame(schema=FEATURES)
+    """Empty where there is no such file yet, or it is damaged."""
+    return load_cache(file, FEATURES)
 
 
 def decode_features(frame: pl.DataFrame) -> NDArray[np.float32]:
@@ -52,11 +52,9 @@ def decode_features(frame: pl.DataFrame) -> NDArray[np.float32]:
 
 
 def load_known(file: Path) -> Found:
-    """What is known by the present method; nothing where there is no such file yet, or one of an earlier release."""
-    frame = load_frame(file) if file.exists() else pl.DataFrame(schema=MATCHES)
-    if dict(frame.schema) != MATCHES:
-        return NOTHING
-    frame = frame.filter(pl.col("method") == METHOD)
+    """What is known by the present method; nothing where there is no such file yet, or it is damaged, or of an earlier
+    release."""
+    frame = load_cache(file, MATCHES).filter(pl.col("method") == METHOD)
     rows = frame.select("first", "second", "turn", "inliers", "agreement", "fit").iter_rows()
     looks = {Look(*row[:3]): Match(row[3], row[4], tuple(row[5]) if row[5] else None) for row in rows}
     among = frame["among"].unique().to_list()

@@ -16,7 +16,7 @@ import polars as pl
 
 from components.data import images
 from components.data.images import Box, Picture, inspect_images
-from components.data.manifest import save_frame
+from components.data.manifest import load_cache, save_frame
 from components.domain import Validation
 
 #: Settings about the whole; every other one may change what is said of a single file.
@@ -69,8 +69,4 @@ def _restore(facts: str) -> Picture:
 
 
 def _load(file: Path) -> dict[str, str]:
-    try:
-        frame = pl.read_parquet(file, hive_partitioning=False) if file.exists() else pl.DataFrame(schema=SCHEMA)
-    except (pl.exceptions.PolarsError, OSError):
-        return {}
-    return dict(frame.iter_rows()) if dict(frame.schema) == SCHEMA else {}
+    return dict(load_cache(file, SCHEMA).iter_rows())

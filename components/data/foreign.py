@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.data.images import SUFFIXES, reason, split_reason
+from components.data.images import SUFFIXES, Reason, reason
 from components.errors import DataError
 
 LOOK = 12  # files of one kind that are looked at
@@ -57,7 +57,7 @@ _MAGIC = (
 )
 
 
-def find_foreign_pictures(raw: Path, files: Iterable[str]) -> dict[str, str]:
+def find_foreign_pictures(raw: Path, files: Iterable[str]) -> dict[str, Reason]:
     """Pictures (slides, volumes, videos) in formats that are not read, each with what it is and what to do."""
     found = {}
     for path in files:
@@ -77,14 +77,15 @@ def _read_magic(path: Path) -> tuple[str, str] | None:
     return next(((name, mend) for place, magic, name, mend in _MAGIC if start[place:].startswith(magic)), None)
 
 
-def refuse_foreign_pictures(raw: Path, files: Sequence[str], foreign: Mapping[str, str]) -> None:
+def refuse_foreign_pictures(raw: Path, files: Sequence[str], foreign: Mapping[str, Reason]) -> None:
     """Raise DataError where no picture is in a format that is read and some are in others, or in containers."""
     if any(path.lower().endswith(SUFFIXES) for path in files):
         return
     kinds = Counter(posixpath.splitext(path.lower())[1] or "no suffix" for path in foreign)
     listed = ", ".join(f"{count:,} with {suffix}" for suffix, count in kinds.most_common(4))
     if foreign:
-        _, found, mend = split_reason(next(iter(foreign.values())))
+        why = next(iter(foreign.values()))
+        found, mend = why.found, why.mend
     elif inner := [path for path in files if path.lower().endswith(ARCHIVES)]:
         found, mend, listed = f"{inner[0]}, an archive", "Unpack it first.", f"{len(inner):,} such files"
     elif kept := [path for path in files if path.lower().endswith(CONTAINERS)]:

@@ -22,7 +22,7 @@ from components.data.boxes import clip_boxes
 from components.data.coco import read_coco
 from components.data.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
 from components.data.guessing import hint_layout, refuse_layout, require_folder
-from components.data.images import SUFFIXES, not_an_image, reason
+from components.data.images import SUFFIXES, Reason, not_an_image, reason
 from components.data.manifest import Reading, Row, SupportsDigest, Wanted, create_rows
 from components.data.masks import read_instances, read_masks
 from components.data.names import rename_labels
@@ -316,7 +316,7 @@ def account_of(layout: Layout, reading: Reading, raw: Path) -> Account:
     return _account(layout, reading, files, find_foreign_pictures(raw, files))
 
 
-def _account(layout: Layout, reading: Reading, files: list[str], foreign: Mapping[str, str]) -> Account:
+def _account(layout: Layout, reading: Reading, files: list[str], foreign: Mapping[str, Reason]) -> Account:
     pictures = [path for path in files if path in foreign or _is_picture(path)]
     named = {row.path for row in reading.rows} | {row.mask for row in reading.rows}
     elsewhere = f"It lies outside of what `layout: {render_layout(layout)}` reads, or is named by nothing there."
@@ -326,11 +326,11 @@ def _account(layout: Layout, reading: Reading, files: list[str], foreign: Mappin
     return Account(len(pictures), ignored, dict(reading.notes), _count_given(reading.rows))
 
 
-def _name_foreign(row: Row, foreign: Mapping[str, str]) -> Row:
+def _name_foreign(row: Row, foreign: Mapping[str, Reason]) -> Row:
     return replace(row, problem=foreign[row.path]) if row.problem and row.path in foreign else row
 
 
-def _refuse_unread(raw: Path, files: list[str], foreign: Mapping[str, str]) -> None:
+def _refuse_unread(raw: Path, files: list[str], foreign: Mapping[str, Reason]) -> None:
     """Raise DataError where what is there is known by name and not read."""
     refuse_foreign(raw, files, f"annotations in {raw}")
     refuse_foreign_pictures(raw, files, foreign)

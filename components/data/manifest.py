@@ -1,6 +1,7 @@
 """The manifest: one row a sample, and the schema that every later step may rely on.
 
-    rows.parquet      what the layout says; a row the layout could not make sense of carries its `problem`
+    rows.parquet      what the layout says; a row the layout could not make sense of carries its `problem`: what was
+                      expected, what was found and how to mend it, a line each
     valid.parquet     the fit rows, with upright sizes and groups that near duplicates share
     manifest.parquet  the same with `split`
 
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
-from components.data.images import Box
+from components.data.images import Box, Reason
 from components.domain import Domain
 from components.errors import DataError
 from components.files import write_whole
+from components.sealed import SEAL, is_sealed, read_sealed, seal, warn_of_damage
 
 if TYPE_CHECKING:
     from pandera.polars import DataFrameSchema
@@ -46,7 +48,7 @@ class Row:
     crop: Box | None = None
     stated_size: tuple[int, int] | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
-    problem: str | None = None
+    problem: Reason | None = None
     several: bool = False
 
 
@@ -113,7 +115,12 @@ def create_rows(rows: Iterable[Row], domain: Domain, raw: Path, known: SupportsD
         identity = digests[row.path]
         if identity and row.crop:
             identity = f"{identity}#{','.join(map(str, row.crop))}"
-        record: dict[str, Any] = {"id": identity, "path": row.path, "label": row.label, "problem": row.problem}
+        record: dict[str, Any] = {
+            "id": identity,
+            "path": row.path,
+            "label": row.label,
+            "problem": row.problem and row.problem.lines,
+        }
         if domain.task == "multilabel" and row.labels is not None:
             labels = sorted(set(row.labels), key=domain.classes.index)
             record |= {"labels": labels, "label": " + ".join(labels) or UNLABELLED}
@@ -209,7 +216,11 @@ def load_frame(path: Path) -> pl.DataFrame:
     """Read one of the stages' parquet files; DataError when it is missing or damaged."""
     expected, mend = "a parquet file of the data stages", "Run `dvc repro`, or `tessera retrain`, which does."
     try:
-        return pl.read_parquet(path, hive_partitioning=False)
+        data = path.read_bytes()
+        if is_sealed(data) is False:
+            found = "bytes that contradict their checksum"
+            raise DataError(str(path), expected=expected, found=found, mend=mend)
+        return pl.read_parquet(io.BytesIO(data))
     except FileNotFoundError:
         raise DataError(str(path), expected=expected, found="no such file", mend=mend) from None
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -217,11 +228,29 @@ def load_frame(path: Path) -> pl.DataFrame:
         raise DataError(str(path), expected=expected, found=found, mend=mend) from None
 
 
+def load_cache(path: Path, schema: Mapping[str, "pl.DataType | type[pl.DataType]"]) -> pl.DataFrame:
+    """A table of what is known. Empty where there is none, and where it is damaged or of another version, which is
+    logged: then it is made again.
+    """
+    empty = pl.DataFrame(schema=schema)
+    if (data := read_sealed(path)) is None:
+        return empty
+    try:
+        frame = pl.read_parquet(io.BytesIO(data))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        warn_of_damage(path, " ".join(str(error).split())[:200])
+        return empty
+    if frame.schema != empty.schema:
+        warn_of_damage(path, "it has other columns: another version wrote it")
+        return empty
+    return frame
+
+
 def save_frame(frame: pl.DataFrame, path: Path) -> None:
-    """Write parquet whose bytes depend on the frame alone."""
+    """Write parquet whose bytes depend on the frame alone, with a checksum of them all among its metadata."""
     buffer = io.BytesIO()
-    frame.rechunk().write_parquet(buffer, compression="zstd", statistics=False)
-    write_whole(path, buffer.getvalue())
+    frame.rechunk().write_parquet(buffer, compression="zstd", statistics=False, metadata={"seal": SEAL})
+    write_whole(path, seal(buffer.getvalue()))
 
 
 def _is_sorted(data: "object") -> bool:

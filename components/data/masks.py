@@ -11,7 +11,7 @@ from PIL import Image
 
 from components.data.crops import draw_background, find_boxes, read_ids, square_around
 from components.data.guessing import refuse_layout, require_folder
-from components.data.images import FORMATS, SUFFIXES, UNDECODABLE, brief, reason
+from components.data.images import FORMATS, SUFFIXES, UNDECODABLE, Reason, brief, reason
 from components.data.manifest import Reading, Row, Wanted, find_digest
 from components.data.tree import Index, bare_stem, find_masks_beside, stem_of, walk_files
 from components.domain import Instances, Masks
@@ -155,7 +155,7 @@ def _name_of(value: int, layout: Masks) -> str | None:
     return None if layout.ids else f"class_{value}"
 
 
-def _explain_unknown(unknown: dict[int, int], mask: str, layout: Masks) -> str:
+def _explain_unknown(unknown: dict[int, int], mask: str, layout: Masks) -> Reason:
     form = "#{:06x}" if _in_colour(layout) else "{}"
     most = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))[:4]
     listed = ", ".join(f"{form.format(value)} ({area:,} pixels)" for value, area in most)

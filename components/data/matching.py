@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from components.data.images import FORMATS
+from components.data.opening import MAX_MEGAPIXELS, open_picture
 
 METHOD = 2  # counts up when the same pictures would match otherwise: what was seen before is looked at again
 SIDE = 192  # pixels of the longer side: enough points, 15 ms
@@ -61,14 +60,14 @@ class Match:
     fit: tuple[float, ...] | None = None
 
 
-def read_grey(path: Path, side: int = SIDE) -> NDArray[np.uint8]:
+def read_grey(path: Path, side: int = SIDE, max_megapixels: float = MAX_MEGAPIXELS) -> NDArray[np.uint8]:
     """The upright picture in grey, its longer side `side` pixels."""
-    with Image.open(path, formats=FORMATS) as opened:
-        opened.draft("L", (2 * side, 2 * side))
-        grey = ImageOps.exif_transpose(opened).convert("RGB").convert("L")
-    zoom = side / max(grey.size)
-    size = max(round(grey.width * zoom), CELL), max(round(grey.height * zoom), CELL)
-    return np.asarray(grey.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0))
+    with open_picture(path, max_megapixels) as opened:
+        opened.image.draft("L", (2 * side, 2 * side))
+        picture = opened.decode()
+        zoom = side / max(picture.size)
+        width, height = (max(round(length * zoom), CELL) for length in picture.size)
+        return np.asarray(picture.shrink((width, height), "L"))
 
 
 def create_sketch(grey: NDArray[np.uint8]) -> Sketch:

@@ -2,7 +2,10 @@
 
     <cache>/pixels/<name>.u8        all images of a manifest, (N, img_size, img_size, 3) bytes and nothing else
     <cache>/pixels/<name>.partial   the same while it is being written, and <name>.lock, which its writer holds
+    <cache>/sums/<name>.crc         CRC-32 of every image in it, (N,) little-endian uint32, and one over these
 
+A file is read once and compared with its checksums before it is mapped, by several threads; one that is not what was
+written is made again.
 A file is named by its content (ids, crops, size, decoder), so it is never stale. The locks are the kernel's own: a
 reader shares one on its file for as long as its map lives. A process that was killed holds nothing, so what it left is
 told from what is in use without guessing at process ids. Writers wait on a file apart: waiting for the pixels
@@ -17,6 +20,7 @@ import io
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -29,41 +33,61 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
-from components.data.images import UNDECODABLE, pixel_limit, read_picture
+from components.data.opening import MAX_MEGAPIXELS, UNDECODABLE, UnfitPicture, Upright, open_picture
 from components.errors import DataError
+from components.files import write_whole
+from components.sealed import warn_of_damage
 from components.workspace import DISK_TROUBLE, cache_limit, describe_disk_trouble
 
 Pixels = NDArray[np.uint8]
 
 #: Whatever may change the pixels that a file gives: the first number is ours, to be raised with `decode_image`.
 DECODER = ("2", PIL.__version__)
+CHECKED = 64  # images that a thread compares with their checksums at a time
 BLOCK = 256  # files whose pixels may wait in memory for their turn to be written
 
 
-def decode_image(source: Path | Image.Image, img_size: int, crop: Sequence[int] | None = None) -> Pixels:
+def decode_image(
+    source: Path | Image.Image,
+    img_size: int,
+    crop: Sequence[int] | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Pixels:
     """One image as (img_size, img_size, 3) uint8: EXIF turned, cut to `crop`, resized without keeping the aspect.
 
     Raises DataError naming a file that cannot be read.
     """
-    return shrink(open_upright(source, str(source)), img_size, crop)
+    with open_upright(source, str(source), max_megapixels) as picture:
+        return _shrink(picture, img_size, crop)
 
 
-def open_upright(source: Path | IO[bytes] | Image.Image, name: str) -> Image.Image:
-    """The whole picture in RGB, EXIF turned. Raises DataError naming it when it cannot be read, or has more than 8 bits
-    a channel.
+@contextlib.contextmanager
+def open_upright(
+    source: Path | IO[bytes] | Image.Image, name: str, max_megapixels: float = MAX_MEGAPIXELS
+) -> Iterator[Upright]:
+    """The whole picture, EXIF turned. Raises DataError naming it when it cannot be read, or has too many pixels,
+    transparent ones, or more than 8 bits a channel.
     """
-    try:
-        return read_picture(source)
-    except (Image.DecompressionBombError, *UNDECODABLE) as error:
-        mend = "Export it again as JPEG or PNG."
-        raise DataError(name, expected="a readable image", found=str(error), mend=mend) from None
+    with contextlib.ExitStack() as stack:
+        try:
+            picture = stack.enter_context(open_picture(source, max_megapixels)).decode_plain()
+        except UnfitPicture as error:
+            why = error.reason
+            raise DataError(name, expected=why.expected, found=why.found, mend=why.mend) from None
+        except UNDECODABLE as error:
+            mend = "Export it again as JPEG or PNG."
+            raise DataError(name, expected="a readable image", found=str(error), mend=mend) from None
+        yield picture
 
 
 def shrink(upright: Image.Image, img_size: int, crop: Sequence[int] | None) -> Pixels:
     """What training sees of an upright picture."""
-    if crop is not None:
-        upright = upright.crop((crop[0], crop[1], crop[2], crop[3]))
-    return np.asarray(upright.resize((img_size, img_size), Image.Resampling.BICUBIC, reducing_gap=3.0))
+    return _shrink(Upright(upright), img_size, crop)
+
+
+def _shrink(picture: Upright, img_size: int, crop: Sequence[int] | None) -> Pixels:
+    box = (crop[0], crop[1], crop[2], crop[3]) if crop is not None else None
+    return np.asarray(picture.shrink((img_size, img_size), "RGB", box))
 
 
 def load_pixels(manifest: pl.DataFrame, raw: Path, img_size: int, cache: Path, max_megapixels: float) -> Pixels:
@@ -74,17 +98,19 @@ def load_pixels(manifest: pl.DataFrame, raw: Path, img_size: int, cache: Path, m
     """
     facts = (manifest["id"].to_list(), manifest["crop"].to_list(), img_size, DECODER)
     path = cache / "pixels" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.u8"
+    if path.exists() and not _is_intact(path):
+        warn_of_damage(path)
+        path.unlink(missing_ok=True)  # whoever has it mapped keeps it
     shape = (manifest.height, img_size, img_size, 3)
     while True:
         pixels = _map(path, shape)
         if pixels is None:
-            with pixel_limit(max_megapixels):
-                pixels = _make(path, shape, decode_rows(manifest, raw, img_size))
+            pixels = _make(path, shape, decode_rows(manifest, raw, img_size, max_megapixels))
         if pixels is not None:
             return pixels
 
 
-def decode_rows(manifest: pl.DataFrame, raw: Path, img_size: int) -> Iterator[Pixels]:
+def decode_rows(manifest: pl.DataFrame, raw: Path, img_size: int, max_megapixels: float) -> Iterator[Pixels]:
     """The manifest's images in its order, on every core: Pillow frees the interpreter while it decodes.
 
     A picture that is cut into crops is decoded once: its rows are neighbours, for manifests are sorted by path.
@@ -94,11 +120,13 @@ def decode_rows(manifest: pl.DataFrame, raw: Path, img_size: int) -> Iterator[Pi
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(files), BLOCK):
             block = files[start : start + BLOCK]
-            for images in pool.map(lambda item: _decode_file(raw / item[0], item[1], img_size), block):
+            for images in pool.map(lambda item: _decode_file(raw / item[0], item[1], img_size, max_megapixels), block):
                 yield from images
 
 
-def _decode_file(path: Path, rows: Sequence[tuple[str, str, Sequence[int] | None]], img_size: int) -> list[Pixels]:
+def _decode_file(
+    path: Path, rows: Sequence[tuple[str, str, Sequence[int] | None]], img_size: int, max_megapixels: float
+) -> list[Pixels]:
     """Every crop wanted of one file, which must still be the one that the manifest was made from."""
     try:
         content = path.read_bytes()
@@ -113,8 +141,8 @@ def _decode_file(path: Path, rows: Sequence[tuple[str, str, Sequence[int] | None
             found="other bytes: it changed since",
             mend="Run the command again: it reads the images anew.",
         )
-    upright = open_upright(io.BytesIO(content), str(path))
-    return [shrink(upright, img_size, crop) for _, _, crop in rows]
+    with open_upright(io.BytesIO(content), str(path), max_megapixels) as picture:
+        return [_shrink(picture, img_size, crop) for _, _, crop in rows]
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> Pixels | None:
@@ -144,7 +172,7 @@ def _make(path: Path, shape: tuple[int, ...], images: Iterator[Pixels]) -> Pixel
                 if (made := _map(path, shape)) is not None:
                     return made
                 _make_room(path.parent, math.prod(shape))
-                _write(partial, images)
+                write_whole(_locate_sums(path), _write(partial, images))
                 os.replace(partial, path)
                 return _map(path, shape)
             finally:
@@ -156,13 +184,44 @@ def _make(path: Path, shape: tuple[int, ...], images: Iterator[Pixels]) -> Pixel
         raise describe_disk_trouble(path.parent, error) from None
 
 
-def _write(partial: Path, images: Iterator[Pixels]) -> None:
-    """Through the file and not through a map: on a full disk a map ends the process, a write raises."""
+def _write(partial: Path, images: Iterator[Pixels]) -> bytes:
+    """Through the file and not through a map: on a full disk a map ends the process, a write raises.
+
+    Returns the checksums.
+    """
+    sums = []
     with partial.open("wb") as file:
         for image in images:
             file.write(image.data)
+            sums.append(zlib.crc32(image.data))
         file.flush()
         os.fsync(file.fileno())
+    packed = np.array(sums, "<u4").tobytes()
+    return packed + zlib.crc32(packed).to_bytes(4, "little")
+
+
+def _locate_sums(path: Path) -> Path:
+    """The checksums of a file of pixels."""
+    return path.parent.with_name("sums") / f"{path.stem}.crc"
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether the pixels are those that were written: every image has its checksum."""
+    try:
+        packed = _locate_sums(path).read_bytes()
+        sums = np.frombuffer(packed[:-4], "<u4")
+    except (OSError, ValueError):
+        return False
+    if not sums.size or zlib.crc32(packed[:-4]).to_bytes(4, "little") != packed[-4:]:
+        return False
+    with path.open("rb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        each, rest = divmod(os.fstat(file.fileno()).st_size, sums.size)
+
+        def compare(first: int) -> bool:
+            part = range(first, min(first + CHECKED, sums.size))
+            return all(zlib.crc32(os.pread(file.fileno(), each, number * each)) == sums[number] for number in part)
+
+        return not rest and all(pool.map(compare, range(0, sums.size, CHECKED)))
 
 
 def _make_room(folder: Path, wanted: int) -> None:
@@ -201,6 +260,7 @@ def _remove_unused(path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(file, path):
                 path.unlink()
+                _locate_sums(path).unlink(missing_ok=True)
     except FileNotFoundError:
         return True
     except BlockingIOError:

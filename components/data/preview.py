@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from components.data.images import FORMATS, pixel_limit
-from components.data.pixels import Pixels, open_upright, shrink
+from components.data.opening import MAX_MEGAPIXELS, open_picture
+from components.data.pixels import Pixels, open_upright
 from components.data.transforms import Augmentation, Box
 from components.domain import Domain
 
@@ -53,8 +53,7 @@ def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: int) -
     figure.suptitle(f"{domain.name}, augmentation {named}, {img_size} px, seed {seed}", fontsize=11)
     seen = set()
     for line, row in zip(grid, rows.iter_rows(named=True), strict=True):
-        with pixel_limit(domain.validation.max_megapixels):
-            image, mask, boxes = load_labelled(row, raw, img_size)
+        image, mask, boxes = load_labelled(row, raw, img_size, domain.validation.max_megapixels)
         seen |= ({"mask"} if mask.any() else set()) | ({"box"} if boxes else set())
         line[0].set_ylabel(row["label"], fontsize=9, parse_math=False)
         _draw_tile(line[0], image, mask, boxes)
@@ -66,23 +65,26 @@ def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: int) -
     return figure
 
 
-def load_labelled(row: dict[str, Any], raw: Path, img_size: int) -> tuple[Pixels, Mask, list[Box]]:
+def load_labelled(
+    row: dict[str, Any], raw: Path, img_size: int, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[Pixels, Mask, list[Box]]:
     """One row's image at training size, with its mask (0 or 1) and boxes brought to the same size."""
-    upright = open_upright(raw / row["path"], row["path"])
-    x0, y0, x1, y1 = row["crop"] or (0, 0, upright.width, upright.height)
+    with open_upright(raw / row["path"], row["path"], max_megapixels) as picture:
+        x0, y0, x1, y1 = box = tuple(row["crop"] or (0, 0, *picture.size))
+        image = np.asarray(picture.shrink((img_size, img_size), "RGB", box))
     scale = np.array([img_size / (x1 - x0), img_size / (y1 - y0)] * 2)
     boxes = [tuple(map(float, (np.array(box) - [x0, y0, x0, y0]) * scale)) for box in row["boxes"]]
     mask = np.zeros((img_size, img_size), np.uint8)
     if row["mask"]:
-        whole = Image.fromarray(_read_mask(raw / row["mask"]))
-        mask = np.asarray(whole.crop((x0, y0, x1, y1)).resize((img_size, img_size), Image.Resampling.NEAREST))
-    return shrink(upright, img_size, row["crop"]), mask, boxes
+        part = Image.fromarray(_read_mask(raw / row["mask"], box, max_megapixels))
+        mask = np.asarray(part.resize((img_size, img_size), Image.Resampling.NEAREST))
+    return image, mask, boxes
 
 
-def _read_mask(path: Path) -> Mask:
-    """1 wherever a mask, or a map of instance ids, is not 0."""
-    with Image.open(path, formats=FORMATS) as opened:
-        values = np.asarray(ImageOps.exif_transpose(opened))
+def _read_mask(path: Path, box: tuple[int, int, int, int], max_megapixels: float) -> Mask:
+    """1 wherever this part of a mask, or of a map of instance ids, is not 0."""
+    with open_picture(path, max_megapixels) as opened:
+        values = np.asarray(opened.decode().cut(box))
     colours = values[..., : 3 if values.shape[-1] > 2 else 1] if values.ndim == 3 else values[..., None]  # no alpha
     marked: Mask = (colours != 0).any(axis=-1).astype(np.uint8)
     return marked

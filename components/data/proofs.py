@@ -23,7 +23,7 @@ from components.data.digests import YOUNG, read_stamp
 from components.data.objects import list_missing
 from components.domain import read_yaml
 from components.errors import VersioningError
-from components.files import write_whole
+from components.sealed import load_known, save_known
 from components.workspace import Workspace
 
 #: The data stages of dvc.yaml in the order in which they run.
@@ -167,11 +167,8 @@ def _path(workspace: Workspace, name: str, proof: str) -> Path:
 
 def _load(workspace: Workspace, name: str, proof: str) -> Any:
     """None where there is none that can be read: then DVC looks."""
-    try:
-        return json.loads(_path(workspace, name, proof).read_text())
-    except (OSError, ValueError):
-        return None
+    return load_known(_path(workspace, name, proof))
 
 
 def _save(workspace: Workspace, name: str, proof: str, fact: Any) -> None:
-    write_whole(_path(workspace, name, proof), json.dumps(fact).encode())
+    save_known(_path(workspace, name, proof), fact)

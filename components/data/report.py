@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from components.data.images import create_thumbnail, split_reason
+from components.data.images import create_thumbnail
 from components.data.manifest import SPLITS, by_class
 from components.data.outliers import MEND
 from components.data.validation import Quarantined, Validated, find_large_groups
@@ -232,13 +232,13 @@ def _by_mend(validated: Validated) -> dict[str, list[Quarantined]]:
     listed = {(item.path, item.reason): item for item in reversed(validated.quarantined)}
     kinds: dict[str, list[Quarantined]] = {}
     for item in reversed(listed.values()):
-        kinds.setdefault(split_reason(item.reason)[2], []).append(item)
+        kinds.setdefault(item.reason.mend, []).append(item)
     return dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
 
 
 def _kind(items: Sequence[Quarantined]) -> str:
     """What was expected of these; where each names another file or size, in the words of one."""
-    said = list(dict.fromkeys(split_reason(item.reason)[0] for item in items))
+    said = list(dict.fromkeys(item.reason.expected for item in items))
     return said[0] if len(said) == 1 else f"{said[0]}, and the like"
 
 
@@ -268,8 +268,7 @@ def _quarantine_row(item: Quarantined, raw: Path, validated: Validated, shown: b
     picture = _picture(raw, item.path, item.crop, validated) if shown else ""
     crop = f" <span class=quiet>{escape(str(item.crop))}</span>" if item.crop else ""
     label = escape(item.label or "")
-    expected, found, _ = split_reason(item.reason)
-    why = f"Expected {escape(expected)}.<br>Found {escape(found)}."
+    why = f"Expected {escape(item.reason.expected)}.<br>Found {escape(item.reason.found)}."
     file = f'<td class="path"><code>{escape(item.path)}</code>{crop}</td>'
     return f"<tr><td>{picture}</td>{file}<td>{label}</td><td class=why>{why}</td></tr>"
 

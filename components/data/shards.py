@@ -8,7 +8,6 @@ the same rows, groups and splits as from a folder.
 
 import hashlib
 import io
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,8 @@ from filelock import FileLock
 from components.data.archives import unpack_tar
 from components.data.tree import is_junk
 from components.errors import DataError
-from components.files import whole_folder, write_whole
+from components.files import whole_folder
+from components.sealed import load_known, save_known
 from components.workspace import Workspace
 
 NAME = re.compile(r"shard-\d{4,}\.tar")
@@ -57,14 +57,14 @@ def _update(raw: Path, folder: Path) -> None:
     kept: Index = {shard: entry for shard, entry in known.items() if wanted.get(shard) == entry["stamp"]}
     if kept == known and kept.keys() == wanted.keys():
         return
-    write_whole(folder / INDEX, json.dumps(kept).encode())
+    save_known(folder / INDEX, kept)
     there = {path for entry in kept.values() for path in entry["files"]}
     for path in {path for entry in known.values() for path in entry["files"]} - there:
         (folder / path).unlink(missing_ok=True)
     for shard in wanted.keys() - kept.keys():
         kept[shard] = {"stamp": wanted[shard], "files": _unpack(raw / shard, folder, there)}
         there.update(kept[shard]["files"])
-    write_whole(folder / INDEX, json.dumps(kept).encode())
+    save_known(folder / INDEX, kept)
 
 
 def _unpack(shard: Path, folder: Path, there: set[str]) -> list[str]:
@@ -146,8 +146,5 @@ def _stamp(path: Path) -> list[int]:
 
 def _load_index(folder: Path) -> Index:
     """Nothing where it is lost or damaged: then all is unpacked again."""
-    try:
-        found: Index = json.loads((folder / INDEX).read_bytes())
-    except (OSError, ValueError):
-        return {}
+    found: Index = load_known(folder / INDEX) or {}
     return found

@@ -10,7 +10,7 @@ import polars as pl
 from components.data.cells import Sheet, load_sheet
 from components.data.columns import FLAGS, find_flags, find_pictures, find_split_column, is_outside, parse_numbers
 from components.data.guessing import refuse_layout
-from components.data.images import SUFFIXES, Box, not_an_image, reason
+from components.data.images import SUFFIXES, Box, Reason, not_an_image, reason
 from components.data.manifest import Reading, Row, Wanted
 from components.data.tree import Index, require_inside, resolve_inside, walk_files
 from components.domain import Csv, Domain, Parquet
@@ -18,7 +18,7 @@ from components.errors import DataError
 
 Record = dict[str, str | None]
 ELSEWHERE = "paths from another place, found by their ends"
-NO_OBJECT = "a line without label and box: a picture without any object"
+NO_OBJECT = Reason("a label or a box", "a line without either: a picture without any object", "Nothing needs doing.")
 CSV_MEND = "; the separator must be a comma, or the `delimiter` that `layout` names."
 
 
@@ -114,7 +114,7 @@ def find_unlisted(files: list[str], rows: list[Row], expected: str) -> list[Row]
     ]
 
 
-def resolve_picture(text: str, index: Index, where: str) -> tuple[str, str | None]:
+def resolve_picture(text: str, index: Index, where: str) -> tuple[str, Reason | None]:
     """A file that an annotation names, relative to raw/, and what is wrong with it."""
     if is_outside(text) and (found := index.find_by_tail(text)):
         return _one_picture(text, found[0], found, index, where)
@@ -123,7 +123,7 @@ def resolve_picture(text: str, index: Index, where: str) -> tuple[str, str | Non
     return _one_picture(text, path, [path for path in found if path.lower().endswith(SUFFIXES)] or found, index, where)
 
 
-def _resolve_cell(text: str, lines: _Lines, where: str) -> tuple[str, str | None]:
+def _resolve_cell(text: str, lines: _Lines, where: str) -> tuple[str, Reason | None]:
     """A file that a table names, which may have been written on another machine."""
     found = find_pictures(text, lines.index)
     if not found:
@@ -134,7 +134,7 @@ def _resolve_cell(text: str, lines: _Lines, where: str) -> tuple[str, str | None
     return _one_picture(text, found[0], found, lines.index, where)
 
 
-def _one_picture(text: str, path: str, found: list[str], index: Index, where: str) -> tuple[str, str | None]:
+def _one_picture(text: str, path: str, found: list[str], index: Index, where: str) -> tuple[str, Reason | None]:
     if len(found) > 1:
         mend = "Write the path from the table's folder instead of the bare name."
         raise DataError(where, expected=f"one file {text!r}", found=", ".join(found[:4]), mend=mend)
@@ -144,7 +144,7 @@ def _one_picture(text: str, path: str, found: list[str], index: Index, where: st
     return path, reason(f"the listed image {text}", index.describe_missing(text), mend)
 
 
-def parse_boxes(text: str | None, form: str = "corners") -> tuple[list[Box], str | None]:
+def parse_boxes(text: str | None, form: str = "corners") -> tuple[list[Box], Reason | None]:
     """`x0 y0 x1 y1; x0 y0 x1 y1` (form: size: `x y width height`) in whole pixels, or what is wrong with them."""
     boxes: list[Box] = []
     for part in (text or "").split(";"):
@@ -215,7 +215,7 @@ def _crop_text(layout: Csv | Parquet, record: Record) -> str | None:
     return " ".join(cell or "?" for cell in cells) if any(cells) else None
 
 
-def _read_labels(lines: _Lines, record: Record, where: str) -> tuple[list[str], str | None]:
+def _read_labels(lines: _Lines, record: Record, where: str) -> tuple[list[str], Reason | None]:
     """The labels of a line, exactly one where one is wanted, or why there is none."""
     layout, wanted = lines.layout, lines.wanted
     if not wanted.many and not layout.one_hot:

@@ -6,7 +6,7 @@ A bad image never becomes a black tensor: it is quarantined with its reason. A p
 
 import posixpath
 from collections import Counter
-from collections.abc import Hashable, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,16 @@ import polars as pl
 
 from components.data.duplicates import Pair, find_repeats, join_groups
 from components.data.findings import inspect_changed
-from components.data.images import Box, Picture, inspect_images, inspect_masks, reason, unfit_boxes, unfit_crop
+from components.data.images import (
+    Box,
+    Picture,
+    Reason,
+    inspect_images,
+    inspect_masks,
+    parse_reason,
+    unfit_boxes,
+    unfit_crop,
+)
 from components.data.labels import Judgement, Suspect
 from components.data.manifest import by_class, manifest_columns, require_manifest
 from components.data.names import warn_of_alike
@@ -36,7 +45,7 @@ class Quarantined:
     path: str
     label: str | None
     crop: Box | None
-    reason: str
+    reason: Reason
 
 
 class Problem(NamedTuple):
@@ -47,7 +56,7 @@ class Problem(NamedTuple):
     mend: str
 
     def __str__(self) -> str:
-        return reason(*self)
+        return Reason(*self)
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class Validated:
             "ok": self.ok,
             "images": self.images,
             "fit": self.fit.height,
-            "quarantined": [{"path": path, "reason": why} for path, why in listed],
+            "quarantined": [{"path": path, "reason": why} | vars(why) for path, why in listed],
             "groups": self.fit["group"].n_unique(),
             "near_duplicate_pairs": [list(pair) for pair in self.near_duplicates],
             "pairs_that_share_a_picture": [list(pair) for pair in sorted(self.sisters)],
@@ -173,48 +182,51 @@ def _inspect(records: list[Record], raw: Path, domain: Domain, cache: Path | Non
     return inspect_changed(raw, crops, digests, domain.validation, cache)
 
 
-def find_unfit(records: list[Record], pictures: dict[str, Picture], raw: Path, domain: Domain) -> dict[int, str]:
+def find_unfit(records: list[Record], pictures: dict[str, Picture], raw: Path, domain: Domain) -> dict[int, Reason]:
     """Index of every row that is unfit by itself, and why."""
     paths = (record["mask"] for record in records if record["mask"] and record["problem"] is None)
     masks = inspect_masks(raw, paths, domain.validation)
     reasons = {}
     for index, record in enumerate(records):
-        why = record["problem"] or _unfit(record, pictures[record["path"]], masks, domain)
-        if why:
+        if record["problem"]:
+            reasons[index] = parse_reason(record["problem"])
+        elif why := _unfit(record, pictures[record["path"]], masks, domain):
             reasons[index] = why
     return reasons
 
 
-def _unfit(record: Record, picture: Picture, masks: dict[str, tuple[int, int] | str], domain: Domain) -> str | None:
+def _unfit(
+    record: Record, picture: Picture, masks: dict[str, tuple[int, int] | Reason], domain: Domain
+) -> Reason | None:
     if picture.problem:
         return picture.problem
     if record["stated_size"] and record["stated_size"] != [picture.width, picture.height]:
         return _wrong_size(record["stated_size"], picture)
     if record["mask"]:
         mask = masks[record["mask"]]
-        if isinstance(mask, str):
+        if isinstance(mask, Reason):
             return mask
         if mask != (picture.width, picture.height):
             expected, found = f"a mask of {picture.width} x {picture.height} pixels", f"{mask[0]} x {mask[1]}"
-            return reason(expected, f"{found} in {record['mask']}", "Export the mask again at the image's size.")
+            return Reason(expected, f"{found} in {record['mask']}", "Export the mask again at the image's size.")
     boxes = [(box[0], box[1], box[2], box[3]) for box in record["boxes"]]
     return unfit_boxes(boxes, picture.width, picture.height, "a box") or _unfit_crop(record, picture, domain)
 
 
-def _wrong_size(stated: list[int], picture: Picture) -> str:
+def _wrong_size(stated: list[int], picture: Picture) -> Reason:
     """Boxes drawn on another picture lie in the wrong places, and most easily so where EXIF turns it."""
     expected = f"a picture of {stated[0]} x {stated[1]} pixels, as its annotation says"
     found = f"{picture.width} x {picture.height}" + (", turned by EXIF" if picture.turned else "")
-    return reason(expected, found, "Annotate the picture as it is shown, or put back the one that was annotated.")
+    return Reason(expected, found, "Annotate the picture as it is shown, or put back the one that was annotated.")
 
 
-def _unfit_crop(record: Record, picture: Picture, domain: Domain) -> str | None:
+def _unfit_crop(record: Record, picture: Picture, domain: Domain) -> Reason | None:
     size = picture.width, picture.height
     reasons = (unfit_crop(crop, size, domain.validation, flat=crop in picture.flat_crops) for crop in _crop_of(record))
     return next((why for why in reasons if why), None)
 
 
-def find_duplicates(records: list[Record], unfit: dict[int, str]) -> dict[int, str]:
+def find_duplicates(records: list[Record], unfit: Mapping[int, Reason]) -> dict[int, Reason]:
     """Rows whose content another row has too, and why they go: repeats of the first, or contradictions.
 
     First whole files, then the crops that are left, for objects annotated twice.
@@ -224,7 +236,7 @@ def find_duplicates(records: list[Record], unfit: dict[int, str]) -> dict[int, s
     return reasons | _duplicate_crops(records, [index for index in fit if index not in reasons])
 
 
-def _duplicate_files(records: list[Record], fit: list[int]) -> dict[int, str]:
+def _duplicate_files(records: list[Record], fit: list[int]) -> dict[int, Reason]:
     """Crops of one file belong together, so that its annotation is compared as a whole."""
     units: dict[tuple[str, int], list[int]] = {}
     for index in fit:
@@ -237,14 +249,14 @@ def _duplicate_files(records: list[Record], fit: list[int]) -> dict[int, str]:
     return {index: why for unit, why in reasons.items() for index in rows[unit]}
 
 
-def _duplicate_crops(records: list[Record], fit: list[int]) -> dict[int, str]:
+def _duplicate_crops(records: list[Record], fit: list[int]) -> dict[int, Reason]:
     cut = [index for index in fit if records[index]["crop"]]
     keys = [(_content(records[index]), *records[index]["crop"]) for index in cut]
     reasons = _explain_repeats([records[index] for index in cut], keys, [records[index]["label"] for index in cut])
     return {cut[place]: why for place, why in reasons.items()}
 
 
-def _explain_repeats(records: list[Record], keys: Sequence[Hashable], labels: Sequence[Hashable]) -> dict[int, str]:
+def _explain_repeats(records: list[Record], keys: Sequence[Hashable], labels: Sequence[Hashable]) -> dict[int, Reason]:
     repeats, conflicts = find_repeats(keys, labels)
     reasons = {index: _repeated(records[kept]) for index, kept in repeats.items()}
     for index, same in conflicts.items():
@@ -252,15 +264,15 @@ def _explain_repeats(records: list[Record], keys: Sequence[Hashable], labels: Se
     return reasons
 
 
-def _repeated(kept: Record) -> str:
+def _repeated(kept: Record) -> Reason:
     mend = "Nothing needs doing; remove the copy to keep this list short."
-    return reason("each picture once", f"the same content as {_name(kept)}, which is kept", mend)
+    return Reason("each picture once", f"the same content as {_name(kept)}, which is kept", mend)
 
 
-def _contradicted(others: list[Record]) -> str:
+def _contradicted(others: list[Record]) -> Reason:
     names = ", ".join(f"{_name(other)} ({other['label']})" for other in others[:3])
     mend = "Decide which label is right and remove the other copy; all are left out until then."
-    return reason("one label a picture", f"a label conflict: the same content as {names}", mend)
+    return Reason("one label a picture", f"a label conflict: the same content as {names}", mend)
 
 
 # Groups
@@ -318,7 +330,7 @@ def _problems_of_columns(fit: list[Record], domain: Domain) -> list[Problem]:
 
 
 def _problems_of_counts(
-    images: int, reasons: dict[int, str], classes: dict[str, dict[str, int]], domain: Domain
+    images: int, reasons: Mapping[int, Reason], classes: dict[str, dict[str, int]], domain: Domain
 ) -> list[Problem]:
     floors = domain.validation
     problems = list[Problem]()
@@ -426,5 +438,5 @@ def _name(record: Record) -> str:
     return f"{record['path']} {tuple(record['crop'])}" if record["crop"] else str(record["path"])
 
 
-def _quarantined(record: Record, why: str) -> Quarantined:
+def _quarantined(record: Record, why: Reason) -> Quarantined:
     return Quarantined(record["path"], record["label"], next(iter(_crop_of(record)), None), why)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from components.data.boxes import is_number
 from components.data.guessing import refuse_layout, require_folder
-from components.data.images import SUFFIXES, Box, brief, reason
+from components.data.images import SUFFIXES, Box, Reason, brief, reason
 from components.data.manifest import Reading, Row, Wanted
 from components.data.tree import Index, walk_files
 from components.domain import Voc
@@ -99,7 +99,7 @@ def _named(text: str, index: Index) -> list[str]:
     return index.find(text) or index.find(posixpath.basename(plain))
 
 
-def _choose_picture(named: str, beside: list[str], path: str, index: Index) -> tuple[str, str | None]:
+def _choose_picture(named: str, beside: list[str], path: str, index: Index) -> tuple[str, Reason | None]:
     """The picture of an annotation file, or why there is not exactly one."""
     by_name = _named(named, index) if named else []
     both = [picture for picture in beside if picture in by_name]
@@ -115,7 +115,7 @@ def _choose_picture(named: str, beside: list[str], path: str, index: Index) -> t
     return "", reason(f"one picture {named or _stem(path)!r} of {path}", files, mend)
 
 
-def _claimed_twice(picture: str, files: list[str]) -> str:
+def _claimed_twice(picture: str, files: list[str]) -> Reason:
     mend = "Keep the right one, or correct <filename>."
     return reason(f"one annotation file of {picture}", " and ".join(files[:4]), mend)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from components.data.columns import read_size
 from components.data.guessing import refuse_layout, require_folder
-from components.data.images import SUFFIXES, Box, reason
+from components.data.images import SUFFIXES, Box, Reason, reason
 from components.data.manifest import Reading, Row, Wanted
 from components.data.tree import Index, require_inside, resolve_inside, walk_files
 from components.data.yolo_files import find_names_files, load_facts, pair_labels
@@ -35,7 +35,7 @@ class _Labels:
 
     objects: list[tuple[str, tuple[float, float, float, float]]] = field(default_factory=list)
     form: str | None = None
-    problem: str | None = None
+    problem: Reason | None = None
 
 
 def read_yolo(layout: Yolo, raw: Path, _wanted: Wanted) -> Reading:
@@ -130,7 +130,7 @@ def _read_labels(file: Path, names: Mapping[int, str]) -> _Labels:
     return _Labels(objects)
 
 
-def _unfit(expected: str, found: str) -> str:
+def _unfit(expected: str, found: str) -> Reason:
     return reason(expected, found, "Correct the label file.")
 
 
@@ -163,7 +163,8 @@ def _rows_of(picture: str, path: str, labels: _Labels, claimed: list[str], raw: 
         problem = reason("a label file of its own", f"{path} shared by {' and '.join(claimed[:4])}", mend)
         return [Row(path=picture, columns=columns, problem=problem)]
     if labels.problem:
-        return [Row(path=picture, columns=columns, problem=f"{path}: {labels.problem}")]
+        why = Reason(f"{labels.problem.expected} in {path}", labels.problem.found, labels.problem.mend)
+        return [Row(path=picture, columns=columns, problem=why)]
     size = read_size(raw / picture) if labels.objects else None
     if size is None and labels.objects:  # which validation explains
         return [Row(path=picture, label=labels.objects[0][0], columns=columns)]

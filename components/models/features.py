@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from components.data.duplicates import Found, Pictures, find_near_duplicates
 from components.data.features import (
@@ -27,9 +26,10 @@ from components.data.features import (
     sample_key,
     save_matches,
 )
-from components.data.images import FORMATS, THUMBNAIL, UNDECODABLE, Box, pixel_limit
+from components.data.images import THUMBNAIL, UNDECODABLE, Box, open_picture, pixel_limit
 from components.data.manifest import load_frame, save_frame
 from components.data.matching import read_grey
+from components.data.opening import Upright
 from components.data.shards import open_images
 from components.domain import Domain
 from components.models.embedded import load_card
@@ -90,17 +90,18 @@ def update_matches(rows: pl.DataFrame, features: pl.DataFrame, raw: Path, domain
     contents = pictures["key"].to_list()
     paths = {content_of(row): path for row, path in rows.select("id", "path").drop_nulls().reverse().iter_rows()}
     greys = np.stack([np.frombuffer(grey, np.uint8) for grey in pictures["grey"]]) if contents else np.zeros((0, 1))
+    limit = domain.validation.max_megapixels
     looked = Pictures(
         contents,
         greys.reshape(-1, THUMBNAIL, THUMBNAIL).astype(np.float32),
         decode_features(pictures),
-        lambda index: read_grey(raw / paths[contents[index]]),
+        lambda index: read_grey(raw / paths[contents[index]], max_megapixels=limit),
     )
     known, bits = load_known(file), domain.validation.near_duplicate_bits
     if domain.groups.near_duplicates == "off":
         save_matches(Found(known.looks), file)  # what is known is kept for the day it is wanted again
         return
-    with pixel_limit(domain.validation.max_megapixels):
+    with pixel_limit(limit):  # once for all, and not per picture
         found = find_near_duplicates(looked, bits, known, keep=lambda so_far: save_matches(so_far, file))
     save_matches(found, file)
 
@@ -143,25 +144,30 @@ def _compute(
 def _view(missing: dict[str, list[Box | None]], contents: dict[str, str], raw: Path, domain: Domain) -> Iterator[View]:
     """Decoded by several threads, a few files ahead of the network."""
     waiting = iter(missing.items())
-    with pixel_limit(domain.validation.max_megapixels), ThreadPoolExecutor() as pool:
+    limit = domain.validation.max_megapixels
+    with ThreadPoolExecutor() as pool:
         while files := list(islice(waiting, BATCH)):
-            read = pool.map(lambda item: _read(raw / item[0], content_of(contents[item[0]]), item[1]), files)
+            read = pool.map(lambda item: _read(raw / item[0], content_of(contents[item[0]]), item[1], limit), files)
             yield from chain.from_iterable(read)
 
 
-def _read(path: Path, content: str, crops: Sequence[Box | None]) -> list[View]:
-    """The crops wanted of one file; none where it cannot be decoded, which the next stage explains."""
+def _read(path: Path, content: str, crops: Sequence[Box | None], max_megapixels: float) -> list[View]:
+    """The crops wanted of one file; none where it is unfit, which the next stage explains."""
     try:
-        with Image.open(path, formats=FORMATS) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
-    except (Image.DecompressionBombError, *UNDECODABLE):
+        with open_picture(path, max_megapixels) as opened:
+            picture = opened.decode_plain()
+            return [_look(picture, content, crop) for crop in crops if crop is None or _is_inside(crop, picture)]
+    except UNDECODABLE:
         return []
-    views = []
-    for crop in crops:
-        part = upright if crop is None else upright.crop(crop)
-        if min(part.size) == 0:
-            continue
-        pixels = np.asarray(part.resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0))
-        small = part.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-        views.append(View(sample_key(content, crop), pixels, None if crop else small.tobytes()))
-    return views
+
+
+def _is_inside(crop: Box, picture: Upright) -> bool:
+    x0, y0, x1, y1 = crop
+    width, height = picture.size
+    return 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+
+
+def _look(picture: Upright, content: str, crop: Box | None) -> View:
+    pixels = np.asarray(picture.shrink((SIDE, SIDE), "RGB", crop))
+    grey = None if crop else picture.average(THUMBNAIL).tobytes()
+    return View(sample_key(content, crop), pixels, grey)

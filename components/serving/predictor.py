@@ -18,7 +18,15 @@ from PIL import Image
 
 from components.data.boxes import clip
 from components.data.crops import square_around
-from components.data.images import UNDECODABLE, Box, read_fit_picture, require_fit_crop, split_reason, unfit_boxes
+from components.data.images import (
+    UNDECODABLE,
+    Box,
+    UnfitPicture,
+    damaged,
+    read_fit_picture,
+    require_fit_crop,
+    unfit_boxes,
+)
 from components.data.pixels import Pixels, shrink
 from components.domain import Validation
 from components.errors import DataError
@@ -127,7 +135,7 @@ class Predictor:
         box = clip(box, *upright.size)
         if self.meta.input is not None and self.meta.input.cut == "square":
             if problem := unfit_boxes([box], *upright.size, "a box"):
-                raise ValueError(problem)
+                raise UnfitPicture(problem)
             box = square_around(box, *upright.size)
         require_fit_crop(upright, box, self.limits)
         return box
@@ -169,5 +177,5 @@ def _explain(name: str, error: Exception) -> DataError:
     if isinstance(error, OSError) and error.strerror:
         mend = "Correct the path or the permissions."
         return DataError(name, expected="a readable image", found=error.strerror, mend=mend)
-    expected, found, mend = split_reason(str(error))
-    return DataError(name, expected=expected, found=found, mend=mend)
+    why = error.reason if isinstance(error, UnfitPicture) else damaged(str(error))
+    return DataError(name, expected=why.expected, found=why.found, mend=why.mend)

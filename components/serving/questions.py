@@ -20,7 +20,7 @@ from PIL import Image
 
 from components.data.cells import decode, find_delimiter, find_encoding
 from components.data.coco import read_coco_file
-from components.data.images import SUFFIXES, Box, split_reason
+from components.data.images import SUFFIXES, Box, Reason
 from components.data.manifest import Reading, Row
 from components.data.tables import resolve_picture
 from components.data.tree import Index, is_junk
@@ -222,7 +222,8 @@ def _ask_with_file(paths: Sequence[Path], file: Path) -> Asked:
         if paths:
             ignored[name] = f"named in {file.name}, but not among the pictures given"
         else:
-            questions += [_explain(name, row.problem or "") for row in rows[name]]
+            unknown = Reason("a picture", "none of this name", "Correct the name.")
+            questions += [_explain(name, row.problem or unknown) for row in rows[name]]
     if not any(isinstance(one, Question) for one in questions):
         _refuse_empty(questions, file)
     return Asked(questions, ignored, reading.notes)
@@ -308,7 +309,7 @@ def _fold(frame: pl.DataFrame) -> list[str]:
     return [name.strip().lower() for name in frame.columns]
 
 
-def _resolve(text: str, file: Path, index: Index, where: str) -> tuple[str, str | None]:
+def _resolve(text: str, file: Path, index: Index, where: str) -> tuple[str, Reason | None]:
     """A path in a table, which starts at the table's folder, or at any folder of the pictures asked about."""
     beside = os.path.abspath(file.absolute().parent / text.strip())
     here = beside.lstrip("/")
@@ -321,9 +322,8 @@ def _create_question(path: Path, row: Row) -> Question | DataError:
     return Question(path, row.crop) if row.problem is None else _explain(str(path), row.problem)
 
 
-def _explain(name: str, problem: str) -> DataError:
-    expected, found, mend = split_reason(problem)
-    return DataError(name, expected=expected, found=found, mend=mend)
+def _explain(name: str, problem: Reason) -> DataError:
+    return DataError(name, expected=problem.expected, found=problem.found, mend=problem.mend)
 
 
 def _refuse_empty(questions: Sequence[Question | DataError], file: Path) -> NoReturn:
