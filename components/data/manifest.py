@@ -182,7 +182,12 @@ def create_schema(domain: Domain, *, split: bool) -> "DataFrameSchema":
 
 def require_manifest(frame: pl.DataFrame, domain: Domain, what: str, *, split: bool) -> pl.DataFrame:
     """The frame itself when it keeps the schema; DataError with every failed check otherwise."""
-    if failures := find_failures(frame, create_schema(domain, split=split)):
+    return require_schema(frame, create_schema(domain, split=split), what)
+
+
+def require_schema(frame: pl.DataFrame, schema: "DataFrameSchema", what: str) -> pl.DataFrame:
+    """The frame itself when it keeps the schema; DataError with every failed check otherwise."""
+    if failures := find_failures(frame, schema):
         more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
         mend = "Run the data stages again with `dvc repro`; domain.yaml may have changed since."
         found = "; ".join(failures[:5]) + more
@@ -210,6 +215,13 @@ def find_failures(frame: pl.DataFrame, schema: "DataFrameSchema") -> list[str]:
 def load_manifest(path: Path, domain: Domain, *, split: bool = True) -> pl.DataFrame:
     """Read manifest.parquet (or valid.parquet, `split=False`) and hold it to the schema."""
     return require_manifest(load_frame(path), domain, str(path), split=split)
+
+
+def load_samples(path: Path, domain: Domain) -> pl.DataFrame:
+    """Read manifest.parquet for training, which has no use for masks and boxes, and hold the rest to the schema."""
+    unread = ["mask", "boxes"]
+    schema = create_schema(domain, split=True).remove_columns(unread)
+    return require_schema(load_frame(path).drop(unread, strict=False), schema, str(path))
 
 
 def load_frame(path: Path) -> pl.DataFrame:

@@ -49,7 +49,7 @@ MAX_MEGAPIXELS = Validation().max_megapixels
 IN_FLIGHT = 400_000_000  # bytes of decoded pixels that all threads together hold; one larger picture goes alone
 HUGE = 32_000_000  # pixels: of what is larger no second copy is made, not in grey either
 BLOCK = 64 << 20  # bytes that Pillow asks for at a time: from 32 MB on the C library gives them back as they are freed
-BAND = 1 << 21  # pixels of a picture that are turned, or change colours, at a time
+BAND = 1 << 19  # pixels of a picture that are turned, or change colours, at a time
 REDUCING_GAP = 3.0  # of Pillow's resize: shrunk by whole steps to at least so many times the size wanted
 
 
@@ -121,7 +121,7 @@ class Upright(NamedTuple):
         return self.stored.crop(place).transpose(turn)
 
     def bands(self, box: Box | None = None, step: int = 1) -> Iterator[tuple[int, Image.Image]]:
-        """It, or a part of it, from top to bottom in pieces of a few megapixels: the row of each, and the piece.
+        """It, or a part of it, from top to bottom in pieces of half a megapixel: the row of each, and the piece.
 
         step: every piece but the last has a multiple of so many rows.
         """

@@ -113,7 +113,8 @@ def find_manifest(locked: Mapping[str, Any], name: str, md5: str) -> str | None:
     (raw, rows), (read, made) = (
         [{item["path"]: item["md5"] for item in entry[side]} for side in ("deps", "outs")] for entry in entries if entry
     )
-    current = raw.get(f"data/{name}/raw") == md5 and rows.items() <= read.items()
+    table = f".tessera/data/{name}/rows.parquet"
+    current = raw.get(f"data/{name}/raw") == md5 and rows.get(table, "") == read.get(table)
     return str(made[f".tessera/data/{name}/manifest.parquet"]) if current else None
 
 

@@ -163,7 +163,7 @@ def _rows_of(picture: str, path: str, labels: _Labels, claimed: list[str], raw: 
         problem = reason("a label file of its own", f"{path} shared by {' and '.join(claimed[:4])}", mend)
         return [Row(path=picture, columns=columns, problem=problem)]
     if labels.problem:
-        why = Reason(f"{labels.problem.expected} in {path}", labels.problem.found, labels.problem.mend)
+        why = Reason(labels.problem.expected, f"{labels.problem.found} of {path}", labels.problem.mend)
         return [Row(path=picture, columns=columns, problem=why)]
     size = read_size(raw / picture) if labels.objects else None
     if size is None and labels.objects:  # which validation explains

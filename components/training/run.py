@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from components.data.loading import Samples
+from components.data.manifest import load_samples
 from components.data.pixels import Pixels, load_pixels
 from components.data.transforms import Augmentation, require_fit
 from components.errors import DataError, Diverged
@@ -55,7 +56,7 @@ def run_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE
     job.folder.mkdir(parents=True, exist_ok=True)
     # A seed must mean the same bits twice; on a GPU some kernels have no deterministic form, which is warned of.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    manifest = pl.read_parquet(job.manifest)
+    manifest = load_samples(job.manifest, job.domain)
     checkpoint = job.folder / CHECKPOINT
     if job.action == "train":
         result = _train(job, manifest, checkpoint, tell, stop, team, started)
