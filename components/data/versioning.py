@@ -259,9 +259,10 @@ def parse_pointer(text: str, where: str, mend: str) -> DataVersion:
         raise VersioningError(where, expected=expected, found=found, mend=mend) from None
 
 
-def read_output(workspace: Workspace, stage: str, name: str) -> str:
-    """DVC's md5 of what a stage of dvc.yaml made when it last ran for the domain."""
-    return str(proofs.load_locked(workspace)[f"{stage}@{name}"]["outs"][0]["md5"])
+def read_output(workspace: Workspace, stage: str, name: str, file: str) -> str:
+    """DVC's md5 of the file of that name which a stage of dvc.yaml made when it last ran for the domain."""
+    outs = proofs.load_locked(workspace)[f"{stage}@{name}"]["outs"]
+    return next(str(out["md5"]) for out in outs if Path(out["path"]).name == file)
 
 
 def restore_raw(workspace: Workspace, name: str) -> None:

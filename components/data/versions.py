@@ -145,7 +145,7 @@ def _describe(
     workspace: Workspace, domain: Domain, version: DataVersion, before: NamedVersion | None, message: str
 ) -> NamedVersion:
     """The next name, with counts of the rows just read and the difference to the version before."""
-    labels = versioning.read_output(workspace, "manifest", domain.name)
+    labels = versioning.read_output(workspace, "manifest", domain.name, "rows.parquet")
     earlier = [before.md5, before.labels] if before and before.labels else []
     cache = versioning.fetch_objects(workspace, [version.md5, labels, *filter(None, earlier)])
     rows = load_frame(locate_object(cache, labels))
