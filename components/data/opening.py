@@ -46,7 +46,7 @@ TURNS = {
 #: What Pillow's decoders raise on damaged bytes (TIFF without its dimensions: TypeError), and `open_picture`.
 UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error)
 MAX_MEGAPIXELS = Validation().max_megapixels
-IN_FLIGHT = 400_000_000  # bytes of decoded pixels that all threads together hold; one larger picture goes alone
+IN_FLIGHT = 320_000_000  # bytes of decoded pixels that all threads together hold; one larger picture goes alone
 HUGE = 32_000_000  # pixels: of what is larger no second copy is made, not in grey either
 BLOCK = 64 << 20  # bytes that Pillow asks for at a time: from 32 MB on the C library gives them back as they are freed
 BAND = 1 << 19  # pixels of a picture that are turned, or change colours, at a time
