@@ -17,13 +17,13 @@ from components.data.exporting import export_manifest
 from components.data.guessing import suggest_layout
 from components.data.images import ORIENTATION, inspect_image
 from components.data.importing import import_folder
-from components.data.layouts import READERS, find_classes, read_rows
+from components.data.layouts import READERS, find_classes, read_layout, read_rows
 from components.data.manifest import Reading, Row, Wanted
 from components.data.names import warn_of_alike
 from components.data.splits import assign_splits
 from components.data.tables import looks_multilabel
 from components.data.validation import check_rows
-from components.domain import Coco, Csv, Folders, Layout, Validation, Yolo, parse_domain
+from components.domain import Coco, Csv, Folders, Layout, Validation, Voc, Yolo, parse_domain
 from components.errors import DataError, DomainError
 from components.workspace import Workspace
 
@@ -148,24 +148,73 @@ def test_one_hot_lines_with_other_than_one_label_are_quarantined(tmp_path):
 
 EYES = lines("{},{},ok").replace("bad,ok", "bad,no")
 GRADED_TWICE = lines("{},{},x").replace("p03,bad,x", "p03,bad,z")
+FLAGGED = lines("{},{}").replace("good", "1,0").replace("bad", "0,1")
 UNCLEAR = {
     "two columns": ("image,left_eye,right_eye\n" + EYES, ["left_eye", "right_eye"]),
     "two words": ("image,grade,diagnosis\n" + GRADED_TWICE, ["diagnosis", "grade"]),
     "two pictures": ("before,after,label\n" + lines("{0}.png,{0}.png,{1}"), ["before", "after"]),
     "no label": ("image,comment\n" + lines("{},{}"), ["comment"]),
+    "one row of several": ("image,good,bad\n" + FLAGGED.replace("p03,0,1", "p03,1,1"), ["good", "bad", "1 of 8 rows"]),
+    "one row of none": (
+        "image,good,bad\n" + FLAGGED.replace("p03,0,1", "p03,0,0"),
+        ["one_hot: true", "one_hot: false"],
+    ),
+    "a flag besides": ("image,good,bad,old\n" + FLAGGED.replace("\n", ",1\n"), ["the column 'old'"]),
+    "labels joined": (
+        "image,label\n" + lines("{},{}").replace("p03,bad", "p03,good|bad"),
+        ["good|bad", 'separator: "|"'],
+    ),
+    "Cyrillic": (("image,label\n" + lines("{},{}").replace("bad", "брак")).encode("cp1251"), ["áðàê", "cp1251"]),
+    "Chinese": (("image,label\n" + lines("{},{}").replace("bad", "缺陷")).encode("gbk"), ["cp1252", "gb18030"]),
 }
 
 
 @pytest.mark.parametrize(("text", "columns"), UNCLEAR.values(), ids=UNCLEAR)
 def test_an_unclear_table_is_refused_with_its_columns_and_the_line_to_write(tmp_path, text, columns):
     write_pictures(tmp_path)
-    (tmp_path / "labels.csv").write_text(text)
+    (tmp_path / "labels.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError) as caught:
         understand(tmp_path, {})
     for name in columns:
-        assert repr(name) in str(caught.value)
+        assert name in str(caught.value)
     assert "--layout '{kind: csv, table: labels.csv, " in str(caught.value)
     assert suggest_layout(tmp_path) is None
+
+
+@pytest.mark.parametrize("mark", ["", "-1", "NaN", "?"])
+def test_a_column_of_flags_with_unknown_cells_is_not_lost(tmp_path, mark):
+    write_pictures(tmp_path)
+    text = "image,good,bad,ugly\n" + FLAGGED.replace("\n", ",0\n").replace("p03,0,1,0", f"p03,0,1,{mark}")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=r"labels.csv, line 5.*'ugly'"):
+        import_folder(Workspace(tmp_path / "w"), tmp_path, "tiles")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a.csv": "image,label\n" + lines("{},{}"), "b.csv": "image,label\n" + lines("{},x{}")}, ["a.csv", "b.csv"]),
+        ({"meta.csv": "image,type\n" + lines("{},T{}")}, ["'Tbad' in meta.csv", "'bad' by folders"]),
+        ({"labels.csv": "image,label\n" + lines("{},{}").replace("00,good", "00,bad")}, ["'bad' in labels.csv"]),
+    ],
+)
+def test_tables_and_folders_that_say_other_classes_are_refused_with_the_choices(tmp_path, files, words):
+    for name, grade in zip(NAMES, GRADES, strict=True):
+        save_picture(tmp_path / "source" / grade / f"{name}.png", int(name[1:]))
+    for name, text in files.items():
+        save_text(tmp_path / "source" / name, text)
+    with pytest.raises(DomainError) as caught:
+        import_folder(Workspace(tmp_path / "w"), tmp_path / "source", "tiles")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert str(caught.value).count("--layout") >= 2
+
+
+def test_a_table_that_agrees_with_the_folders_is_read(tmp_path):
+    for name, grade in zip(NAMES, GRADES, strict=True):
+        save_picture(tmp_path / "source" / grade / f"{name}.png", int(name[1:]))
+    save_text(tmp_path / "source/labels.csv", "image,label\n" + lines("{},{}"))
+    imported = import_folder(Workspace(tmp_path / "w"), tmp_path / "source", "tiles")
+    assert imported.understood.pictures["used"] == 8
 
 
 @pytest.mark.parametrize(
@@ -295,6 +344,67 @@ def test_ids_written_as_text_or_floats_are_the_ids_they_mean(tmp_path, write):
     assert same.equals(plain)
 
 
+@pytest.mark.parametrize(
+    ("images", "written", "elsewhere"),
+    [
+        ("images", "images/p{}.png", 0),
+        ("images", "./images/p{}.png", 0),
+        ("images", "images\\p{}.png", 0),
+        ("images", "https://labels.example/data/p{}.png", 4),
+        ("images", "old/p{}.png", 4),
+        (".", "p{}.png", 0),
+    ],
+)
+def test_file_names_of_coco_may_start_at_any_folder(tmp_path, images, written, elsewhere):
+    listed = [image_of(k, written.format(k), width=48, height=40) for k in range(4)]
+    raw = coco(tmp_path, images=listed)
+    reading = READERS["coco"](Coco(images=images), raw, Wanted())
+    assert [row.path for row in reading.rows if not row.problem] == [f"images/p{k}.png" for k in range(4)]
+    assert reading.notes.get("paths from another place, found by their ends", 0) == elsewhere
+
+
+def test_a_file_name_never_leads_into_the_folder_of_another_split(tmp_path):
+    for split in ("train", "val"):
+        save_picture(tmp_path / f"{split}/p0.png", 1)
+        listed = [image_of(0, "p0.png"), image_of(1, "p1.png"), image_of(2, f"old/{split}2.png")]
+        objects = [box_of(0, 0), box_of(1, 1, 1), box_of(2, 2)]
+        coco(tmp_path, images=listed, annotations=objects, file=f"{split}/boxes.json")
+    save_picture(tmp_path / "val/p1.png", 2)
+    save_picture(tmp_path / "val/train2.png", 3)
+    rows = read_layout(Coco(images="<split>", annotations="<split>/boxes.json"), tmp_path, Wanted()).rows
+    fit = [(row.path, row.columns["split"]) for row in rows if not row.problem]
+    assert fit == [("train/p0.png", "train"), ("val/p0.png", "val"), ("val/p1.png", "val")]
+
+
+def pack(counts):
+    """Counts of runs as COCO packs them into text."""
+    text = ""
+    for place, count in enumerate(counts):
+        value, more = count - (counts[place - 2] if place > 2 else 0), True
+        while more:
+            code, value = value & 31, value >> 5
+            more = value != (-1 if code & 16 else 0)
+            text += chr(code + 32 * more + 48)
+    return text
+
+
+@pytest.mark.parametrize("form", [list, pack])
+@pytest.mark.parametrize("box", [(4, 6, 24, 30), (0, 0, 48, 40), (10, 0, 30, 40), (5, 7, 6, 8)])
+def test_run_length_masks_give_their_extent(tmp_path, form, box):
+    x0, y0, x1, y1 = box
+    mask = np.zeros((40, 48), dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    flat = np.concatenate([[False], mask.ravel(order="F"), [not mask[-1, -1]]])
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff(np.concatenate([[0], ends])).tolist()
+    annotation = {"id": 0, "image_id": 0, "category_id": 0, "segmentation": {"size": [40, 48], "counts": form(counts)}}
+    rows = READERS["coco"](Coco(), coco(tmp_path, annotations=[annotation]), Wanted()).rows
+    assert [row.crop for row in rows] == [box]
+    annotation["segmentation"]["counts"] = "~~"
+    rows = READERS["coco"](Coco(), coco(tmp_path, annotations=[annotation]), Wanted()).rows
+    assert "a bbox [x, y, width, height]" in rows[0].problem
+
+
 def test_text_that_is_no_number_stays_text(tmp_path):
     images = [image_of("p0", "p0.png"), image_of("01", "p1.png"), image_of(1, "p2.png")]
     annotations = [box_of(0, "p0"), box_of(1, "01", 1), box_of(2, 1)]
@@ -397,6 +507,35 @@ def test_a_path_in_filename_is_compared_by_its_name(tmp_path, written):
     found = read_voc_rows(voc(tmp_path, {"p0.xml": named(written), "p1.xml": named(written)}, 2))
     assert "may describe JPEGImages/p1.png or JPEGImages/p0.png" in found["p0.png"]
     assert found["p1.png"] == "good"
+
+
+@pytest.mark.parametrize("written", ["p1.jpg", "p1.PNG", "P1.png", "old/P1.jpeg"])
+def test_a_filename_of_another_picture_in_other_case_or_suffix_is_no_stale_name(tmp_path, written):
+    found = read_voc_rows(voc(tmp_path, {"p0.xml": named(written), "p1.xml": named("P1.jpg")}, 2))
+    assert f"{written}, so that it may describe JPEGImages/p1.png or JPEGImages/p0.png" in found["p0.png"]
+    assert found["p1.png"] == "good"
+
+
+@pytest.mark.parametrize("line", ["{}", "{}.png", "{} -1", "JPEGImages/{}.png", "JPEGImages\\{}.png 1"])
+def test_lists_of_splits_name_pictures_in_any_form(tmp_path, line):
+    raw = voc(tmp_path, {f"p{n}.xml": named(f"p{n}.png") for n in range(3)}, 3)
+    save_text(raw / "ImageSets/Main/train.txt", "".join(f"{line.format(name)}\n" for name in ("p0", "p1")))
+    save_text(raw / "ImageSets/Main/test.txt", f"{line.format('p2')}\n")
+    rows = read_layout(Voc(), raw, Wanted()).rows
+    assert [row.columns.get("split") for row in rows] == ["train", "train", "test"]
+
+
+def test_files_that_describe_pictures_of_another_split_are_no_orphans(tmp_path):
+    for name, split in (("p0", "train"), ("p1", "val")):
+        save_picture(tmp_path / f"images/{split}/{name}.png", 1)
+        save_text(tmp_path / f"xmls/{name}.xml", f"<annotation>{named(f'{name}.png')}</annotation>")
+    save_text(tmp_path / "xmls/p2.xml", f"<annotation>{named('p2.png')}</annotation>")
+    rows = read_layout(Voc(images="images/<split>", annotations="xmls"), tmp_path, Wanted()).rows
+    assert [(row.path, row.columns.get("split"), bool(row.problem)) for row in rows] == [
+        ("images/train/p0.png", "train", False),
+        ("images/val/p1.png", "val", False),
+        ("xmls/p2.xml", None, True),
+    ]
 
 
 def test_two_files_of_one_picture_are_quarantined_with_both(tmp_path):
@@ -528,7 +667,10 @@ def test_yolo_class_names_are_found(tmp_path, file, text):
     ("files", "words"),
     [
         ({}, ["a file that names the classes", "Add data.yaml with `names:"]),
-        ({"data.yaml": "train: images"}, ["a file that names the classes"]),
+        ({"data.yaml": "train: images"}, ["data.yaml", "no key `names`", "Write `names: ["]),
+        ({"data.yaml": "names: [bolt, nut]\nnc: 8"}, ["data.yaml", "2 names and `nc: 8`"]),
+        ({"data.yaml": "names: [no, yes]"}, ["False for the number 0", "without quotes"]),
+        ({"classes.txt": "bolt\nbolt\n"}, ["classes.txt", "'bolt' under the numbers 0 and 1"]),
         (
             {"data.yaml": "names: [bolt, nut]", "classes.txt": "nut\nbolt"},
             ["data.yaml (bolt, nut)", "classes.txt (nut, bolt)", "--layout '{kind: yolo, names: data.yaml}'"],

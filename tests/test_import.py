@@ -94,6 +94,16 @@ def split_folders_deeper(raw):
         put(raw, f"data/{split}/cats/{split}*3", f"data/{split}/dogs/{split}*3")
 
 
+def split_folders_twice(raw):
+    for split in ("train", "test"):
+        put(raw, f"seg_{split}/seg_{split}/sea/{split}*3", f"seg_{split}/seg_{split}/street/{split}*3")
+
+
+def split_folders_joined_words(raw):
+    for split in ("Train", "Test"):
+        put(raw, f"{split}Images/sea/{split}*3", f"{split}Images/street/{split}*3")
+
+
 def split_patients(raw):
     for split, patients in (("train", ("P00", "P01")), ("test", ("P02",))):
         for patient in patients:
@@ -282,6 +292,10 @@ TREES = [
     Tree(split_folders, "{kind: folders, images: <split>}", {"NORMAL": 12, "PNEUMONIA": 12}, 24, 24,
          {"train": 12, "val": 4, "test": 8}),
     Tree(split_folders_deeper, "{kind: folders, images: data/<split>}", {"cats": 6, "dogs": 6}, 12, 12,
+         {"train": 6, "test": 6}),
+    Tree(split_folders_twice, "{kind: folders, images: <split>/<folder>}", {"sea": 6, "street": 6}, 12, 12,
+         {"train": 6, "test": 6}),
+    Tree(split_folders_joined_words, "{kind: folders, images: <split>}", {"sea": 6, "street": 6}, 12, 12,
          {"train": 6, "test": 6}),
     Tree(split_patients, "{kind: folders, images: <split>/<group>}", {"bad": 6, "good": 6}, 12, 12,
          {"train": 8, "test": 4}, group="group"),
@@ -584,6 +598,21 @@ def test_a_guess_that_leaves_out_a_third_names_the_choices(tmp_path):
     assert any("images: <split>" in line and "48 of 78 pictures" in line for line in lines)
     chosen = shlex.split(lines[0])[1]
     assert understand(tmp_path, chosen)[1].pictures["used"] == 78
+
+
+@pytest.mark.parametrize("name", ["test/unknown", "test/images", "Testing/all", "val/0"])
+def test_a_split_whose_one_folder_no_other_has_is_no_class_unasked(tmp_path, name):
+    put(tmp_path, "train/cat/c*6", "train/dog/d*6", f"{name}/x*3")
+    with pytest.raises(DomainError) as caught:
+        understand(tmp_path)
+    assert "images: train}' " in caught.value.mend
+    assert "12 of 15 pictures, classes cat, dog" in caught.value.mend
+
+
+def test_names_that_join_split_and_class_are_no_classes(tmp_path):
+    put(tmp_path, *(f"{split}{label}/{split}{label}*3" for split in ("train", "test") for label in "AB"))
+    with pytest.raises(DomainError, match="layout can be told"):
+        understand(tmp_path)
 
 
 def test_one_class_alone_is_refused_with_what_is_wrong(tmp_path):

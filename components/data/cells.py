@@ -49,6 +49,13 @@ def find_encoding(data: bytes) -> str:
     return "latin-1"
 
 
+def find_strange_words(text: str) -> list[str]:
+    """Words that are mostly other signs than ASCII, where most words with such signs are: no western European text."""
+    words = re.findall(r"[^\s,;|\"'()/\\]*[^\x00-\x7f][^\s,;|\"'()/\\]*", text)
+    strange = [word for word in words if len(word) > 2 and sum(sign > "\x7f" for sign in word) > 0.6 * len(word)]
+    return strange if 2 * len(strange) > len(words) else []
+
+
 def decode(data: bytes, encoding: str) -> str:
     """The text, with `\\n` at the end of every line. Raises ValueError for another encoding, and for no text."""
     if data.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"%PDF")):

@@ -2,10 +2,12 @@
 
 import json
 import math
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +154,7 @@ def _add_picture(file: _File, entry: Entry, where: str) -> None:
     if not isinstance(name := entry.get("file_name"), str) or not name:
         raise DataError(where, expected="an id and a file_name", found=repr(dict(entry))[:100], mend=EXPORT_AGAIN)
     picture, problem = resolve_picture(name, file.index, where)
-    file.notes[ELSEWHERE] += is_outside(name)
+    file.notes[ELSEWHERE] += is_outside(name) or not (problem or _is_end(name, picture))
     key, many = _identify(entry["id"]), file.wanted.many
     before = file.pictures.get(key)
     if before and before.path != picture:
@@ -168,6 +170,12 @@ def _add_picture(file: _File, entry: Entry, where: str) -> None:
         columns=_columns(entry, file.wanted),
         problem=problem,
     )
+
+
+def _is_end(name: str, picture: str) -> bool:
+    """Whether a name is a bare one, or the end of its picture's path."""
+    plain = posixpath.normpath(name.replace("\\", "/"))
+    return "/" not in plain or f"/{picture}".endswith(f"/{plain}")
 
 
 def _refuse_two_ids(file: _File, annotated: set[Id]) -> None:
@@ -295,7 +303,7 @@ def _coco_row(file: _File, annotation: Entry, number: int) -> Row:
 
 def _coco_box(annotation: Entry) -> Box | None:
     """The box in whole pixels, ends exclusive; from the polygons where there is no box; None where neither will do."""
-    bbox, polygons = annotation.get("bbox"), annotation.get("segmentation")
+    bbox, polygons = annotation.get("bbox") or None, annotation.get("segmentation")
     if isinstance(bbox, list) and len(bbox) == 4 and all(is_number(value) for value in bbox):
         x, y, width, height = map(float, bbox)
         return round(x), round(y), round(x + width), round(y + height)
@@ -304,7 +312,44 @@ def _coco_box(annotation: Entry) -> Box | None:
         if len(points) >= 6 and len(points) % 2 == 0 and all(is_number(value) for value in points):
             xs, ys = [float(x) for x in points[::2]], [float(y) for y in points[1::2]]
             return math.floor(min(xs)), math.floor(min(ys)), math.ceil(max(xs)), math.ceil(max(ys))
-    return None
+    return _run_box(polygons) if bbox is None and isinstance(polygons, dict) else None
+
+
+def _run_box(mask: Entry) -> Box | None:
+    """The extent of a run-length mask, `{"counts": [...] or "...", "size": [height, width]}`; None where it has none.
+
+    The counts are runs of pixels off and on in turn, column by column.
+    """
+    counts, size = mask.get("counts"), mask.get("size")
+    counts = _unpack_counts(counts) if isinstance(counts, str) else counts
+    if not (isinstance(counts, list) and all(isinstance(count, int) and count >= 0 for count in counts)):
+        return None
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        return None
+    height, ends = size[0], list(accumulate(counts))
+    runs = [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=False) if end > start]
+    if not runs or ends[-1] != size[0] * size[1]:
+        return None
+    tall = any(start // height != (end - 1) // height for start, end in runs)
+    top = 0 if tall else min(start % height for start, _ in runs)
+    bottom = height if tall else max((end - 1) % height for _, end in runs) + 1
+    return runs[0][0] // height, top, (runs[-1][1] - 1) // height + 1, bottom
+
+
+def _unpack_counts(text: str) -> list[int] | None:
+    """The counts of a packed run-length mask: five bits per sign, the lowest first; from the third on differences."""
+    counts, value, shift = list[int](), 0, 0
+    for sign in text:
+        code = ord(sign) - 48
+        if not 0 <= code < 64:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (code & 16) and 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value, shift = 0, 0
+    return None if shift else counts
 
 
 def _coco_mask(entry: Entry, where: str) -> str | None:

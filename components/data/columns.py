@@ -6,6 +6,7 @@ becomes options of the layout, so that it is written down; what a user named is 
 
 import posixpath
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import polars as pl
 import yaml
 from PIL import Image
 
-from components.data.cells import Sheet, find_form, load_sheet
+from components.data.cells import Sheet, decode, find_form, find_strange_words, load_sheet
 from components.data.images import FORMATS, SUFFIXES, UNDECODABLE
 from components.data.tree import Index, require_inside, resolve_inside, walk_files
 from components.domain import Csv, Parquet
@@ -23,6 +24,7 @@ from components.errors import DataError, TesseraError
 
 TABLES = {"csv": (".csv", ".tsv", ".tab"), "parquet": (".parquet",)}
 FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+UNKNOWN = ("", "-1", "-1.0", "nan", "na", "n/a", "null", "none", "?", "u")  # beside 0 and 1: nobody knows
 #: Words by which columns are known, the best first; compared without case, blanks and underscores.
 IMAGE_WORDS = (
     *("image", "images", "imagepath", "imagefile", "imagefilename", "imagename", "img", "imgpath", "imgname"),
@@ -33,13 +35,15 @@ LABEL_WORDS = (
     *("diagnosis", "dx", "grade", "findinglabels", "defect", "defecttype", "defectclass", "species", "severity"),
     *("groundtruth", "gt", "annotation", "tag", "tags", "y", "classid", "labelid", "categoryid", "type", "quality"),
 )
+WEAK = ("type", "quality", "severity", "tag", "tags", "annotation")
 #: Columns that divide, number or measure pictures: never a label, whatever stands in them.
 NO_LABELS = {
     *("fold", "folds", "kfold", "split", "set", "subset", "partition", "phase", "usage", "istrain", "train", "istest"),
     *("test", "isval", "isvalid", "val", "valid", "validation", "index", "unnamed0", "id", "width", "height", "size"),
     *("imagewidth", "imageheight", "area", "filesize", "md5", "sha256", "mask", "maskpath", "group", "lot", "batch"),
     *("comment", "comments", "note", "notes", "operator", "date", "time", "timestamp", "url", "source", "licence"),
-    *("license", "patient", "patientid", "lesionid", "serial", "price", "age", "sex", "gender"),
+    *("license", "patient", "patientid", "lesionid", "serial", "price", "age", "sex", "gender", "female", "male"),
+    *("smoker", "isfemale", "ismale"),
 }
 SPLIT_WORDS = ("split", "set", "subset", "partition", "phase")
 BOX_WORDS = ("crop", "bbox", "boundingbox", "box", "roi")
@@ -52,6 +56,8 @@ SIZES = (
     *(("bboxx", "bboxy", "bboxwidth", "bboxheight"), ("bboxx", "bboxy", "bboxw", "bboxh")),
 )
 SAMPLE = 200  # rows from which a column is judged
+ALPHABETS = ("cp1251", "gb18030", "shift_jis", "big5", "euc_kr", "cp1253", "cp1250")  # for tables without any mark
+NEARLY = 0.8  # share of rows with exactly one 1 from which on the others may be mistakes
 MOST_CLASSES = 100  # different values in a column of labels that no name gives away
 
 Table = Csv | Parquet
@@ -73,6 +79,15 @@ class Found:
 
 def suggest_table(raw: Path, files: Sequence[str]) -> Found | None:
     """The table that describes most pictures, with its options filled in; None where none does."""
+    return min(
+        list_described(raw, files),
+        key=lambda each: (-len(each.pictures), each.layout.table.count("/"), each.layout.table),
+        default=None,
+    )
+
+
+def list_described(raw: Path, files: Sequence[str]) -> list[Found]:
+    """Every table whose options can be filled in."""
     found = []
     for kind in (Csv, Parquet):
         for path in list_tables(kind().kind, files):
@@ -80,9 +95,12 @@ def suggest_table(raw: Path, files: Sequence[str]) -> Found | None:
                 found.append(_search(kind(table=path), raw, files))
             except TesseraError:
                 continue
-    return min(
-        found, key=lambda each: (-len(each.pictures), each.layout.table.count("/"), each.layout.table), default=None
-    )
+    return found
+
+
+def is_weakly_named(layout: Table) -> bool:
+    """Whether the column of labels has a name that many tables give to something else."""
+    return _word(layout.label) in WEAK
 
 
 def refuse_unclear_tables(raw: Path, files: Sequence[str]) -> None:
@@ -126,14 +144,21 @@ def complete_table(layout: Table, raw: Path) -> Table:
 
 
 def find_flags(frame: pl.DataFrame, layout: Table) -> tuple[str, ...]:
-    """Columns that hold nothing but 0 and 1: the classes of a table with a column for each."""
+    """Columns that hold 0 and 1: the classes of a table with a column for each.
+
+    A column that also has marks for "not known" is one of them where others have none, so that no class is lost: who
+    reads the table refuses such a cell by its line.
+    """
     plain = [
         name
         for name in frame.columns
         if name != layout.image and _word(name) not in NO_LABELS and not frame.schema[name].is_nested()
     ]
     texts = frame.select(pl.col(plain).cast(pl.String, strict=False).str.strip_chars().str.to_lowercase())
-    return tuple(name for name in plain if texts[name].is_in(list(FLAGS)).fill_null(False).all())
+    flags = {name: texts[name].is_in(list(FLAGS)).fill_null(False) for name in plain}
+    unknown = {name: texts[name].fill_null("").is_in(UNKNOWN) for name in plain}
+    able = tuple(name for name in plain if flags[name].any() and (flags[name] | unknown[name]).all())
+    return able if any(flags[name].all() for name in able) else ()
 
 
 def find_pictures(text: str, index: Index) -> list[str]:
@@ -174,6 +199,8 @@ def _search(layout: Table, raw: Path, files: Sequence[str]) -> Found:
     if not {"label", "one_hot"} & layout.model_fields_set:
         label, one_hot, sure = _find_label(sheet.frame, layout)
         layout = _with(layout, **({"one_hot": True} if one_hot else {"label": label} if label else {}))
+        if label:
+            _refuse_joined(sheet.frame, layout)
     texts = _texts(sheet.frame, layout.image) if layout.image in sheet.frame.columns else []
     pictures = frozenset(path for text in texts for path in find_pictures(text, index)[:1])
     return Found(layout, pictures, sure)
@@ -198,9 +225,33 @@ def _find_csv_form(layout: Csv, file: Path, index: Index) -> Csv:
     except (ValueError, OSError):
         return layout  # whose reader says what is wrong
     chosen = _with(layout, **{name: value for name, value in found.items() if name not in named})
+    if "encoding" not in named:
+        _refuse_other_alphabets(chosen, file)
     if "header" not in named and _starts_with_data(chosen, file, index):
         chosen = _with(chosen, header=False)
     return chosen
+
+
+def _refuse_other_alphabets(layout: Csv, file: Path) -> None:
+    """Raise UnclearTableError where the only sign of an encoding is that its words make no sense in western Europe."""
+    data = file.read_bytes()
+    if layout.encoding not in ("cp1252", "latin-1") or not (words := find_strange_words(decode(data, layout.encoding))):
+        return
+    able = [name for name in ALPHABETS if _can_decode(data, name)]
+    found = f"bytes that read {words[0]!r} in {layout.encoding}, what Windows writes in western Europe"
+    lines = [f"`{_write_option(layout, encoding=name)}`" for name in able[:4] or ["cp1251"]]
+    mend = (
+        f"Save it as UTF-8, or name its encoding: {', '.join(lines)}, or `encoding: {layout.encoding}` if that is it."
+    )
+    raise UnclearTableError(f"table {layout.table}", expected="text in UTF-8", found=found, mend=mend)
+
+
+def _can_decode(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _starts_with_data(layout: Table, file: Path, index: Index) -> bool:
@@ -267,7 +318,7 @@ def _find_label(frame: pl.DataFrame, layout: Table) -> tuple[str | None, bool, b
     if len(worded) > 1 and not set(worded) <= set(flags):
         raise unclear_columns(frame, layout, "one column of labels", worded, "label")
     if len(flags) >= 2 and not layout.separator:
-        return None, _is_one_hot(frame, flags), True
+        return None, _is_one_hot(frame, flags, layout), True
     left = [name for name in others if _word(name) not in NO_LABELS and _may_be_label(frame[name])]
     if len(left) == 1:
         return left[0], False, False
@@ -281,9 +332,42 @@ def _say_the_same(frame: pl.DataFrame, names: list[str]) -> bool:
     return all(frame[name].n_unique() == whole for name in names)
 
 
-def _is_one_hot(frame: pl.DataFrame, flags: list[str]) -> bool:
-    texts = frame.select(pl.col(flags).cast(pl.String).str.strip_chars().str.to_lowercase().replace_strict(FLAGS))
-    return bool((texts.select(pl.sum_horizontal(pl.all().cast(pl.Int64))).to_series() == 1).all())
+def _is_one_hot(frame: pl.DataFrame, flags: list[str], layout: Table) -> bool:
+    """Whether every row has exactly one 1. Raises UnclearTableError where nearly all do, or all but for one column."""
+    texts = frame.select(pl.col(flags).cast(pl.String).str.strip_chars().str.to_lowercase())
+    ones = texts.select(pl.all().replace_strict(FLAGS, default=None).cast(pl.Int64))
+    single = ones.select(pl.sum_horizontal(pl.all()) == 1).to_series()
+    if single.all():
+        return True
+    besides = [name for name in flags if len(flags) > 2 and (ones.drop(name).sum_horizontal() == 1).all()]
+    if not besides and single.mean() < NEARLY:  # type: ignore[operator]
+        return False
+    found = f"{(~single).sum():,} of {len(single):,} rows with none or several"
+    found += f"; one in every row but for the column {besides[0]!r}" if besides else ""
+    raise UnclearTableError(
+        f"table {layout.table}, columns {', '.join(flags[:12])}",
+        expected="a 1 in exactly one of the columns of 0 and 1, or rows that may have any number",
+        found=found,
+        mend=f"Where a picture has one label: `{_write_option(layout, one_hot=True)}`, which puts the other rows into "
+        f"quarantine. Where it may show several or none: `{_write_option(layout, one_hot=False)}`. Take columns that "
+        "are no class out of the table.",
+    )
+
+
+def _refuse_joined(frame: pl.DataFrame, layout: Table) -> None:
+    """Raise UnclearTableError where cells of labels look like several labels, joined."""
+    values = set(_texts(frame, layout.label)) if layout.label in frame.columns and not layout.separator else set()
+    for mark in "|;,":
+        joined = [value for value in values if mark in value]
+        known = [value for value in joined if {part.strip() for part in value.split(mark)} <= values]
+        if known and 2 * len(known) >= len(joined):
+            raise UnclearTableError(
+                f"table {layout.table}, column {layout.label!r}",
+                expected="one label per picture, or several with the mark that joins them",
+                found=f"{min(known)!r}, beside its parts as labels of their own",
+                mend=f"Where a picture may show several: `{_write_option(layout, separator=mark)}`. Where such a cell "
+                f"is one label: `{_write_option(layout, label=layout.label)}`.",
+            )
 
 
 def _may_be_label(column: pl.Series) -> bool:
@@ -306,7 +390,8 @@ def _write_option(layout: Table, **options: Any) -> str:
     """The `--layout` line that names these options besides those known."""
     named = {name: getattr(layout, name) for name in type(layout).model_fields if name in layout.model_fields_set}
     text = yaml.safe_dump({"kind": layout.kind} | named | options, default_flow_style=True, sort_keys=False, width=9999)
-    return f"--layout '{text.strip()}'"
+    text = text.strip() if '"' in text else text.strip().replace("'", '"')
+    return f"--layout {shlex.quote(text)}"
 
 
 # Crops

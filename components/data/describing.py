@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from components.data.archives import SUFFIXES as ARCHIVES
-from components.data.columns import complete_table, refuse_unclear_tables
+from components.data.columns import complete_table, is_weakly_named, list_described, refuse_unclear_tables
 from components.data.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
-from components.data.guessing import list_choices, suggest_layout
+from components.data.guessing import list_choices, suggest_by_folders, suggest_layout
 from components.data.layouts import account_of, read_layout
 from components.data.manifest import Reading, Wanted
 from components.data.roles import find_roles
@@ -21,6 +21,7 @@ from components.domain import (
     LAYOUTS,
     Csv,
     Domain,
+    Folders,
     Instances,
     Layout,
     Masks,
@@ -68,8 +69,14 @@ def describe_folder(source: Path, name: str, layout: str | None, group: str | No
     facts |= {"classes": described.classes, "layout": chosen.model_dump()}
     parts = chosen.parts if isinstance(chosen, Tree) else ()
     group = group or ("group" if "group" in parts else None)
-    slices = [part for part in parts if part not in ("class", "split", group)]
+    slices = [part for part in parts if part not in ("class", "split", group) and _divides(part, described.reading)]
     return parse_domain(facts | ({"group": group} if group else {}) | {"slices": slices}, str(where))
+
+
+def _divides(part: str, reading: Reading) -> bool:
+    """Whether the names at a part of the path say more than the split does."""
+    pairs = {(row.columns.get("split"), row.columns.get(part)) for row in reading.rows}
+    return len({split for split, _ in pairs}) < len(pairs)
 
 
 def require_same_layout(domain: Domain, layout: str | None, domain_file: Path) -> None:
@@ -116,7 +123,40 @@ def _choose_layout(source: Path, layout: str | None) -> tuple[Layout, bool]:
     if suggested is None:
         refuse_unclear_tables(source, files)
         raise _refuse_choice(source, "a folder whose layout can be told", _explain_unknown(files))
+    if isinstance(suggested, Csv | Parquet):
+        _refuse_rivals(source, files, suggested)
     return suggested, True
+
+
+def _refuse_rivals(source: Path, files: Sequence[str], table: Csv | Parquet) -> None:
+    """Raise DomainError where another table, or the folders, say other classes than the table that was found."""
+    said = _read_labels(table, source)
+    rivals: list[Layout] = [
+        found.layout for found in list_described(source, files) if found.sure and found.layout.table != table.table
+    ]
+    folders = suggest_by_folders(source, find_roles(source, files))
+    rivals += [folders] if isinstance(folders, Folders) else []
+    for rival in rivals:
+        other = _read_labels(rival, source)
+        both = said.keys() & other.keys()
+        differ = sorted(path for path in both if said[path] != other[path])
+        alike = {said[path] for path in both} & {other[path] for path in both}
+        if isinstance(rival, Folders) and not alike and not is_weakly_named(table):
+            continue  # folders of lots or sites
+        if differ and 2 * len(both) >= len(said):
+            first = differ[0]
+            found = f"{first}: {said[first]!r} in {table.table}, {other[first]!r} by {render_layout(rival)}"
+            raise _refuse_choice(
+                source, "one label for every picture", f"{found} (pictures of this kind: {len(differ):,})"
+            )
+
+
+def _read_labels(layout: Layout, source: Path) -> dict[str, str]:
+    try:
+        rows = read_layout(layout, source, Wanted()).rows
+    except TesseraError:
+        return {}
+    return {row.path: row.label for row in rows if row.label and not row.crop}
 
 
 def _explain_unknown(files: Sequence[str]) -> str:
@@ -140,7 +180,7 @@ def _require_classes(source: Path, described: Described) -> None:
     """Raise DataError where there is nothing to tell apart, with what the first unfit row says."""
     if len(described.classes) > 1:
         return
-    problem = next((f"; {row.path}: {row.problem}" for row in described.reading.rows if row.problem), "")
+    problem = next((f"; {row.path}: {row.problem}".rstrip(".") for row in described.reading.rows if row.problem), "")
     mend = "Add pictures of another class, or name the layout that is meant with `--layout`."
     if isinstance(described.layout, Masks):
         mend += """ Masks in colours: `--layout '{kind: masks, ids: {scratch: "#ff0000"}}'`."""
@@ -185,6 +225,12 @@ def _refuse_choice(source: Path, expected: str, found: str) -> DomainError:
         for used, whole, layout, classes in counted[:CHOICES]
     ]
     listed = "Name the one that is meant:" + "".join(lines) if lines else "Name it with `--layout`."
+    tables = [layout for *_, layout, _ in counted if isinstance(layout, Csv | Parquet)]
+    if len(tables) > 1:
+        listed += (
+            "\nTables that name parts of the pictures can be joined into one; a column `split` then says train, val "
+        )
+        listed += "or test."
     mend = f"{listed}{chr(10) if lines else ' '}data/README.md shows what each layout looks like."
     return DomainError(f"layout of {source}", expected=expected, found=found, mend=mend)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from components.data.columns import Found, suggest_table
+from components.data.columns import Found, list_described, suggest_table
 from components.data.foreign import find_foreign, find_foreign_pictures, refuse_foreign_pictures
 from components.data.images import SUFFIXES
 from components.data.roles import Roles, find_roles, find_values, is_instances
@@ -169,12 +169,27 @@ def find_template(folders: Iterable[Folder]) -> Folder | None:
     firsts = {folder[0] for folder in below}
     splits = {name for name in firsts if find_split(name)}
     if len({find_split(name) for name in splits}) > 1 and all(len(f) > 1 for f in below if f[0] in splits):
-        return _prefix((*shared, "<split>"), _inside({folder[1:] for folder in below if folder[0] in splits}))
+        return _below_splits(shared, {folder for folder in below if folder[0] in splits})
     if splits == firsts or {name.casefold() for name in firsts} <= ROLES or len(firsts) < 2:
         return None
     if any(len(folder) == 1 for folder in below):
         return shared
     return _prefix(shared, _find_class_level(below, firsts))
+
+
+def _below_splits(shared: Folder, below: set[Folder]) -> Folder | None:
+    """The template of folders that begin with a split; None where a split has one folder alone and no other has it."""
+    seconds = {first: {folder[1] for folder in below if folder[0] == first} for first, *_ in below}
+    doubled = all(len(names) == 1 and find_split(min(names)) == find_split(first) for first, names in seconds.items())
+    if doubled and all(len(folder) > 2 for folder in below):  # `seg_train/seg_train/sea`
+        return _prefix((*shared, "<split>", "<folder>"), _inside({folder[2:] for folder in below}))
+    inner = _inside({folder[1:] for folder in below})
+    if inner == () and all(len(folder) == 2 for folder in below):
+        for first, names in seconds.items():
+            others = set().union(*(seconds[other] for other in seconds if other != first))
+            if len(names) == 1 and not names & others:  # `test/unknown`, `test/images`: no class, as it seems
+                return None
+    return _prefix((*shared, "<split>"), inner)
 
 
 def _inside(folders: set[Folder]) -> Folder | None:
@@ -256,13 +271,16 @@ def list_choices(raw: Path) -> list[Layout]:
     """Layouts that a folder could be meant as, for a person to choose from."""
     files = walk_files(raw)
     roles = find_roles(raw, files)
-    table = suggest_table(raw, files)
-    found: list[Layout | None] = [suggest_layout(raw), suggest_by_folders(raw, roles), table.layout if table else None]
+    found: list[Layout | None] = [suggest_layout(raw), suggest_by_folders(raw, roles)]
+    found += [table.layout for table in sorted(list_described(raw, files), key=lambda each: -len(each.pictures))]
     folders = {tuple(path.split("/")[:-1]) for path in roles.pictures}
     shared = _common(folders) if folders else ()
     depth = min((len(folder) - len(shared) for folder in folders if len(folder) > len(shared)), default=0)
-    above: list[Folder] = [(), ("<group>",), ("<class>", "<group>")] if depth > 1 else [()]
-    tops = [(*shared, *parts) for parts in above] + sorted({folder[: len(shared) + 1] for folder in folders})
+    split = any(find_split(folder[len(shared)]) for folder in folders if len(folder) > len(shared))
+    above: list[Folder] = [(), ("<split>",)] if split else [(), ("<group>",), ("<class>", "<group>")]
+    tops = [(*shared, *parts) for parts in (above if depth > 1 else above[:1])] + sorted(
+        {folder[: len(shared) + 1] for folder in folders}
+    )
     found += [Folders(images=posixpath.join(*top) if top else ".") for top in tops]
     return list({render_layout(layout): layout for layout in found if layout}.values())
 

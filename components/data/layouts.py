@@ -120,15 +120,23 @@ def read_layout(layout: Layout, raw: Path, wanted: Wanted) -> Reading:
         reading = READERS[layout.kind](layout, raw, wanted)
         return _with_published_lists(reading, raw) if isinstance(layout, Voc) else reading
     rows, ignored, notes = list[Row](), dict[str, str](), Counter[str]()
+    orphans: dict[str, list[Row]] = {}
+    readings = 0
     for concrete, parts, lacks in _expand(layout, raw):
         if lacks:
             why = reason(f"annotations for {concrete.images}", f"no {lacks}", "Add them, or remove these pictures.")
             ignored |= dict.fromkeys((path for path in walk_files(raw, concrete.images) if _is_picture(path)), why)
             continue
-        reading = READERS[layout.kind](concrete, raw, wanted)
-        rows += [replace(row, columns={**row.columns, **name_columns(parts)}) for row in reading.rows]
+        reading, readings = READERS[layout.kind](concrete, raw, wanted), readings + 1
+        shared = isinstance(layout, Voc) and concrete.annotations == layout.annotations
+        for row in reading.rows:
+            if shared and row.problem and not _is_picture(row.path):
+                orphans.setdefault(row.path, []).append(row)
+            else:
+                rows.append(replace(row, columns={**row.columns, **name_columns(parts)}))
         ignored |= reading.ignored
         notes.update(reading.notes)
+    rows += [found[0] for found in orphans.values() if len(found) == readings]  # a file that no folder has a picture of
     if not rows:
         refuse_layout(raw, layout, f"annotated images in folders like {layout.images!r}", "none")
     return Reading(rows, ignored, notes)
@@ -270,8 +278,8 @@ def _with_published_lists(reading: Reading, raw: Path) -> Reading:
     lists = [path for path in walk_files(raw) if VOC_LIST.search(path)]
     for path in sorted(lists, key=lambda path: VOC_ORDER.index(stem_of(path).casefold())):
         split = stem_of(path).casefold().removesuffix("val") or "val"  # trainval: what is not in val is train
-        lines = (raw / path).read_text(encoding="utf-8", errors="replace").splitlines()
-        sets |= {line.split()[0]: split for line in lines if line.split()}
+        lines = (raw / path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        sets |= {name: split for line in lines if (name := _listed_name(line))}
     if not sets:
         return reading
     placed = [
@@ -279,6 +287,12 @@ def _with_published_lists(reading: Reading, raw: Path) -> Reading:
         for row in reading.rows
     ]
     return replace(reading, rows=placed)
+
+
+def _listed_name(line: str) -> str:
+    """The stem that a line of a list names: `p1`, `p1 -1`, `p 1.jpg`, `JPEGImages/p1.jpg`."""
+    name = re.sub(r"\s+-?[01]$", "", line.strip()).replace("\\", "/")
+    return stem_of(name) if _is_picture(name) else posixpath.basename(name)
 
 
 def _count_given(rows: list[Row]) -> dict[str, int]:

@@ -119,8 +119,16 @@ def resolve_picture(text: str, index: Index, where: str) -> tuple[str, Reason | 
     if is_outside(text) and (found := index.find_by_tail(text)):
         return _one_picture(text, found[0], found, index, where)
     path = resolve_inside(text, index.base, where)
-    found = [path] if path in index.files else index.find(text)
+    found = ([path] if path in index.files else index.find(text)) or _find_elsewhere(text, index)
     return _one_picture(text, path, [path for path in found if path.lower().endswith(SUFFIXES)] or found, index, where)
+
+
+def _find_elsewhere(text: str, index: Index) -> list[str]:
+    """Files of the index's folder that a path with folders ends in, written from another folder or as a link."""
+    below = f"{index.base}/" if index.base else ""
+    return (
+        [path for path in index.find_by_tail(text) if path.startswith(below)] if "/" in text.replace("\\", "/") else []
+    )
 
 
 def _resolve_cell(text: str, lines: _Lines, where: str) -> tuple[str, Reason | None]:

@@ -37,6 +37,18 @@ class Index:
                 return [exact]
         return [path for path in self._names.get(text, []) if not self.base or path.startswith(f"{self.base}/")]
 
+    def find_alike(self, name: str) -> list[str]:
+        """Files whose names differ from this one in suffix, case or the encoding of accents alone."""
+        found = self._folded_stems.get(_fold(stem_of(name)), [])
+        return [path for path in found if not self.base or path.startswith(f"{self.base}/")]
+
+    @cached_property
+    def _folded_stems(self) -> dict[str, list[str]]:
+        stems: dict[str, list[str]] = {}
+        for path in sorted(self.files):
+            stems.setdefault(_fold(stem_of(path)), []).append(path)
+        return stems
+
     def find_by_tail(self, text: str) -> list[str]:
         """Files whose path ends as a path from elsewhere does: `D:\\set\\img\\a.jpg`, `../input/img/a.jpg`.
 
@@ -157,11 +169,13 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _NO_WORD = re.compile(r"[^a-z]+")
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def find_split(name: str) -> str | None:
     """The split that a name speaks of (`Train`, `valid`, `train2017`, `test_set`): train, val or test, else None."""
-    found = {SPLIT_WORDS[word] for word in _NO_WORD.split(name.casefold()) if word in SPLIT_WORDS}
+    apart = _HUMP.sub(" ", name).casefold()  # `trainA`, `TestImages`
+    found = {SPLIT_WORDS[word] for word in _NO_WORD.split(apart) if word in SPLIT_WORDS}
     return found.pop() if len(found) == 1 else None
 
 

@@ -99,13 +99,20 @@ def _named(text: str, index: Index) -> list[str]:
     return index.find(text) or index.find(posixpath.basename(plain))
 
 
+def _named_alike(text: str, index: Index) -> list[str]:
+    """Pictures whose names differ from `<filename>` in suffix, case or the encoding of accents alone."""
+    name = posixpath.basename(text.replace("\\", "/"))
+    return index.find_alike(name) if name.lower().endswith(SUFFIXES) else []
+
+
 def _choose_picture(named: str, beside: list[str], path: str, index: Index) -> tuple[str, Reason | None]:
     """The picture of an annotation file, or why there is not exactly one."""
     by_name = _named(named, index) if named else []
     both = [picture for picture in beside if picture in by_name]
-    if by_name and beside and not both:
+    meant = by_name or _named_alike(named, index)
+    if meant and beside and not set(meant) & set(beside):
         expected = f"a <filename> in {path} that is the file's own name"
-        found = f"{named}, so that it may describe {by_name[0]} or {beside[0]}"
+        found = f"{named}, so that it may describe {meant[0]} or {beside[0]}"
         return "", reason(expected, found, "Correct <filename>, or rename the annotation file.")
     found_all = both or by_name or beside
     if len(found_all) == 1:

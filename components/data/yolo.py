@@ -13,12 +13,13 @@ from components.data.guessing import refuse_layout, require_folder
 from components.data.images import SUFFIXES, Box, Reason, reason
 from components.data.manifest import Reading, Row, Wanted
 from components.data.tree import Index, require_inside, resolve_inside, walk_files
-from components.data.yolo_files import find_names_files, load_facts, pair_labels
+from components.data.yolo_files import find_names_files, load_facts, pair_labels, refuse_bad_names
 from components.domain import Yolo
 from components.errors import DataError
 
 BACKGROUND = "annotated as background: its label file is empty"
 LISTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+OVER = 0.1  # shares by which a box may be larger than its picture; how many pixels that is decides later
 SLACK = 1e-4  # shares: what writing few digits puts over 1
 #: What lines of another length than 5 are.
 FORMS = {
@@ -91,6 +92,7 @@ def _load_names(layout: Yolo, raw: Path) -> tuple[str, dict[str, Any]]:
         mend = f"Name the one that is right: `--layout '{{kind: yolo, names: {next(iter(found))}}}'`."
         raise DataError(f"class names in {raw}", expected="one list of names", found=said, mend=mend)
     if not found:
+        refuse_bad_names(raw, walk_files(raw))
         mend = "Add data.yaml with `names: [first, second]`, or classes.txt with one name per line, in order."
         raise DataError(f"layout yolo of {raw}", expected="a file that names the classes", found="none", mend=mend)
     path = next(iter(found))
@@ -120,7 +122,7 @@ def _read_labels(file: Path, names: Mapping[int, str]) -> _Labels:
         ]
         name, why = _name_of(parts[0], values[0], names)
         shares = [value for value in values[1:] if value is not None]
-        if len(shares) < 4 or not all(-SLACK <= share <= 1 + SLACK for share in shares):
+        if len(shares) < 4 or not all(-SLACK <= share <= 1 + OVER * (place > 1) for place, share in enumerate(shares)):
             why = ("a class number and four numbers from 0 to 1", " ".join(parts))
         elif min(shares[2:]) <= 0:
             why = why or ("a box with width and height", " ".join(parts))

@@ -60,7 +60,7 @@ def pair_labels(pictures: Sequence[str], texts: set[str], images: str, labels: s
 def _looks_like_shares(file: Path) -> bool:
     """Whether the first line is a small number and then shares, of whatever form."""
     with file.open("rb") as opened:
-        first = opened.read(4096).decode("utf-8", "replace").strip().partition("\n")[0].split()
+        first = opened.read(4096).decode("utf-8-sig", "replace").strip().partition("\n")[0].split()
     try:
         numbers = [float(part) for part in first]
     except ValueError:
@@ -84,6 +84,14 @@ def find_names_files(raw: Path, files: Iterable[str]) -> dict[str, dict[int, str
     return found
 
 
+def refuse_bad_names(raw: Path, files: Iterable[str]) -> None:
+    """Raise the DataError of the first file that should name the classes: `data.yaml`, `classes.txt`, `obj.names`."""
+    for path in files:
+        name = posixpath.basename(path).lower()
+        if name in (*TEXTS, "data.yaml", "data.yml", "dataset.yaml") or name.endswith(".names"):
+            load_facts(raw / path, path)
+
+
 def load_facts(file: Path, path: str) -> dict[str, Any]:
     """What data.yaml says, `names` as {number: name}; of a text file the names alone, one per line.
 
@@ -93,6 +101,8 @@ def load_facts(file: Path, path: str) -> dict[str, Any]:
         raise _no_names(path, f"{file.stat().st_size:,} bytes")
     if file.suffix.lower() in (".yaml", ".yml"):
         facts = read_yaml(file)
+        if "names" not in facts:
+            raise _no_names(path, "no key `names`")
         return facts | {"names": _check_names(facts.get("names"), facts.get("nc"), path)}
     try:
         lines = file.read_text(encoding="utf-8-sig").strip().splitlines()
@@ -107,6 +117,8 @@ def _check_names(names: object, count: object, path: str) -> dict[int, str]:
         raise _no_names(path, repr(names)[:80])
     checked: dict[int, str] = {}
     for key, name in numbered.items():
+        if isinstance(name, bool):
+            raise _no_names(path, f"{name} for the number {key}, as YAML reads yes, no, on and off without quotes")
         if not str(key).strip().isdecimal() or isinstance(key, bool) or not str(name).strip() or isinstance(name, dict):
             raise _no_names(path, f"{key!r}: {name!r}"[:80])
         if int(key) in checked:
