@@ -181,6 +181,15 @@ def test_an_unclear_table_is_refused_with_its_columns_and_the_line_to_write(tmp_
     assert suggest_layout(tmp_path) is None
 
 
+def test_boxes_of_shares_are_refused(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "labels.csv").write_text("image,label,xmin,ymin,xmax,ymax\n" + lines("{},{},0.1,0,1,0.9"))
+    with pytest.raises(
+        DataError, match=r"columns xmin, ymin, xmax, ymax: expected boxes in pixels; found numbers from 0"
+    ):
+        import_folder(Workspace(tmp_path / "w"), tmp_path, "tiles")
+
+
 @pytest.mark.parametrize("mark", ["", "-1", "NaN", "?"])
 def test_a_column_of_flags_with_unknown_cells_is_not_lost(tmp_path, mark):
     write_pictures(tmp_path)
@@ -800,6 +809,8 @@ ALIKE = {
     "dash": (["a\u2013b", "a-b"], "kinds of dashes alone: 'a\\u2013b' (1), 'a-b' (2)", '{"a\\u2013b": a-b}'),
     "number": (["1.0", "1"], "the form of a number alone", "rename: {'1.0': '1'}"),
     "full width": (["\uff21", "A"], "Unicode form alone", '{"\\uFF21": A}'),
+    "full stop": (["crack.", "crack"], "punctuation at an end alone: 'crack.' (1)", "rename: {crack.: crack}"),
+    "Cyrillic": (["cr\u0430\u0441k", "crack"], "letters of another alphabet alone", '{"cr\\u0430\\u0441k": crack}'),
     "two ways": (["Good ", "good"], "in spaces and case alone: 'Good ' (1)", "{'Good ': good}"),
 }
 

@@ -218,6 +218,22 @@ def masks_beside_in_classes(raw):
         put_masks(raw, *(f"{label}/{label} {n:02d}_mask.png" for n in range(3)))
 
 
+def masks_numbered_beside(raw):
+    masks_beside_in_classes(raw)
+    save_mask(raw / "benign/benign 00_mask_1.png")
+
+
+def masks_of_other_folders(raw):
+    for split in ("train", "val"):
+        images_and_masks(raw, f"img_dir/{split}", f"ann_dir/{split}")
+
+
+def masks_named_as_street_scenes(raw):
+    put(raw, "leftImg8bit/p*6")
+    for number in range(6):
+        save_ids(raw / f"gtFine/p{number:02d}_gtFine.png", [1] if number % 2 else [])
+
+
 def several_classes_per_mask(raw):
     put(raw, "images/p*4")
     for number in range(4):
@@ -329,6 +345,11 @@ TREES = [
          {"background": 6, "class_1": 6}, 24, 24, {"train": 6, "val": 6}),
     Tree(masks_beside, "{kind: masks, images: ., masks: .}", {"background": 2, "class_1": 2}, 8, 8),
     Tree(masks_beside_in_classes, "{kind: folders, masks: .}", {"benign": 3, "malignant": 3}, 12, 12),
+    Tree(masks_numbered_beside, "{kind: folders, masks: .}", {"benign": 3, "malignant": 3}, 13, 12, ignored=1),
+    Tree(masks_of_other_folders, "{kind: masks, images: img_dir/<split>, masks: ann_dir/<split>}",
+         {"background": 6, "class_1": 6}, 24, 24, {"train": 6, "val": 6}),
+    Tree(masks_named_as_street_scenes, "{kind: masks, images: leftImg8bit, masks: gtFine}",
+         {"background": 3, "class_1": 3}, 12, 12),
     Tree(several_classes_per_mask, "masks", {"class_1": 4, "class_2": 4}, 8, 8, task="multilabel"),
     Tree(coco_split, "{kind: coco, images: images/<split>, annotations: annotations/instances_<split>.json}",
          {"cracked": 6, "good": 6}, 6, 6, {"train": 3, "val": 3}),
@@ -504,6 +525,12 @@ def label_studio(raw):
     put_json(raw / "project.json", [{"id": 1, "data": {"image": "p00.png"}, "annotations": []}])
 
 
+def createml(raw):
+    put(raw, "p*3")
+    box = {"label": "a", "coordinates": {"x": 9, "y": 9, "width": 4, "height": 4}}
+    put_json(raw / "boxes.json", [{"image": "p00.png", "annotations": [box]}])
+
+
 def via(raw):
     put(raw, "p*3")
     put_json(raw / "via.json", {"p00.png123": {"filename": "p00.png", "size": 123, "regions": []}})
@@ -553,6 +580,7 @@ REFUSED = [
     ("LabelMe JSON", labelme),
     ("CVAT XML", cvat),
     ("Label Studio JSON", label_studio),
+    ("CreateML JSON", createml),
     ("VGG Image Annotator", via),
     ("VGG Image Annotator", via_csv),
     ("Supervisely JSON", supervisely),
@@ -607,6 +635,27 @@ def test_a_split_whose_one_folder_no_other_has_is_no_class_unasked(tmp_path, nam
         understand(tmp_path)
     assert "images: train}' " in caught.value.mend
     assert "12 of 15 pictures, classes cat, dog" in caught.value.mend
+
+
+@pytest.mark.parametrize(("image", "mask"), [("{}/image.png", "{}/seg.png"), ("{}/a/x{}.png", "{}/b/y{}.png")])
+def test_masks_are_never_pictures_of_a_class_unasked(tmp_path, image, mask):
+    for number in range(6):
+        case = f"case{number}"
+        put(tmp_path, image.format(case, number))
+        save_ids(tmp_path / mask.format(case, number), [1] if number % 2 else [])
+    with pytest.raises(DomainError, match="images of a few values, as masks are") as caught:
+        understand(tmp_path)
+    assert mask.format("case0", 0) in str(caught.value)
+    assert understand(tmp_path, "{kind: folders}")[1].pictures["used"] == 12
+
+
+def test_masks_in_jpeg_are_refused(tmp_path):
+    put(tmp_path, "images/p*3")
+    (tmp_path / "masks").mkdir()
+    for number in range(3):
+        save_mask(tmp_path / f"masks/p{number:02d}.jpg")
+    with pytest.raises(DataError, match="a JPEG, whose compression"):
+        understand(tmp_path, "masks")
 
 
 def test_names_that_join_split_and_class_are_no_classes(tmp_path):

@@ -409,6 +409,7 @@ def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> 
     for form, sets in (("corners", CORNERS), ("size", SIZES)):
         for four in sets:
             if set(four) <= words.keys() and all(_is_number_column(frame, words[word]) for word in four):
+                _refuse_shares(frame, [words[word] for word in four], layout)
                 return _with(layout, crop=tuple(words[word] for word in four), box_form=form)
     for name in (words[word] for word in BOX_WORDS if word in words):
         if name not in (layout.image, layout.label, layout.boxes):
@@ -418,6 +419,15 @@ def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> 
                 form = _find_box_form(_with(layout, crop=name), frame, boxes, raw, index)
                 return _with(layout, crop=name, box_form=form)
     return layout
+
+
+def _refuse_shares(frame: pl.DataFrame, names: Sequence[str], layout: Table) -> None:
+    """Raise UnclearTableError where no number of a box is over 1, and some are between."""
+    numbers = [number for name in names for text in _texts(frame, name) for number in parse_numbers(text)]
+    if max(numbers) <= 1 and any(0 < number < 1 for number in numbers):
+        where, found = f"table {layout.table}, columns {', '.join(names)}", "numbers from 0 to 1, shares of the picture"
+        mend = "Multiply them by the width and height of their picture."
+        raise UnclearTableError(where, expected="boxes in pixels", found=found, mend=mend)
 
 
 def _is_number_column(frame: pl.DataFrame, name: str) -> bool:

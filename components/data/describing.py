@@ -14,7 +14,7 @@ from components.data.foreign import find_foreign_pictures, refuse_foreign, refus
 from components.data.guessing import list_choices, suggest_by_folders, suggest_layout
 from components.data.layouts import account_of, read_layout
 from components.data.manifest import Reading, Wanted
-from components.data.roles import find_roles
+from components.data.roles import find_roles, has_few_values
 from components.data.tables import looks_multilabel
 from components.data.tree import find_split, walk_files
 from components.domain import (
@@ -38,6 +38,7 @@ from components.files import write_whole
 MANY = 0.05  # share of masks with several classes from which on the task is multilabel
 DROPPED = 3  # a guess that ignores one in so many pictures is refused
 CHOICES = 4
+LOOKED, MASKED = 60, 0.2  # pictures that are decoded, and the share of masks among them that is no accident
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def describe_folder(source: Path, name: str, layout: str | None, group: str | No
     described = _describe(source, chosen)
     if guessed:
         _refuse_losses(source, described)
+        if isinstance(chosen, Folders):
+            _refuse_masks_as_pictures(source, described)
     _require_classes(source, described)
     facts: dict[str, Any] = {"name": name, "task": "multilabel" if described.many else "classification"}
     facts |= {"classes": described.classes, "layout": chosen.model_dump()}
@@ -205,6 +208,18 @@ def _refuse_losses(source: Path, described: Described) -> None:
         return
     found = f"{len(lost):,} of {shown:,} pictures left out by {render_layout(described.layout)}, such as {lost[0]}"
     raise _refuse_choice(source, "a layout that reads nearly all pictures", f"{found} ({account.ignored[lost[0]]})")
+
+
+def _refuse_masks_as_pictures(source: Path, described: Described) -> None:
+    """Raise DomainError where class folders hold masks among their pictures: images of few values beside others."""
+    rows = [row for row in described.reading.rows if row.label and not row.problem]
+    looked = rows[:: -(-len(rows) // LOOKED)]
+    masks = [row.path for row in looked if has_few_values(source / row.path)]
+    if len(masks) < MASKED * len(looked) or len(masks) > (1 - MASKED) * len(looked):
+        return
+    other = next(row.path for row in looked if row.path not in masks)
+    found = f"images of a few values, as masks are, among them (such as {masks[0]} beside {other})"
+    raise _refuse_choice(source, "folders of pictures", found)
 
 
 def _refuse_choice(source: Path, expected: str, found: str) -> DomainError:

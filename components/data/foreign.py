@@ -137,7 +137,7 @@ def _stem(path: str) -> str:
 LABELME, STUDIO, VIA, VOTT = "LabelMe JSON", "Label Studio JSON", "VGG Image Annotator (VIA)", "VoTT JSON"
 SUPERVISELY, DATUMARO, GEOJSON, LABELBOX = "Supervisely JSON", "Datumaro JSON", "GeoJSON outlines", "Labelbox JSON"
 KEYPOINTS, PANOPTIC, CAPTIONS = "COCO keypoints without boxes", "COCO panoptic segments", "COCO captions"
-POINTS = "point labels"
+POINTS, CREATEML = "point labels", "CreateML JSON"
 
 
 def _name_json(path: Path) -> str | None:
@@ -161,6 +161,8 @@ def _name_list(first: dict[str, Json]) -> str | None:
         return STUDIO
     if {"annotator", "annotation_id"} <= keys:
         return STUDIO
+    if {"image", "annotations"} <= keys:
+        return CREATEML
     if "data_row" in keys or {"External ID", "Label"} <= keys:
         return LABELBOX
     return POINTS if _is_point(first) else None
@@ -287,6 +289,7 @@ MENDS = {
     SUPERVISELY: "Export the project with the app `Export to COCO` or `Export to Pascal VOC`.",
     DATUMARO: "Convert it: `datum convert -f coco_instances` or `-f voc_detection`.",
     GEOJSON: "Cut tiles of the outlined regions into one folder per class, or convert it to COCO.",
+    CREATEML: "Convert it to COCO or Pascal VOC.",
     LABELBOX: "Convert it to COCO, or write a csv with the columns image and label.",
     KEYPOINTS: "Export instances (boxes or outlines) as COCO.",
     PANOPTIC: "Export instances (boxes or outlines) as COCO, or one mask per picture (layout masks).",

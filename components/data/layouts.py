@@ -235,7 +235,8 @@ class _Masks:
         files = walk_files(raw, base)
         if beside:
             found = find_masks_beside(filter(_is_picture, files))
-            self.files, self.masks = {picture: mask for mask, picture in found.items()}, set(found)
+            self.files = {picture: mask for mask, picture in reversed(found.items())}  # `a_mask` before `a_mask_1`
+            self.masks = set(found)
             return
         bare = {posixpath.join(posixpath.dirname(path), bare_stem(path)): path for path in files}
         self.files = bare | {posixpath.splitext(path)[0]: path for path in files}

@@ -61,6 +61,7 @@ def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted
     if len(found) != 1:
         return [_no_mask(path, found, "id mask")]
     try:
+        _require_lossless(found[0])
         ids = read_ids(raw / found[0])
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         mend = "Save instance ids as one 8- or 16-bit channel, 0 = background."
@@ -73,6 +74,12 @@ def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted
     return [Row(path=path, label=label, mask=found[0], crop=crop) for label, crop in labelled]
 
 
+def _require_lossless(path: str) -> None:
+    """Raise ValueError for a mask whose numbers its format changes."""
+    if path.lower().endswith((".jpg", ".jpeg")):
+        raise ValueError("a JPEG, whose compression makes other numbers of those that were written")
+
+
 # Semantic masks
 
 
@@ -81,6 +88,7 @@ def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted)
     if len(found) != 1:
         return _no_mask(path, found, "mask")
     try:
+        _require_lossless(found[0])
         areas = count_values(raw / found[0], _in_colour(layout))
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         mend = "Save it as PNG with one 8- or 16-bit channel of class ids, or with the colours given in `ids`."

@@ -18,6 +18,10 @@ INVISIBLE = re.compile(
 )
 
 
+#: Cyrillic and Greek letters, and the Latin ones that they look like.
+TWINS = str.maketrans("асеорхуіѕјԁАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο", "aceopxyisjdABEKMHOPCTXABEZHIKMNOPTYXo")
+
+
 def _without_gaps(name: str) -> str:
     """Without blanks, underscores and dashes; between digits, where they may mean something, as one blank."""
     return re.sub(r"(?<=\d) (?=\d)", "\0", re.sub(r"[\s_-]+", " ", name).strip()).replace(" ", "").replace("\0", " ")
@@ -32,7 +36,9 @@ STEPS: dict[str, Callable[[str], str]] = {
     "invisible characters": lambda name: INVISIBLE.sub("", name),
     "kinds of dashes": lambda name: DASHES.sub("-", name),
     "Unicode form": lambda name: unicodedata.normalize("NFKC", name),
+    "letters of another alphabet": lambda name: name.translate(TWINS) if re.search("[A-Za-z]", name) else name,
     "the form of a number": _as_number,
+    "punctuation at an end": lambda name: name.strip(".,;:!'\"") or name,
     "spaces": _without_gaps,
     "case": str.casefold,
 }

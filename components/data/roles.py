@@ -15,7 +15,7 @@ from components.data.tree import bare_stem, find_masks_beside, stem_of
 _MASKS = """
     mask masks msk msks ground_truth groundtruth gt gts seg segs segm segmentation segmentations segmentationclass
     segmentationclassraw segmentationobject label labels labelids annotation annotations annotated instances instance
-    instance_masks mask_images masks_png png_masks outlines
+    instance_masks mask_images masks_png png_masks outlines ann_dir label_dir mask_dir ann anns gtfine gtcoarse
 """
 MASK_FOLDERS = frozenset(_MASKS.split())
 INSTANCE_FOLDERS = frozenset(("instances", "instance", "instance_masks", "instance_ids", "segmentationobject"))
@@ -92,10 +92,11 @@ def _find_by_content(raw: Path, by_folder: dict[str, list[str]]) -> list[str]:
 
 def _look_like_masks(raw: Path, paths: Sequence[str], folder: str = "") -> bool:
     """Whether a few values make up the first files, or their folder says that they hold numbers of instances."""
-    return is_instances(folder) or all(_has_few_values(raw / path) for path in paths[:SAMPLES])
+    return is_instances(folder) or all(has_few_values(raw / path) for path in paths[:SAMPLES])
 
 
-def _has_few_values(path: Path) -> bool:
+def has_few_values(path: Path) -> bool:
+    """Whether a few values make up nearly all pixels, as of a mask; False for what cannot be decoded."""
     try:
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > 50_000_000:

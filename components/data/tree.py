@@ -221,8 +221,12 @@ def list_folders(files: Iterable[str]) -> list[str]:
 # Masks by the names of their pictures
 
 
-_MASK_WORDS = "mask|masks|msk|seg|segm|segmentation|gt|groundtruth|ground_truth|label|labels|lbl|annotation|anno"
-_MASK_NAME = re.compile(rf"(?:(?:{_MASK_WORDS})[-_ ])?(.+?)(?:[-_ .](?:{_MASK_WORDS}))?", re.IGNORECASE)
+_MASK_WORDS = (
+    "gtfine|gtcoarse|mask|masks|msk|seg|segm|segmentation|gt|groundtruth|ground_truth|label|labels|lbl|annotation|anno"
+)
+_MASK_NAME = re.compile(
+    rf"(?:(?:{_MASK_WORDS})[-_ ])?(.+?)(?:[-_ .](?:{_MASK_WORDS})(?:[-_ ]?\d{{1,2}})?)?", re.IGNORECASE
+)
 
 
 def stem_of(path: str) -> str:
