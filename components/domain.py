@@ -612,8 +612,11 @@ def parse_domain(raw: Mapping[str, Any], where: str) -> Domain:
 
 
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> DomainError:
-    """Turn pydantic's report into one paragraph about the first and most telling mistake."""
-    first = error.errors()[0]
+    """Turn pydantic's report into one paragraph about the first and most telling mistake.
+
+    An unknown key is more telling than a missing one, which it often is with another spelling.
+    """
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"]) or "the file"
     more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
@@ -624,7 +627,7 @@ def explain(error: ValidationError, where: str, model: type[BaseModel]) -> Domai
         return DomainError(where, expected=expected, found=found + more, mend=f"{hint}Rename or remove it.")
     if first["type"] == "missing":
         return DomainError(where, expected=f"the key {key!r}", found="no such key" + more, mend="Add it.")
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected = message[0].lower() + message[1:]
     found = f"{key} = {first['input']!r}"
     return DomainError(where, expected=expected, found=found[:200] + more, mend=f"Change {key!r}.")

@@ -7,7 +7,6 @@ import polars as pl
 
 from components.data.accounts import explain_given, load_account, summarise
 from components.data.manifest import by_class, load_frame
-from components.data.splits import count_groups, warn_of_few_groups
 from components.data.versioning import hold_domain
 from components.domain import load_domain
 from components.errors import CheckFailed
@@ -46,7 +45,6 @@ def _check(workspace: Workspace, name: str) -> dict[str, Any]:
     account, fit = load_account(folder / "account.json"), load_frame(folder / "valid.parquet")
     aside = plan.load_aside() if split else []
     manifest = plan.load_manifest() if split else None
-    few = [] if manifest is None else warn_of_few_groups(count_groups(by_class(manifest), plan.domain.classes))
     return {
         "domain": name,
         "ok": split and bool(summary["ok"]),
@@ -59,7 +57,7 @@ def _check(workspace: Workspace, name: str) -> dict[str, Any]:
         "suspicious_labels": summary["suspicious_labels"],
         "labels": summary["labels"],
         "aside": aside,
-        "warnings": [*summary["warnings"], *few],
+        "warnings": summary["warnings"],
         "classes": list(plan.domain.classes),
         "pictures": account.count_pictures(fit),
         "notes": dict(account.notes),

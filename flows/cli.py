@@ -19,9 +19,7 @@ import typer
 
 # Nothing heavy here: help must come in under half a second, so every command imports what it needs.
 
-app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=(__doc__ or "").split(" Every")[0]
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 ledger_app = typer.Typer(no_args_is_help=True, help="The record of every promotion: verify, export or restore it.")
 app.add_typer(ledger_app, name="ledger")
@@ -66,7 +64,7 @@ def _main(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print Tessera's own version and stop."),
     ] = False,
 ) -> None:
-    """Versioned images in, a promoted vision adapter out."""
+    """Versioned image datasets in, promoted and served vision adapters out."""
     if workspace is not None:
         os.environ["TESSERA_WORKSPACE"] = str(workspace)
 

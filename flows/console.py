@@ -269,15 +269,20 @@ def show_next(name: str) -> None:
 def show_check(outcome: Mapping[str, Any]) -> None:
     """Counts, classes, and the first of what is wrong."""
     word = "[green]fit[/]" if outcome["ok"] else "[red]not fit[/]"
+    noun = "crops" if outcome["understood"]["cut"] else "images"
     OUT.print(
-        f"{outcome['domain']}: {word}, {outcome['fit']:,} of {outcome['images']:,} images may be used, "
-        f"in {outcome['groups']:,} groups; {outcome['near_duplicate_pairs']:,} near-duplicate pairs"
+        f"{outcome['domain']}: {word}, {outcome['fit']:,} of {outcome['images']:,} {noun} may be used, "
+        f"in {_count(outcome['groups'], 'group')}; "
+        f"{_count(outcome['near_duplicate_pairs'], 'near-duplicate pair')}"
     )
     table = Table(header_style="bold")
     for head in ("class", *(outcome["splits"] or ())):
         table.add_column(head, justify="left" if head == "class" else "right")
     for name in outcome["classes"]:
-        cells = [f"{s['images'].get(name, 0)} in {s['groups'].get(name, 0)} groups" for s in outcome["splits"].values()]
+        cells = [
+            f"{s['images'].get(name, 0):,} in {_count(s['groups'].get(name, 0), 'group')}"
+            for s in outcome["splits"].values()
+        ]
         table.add_row(escape(name), *cells)
     if outcome["splits"]:
         OUT.print(table)
@@ -341,7 +346,8 @@ def _warn_of_pictures(outcome: Mapping[str, Any]) -> None:
 def _troubles(outcome: Mapping[str, Any]) -> dict[str, list[str]]:
     """What deserves a look, by kind; the worst first."""
     suspects = [
-        f"{row['path']}: {row['given']}, rather {row['suggested']}; {row['why']}"
+        f"{row['path']}{' at ' + ' '.join(map(str, row['crop'])) if row['crop'] else ''}: "
+        f"{row['given']}, rather {row['suggested']}; {row['why']}"
         for row in outcome["suspicious_labels"]
     ]
     kinds = {
@@ -469,15 +475,29 @@ def show_predictions(outcome: Mapping[str, Any]) -> None:
         else:
             table.add_row(*cells, "[red]no answer[/]", "")
     OUT.print(table)
-    for row in outcome["predictions"]:
-        if row["error"] is not None:
-            OUT.print(f"[red]no answer[/] {escape(row['error']['message'])}", soft_wrap=True)
+    for text in _list_unanswered(outcome["predictions"]):
+        OUT.print(f"[red]no answer[/] {escape(text)}", soft_wrap=True)
+    if outcome.get("failed"):
+        OUT.print(f"Answered {outcome['answered']:,} of {outcome['answered'] + outcome['failed']:,}")
     for note, count in outcome.get("notes", {}).items():
         OUT.print(f"[yellow]note[/] {count} {escape(note)}")
     if ignored := outcome.get("ignored"):
         named = ", ".join(escape(shorten_path(item["path"])) for item in ignored[:3])
         more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
-        OUT.print(f"[yellow]ignored[/] {len(ignored)} files: {named}{more} ({escape(ignored[0]['reason'])})")
+        OUT.print(f"[yellow]ignored[/] {_count(len(ignored), 'file')}: {named}{more} ({escape(ignored[0]['reason'])})")
+
+
+def _list_unanswered(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One message per reason, and for how many further rows it holds: all pictures of a folder may lack boxes."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for error in (row["error"] for row in rows if row["error"] is not None):
+        kinds.setdefault((error["expected"], error["found"], error["mend"]), []).append(error["message"])
+    return [first + (f" The same for {len(further):,} more." if further else "") for first, *further in kinds.values()]
+
+
+def _count(number: int, word: str) -> str:
+    """`1 group`, `2 groups`."""
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def show_restored(outcome: Mapping[str, Any]) -> None:
@@ -544,6 +564,8 @@ def draw_status(outcome: Mapping[str, Any]) -> Group:
     ]
     servers = f"[dim]MLflow {escape(outcome['mlflow'])} · Prefect {escape(outcome['prefect'] or 'embedded')}[/]"
     legend = [DRIFT] if any(row["drift"] for row in outcome["domains"]) else []
+    if not outcome["domains"]:
+        legend = ["No domain yet: `tessera import FOLDER --domain NAME` makes one of your images."]
     return Group(table, *legend, *errors, *troubles, *pools, servers)
 
 

@@ -129,7 +129,7 @@ def load_checked_domain(workspace: Workspace, name: str, overrides: Sequence[str
     domain = load_domain(workspace.domain_file(name), overrides)
     if domain.backbone.endswith(".safetensors"):  # a relative path is one in the workspace
         domain = domain.model_copy(update={"backbone": str(workspace.root / Path(domain.backbone).expanduser())})
-    create_tuners(domain.candidates, str(workspace.domain_file(name)))
+    create_tuners(domain.candidates, f"{workspace.domain_file(name)}: candidates")
     require_gates(domain, str(workspace.domain_file(name)))
     return domain
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -19,6 +20,7 @@ from schemas import SCHEMAS
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from components.errors import DataError
 from components.workspace import REPOSITORY
 from flows import cli, console
 from flows.status import COLUMNS
@@ -213,6 +215,58 @@ def test_the_version_of_the_code_is_told() -> None:
     answer = CliRunner().invoke(cli.app, ["--version"])
     assert answer.exit_code == 0
     assert re.match(r"tessera \d+\.\d+\.\d+ \(commit ", answer.stdout)
+
+
+def _show(show: Callable[[dict[str, Any]], None], outcome: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
+    screen = Console(width=80, record=True, file=io.StringIO())
+    monkeypatch.setattr(console, "OUT", screen)
+    show(outcome)
+    return screen.export_text()
+
+
+def test_one_reason_of_many_pictures_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of which a table names the boxes of one picture alone."""
+    errors = [DataError(f"{n}.jpg", expected="boxes of it in b.csv", found="none", mend="Add them.") for n in range(3)]
+    errors.append(DataError("x.jpg", expected="an image", found="an empty file", mend="Copy it again."))
+    row = {"path": "a.jpg", "box": (1, 2, 30, 40), "label": "crack", "probabilities": {"crack": 0.9}, "error": None}
+    rows = [row, *({"path": error.what, "box": None, "error": error.to_dict()} for error in errors)]
+    ignored = [{"path": "gone.jpg", "reason": "named in b.csv alone"}]
+    outcome = {"domain": "tiles", "version": 1, "predictions": rows, "answered": 1, "failed": 4, "ignored": ignored}
+    text = _show(console.show_predictions, outcome, monkeypatch)
+    assert [text.count(words) for words in ("boxes of it in b.csv", "an empty file")] == [1, 1]
+    for words in ("0.jpg: expected", "The same for 2 more.", "Answered 1 of 5", "ignored 1 file: gone.jpg"):
+        assert words in text
+
+
+def test_a_check_of_crops_counts_crops_and_says_which_one_is_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
+    suspect = {"path": "a.jpg", "crop": [1, 2, 30, 40], "given": "pit", "suggested": "crack", "why": "as that class"}
+    pictures = {"found": 2, "used": 2, "masks": 0, "quarantined": 0, "ignored": []}
+    understood = {"cut": True, "layout": "voc", "task": "classification", "samples": 9, "classes": {"pit": 9}}
+    outcome = {
+        **{key: [] for key in ("problems", "quarantined", "aside", "warnings", "hints", "classes")},
+        "domain": "tiles",
+        "ok": True,
+        "fit": 9,
+        "images": 9,
+        "groups": 1,
+        "near_duplicate_pairs": 2,
+        "splits": {},
+        "suspicious_labels": [suspect],
+        "labels": None,
+        "notes": {},
+        "pictures": pictures,
+        "report": "r.html",
+        "understood": understood | {"groups": 1, "group": None, "examples": []},
+    }
+    text = _show(console.show_check, outcome, monkeypatch)
+    assert "9 of 9 crops may be used, in 1 group; 2 near-duplicate pairs" in text
+    assert "a.jpg at 1 2 30 40: pit, rather crack" in text
+
+
+def test_status_without_domains_says_how_to_get_one() -> None:
+    screen = Console(width=80, record=True, file=io.StringIO())
+    screen.print(console.draw_status({"mlflow": "m", "prefect": None, "pools": [], "domains": []}))
+    assert "tessera import FOLDER --domain NAME" in screen.export_text()
 
 
 def test_status_fits_80_columns() -> None:

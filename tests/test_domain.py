@@ -37,7 +37,9 @@ def test_shipped_domains_are_legal_and_cite(path: Path) -> None:
     ("text", "words"),
     [
         (SMALLEST + "augmentaton: none\n", ("augmentaton", "Did you mean 'augmentation'")),
+        (SMALLEST.replace("classes", "clases"), ("unknown key 'clases'", "Did you mean 'classes'", "1 more")),
         (SMALLEST + "training: {epoch: 3}\n", ("training.epoch", "epochs")),
+        (SMALLEST + "training: {epochs: abc}\n", ("expected a valid integer", "training.epochs = 'abc'")),
         (SMALLEST.replace("folders", "folder"), ("folders", "csv", "voc", "instances")),
         (SMALLEST.replace("classification", "regression"), ("classification", "regression")),
         (SMALLEST.replace("[good, cracked]", "[good]"), ("classes",)),

@@ -671,6 +671,19 @@ def test_one_class_alone_is_refused_with_what_is_wrong(tmp_path):
         understand(tmp_path)
 
 
+def test_a_layout_that_is_asked_for_does_not_hide_annotations_that_are_not_read(tmp_path):
+    labelme(tmp_path)
+    for layout in ("folders", "voc", "masks"):
+        with pytest.raises(DataError, match=r"LabelMe JSON \(as in labelme/.*Convert it to COCO"):
+            understand(tmp_path, layout)
+
+
+def test_pictures_in_one_folder_alone_are_refused_with_what_to_add(tmp_path):
+    put(tmp_path, "p*5")
+    with pytest.raises(DomainError, match=r"found 5 pictures in one folder.*one folder per class, or add a csv"):
+        understand(tmp_path)
+
+
 def test_foreign_pictures_count_as_left_out(tmp_path):
     write_folders(tmp_path, images=3)
     (tmp_path / "scans").mkdir()

@@ -1,5 +1,6 @@
 """The domain file of a new folder: the layout it has, the task and the classes, or a refusal that names the choices."""
 
+import posixpath
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import yaml
 from components.data.archives import SUFFIXES as ARCHIVES
 from components.data.columns import complete_table, is_weakly_named, list_described, refuse_unclear_tables
 from components.data.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
-from components.data.guessing import list_choices, suggest_by_folders, suggest_layout
+from components.data.guessing import hint_foreign, list_choices, suggest_by_folders, suggest_layout
+from components.data.images import SUFFIXES as PICTURES
 from components.data.layouts import account_of, read_layout
 from components.data.manifest import Reading, Wanted
 from components.data.roles import find_roles, has_few_values
@@ -164,7 +166,12 @@ def _read_labels(layout: Layout, source: Path) -> dict[str, str]:
 
 def _explain_unknown(files: Sequence[str]) -> str:
     inner = [path for path in files if path.lower().endswith(ARCHIVES)]
-    return "one that looks like none" + (f"; it holds the archive {inner[0]}, which must be unpacked" if inner else "")
+    if inner:
+        return f"one that looks like none; it holds the archive {inner[0]}, which must be unpacked"
+    pictures = [path for path in files if path.lower().endswith(PICTURES)]
+    if pictures and len(pictures) == len(files) and len({posixpath.dirname(path) for path in files}) == 1:
+        return f"{len(pictures):,} pictures in one folder, and nothing that says what they show"
+    return "one that looks like none"
 
 
 def _describe(source: Path, layout: Layout) -> Described:
@@ -191,7 +198,7 @@ def _require_classes(source: Path, described: Described) -> None:
         f"{source} as layout {render_layout(described.layout)}",
         expected="at least two classes",
         found=f"{', '.join(described.classes) or 'none'}{problem}",
-        mend=mend,
+        mend=mend + hint_foreign(source),
     )
 
 
@@ -239,7 +246,9 @@ def _refuse_choice(source: Path, expected: str, found: str) -> DomainError:
         f"\n    --layout {shlex.quote(_write(layout))}    {used:,} of {whole:,} pictures, {_list(classes)}"
         for used, whole, layout, classes in counted[:CHOICES]
     ]
-    listed = "Name the one that is meant:" + "".join(lines) if lines else "Name it with `--layout`."
+    alone = "Sort the pictures into one folder per class, or add a csv with the columns image and label; or name the "
+    alone += "layout with `--layout`."
+    listed = "Name the one that is meant:" + "".join(lines) if lines else alone
     tables = [layout for *_, layout, _ in counted if isinstance(layout, Csv | Parquet)]
     if len(tables) > 1:
         listed += (

@@ -281,8 +281,8 @@ def _read_start(path: Path) -> str:
 
 
 MENDS = {
-    LABELME: "Convert it to COCO or Pascal VOC (`labelme2coco.py` and `labelme2voc.py` come with LabelMe), or sort the "
-    "pictures into one folder per class.",
+    LABELME: "Convert it to COCO or Pascal VOC (`labelme2coco.py` and `labelme2voc.py` are among the examples in "
+    "LabelMe's repository), or sort the pictures into one folder per class.",
     STUDIO: "In Label Studio choose Export, then `COCO` or `Pascal VOC XML` (or `CSV` for one label per picture).",
     VIA: "In VIA choose Annotation, then `Export Annotations (COCO format)`.",
     VOTT: "In VoTT choose the export format `Pascal VOC`.",

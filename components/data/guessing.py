@@ -301,7 +301,7 @@ def refuse_layout(raw: Path, layout: Layout, expected: str, found: str) -> NoRet
     """Raise the DataError of a tree that is not what the layout says, with what it looks like instead."""
     files = walk_files(raw) if raw.is_dir() else []
     refuse_foreign_pictures(raw, files, find_foreign_pictures(raw, files))
-    mend = f"Correct `layout` in domain.yaml, or the folder.{hint_layout(raw, layout)}"
+    mend = f"Correct the layout (`--layout`, or `layout` in domain.yaml) or the folder.{hint_layout(raw, layout)}"
     raise DataError(f"{raw} as layout {layout.kind}", expected=expected, found=found, mend=mend)
 
 
@@ -310,9 +310,17 @@ def hint_layout(raw: Path, layout: Layout, *, same_kind: bool = True) -> str:
 
     same_kind: say so too where only the options differ.
     """
-    if foreign := find_foreign(raw, walk_files(raw) if raw.is_dir() else []):
-        return f" There is {foreign.name} (as in {foreign.example}), which is not read yet. {foreign.mend}"
+    if foreign := hint_foreign(raw):
+        return foreign
     guess = suggest_layout(raw)
     if guess is None or guess == layout or (guess.kind == layout.kind and not same_kind):
         return ""
     return f" This looks like {guess.kind}: write `layout: {render_layout(guess)}`."
+
+
+def hint_foreign(raw: Path) -> str:
+    """` There is ...` with what to do, where the folder has annotations of a format that is not read; else nothing."""
+    foreign = find_foreign(raw, walk_files(raw) if raw.is_dir() else [])
+    if foreign is None:
+        return ""
+    return f" There is {foreign.name} (as in {foreign.example}), which is not read yet. {foreign.mend}"

@@ -90,16 +90,21 @@ def render_report(validated: Validated, raw: Path, split: pl.DataFrame | None = 
 def _verdict(validated: Validated) -> str:
     warnings = "".join(f'<div class="warn">{escape(text)}</div>' for text in validated.warnings)
     if validated.ok:
-        text = f"{validated.fit.height:,} images may be trained on."
+        text = f"{validated.fit.height:,} {_noun(validated)} may be trained on."
         return f'<div class="verdict"><b>Fit.</b> {text}</div>{warnings}'
     problems = "".join(f"<li>{escape(_sentence(str(problem)))}</li>" for problem in validated.problems)
     head = "<b>Not fit.</b> Nothing is trained on these images until this is mended:"
     return f'<div class="verdict no">{head}<ul>{problems}</ul></div>{warnings}'
 
 
+def _noun(validated: Validated) -> str:
+    """What one row is: a picture, or a crop of one."""
+    return "crops" if validated.fit["crop"].null_count() < validated.fit.height else "images"
+
+
 def _counts(validated: Validated) -> str:
     numbers = (
-        ("images read", validated.images),
+        (f"{_noun(validated)} read", validated.images),
         ("fit", validated.fit.height),
         ("in quarantine", len(validated.quarantined)),
         ("groups", validated.fit["group"].n_unique()),
@@ -138,9 +143,10 @@ def _classes(validated: Validated, raw: Path, split: pl.DataFrame | None) -> str
         cells = f'<td class="n">{counts["images"]:,}</td><td class="n">{counts["groups"]:,}</td>{cells}'
         bar = f'<div class="bar" style="width:{100 * counts["images"] / most:.1f}%"></div>'
         lines.append(f'<tr><td>{escape(label)}</td>{cells}<td class="mid">{bar}</td></tr>')
-    head = '<tr><th>class</th><th class="n">images</th><th class="n">groups</th>'
+    head = f'<tr><th>class</th><th class="n">{_noun(validated)}</th><th class="n">groups</th>'
     head += "".join(f'<th class="n">{side}</th>' for side in SPLITS) if sides else ""
-    note = "<p>Each side of the split as images / groups; only groups count as independent.</p>" if sides else ""
+    note = f"Each side of the split as {_noun(validated)} / groups; only groups count as independent."
+    note = f"<p>{note}</p>" if sides else ""
     samples = "".join(_samples(validated, raw, label) for label in validated.classes)
     return f"<h2>Classes</h2>{note}<table>{head}<th></th></tr>{''.join(lines)}</table>{samples}"
 
@@ -339,12 +345,18 @@ def _suspects(validated: Validated, raw: Path) -> str:
     )
     rows = "".join(
         f'<tr><td>{_picture(raw, each.path, each.crop, validated)}</td><td class="path">'
-        f"<code>{escape(each.path)}</code></td><td>{escape(each.given)}</td><td><b>{escape(each.suggested)}</b></td>"
+        f"<code>{escape(each.path)}</code>{_box(each.crop)}</td><td>{escape(each.given)}</td>"
+        f"<td><b>{escape(each.suggested)}</b></td>"
         f'<td class="n">{each.score:.2f}</td><td>{escape(_sentence(each.why))}.</td></tr>'
         for each in shown
     )
     head = "<tr><th>picture</th><th>file</th><th>label</th><th>rather</th><th>score</th><th>why</th></tr>"
     return f"{title}{note}<table>{head}{rows}</table>"
+
+
+def _box(crop: Sequence[int] | None) -> str:
+    """A crop's corners beside the name of its picture, which has other crops, too."""
+    return f" <span class=quiet>{' '.join(map(str, crop))}</span>" if crop else ""
 
 
 def _half(raw: Path, path: str, label: str, validated: Validated) -> str:

@@ -14,10 +14,12 @@ from components.data.shards import open_images
 from components.data.splits import (
     Assigned,
     assign_splits,
+    count_groups,
     list_given,
     load_memory,
     require_floors,
     save_memory,
+    warn_of_few_groups,
     warn_of_shares,
 )
 from components.domain import Domain
@@ -52,7 +54,8 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
     save_frame(validated.fit, folder / "valid.parquet")
     split = _assign(workspace, domain, validated.fit).frame if validated.fit.height else None
     if split is not None:
-        validated = replace(validated, warnings=(*validated.warnings, *warn_of_shares(split, domain.split)))
+        few = warn_of_few_groups(count_groups(by_class(split), domain.classes))
+        validated = replace(validated, warnings=(*validated.warnings, *warn_of_shares(split, domain.split), *few))
     write_whole(folder / "validation.html", render_report(validated, raw, split).encode())
     record = json.dumps(validated.to_record(), indent=1, ensure_ascii=False)
     write_whole(folder / "validation.json", f"{record}\n".encode())

@@ -94,10 +94,13 @@ def find_version(workspace: Workspace, name: str) -> NamedVersion:
     for named in known:
         if named.name == name:
             return named
-    names = ", ".join(named.name for named in known) or "none"
     hint = " In a clone, `git fetch --tags` brings names that were given elsewhere." if uses_git(workspace) else ""
-    mend = f"Choose one of these, or name the images here with `tessera version`.{hint}"
-    raise VersioningError(f"data version {name}", expected="a name that was given", found=f"only {names}", mend=mend)
+    what, doing = f"data version {name}", f"name the images here with `tessera version {name.partition('@')[0]}`.{hint}"
+    if not known:
+        found, mend = "no named version yet", f"{doing[0].upper()}{doing[1:]}"
+    else:
+        found, mend = f"only {', '.join(named.name for named in known)}", f"Choose one of these, or {doing}"
+    raise VersioningError(what, expected="the name of a version", found=found, mend=mend)
 
 
 def checkout_version(workspace: Workspace, domain: Domain, name: str) -> NamedVersion:
