@@ -65,6 +65,7 @@ def create_plan(folder: Path, kinds: list[Any]) -> Any:
         domain=domain,
         tuners=create_tuners(domain.candidates),
         code="c0ffee",
+        folder=folder.resolve(),
         validation_report=(folder / "validation.html").resolve(),
         load_validation=lambda: validation,
         load_manifest=lambda: manifest,
@@ -130,7 +131,7 @@ def read_everywhere(plan: Any, outcome: Any, folder: Path, monkeypatch: pytest.M
         "retrain": read_terminal(console.show_retrain, outcome, monkeypatch),
         "compare": read_terminal(console.show_comparison, outcome, monkeypatch),
         "page of Prefect": pages.render_markdown(outcome),
-        "report": pages.render_html(plan, outcome, folder / "picture.png"),
+        "report": pages.render_html(plan, outcome, folder / "picture.png", {}),
         "card": card.render_markdown(about),
         "page of MLflow": notes.describe_outcome(outcome, "1", "2", ()),
     }
