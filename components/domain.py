@@ -592,7 +592,7 @@ def load_domain(path: Path, overrides: Sequence[str] = ()) -> Domain:
     raw = read_yaml(path)
     for text in overrides:
         _override(raw, text)
-    domain = parse_domain(raw, str(path))
+    domain = parse_domain(raw, " with ".join([str(path), *(f"--set {text}" for text in overrides)]))
     if domain.name != path.parent.name:
         raise DomainError(
             str(path),

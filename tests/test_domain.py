@@ -77,6 +77,11 @@ def test_overrides(tmp_path: Path) -> None:
     assert again.candidates[1]["num_prompts"] == 3
 
 
+def test_a_mistake_in_an_override_names_it(tmp_path: Path) -> None:
+    with pytest.raises(DomainError, match=r"domain\.yaml with --set trainig\.epochs=3: .*Did you mean 'training'"):
+        load_domain(_write(tmp_path, SMALLEST), ["trainig.epochs=3"])
+
+
 @pytest.mark.parametrize("text", ["training.epochs", "=3", "candidates.x=3", "name.first=a", "classes=[a"])
 def test_bad_overrides_are_explained(tmp_path: Path, text: str) -> None:
     with pytest.raises(DomainError, match=r"--set|candidates"):

@@ -22,7 +22,7 @@ from components.errors import DataError, PromotionError, TesseraError
 from components.models.adapter import load_meta, save_adapter
 from components.promotion import ledger, registry
 from components.serving.predictor import Predictor
-from components.serving.questions import find_pictures, parse_box
+from components.serving.questions import ask, find_pictures, parse_box
 from components.training.job import Result, load_predictions
 from components.workspace import Workspace
 from flows import history, retrain
@@ -354,6 +354,15 @@ def test_a_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["1,2,30,40", "1 2 30 40", " [1, 2, 30, 40] ", "1.0,2.0,30.0,40.0"])
 def test_boxes_as_people_write_them(text: str) -> None:
     assert parse_box(text, "--box") == (1, 2, 30, 40)
+
+
+def test_yolo_label_files_are_refused_with_the_form_to_write(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "000.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "000.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.3 0.5 0.2 0.2\n")
+    for file in (tmp_path / "labels", tmp_path / "labels" / "000.txt"):
+        with pytest.raises(DataError, match=r"csv with the columns image, x0, y0, x1 and y1: YOLO"):
+            ask([tmp_path / "000.png"], boxes_file=file)
 
 
 # Changed adapters

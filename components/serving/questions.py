@@ -32,6 +32,10 @@ Source = Path | IO[bytes] | Image.Image
 IMAGE_COLUMNS = ("image", "path", "file", "file_name", "filename")
 BOX_COLUMNS = ("box", "boxes", "crop", "bbox")
 FORMS = "boxes in a csv table, a COCO .json, or a Pascal VOC .xml or a folder of them"
+YOLO = (
+    "Write the boxes in pixels as a csv with the columns image, x0, y0, x1 and y1: YOLO label files, which hold shares "
+    "of the picture's sides, are read by `tessera import` only."
+)
 CORNERS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
 
 
@@ -244,7 +248,8 @@ def read_boxes(file: Path, index: Index) -> Reading:
     if not any(reading.rows for reading in readings):
         found = "a folder without .xml files" if file.is_dir() else f"a {kind or 'nameless'} file without any box"
         found = found if file.exists() else "nothing there"
-        raise DataError(f"--boxes {file}", expected=FORMS, found=found, mend="Name such a file.")
+        yolo = file.is_dir() and any(file.glob("*.txt"))
+        raise DataError(f"--boxes {file}", expected=FORMS, found=found, mend=YOLO if yolo else "Name such a file.")
     notes = sum((Counter(reading.notes) for reading in readings), Counter[str]())
     return Reading([row for reading in readings for row in reading.rows], notes=dict(notes))
 
@@ -272,7 +277,7 @@ def _read_table(file: Path, index: Index) -> Reading:
             expected=f"a column {image or ' or '.join(IMAGE_COLUMNS)}, and a column box (x0 y0 x1 y1) or the four "
             "columns x0, y0, x1 and y1",
             found=f"the columns {', '.join(map(repr, frame.columns))}",
-            mend="Rename the columns.",
+            mend=YOLO if file.suffix.lower() == ".txt" else "Rename the columns.",
         )
     parts = [box] if box else [frame.columns[_fold(frame).index(name)] for name in corners or ()]
     rows = []
