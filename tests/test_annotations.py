@@ -181,6 +181,58 @@ def test_an_unclear_table_is_refused_with_its_columns_and_the_line_to_write(tmp_
     assert suggest_layout(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image,label,label\n" + lines("{0},{1},{1}"), "'label' twice"),
+        ("image,label\n" + lines("{}.PNG,{}"), "a column that names pictures of this folder"),
+        ("", "an empty file"),
+        ("image,label\n", "a header alone"),
+    ],
+)
+def test_a_table_that_nothing_else_explains_is_refused_for_its_own_fault(tmp_path, text, words):
+    write_pictures(tmp_path)
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=f"table labels.csv: .*{words}"):
+        import_folder(Workspace(tmp_path / "w"), tmp_path, "tiles")
+
+
+@pytest.mark.parametrize("name", ["labels.xlsx", "Labels.XLS", "labels.jsonl"])
+def test_a_spreadsheet_is_named(tmp_path, name):
+    write_pictures(tmp_path)
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(DomainError, match=f"{name}, which is not read: save it as csv"):
+        import_folder(Workspace(tmp_path / "w"), tmp_path, "tiles")
+
+
+@pytest.mark.parametrize(("images", "labels"), [("Images/Train", "Labels/Train"), ("JPEGImages", "labels"), ("i", "t")])
+def test_yolo_folders_of_other_names_are_found(tmp_path, images, labels):
+    for number in range(4):
+        save_picture(tmp_path / f"{images}/p{number}.png", number)
+        save_text(tmp_path / f"{labels}/p{number}.txt", f"{number % 2}{BOLT[1:]}")
+    (tmp_path / f"{labels}/p3.txt").unlink()
+    save_text(tmp_path / "data.yaml", "names: [bolt, nut]")
+    layout = suggest_layout(tmp_path)
+    assert (layout.images, layout.labels) == (images.split("/")[0], labels.split("/")[0])
+    assert [row.label for row in READERS["yolo"](layout, tmp_path, Wanted()).rows] == ["bolt", "nut", "bolt"]
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations"),
+    [("{}/JPEGImages", "{}/Annotations"), ("images/{}", "xmls/{}"), ("set/{}", "set/{}")],
+)
+def test_voc_of_several_sets_is_read_whole(tmp_path, images, annotations):
+    for name in ("VOC2007", "VOC2012"):
+        save_picture(tmp_path / images.format(name) / "p0.png", len(name))
+        save_text(tmp_path / annotations.format(name) / "p0.xml", f"<annotation>{named('p0.png')}</annotation>")
+    layout = suggest_layout(tmp_path)
+    assert (layout.images, layout.annotations) == (images.format("<folder>"), annotations.format("<folder>"))
+    rows = read_layout(layout, tmp_path, Wanted()).rows
+    assert [(row.path, row.columns["folder"], row.problem) for row in rows] == [
+        (f"{images.format(name)}/p0.png", name, None) for name in ("VOC2007", "VOC2012")
+    ]
+
+
 def test_boxes_of_shares_are_refused(tmp_path):
     write_pictures(tmp_path)
     (tmp_path / "labels.csv").write_text("image,label,xmin,ymin,xmax,ymax\n" + lines("{},{},0.1,0,1,0.9"))

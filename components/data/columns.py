@@ -103,16 +103,18 @@ def is_weakly_named(layout: Table) -> bool:
     return _word(layout.label) in WEAK
 
 
-def refuse_unclear_tables(raw: Path, files: Sequence[str]) -> None:
-    """Raise the DataError of a table that names pictures, but says in several columns or in none what they are."""
+def refuse_unclear_tables(raw: Path, files: Sequence[str], *, any_error: bool = False) -> None:
+    """Raise the DataError of a table that names pictures, but says in several columns or in none what they are.
+
+    any_error: also that of a table which may be about anything.
+    """
     for kind in (Csv, Parquet):
         for path in list_tables(kind().kind, files):
             try:
                 _search(kind(table=path), raw, files)
-            except UnclearTableError:
-                raise
-            except TesseraError:
-                continue
+            except TesseraError as error:
+                if any_error or isinstance(error, UnclearTableError):
+                    raise
 
 
 def list_tables(kind: str, files: Iterable[str]) -> list[str]:

@@ -40,6 +40,7 @@ from components.files import write_whole
 MANY = 0.05  # share of masks with several classes from which on the task is multilabel
 DROPPED = 3  # a guess that ignores one in so many pictures is refused
 CHOICES = 4
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".jsonl", ".ndjson")
 LOOKED, MASKED = 60, 0.2  # pictures that are decoded, and the share of masks among them that is no accident
 
 
@@ -127,7 +128,9 @@ def _choose_layout(source: Path, layout: str | None) -> tuple[Layout, bool]:
     suggested = suggest_layout(source)
     if suggested is None:
         refuse_unclear_tables(source, files)
-        raise _refuse_choice(source, "a folder whose layout can be told", _explain_unknown(files))
+        error = _refuse_choice(source, "a folder whose layout can be told", _explain_unknown(files))
+        refuse_unclear_tables(source, files, any_error="--layout '" not in error.mend)  # nothing else says more
+        raise error
     if isinstance(suggested, Csv | Parquet):
         _refuse_rivals(source, files, suggested)
     return suggested, True
@@ -168,6 +171,8 @@ def _explain_unknown(files: Sequence[str]) -> str:
     inner = [path for path in files if path.lower().endswith(ARCHIVES)]
     if inner:
         return f"one that looks like none; it holds the archive {inner[0]}, which must be unpacked"
+    if tables := [path for path in files if path.lower().endswith(SPREADSHEETS)]:
+        return f"one that looks like none; it holds {tables[0]}, which is not read: save it as csv"
     pictures = [path for path in files if path.lower().endswith(PICTURES)]
     if pictures and len(pictures) == len(files) and len({posixpath.dirname(path) for path in files}) == 1:
         return f"{len(pictures):,} pictures in one folder, and nothing that says what they show"

@@ -78,7 +78,24 @@ def _suggest_voc(raw: Path, files: Sequence[str], roles: Roles) -> Layout | None
     images = _largest(shown or Counter(map(posixpath.dirname, roles.pictures)))
     if PART.search(where) and not PART.search(images):
         return None
+    if not PART.search(images) and (both := _generalise_pair(shown, found)):
+        images, where = both
     return Voc(images=images or ".", annotations=where or ".")
+
+
+def _generalise_pair(images: Iterable[str], annotations: Iterable[str]) -> tuple[str, str] | None:
+    """Both with the part `<folder>` where several folders differ by one name alone, the same names in both."""
+    pieces = [[folder.split("/") for folder in folders] for folders in (images, annotations)]
+    if min(map(len, pieces)) < 2 or any(len({*map(len, folders)}) > 1 for folders in pieces):
+        return None
+    templates, names = [], []
+    for folders in pieces:
+        differ = [place for place, found in enumerate(zip(*folders, strict=True)) if len(set(found)) > 1]
+        if len(differ) != 1:
+            return None
+        names.append({folder[differ[0]] for folder in folders})
+        templates.append("/".join([*folders[0][: differ[0]], "<folder>", *folders[0][differ[0] + 1 :]]))
+    return (templates[0], templates[1]) if names[0] == names[1] else None
 
 
 def _is_voc(path: Path) -> bool:

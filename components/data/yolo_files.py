@@ -36,7 +36,21 @@ def _find_bases(pictures: Sequence[str], texts: Iterable[str]) -> tuple[str, str
     beside = all(path.startswith(f"{images}/") for path in pictures)
     if beside and any(path.startswith(f"{labels}/") for path in texts):
         return images, labels
-    return "", ""
+    return _find_other_bases(pictures, texts) or ("", "")
+
+
+def _find_other_bases(pictures: Sequence[str], texts: Iterable[str]) -> tuple[str, str] | None:
+    """Two folders of other names (`Images` and `Labels`, `JPEGImages` and `labels`) that hold equal trees of stems."""
+    stems = {posixpath.splitext(path)[0] for path in pictures}
+    written = [posixpath.splitext(path)[0] for path in texts if posixpath.splitext(path)[0] not in stems]
+    tops = [sorted({stem.partition("/")[0] for stem in found if "/" in stem}) for found in (stems, written)]
+    for images in tops[0]:
+        for labels in tops[1]:
+            inner = {stem.partition("/")[2] for stem in written if stem.startswith(f"{labels}/")}
+            found = sum(stem.partition("/")[2] in inner for stem in stems)
+            if images != labels and 2 * found > len(stems):
+                return images, labels
+    return None
 
 
 def pair_labels(pictures: Sequence[str], texts: set[str], images: str, labels: str) -> dict[str, str]:
