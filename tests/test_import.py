@@ -4,6 +4,7 @@ import json
 import shlex
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -732,6 +733,8 @@ def test_a_given_split_is_kept_and_otherwise_said_to_be_dropped(tmp_path):
     account = read_tree(before, workspace.raw("tiles")).account
     assert "is not used" in explain_given(account, before)[0]
     assert "`split: given`" in explain_given(account, before)[0]
+    assert "which needs" not in explain_given(account, before)[0]
+    assert "which needs pictures for train and for test" in explain_given(replace(account, given={"val": 3}), before)[0]
     assert "is kept" in explain_given(account, domain)[0]
 
 

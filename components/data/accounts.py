@@ -99,7 +99,8 @@ def explain_given(account: Account, domain: Domain) -> list[str]:
     counts = ", ".join(f"{split} {account.given[split]:,}" for split in SPLITS if split in account.given)
     if domain.split.given:
         return [f"The given split is kept (pictures: {counts})."]
-    return [f"The given split is not used (pictures: {counts}). Write `split: given` in domain.yaml to keep it."]
+    needs = "" if {"train", "test"} <= set(account.given) else ", which needs pictures for train and for test"
+    return [f"The given split is not used (pictures: {counts}). Write `split: given` in domain.yaml to keep it{needs}."]
 
 
 def warn_of_ignored(pictures: Mapping[str, Any]) -> list[str]:
