@@ -685,6 +685,18 @@ def test_pictures_in_one_folder_alone_are_refused_with_what_to_add(tmp_path):
         understand(tmp_path)
 
 
+@pytest.mark.parametrize("missing", [1, 2])
+def test_pictures_that_a_reader_finds_no_annotations_for_count_as_left_out(tmp_path, missing):
+    put_coco(tmp_path / "train/boxes.json", ["t00.png", "t01.png"])
+    put_coco(tmp_path / "val/boxes.json", ["v00.png"])
+    put(tmp_path, "train/t*2", "val/v*1", f"test/x*{missing}")
+    if missing == 1:
+        assert understand(tmp_path)[1].pictures["used"] == 3
+        return
+    with pytest.raises(DomainError, match=r"2 of 5 pictures left out by .*no <split>/boxes\.json"):
+        understand(tmp_path)
+
+
 def test_foreign_pictures_count_as_left_out(tmp_path):
     write_folders(tmp_path, images=3)
     (tmp_path / "scans").mkdir()

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from components.data import coco, voc, yolo
 from components.data.archives import SUFFIXES as ARCHIVES
 from components.data.columns import complete_table, is_weakly_named, list_described, refuse_unclear_tables
 from components.data.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
@@ -17,7 +18,7 @@ from components.data.images import SUFFIXES as PICTURES
 from components.data.layouts import account_of, read_layout
 from components.data.manifest import Reading, Wanted
 from components.data.roles import find_roles, has_few_values
-from components.data.tables import looks_multilabel
+from components.data.tables import NO_OBJECT, looks_multilabel
 from components.data.tree import find_split, walk_files
 from components.domain import (
     LAYOUTS,
@@ -41,6 +42,7 @@ MANY = 0.05  # share of masks with several classes from which on the task is mul
 DROPPED = 3  # a guess that ignores one in so many pictures is refused
 CHOICES = 4
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".jsonl", ".ndjson")
+WITHOUT_OBJECT = frozenset((coco.EMPTY, voc.EMPTY, yolo.BACKGROUND, NO_OBJECT))
 LOOKED, MASKED = 60, 0.2  # pictures that are decoded, and the share of masks among them that is no accident
 
 
@@ -210,11 +212,11 @@ def _require_classes(source: Path, described: Described) -> None:
 def _refuse_losses(source: Path, described: Described) -> None:
     """Raise DomainError where a guess would ignore a third of the pictures or more.
 
-    Neither masks count nor what the reader itself leaves out, such as pictures without any object.
+    Neither masks count nor pictures that are annotated as ones without any object.
     """
     account = account_of(described.layout, described.reading, source)
     masks = set(find_roles(source, walk_files(source)).masks)
-    lost = [path for path in account.ignored if path not in masks and path not in described.reading.ignored]
+    lost = [path for path, why in account.ignored.items() if path not in masks and why not in WITHOUT_OBJECT]
     shown = account.found - len(masks)
     if DROPPED * len(lost) < max(shown, 1):
         return
