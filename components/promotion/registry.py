@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -477,7 +478,8 @@ def _follow(domain: str) -> Ledger:
         if moves:
             _set_aliases(client, domain, moves[-1].from_version, moves[-1].to_version)
         done = ledger.last
-        client.set_registered_model_tag(domain, SETTLED, f"{done} {hash_text(ledger.texts[done])}")
+        settled = f"{done} {hash_text(ledger.texts[done])}"
+        _write(partial(client.set_registered_model_tag, domain, SETTLED, settled))
         ledger = load_ledger(domain)
     return ledger
 
@@ -503,18 +505,24 @@ def _set_aliases(client: Any, domain: str, before: int | None, after: int) -> No
 
 
 def _set_alias(client: Any, domain: str, alias: str, version: int) -> None:
-    """Several writers creating one alias for the first time meet a unique constraint: the loser writes again."""
+    _write(lambda: client.set_registered_model_alias(domain, alias, str(version)))
+
+
+def _write(change: Callable[[], object]) -> None:
+    """An alias or a tag: several writers that make it for the first time meet a unique constraint on a database, and
+    the losers write again.
+    """
     from mlflow.exceptions import MlflowException
 
     for pause in (0.05, 0.2, 0.5):
         try:
-            client.set_registered_model_alias(domain, alias, str(version))
+            change()
             return
         except MlflowException as error:
             if "UNIQUE" not in str(error).upper():
                 raise
             time.sleep(pause)
-    client.set_registered_model_alias(domain, alias, str(version))
+    change()
 
 
 def _create_model(client: Any, domain: str) -> None:

@@ -10,8 +10,8 @@ The strength is chosen by cross-validation over the groups of training and valid
 loss of the held-out images. Validation alone would decide by chance where it has a few groups only, and balanced
 accuracy is a staircase: on magnetic tiles, lung tissue and blood cells the loss found the better strength of the two,
 and nearly the same one in every split. The answer itself is fitted on the training images, so that its score on
-validation compares with that of every other candidate. They are not augmented: two more views of every image made it
-no better on the same three sets.
+validation compares with that of every other candidate. They are not augmented: two more views of every image were no
+clear gain on the same three sets (balanced accuracy +.014, -.004 and -.001).
 
 Shapes: N images, D features, C classes.
 """
