@@ -88,7 +88,7 @@ def measure(root: Path, name: str, folder: Path) -> dict[str, Any]:
         "groups": len(sizes),
         "largest group": max(sizes.values()),
         "files in groups of several": sum(size for size in sizes.values() if size > 1),
-        "pairs looked at": len(load_frame(folder / "matches.parquet")),
+        "pairs looked at": load_frame(folder / "matches.parquet")["strangers"].null_count(),
         "near duplicates": len(load_near_duplicates(folder / "matches.parquet")),
         "seconds of features": round(cold[0], 1),
         "seconds of search": round(cold[1], 1),

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from samples import picture
 
-from components.data.designs import create_outline, find_places, refine_place
+from components.data.designs import Designs, create_outline, find_places, refine_place
 from components.data.duplicates import (
     NOTHING,
     Found,
     Pictures,
+    Question,
     find_near_duplicates,
     find_neighbours,
     is_certain,
@@ -37,7 +38,7 @@ from components.data.manifest import load_frame, save_frame
 from components.data.matching import (
     MIN_AGREEMENT,
     Match,
-    create_sketch,
+    Sketch,
     match_sketches,
     match_turned,
     measure_agreement,
@@ -60,7 +61,7 @@ def expose(image, gain=0.5, noise=2.0):
 
 def sketch(image):
     zoom = 192 / max(image.size)
-    return create_sketch(np.asarray(image.resize((round(image.width * zoom), round(image.height * zoom)))))
+    return Sketch(np.asarray(image.resize((round(image.width * zoom), round(image.height * zoom)))))
 
 
 CHANGES = {
@@ -109,7 +110,7 @@ def test_turned_thumbnails_are_look_alikes(turn):
 def test_pictures_without_points_match_by_their_turn():
     y, x = np.mgrid[:192, :192] / 192
     soft = (128 + 60 * np.sin(23 * x + 9 * y) + 40 * np.cos(31 * y * x)).astype(np.uint8)
-    first, second = create_sketch(soft), create_sketch(np.ascontiguousarray(np.rot90(soft)))
+    first, second = Sketch(soft), Sketch(np.ascontiguousarray(np.rot90(soft)))
     # rot90 of the first, so three more quarter turns bring the second back
     assert match_turned(first, second, 3).agreement == 1
     assert match_turned(first, second, 0).agreement < MIN_AGREEMENT
@@ -295,6 +296,32 @@ def test_groups_of_copies_among_the_strangers_do_not_hide_one_another():
     assert len(set(groups)) == 8
 
 
+def test_an_answer_that_is_known_is_not_asked_for_again(monkeypatch):
+    images = [*parts(20), expose(parts(1)[0], 0.8, 0.0)]
+    _, first = search(images)
+    asked = []
+    real = Designs.measure
+    monkeypatch.setattr(Designs, "measure", lambda self, *look: asked.append(look) or real(self, *look))
+    assert search(images, Found(first.looks, answers=first.answers))[1] == first
+    assert first.answers
+    assert asked == []
+    assert search(images, Found(first.looks))[1] == first
+    assert len(asked) == len(first.answers)
+
+
+def test_most_pictures_keep_their_strangers_when_a_set_grows():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(700, 8)).astype(np.float32)
+    names = sorted(hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(700))
+    greys = np.zeros((700, 32, 32), np.float32)
+    old = [n for n in range(700) if n % 100]
+    before = Designs([names[n] for n in old], greys[old], features[old], Sketch)
+    after = Designs(names, greys, features, Sketch)
+    chosen = [({old[other] for other in before.choose(at)}, set(after.choose(n))) for at, n in enumerate(old)]
+    assert all(len(each) == 24 for pair in chosen for each in pair)
+    assert np.mean([len(one & two) / 24 for one, two in chosen]) > 0.97
+
+
 def test_a_repeated_design_in_a_small_part_of_a_set_is_seen():
     images = [*parts(20), *(photograph(seed) for seed in range(40)), expose(photograph(5))]
     contents, found = search(images)
@@ -317,8 +344,9 @@ def test_sisters_are_told_from_copies_in_the_file(tmp_path):
     _, found = search([photograph(seed) for seed in range(6)])
     looks = sorted(found.looks)[:3]
     near = {look[:2]: share for look, share in zip(looks, (None, 0.85, 0.99), strict=True)}
-    save_matches(Found(found.looks, near, "x"), tmp_path / "matches.parquet")
-    assert load_known(tmp_path / "matches.parquet") == Found(found.looks, near, "x")
+    answers = {Question(*looks[1][:2], "a"): 0.85, Question(*looks[1][1::-1], "b"): None}
+    save_matches(Found(found.looks, near, "x", answers), tmp_path / "matches.parquet")
+    assert load_known(tmp_path / "matches.parquet") == Found(found.looks, near, "x", answers)
     assert load_sisters(tmp_path / "matches.parquet") == {looks[1][:2]}
     assert set(load_near_duplicates(tmp_path / "matches.parquet")) == set(near)
 

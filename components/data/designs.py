@@ -4,12 +4,14 @@ Any two parts of one design agree in most cells, so agreement alone says nothing
 picture is seen on its *strangers*: pictures of the same set, too far in features to be its duplicates. Laid over the
 picture they predict it. What they do not predict (grain, scratches, dirt) is the picture's own, and two pictures are
 duplicates only if these remainders correlate. Where strangers do not agree with the picture no design is shared, and
-nothing is asked: a first test on thumbnails costs 2 ms per picture.
+nothing is asked: a first test on thumbnails costs 1 ms per picture.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +43,7 @@ CORRELATES = 0.3  # within a cell, of what the design leaves; by chance one cell
 TRACE = 0.0005  # square of the local contrast: below this nothing is left of a cell
 RIDGE = 1e-3  # keeps a regression on nearly blank cells finite
 
-CROWD = 1000  # pictures of a set, at most, that strangers are taken from
+CROWD = 1024  # pictures of a set, at most, that strangers are taken from
 NEAR = 12  # nearest pictures in features, among which duplicates are looked for: these are no strangers
 MANY, LAID = 24, 12  # strangers that are placed, and of these the best that are laid over the picture
 FEW = 4  # strangers at least: with fewer no design is shared, or none that could be predicted
@@ -79,29 +81,39 @@ class Stranger(NamedTuple):
 class Designs:
     """The strangers of every picture of a set.
 
-    greys: thumbnails (N, S, S). directions: features (N, D) of unit length. sketch: returns the sketch of a picture.
+    names: contents, sorted. greys: thumbnails (N, S, S). features: (N, D), which do not depend on the set, so that a
+    set that grew leaves most pictures their strangers. sketch: returns the sketch of a picture.
     """
 
     def __init__(
-        self, greys: NDArray[np.float32], directions: NDArray[np.float32], sketch: Callable[[int], Sketch]
+        self,
+        names: Sequence[str],
+        greys: NDArray[np.float32],
+        features: NDArray[np.float32],
+        sketch: Callable[[int], Sketch],
     ) -> None:
-        self.greys, self.directions, self.sketch = greys, directions, sketch
+        self.names, self.greys, self.sketch = names, greys, sketch
+        self.directions = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-6)
+        self.draws = np.array([1 + crc32(name.encode()) for name in names], np.float64)
+        self.choose = lru_cache(None)(self._choose)
+        self.thumb = lru_cache(OUTLINES)(self._create_thumb)
         self.outline = lru_cache(OUTLINES)(lambda index: create_outline(sketch(index)))
         self.strangers = lru_cache(KEPT)(self._find_strangers)
         self.is_repeated = lru_cache(None)(self._is_repeated)
 
-    def measure(self, i: int, j: int, fit: Fit, related: Callable[[int], bool]) -> float | None:
-        """Share of cells in which pictures i and j correlate beyond what strangers predict: the mean of both views.
+    def name(self, here: int, fit: Fit, related: Callable[[int], bool]) -> str:
+        """A name for all that `measure` depends on, beside the two pictures and the code."""
+        chosen = [f"{self.names[each]} {related(each)}" for each in self.choose(here)]
+        return hashlib.sha256("\n".join([*chosen, fit.tobytes().hex()]).encode()).hexdigest()[:16]
 
-        fit: places of j to places of i. related: whether a stranger is known to be a duplicate of i or j.
+    def measure(self, here: int, there: int, fit: Fit, related: Callable[[int], bool]) -> float | None:
+        """Share of cells of a picture in which another one correlates with it beyond what strangers predict.
+
+        fit: places of the other to places here. related: whether a stranger is known to be a duplicate of either.
         None where no design is shared.
         """
-        views = ((i, j, fit), (j, i, np.asarray(np.linalg.inv(fit), np.float64)))
-        found = [self._measure(here, there, laid, related) for here, there, laid in views if self.is_repeated(here)]
-        known = [share for share in found if share is not None]
-        return float(np.mean(known)) if known else None
-
-    def _measure(self, here: int, there: int, fit: Fit, related: Callable[[int], bool]) -> float | None:
+        if not self.is_repeated(here):
+            return None
         strangers = [each for each in self.strangers(here) if each.number != there and not related(each.number)]
         if len(strangers) < FEW:
             return None
@@ -110,33 +122,44 @@ class Designs:
         return measure_remaining(to_cells(blur(detail)), laid, [each.cells for each in strangers])
 
     def _choose(self, index: int) -> list[int]:
-        """At most MANY pictures, at geometric ranks of nearness in features: near ones share a design where it is
-        rare in the set, far ones are no duplicates."""
-        whole, crowd = len(self.directions), min(len(self.directions), CROWD)
+        """At most MANY pictures, drawn with a chance of one in their rank of nearness in features: near ones share a
+        design where it is rare in the set, far ones are no duplicates.
+
+        Every picture has one draw by its name, and those with the least product of rank and draw are taken: so a
+        newcomer to the set takes the place of one, or of none.
+        """
+        # In whole halvings, for a share that changed with every newcomer would change the choice of all.
+        halvings = max(max(len(self.directions) - 1, 0).bit_length() - CROWD.bit_length() + 1, 0)
+        crowd = len(self.directions) >> halvings
         order = np.argsort(-(self.directions[:crowd] @ self.directions[index]), kind="stable")
         order = order[order != index]
-        start = min(int(np.ceil(NEAR * crowd / whole)), crowd // 2)
-        if len(order) <= start:
-            return []
-        ranks = np.unique(np.geomspace(start + 1, len(order), MANY).round().astype(int)) - 1
-        return [int(other) for other in order[ranks]]
+        order = order[min(max(NEAR >> halvings, 1), crowd // 2) :]
+        ranks = np.arange(1, len(order) + 1)
+        return [int(other) for other in order[np.argsort(ranks * self.draws[order], kind="stable")[:MANY]]]
 
     def _is_repeated(self, index: int) -> bool:
         """Do thumbnails of strangers resemble the picture's? One in six suffices to look at them closely."""
-        chosen = self._choose(index)[::2]
+        chosen = self.choose(index)[: MANY // 2]
         if len(chosen) < FEW / 2:
             return False
         side = self.greys.shape[-1]
-        small = [_normalise(flatten(self.greys[each], THUMB_SHADE)) for each in (index, *chosen)]
-        spectra = [_transform(each, side) for each in small[1:]]
-        peaks = sorted((float(found.max()) for found in _correlate_turned(small[0], spectra, side)), reverse=True)
-        return peaks[max(len(peaks) // 6 - 1, 0)] >= ALIKE
+        spectra = [self.thumb(other)[1] for other in chosen]
+        found = _correlate_turned(self.thumb(index)[0], spectra, side)
+        peaks = np.sort(found.max(axis=(1, 2, 3)))[::-1]
+        return bool(peaks[max(len(peaks) // 6 - 1, 0)] >= ALIKE)
+
+    def _create_thumb(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.complex64]]:
+        """The thumbnail without light and shade, and its spectrum."""
+        small = _normalise(flatten(self.greys[index], THUMB_SHADE))
+        return small, _transform([small], small.shape[0])[0]
 
     def _find_strangers(self, index: int) -> list[Stranger]:
         """Of the LAID pictures that fit best those that share the design, without those that turn out duplicates."""
-        chosen, outline, sketch = self._choose(index), self.outline(index), self.sketch(index)
+        chosen, outline, sketch = self.choose(index), self.outline(index), self.sketch(index)
         places = find_places(outline, [self.outline(other) for other in chosen])
         best = sorted(zip(chosen, places, strict=True), key=lambda each: (-each[1].peak, each[0]))[:LAID]
+        if len(best) < FEW or best[FEW - 1][1].peak < ALIKE:
+            return []  # what thumbnails promised is not kept
         laid = []
         for other, place in best:
             detail = self.sketch(other).detail
@@ -168,7 +191,7 @@ def _drop_relatives(first: NDArray[np.float32], laid: list[Stranger]) -> list[St
 def create_outline(sketch: Sketch) -> Outline:
     """Once per picture."""
     small = _normalise(_shrink(sketch.detail, COARSE))
-    return Outline(small, _transform(small, COARSE), _shrink(sketch.detail, FINE))
+    return Outline(small, _transform([small], COARSE)[0], _shrink(sketch.detail, FINE))
 
 
 def find_places(first: Outline, others: Sequence[Outline]) -> list[Place]:
@@ -242,15 +265,18 @@ def _predict(strangers: Sequence[Cells], component: bool) -> list[NDArray[np.flo
 
 def _correlate_turned(
     first: NDArray[np.float32], spectra: Sequence[NDArray[np.complex64]], side: int
-) -> list[NDArray[np.float32]]:
-    """For each of the others, correlation with the first in eight turns at every shift (TURNS, y, x) up to half a
+) -> NDArray[np.float32]:
+    """Correlation of each of the others with the first in eight turns at every shift (K, TURNS, y, x) up to half a
     side; -1 beyond. Negative shifts count from the end."""
     from scipy.fft import irfft2
 
-    turned = np.stack([_transform(turn_picture(first, turn), side) for turn in range(TURNS)]).conj()
+    turned = _transform([turn_picture(first, turn) for turn in range(TURNS)], side).conj()
     steps = np.arange(_padded(side))
-    reach = np.minimum(steps, len(steps) - steps) <= side // 2
-    return [np.where(reach[:, None] & reach, irfft2(turned * spectrum), -1) for spectrum in spectra]
+    beyond = np.minimum(steps, len(steps) - steps) > side // 2
+    found = np.asarray(irfft2(turned * np.stack(spectra)[:, None], overwrite_x=True), np.float32)
+    found[:, :, beyond] = -1
+    found[:, :, :, beyond] = -1
+    return found
 
 
 def _padded(side: int) -> int:
@@ -258,10 +284,14 @@ def _padded(side: int) -> int:
     return 2 * (side - side // 4)
 
 
-def _transform(small: NDArray[np.float32], side: int) -> NDArray[np.complex64]:
+def _transform(pictures: Sequence[NDArray[np.float32]], side: int) -> NDArray[np.complex64]:
+    """Spectra of pictures (h, w), zero padded to one size."""
     from scipy.fft import rfft2
 
-    return np.asarray(rfft2(small, s=(_padded(side), _padded(side))), dtype=np.complex64)
+    padded = np.zeros((len(pictures), _padded(side), _padded(side)), np.float32)
+    for row, picture in zip(padded, pictures, strict=True):
+        row[: picture.shape[0], : picture.shape[1]] = picture
+    return np.asarray(rfft2(padded), dtype=np.complex64)
 
 
 def _normalise(small: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,7 +9,8 @@ is measured first, and a pair has to stand out from it. A design that is repeate
 cannot predict from other pictures of that design.
 
 The result is a function of the pictures and `bits` alone: a search of a set that grew, or one that was killed and
-started again, finds what a search from the start finds. Looks that are known from earlier are not repeated.
+started again, finds what a search from the start finds. Looks and answers that are known from earlier are not
+repeated.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from components.data.designs import Designs
 from components.data.look_alikes import CHUNK, POINTS, LookAlike, find_alike_parts, find_look_alikes
-from components.data.matching import MIN_AGREEMENT, Match, Sketch, create_sketch, match_sketches, match_turned
+from components.data.matching import MIN_AGREEMENT, Fit, Match, Sketch, match_sketches, match_turned
 
 Result = TypeVar("Result")
 Pair = tuple[str, str]  # contents, the smaller first
@@ -37,7 +38,7 @@ ARBITRARY = 96  # pairs that tell what any two pictures share
 MIN_REMAINING = 0.8  # of cells that two parts must agree in beyond their design; of 162 pairs of solar cells none did
 CERTAIN = 0.95  # remaining agreement from which parts of one design are one part, not just cut from one piece
 KEEP_EVERY = 10_000  # looks
-SKETCHES = 10_000  # kept in memory: 80 KB each
+SKETCHES = 7_000  # kept in memory: 0.12 MB each
 
 
 class Look(NamedTuple):
@@ -48,13 +49,23 @@ class Look(NamedTuple):
     turn: int
 
 
+class Question(NamedTuple):
+    """What remains of the agreement of a picture with another one without the design that they share: their contents,
+    and a name for what predicts the design."""
+
+    here: str
+    there: str
+    strangers: str
+
+
 Looks = Mapping[Look, Match]
+Answers = Mapping[Question, float | None]  # None where no design is shared
 
 
 @dataclass(frozen=True)
 class Found:
-    """Every look, and the pairs of near duplicates with what remains of their agreement without the design that they
-    share (None where none is shared).
+    """Every look, every answer, and the pairs of near duplicates with what remains of their agreement without the
+    design that they share (None where none is shared).
 
     among: names the pictures and bits of a search that came to its end; None for one that did not.
     """
@@ -62,6 +73,7 @@ class Found:
     looks: Looks = field(default_factory=dict)
     near: Mapping[Pair, float | None] = field(default_factory=dict)
     among: str | None = None
+    answers: Answers = field(default_factory=dict)
 
 
 NOTHING = Found()
@@ -98,30 +110,29 @@ def find_near_duplicates(
     if known.among == among:
         return known
     directions = standardise(pictures.features)
-    search = _Search(pictures, directions, known.looks, keep)
+    search = _Search(pictures, known, keep)
     search.measure_shared()
     search.look(find_look_alikes(pictures.greys, bits))
     search.look_around(directions)
     search.look(find_alike_parts(pictures.greys, sorted(search.repeated), RANKS))
-    return Found(search.looks, search.near, among)
+    return Found(search.looks, search.near, among, search.answers)
 
 
 class _Search:
     """What was looked at so far, and which pictures are joined by it."""
 
-    def __init__(
-        self, pictures: Pictures, directions: NDArray[np.float32], known: Looks, keep: Callable[[Found], None]
-    ) -> None:
+    def __init__(self, pictures: Pictures, known: Found, keep: Callable[[Found], None]) -> None:
         self.names, self.known, self.keep = pictures.contents, known, keep
         self.looks: dict[Look, Match] = {}
+        self.answers: dict[Question, float | None] = {}
         self.near: dict[Pair, float | None] = {}
         self.refused: set[Pair] = set()
         self.needed: float = np.inf  # nothing is joined before it is known what any two pictures share
         self.parent = list(range(len(pictures.contents)))
         self.related: set[int] = set()
         self.repeated: set[int] = set()  # pictures whose design others share
-        self.sketch: Callable[[int], Sketch] = lru_cache(SKETCHES)(lambda index: create_sketch(pictures.read(index)))
-        self.designs = Designs(pictures.greys, directions, self.sketch)
+        self.sketch: Callable[[int], Sketch] = lru_cache(SKETCHES)(lambda index: Sketch(pictures.read(index)))
+        self.designs = Designs(pictures.contents, pictures.greys, pictures.features, self.sketch)
 
     def measure_shared(self) -> None:
         """What do arbitrary pictures share? Half of the rest is asked for on top."""
@@ -164,13 +175,13 @@ class _Search:
     def _match(self, looks: Sequence[LookAlike]) -> list[Match]:
         """The match of each, from memory where it is known."""
         keys = [self._name(each) for each in looks]
-        self.looks |= {key: self.known[key] for key in keys if key in self.known}
+        self.looks |= {key: self.known.looks[key] for key in keys if key in self.known.looks}
         new = [each for each, key in zip(looks, keys, strict=True) if key not in self.looks]
         new = keep_close(new, len(self.names))
         for start in range(0, len(new), KEEP_EVERY):
             part = new[start : start + KEEP_EVERY]
             self.looks |= zip(map(self._name, part), _run(self._compare, part), strict=True)
-            self.keep(Found({**self.known, **self.looks}))
+            self.keep(Found({**self.known.looks, **self.looks}, answers={**self.known.answers, **self.answers}))
         return [self.looks[key] for key in keys]
 
     def _name(self, each: LookAlike) -> Look:
@@ -190,12 +201,14 @@ class _Search:
         agreed = keep_close(agreed, len(self.names))
         roots = [self.root(index) for index in range(len(self.names))]
 
-        def measure(each: LookAlike) -> float | None:
-            relatives = {roots[each.i], roots[each.j]}
+        def ask(each: LookAlike) -> dict[Question, float | None]:
             fit = np.array(best[each].fit).reshape(3, 3)
-            return self.designs.measure(each.i, each.j, fit, lambda other: roots[other] in relatives)
+            return self._ask(each.i, each.j, fit, roots) | self._ask(each.j, each.i, np.linalg.inv(fit), roots)
 
-        for each, remaining in zip(agreed, _run(measure, agreed), strict=True):
+        for each, answers in zip(agreed, _run(ask, agreed), strict=True):
+            self.answers |= answers
+            shares = [share for share in answers.values() if share is not None]
+            remaining = float(np.mean(shares)) if shares else None
             pair = self.names[each.i], self.names[each.j]
             if remaining is not None:
                 self.repeated |= {each.i, each.j}
@@ -205,6 +218,17 @@ class _Search:
             self.near[pair] = remaining
             self.related |= {each.i, each.j}
             self.parent[self.root(each.i)] = self.root(each.j)
+
+    def _ask(self, here: int, there: int, fit: Fit, roots: Sequence[int]) -> dict[Question, float | None]:
+        """What remains without the design that they may share, from memory where it is known."""
+
+        def is_related(other: int) -> bool:
+            return roots[other] in (roots[here], roots[there])
+
+        question = Question(self.names[here], self.names[there], self.designs.name(here, fit, is_related))
+        if question in self.known.answers:
+            return {question: self.known.answers[question]}
+        return {question: self.designs.measure(here, there, fit, is_related)}
 
 
 def _run(work: Callable[[LookAlike], Result], items: Sequence[LookAlike]) -> list[Result]:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from components.data.duplicates import Found, Look, Pair, is_certain
+from components.data.duplicates import Found, Look, Pair, Question, is_certain
 from components.data.images import Box
 from components.data.manifest import load_cache, load_frame, save_frame
 from components.data.matching import METHOD, Match
@@ -18,12 +18,13 @@ FEATURES = {"key": pl.String, "feature": pl.Binary, "grey": pl.Binary, "backbone
 MATCHES: dict[str, pl.DataType | type[pl.DataType]] = {
     "first": pl.String,
     "second": pl.String,
-    "turn": pl.Int64,  # of the second picture, POINTS where matched points turned it
+    "turn": pl.Int64,  # of the second picture, POINTS where matched points turned it; null in an answer
     "inliers": pl.Int64,
     "agreement": pl.Float64,
     "fit": pl.List(pl.Float64),
     "near": pl.Boolean,
-    "remaining": pl.Float64,  # of near duplicates that share a design: their agreement without it
+    "remaining": pl.Float64,  # of near duplicates and answers where a design is shared: the agreement without it
+    "strangers": pl.String,  # of an answer: what predicted the design; null in a look
     "method": pl.Int64,
     "among": pl.String,  # the search that came to its end
 }
@@ -55,10 +56,13 @@ def load_known(file: Path) -> Found:
     """What is known by the present method; nothing where there is no such file yet, or it is damaged, or of an earlier
     release."""
     frame = load_cache(file, MATCHES).filter(pl.col("method") == METHOD)
-    rows = frame.select("first", "second", "turn", "inliers", "agreement", "fit").iter_rows()
+    is_look = pl.col("strangers").is_null()
+    rows = frame.filter(is_look).select("first", "second", "turn", "inliers", "agreement", "fit").iter_rows()
+    answered = frame.filter(~is_look).select("first", "second", "strangers", "remaining").iter_rows()
+    answers = {Question(*row[:3]): row[3] for row in answered}
     looks = {Look(*row[:3]): Match(row[3], row[4], tuple(row[5]) if row[5] else None) for row in rows}
     among = frame["among"].unique().to_list()
-    return Found(looks, _near_of(frame), among[0] if len(among) == 1 else None)
+    return Found(looks, _near_of(frame), among[0] if len(among) == 1 else None, answers)
 
 
 def load_near_duplicates(file: Path) -> list[Pair]:
@@ -77,11 +81,15 @@ def _near_of(frame: pl.DataFrame) -> dict[Pair, float | None]:
 
 
 def save_matches(found: Found, file: Path) -> None:
-    rows = [
-        (*look, match.inliers, match.agreement, match.fit, pair in found.near, found.near.get(pair))
+    looks = [
+        (*look, match.inliers, match.agreement, match.fit, pair in found.near, found.near.get(pair), None)
         for look, match in sorted(found.looks.items())
         for pair in [(look.first, look.second)]
     ]
+    answers = [
+        (here, there, None, None, None, None, False, remaining, strangers)
+        for (here, there, strangers), remaining in sorted(found.answers.items(), key=lambda item: item[0])
+    ]
     columns = {name: kind for name, kind in MATCHES.items() if name not in ("method", "among")}
-    frame = pl.DataFrame(rows, schema=columns, orient="row")
+    frame = pl.DataFrame([*looks, *answers], schema=columns, orient="row")
     save_frame(frame.with_columns(method=pl.lit(METHOD), among=pl.lit(found.among)).cast(pl.Schema(MATCHES)), file)

@@ -41,13 +41,27 @@ Fit = NDArray[np.float64]  # (3, 3): places (x, y, 1) of the second picture -> p
 MIRRORED = np.arange(128).reshape(4, 4, 8)[::-1][:, :, -np.arange(8) % 8].ravel()
 
 
-@dataclass(frozen=True)
-class Sketch:
-    """What is kept of a picture to compare it: its detail (h, w) in 1/32 of the local contrast, points, descriptors."""
+class Points(NamedTuple):
+    """Places (N, 2) as x, y, and SIFT descriptors (N, 128)."""
 
-    detail: NDArray[np.int8]
-    points: NDArray[np.float32]
+    places: NDArray[np.float32]
     descriptors: NDArray[np.uint8]
+
+
+class Sketch:
+    """What is kept of a picture to compare it: its detail (h, w) in 1/32 of the local contrast, and its points."""
+
+    def __init__(self, grey: NDArray[np.uint8]) -> None:
+        self.grey = grey
+        self.detail = np.clip(np.rint(flatten(grey) * 32), -127, 127).astype(np.int8)
+        self._points: Points | None = None
+
+    @property
+    def points(self) -> Points:
+        """Found at the first demand: they cost four times as much as the rest, and strangers need none."""
+        if self._points is None:  # two threads at once find the same
+            self._points = find_points(self.grey)
+        return self._points
 
 
 @dataclass(frozen=True)
@@ -70,8 +84,8 @@ def read_grey(path: Path, side: int = SIDE, max_megapixels: float = MAX_MEGAPIXE
         return np.asarray(picture.shrink((width, height), "L"))
 
 
-def create_sketch(grey: NDArray[np.uint8]) -> Sketch:
-    """Detail and points of a grey picture."""
+def find_points(grey: NDArray[np.uint8]) -> Points:
+    """The POINTS strongest of a grey picture (h, w)."""
     import cv2
 
     detail = flatten(grey)
@@ -80,17 +94,17 @@ def create_sketch(grey: NDArray[np.uint8]) -> Sketch:
     if descriptors is None:
         found, descriptors = (), np.zeros((0, 128), np.float32)
     points = np.array([point.pt for point in found], dtype=np.float32).reshape(-1, 2)
-    return Sketch(np.clip(np.rint(detail * 32), -127, 127).astype(np.int8), points, descriptors.astype(np.uint8))
+    return Points(points, descriptors.astype(np.uint8))
 
 
 def match_sketches(first: Sketch, second: Sketch) -> Match:
     """Wherever the second picture lies in the first: turned, moved, smaller, larger or mirrored."""
     import cv2
 
-    if min(len(first.points), len(second.points)) < MIN_INLIERS:
+    if min(len(first.points.places), len(second.points.places)) < MIN_INLIERS:
         return Match()
     best: tuple[int, Any, NDArray[np.float32], NDArray[np.float32], bool] | None = None
-    units = _unit(first.descriptors), _unit(second.descriptors)
+    units = _unit(first.points.descriptors), _unit(second.points.descriptors)
     for mirrored in (False, True):
         here, there = _match_points(first, second, units, mirrored)
         if len(here) < MIN_INLIERS:
@@ -173,10 +187,10 @@ def _match_points(
     clear = np.flatnonzero((1 - top) < RATIO**2 * (1 - alike.max(axis=1)))
     alike[rows, nearest] = top
     chosen = clear[alike[:, nearest[clear]].argmax(axis=0) == clear]  # few are clear: fewer columns to look through
-    points = second.points[nearest[chosen]]
+    points = second.points.places[nearest[chosen]]
     if mirrored:
         points = np.array([second.detail.shape[1] - 1, 0], np.float32) + points * np.array([-1, 1], np.float32)
-    return first.points[chosen], points
+    return first.points.places[chosen], points
 
 
 def _unit(descriptors: NDArray[np.uint8]) -> NDArray[np.float32]:

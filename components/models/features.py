@@ -99,7 +99,8 @@ def update_matches(rows: pl.DataFrame, features: pl.DataFrame, raw: Path, domain
     )
     known, bits = load_known(file), domain.validation.near_duplicate_bits
     if domain.groups.near_duplicates == "off":
-        save_matches(Found(known.looks), file)  # what is known is kept for the day it is wanted again
+        # What is known is kept for the day it is wanted again.
+        save_matches(Found(known.looks, answers=known.answers), file)
         return
     with pixel_limit(limit):  # once for all, and not per picture
         found = find_near_duplicates(looked, bits, known, keep=lambda so_far: save_matches(so_far, file))
