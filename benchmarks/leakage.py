@@ -8,8 +8,8 @@ falls from about 89 % to under 60 % balanced accuracy on magnetic_tile when the 
 augmented copies (bccd, dsb2018_stained) are hardly joined; copies planted into dsb2018_stained are found whatever was
 done to them. Where one design is repeated, different parts stay apart: of solar_mono (60 pictures of solar cells from
 ELPV, in two folders) at most two pairs are joined, and copies planted among them are found; of deeppcb every template
-is joined with its photograph, and no two boards are. One per cent of new images is to cost a few per cent (README.md says where it does not). Seconds are of a
-processor, in one thread.
+is joined with its photograph, and no two boards are. One per cent of new images is to cost a few
+per cent, which README.md says where it does not. Seconds are of a processor, in one thread.
 """
 
 import argparse
