@@ -11,6 +11,8 @@ from components.files import write_whole
 
 log = logging.getLogger("tessera")
 
+#: In every warning of a damaged cache, for those who pass on what a child process logged.
+DAMAGED = "is damaged and is made again"
 #: Stands in a file for the checksum of all its bytes, this text among them.
 SEAL = "tessera-sha256-" + 64 * "0"
 
@@ -59,4 +61,4 @@ def load_known(path: Path) -> Any:
 
 def warn_of_damage(path: Path, why: str = "") -> None:
     """Log that a cache file is not used, and that what it held is made again."""
-    log.warning("%s is damaged and is made again (%s)", path, why or "its bytes contradict its checksum")
+    log.warning("%s %s (%s)", path, DAMAGED, why or "its bytes contradict its checksum")

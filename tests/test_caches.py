@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from conftest import DOMAIN, run_tessera
 from samples import make_domain, write_folders
 
 from components.data import digests as digests_module
@@ -20,8 +21,8 @@ from components.data.stages import run_manifest
 from components.data.validation import check_rows
 from components.errors import DataError
 from components.models.features import run_features
+from components.sealed import DAMAGED, save_known
 from components.sealed import load_known as load_fact
-from components.sealed import save_known
 from components.workspace import Workspace
 
 SCHEMA = {"key": pl.String, "value": pl.Int64}
@@ -130,3 +131,18 @@ def test_data_stages_make_of_damaged_caches_what_a_fresh_run_makes(
     caplog.clear()
     assert run() == fresh
     assert caplog.text.count("is made again") == len(caches)
+
+
+def test_a_person_hears_of_a_damaged_cache(workspace: Path) -> None:
+    """The stages run in processes of their own, below DVC; what they find reaches the terminal all the same."""
+    first = run_tessera(workspace, "check", DOMAIN)
+    assert first.code == 0, first.stderr
+    assert DAMAGED not in first.stderr
+    file = Workspace(workspace).derived(DOMAIN) / "matches.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    again = run_tessera(workspace, "check", DOMAIN)
+    assert again.code == 0, again.stderr
+    assert f"matches.parquet {DAMAGED}" in again.stderr
+    assert again.outcome["near_duplicate_pairs"] == first.outcome["near_duplicate_pairs"]

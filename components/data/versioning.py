@@ -29,6 +29,7 @@ from components.data.tree import resolve_inside
 from components.domain import NAME_PATTERN, Strict, read_yaml
 from components.errors import DataError, DomainError, RemoteError, TesseraError, VersioningError, WorkspaceError
 from components.files import settle_folder, whole_folder, write_whole
+from components.sealed import DAMAGED
 from components.workspace import DISK_TROUBLE, REPOSITORY, Workspace, describe_disk_trouble
 
 #: A DVC process that is none of ours may hold DVC's own lock; each try waits three seconds for it.
@@ -476,6 +477,9 @@ def _follow_dvc(workspace: Workspace, *arguments: str, extra_env: Mapping[str, s
                 _tell_wait("DVC is busy with another DVC process in this workspace")
     if done.returncode != 0:
         raise _explain(workspace, arguments, done)
+    for line in done.stderr.splitlines():
+        if DAMAGED in line:  # what a stage found; the rest is DVC's small talk
+            sys.stderr.write(f"tessera: {line.strip()}\n")
 
 
 def _run_python(
