@@ -305,6 +305,8 @@ def show_import(outcome: Mapping[str, Any]) -> None:
         f"{outcome['domain']}: {change}, {outcome['files']:,} files, version {outcome['data_version'][:12]}",
         soft_wrap=True,
     )
+    if outcome["kept"]:
+        OUT.print("In what was brought now:")
     show_understood(outcome)
     OUT.print(f"Next     tessera check {outcome['domain']}")
     for line in outcome["warnings"]:
@@ -574,7 +576,8 @@ def _describe_domain(row: Mapping[str, Any]) -> tuple[str, ...]:
     champion = row["champion_version"]
     stale = champion is not None and row["champion_data"] != row["data_version"]
     name = (row["data_name"] or row["data_version"][:8]).removeprefix(f"{row['domain']}@")
-    who = "none yet" if champion is None else f"version {champion}" + (" [yellow]old data[/]" if stale else "")
+    moved = "[red]moved by hand[/]" if row["champion_trouble"] else ""
+    who = moved or "none yet" if champion is None else f"version {champion}" + (" [yellow]old data[/]" if stale else "")
     back = f"\n[yellow]rolled back from {row['rolled_back_from']}[/]" if row["rolled_back_from"] else ""
     verdict = f"[{COLOUR[row['verdict']]}]{row['verdict']}[/]\n" if row["verdict"] else ""
     return (
