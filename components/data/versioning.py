@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ from components.workspace import DISK_TROUBLE, REPOSITORY, Workspace, describe_d
 
 #: A DVC process that is none of ours may hold DVC's own lock; each try waits three seconds for it.
 LOCK_TRIES = 100
+#: What DVC says then, of the repository and of one file (the last command of a killed process may go on for a while).
+BUSY = ("Unable to acquire lock", "is being blocked by")
+BUSY_SECONDS = 0.5
 
 #: Seconds that a command waits for another one which works on the same domain.
 PATIENCE = 60.0
@@ -471,10 +475,11 @@ def _follow_dvc(workspace: Workspace, *arguments: str, extra_env: Mapping[str, s
     with turn(workspace, f"dvc {arguments[0]}"):
         for attempt in range(LOCK_TRIES):
             done = yield from _follow_python(workspace, ["-m", "dvc", *arguments], extra_env or {})
-            if done.returncode == 0 or "Unable to acquire lock" not in done.stderr:
+            if done.returncode == 0 or not any(words in done.stderr for words in BUSY):
                 break
             if attempt == 0:
                 _tell_wait("DVC is busy with another DVC process in this workspace")
+            time.sleep(BUSY_SECONDS)
     if done.returncode != 0:
         raise _explain(workspace, arguments, done)
     for line in done.stderr.splitlines():
