@@ -109,11 +109,7 @@ def import_(
     domain: Annotated[str, typer.Option("--domain", help="Name of the domain; a new one gets a domain.yaml.")],
     layout: Annotated[
         str | None,
-        typer.Option(
-            "--layout",
-            metavar="KIND",
-            help="How labels are kept: a kind, or '{kind: csv, image: file}'; guessed when left out.",
-        ),
+        typer.Option("--layout", metavar="KIND", help="A kind, or '{kind: csv, image: file}'; guessed when left out."),
     ] = None,
     group: Annotated[
         str | None, typer.Option("--group", help="The column that names the group (lot, patient, part).")

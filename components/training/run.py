@@ -17,9 +17,9 @@ from components.data.pixels import Pixels, load_pixels
 from components.data.transforms import Augmentation, require_fit
 from components.errors import DataError, Diverged
 from components.models.adapter import AdapterMeta, InputMeta, load_adapter, load_meta, save_adapter
-from components.models.backbones import load_backbone
+from components.models.backbones import Backbone, load_backbone
 from components.models.network import Network, create_network
-from components.models.tuners import create_tuners
+from components.models.tuners import Tuner, create_tuners
 from components.training.checkpoint import remove_checkpoint
 from components.training.evaluate import (
     Engine,
@@ -106,6 +106,21 @@ def _train(
         return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
     metrics, calibration = _write_predictions(job, manifest, pixels, network, engine)
     metrics |= {key: value for key, value in progress.history[-1].items() if key == "strength"}
+    folder = _save_adapter(job, manifest, network, backbone, tuner, metrics, calibration)
+    facts = {"best_epoch": float(progress.best_epoch)}
+    return _result(job, manifest, engine, metrics | facts, tuple(progress.history), progress.seconds, folder)
+
+
+def _save_adapter(
+    job: Job,
+    manifest: pl.DataFrame,
+    network: Network,
+    backbone: Backbone,
+    tuner: Tuner,
+    metrics: dict[str, float],
+    calibration: Calibration,
+) -> Path:
+    """Write the adapter with all that it must say of itself; returns its folder."""
     meta = AdapterMeta.describe(
         network,
         backbone,
@@ -121,10 +136,7 @@ def _train(
         inputs=_describe_input(job, manifest),
     )
     save_adapter(job.folder / "adapter", network, meta)
-    facts = {"best_epoch": float(progress.best_epoch)}
-    return _result(
-        job, manifest, engine, metrics | facts, tuple(progress.history), progress.seconds, job.folder / "adapter"
-    )
+    return job.folder / "adapter"
 
 
 def _describe_input(job: Job, manifest: pl.DataFrame) -> InputMeta:
