@@ -2,6 +2,7 @@
 
 identity = identify()           "4711@box:8f0c...:123456": pid, machine, boot, and when it started
 lives(identity)                 the same process, not another one under its number
+answers(pid)                    some process under that number, where nothing more was written down
 find_orphans(root, marks)       processes of a workspace whose starter is gone
 """
 
@@ -40,14 +41,15 @@ def _read_start(pid: int) -> str:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
-        return "there" if not Path("/proc/self").exists() and _answers(pid) else "gone"
+        return "there" if not Path("/proc/self").exists() and answers(pid) else "gone"
     return "gone" if fields[0] in "ZX" else f"{boot}:{fields[19]}"  # a zombie has ended
 
 
-def _answers(pid: int) -> bool:
+def answers(pid: int) -> bool:
+    """Whether there is a process under that number, anybody's; False for a number that no process can have."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

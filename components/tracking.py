@@ -47,6 +47,7 @@ from components.notes import (
     tag_experiment,
 )
 from components.pictures import draw_confusion, draw_curves, draw_samples
+from components.processes import answers
 from components.training.job import HEAT_FILE, JOB_FILE, PROBABILITY, Result, Rung, load_predictions, write_result
 from components.workspace import Workspace
 
@@ -706,22 +707,12 @@ def _end_dead_runs(client: Any, experiment: str) -> None:
 def _has_died(run: Any) -> bool:
     """Whether the process of this machine that wrote the run is gone."""
     host, _, pid = run.data.tags.get(f"{TAG}process", "").rpartition(":")
-    return host == socket.gethostname() and pid.isdecimal() and not _is_alive(int(pid))
+    return host == socket.gethostname() and pid.isdecimal() and not answers(int(pid))
 
 
 def _name_process() -> str:
     """Who writes a run, and can be asked whether it still lives."""
     return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _create_tags(**tags: str) -> dict[str, str]:
