@@ -664,8 +664,9 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
 def _run_flow(name: str, place: Any, domain: str, as_json: bool, **parameters: Any) -> dict[str, Any]:
     """A flow on a version; a typo in the domain or its number is reported before a server starts."""
     with _live(as_json):
+        from components.promotion.registry import require_challenger
         from flows.embedded import EmbeddedPrefect, require_named_server
-        from flows.history import open_registry, require_challenger
+        from flows.history import open_registry
         from flows.plan import load_checked_domain
         from flows.train_candidate import prepare
 

@@ -178,18 +178,3 @@ def describe_history(name: str) -> dict[str, Any]:
         "records": records,
         "ledger_problems": list(ledger.verify_records(name)),
     }
-
-
-def require_challenger(name: str, number: int | None) -> registry.Version:
-    """The version of that number, or the challenger where there is none. Raises PromotionError."""
-    if number is not None:
-        return registry.require_version(name, number)
-    challenger = registry.load_version(name, registry.CHALLENGER)
-    if challenger is None:
-        raise PromotionError(
-            f"promotion in {name}",
-            expected="a registered challenger",
-            found="none",
-            mend=f"Train one with `tessera retrain {name}`.",
-        )
-    return challenger

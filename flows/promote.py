@@ -14,7 +14,7 @@ from components.promotion.registry import Version
 from components.workspace import Workspace
 from flows import pages
 from flows.dispatch import find_pool
-from flows.history import describe_history, open_registry, require_challenger
+from flows.history import describe_history, open_registry
 from flows.judge import Approval, describe_champion, score_folder
 from flows.plan import Plan, load_checked_domain
 from flows.progress import report
@@ -83,7 +83,7 @@ def find_versions(
     if approval is not None:
         _require_approval(name, number, approval, asked=domain.gates.approval)
     open_registry(workspace, name)
-    return require_challenger(name, number), registry.load_version(name, registry.CHAMPION)
+    return registry.require_challenger(name, number), registry.load_version(name, registry.CHAMPION)
 
 
 def _require_approval(name: str, number: int | None, approval: Approval, asked: bool) -> None:

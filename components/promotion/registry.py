@@ -342,6 +342,21 @@ def require_champion(domain: str) -> Version:
     return champion
 
 
+def require_challenger(domain: str, number: int | None) -> Version:
+    """The version of that number, or the challenger where there is none. Raises PromotionError."""
+    if number is not None:
+        return require_version(domain, number)
+    challenger = load_version(domain, CHALLENGER)
+    if challenger is None:
+        raise PromotionError(
+            f"promotion in {domain}",
+            expected="a registered challenger",
+            found="none",
+            mend=f"Train one with `tessera retrain {domain}`.",
+        )
+    return challenger
+
+
 def find_trouble(domain: str) -> PromotionError | None:
     """Why the alias `champion` is not where the ledger's last record left it, and the command that restores it.
 
