@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from components.data.duplicates import join_groups
-from components.data.images import THUMBNAIL
-from components.data.look_alikes import find_look_alikes
-from components.domain import Validation
+from components.data.checks.duplicates import join_groups
+from components.data.checks.look_alikes import find_look_alikes
+from components.data.checks.pictures import THUMBNAIL
+from components.domain.settings import Validation
 from components.models.backbones import Backbone, hash_tensors, load_backbone
 from components.models.pretrain.evaluate import Bench, extract_features, score_features, score_patches
 

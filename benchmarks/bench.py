@@ -15,15 +15,17 @@ import torch
 from numpy.typing import NDArray
 from step_time import describe
 
-from components.data import importing, versioning
-from components.data.loading import Samples
+from components.data.batches.loading import Samples
+from components.data.batches.pixels import Pixels, load_pixels
+from components.data.batches.transforms import Augmentation
 from components.data.manifest import load_manifest
-from components.data.pixels import Pixels, load_pixels
-from components.data.transforms import Augmentation
-from components.domain import Domain, load_domain
+from components.data.store import importing, versioning
+from components.domain.domain import Domain
+from components.domain.reading import load_domain
 from components.files import write_whole
+from components.models.engine import Engine
 from components.promotion.statistics import Interval, balanced_accuracy, bootstrap_difference, bootstrap_score
-from components.training.evaluate import Engine, hash_split
+from components.training.evaluate import hash_split
 from components.workspace import Workspace
 
 Options = Mapping[str, Any]  # of a tuner, as domain.yaml has them

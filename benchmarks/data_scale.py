@@ -30,9 +30,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from components.data import importing, versioning
-from components.data.images import inspect_images
-from components.domain import Domain, Validation
+from components.data.checks.pictures import inspect_images
+from components.data.store import importing, versioning
+from components.domain.domain import Domain
+from components.domain.settings import Validation
 from components.workspace import QUIET, REPOSITORY, Workspace
 
 NAME, CLASSES = "scale", 5

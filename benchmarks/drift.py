@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from components.data.drift import find_unlike
-from components.data.features import content_of, decode_features
-from components.data.layouts import read_rows
-from components.data.synthetic import create_surface_defects
-from components.domain import Domain, load_domain
+from components.data.annotations.layouts import read_rows
+from components.data.checks.features import content_of, decode_features
+from components.domain.domain import Domain
+from components.domain.reading import load_domain
 from components.models.features import update_features
+from components.monitoring.drift import find_unlike
+from components.synthetic.surfaces import create_surface_defects
 from components.workspace import REPOSITORY
 
 SETS = ("surface_defects", "magnetic_tile", "lc25000_lung")

@@ -26,13 +26,13 @@ from typing import Any
 import httpx
 import yaml
 
-from components.data import versioning
-from components.data.synthetic import create_surface_defects
+from components.data.store import versioning
 from components.processes import identify
+from components.synthetic.surfaces import create_surface_defects
 from components.workspace import Workspace
-from flows.address import Services, load_login, use_services
-from flows.schedules import POOL
-from flows.services import Service, create_services
+from flows.server.address import Services, load_login, use_services
+from flows.server.schedules import POOL
+from flows.server.services import Service, create_services
 
 ENDED = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 POLL_SECONDS = 2.0  # between two questions, which cost the server's time, too
@@ -92,7 +92,7 @@ def measure(place: Workspace, names: list[str], workers: int, stack: ExitStack) 
     for service in servers:
         wait(service)
     use_services(found, os.environ)
-    subprocess.run([sys.executable, "-m", "flows.cli", "deploy", "--workspace", str(place.root)], check=True)
+    subprocess.run([sys.executable, "-m", "flows.commands.cli", "deploy", "--workspace", str(place.root)], check=True)
     for number in range(workers):  # each does one retrain at a time
         command = [*worker.command]
         command[command.index("--name") + 1], command[command.index("--limit") + 1] = f"worker {number}", "1"

@@ -23,15 +23,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from components.data.duplicates import Pair
-from components.data.features import content_of, load_features, load_near_duplicates, sample_key
-from components.data.labels import find_suspects
-from components.data.layouts import read_rows
-from components.data.synthetic import create_surface_defects
-from components.data.validation import check_rows
-from components.domain import load_domain
+from components.data.annotations.layouts import read_rows
+from components.data.checks.duplicates import Pair
+from components.data.checks.features import content_of, load_features, load_near_duplicates, sample_key
+from components.data.checks.labels import find_suspects
+from components.data.checks.validation import check_rows
+from components.domain.reading import load_domain
 from components.models.backbones import Backbone, load_backbone
 from components.models.features import SIDE, update_features, update_matches
+from components.synthetic.surfaces import create_surface_defects
 from components.workspace import REPOSITORY
 
 SETS = ("surface_defects", "magnetic_tile", "lc25000_lung", "bccd")

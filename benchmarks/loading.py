@@ -29,16 +29,17 @@ from step_time import describe
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader
 
-from components.data.layouts import read_rows
-from components.data.loading import Samples, StepOrder, create_loader
-from components.data.pixels import Pixels, load_pixels
-from components.data.synthetic import create_surface_defects
-from components.data.transforms import Augmentation
-from components.domain import PRESETS, load_domain
+from components.data.annotations.layouts import read_rows
+from components.data.batches.loading import Samples, StepOrder, create_loader
+from components.data.batches.pixels import Pixels, load_pixels
+from components.data.batches.transforms import Augmentation
+from components.domain.domain import PRESETS
+from components.domain.reading import load_domain
 from components.models.backbones import load_backbone
+from components.models.engine import create_engine
 from components.models.network import create_network
 from components.models.tuners import create_tuners
-from components.training.evaluate import create_engine
+from components.synthetic.surfaces import create_surface_defects
 from components.workspace import REPOSITORY
 
 BATCH = 32

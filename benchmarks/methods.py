@@ -59,16 +59,18 @@ from bench import (
 )
 from methods_report import choose_defaults, describe_options, draw_results, rank, render_defaults, render_table
 
-from components.data import versioning
-from components.data.loading import Samples
-from components.domain import Training
+from components.data.batches.loading import Samples
+from components.data.store import versioning
+from components.domain.settings import Training
 from components.errors import Diverged, DomainError
 from components.files import write_whole
-from components.models.adapter import WEIGHTS_FILE, AdapterMeta, save_adapter
+from components.models.adapter import WEIGHTS_FILE, AdapterMeta
 from components.models.backbones import Backbone, load_backbone
+from components.models.engine import create_engine
 from components.models.network import Network, create_network
 from components.models.tuners import TUNERS, Tuner, create_tuners
-from components.training.evaluate import create_engine, predict_probabilities
+from components.models.weights import save_adapter
+from components.training.evaluate import predict_probabilities
 from components.training.fit import Recipe, fit
 from components.workspace import REPOSITORY
 

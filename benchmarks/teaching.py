@@ -41,15 +41,16 @@ from bench import (
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 
-from components.data import versioning
-from components.data.loading import Samples, StepOrder
-from components.domain import Training
+from components.data.batches.loading import Samples, StepOrder
+from components.data.store import versioning
+from components.domain.settings import Training
 from components.files import write_whole
 from components.models.backbones import Backbone, load_backbone
+from components.models.engine import create_engine
 from components.models.network import create_network
 from components.models.tuners import create_tuners
 from components.training.checkpoint import Tensors
-from components.training.evaluate import create_engine, predict_probabilities
+from components.training.evaluate import predict_probabilities
 from components.training.fit import Loop, Recipe
 from components.workspace import REPOSITORY
 

@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all, and files for their owner alone."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -132,3 +133,12 @@ def _aside(target: Path) -> Path:
 
 def _is_alive(number: str) -> bool:
     return number.isdecimal() and answers(int(number))
+
+
+def hash_file(path: Path) -> str | None:
+    """sha256 of a file's bytes; None where there is no file to read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

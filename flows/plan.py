@@ -9,19 +9,20 @@ from typing import Any
 
 import polars as pl
 
-from components.data import pipeline, versioning
+from components.data.batches.transforms import embed_augmentation, require_fit
 from components.data.manifest import load_manifest
-from components.data.shards import open_images
 from components.data.splits import load_memory
-from components.data.transforms import embed_augmentation, require_fit
-from components.data.versioning import DataVersion
-from components.domain import Domain, load_domain
+from components.data.store import pipeline, versioning
+from components.data.store.shards import open_images
+from components.data.store.versioning import DataVersion
+from components.domain.domain import Domain
+from components.domain.reading import load_domain
 from components.errors import DomainError
 from components.models.embedded import load_card
 from components.models.hub import EMBEDDED, choose_backbone
 from components.models.tuners import Tuner, create_tuners
 from components.promotion.gates import require_gates
-from components.training.job import Job
+from components.records import Job
 from components.training.search import Trial, choose_seed
 from components.workspace import REPOSITORY, Workspace
 from flows.progress import report

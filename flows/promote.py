@@ -6,19 +6,20 @@ when something is wrong, and must not wait for an orchestrator.
 
 from typing import Any
 
-from components import tracking
-from components.data.versioning import hold_domain
+from components.data.store.versioning import hold_domain
 from components.errors import PromotionError
 from components.promotion import registry
 from components.promotion.registry import Version
+from components.tracking import runs
 from components.workspace import Workspace
-from flows import pages
-from flows.dispatch import find_pool
-from flows.history import describe_history, open_registry
-from flows.judge import Approval, describe_champion, score_folder
 from flows.plan import Plan, load_checked_domain
+from flows.processes.training import prepare
 from flows.progress import report
-from flows.steps import (
+from flows.steps import retrain_page
+from flows.steps.dispatch import find_pool
+from flows.steps.history import describe_history, open_registry
+from flows.steps.judge import Approval, describe_champion, score_folder
+from flows.steps.tasks import (
     enter,
     gate_and_promote,
     named_flow,
@@ -31,7 +32,6 @@ from flows.steps import (
     step,
     version_images,
 )
-from flows.train_candidate import prepare
 
 
 @named_flow("promote", "promote {domain}")
@@ -113,6 +113,6 @@ def _describe(domain: str, challenger: int, decision: dict[str, Any]) -> dict[st
 @step("publish verdict")
 def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     """The verdict as a page of the flow run and in MLflow."""
-    tracking.connect(plan.workspace)
-    tracking.log_verdict(parent, outcome)
-    show("promote", plan.domain.name, pages.render_verdict(outcome), "Verdict and what each gate found")
+    runs.connect(plan.workspace)
+    runs.log_verdict(parent, outcome)
+    show("promote", plan.domain.name, retrain_page.render_verdict(outcome), "Verdict and what each gate found")

@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from components import tracking
-from components.data.versions import restore_copy
-from components.domain import Domain
+from components.data.store.versions import restore_copy
+from components.domain.domain import Domain
 from components.errors import PromotionError
 from components.models.adapter import load_meta
 from components.promotion import registry
 from components.promotion.gates import score_frame
 from components.promotion.registry import Version
-from components.training.job import PROBABILITY, Job, Result, load_predictions, load_result
+from components.records import PROBABILITY, Job, Result, load_predictions, load_result
+from components.tracking import runs
 from components.workspace import REPOSITORY, Workspace
-from flows.history import open_registry
-from flows.links import point_to
 from flows.plan import hash_code
+from flows.processes.training import run_recorded
 from flows.progress import report
-from flows.steps import enter, named_flow, require, show, step, turn
-from flows.train_candidate import run_recorded
+from flows.server.links import point_to
+from flows.steps.history import open_registry
+from flows.steps.tasks import enter, named_flow, require, show, step, turn
 
 HELD_OUT = ("val", "test")
 #: The share of answers that may be others on another kind of machine, where the scores are no worse for it.
@@ -82,8 +82,8 @@ def find_record(workspace: Workspace, name: str, number: int, scratch: Path) -> 
     open_registry(workspace, name)
     found = registry.require_version(name, number)
     point_to(found.run_id, f"{name}-{number}")
-    before = require(load_result(tracking.fetch_training(found.run_id, scratch)), "result")
-    tracking.fetch_file(found.run_id, "predictions.parquet", scratch / "predictions.parquet")
+    before = require(load_result(runs.fetch_training(found.run_id, scratch)), "result")
+    runs.fetch_file(found.run_id, "predictions.parquet", scratch / "predictions.parquet")
     job: dict[str, Any] = json.loads((scratch / "training" / "job.json").read_text())
     return found, before.model_copy(update={"folder": scratch}), job
 

@@ -15,11 +15,11 @@ import hypothesis
 import pytest
 import yaml
 
-from components import tracking
 from components.data.stages import run_manifest
-from components.data.synthetic import create_surface_defects
-from components.domain import parse_domain
+from components.domain.reading import parse_domain
 from components.models.features import run_features
+from components.synthetic.surfaces import create_surface_defects
+from components.tracking import runs
 from components.workspace import QUIET, REPOSITORY, Workspace
 
 # Nothing a test starts may phone home, and two threads in two processes thrash two cores.
@@ -69,7 +69,7 @@ Command = Callable[..., Answer]
 
 def run_tessera(workspace: Path, *arguments: str, as_json: bool = True, **env: str) -> Answer:
     """`tessera ARGUMENTS --workspace W --json` as a process of its own."""
-    command = [sys.executable, "-m", "flows.cli", *arguments, "--workspace", str(workspace)]
+    command = [sys.executable, "-m", "flows.commands.cli", *arguments, "--workspace", str(workspace)]
     done = subprocess.run(
         command + (["--json"] if as_json else []),
         capture_output=True,
@@ -111,7 +111,7 @@ def mlflow_workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Works
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         place.activate()
-        tracking.connect(place)
+        runs.connect(place)
         yield place
 
 

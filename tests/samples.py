@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from components.domain import Domain, parse_domain
+from components.domain.domain import Domain
+from components.domain.reading import parse_domain
 
 CLASSES = ("good", "cracked")
 

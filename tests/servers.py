@@ -21,7 +21,7 @@ import yaml
 from conftest import DOMAIN, Answer, clean_environment, create_workspace, free_port, run_tessera
 
 from components.workspace import REPOSITORY
-from flows.schedules import JOB_ENV
+from flows.server.schedules import JOB_ENV
 
 BINARIES = Path(sys.executable).parent
 SECRETS = {
@@ -207,7 +207,12 @@ class Team(Servers):
     def retraining(self, *settings: str) -> Iterator["subprocess.Popen[bytes]"]:
         """`tessera retrain` with settings, its answer in `retrain.log`."""
         words = [word for setting in settings for word in ("--set", setting)]
-        command = [*(sys.executable, "-m", "flows.cli", "retrain", DOMAIN), *words, "--workspace", str(self.head)]
+        command = [
+            *(sys.executable, "-m", "flows.commands.cli", "retrain", DOMAIN),
+            *words,
+            "--workspace",
+            str(self.head),
+        ]
         self.start("retrain", [*command, "--json"], self.env)
         try:
             yield self.processes["retrain"]

@@ -20,11 +20,12 @@ from test_tuners import TUNER_CASES, stir
 from vits import create_backbone, create_images
 
 from components.errors import AdapterError
-from components.models import adapter
-from components.models.adapter import AdapterMeta, load_adapter, load_meta, save_adapter
+from components.models import weights
+from components.models.adapter import AdapterMeta, load_meta
 from components.models.backbones import Backbone, load_backbone
 from components.models.network import Network, create_network
 from components.models.tuners import Tuner, create_tuners
+from components.models.weights import load_adapter, save_adapter
 
 CLASSES = ("good", "cracked", "ßpäl")
 
@@ -92,7 +93,7 @@ def test_a_failure_while_writing_keeps_the_old_adapter(saved: Path, monkeypatch:
         path.write_bytes(data[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(adapter, "_write_flushed", fail)
+    monkeypatch.setattr(weights, "_write_flushed", fail)
     network, meta = create_adapter(create_tuners([{"kind": "linear"}])[0], create_backbone())
     with pytest.raises(AdapterError, match="No space left"):
         save_adapter(saved, network, meta)

@@ -19,7 +19,7 @@ from components.errors import WorkspaceError
 from components.files import open_private
 from components.processes import STARTER, find_orphans, identify, lives
 from components.workspace import Workspace, close_state, set_proxies_right
-from flows.address import (
+from flows.server.address import (
     Services,
     hold_database,
     join_services,
@@ -27,8 +27,8 @@ from flows.address import (
     save_services,
     use_services,
 )
-from flows.embedded import OWN, EmbeddedPrefect, require_named_server
-from flows.services import end_leftovers, stop_services
+from flows.server.prefect_boot import OWN, EmbeddedPrefect, require_named_server
+from flows.server.services import end_leftovers, stop_services
 
 VARIABLES = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME")
 
@@ -90,7 +90,9 @@ def test_a_variable_that_is_set_wins(server: str) -> None:
 
 
 def _sleeper(**env: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "flows.child"], env=os.environ | env)
+    return subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)", "flows.server.child"], env=os.environ | env
+    )
 
 
 def test_what_is_no_running_up_is_left_alone(place: Workspace, server: str) -> None:
@@ -150,7 +152,7 @@ def test_the_login_is_for_its_owner_alone(place: Workspace) -> None:
 
 def test_one_server_has_the_database(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Embedded ones beside one another, that of `tessera up` alone, whoever came first."""
-    monkeypatch.setattr("flows.embedded.LEAVE_SECONDS", 0.0)
+    monkeypatch.setattr("flows.server.prefect_boot.LEAVE_SECONDS", 0.0)
     first, second = hold_database(place, alone=False), hold_database(place, alone=False)
     with pytest.raises(WorkspaceError, match="a command that runs with a server of its own"):
         hold_database(place, alone=True)
@@ -171,9 +173,9 @@ def test_what_a_dead_up_left_is_found_and_ended(place: Workspace) -> None:
     ours = _sleeper(**env, **{STARTER: identify()})
     try:
         deadline = time.monotonic() + 10
-        while find_orphans(place.root, ("flows.child",)) != [left.pid] and time.monotonic() < deadline:
+        while find_orphans(place.root, ("flows.server.child",)) != [left.pid] and time.monotonic() < deadline:
             time.sleep(0.05)  # until it is the program it is to be
-        assert find_orphans(place.root, ("flows.child",)) == [left.pid]
+        assert find_orphans(place.root, ("flows.server.child",)) == [left.pid]
         threading.Thread(target=left.wait).start()  # as an init does
         assert stop_services(place) is True
         assert ours.poll() is None
@@ -187,7 +189,7 @@ def test_what_a_dead_up_left_is_found_and_ended(place: Workspace) -> None:
 
 def test_a_child_ends_with_its_starter(place: Workspace, tmp_path: Path) -> None:
     """Outright, and with those it started itself."""
-    code = "import os, time, subprocess; subprocess.Popen(['sleep', '600']); import flows.child as c; "
+    code = "import os, time, subprocess; subprocess.Popen(['sleep', '600']); import flows.server.child as c; "
     code += "c.watch_starter(1.0).set(); print('ready', flush=True); time.sleep(600)"
     starter = "import subprocess, sys, time\np = subprocess.Popen([sys.executable, '-c', sys.argv[1]], "
     starter += "stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)\np.stdout.readline()\n"

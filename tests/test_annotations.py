@@ -11,19 +11,22 @@ import yaml
 from PIL import Image
 from samples import make_domain, picture, save_picture, save_text
 
-from components.data.boxes import clip_boxes
-from components.data.columns import complete_table
-from components.data.exporting import export_manifest
-from components.data.guessing import suggest_layout
-from components.data.images import ORIENTATION, inspect_image
-from components.data.importing import import_folder
-from components.data.layouts import READERS, find_classes, read_layout, read_rows
+from components.data.annotations.boxes import clip_boxes
+from components.data.annotations.columns import complete_table
+from components.data.annotations.guessing import suggest_layout
+from components.data.annotations.layouts import READERS, find_classes, read_layout, read_rows
+from components.data.annotations.names import warn_of_alike
+from components.data.annotations.tables import looks_multilabel
+from components.data.checks.pictures import inspect_image
+from components.data.checks.validation import check_rows
 from components.data.manifest import Reading, Row, Wanted
-from components.data.names import warn_of_alike
+from components.data.sources.images import ORIENTATION
 from components.data.splits import assign_splits
-from components.data.tables import looks_multilabel
-from components.data.validation import check_rows
-from components.domain import Coco, Csv, Folders, Layout, Validation, Voc, Yolo, parse_domain
+from components.data.store.exporting import export_manifest
+from components.data.store.importing import import_folder
+from components.domain.layouts import Coco, Csv, Folders, Layout, Voc, Yolo
+from components.domain.reading import parse_domain
+from components.domain.settings import Validation
 from components.errors import DataError, DomainError
 from components.workspace import Workspace
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from samples import write_folders
 
-from components.data import archives
-from components.data.archives import unpacked
-from components.data.importing import import_folder
+from components.data.store import archives
+from components.data.store.archives import unpacked
+from components.data.store.importing import import_folder
 from components.errors import DataError
 from components.workspace import Workspace
 

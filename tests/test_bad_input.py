@@ -35,10 +35,11 @@ from samples import (
     write_voc,
 )
 
-from components.data.images import inspect_image, pixel_limit, read_fit_picture, read_picture
-from components.data.layouts import read_rows
-from components.data.validation import Validated, check_rows, require_valid
-from components.domain import Validation
+from components.data.annotations.layouts import read_rows
+from components.data.checks.pictures import inspect_image, read_fit_picture
+from components.data.checks.validation import Validated, check_rows, require_valid
+from components.data.sources.images import pixel_limit, read_picture
+from components.domain.settings import Validation
 from components.errors import CheckFailed, DataError, DomainError, TesseraError
 
 FOLDERS = {"layout": "folders"}
@@ -640,8 +641,8 @@ def test_every_format_is_fit_in_a_fresh_process(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     picture(1).save(path)
     code = (
-        "import sys; from pathlib import Path; from components.data.images import inspect_image;"
-        "from components.domain import Validation;"
+        "import sys; from pathlib import Path; from components.data.checks.pictures import inspect_image;"
+        "from components.domain.domain import Validation;"
         "sys.exit(inspect_image(Path(sys.argv[1]), (), Validation()).problem)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)

@@ -11,14 +11,14 @@ import pytest
 from conftest import DOMAIN, run_tessera
 from samples import make_domain, write_folders
 
-from components.data import digests as digests_module
-from components.data.digests import Digests
-from components.data.features import load_features, load_known
-from components.data.layouts import read_rows
+from components.data.annotations.layouts import read_rows
+from components.data.batches.pixels import load_pixels
+from components.data.checks.features import load_features, load_known
+from components.data.checks.validation import check_rows
 from components.data.manifest import load_cache, load_frame, save_frame
-from components.data.pixels import load_pixels
 from components.data.stages import run_manifest
-from components.data.validation import check_rows
+from components.data.store import digests as digests_module
+from components.data.store.digests import Digests
 from components.errors import DataError
 from components.models.features import run_features
 from components.sealed import DAMAGED, save_known

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from components.errors import DataError
 from components.workspace import REPOSITORY
-from flows import cli, console
-from flows.status import COLUMNS
+from flows.commands import cli, console
+from flows.commands.status import COLUMNS
 
 Spoil = Callable[[Path], None] | None
 HEAVY = ("torch", "timm", "mlflow", "prefect", "polars", "pandera", "albumentations", "numpy", "dvc", "pydantic")
@@ -31,7 +31,7 @@ HEAVY = ("torch", "timm", "mlflow", "prefect", "polars", "pandera", "albumentati
 
 def test_help_loads_nothing_heavy() -> None:
     """Help in under half a second follows from what is not imported."""
-    code = f"import sys, flows.cli; print([name for name in {HEAVY} if name in sys.modules])"
+    code = f"import sys, flows.commands.cli; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]"
 
@@ -161,7 +161,7 @@ def test_a_disk_without_room_is_told(tmp_path: Path, images: Path) -> None:
     """A process that may not write a byte meets the same error as a full disk."""
     place = create_workspace(tmp_path / "workspace", images)
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "check", DOMAIN, "--workspace", str(place)],
+        [sys.executable, "-m", "flows.commands.cli", "check", DOMAIN, "--workspace", str(place)],
         capture_output=True,
         text=True,
         check=False,

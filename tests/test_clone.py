@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import clean_environment
 
-from components.data.versioning import git
+from components.data.store.versioning import git
 from components.workspace import REPOSITORY
 
 pytestmark = [
@@ -44,7 +44,7 @@ def test_the_demos_data_leave_a_clean_tree(clone: Path) -> None:
     }
     for command in (["demo", "--data-only"], ["check", "surface_defects"]):
         done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *command],
+            [sys.executable, "-m", "flows.commands.cli", *command],
             cwd=clone,
             env=env,
             capture_output=True,

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from components.domain import Domain, load_domain
+from components.domain.domain import Domain
+from components.domain.reading import load_domain
 from components.errors import DomainError
 from components.models.tuners import create_tuners
 from components.workspace import REPOSITORY

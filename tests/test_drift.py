@@ -13,9 +13,9 @@ from conftest import DOMAIN, create_workspace, run_tessera
 from PIL import Image, ImageFilter
 from schemas import SCHEMAS
 
-from components.data.drift import FEWEST, find_unlike, measure_drift
-from components.data.features import FEATURES
-from components.data.synthetic import create_surface_defects
+from components.data.checks.features import FEATURES
+from components.monitoring.drift import FEWEST, find_unlike, measure_drift
+from components.synthetic.surfaces import create_surface_defects
 
 LOTS, MORE = 16, 24  # the session's images, and those that come later
 

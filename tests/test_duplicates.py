@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from samples import picture
 
-from components.data.designs import Designs, create_outline, find_places, refine_place
-from components.data.duplicates import (
+from components.data.checks.designs import Designs, create_outline, find_places, refine_place
+from components.data.checks.duplicates import (
     NOTHING,
     Found,
     Pictures,
@@ -24,9 +24,8 @@ from components.data.duplicates import (
     keep_close,
     standardise,
 )
-from components.data.features import load_known, load_near_duplicates, load_sisters, save_matches
-from components.data.images import THUMBNAIL
-from components.data.look_alikes import (
+from components.data.checks.features import load_known, load_near_duplicates, load_sisters, save_matches
+from components.data.checks.look_alikes import (
     LookAlike,
     cosine_transform,
     find_alike_parts,
@@ -34,8 +33,7 @@ from components.data.look_alikes import (
     hash_spectra,
     turn_spectra,
 )
-from components.data.manifest import load_frame, save_frame
-from components.data.matching import (
+from components.data.checks.matching import (
     MIN_AGREEMENT,
     Match,
     Sketch,
@@ -44,6 +42,8 @@ from components.data.matching import (
     measure_agreement,
     turn_picture,
 )
+from components.data.checks.pictures import THUMBNAIL
+from components.data.manifest import load_frame, save_frame
 
 
 def photograph(seed):

@@ -6,7 +6,7 @@ import pytest
 
 from components.errors import WorkspaceError
 from components.workspace import Workspace
-from flows.embedded import OWN, EmbeddedPrefect, find_server
+from flows.server.prefect_boot import OWN, EmbeddedPrefect, find_server
 
 
 @pytest.fixture

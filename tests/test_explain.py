@@ -5,9 +5,9 @@ import pytest
 import torch
 from vits import create_backbone
 
+from components.models.engine import create_engine
 from components.models.network import create_network
 from components.models.tuners import TUNERS, create_tuners
-from components.training.evaluate import create_engine
 from components.training.explain import map_heat
 
 

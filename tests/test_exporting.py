@@ -10,12 +10,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from samples import make_domain, save_mask, save_picture, write_coco, write_csv, write_multilabel
 
-from components.data.exporting import FORMS, export_manifest
-from components.data.layouts import read_rows
+from components.data.annotations.layouts import read_rows
+from components.data.checks.validation import check_rows
 from components.data.manifest import Row, create_rows
 from components.data.splits import assign_splits
-from components.data.validation import check_rows
-from components.domain import Domain, load_domain, parse_domain, read_yaml
+from components.data.store.exporting import FORMS, export_manifest
+from components.domain.domain import Domain
+from components.domain.reading import load_domain, parse_domain, read_yaml
 from components.errors import DataError, DomainError
 from components.models.features import run_features
 
@@ -119,8 +120,8 @@ def test_an_export_appears_whole_in_a_new_folder(tmp_path):
 
 
 def test_a_multilabel_domain_goes_through_the_stages_and_back(tmp_path):
-    from components.data.importing import import_folder
     from components.data.stages import STAGES
+    from components.data.store.importing import import_folder
     from components.workspace import Workspace
 
     workspace = Workspace(tmp_path)

@@ -200,7 +200,7 @@ def count_versions(team: Team) -> int:
 
 def ask_doctor(team: Team, place: Path, within: Sequence[str] = (), **env: str) -> dict[str, str]:
     """The state of each check, what was found and what mends it."""
-    command = [*within, sys.executable, "-m", "flows.cli", "doctor", "--workspace", str(place), "--json"]
+    command = [*within, sys.executable, "-m", "flows.commands.cli", "doctor", "--workspace", str(place), "--json"]
     env = clean_environment() | team.env | env
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY, check=False, timeout=100)
     checks = json.loads(done.stdout)["checks"]

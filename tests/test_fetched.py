@@ -14,12 +14,12 @@ import pytest
 from conftest import clean_environment
 from samples import write_folders
 
-from components import tracking
-from components.data import versioning
-from components.data.versioning import record_version
+from components.data.store import versioning
+from components.data.store.versioning import record_version
 from components.errors import TrackingError
+from components.tracking import runs
 from components.workspace import REPOSITORY, Workspace
-from flows.fetched import KEPT, KEPT_SECONDS, Data, hold_fetched, remove_old
+from flows.processes.fetched import KEPT, KEPT_SECONDS, Data, hold_fetched, remove_old
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def create_data(home: Workspace, number: int) -> Data:
     manifest.write_bytes(b"manifest %d" % number)
     client = mlflow.MlflowClient()
     run = client.create_run("0").info.run_id
-    tracking.log_data(run, manifest)
+    runs.log_data(run, manifest)
     version = versioning.read_version(home, "tiles")
     return Data("tiles", version.md5, hashlib.sha256(manifest.read_bytes()).hexdigest(), run)
 
@@ -54,7 +54,7 @@ def fetch(home: Workspace, data: Data) -> Path:
 def somebody_works_in(home: Workspace, data: Data) -> Iterator["subprocess.Popen[str]"]:
     """Another process that holds the version, and cannot fetch it again: it knows no MLflow."""
     code = "from pathlib import Path; from components.workspace import Workspace\n"
-    code += "from flows.fetched import Data, hold_fetched\n"
+    code += "from flows.processes.fetched import Data, hold_fetched\n"
     code += f"with hold_fetched(Workspace(Path({str(home.root)!r})), Data(*{tuple(data)})):\n"
     code += "    print('held', flush=True); input()"
     command = [sys.executable, "-c", code]

@@ -15,10 +15,12 @@ import yaml
 from PIL import Image
 from samples import make_domain, picture, write_coco, write_csv, write_voc
 
-from components.data.images import UNDECODABLE, inspect_image, pixel_limit, read_picture
-from components.data.layouts import read_rows
-from components.data.validation import check_rows
-from components.domain import Validation, load_domain
+from components.data.annotations.layouts import read_rows
+from components.data.checks.pictures import inspect_image
+from components.data.checks.validation import check_rows
+from components.data.sources.images import UNDECODABLE, pixel_limit, read_picture
+from components.domain.reading import load_domain
+from components.domain.settings import Validation
 from components.errors import DataError, DomainError, TesseraError
 
 IMAGES, ANNOTATIONS = 1000, 200

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.workspace import REPOSITORY
-from flows.gpus import gpu_slot, list_gpus
+from flows.server.gpus import gpu_slot, list_gpus
 
 UUIDS = ("GPU-1111", "GPU-2222")
 
@@ -50,7 +50,7 @@ def test_trainings_take_different_gpus_and_all_when_they_ask_for_all() -> None:
 
 
 def test_a_third_training_waits_for_the_first_to_end_even_if_it_was_killed(tmp_path: Path) -> None:
-    code = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\nfrom flows.gpus import gpu_slot\n"
+    code = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\nfrom flows.server.gpus import gpu_slot\n"
     code += "with gpu_slot(2): print('held', flush=True); input()"
     command = [sys.executable, "-c", code]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)

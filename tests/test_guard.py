@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.guard import OPEN, Guard
-from flows.schedules import close_template
+from flows.server.guard import OPEN, Guard
+from flows.server.schedules import close_template
 
 LOGIN, KEY = "tessera:secret", "key-of-this-up"
 SERVER = "http://127.0.0.1:4200"

@@ -32,12 +32,13 @@ from samples import (
 )
 
 from components.data.accounts import explain_given, warn_of_ignored
-from components.data.describing import describe_folder, write_domain
-from components.data.foreign import MENDS, PICTURES
-from components.data.importing import import_folder
-from components.data.layouts import read_tree
+from components.data.annotations.foreign import MENDS, PICTURES
+from components.data.annotations.layouts import read_tree
 from components.data.stages import STAGES
-from components.domain import LAYOUTS, load_domain, parse_domain, parse_layout, render_layout
+from components.data.store.describing import describe_folder, write_domain
+from components.data.store.importing import import_folder
+from components.domain.layouts import LAYOUTS
+from components.domain.reading import load_domain, parse_domain, parse_layout, render_layout
 from components.errors import DataError, DomainError
 from components.models.features import run_features
 from components.workspace import Workspace

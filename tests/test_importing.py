@@ -31,14 +31,14 @@ from samples import (
     write_voc,
 )
 
-from components.data import versioning
-from components.data.importing import Imported, import_folder
-from components.data.layouts import read_rows
-from components.data.proofs import load_locked
-from components.data.removing import remove_domain
-from components.data.shards import open_images
-from components.data.versions import list_versions, name_version
-from components.domain import load_domain
+from components.data.annotations.layouts import read_rows
+from components.data.store import versioning
+from components.data.store.importing import Imported, import_folder
+from components.data.store.proofs import load_locked
+from components.data.store.removing import remove_domain
+from components.data.store.shards import open_images
+from components.data.store.versions import list_versions, name_version
+from components.domain.reading import load_domain
 from components.errors import DataError, DomainError, VersioningError
 from components.workspace import REPOSITORY, Workspace
 
@@ -400,7 +400,7 @@ def test_a_folder_replaced_by_a_killed_process_is_the_old_or_the_new_one(tmp_pat
 IMPORT = """
 from pathlib import Path
 from components.data import versioning
-from components.data.importing import import_folder
+from components.data.store.importing import import_folder
 from components.workspace import Workspace
 place = Workspace(Path(sys.argv[2]))
 import_folder(place, Path(sys.argv[3]), "tiles")
@@ -439,7 +439,7 @@ def test_an_import_killed_at_any_step_is_undone_or_finished(tmp_path: Path, shar
 HOLD = """
 import sys, time
 from pathlib import Path
-from components.data.versioning import hold_domain
+from components.data.store.versioning import hold_domain
 from components.workspace import Workspace
 with hold_domain(Workspace(Path(sys.argv[1])), "tiles", "tessera check tiles"):
     print("held", flush=True)
@@ -516,7 +516,7 @@ def test_a_removed_domain_leaves_nothing_of_its_own_and_comes_back(tmp_path: Pat
 
 REMOVE = """
 from pathlib import Path
-from components.data.removing import remove_domain
+from components.data.store.removing import remove_domain
 from components.workspace import Workspace
 remove_domain(Workspace(Path(sys.argv[2])), "tiles", force=True)
 """

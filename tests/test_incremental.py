@@ -9,16 +9,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from samples import make_domain, save_picture, write_folders, write_instances, write_voc
 
-from components.data import digests as digests_module
-from components.data import findings
-from components.data.digests import Digests
-from components.data.importing import import_folder
-from components.data.layouts import read_rows
-from components.data.manifest import hash_file
+from components.data.annotations.layouts import read_rows
+from components.data.checks import findings
+from components.data.checks.validation import check_rows
 from components.data.stages import run_manifest, run_validate
-from components.data.validation import check_rows
-from components.domain import Domain
-from components.files import settle_folder
+from components.data.store import digests as digests_module
+from components.data.store.digests import Digests
+from components.data.store.importing import import_folder
+from components.domain.domain import Domain
+from components.files import hash_file, settle_folder
 from components.models.features import run_features
 from components.workspace import Workspace
 

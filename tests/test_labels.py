@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from components.data.labels import find_label_issues, find_suspects, judge_labels, predict_labels
+from components.data.checks.labels import find_label_issues, find_suspects, judge_labels, predict_labels
 
 CLASSES = ("crack", "good", "pit")
 

@@ -24,11 +24,11 @@ from samples import (
     write_yolo,
 )
 
-from components.data.crops import draw_background, find_boxes
-from components.data.guessing import guess_layout, suggest_layout
-from components.data.layouts import READERS, find_classes, read_rows
-from components.data.masks import count_values
-from components.domain import LAYOUTS, Coco, Csv, Folders, Instances, Masks, Parquet, Voc, Yolo
+from components.data.annotations.crops import draw_background, find_boxes
+from components.data.annotations.guessing import guess_layout, suggest_layout
+from components.data.annotations.layouts import READERS, find_classes, read_rows
+from components.data.annotations.masks import count_values
+from components.domain.layouts import LAYOUTS, Coco, Csv, Folders, Instances, Masks, Parquet, Voc, Yolo
 from components.errors import DataError, DomainError
 
 

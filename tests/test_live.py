@@ -11,14 +11,14 @@ import tiny
 from rich.console import Console
 from rich.progress import Progress
 
-from components import live, tracking
 from components.errors import TrackingError
-from components.live import Live, Point
-from components.training.job import Rung
+from components.records import Rung
+from components.tracking import live, runs
+from components.tracking.live import Live, Point
 from components.workspace import Workspace
-from flows import console
-from flows.follow import follow_epochs, live_run
+from flows.commands import console
 from flows.progress import Pace, format_left, report
+from flows.steps.follow import follow_epochs, live_run
 
 COMMIT = "c0ffee00" * 5
 FINGERPRINT = "live"
@@ -31,7 +31,7 @@ def workspace(mlflow_workspace: Workspace) -> Workspace:
 
 @pytest.fixture
 def parent(workspace: Workspace) -> str:
-    return tracking.start_parent(tiny.create_domain(), tiny.DATA_VERSION, FINGERPRINT, COMMIT)
+    return runs.start_parent(tiny.create_domain(), tiny.DATA_VERSION, FINGERPRINT, COMMIT)
 
 
 def tell(name: str, epoch: int, **facts: float) -> None:
@@ -62,7 +62,7 @@ def wait_for(what: Any, seconds: float = 30) -> None:
 
 def test_epochs_are_seen_while_the_run_is_running(parent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "EVERY", 0.05)
-    open_run = lambda: (tracking.start_child(parent, "vpt · seed 0", role="candidate", tuner="vpt"), ())  # noqa: E731
+    open_run = lambda: (runs.start_child(parent, "vpt · seed 0", role="candidate", tuner="vpt"), ())  # noqa: E731
     with live_run("vpt-s0", open_run) as told:
         for epoch in (1, 2):
             tell("vpt-s0", epoch)
@@ -79,21 +79,21 @@ def test_epochs_are_seen_while_the_run_is_running(parent: str, monkeypatch: pyte
 
 def test_a_training_that_fails_says_so_and_keeps_its_points(parent: str) -> None:
     def train(error: BaseException) -> str:
-        with live_run("x", lambda: (tracking.start_child(parent, "x", role="candidate", tuner="x"), ())) as told:
+        with live_run("x", lambda: (runs.start_child(parent, "x", role="candidate", tuner="x"), ())) as told:
             tell("x", 1)
             wait_for(lambda: told.run_id is not None)
-            runs.append(told)
+            lives.append(told)
             raise error
         raise AssertionError
 
-    runs: list[Live] = []
+    lives: list[Live] = []
     for error, status in ((ValueError("no more memory"), "FAILED"), (KeyboardInterrupt(), "KILLED")):
         with pytest.raises(type(error)):
             train(error)
-        run_id = str(runs[-1].run_id)
+        run_id = str(lives[-1].run_id)
         assert get_run(run_id).info.status == status
         assert list_points(run_id) == [(1, 1.0)]
-    assert "no more memory" in get_run(str(runs[0].run_id)).data.tags["tessera.error"]
+    assert "no more memory" in get_run(str(lives[0].run_id)).data.tags["tessera.error"]
 
 
 class Away:
@@ -160,12 +160,12 @@ def test_a_candidate_told_live_is_logged_whole(workspace: Workspace, parent: str
     interval = {"value": 0.9, "low": 0.7, "high": 0.95}
     shared = ("seed", "trainable_params", "head_params", "share", "seconds", "adapter_bytes", "adapter_sha256")
     row = {"tuner": "linear", "val": 0.8, "test": interval, **{key: getattr(result, key) for key in shared}}
-    with live_run("l", lambda: (tracking.start_child(parent, "l", role="candidate", tuner="linear"), ())) as told:
+    with live_run("l", lambda: (runs.start_child(parent, "l", role="candidate", tuner="linear"), ())) as told:
         report("training-epoch", name="l", **result.history[0])
         wait_for(lambda: told.run_id is not None)
     for later in result.history[1:]:
         told.add(later)
-    run_id = tracking.log_candidate(parent, domain, result, row, workspace.root / "raw", told)
+    run_id = runs.log_candidate(parent, domain, result, row, workspace.root / "raw", told)
     assert run_id == told.run_id
     run = get_run(run_id)
     assert (run.info.status, run.data.tags["tessera.adapter_sha256"]) == ("FINISHED", result.adapter_sha256)
@@ -179,18 +179,18 @@ def test_a_candidate_told_live_is_logged_whole(workspace: Workspace, parent: str
 def test_trials_are_kept_where_the_runs_are(workspace: Workspace, parent: str) -> None:
     facts = {"tuner": {"kind": "vpt", "lr": 0.1}, "seed": 1, "loss": 0.3, "seconds": 2.0}
     rungs = [Rung(epochs=epochs, score=epochs / 10, **facts) for epochs in (3, 9)]
-    run_id = tracking.start_child(parent, "vpt · trial 4", role="trial", tuner="vpt-deep", trial="4")
-    assert tracking.find_trials("tiny", FINGERPRINT, "vpt-deep") == {}
+    run_id = runs.start_child(parent, "vpt · trial 4", role="trial", tuner="vpt-deep", trial="4")
+    assert runs.find_trials("tiny", FINGERPRINT, "vpt-deep") == {}
     for known in (rungs[:1], rungs):
-        tracking.log_trial(run_id, 4, known, {"lr": 0.1})
+        runs.log_trial(run_id, 4, known, {"lr": 0.1})
         assert get_run(run_id).info.status == "FINISHED"
-        assert tracking.find_trials("tiny", FINGERPRINT, "vpt-deep") == {4: (run_id, tuple(known))}
-        assert tracking.continue_child(run_id) == ()
+        assert runs.find_trials("tiny", FINGERPRINT, "vpt-deep") == {4: (run_id, tuple(known))}
+        assert runs.continue_child(run_id) == ()
         assert get_run(run_id).info.status == "RUNNING"
-    assert tracking.find_trials("tiny", "other", "vpt-deep") == {}
-    assert tracking.find_trials("tiny", FINGERPRINT, "vapt") == {}
-    assert tracking.find_trials("unknown", FINGERPRINT, "vpt-deep") == {}
-    assert tracking.find_trials("tiny", FINGERPRINT, "vpt-deep", parent="other") == {}
+    assert runs.find_trials("tiny", "other", "vpt-deep") == {}
+    assert runs.find_trials("tiny", FINGERPRINT, "vapt") == {}
+    assert runs.find_trials("unknown", FINGERPRINT, "vpt-deep") == {}
+    assert runs.find_trials("tiny", FINGERPRINT, "vpt-deep", parent="other") == {}
     assert get_run(run_id).data.metrics["search/score"] == 0.9
 
 

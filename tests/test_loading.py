@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from components.data.loading import AHEAD, Samples, StepOrder, create_loader
-from components.data.transforms import Augmentation
+from components.data.batches.loading import AHEAD, Samples, StepOrder, create_loader
+from components.data.batches.transforms import Augmentation
 from components.errors import DomainError
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 32, 32, 3), dtype=np.uint8)

@@ -13,7 +13,7 @@ import torch
 from bench import SHOTS, Draws, draw_subset, lay_out
 from methods import SPACES, Fraction, Protocol, require_spaces
 
-from components.data.transforms import Augmentation
+from components.data.batches.transforms import Augmentation
 from components.errors import DomainError
 from components.models.tuners import TUNERS, create_tuners
 

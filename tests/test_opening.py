@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from samples import picture
 
-from components.data import opening
-from components.data.images import inspect_image
-from components.data.opening import Reason, UnfitPicture, Upright, parse_reason, read_picture, reason
-from components.data.pixels import decode_image
-from components.domain import Validation
+from components.data.batches.pixels import decode_image
+from components.data.checks.pictures import inspect_image
+from components.data.sources import images
+from components.data.sources.images import Reason, UnfitPicture, Upright, parse_reason, read_picture, reason
+from components.domain.settings import Validation
 from components.errors import DataError
 
 FORMS = {
@@ -59,7 +59,7 @@ def problem_of(path: Path, data: bytes) -> str | None:
 @pytest.mark.parametrize("form", FORMS)
 def test_sizes_and_pixels_agree_in_every_format_and_orientation(tmp_path: Path, form: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[opening.ORIENTATION] = orientation
+    exif[images.ORIENTATION] = orientation
     path = tmp_path / f"a.{form}"
     path.write_bytes(encode(photograph(60, 40), FORMS[form][0], exif=exif, **FORMS[form][1]))
     with Image.open(path) as opened:
@@ -73,9 +73,9 @@ def test_sizes_and_pixels_agree_in_every_format_and_orientation(tmp_path: Path, 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA"])
 def test_bands_give_the_bits_of_the_whole(mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "BAND", 900)
+    monkeypatch.setattr(images, "BAND", 900)
     stored = photograph(301, 177).convert(mode)
-    whole = stored.transpose(opening.TURNS[orientation]) if orientation > 1 else stored
+    whole = stored.transpose(images.TURNS[orientation]) if orientation > 1 else stored
     upright, box = Upright(stored, orientation), (5, 9, 160, 101)
     for part, plain in ((None, whole.convert("RGB")), (box, whole.crop(box).convert("RGB"))):
         for size in ((16, 16), (128, 40), (300, 300)):
@@ -177,9 +177,9 @@ MEMORY = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from components.data.images import create_thumbnail, inspect_images
-from components.data.opening import open_picture
-from components.domain import Validation
+from components.data.checks.pictures import create_thumbnail, inspect_images
+from components.data.sources.images import open_picture
+from components.domain.domain import Validation
 folder = Path(sys.argv[1])
 names = sorted(path.name for path in folder.iterdir())
 found = inspect_images(folder, {name: [] for name in names}, Validation())

@@ -16,7 +16,7 @@ from conftest import DOMAIN, TINY, Answer
 from schemas import SCHEMAS
 from servers import SECRETS, Team, answers, find_postgres, find_processes, start_team, wait_until
 
-from components.training.job import Job, load_result
+from components.records import Job, load_result
 from components.workspace import Workspace
 
 pytestmark = [

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from components.data.pixels import decode_image, load_pixels
+from components.data.batches.pixels import decode_image, load_pixels
 from components.errors import DataError, WorkspaceError
 from components.workspace import REPOSITORY
 

@@ -6,8 +6,8 @@ import pytest
 from samples import make_domain
 
 from components.data.splits import Line, save_memory
-from components.data.versioning import DataVersion
-from components.domain import Domain
+from components.data.store.versioning import DataVersion
+from components.domain.domain import Domain
 from components.errors import DomainError
 from components.workspace import Workspace
 from flows.plan import OVERRIDABLE, Plan, load_checked_domain, require_obeyed

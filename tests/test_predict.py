@@ -15,19 +15,21 @@ import tiny
 from PIL import Image
 from samples import save_coco, write_annotation, write_table
 
-from components import tracking
-from components.data.crops import square_around
-from components.domain import Domain
+from components.data.annotations.crops import square_around
+from components.domain.domain import Domain
 from components.errors import DataError, PromotionError, TesseraError
-from components.models.adapter import load_meta, save_adapter
+from components.models.adapter import load_meta
+from components.models.weights import save_adapter
 from components.promotion import ledger, registry
+from components.records import Result, load_predictions
 from components.serving.predictor import Predictor
 from components.serving.questions import ask, find_pictures, parse_box
-from components.training.job import Result, load_predictions
+from components.tracking import runs
 from components.workspace import Workspace
-from flows import history, retrain
-from flows.doctor import check_champions
-from flows.predict import exit_code, predict
+from flows import retrain
+from flows.commands.doctor import check_champions
+from flows.commands.predict import exit_code, predict
+from flows.steps import history
 
 LIMITS = {"max_megapixels": 0.05, "min_side": 16}
 
@@ -59,8 +61,8 @@ def cut_up(folder: Path) -> None:
 
 
 def register(domain: Domain, result: Result) -> registry.Version:
-    run_id = tracking.start_parent(domain, tiny.DATA_VERSION, "f", "c0ffee")
-    uri = tracking.log_model(run_id, result.folder / "adapter")
+    run_id = runs.start_parent(domain, tiny.DATA_VERSION, "f", "c0ffee")
+    uri = runs.log_model(run_id, result.folder / "adapter")
     facts = {"adapter_sha256": result.adapter_sha256, "tuner": result.label, "data_version": tiny.DATA_VERSION}
     version = registry.register_challenger(domain.name, run_id, uri, **facts)
     found = registry.load_version(domain.name, version)

@@ -14,8 +14,8 @@ from components.models.pretrain import distil, train
 from components.models.pretrain.evaluate import Bench, extract_features, read_defects, score_features, score_patches
 from components.models.pretrain.images import Images
 from components.models.pretrain.muon import orthogonalise
-from components.models.pretrain.textures import TEXTURES
 from components.models.pretrain.train import Settings, checkpoint_path, pretrain, snapshot
+from components.synthetic.textures import TEXTURES
 
 TOY = Settings(images=12, seed=3, batch_size=4, img_size=32, teacher_size=48, pool=8)
 

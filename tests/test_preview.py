@@ -10,9 +10,10 @@ from conftest import DOMAIN, run_tessera
 from PIL import Image
 from schemas import SCHEMAS
 
-from components.data.preview import choose_rows, draw_preview, load_labelled
-from components.data.transforms import Augmentation
-from components.domain import PRESETS, parse_domain
+from components.data.batches.preview import choose_rows, draw_preview, load_labelled
+from components.data.batches.transforms import Augmentation
+from components.domain.domain import PRESETS
+from components.domain.reading import parse_domain
 
 
 def _row(tmp_path: Path, crop: list[int] | None = None) -> dict[str, object]:

@@ -13,12 +13,12 @@ from sklearn.linear_model import LogisticRegression
 
 from components.errors import TrainingError
 from components.models.adapter import load_meta
+from components.models.team import Team
 from components.models.tuners import create_tuners
+from components.records import load_result
 from components.training import probe, run
-from components.training.job import load_result
 from components.training.metrics import split_groups
 from components.training.probe import STRENGTHS, choose_strength, solve
-from components.training.team import Team
 from flows.plan import _note_without_effect
 from flows.progress import Event, listening
 

@@ -11,7 +11,7 @@ import tiny
 from conftest import DOMAIN, create_workspace, run_tessera
 from schemas import SCHEMAS
 
-from components.training.job import Result
+from components.records import Result
 from components.workspace import Workspace
 from flows.reproduce import _find_difference, measure_difference
 

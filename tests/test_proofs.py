@@ -13,8 +13,8 @@ import polars as pl
 import pytest
 from conftest import DOMAIN, create_workspace
 
-from components.data import proofs, versioning
-from components.data.pipeline import Stages
+from components.data.store import proofs, versioning
+from components.data.store.pipeline import Stages
 from components.errors import CheckFailed
 from components.workspace import Workspace
 

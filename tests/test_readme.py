@@ -1,16 +1,17 @@
-"""The README's tree is the real one, and its commands exist."""
+"""The tree in docs/architecture.md is the file list, and the README names every command."""
 
 import re
 
 from components.workspace import REPOSITORY
-from flows.cli import app
+from flows.commands.cli import app
 
 README = (REPOSITORY / "README.md").read_text()
+ARCHITECTURE = (REPOSITORY / "docs" / "architecture.md").read_text()
 
 
 def _described() -> set[str]:
     """Paths in the annotated tree; indentation by two spaces says the folder."""
-    tree = README.split("```")[1]
+    tree = ARCHITECTURE.split("```")[1]
     found: set[str] = set()
     folders: dict[int, str] = {}
     for line in tree.splitlines()[2:]:

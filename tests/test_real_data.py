@@ -11,7 +11,7 @@ from schemas import SCHEMAS
 
 from components.data.manifest import load_frame
 from components.data.stages import run_manifest
-from components.domain import load_domain
+from components.domain.reading import load_domain
 from components.workspace import Workspace
 
 DATA = Path(os.environ.get("TESSERA_REAL_DATA", "nowhere")).resolve()

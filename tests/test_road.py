@@ -217,7 +217,7 @@ def _disturb(place: Path, candidate: str, delay: float, sign: signal.Signals) ->
     told = place / "told.txt"
     with told.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "retrain", DOMAIN, "--workspace", str(place), "--json"],
+            [sys.executable, "-m", "flows.commands.cli", "retrain", DOMAIN, "--workspace", str(place), "--json"],
             env=clean_environment(),
             cwd=REPOSITORY,
             stdout=subprocess.DEVNULL,

@@ -3,13 +3,14 @@
 import yaml
 from conftest import TINY
 
-from components.domain import Schedule, load_domain, parse_domain
+from components.domain.reading import load_domain, parse_domain
+from components.domain.settings import Schedule
 from components.workspace import REPOSITORY
-from flows.schedules import FLOWS, POOL, describe_flows, describe_schedule, render_prefect_yaml
+from flows.server.schedules import FLOWS, POOL, describe_flows, describe_schedule, render_prefect_yaml
 
 
 def test_prefect_yaml_is_up_to_date() -> None:
-    """Mend with: python -m flows.schedules > prefect.yaml"""
+    """Mend with: python -m flows.server.schedules > prefect.yaml"""
     domain = load_domain(REPOSITORY / "data" / "surface_defects" / "domain.yaml")
     text = (REPOSITORY / "prefect.yaml").read_text()
     assert text == render_prefect_yaml([domain])

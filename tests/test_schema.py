@@ -9,11 +9,12 @@ import yaml
 from samples import make_domain
 from typer.testing import CliRunner
 
-from components.domain import LAYOUTS, Domain
+from components.domain.domain import Domain
+from components.domain.layouts import LAYOUTS
 from components.models.tuners import TUNERS
 from components.workspace import REPOSITORY
-from flows.cli import app
-from flows.schema import create_schema, describe_keys
+from flows.commands.cli import app
+from flows.commands.schema import create_schema, describe_keys
 
 SHIPPED = sorted((REPOSITORY / "data").glob("*/domain.yaml"))
 

@@ -18,12 +18,13 @@ from conftest import DOMAIN, clean_environment, create_workspace, run_tessera
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.domain import Search, Training, parse_domain
+from components.domain.reading import parse_domain
+from components.domain.settings import Search, Training
 from components.errors import DomainError, TrainingError
 from components.models.tuners import TUNERS, Tuner, create_tuners
 from components.models.tuners.base import Among, Within
+from components.records import Rung, load_rung
 from components.training import search
-from components.training.job import Rung, load_rung
 from components.training.search import Found, Trial
 from components.workspace import REPOSITORY
 
@@ -228,7 +229,7 @@ def test_a_killed_search_trains_nothing_twice(tmp_path: Path, images: Path) -> N
     """Killed at its second trial, and the folder of the first one lost: MLflow has it. Then the winner is trained."""
     budget = {"search": {"trials": 2, "halving": 2}, "candidates": [{"kind": "vpt", "dropout": 0}]}
     place = create_workspace(tmp_path / "workspace", images, **budget)
-    command = [sys.executable, "-m", "flows.cli", "retrain", DOMAIN, "--workspace", str(place)]
+    command = [sys.executable, "-m", "flows.commands.cli", "retrain", DOMAIN, "--workspace", str(place)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     retrain = subprocess.Popen(command, env=clean_environment(), cwd=REPOSITORY, start_new_session=True, **quiet)
     deadline = time.monotonic() + 300

@@ -19,8 +19,8 @@ from schemas import SCHEMAS
 from servers import find_processes, wait_until
 
 from components.workspace import REPOSITORY, Workspace
-from flows.address import load_login, load_services
-from flows.schedules import FLOWS
+from flows.server.address import load_login, load_services
+from flows.server.schedules import FLOWS
 
 pytestmark = pytest.mark.slow
 MANY = 50
@@ -63,7 +63,7 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
         assert taken.code == 2
         assert "tessera down" in taken.stderr  # it is told before any port is tried
         for name in ("mlflow", "prefect", "worker-tessera"):
-            _kill(f"flows.child {name.partition('-')[0]}", workspace)
+            _kill(f"flows.server.child {name.partition('-')[0]}", workspace)
             _wait_for(f"{name} is started again", 90, up, log)
         for address in (f"{mlflow}/health", f"{api}/health"):
             _wait_for_health(address)
@@ -81,11 +81,11 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{address}/health")
     assert not list((workspace / ".tessera").glob("services.*"))
-    assert not find_processes("flows.child", workspace)
+    assert not find_processes("flows.server.child", workspace)
 
 
 def _start_up(workspace: Path, ports: list[str], log: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "flows.cli", "up", "--workspace", str(workspace), *ports]
+    command = [sys.executable, "-m", "flows.commands.cli", "up", "--workspace", str(workspace), *ports]
     with log.open("w") as output:
         return subprocess.Popen(
             command, stdout=output, stderr=output, env=clean_environment(), cwd=REPOSITORY, text=True

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from samples import make_domain, save_picture, write_folders
 
-from components.data import shards
-from components.data.importing import import_folder
+from components.data.annotations.tree import walk_files
 from components.data.manifest import load_frame
-from components.data.shards import open_images
 from components.data.stages import run_manifest, run_split, run_validate
-from components.data.tree import walk_files
+from components.data.store import shards
+from components.data.store.importing import import_folder
+from components.data.store.shards import open_images
 from components.errors import DataError
 from components.models.features import run_features
 from components.workspace import Workspace

@@ -23,7 +23,7 @@ from components.data.splits import (
     warn_of_few_groups,
     warn_of_shares,
 )
-from components.domain import Split
+from components.domain.settings import Split
 from components.errors import CheckFailed, DataError
 
 

@@ -10,10 +10,11 @@ import yaml
 from conftest import DOMAIN, clean_environment
 from PIL import Image
 
-from components.data import proofs, versioning
-from components.data.transforms import embed_augmentation
-from components.data.versioning import git
-from components.domain import Schedule, load_domain, parse_domain
+from components.data.batches.transforms import embed_augmentation
+from components.data.store import proofs, versioning
+from components.data.store.versioning import git
+from components.domain.reading import load_domain, parse_domain
+from components.domain.settings import Schedule
 from components.errors import DomainError, TesseraError, VersioningError, make_visible
 from components.workspace import REPOSITORY, Workspace
 from flows.progress import make_harmless
@@ -187,7 +188,7 @@ def test_names_are_shown_on_any_terminal_as_they_are(tmp_path: Path, odd_names: 
     """What the terminal's encoding lacks is spelt; nothing in a name is a command or markup."""
     for command in (["import", str(odd_names), "--domain", "odd"], ["check", "odd"]):
         done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *command, "--workspace", str(tmp_path / "workspace")],
+            [sys.executable, "-m", "flows.commands.cli", *command, "--workspace", str(tmp_path / "workspace")],
             capture_output=True,
             env=clean_environment() | {"PYTHONIOENCODING": encoding, "COLUMNS": "200"},
             cwd=REPOSITORY,

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.data import synthetic
-from components.data.synthetic import (
+from components.domain.layouts import Csv
+from components.domain.reading import load_domain
+from components.errors import DataError
+from components.synthetic import surfaces
+from components.synthetic.surfaces import (
     DEFECTS,
     SURFACES,
     boxes_of,
@@ -18,8 +21,6 @@ from components.data.synthetic import (
     lot_labels,
     render,
 )
-from components.domain import Csv, load_domain
-from components.errors import DataError
 from components.workspace import REPOSITORY
 
 SMALL = {"lots": 4, "images_per_lot": 6, "size": 64}
@@ -70,7 +71,7 @@ def test_a_longer_set_begins_with_the_shorter_one(raw: Path, tmp_path: Path) -> 
 
 def test_table_lists_every_file(raw: Path) -> None:
     rows = read_table(raw)
-    assert tuple(rows[0]) == synthetic.COLUMNS
+    assert tuple(rows[0]) == surfaces.COLUMNS
     assert len(rows) == SMALL["lots"] * SMALL["images_per_lot"]
     listed = {row["image"] for row in rows} | {row["mask"] for row in rows} | {"labels.csv"}
     assert listed == set(read_bytes(raw))
@@ -165,4 +166,4 @@ def test_domain_file_fits_what_is_made() -> None:
     assert domain.classes == ("none", *DEFECTS)
     assert isinstance(domain.layout, Csv)
     named = {domain.layout.image, domain.layout.label, domain.layout.mask, domain.layout.boxes, domain.group}
-    assert named | set(domain.slices) == set(synthetic.COLUMNS)
+    assert named | set(domain.slices) == set(surfaces.COLUMNS)

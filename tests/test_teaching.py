@@ -8,11 +8,11 @@ import teaching
 import torch
 from vits import create_backbone
 
-from components.data.loading import Samples
-from components.domain import Training
+from components.data.batches.loading import Samples
+from components.domain.settings import Training
+from components.models.engine import Engine
 from components.models.network import create_network
 from components.models.tuners import create_tuners
-from components.training.evaluate import Engine
 from components.training.fit import Loop, Recipe
 
 CLASSES = ("a", "b", "c")

@@ -14,15 +14,15 @@ from torch import distributed as dist
 from vits import create_backbone
 
 from components.errors import TesseraError, TrainingError
+from components.models.engine import Engine
 from components.models.network import create_network
+from components.models.team import Team
 from components.models.tuners import TUNERS, create_tuners
+from components.records import Job, load_result
 from components.training import run
-from components.training.evaluate import Engine
 from components.training.fit import Learner
-from components.training.job import Job, load_result
-from components.training.team import Team
+from flows.processes.training import run_job
 from flows.progress import listening
-from flows.train_candidate import run_job
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,10 @@ import pytest
 import tiny
 from PIL import Image
 
-from components import pictures, tracking
 from components.errors import DataError, TrackingError
-from components.training.job import Result, load_predictions
+from components.records import Result, load_predictions
+from components.reports import pictures
+from components.tracking import runs
 from components.workspace import Workspace
 
 COMMIT = "c0ffee00" * 5
@@ -47,10 +48,10 @@ def row(result: Result) -> dict[str, Any]:
 def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[str, Any]:
     """One whole retrain; returns its ids and outcome."""
     domain = tiny.create_domain()
-    parent = tracking.start_parent(domain, tiny.DATA_VERSION, "fingerprint-1", COMMIT)
-    child = tracking.log_candidate(parent, domain, result, row, workspace.root / "raw")
-    failed = tracking.start_child(parent, "vapt · seed 3", role="candidate", tuner="vapt", seed="3")
-    tracking.end_child(failed, "FAILED", "killed by signal 9")
+    parent = runs.start_parent(domain, tiny.DATA_VERSION, "fingerprint-1", COMMIT)
+    child = runs.log_candidate(parent, domain, result, row, workspace.root / "raw")
+    failed = runs.start_child(parent, "vapt · seed 3", role="candidate", tuner="vapt", seed="3")
+    runs.end_child(failed, "FAILED", "killed by signal 9")
     outcome = {
         "domain": domain.name,
         "verdict": "PROMOTE",
@@ -61,9 +62,9 @@ def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[
     }
     report = workspace.root / "report.html"
     report.write_text("<html>")
-    tracking.log_data(parent, report)
-    tracking.log_result(parent, outcome, [report])
-    tracking.end_parent(parent)
+    runs.log_data(parent, report)
+    runs.log_result(parent, outcome, [report])
+    runs.end_parent(parent)
     return {"parent": parent, "child": child, "failed": failed, "outcome": outcome}
 
 
@@ -90,7 +91,7 @@ def test_the_tree_of_runs(finished: dict[str, Any]) -> None:
 
 def test_an_interval_that_is_not_known_is_no_metric(row: dict[str, Any]) -> None:
     unknown = row | {"test": {"value": 0.9, "low": None, "high": None, "groups": 2}}
-    told = {name for name in tracking._summarise(unknown) if name.startswith("test/")}
+    told = {name for name in runs._summarise(unknown) if name.startswith("test/")}
     assert told == {"test/balanced_accuracy"}
 
 
@@ -181,11 +182,11 @@ def test_the_chosen_epoch_counts_not_the_last(workspace: Workspace, result: Resu
     """The weights kept are those of the best epoch; its smaller loss must not be hidden by the last epoch's."""
     worse = [*result.history[:-1], {**result.history[-1], "val/loss": result.metrics["val/loss"] + 1}]
     domain = tiny.create_domain(name="chosen")
-    parent = tracking.start_parent(domain, tiny.DATA_VERSION, "chosen", COMMIT)
+    parent = runs.start_parent(domain, tiny.DATA_VERSION, "chosen", COMMIT)
     ended_badly = result.model_copy(update={"history": tuple(worse)})
-    child = tracking.log_candidate(parent, domain, ended_badly, row, workspace.root / "raw")
+    child = runs.log_candidate(parent, domain, ended_badly, row, workspace.root / "raw")
     assert get_run(child).data.metrics["val/loss"] == result.metrics["val/loss"]
-    tracking.end_parent(parent)
+    runs.end_parent(parent)
 
 
 def test_the_duration_is_that_of_the_training(finished: dict[str, Any], result: Result) -> None:
@@ -195,15 +196,15 @@ def test_the_duration_is_that_of_the_training(finished: dict[str, Any], result: 
 
 def test_logging_a_model_leaves_the_runs_as_they_were(finished: dict[str, Any], result: Result) -> None:
     before = get_run(finished["child"]).info
-    uri = tracking.log_model(finished["child"], result.folder / "adapter")
+    uri = runs.log_model(finished["child"], result.folder / "adapter")
     after = get_run(finished["child"])
     assert uri.startswith("models:/m-")
     assert (after.info.status, after.info.end_time) == ("FINISHED", before.end_time)
     assert [f"models:/{model.model_id}" for model in after.outputs.model_outputs] == [uri]
-    parent = tracking.start_parent(tiny.create_domain(name="parent"), tiny.DATA_VERSION, "parent", COMMIT)
-    tracking.log_model(parent, result.folder / "adapter")
+    parent = runs.start_parent(tiny.create_domain(name="parent"), tiny.DATA_VERSION, "parent", COMMIT)
+    runs.log_model(parent, result.folder / "adapter")
     assert get_run(parent).info.status == "RUNNING"
-    tracking.end_parent(parent)
+    runs.end_parent(parent)
 
 
 def test_a_candidates_files(finished: dict[str, Any], result: Result) -> None:
@@ -233,33 +234,33 @@ def test_artifacts_are_in_the_workspace(workspace: Workspace, finished: dict[str
 
 
 def test_a_known_fingerprint_is_answered(finished: dict[str, Any]) -> None:
-    assert tracking.find_retrain("tiny", "fingerprint-1") == finished["outcome"]
-    assert tracking.find_retrain("tiny", "fingerprint-2") is None
-    assert tracking.find_retrain("unknown", "fingerprint-1") is None
-    assert tracking.load_last_result("tiny") == finished["outcome"]
-    assert tracking.load_last_result("unknown") is None
+    assert runs.find_retrain("tiny", "fingerprint-1") == finished["outcome"]
+    assert runs.find_retrain("tiny", "fingerprint-2") is None
+    assert runs.find_retrain("unknown", "fingerprint-1") is None
+    assert runs.load_last_result("tiny") == finished["outcome"]
+    assert runs.load_last_result("unknown") is None
 
 
 @pytest.mark.parametrize("ending", ["FAILED", "KILLED"])
-def test_only_a_finished_retrain_is_an_answer(workspace: Workspace, ending: tracking.Ending) -> None:
-    run_id = tracking.start_parent(tiny.create_domain(name="other"), tiny.DATA_VERSION, ending, COMMIT)
-    tracking.log_result(run_id, {"verdict": "HOLD", "reason": ""})
-    tracking.end_parent(run_id, ending)
-    assert tracking.find_retrain("other", ending) is None
+def test_only_a_finished_retrain_is_an_answer(workspace: Workspace, ending: runs.Ending) -> None:
+    run_id = runs.start_parent(tiny.create_domain(name="other"), tiny.DATA_VERSION, ending, COMMIT)
+    runs.log_result(run_id, {"verdict": "HOLD", "reason": ""})
+    runs.end_parent(run_id, ending)
+    assert runs.find_retrain("other", ending) is None
 
 
 def test_a_finished_retrain_without_a_result_is_no_answer(workspace: Workspace) -> None:
-    tracking.end_parent(tracking.start_parent(tiny.create_domain(name="other"), tiny.DATA_VERSION, "bare", COMMIT))
-    assert tracking.find_retrain("other", "bare") is None
+    runs.end_parent(runs.start_parent(tiny.create_domain(name="other"), tiny.DATA_VERSION, "bare", COMMIT))
+    assert runs.find_retrain("other", "bare") is None
 
 
 def test_the_latest_answer_wins(workspace: Workspace) -> None:
     for reason in ("first", "second"):
-        run_id = tracking.start_parent(tiny.create_domain(name="again"), tiny.DATA_VERSION, "same", COMMIT)
-        tracking.log_result(run_id, {"verdict": "HOLD", "reason": reason})
-        tracking.end_parent(run_id)
+        run_id = runs.start_parent(tiny.create_domain(name="again"), tiny.DATA_VERSION, "same", COMMIT)
+        runs.log_result(run_id, {"verdict": "HOLD", "reason": reason})
+        runs.end_parent(run_id)
         time.sleep(0.01)
-    answer = tracking.find_retrain("again", "same")
+    answer = runs.find_retrain("again", "same")
     assert answer is not None
     assert answer["reason"] == "second"
 
@@ -268,48 +269,48 @@ def test_a_candidate_that_cannot_be_logged_is_failed(workspace: Workspace, resul
     import mlflow
 
     domain = tiny.create_domain(name="broken")
-    parent = tracking.start_parent(domain, tiny.DATA_VERSION, "broken", COMMIT)
+    parent = runs.start_parent(domain, tiny.DATA_VERSION, "broken", COMMIT)
     with pytest.raises(DataError, match="expected a readable image"):
-        tracking.log_candidate(parent, domain, result, row, workspace.root / "no-such-folder")
+        runs.log_candidate(parent, domain, result, row, workspace.root / "no-such-folder")
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("broken").experiment_id
     (child,) = client.search_runs([experiment], "tags.`tessera.role` = 'candidate'")
     assert child.info.status == "FAILED"
-    tracking.end_parent(parent, "FAILED")
+    runs.end_parent(parent, "FAILED")
 
 
 def test_a_killed_retrain_is_closed_by_the_next(workspace: Workspace) -> None:
     import mlflow
 
     domain = tiny.create_domain(name="killed")
-    dead, living, foreign = (tracking.start_parent(domain, tiny.DATA_VERSION, f"{k}", COMMIT) for k in range(3))
+    dead, living, foreign = (runs.start_parent(domain, tiny.DATA_VERSION, f"{k}", COMMIT) for k in range(3))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     client = mlflow.MlflowClient()
     client.set_tag(dead, "tessera.process", f"{socket.gethostname()}:{gone.pid}")
     client.set_tag(foreign, "tessera.process", f"another-host:{gone.pid}")
-    tracking.start_parent(domain, tiny.DATA_VERSION, "next", COMMIT)
+    runs.start_parent(domain, tiny.DATA_VERSION, "next", COMMIT)
     assert [get_run(run).info.status for run in (dead, living, foreign)] == ["KILLED", "RUNNING", "RUNNING"]
 
 
 def test_odd_class_names_are_logged(workspace: Workspace) -> None:
     import mlflow
 
-    run_id = tracking.start_parent(tiny.create_domain(name="odd"), tiny.DATA_VERSION, "odd", COMMIT)
+    run_id = runs.start_parent(tiny.create_domain(name="odd"), tiny.DATA_VERSION, "odd", COMMIT)
     client = mlflow.MlflowClient()
     names = ["recall/größe", "recall/a(b)", "recall/$x_1$", "recall/100 %"]
-    tracking._log_metrics(client, run_id, dict.fromkeys(names, 0.5), step=0, when=0)
+    runs._log_metrics(client, run_id, dict.fromkeys(names, 0.5), step=0, when=0)
     assert {"recall/größe", "recall/a_b_", "recall/_x_1_", "recall/100 _"} <= set(get_run(run_id).data.metrics)
 
 
 def test_settings_become_parameters() -> None:
     nested = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None, "f": False}
-    assert tracking.flatten(nested) == {"a.b": "1", "a.c.d": "[1, 2]", "f": "False"}
+    assert runs.flatten(nested) == {"a.b": "1", "a.c.d": "[1, 2]", "f": "False"}
 
 
 def test_a_result_must_be_json(workspace: Workspace, finished: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        tracking.log_result(finished["parent"], {"score": float("nan")})
+        runs.log_result(finished["parent"], {"score": float("nan")})
 
 
 def test_a_server_that_is_away_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,18 +320,18 @@ def test_a_server_that_is_away_is_told_at_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:secret@127.0.0.1:{port}")
     started = time.monotonic()
     with pytest.raises(TrackingError, match="expected an answer within 5 s; found none") as caught:
-        tracking.connect(Workspace(tmp_path))
+        runs.connect(Workspace(tmp_path))
     assert time.monotonic() - started < 2
     assert "secret" not in str(caught.value)
     assert "MLFLOW_TRACKING_URI" in caught.value.mend
 
 
 def test_a_server_that_hangs_is_told_within_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "SERVER_SECONDS", 0.3)
+    monkeypatch.setattr(runs, "SERVER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(TrackingError, match="timed out"):
-            tracking.connect(Workspace(tmp_path))
+            runs.connect(Workspace(tmp_path))
 
 
 def test_a_server_in_trouble_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +345,7 @@ def test_a_server_in_trouble_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Thread(target=server.handle_request, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(TrackingError, match="the answer 503"):
-            tracking.connect(Workspace(tmp_path))
+            runs.connect(Workspace(tmp_path))
 
 
 def test_a_damaged_store_is_told(tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,9 +353,9 @@ def test_a_damaged_store_is_told(tmp_path: Path, workspace: Workspace, monkeypat
     broken.write_bytes(b"no database at all " * 1000)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{broken}")
     with pytest.raises(TrackingError, match="file is not a database"):
-        tracking.connect(Workspace(tmp_path))
+        runs.connect(Workspace(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    tracking.connect(workspace)
+    runs.connect(workspace)
 
 
 def test_nothing_logged_says_where_a_picture_was_taken(
@@ -371,9 +372,9 @@ def test_nothing_logged_says_where_a_picture_was_taken(
         tile.save(target, format="JPEG", exif=exif, comment=b"SecretComment")
     assert b"SecretMaker" in target.read_bytes()
     domain = tiny.create_domain()
-    parent = tracking.start_parent(domain, tiny.DATA_VERSION, "fingerprint-gps", COMMIT)
-    child = tracking.log_candidate(parent, domain, result, row, tmp_path / "raw")
-    tracking.end_parent(parent)
+    parent = runs.start_parent(domain, tiny.DATA_VERSION, "fingerprint-gps", COMMIT)
+    child = runs.log_candidate(parent, domain, result, row, tmp_path / "raw")
+    runs.end_parent(parent)
     artifacts = [path for path in (workspace.state / "mlflow").rglob("*") if path.is_file() and child in path.parts]
     assert any(path.name == "samples.png" for path in artifacts)
     for path in artifacts:
@@ -386,7 +387,7 @@ def test_nothing_logged_says_where_a_picture_was_taken(
 
 def test_tracking_imports_nothing_heavy() -> None:
     heavy = "('torch', 'mlflow', 'matplotlib', 'scipy')"
-    code = f"import sys, components.tracking; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, components.tracking.runs; print([name for name in {heavy} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import tiny
 
-from components.domain import Domain
+from components.domain.domain import Domain
 from components.errors import BackboneError, TrainingError
-from components.training.job import Job, write_job
+from components.records import Job, write_job
 from components.workspace import REPOSITORY
-from flows import train_candidate
+from flows.processes import training
+from flows.processes.training import prepare, run_job
 from flows.progress import Event, listening
-from flows.train_candidate import prepare, run_job
 
 VPT = {"kind": "vpt", "num_prompts": 2}
 
@@ -33,9 +33,9 @@ def domain() -> Domain:
 
 
 @pytest.fixture
-def trainer(domain: Domain) -> train_candidate.Trainer:
+def trainer(domain: Domain) -> training.Trainer:
     prepare(domain)
-    return train_candidate._IDLE[-1]
+    return training._IDLE[-1]
 
 
 def create_job(place: Path, domain: Domain, name: str) -> Job:
@@ -52,16 +52,14 @@ def disturb(act: Callable[[], None]) -> Callable[[Event], None]:
     return hear
 
 
-def kill_forks(trainer: train_candidate.Trainer) -> None:
+def kill_forks(trainer: training.Trainer) -> None:
     for path in Path("/proc").glob("[0-9]*/stat"):
         facts = path.read_text().rpartition(")")[2].split()
         if int(facts[1]) == trainer.process.pid:
             os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-def test_two_jobs_of_one_process_give_the_bits_of_two(
-    place: Path, domain: Domain, trainer: train_candidate.Trainer
-) -> None:
+def test_two_jobs_of_one_process_give_the_bits_of_two(place: Path, domain: Domain, trainer: training.Trainer) -> None:
     first, second = (run_job(create_job(place, domain, name), name) for name in ("first", "second"))
     alone = create_job(place, domain, "alone")
     path = write_job(alone, alone.folder / "job.json")
@@ -69,23 +67,23 @@ def test_two_jobs_of_one_process_give_the_bits_of_two(
     third = run_job(alone, "alone")
     assert first.adapter_sha256 == second.adapter_sha256 == third.adapter_sha256
     assert first.environment == third.environment
-    assert [trainer] == train_candidate._IDLE
+    assert [trainer] == training._IDLE
 
 
-def test_a_killed_fork_fails_alone_and_goes_on(place: Path, domain: Domain, trainer: train_candidate.Trainer) -> None:
+def test_a_killed_fork_fails_alone_and_goes_on(place: Path, domain: Domain, trainer: training.Trainer) -> None:
     job = create_job(place, domain, "killed")
     with listening(disturb(lambda: kill_forks(trainer))), pytest.raises(TrainingError, match="exit code -9"):
         run_job(job, "killed")
     assert run_job(job, "killed").adapter_sha256 == run_job(create_job(place, domain, "first"), "").adapter_sha256
-    assert [trainer] == train_candidate._IDLE
+    assert [trainer] == training._IDLE
 
 
-def test_a_killed_trainer_is_replaced(place: Path, domain: Domain, trainer: train_candidate.Trainer) -> None:
+def test_a_killed_trainer_is_replaced(place: Path, domain: Domain, trainer: training.Trainer) -> None:
     job = create_job(place, domain, "orphan")
     with listening(disturb(trainer.process.kill)), pytest.raises(TrainingError, match="exit code -9"):
         run_job(job, "orphan")
     assert run_job(job, "orphan").adapter_sha256 == run_job(create_job(place, domain, "first"), "").adapter_sha256
-    assert [trainer] != train_candidate._IDLE
+    assert [trainer] != training._IDLE
 
 
 @pytest.mark.parametrize("when", ["training-epoch", "training-done"])
@@ -104,15 +102,15 @@ def test_interrupted_it_leaves_a_checkpoint_or_a_result(when: str, place: Path, 
     if when == "training-epoch":
         assert (job.folder / "checkpoint.safetensors").exists()
         assert "the same command goes on from there" in (job.folder / "log.txt").read_text()
-    assert train_candidate._IDLE == []
+    assert training._IDLE == []
     assert run_job(job, "interrupted").adapter_sha256 == run_job(create_job(place, domain, "first"), "").adapter_sha256
 
 
-def test_an_error_comes_out_as_itself(place: Path, domain: Domain, trainer: train_candidate.Trainer) -> None:
+def test_an_error_comes_out_as_itself(place: Path, domain: Domain, trainer: training.Trainer) -> None:
     job = create_job(place, domain.model_copy(update={"backbone": "vit_tinny_patch16_224"}), "typo")
     with pytest.raises(BackboneError, match="vit_tiny"):
         run_job(job, "typo")
-    assert [trainer] == train_candidate._IDLE
+    assert [trainer] == training._IDLE
     assert trainer.is_free
 
 
@@ -121,8 +119,8 @@ def test_nothing_outlives_a_killed_parent(place: Path, domain: Domain) -> None:
     job = create_job(place, domain, "left")
     path = write_job(job, job.folder / "told.json")
     code = (
-        "import os, signal, sys; from pathlib import Path; from components.training.job import Job\n"
-        "from flows.progress import listening; from flows.train_candidate import run_job\n"
+        "import os, signal, sys; from pathlib import Path; from components.records import Job\n"
+        "from flows.progress import listening; from flows.processes.training import run_job\n"
         "def hear(event):\n"
         "    if event['event'] == 'training-epoch': os.kill(os.getpid(), signal.SIGKILL)\n"
         "with listening(hear): run_job(Job.model_validate_json(Path(sys.argv[1]).read_text()), 'left')\n"

@@ -13,15 +13,16 @@ from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from vits import create_backbone
 
-from components.data.loading import Samples
-from components.data.transforms import Augmentation
-from components.domain import Training
+from components.data.batches.loading import Samples
+from components.data.batches.transforms import Augmentation
+from components.domain.settings import Training
 from components.errors import Diverged, TrainingError
 from components.models.encoders import PromptedEncoder
+from components.models.engine import Engine
 from components.models.network import Network, create_network
 from components.models.tuners import TUNERS, create_tuners
 from components.training.checkpoint import Checkpoint, Progress
-from components.training.evaluate import Engine, extract_features, predict_probabilities
+from components.training.evaluate import extract_features, predict_probabilities
 from components.training.fit import Loop, Recipe, Stopped, balance_classes, create_optimizer, fit, identify, scale_rate
 from components.training.metrics import (
     apply_temperature,

@@ -8,15 +8,16 @@ import pytest
 import yaml
 from conftest import DOMAIN, create_workspace, run_tessera
 
-from components.data.loading import Samples, StepOrder, create_loader
-from components.data.transforms import (
+from components.data.batches.loading import Samples, StepOrder, create_loader
+from components.data.batches.transforms import (
     Augmentation,
     create_pipeline,
     embed_augmentation,
     load_albumentations,
     require_fit,
 )
-from components.domain import PRESETS, Domain, load_domain
+from components.domain.domain import PRESETS, Domain
+from components.domain.reading import load_domain
 from components.errors import DomainError
 from components.workspace import Workspace
 from flows.plan import create_plan

@@ -24,18 +24,20 @@ from samples import (
     write_yolo,
 )
 
+from components.data.annotations.layouts import read_rows
 from components.data.catalogue import render_table
-from components.data.duplicates import Found
-from components.data.features import load_known, load_near_duplicates, save_matches
-from components.data.images import ORIENTATION, Picture, create_thumbnail, inspect_image
-from components.data.layouts import read_rows
+from components.data.checks.duplicates import Found
+from components.data.checks.features import load_known, load_near_duplicates, save_matches
+from components.data.checks.outliers import find_outliers
+from components.data.checks.pictures import Picture, create_thumbnail, inspect_image
+from components.data.checks.report import render_report
+from components.data.checks.validation import check_rows, warn_of_huge_groups
 from components.data.manifest import create_schema, load_frame, load_manifest, require_manifest
-from components.data.outliers import find_outliers
-from components.data.report import render_report
+from components.data.sources.images import ORIENTATION
 from components.data.splits import assign_splits
 from components.data.stages import STAGES, run_manifest, run_split, run_validate
-from components.data.validation import check_rows, warn_of_huge_groups
-from components.domain import Domain, Validation
+from components.domain.domain import Domain
+from components.domain.settings import Validation
 from components.errors import CheckFailed, DataError
 from components.models.features import run_features
 from components.workspace import REPOSITORY, Workspace

@@ -13,13 +13,15 @@ import tiny
 from rich.console import Console
 from schemas import TUNERS
 
-from components import notes
 from components.models.tuners import create_tuners
-from components.pictures import draw_comparison
 from components.promotion.gates import Context, decide, score_frame
-from components.training.job import Result
-from flows import card, console, pages
-from flows.compare import summarise_tuners
+from components.records import Result
+from components.reports import words
+from components.reports.pictures import draw_comparison
+from components.tracking import pages
+from flows.commands import console
+from flows.steps import card, retrain_page
+from flows.steps.compare import summarise_tuners
 
 IMAGES = 60
 TRUTH = [tiny.CLASSES[k % 3] for k in range(IMAGES)]
@@ -130,10 +132,10 @@ def read_everywhere(plan: Any, outcome: Any, folder: Path, monkeypatch: pytest.M
     texts = {
         "retrain": read_terminal(console.show_retrain, outcome, monkeypatch),
         "compare": read_terminal(console.show_comparison, outcome, monkeypatch),
-        "page of Prefect": pages.render_markdown(outcome),
-        "report": pages.render_html(plan, outcome, folder / "picture.png", {}),
+        "page of Prefect": retrain_page.render_markdown(outcome),
+        "report": retrain_page.render_html(plan, outcome, folder / "picture.png", {}),
         "card": card.render_markdown(about),
-        "page of MLflow": notes.describe_outcome(outcome, "1", "2", ()),
+        "page of MLflow": pages.describe_outcome(outcome, "1", "2", ()),
     }
     return {name: " ".join(text.split()) for name, text in texts.items()}
 
@@ -170,16 +172,16 @@ def test_the_baseline_is_the_linear_probe_that_is_best_on_validation(tmp_path: P
     _, outcome = create_outcome(tmp_path, kinds, {"weak": UGLY, "linear": BAD, "vpt-deep": GOOD}, 20, seeds=2)
     found = {line["tuner"]: line["over_linear"] and line["over_linear"]["baseline"] for line in outcome["tuners"]}
     assert found == {"linear": None, "weak": "linear", "vpt-deep": "linear"}
-    gains = console.list_gains(outcome["tuners"])
+    gains = words.list_gains(outcome["tuners"])
     assert "linear is solved, not trained: its 2 seeds are one head." in gains
 
 
 def test_without_a_linear_probe_that_is_said(tmp_path: Path) -> None:
     _, outcome = create_outcome(tmp_path, ["vpt", "vapt"], {"vpt-deep": GOOD, "vapt": BAD}, 20)
     assert [line["over_linear"] for line in outcome["tuners"]] == [None, None]
-    assert console.list_gains(outcome["tuners"])[0].startswith("No `linear` among the candidates")
+    assert words.list_gains(outcome["tuners"])[0].startswith("No `linear` among the candidates")
     old = [{key: line[key] for key in line if key != "over_linear"} for line in outcome["tuners"]]
-    assert console.list_gains(old) == [], "an outcome from before says nothing of it"
+    assert words.list_gains(old) == [], "an outcome from before says nothing of it"
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -198,9 +200,9 @@ def test_every_place_says_that_an_interval_is_not_known(
         assert "1.000 not known" in text or known in text, place
     assert "fewer than three groups" in read_terminal(console.show_comparison, outcome, monkeypatch)
     for row in outcome["candidates"]:
-        assert console.describe_candidate(row)[5].endswith("not known")
-    assert console.format_score({"value": 0.9}) == "0.900 not known"
-    assert console.format_score({"value": 0.9, "low": 0.81, "high": 0.94}) == "0.900 [0.81 0.94]"
+        assert words.describe_candidate(row)[5].endswith("not known")
+    assert words.format_score({"value": 0.9}) == "0.900 not known"
+    assert words.format_score({"value": 0.9, "low": 0.81, "high": 0.94}) == "0.900 [0.81 0.94]"
 
 
 def test_every_place_says_pass_and_names_a_class_at_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import DOMAIN
 
-from components.data import versioning
+from components.data.store import versioning
 from components.errors import DataError, VersioningError, WorkspaceError
 from components.workspace import Workspace
 

@@ -22,16 +22,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import save_picture, write_folders
 
-from components.data import versioning
-from components.data.objects import locate_object
-from components.data.versions import (
+from components.data.store import versioning
+from components.data.store.objects import locate_object
+from components.data.store.versions import (
     checkout_version,
     compare_annotations,
     find_version,
     list_versions,
     name_version,
 )
-from components.domain import Domain, load_domain
+from components.domain.domain import Domain
+from components.domain.reading import load_domain
 from components.errors import RemoteError, VersioningError
 from components.workspace import REPOSITORY, Workspace
 
@@ -300,7 +301,7 @@ def test_the_second_writer_says_for_whom_it_waits(tmp_path: Path) -> None:
 
 
 def start(workspace: Workspace, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "flows.cli", *arguments, "--workspace", str(workspace.root), "--json"]
+    command = [sys.executable, "-m", "flows.commands.cli", *arguments, "--workspace", str(workspace.root), "--json"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
         command, cwd=REPOSITORY, env=clean_environment(), text=True, start_new_session=True, **pipes

@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from components.domain import Domain, parse_domain
-from components.training.job import Job, Result, Rung, load_result, load_rung
+from components.domain.domain import Domain
+from components.domain.reading import parse_domain
+from components.records import Job, Result, Rung, load_result, load_rung
 
 CLASSES = ("dark", "light", "red")
 COLOURS = {"dark": (40, 40, 50), "light": (210, 205, 200), "red": (190, 60, 50)}

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from components.data.stages import STAGES
-from components.domain import Domain, load_domain
+from components.domain.domain import Domain
+from components.domain.reading import load_domain
 from components.errors import TesseraError
 from components.files import write_whole
 from components.workspace import Workspace, find_workspace

@@ -14,9 +14,10 @@ from typing import Any
 
 import polars as pl
 
-from components.data.images import SUFFIXES
 from components.data.manifest import SPLITS, UNLABELLED, by_class
-from components.domain import Domain, render_layout
+from components.data.sources.images import SUFFIXES
+from components.domain.domain import Domain
+from components.domain.reading import render_layout
 from components.errors import DataError
 from components.files import write_whole
 

@@ -2,7 +2,9 @@
 
 import inspect
 
-from components.domain import LAYOUTS, Domain, load_domain
+from components.domain.domain import Domain
+from components.domain.layouts import LAYOUTS
+from components.domain.reading import load_domain
 from components.workspace import Workspace
 
 HEAD = """# Domains

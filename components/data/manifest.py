@@ -9,7 +9,6 @@ Frames are eager (pandera skips data checks on lazy ones) and sorted by (path, i
 give the same bytes.
 """
 
-import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
-from components.data.images import Box, Reason
-from components.domain import Domain
+from components.data.sources.images import Box, Reason
+from components.domain.domain import Domain
 from components.errors import DataError
-from components.files import write_whole
+from components.files import hash_file, write_whole
 from components.sealed import SEAL, is_sealed, read_sealed, seal, warn_of_damage
 
 if TYPE_CHECKING:
@@ -137,15 +136,6 @@ def by_class(frame: pl.DataFrame) -> pl.DataFrame:
     if "labels" not in frame.columns:
         return frame
     return frame.with_columns(label="labels").explode("label").drop_nulls("label")
-
-
-def hash_file(path: Path) -> str | None:
-    """sha256 of a file's bytes; None where there is no file to read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
 
 
 def find_digest(raw: Path, path: str, known: SupportsDigest | None) -> str | None:

@@ -25,10 +25,11 @@ from typing import NamedTuple
 
 import polars as pl
 
-from components.data.duplicates import Pair, join_groups
-from components.data.features import content_of
+from components.data.checks.duplicates import Pair, join_groups
+from components.data.checks.features import content_of
 from components.data.manifest import SPLITS, by_class
-from components.domain import Domain, Split
+from components.domain.domain import Domain
+from components.domain.settings import Split
 from components.errors import CheckFailed, DataError
 from components.files import write_whole
 

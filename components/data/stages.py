@@ -6,11 +6,9 @@ from dataclasses import asdict, replace
 
 import polars as pl
 
-from components.data.digests import Digests
-from components.data.features import load_features, load_near_duplicates, load_sisters
-from components.data.layouts import read_tree
+from components.data.annotations.layouts import read_tree
+from components.data.checks.features import load_features, load_near_duplicates, load_sisters
 from components.data.manifest import by_class, load_frame, save_frame
-from components.data.shards import open_images
 from components.data.splits import (
     Assigned,
     assign_splits,
@@ -22,7 +20,9 @@ from components.data.splits import (
     warn_of_few_groups,
     warn_of_shares,
 )
-from components.domain import Domain
+from components.data.store.digests import Digests
+from components.data.store.shards import open_images
+from components.domain.domain import Domain
 from components.files import write_whole
 from components.workspace import Workspace
 
@@ -39,9 +39,9 @@ def run_manifest(workspace: Workspace, domain: Domain) -> None:
 
 def run_validate(workspace: Workspace, domain: Domain) -> None:
     """rows.parquet -> valid.parquet, validation.json, validation.html; then CheckFailed if a check said no."""
-    from components.data.labels import find_suspects
-    from components.data.report import render_report
-    from components.data.validation import check_rows, require_valid
+    from components.data.checks.labels import find_suspects
+    from components.data.checks.report import render_report
+    from components.data.checks.validation import check_rows, require_valid
 
     folder, raw = workspace.derived(domain.name), open_images(workspace, domain.name)
     near, sisters = load_near_duplicates(folder / "matches.parquet"), load_sisters(folder / "matches.parquet")

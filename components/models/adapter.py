@@ -7,8 +7,9 @@ The sha256 of adapter.json therefore stands for the whole adapter: weights, clas
 The registry and the ledger keep it, and `require_intact` compares it with a folder. Other files in the folder are
 refused.
 
-Both files are written into a folder beside the final one, flushed, and renamed into place, so that a reader finds
-the old adapter or the new one. The same weights give the same bytes. `load_meta` needs no torch.
+No torch here: `weights.py` writes and loads the tensors. Both files are written into a folder beside the final one,
+flushed, and renamed into place, so that a reader finds the old adapter or the new one. The same weights give the same
+bytes.
 """
 
 import hashlib
@@ -19,20 +20,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field, FiniteFloat, ValidationError
 
-from components.domain import Strict
+from components.domain.strict import Strict
 from components.errors import AdapterError
-from components.files import flush, whole_folder
 from components.models.tuners import Tuner
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from components.models.backbones import Backbone
     from components.models.network import Network
 
 FORMAT_VERSION: Final = 1
 WEIGHTS_FILE, META_FILE = "adapter.safetensors", "adapter.json"
-PICKLED = (b"\x80", b"PK\x03\x04")  # how a pickle and torch.save's archive of pickles begin
 RETRAIN = "Take an undamaged copy, or train it again."
 
 
@@ -146,25 +143,6 @@ class AdapterMeta(Strict):
         )
 
 
-def save_adapter(folder: Path, network: "Network", meta: AdapterMeta) -> str:
-    """Write the adapter, replacing one that is there; returns the sha256 of adapter.safetensors."""
-    from safetensors.torch import save
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.trainable_parameters().items()}
-    # One metadata key only: safetensors writes several in an order that changes from run to run.
-    weights = save(dict(sorted(tensors.items())), metadata={"format": "pt"})
-    digest = hashlib.sha256(weights).hexdigest()
-    record = meta.model_copy(update={"adapter_sha256": digest}).model_dump(mode="json")
-    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    try:
-        _write_folder(folder, {WEIGHTS_FILE: weights, META_FILE: text.encode()})
-    except OSError as error:
-        mend = "Free some space or correct the permissions, and train again; checkpoints are kept."
-        expected, found = "a folder with room that may be written", error.strerror or str(error)
-        raise AdapterError(f"adapter {folder}", expected=expected, found=found, mend=mend) from None
-    return digest
-
-
 def hash_meta(folder: Path) -> str:
     """sha256 of adapter.json, which stands for the whole adapter. Raises AdapterError where there is none."""
     return hashlib.sha256(_read_meta(folder)).hexdigest()
@@ -191,14 +169,14 @@ def require_intact(folder: Path, meta_sha256: str = "") -> AdapterMeta:
             mend=RETRAIN,
         )
     meta = _parse_meta(folder, data)
-    _require_alone(folder)
+    require_alone(folder)
     try:
         with (folder / WEIGHTS_FILE).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         what, found = f"adapter {folder}, {WEIGHTS_FILE}", error.strerror or "none"
         raise AdapterError(what, expected="a file", found=found, mend=RETRAIN) from None
-    _require_digest(folder, meta, digest)
+    require_digest(folder, meta, digest)
     return meta
 
 
@@ -229,64 +207,18 @@ def _parse_meta(folder: Path, data: bytes) -> AdapterMeta:
         raise AdapterError(what, expected=f"a legal {META_FILE}", found=found, mend=RETRAIN) from None
 
 
-def _require_alone(folder: Path) -> None:
+def require_alone(folder: Path) -> None:
     """Nobody vouches for a further file, and some program may read it one day."""
     if extra := sorted({path.name for path in folder.iterdir()} - {WEIGHTS_FILE, META_FILE}):
         raise AdapterError(
             f"adapter {folder}",
             expected=f"the files {META_FILE} and {WEIGHTS_FILE} alone",
-            found=f"also {_some(extra)}",
+            found=f"also {name_some(extra)}",
             mend="Find out where that came from, and remove it.",
         )
 
 
-def load_adapter(folder: Path, backbone: "Backbone | None" = None) -> "tuple[Network, AdapterMeta]":
-    """The network in eval mode, and its record. Without `backbone` the one named in the record is loaded.
-
-    Raises AdapterError where the adapter is damaged, has further files beside it or belongs to another backbone,
-    BackboneError where that cannot be loaded.
-    """
-    import torch
-
-    from components.models.backbones import load_backbone
-    from components.models.network import create_network
-
-    meta = load_meta(folder)
-    _require_alone(folder)
-    tensors, digest = _load_tensors(folder)
-    backbone = backbone or load_backbone(meta.backbone.name, meta.backbone.img_size)
-    _require_backbone(folder, meta, backbone)
-    network = create_network(backbone, meta.tuner, len(meta.classes), meta.seed)
-    parameters = network.trainable_parameters()
-    _require_fit(folder, tensors, dict(parameters))
-    _require_digest(folder, meta, digest)  # last, for the others say more
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-    return network.eval(), meta
-
-
-def _load_tensors(folder: Path) -> "tuple[dict[str, Tensor], str]":
-    """The tensors of adapter.safetensors, and the sha256 of its bytes."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    what = f"adapter {folder}, {WEIGHTS_FILE}"
-    try:
-        data = (folder / WEIGHTS_FILE).read_bytes()
-    except OSError as error:
-        raise AdapterError(what, expected="a file", found=error.strerror or "none", mend=RETRAIN) from None
-    try:
-        return load(data), hashlib.sha256(data).hexdigest()
-    except SafetensorError as error:
-        if data.startswith(PICKLED):  # asked last, for the length of a whole file's header may begin with these bytes
-            found = "a pickle, which may run code when it is opened"
-            mend = "Do not trust where it came from."
-            raise AdapterError(what, expected="safetensors", found=found, mend=mend) from None
-        raise AdapterError(what, expected="a whole safetensors file", found=str(error), mend=RETRAIN) from None
-
-
-def _require_digest(folder: Path, meta: AdapterMeta, digest: str) -> None:
+def require_digest(folder: Path, meta: AdapterMeta, digest: str) -> None:
     if digest != meta.adapter_sha256:
         raise AdapterError(
             f"adapter {folder}, {WEIGHTS_FILE}",
@@ -296,56 +228,5 @@ def _require_digest(folder: Path, meta: AdapterMeta, digest: str) -> None:
         )
 
 
-def _require_backbone(folder: Path, meta: AdapterMeta, backbone: "Backbone") -> None:
-    wanted = meta.backbone
-    if backbone.sha256 != wanted.sha256:
-        raise AdapterError(
-            f"adapter {folder}",
-            expected=f"the backbone it was trained on, {wanted.name} with sha256 {wanted.sha256[:12]}",
-            found=f"{backbone.name} with sha256 {backbone.sha256[:12]}",
-            mend="Give it that backbone, or train it again on this one.",
-        )
-    found = (backbone.img_size, tuple(backbone.mean), tuple(backbone.std))
-    if found != (wanted.img_size, wanted.mean, wanted.std):
-        raise AdapterError(
-            f"adapter {folder}",
-            expected=f"img_size {wanted.img_size}, mean {wanted.mean}, std {wanted.std}, as in training",
-            found=f"img_size {found[0]}, mean {found[1]}, std {found[2]}",
-            mend=f"Load the backbone with img_size={wanted.img_size}, or train the adapter again.",
-        )
-
-
-def _require_fit(folder: Path, tensors: "Mapping[str, Tensor]", parameters: "Mapping[str, Tensor]") -> None:
-    """Raise AdapterError unless names, shapes and dtypes are exactly the network's."""
-    what = f"adapter {folder}, {WEIGHTS_FILE}"
-    if missing := sorted(parameters.keys() - tensors.keys()):
-        raise AdapterError(what, expected=f"the tensors {_some(missing)}", found="none such", mend=RETRAIN)
-    if extra := sorted(tensors.keys() - parameters.keys()):
-        expected = "only the tensors its tuner trains"
-        raise AdapterError(what, expected=expected, found=f"also {_some(extra)}", mend=RETRAIN)
-    for name, parameter in parameters.items():
-        wanted, found = _form(parameter), _form(tensors[name])
-        if wanted != found:
-            raise AdapterError(what, expected=f"{name} to be {wanted}", found=found, mend=RETRAIN)
-
-
-def _form(tensor: "Tensor") -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _some(names: list[str]) -> str:
+def name_some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Make the folder appear whole, and on the disk."""
-    with whole_folder(folder) as fresh:
-        for name, data in files.items():
-            _write_flushed(fresh / name, data)
-        flush(fresh)
-    flush(folder.parent)
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-    flush(path)

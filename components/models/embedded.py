@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from components.domain import Strict
+from components.domain.strict import Strict
 from components.errors import BackboneError
 
 FOLDER = Path(__file__).resolve().parent

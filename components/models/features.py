@@ -16,8 +16,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from components.data.duplicates import Found, Pictures, find_near_duplicates
-from components.data.features import (
+from components.data.checks.duplicates import Found, Pictures, find_near_duplicates
+from components.data.checks.features import (
     FEATURES,
     content_of,
     decode_features,
@@ -26,12 +26,12 @@ from components.data.features import (
     sample_key,
     save_matches,
 )
-from components.data.images import THUMBNAIL, UNDECODABLE, Box, open_picture, pixel_limit
+from components.data.checks.matching import read_grey
+from components.data.checks.pictures import THUMBNAIL
 from components.data.manifest import load_frame, save_frame
-from components.data.matching import read_grey
-from components.data.opening import Upright
-from components.data.shards import open_images
-from components.domain import Domain
+from components.data.sources.images import UNDECODABLE, Box, Upright, open_picture, pixel_limit
+from components.data.store.shards import open_images
+from components.domain.domain import Domain
 from components.models.embedded import load_card
 from components.workspace import Workspace
 

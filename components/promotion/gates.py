@@ -30,7 +30,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from components.domain import Domain, Strict
+from components.domain.domain import Domain
+from components.domain.strict import Strict
 from components.errors import DomainError, PromotionError
 from components.promotion.statistics import (
     FEWEST_GROUPS,
@@ -48,7 +49,7 @@ from components.promotion.statistics import (
     widen,
     widening,
 )
-from components.training.job import PROBABILITY
+from components.records import PROBABILITY
 from components.training.metrics import expected_calibration_error
 
 Verdict = Literal["PROMOTE", "HOLD", "REJECT"]

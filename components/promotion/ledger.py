@@ -24,9 +24,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from components.domain import Strict
+from components.domain.strict import Strict
 from components.errors import ChampionMoved, PromotionError
-from components.notes import NOTE, link_run
+from components.tracking.pages import NOTE, link_run
 
 EXPERIMENT = "tessera ledgers"  # with a blank, as no domain's name has
 #: Tags of the registered model: the run that holds the records, and number and sha256 of the last one that the aliases

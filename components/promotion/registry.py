@@ -10,11 +10,9 @@ champion were read; the aliases follow it (`_follow`), and the tag `tessera.sett
 next ends what was left half done; whoever wakes up late finds his record's number taken, or puts right behind himself
 what he has overwritten. `contest` judges again when somebody else was faster.
 
-The file lock of the workspace, and the turn that `flows.turns` takes from a Prefect server for machines that share one,
-spare promoters work that would be in vain: nothing rests on them. An alias that was moved by hand is never touched, and
-`ledger.verify_records` reports it.
-
-All functions speak to the store that `tracking.connect` chose.
+The file lock of the workspace, and the turn that `flows.server.turns` takes from a Prefect server for machines that
+share one, spare promoters work that would be in vain: nothing rests on them. An alias that was moved by hand is never
+touched, and `ledger.verify_records` reports it. All functions speak to the store that `tracking.connect` chose.
 """
 
 import os
@@ -26,10 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.domain import Strict
+from components.domain.strict import Strict
 from components.errors import AdapterError, ChampionMoved, PromotionError
 from components.models.adapter import require_intact
-from components.notes import link_candidates
 from components.promotion.ledger import (
     LEDGER,
     META_TAG,
@@ -54,6 +51,7 @@ from components.promotion.ledger import (
     parse_record,
     shorten,
 )
+from components.tracking.pages import link_candidates
 from components.workspace import Workspace
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"

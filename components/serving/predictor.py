@@ -16,24 +16,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from components.data.boxes import clip
-from components.data.crops import square_around
-from components.data.images import (
-    UNDECODABLE,
-    Box,
-    UnfitPicture,
-    damaged,
-    read_fit_picture,
-    require_fit_crop,
-    unfit_boxes,
-)
-from components.data.pixels import Pixels, shrink
-from components.domain import Validation
+from components.data.annotations.boxes import clip
+from components.data.annotations.crops import square_around
+from components.data.batches.pixels import Pixels, shrink
+from components.data.checks.pictures import read_fit_picture, require_fit_crop, unfit_boxes
+from components.data.sources.images import UNDECODABLE, Box, UnfitPicture, damaged
+from components.domain.settings import Validation
 from components.errors import DataError
-from components.models.adapter import load_adapter
 from components.models.backbones import Backbone
+from components.models.engine import create_engine
+from components.models.weights import load_adapter
 from components.serving.questions import Question, Source, name_question, require_boxes
-from components.training.evaluate import create_engine
 
 UNKNOWN = (
     "This adapter was trained before adapter.json said what an input is: a whole picture, or the crop inside a box. "

@@ -68,7 +68,7 @@ def read_base64(text: str, row: int = 0) -> io.BytesIO:
     """The bytes of one image of a request, not decoded yet. Raises DataError that names the row, never skips it."""
     from PIL import Image
 
-    from components.data.images import FORMATS, UNDECODABLE
+    from components.data.sources.images import FORMATS, UNDECODABLE
     from components.errors import DataError
 
     try:

@@ -18,13 +18,13 @@ from typing import IO, NoReturn
 import polars as pl
 from PIL import Image
 
-from components.data.cells import decode, find_delimiter, find_encoding
-from components.data.coco import read_coco_file
-from components.data.images import SUFFIXES, Box, Reason
+from components.data.annotations.cells import decode, find_delimiter, find_encoding
+from components.data.annotations.coco import read_coco_file
+from components.data.annotations.tables import resolve_picture
+from components.data.annotations.tree import Index, is_junk
+from components.data.annotations.voc import read_voc_file
 from components.data.manifest import Reading, Row
-from components.data.tables import resolve_picture
-from components.data.tree import Index, is_junk
-from components.data.voc import read_voc_file
+from components.data.sources.images import SUFFIXES, Box, Reason
 from components.errors import DataError
 from components.models.adapter import AdapterMeta
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import TesseraError, TrainingError
-from components.training.job import STOP_SECONDS, STOPPED, Job
+from components.records import STOP_SECONDS, STOPPED, Job
 from components.workspace import DISK_TROUBLE, describe_disk_trouble
 
 LOOK_SECONDS = 0.02  # between two looks whether a fork has ended
@@ -116,9 +116,9 @@ def main(path: Path) -> int:
 
 def _work(job: Job, tell: Callable[..., None], stop: Callable[[], bool], started: float) -> bool | None:
     """Whether this process speaks for the team; None where it was stopped."""
+    from components.models.team import join_team, leave_team
     from components.training.fit import Stopped  # torch starts here
     from components.training.run import run_job
-    from components.training.team import join_team, leave_team
 
     team = join_team()
     try:

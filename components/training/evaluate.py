@@ -1,8 +1,7 @@
 """Predictions of a network over a manifest: the currency that metrics, gates and pictures are paid in."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,67 +10,11 @@ from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Dataset
 
-from components.data.loading import Features, Samples, create_loader
-from components.domain import Domain
-from components.models.fast import choose_attention
+from components.data.batches.loading import Features, Samples, create_loader
+from components.domain.domain import Domain
+from components.models.engine import Engine
 from components.models.network import Network
-from components.training.job import PROBABILITY
-from components.training.team import ALONE, Team
-
-
-@dataclass(frozen=True)
-class Engine:
-    """The device, its number format and attention kernel, the pixel statistics the backbone was trained with, and who
-    else computes."""
-
-    device: torch.device
-    dtype: torch.dtype
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fused_attention: bool
-    team: Team = ALONE
-
-    def prepare(self, network: Network) -> Network:
-        """Move the network here and put its frozen part into the form that is fastest here."""
-        network.to(self.device)
-        network.encoder.prepare(self.dtype, self.fused_attention)
-        return network
-
-    def forward(self, network: Network, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C) in float32 of uint8 images (B, 3, H, W), or of their features (B, D)."""
-        if images.ndim == 2:
-            scores: torch.Tensor = network.head(images.to(self.device))
-            return scores
-        pixels = self.normalise(images)
-        with self.autocast():
-            logits: torch.Tensor = network(pixels)
-        return logits.float()
-
-    def autocast(self) -> torch.autocast:
-        """Computes in the engine's number format what is not held in it."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """Pixels as the backbone wants them."""
-        mean = torch.tensor(self.mean, device=self.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=self.device).view(1, -1, 1, 1)
-        return (images.to(self.device, non_blocking=True).float() / 255 - mean) / std
-
-
-def create_engine(
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    team: Team = ALONE,
-) -> Engine:
-    """A GPU where there is one; by itself bfloat16 where the device computes in it natively."""
-    if torch.cuda.is_available():
-        device, native = torch.device("cuda", torch.cuda.current_device()), torch.cuda.is_bf16_supported()
-    else:
-        device = torch.device("cpu")
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    chosen = {"auto": torch.bfloat16 if native else torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    return Engine(device, chosen[dtype], mean, std, choose_attention(device, chosen[dtype]), team)
+from components.records import PROBABILITY
 
 
 @torch.no_grad()

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from components.data.loading import Samples
+from components.data.batches.loading import Samples
 from components.models.encoders import PromptedEncoder
+from components.models.engine import Engine
 from components.models.fast import cast_backbone
 from components.models.network import Network
-from components.training.evaluate import Engine
-from components.training.job import HEAT_FILE, PROBABILITY
+from components.records import HEAT_FILE, PROBABILITY
 
 MOST = 12
 

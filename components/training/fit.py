@@ -23,17 +23,18 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
-from components.data.loading import Samples, StepOrder, create_loader
-from components.domain import Training
+from components.data.batches.loading import Samples, StepOrder, create_loader
+from components.domain.settings import Training
 from components.errors import Diverged, TrainingError
+from components.models.engine import Engine
 from components.models.network import Network
+from components.models.team import Team
 from components.models.tuners import Tuner
 from components.models.tuners.linear import LinearTuner
 from components.training.checkpoint import Checkpoint, Progress, Tensors
-from components.training.evaluate import Engine, cross_entropy, extract_features, predict_probabilities
+from components.training.evaluate import cross_entropy, extract_features, predict_probabilities
 from components.training.metrics import score_predictions, weigh_classes
 from components.training.probe import Choice, choose_strength, solve
-from components.training.team import Team
 
 Report = Callable[[dict[str, float]], None]
 CLIP_NORM = 1.0

@@ -11,27 +11,23 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from components.data.loading import Samples
+from components.data.batches.loading import Samples
+from components.data.batches.pixels import Pixels, load_pixels
+from components.data.batches.transforms import Augmentation, require_fit
 from components.data.manifest import load_samples
-from components.data.pixels import Pixels, load_pixels
-from components.data.transforms import Augmentation, require_fit
 from components.errors import DataError, Diverged
-from components.models.adapter import AdapterMeta, InputMeta, load_adapter, load_meta, save_adapter
+from components.models.adapter import AdapterMeta, InputMeta, load_meta
 from components.models.backbones import Backbone, load_backbone
+from components.models.engine import Engine, create_engine
 from components.models.network import Network, create_network
+from components.models.team import ALONE, Team
 from components.models.tuners import Tuner, create_tuners
+from components.models.weights import load_adapter, save_adapter
+from components.records import Job, Result, Rung, write_result, write_rung
 from components.training.checkpoint import remove_checkpoint
-from components.training.evaluate import (
-    Engine,
-    create_engine,
-    cross_entropy,
-    frame_predictions,
-    hash_split,
-    predict_probabilities,
-)
+from components.training.evaluate import cross_entropy, frame_predictions, hash_split, predict_probabilities
 from components.training.explain import write_heat
 from components.training.fit import Recipe, fit
-from components.training.job import Job, Result, Rung, write_result, write_rung
 from components.training.metrics import (
     Calibration,
     apply_temperature,
@@ -39,7 +35,6 @@ from components.training.metrics import (
     expected_calibration_error,
     score_predictions,
 )
-from components.training.team import ALONE, Team
 from components.training.usage import Usage, measure_serving
 
 Tell = Callable[..., None]

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from components.domain import Search, Training
+from components.domain.settings import Search, Training
 from components.errors import TrainingError
 from components.models.tuners import Tuner, create_tuners
 from components.models.tuners.base import Within
-from components.training.job import Rung
+from components.records import Rung
 
 STARTUP = 4  # trials at random before TPE begins to learn from them
 ATTEMPTS = 50  # at something that was not tried before

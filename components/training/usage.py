@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from components.models.engine import Engine
     from components.models.network import Network
-    from components.training.evaluate import Engine
 
 SHORTEST = 0.2  # seconds; the processor's share over less is noise
 MEGABYTE = 1e6

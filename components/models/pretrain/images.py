@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from components.models.pretrain.textures import Grey, Rng, create_texture, draw_line, draw_shape, smooth
+from components.synthetic.textures import Grey, Rng, create_texture, draw_line, draw_shape, smooth
 
 Image = NDArray[np.uint8]
 POOL = 1024

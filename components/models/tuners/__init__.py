@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field, ValidationError
 
-from components.domain import explain
+from components.domain.reading import explain
 from components.errors import DomainError
 from components.models.tuners.adaptformer import AdaptFormerTuner
 from components.models.tuners.bitfit import BitFitTuner

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from components.domain import Strict
+from components.domain.strict import Strict
 
 if TYPE_CHECKING:
     from torch import nn

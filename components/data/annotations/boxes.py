@@ -1,0 +1,66 @@
+"""Boxes of annotations: numbers that can be pixels, and edges that stand out of their picture by a little."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from components.data.annotations.columns import read_size
+from components.data.manifest import Reading, Row
+from components.data.sources.images import Box
+
+EDGE = 2  # pixels: what rounding, and counting from 1 instead of 0, put over an edge
+CLIPPED = f"boxes up to {EDGE} pixels over the edge of their picture, clipped"
+
+
+def clip_boxes(reading: Reading, raw: Path) -> Reading:
+    """The reading with boxes that stand up to EDGE pixels out of their picture cut at its edge, and counted.
+
+    The size is the one that the annotation states, which validation compares with the picture's, else the picture's.
+    A box that stands out further stays, and validation refuses it.
+    """
+    sizes: dict[str, tuple[int, int] | None] = {}
+    notes = Counter(reading.notes)
+    rows = [_clip_row(row, raw, sizes, notes) for row in reading.rows]
+    return replace(reading, rows=rows, notes=dict(notes))
+
+
+def _clip_row(row: Row, raw: Path, sizes: dict[str, tuple[int, int] | None], notes: Counter[str]) -> Row:
+    written = [*([row.crop] if row.crop else []), *row.boxes]
+    if not written or row.problem:
+        return row
+    size = row.stated_size
+    if size is None:
+        if row.path not in sizes:
+            sizes[row.path] = read_size(raw / row.path)
+        size = sizes[row.path]
+    if size is None:  # which validation explains
+        return row
+    clipped = [clip(box, *size) for box in written]
+    if clipped == written:
+        return row
+    notes[CLIPPED] += sum(one != other for one, other in zip(clipped, written, strict=True))
+    return replace(row, crop=clipped[0] if row.crop else None, boxes=clipped[1:] if row.crop else clipped)
+
+
+def clip(box: Box, width: int, height: int) -> Box:
+    """The box cut at the picture's edges where it stands out by at most EDGE pixels; else the box itself."""
+    x0, y0, x1, y1 = box
+    if min(x0, y0) < -EDGE or x1 > width + EDGE or y1 > height + EDGE:
+        return box
+    cut = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    return cut if cut[0] < cut[2] and cut[1] < cut[3] else box
+
+
+def count_marked(marks: Iterable[str], words: str) -> dict[str, int]:
+    """Notes of how often each mark was found: `{"objects marked difficult, read as any other": 3}`."""
+    return {words.format(mark): number for mark, number in sorted(Counter(marks).items())}
+
+
+def is_number(value: object) -> bool:
+    """A finite number that fits a column of pixels, or its text."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value)) and abs(float(value)) < 1e9  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -1,0 +1,416 @@
+"""COCO: each annotation's box becomes one crop of its picture, or each picture has all its categories."""
+
+import json
+import math
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from components.data.annotations.boxes import is_number
+from components.data.annotations.columns import is_outside
+from components.data.annotations.guessing import refuse_layout, require_folder
+from components.data.annotations.tables import ELSEWHERE, find_unlisted, parse_boxes, resolve_picture
+from components.data.annotations.tree import (
+    Index,
+    match_parts,
+    name_columns,
+    require_inside,
+    resolve_inside,
+    walk_files,
+)
+from components.data.manifest import Reading, Row, Wanted
+from components.data.sources.images import SUFFIXES, Box, brief, reason
+from components.domain.domain import Domain
+from components.domain.layouts import PART, Coco
+from components.errors import DataError
+
+Entry = Mapping[str, Any]  # one object of a COCO file
+Id = int | str
+
+EMPTY = "listed without any object to cut out"
+CROWDS = "crowd annotations (iscrowd: 1) left out"
+#: Keys of an annotation that are read, or that only repeat what is read.
+KNOWN = {
+    *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "whole", "mask", "boxes", "group", "split"),
+    *("category_name", "ignore", "image"),
+}
+IMAGE_KEYS = {"file_name", "width", "height", "license", "licence", "flickr_url", "coco_url"}
+MARKS = ("difficult", "truncated", "occluded", "ignore")
+EXPORT_AGAIN = "Export the file again."
+
+
+@dataclass(frozen=True)
+class _File:
+    """One COCO file, which is a space of ids of its own."""
+
+    path: str
+    wanted: Wanted
+    index: Index
+    names: Mapping[Id, str]
+    notes: Counter[str]
+    pictures: dict[Id, Row] = field(default_factory=dict)
+
+
+def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> Reading:
+    """A row an annotation, cut out by its box, or, where all labels are wanted, a row a picture."""
+    images = require_folder(raw, layout.images, layout)
+    pictures = [path for path in walk_files(raw, images) if path.lower().endswith(SUFFIXES)]
+    if not pictures:
+        refuse_layout(raw, layout, f"images in {layout.images!r}", "none")
+    index, rows, listed, notes = Index(walk_files(raw), images), list[Row](), list[Row](), Counter[str]()
+    wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))  # which `split: given` keeps
+    for path, parts in _annotation_files(layout, raw).items():
+        found, entries = _coco_rows(path, raw, index, wanted, notes)
+        rows += [replace(row, columns={**row.columns, **parts}) for row in found]
+        listed += entries
+    expected = f"an entry in `images` of {layout.annotations} for every picture beside the listed ones"
+    used = {row.path for row in rows}
+    ignored = {} if wanted.many else {row.path: EMPTY for row in listed if row.path not in used}
+    return Reading(rows + find_unlisted(pictures, rows + listed, expected), ignored, dict(+notes))
+
+
+def read_coco_file(file: Path, index: Index) -> Reading:
+    """The boxes of one file anywhere on disk, in pictures of the index; a row without one where a picture has none."""
+    notes = Counter[str]()
+    rows, listed = _coco_rows(file.name, file.parent, index, Wanted(), notes)
+    named = {row.path for row in rows}
+    return Reading(rows + [row for row in listed if row.path not in named], notes=dict(+notes))
+
+
+def _annotation_files(layout: Coco, raw: Path) -> dict[str, dict[str, str]]:
+    """The files that `annotations` names, each with the split that its name speaks of."""
+    if PART.search(layout.annotations):
+        if matched := match_parts(layout.annotations, walk_files(raw)):
+            return {path: name_columns(parts) for path, parts in matched.items()}
+        refuse_layout(raw, layout, f"files like {layout.annotations!r}", "none")
+    named = resolve_inside(layout.annotations, "", f"layout {layout.kind}")
+    if (raw / named).is_dir():
+        if found := [path for path in walk_files(raw, named) if path.lower().endswith(".json")]:
+            return {path: {} for path in found}
+        refuse_layout(raw, layout, f".json files in {layout.annotations!r}", "none")
+    if not (raw / named).is_file():
+        refuse_layout(raw, layout, f"the annotations {layout.annotations!r}", "no such file")
+    require_inside(raw, raw / named)
+    return {named: {}}
+
+
+def _coco_rows(path: str, raw: Path, index: Index, wanted: Wanted, notes: Counter[str]) -> tuple[list[Row], list[Row]]:
+    """Rows of one file, and a row for every picture it lists, with or without annotations."""
+    content = _load_coco(raw / path, path, notes)
+    numbered = [(number, entry) for number, entry in enumerate(content["annotations"]) if not _is_crowd(entry)]
+    notes[CROWDS] += len(content["annotations"]) - len(numbered)
+    used = {_identify(entry["category_id"]) for _, entry in numbered}
+    file = _File(path, wanted, index, _name_categories(content["categories"], used, path), notes)
+    for number, entry in enumerate(content["images"]):
+        _add_picture(file, entry, f"{path}, images[{number}]")
+    _refuse_two_ids(file, {_identify(entry["image_id"]) for _, entry in numbered})
+    _count_annotation_ids(file, numbered)
+    rows = [_coco_row(file, annotation, number) for number, annotation in numbered]
+    notes.update(note for _, annotation in numbered for note in _passed_over(annotation, wanted))
+    listed = list(file.pictures.values())
+    return (_join_labels(listed, rows), listed) if wanted.many else (rows + [r for r in listed if r.problem], listed)
+
+
+# Ids
+
+
+def _identify(value: object) -> Id:
+    """An id as it is looked up: 3, 3.0 and "3" are one id, for the file they stand in means one thing by them."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"0|-?[1-9]\d{0,17}", value.strip()):
+        return int(value)
+    return value.strip() if isinstance(value, str) else value  # type: ignore[return-value]
+
+
+def _is_id(value: object) -> bool:
+    return not isinstance(value, bool) and (isinstance(value, int | str) or _is_whole(value))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def _contradict(path: str, what: str, first: object, second: object, mend: str) -> DataError:
+    return DataError(f"{path}, {what}", expected="one meaning", found=f"{first} and {second}", mend=mend)
+
+
+def _name_categories(categories: Iterable[Entry], used: set[Id], path: str) -> dict[Id, str]:
+    """The name of every id. Raises DataError for an id of two names, and for a name of two ids that are both used."""
+    names: dict[Id, str] = {}
+    for entry in categories:
+        key, name = _identify(entry["id"]), str(entry.get("name") or "").strip()
+        mend = "Give every category its own id, and export the annotations again."
+        if names.get(key, name) != name:
+            raise _contradict(path, f"category id {entry['id']!r}", repr(names[key]), repr(name), mend)
+        names[key] = name
+    holders: dict[str, Id] = {}
+    for key, name in names.items():
+        if key in used and name and holders.setdefault(name, key) != key:
+            mend = "Join the two in the file, or rename one."
+            raise _contradict(path, f"category {name!r}", f"id {holders[name]!r}", f"id {key!r}", mend)
+    return names
+
+
+def _add_picture(file: _File, entry: Entry, where: str) -> None:
+    """The picture of an entry, by its id. Raises DataError where the id is another picture's already."""
+    if not isinstance(name := entry.get("file_name"), str) or not name:
+        raise DataError(where, expected="an id and a file_name", found=repr(dict(entry))[:100], mend=EXPORT_AGAIN)
+    picture, problem = resolve_picture(name, file.index, where)
+    file.notes[ELSEWHERE] += is_outside(name) or not (problem or _is_end(name, picture))
+    key, many = _identify(entry["id"]), file.wanted.many
+    before = file.pictures.get(key)
+    if before and before.path != picture:
+        mend = "Number the images anew, with their annotations, and export the file again."
+        raise _contradict(file.path, f"image id {entry['id']!r}", before.path, picture, mend)
+    file.notes["images listed twice under one id"] += before is not None
+    file.pictures[key] = Row(
+        path=picture,
+        labels=[] if many else None,
+        mask=_coco_mask(entry, where),
+        boxes=parse_boxes(_text(entry.get("boxes")))[0],
+        stated_size=_coco_size(entry),
+        columns=_columns(entry, file.wanted),
+        problem=problem,
+    )
+
+
+def _is_end(name: str, picture: str) -> bool:
+    """Whether a name is a bare one, or the end of its picture's path."""
+    plain = posixpath.normpath(name.replace("\\", "/"))
+    return "/" not in plain or f"/{picture}".endswith(f"/{plain}")
+
+
+def _refuse_two_ids(file: _File, annotated: set[Id]) -> None:
+    """Give a problem to pictures that are listed under several ids, each with annotations of its own."""
+    ids: dict[str, list[Id]] = {}
+    for key, picture in file.pictures.items():
+        ids.setdefault(picture.path, []).append(key)
+    for path, keys in ids.items():
+        if len(keys) == 1:
+            continue
+        if len(both := [key for key in keys if key in annotated]) < 2:
+            file.notes["images listed twice, annotated under one id alone"] += 1
+            continue
+        found = f"the ids {' and '.join(map(repr, both[:4]))} of {path} in {file.path}"
+        problem = reason("one id per picture", found, "Keep one of them, and number its annotations by it.")
+        for key in keys:
+            file.pictures[key] = replace(file.pictures[key], problem=problem)
+
+
+def _count_annotation_ids(file: _File, numbered: Iterable[tuple[int, Entry]]) -> None:
+    """Nothing is looked up by the id of an annotation, so that two that share one are both read."""
+    first: dict[Id, Entry] = {}
+    twice = []
+    for _, entry in numbered:
+        if _is_id(entry.get("id")) and first.setdefault(_identify(entry["id"]), entry) is not entry:
+            twice.append(entry)
+    if twice:
+        places = [
+            file.pictures.get(_identify(entry["image_id"])) for entry in (first[_identify(twice[0]["id"])], twice[0])
+        ]
+        named = " and ".join(row.path if row else "an unknown image" for row in places)
+        file.notes[f"annotation ids given twice, both read (first: {twice[0]['id']!r} in {named})"] += len(twice)
+
+
+# Annotations
+
+
+def _is_crowd(annotation: Entry) -> bool:
+    return str(annotation.get("iscrowd")).lower() in ("1", "1.0", "true")
+
+
+def _passed_over(annotation: Entry, wanted: Wanted) -> Iterator[str]:
+    """What an annotation says that no row holds."""
+    attributes = annotation.get("attributes")
+    marks = {**attributes, **annotation} if isinstance(attributes, dict) else annotation
+    for mark in MARKS:
+        if str(marks.get(mark)).lower() in ("1", "1.0", "true"):
+            yield f"annotations marked {mark}, read as any other"
+    for key in sorted(set(annotation) - KNOWN - set(MARKS) - set(wanted.columns)):
+        if annotation[key] not in (None, "", 0, [], {}) and not (key == "segmentation" and "bbox" not in annotation):
+            yield f"annotations with {key[:40]}, which is not kept"
+
+
+def _load_coco(file: Path, path: str, notes: Counter[str]) -> dict[str, list[Entry]]:
+    """The three lists of a COCO file. Ids must be plain, because they are looked up."""
+    expected, mend = "a COCO file with the lists images, annotations and categories", "Export the file again."
+    try:
+        data = file.read_bytes()
+        content = json.loads(data)
+        if re.search(rb"\\u[dD][89abAB]", data):  # halves of a sign, which no table can hold
+            json.dumps(content, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise DataError(path, expected=expected, found=f"no legal JSON: {brief(error)}", mend=mend) from None
+    _leave_out_captions(content, notes)
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise DataError(path, expected=expected, found=f"no list {key!r}", mend=mend)
+        ids = ("image_id", "category_id") if key == "annotations" else ("id",)
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not all(_is_id(entry.get(name)) for name in ids):
+                found = repr(entry)[:100]
+                wanted = f"an entry with {' and '.join(ids)}"
+                raise DataError(f"{path}, {key}[{number}]", expected=wanted, found=found, mend=mend)
+    return content  # type: ignore[no-any-return]
+
+
+def _is_caption(entry: object) -> bool:
+    return isinstance(entry, dict) and "caption" in entry and "category_id" not in entry
+
+
+def _leave_out_captions(content: Any, notes: Counter[str]) -> None:
+    """COCO keeps sentences about its pictures in files like those of its boxes."""
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if isinstance(annotations, list):
+        kept = [
+            entry
+            for entry in annotations
+            if not (isinstance(entry, dict) and "caption" in entry and "category_id" not in entry)
+        ]
+        if len(kept) < len(annotations):
+            notes["captions left out"] += len(annotations) - len(kept)
+            content.setdefault("categories", [])
+            content["annotations"] = kept
+
+
+def _coco_row(file: _File, annotation: Entry, number: int) -> Row:
+    """One annotation; what is wrong with it becomes the row's problem, at its picture where that is known."""
+    where, many = f"{file.path}, annotations[{number}]", file.wanted.many
+    picture = file.pictures.get(_identify(annotation["image_id"]))
+    label = file.names.get(_identify(annotation["category_id"]))
+    if picture is None or not label:
+        key = "image_id" if picture is None else "category_id"
+        missing = f"{key} {annotation[key]!r}"
+        problem = reason(f"an id that the file declares in {where}", missing, "Export the annotations again.")
+        return Row(path=picture.path if picture else file.path, problem=problem)
+    whole = annotation.get("whole") is True or many
+    box = None if whole else _coco_box(annotation)
+    boxes, box_problem = parse_boxes(_text(annotation.get("boxes")))
+    if box is None and not whole:
+        found = repr(annotation.get("bbox"))[:80]
+        box_problem = reason(f"a bbox [x, y, width, height] in {where}", found, "Correct or remove the annotation.")
+    return Row(
+        path=picture.path,
+        label=None if many else label,
+        labels=[label] if many else None,
+        mask=_coco_mask(annotation, where) or picture.mask,
+        boxes=boxes or picture.boxes,
+        crop=box,
+        stated_size=picture.stated_size,
+        columns=_columns(annotation, file.wanted, picture.columns),
+        problem=picture.problem or box_problem,
+    )
+
+
+def _coco_box(annotation: Entry) -> Box | None:
+    """The box in whole pixels, ends exclusive; from the polygons where there is no box; None where neither will do."""
+    bbox, polygons = annotation.get("bbox") or None, annotation.get("segmentation")
+    if isinstance(bbox, list) and len(bbox) == 4 and all(is_number(value) for value in bbox):
+        x, y, width, height = map(float, bbox)
+        return round(x), round(y), round(x + width), round(y + height)
+    if bbox is None and isinstance(polygons, list) and polygons:
+        points = [value for polygon in polygons if isinstance(polygon, list) for value in polygon]
+        if len(points) >= 6 and len(points) % 2 == 0 and all(is_number(value) for value in points):
+            xs, ys = [float(x) for x in points[::2]], [float(y) for y in points[1::2]]
+            return math.floor(min(xs)), math.floor(min(ys)), math.ceil(max(xs)), math.ceil(max(ys))
+    return _run_box(polygons) if bbox is None and isinstance(polygons, dict) else None
+
+
+def _run_box(mask: Entry) -> Box | None:
+    """The extent of a run-length mask, `{"counts": [...] or "...", "size": [height, width]}`; None where it has none.
+
+    The counts are runs of pixels off and on in turn, column by column.
+    """
+    counts, size = mask.get("counts"), mask.get("size")
+    counts = _unpack_counts(counts) if isinstance(counts, str) else counts
+    if not (isinstance(counts, list) and all(isinstance(count, int) and count >= 0 for count in counts)):
+        return None
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        return None
+    height, ends = size[0], list(accumulate(counts))
+    runs = [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=False) if end > start]
+    if not runs or ends[-1] != size[0] * size[1]:
+        return None
+    tall = any(start // height != (end - 1) // height for start, end in runs)
+    top = 0 if tall else min(start % height for start, _ in runs)
+    bottom = height if tall else max((end - 1) % height for _, end in runs) + 1
+    return runs[0][0] // height, top, (runs[-1][1] - 1) // height + 1, bottom
+
+
+def _unpack_counts(text: str) -> list[int] | None:
+    """The counts of a packed run-length mask: five bits per sign, the lowest first; from the third on differences."""
+    counts, value, shift = list[int](), 0, 0
+    for sign in text:
+        code = ord(sign) - 48
+        if not 0 <= code < 64:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (code & 16) and 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value, shift = 0, 0
+    return None if shift else counts
+
+
+def _coco_mask(entry: Entry, where: str) -> str | None:
+    mask = _text(entry.get("mask"))
+    return resolve_inside(mask, "", where) if mask else None
+
+
+def _coco_size(entry: Entry) -> tuple[int, int] | None:
+    width, height = entry.get("width"), entry.get("height")
+    stated = all(isinstance(side, int) and 0 < side < 10**6 for side in (width, height))
+    return (int(width), int(height)) if stated else None  # type: ignore[arg-type]
+
+
+def _join_labels(pictures: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
+    """One row a picture, with the labels of all its annotations; what cannot be read stays a row of its own."""
+    joined = {row.path: row for row in pictures}
+    broken = []
+    for row in rows:
+        if row.labels is None or row.path not in joined:
+            broken.append(row)
+            continue
+        above = joined[row.path]
+        joined[row.path] = Row(
+            path=row.path,
+            labels=[*(above.labels or ()), *row.labels],
+            mask=above.mask or row.mask,
+            boxes=above.boxes or row.boxes,
+            stated_size=row.stated_size,
+            columns={name: above.columns.get(name) or row.columns[name] for name in row.columns},
+            problem=above.problem or row.problem,
+        )
+    return [*joined.values(), *broken]
+
+
+def _columns(entry: Entry, wanted: Wanted, above: Mapping[str, str | None] | None = None) -> dict[str, str | None]:
+    """The keys wanted, and the split where one is named; of an annotation what its picture has, where it has none."""
+    found = {name: _text(entry.get(name)) or (above or {}).get(name) for name in (*wanted.columns, "split")}
+    return {name: value for name, value in found.items() if value is not None or name in wanted.columns}
+
+
+def list_further_keys(domain: Domain, raw: Path) -> list[str]:
+    """Keys of images and annotations that a COCO domain does not use and that hold plain values."""
+    if not isinstance(domain.layout, Coco) or domain.layout.parts or not (raw / domain.layout.annotations).exists():
+        return []
+    used = KNOWN | IMAGE_KEYS | {domain.group, *domain.slices}
+    keys = dict[str, None]()
+    for path in _annotation_files(domain.layout, raw):
+        content = _load_coco(raw / path, path, Counter())
+        for entry in (*content["images"], *content["annotations"]):
+            keys |= {key: None for key, value in entry.items() if key not in used and _text(value) is not None}
+    return list(keys)
+
+
+def _text(value: object) -> str | None:
+    """A further key as text; what is no plain value counts as missing."""
+    return str(value).strip() or None if isinstance(value, str | int | float) and not isinstance(value, bool) else None

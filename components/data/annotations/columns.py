@@ -1,0 +1,475 @@
+"""Which table describes the pictures, and which of its columns say what.
+
+A table describes pictures when one column names them and another one, or several of 0 and 1, label them. What is found
+becomes options of the layout, so that it is written down; what a user named is not searched for.
+"""
+
+import posixpath
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import polars as pl
+import yaml
+from PIL import Image
+
+from components.data.annotations.cells import Sheet, decode, find_form, find_strange_words, load_sheet
+from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
+from components.data.sources.images import FORMATS, SUFFIXES, UNDECODABLE
+from components.domain.layouts import Csv, Parquet
+from components.errors import DataError, TesseraError
+
+TABLES = {"csv": (".csv", ".tsv", ".tab"), "parquet": (".parquet",)}
+FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+UNKNOWN = ("", "-1", "-1.0", "nan", "na", "n/a", "null", "none", "?", "u")  # beside 0 and 1: nobody knows
+#: Words by which columns are known, the best first; compared without case, blanks and underscores.
+IMAGE_WORDS = (
+    *("image", "images", "imagepath", "imagefile", "imagefilename", "imagename", "img", "imgpath", "imgname"),
+    *("file", "files", "filename", "filepath", "path", "picture", "photo", "imageid", "imgid", "id", "name", "uid"),
+)
+LABEL_WORDS = (
+    *("label", "labels", "class", "classname", "classlabel", "labelname", "target", "category", "categoryname"),
+    *("diagnosis", "dx", "grade", "findinglabels", "defect", "defecttype", "defectclass", "species", "severity"),
+    *("groundtruth", "gt", "annotation", "tag", "tags", "y", "classid", "labelid", "categoryid", "type", "quality"),
+)
+WEAK = ("type", "quality", "severity", "tag", "tags", "annotation")
+#: Columns that divide, number or measure pictures: never a label, whatever stands in them.
+NO_LABELS = {
+    *("fold", "folds", "kfold", "split", "set", "subset", "partition", "phase", "usage", "istrain", "train", "istest"),
+    *("test", "isval", "isvalid", "val", "valid", "validation", "index", "unnamed0", "id", "width", "height", "size"),
+    *("imagewidth", "imageheight", "area", "filesize", "md5", "sha256", "mask", "maskpath", "group", "lot", "batch"),
+    *("comment", "comments", "note", "notes", "operator", "date", "time", "timestamp", "url", "source", "licence"),
+    *("license", "patient", "patientid", "lesionid", "serial", "price", "age", "sex", "gender", "female", "male"),
+    *("smoker", "isfemale", "ismale"),
+}
+SPLIT_WORDS = ("split", "set", "subset", "partition", "phase")
+BOX_WORDS = ("crop", "bbox", "boundingbox", "box", "roi")
+CORNERS = (
+    *(("xmin", "ymin", "xmax", "ymax"), ("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2")),
+    *(("left", "top", "right", "bottom"), ("bboxxmin", "bboxymin", "bboxxmax", "bboxymax")),
+)
+SIZES = (
+    *(("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height")),
+    *(("bboxx", "bboxy", "bboxwidth", "bboxheight"), ("bboxx", "bboxy", "bboxw", "bboxh")),
+)
+SAMPLE = 200  # rows from which a column is judged
+ALPHABETS = ("cp1251", "gb18030", "shift_jis", "big5", "euc_kr", "cp1253", "cp1250")  # for tables without any mark
+NEARLY = 0.8  # share of rows with exactly one 1 from which on the others may be mistakes
+MOST_CLASSES = 100  # different values in a column of labels that no name gives away
+
+Table = Csv | Parquet
+T = TypeVar("T", bound=Csv | Parquet)
+
+
+class UnclearTableError(DataError):
+    """A table that names pictures; which column says what about them is not clear."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A table that describes pictures. sure: by the name of its columns, not only because nothing else is left."""
+
+    layout: Table
+    pictures: frozenset[str]
+    sure: bool
+
+
+def suggest_table(raw: Path, files: Sequence[str]) -> Found | None:
+    """The table that describes most pictures, with its options filled in; None where none does."""
+    return min(
+        list_described(raw, files),
+        key=lambda each: (-len(each.pictures), each.layout.table.count("/"), each.layout.table),
+        default=None,
+    )
+
+
+def list_described(raw: Path, files: Sequence[str]) -> list[Found]:
+    """Every table whose options can be filled in."""
+    found = []
+    for kind in (Csv, Parquet):
+        for path in list_tables(kind().kind, files):
+            try:
+                found.append(_search(kind(table=path), raw, files))
+            except TesseraError:
+                continue
+    return found
+
+
+def is_weakly_named(layout: Table) -> bool:
+    """Whether the column of labels has a name that many tables give to something else."""
+    return _word(layout.label) in WEAK
+
+
+def refuse_unclear_tables(raw: Path, files: Sequence[str], *, any_error: bool = False) -> None:
+    """Raise the DataError of a table that names pictures, but says in several columns or in none what they are.
+
+    any_error: also that of a table which may be about anything.
+    """
+    for kind in (Csv, Parquet):
+        for path in list_tables(kind().kind, files):
+            try:
+                _search(kind(table=path), raw, files)
+            except TesseraError as error:
+                if any_error or isinstance(error, UnclearTableError):
+                    raise
+
+
+def list_tables(kind: str, files: Iterable[str]) -> list[str]:
+    """Tables of a kind, the one on top first."""
+    return sorted(
+        (path for path in files if path.lower().endswith(TABLES[kind])), key=lambda path: (path.count("/"), path)
+    )
+
+
+def complete_table(layout: Table, raw: Path) -> Table:
+    """The layout with everything found that it does not name.
+
+    Raises DataError with the `--layout` line to write where more than one column will do, or none.
+    """
+    files = walk_files(raw)
+    if "table" in layout.model_fields_set:
+        return _search(layout, raw, files).layout
+    found, errors = [], []
+    for path in list_tables(layout.kind, files):
+        try:
+            found.append(_search(_with(layout, table=path), raw, files))
+        except TesseraError as error:
+            errors.append(error)
+    if found:
+        return max(found, key=lambda each: len(each.pictures)).layout
+    if errors:
+        raise errors[0]
+    return layout
+
+
+def find_flags(frame: pl.DataFrame, layout: Table) -> tuple[str, ...]:
+    """Columns that hold 0 and 1: the classes of a table with a column for each.
+
+    A column that also has marks for "not known" is one of them where others have none, so that no class is lost: who
+    reads the table refuses such a cell by its line.
+    """
+    plain = [
+        name
+        for name in frame.columns
+        if name != layout.image and _word(name) not in NO_LABELS and not frame.schema[name].is_nested()
+    ]
+    texts = frame.select(pl.col(plain).cast(pl.String, strict=False).str.strip_chars().str.to_lowercase())
+    flags = {name: texts[name].is_in(list(FLAGS)).fill_null(False) for name in plain}
+    unknown = {name: texts[name].fill_null("").is_in(UNKNOWN) for name in plain}
+    able = tuple(name for name in plain if flags[name].any() and (flags[name] | unknown[name]).all())
+    return able if any(flags[name].all() for name in able) else ()
+
+
+def find_pictures(text: str, index: Index) -> list[str]:
+    """Pictures that a cell names: from the table's folder, from the top, by bare name or stem, or by a path's end."""
+    plain, outside = posixpath.normpath(text.replace("\\", "/")), is_outside(text)
+    found = [] if outside else index.find(text)
+    if not found and not outside and plain in index.files:
+        found = [plain]
+    found = found or index.find_by_tail(text)
+    return [path for path in found if path.lower().endswith(SUFFIXES)] or found
+
+
+def is_outside(text: str) -> bool:
+    """Whether a path starts elsewhere than in the raw folder, as another machine's does."""
+    plain = posixpath.normpath(text.replace("\\", "/"))
+    return plain.startswith(("/", "../")) or re.match(r"[A-Za-z]:/", plain) is not None
+
+
+def find_split_column(frame: pl.DataFrame) -> str | None:
+    """The column that names the split of each picture."""
+    return next((name for word in SPLIT_WORDS for name in frame.columns if _word(name) == word), None)
+
+
+def _search(layout: Table, raw: Path, files: Sequence[str]) -> Found:
+    """Fill in one table's options. Raises DataError."""
+    table = resolve_inside(layout.table, "", "layout.table")
+    if not (raw / table).is_file():
+        return Found(layout, frozenset(), sure=False)
+    require_inside(raw, raw / table)
+    index = Index((path for path in files if path.lower().endswith(SUFFIXES)), posixpath.dirname(table))
+    if isinstance(layout, Csv):
+        layout = _find_csv_form(layout, raw / table, index)
+    sheet = load_sheet(layout, raw / table, table)
+    if "image" not in layout.model_fields_set:
+        layout = _with(layout, image=_find_image(sheet, index, layout))
+    layout = _without_mistaken_separator(_find_crops(layout, sheet.frame, raw, index))
+    sure = True
+    if not {"label", "one_hot"} & layout.model_fields_set:
+        label, one_hot, sure = _find_label(sheet.frame, layout)
+        layout = _with(layout, **({"one_hot": True} if one_hot else {"label": label} if label else {}))
+        if label:
+            _refuse_joined(sheet.frame, layout)
+    texts = _texts(sheet.frame, layout.image) if layout.image in sheet.frame.columns else []
+    pictures = frozenset(path for text in texts for path in find_pictures(text, index)[:1])
+    return Found(layout, pictures, sure)
+
+
+def _with(layout: T, **options: Any) -> T:
+    """A changed copy; what is a default stays unnamed."""
+    fields = type(layout).model_fields
+    named = {name: getattr(layout, name) for name in layout.model_fields_set} | {
+        name: value for name, value in options.items() if value != fields[name].default or name == "table"
+    }
+    return type(layout).model_validate(named)  # type: ignore[return-value]
+
+
+# The form of a csv
+
+
+def _find_csv_form(layout: Csv, file: Path, index: Index) -> Csv:
+    named = layout.model_fields_set
+    try:
+        found = find_form(file.read_bytes(), layout.encoding if "encoding" in named else None)
+    except (ValueError, OSError):
+        return layout  # whose reader says what is wrong
+    chosen = _with(layout, **{name: value for name, value in found.items() if name not in named})
+    if "encoding" not in named:
+        _refuse_other_alphabets(chosen, file)
+    if "header" not in named and _starts_with_data(chosen, file, index):
+        chosen = _with(chosen, header=False)
+    return chosen
+
+
+def _refuse_other_alphabets(layout: Csv, file: Path) -> None:
+    """Raise UnclearTableError where the only sign of an encoding is that its words make no sense in western Europe."""
+    data = file.read_bytes()
+    if layout.encoding not in ("cp1252", "latin-1") or not (words := find_strange_words(decode(data, layout.encoding))):
+        return
+    able = [name for name in ALPHABETS if _can_decode(data, name)]
+    found = f"bytes that read {words[0]!r} in {layout.encoding}, what Windows writes in western Europe"
+    lines = [f"`{_write_option(layout, encoding=name)}`" for name in able[:4] or ["cp1251"]]
+    mend = (
+        f"Save it as UTF-8, or name its encoding: {', '.join(lines)}, or `encoding: {layout.encoding}` if that is it."
+    )
+    raise UnclearTableError(f"table {layout.table}", expected="text in UTF-8", found=found, mend=mend)
+
+
+def _can_decode(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _starts_with_data(layout: Table, file: Path, index: Index) -> bool:
+    """Whether the first line names a picture, as no header does."""
+    try:
+        header = load_sheet(layout, file, file.name).frame.columns
+    except DataError:
+        return False
+    return any(cell.lower().endswith(SUFFIXES) and find_pictures(cell, index) for cell in header)
+
+
+def _without_mistaken_separator(layout: Table) -> Table:
+    """`separator` joins labels; where it stands between the columns instead, that is what `delimiter` says."""
+    if not isinstance(layout, Csv) or layout.separator is None or layout.separator != layout.delimiter:
+        return layout
+    return Csv.model_validate({name: getattr(layout, name) for name in layout.model_fields_set - {"separator"}})
+
+
+# Columns
+
+
+def _word(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _texts(frame: pl.DataFrame, name: str, most: int | None = None) -> list[str]:
+    """Cells that are not empty, evenly spread where there are more than `most`."""
+    column = frame[name]
+    if column.dtype.is_nested() or column.dtype == pl.Binary:
+        return []
+    if most and frame.height > most:
+        column = column.gather_every(-(-frame.height // most))
+    return [text.strip() for text in column.cast(pl.String, strict=False).drop_nulls() if text.strip()]
+
+
+def _find_image(sheet: Sheet, index: Index, layout: Table) -> str:
+    """The column most of whose cells name pictures; by its name where several do."""
+    shares = {}
+    for name in sheet.frame.columns:
+        texts = _texts(sheet.frame, name, SAMPLE)
+        hits = sum(bool(find_pictures(text, index)) for text in texts)
+        if texts and hits >= 0.5 * len(texts):
+            shares[name] = hits / len(texts)
+    able = {name: share for name, share in shares.items() if not _word(name).startswith("mask")} or shares
+    named = sorted(
+        (name for name in able if _word(name) in IMAGE_WORDS), key=lambda name: IMAGE_WORDS.index(_word(name))
+    )
+    if named or len(able) == 1:
+        return named[0] if named else next(iter(able))
+    if not able:
+        expected = "a column that names pictures of this folder"
+        raise unclear_columns(sheet.frame, layout, expected, sheet.frame.columns, "image")
+    raise unclear_columns(sheet.frame, layout, "one column that names the pictures", list(able), "image")
+
+
+def _find_label(frame: pl.DataFrame, layout: Table) -> tuple[str | None, bool, bool]:
+    """(column, one_hot, sure): the column of labels, None where columns of 0 and 1 are the classes."""
+    taken = {layout.image, layout.mask, layout.boxes, *_box_columns(layout)}
+    others = [name for name in frame.columns if name not in taken and _texts(frame, name, SAMPLE)]
+    worded = sorted((name for name in others if _word(name) in LABEL_WORDS), key=lambda n: LABEL_WORDS.index(_word(n)))
+    flags = [name for name in find_flags(frame, layout) if name not in taken]
+    if worded and (len(worded) == 1 or _word(worded[0]) in LABEL_WORDS[:2] or _say_the_same(frame, worded)):
+        return worded[0], False, True
+    if len(worded) > 1 and not set(worded) <= set(flags):
+        raise unclear_columns(frame, layout, "one column of labels", worded, "label")
+    if len(flags) >= 2 and not layout.separator:
+        return None, _is_one_hot(frame, flags, layout), True
+    left = [name for name in others if _word(name) not in NO_LABELS and _may_be_label(frame[name])]
+    if len(left) == 1:
+        return left[0], False, False
+    expected = "one column of labels" if left else "a column of labels"
+    raise unclear_columns(frame, layout, expected, left or others or frame.columns, "label")
+
+
+def _say_the_same(frame: pl.DataFrame, names: list[str]) -> bool:
+    """Whether the columns name the same classes by other words: `class_name` and `class_id`."""
+    whole = frame.select(names).unique().height
+    return all(frame[name].n_unique() == whole for name in names)
+
+
+def _is_one_hot(frame: pl.DataFrame, flags: list[str], layout: Table) -> bool:
+    """Whether every row has exactly one 1. Raises UnclearTableError where nearly all do, or all but for one column."""
+    texts = frame.select(pl.col(flags).cast(pl.String).str.strip_chars().str.to_lowercase())
+    ones = texts.select(pl.all().replace_strict(FLAGS, default=None).cast(pl.Int64))
+    single = ones.select(pl.sum_horizontal(pl.all()) == 1).to_series()
+    if single.all():
+        return True
+    besides = [name for name in flags if len(flags) > 2 and (ones.drop(name).sum_horizontal() == 1).all()]
+    if not besides and single.mean() < NEARLY:  # type: ignore[operator]
+        return False
+    found = f"{(~single).sum():,} of {len(single):,} rows with none or several"
+    found += f"; one in every row but for the column {besides[0]!r}" if besides else ""
+    raise UnclearTableError(
+        f"table {layout.table}, columns {', '.join(flags[:12])}",
+        expected="a 1 in exactly one of the columns of 0 and 1, or rows that may have any number",
+        found=found,
+        mend=f"Where a picture has one label: `{_write_option(layout, one_hot=True)}`, which puts the other rows into "
+        f"quarantine. Where it may show several or none: `{_write_option(layout, one_hot=False)}`. Take columns that "
+        "are no class out of the table.",
+    )
+
+
+def _refuse_joined(frame: pl.DataFrame, layout: Table) -> None:
+    """Raise UnclearTableError where cells of labels look like several labels, joined."""
+    values = set(_texts(frame, layout.label)) if layout.label in frame.columns and not layout.separator else set()
+    for mark in "|;,":
+        joined = [value for value in values if mark in value]
+        known = [value for value in joined if {part.strip() for part in value.split(mark)} <= values]
+        if known and 2 * len(known) >= len(joined):
+            raise UnclearTableError(
+                f"table {layout.table}, column {layout.label!r}",
+                expected="one label per picture, or several with the mark that joins them",
+                found=f"{min(known)!r}, beside its parts as labels of their own",
+                mend=f"Where a picture may show several: `{_write_option(layout, separator=mark)}`. Where such a cell "
+                f"is one label: `{_write_option(layout, label=layout.label)}`.",
+            )
+
+
+def _may_be_label(column: pl.Series) -> bool:
+    """Few values, most of them more than once."""
+    if column.dtype.is_nested() or column.dtype == pl.Binary:
+        return False
+    return 2 <= column.drop_nulls().n_unique() <= min(MOST_CLASSES, max(2, len(column) // 2))
+
+
+def unclear_columns(frame: pl.DataFrame, layout: Table, expected: str, able: Sequence[str], option: str) -> DataError:
+    """The error that names the columns and the line to write."""
+    found = f"the columns {', '.join(map(repr, able[:12]))}"
+    mend = f"Name the one that is meant: `{_write_option(layout, **{option: able[0]})}`."
+    known = option != "image" or len(able) < len(frame.columns)
+    kind = UnclearTableError if known else DataError
+    return kind(f"table {layout.table}", expected=expected, found=found, mend=mend)
+
+
+def _write_option(layout: Table, **options: Any) -> str:
+    """The `--layout` line that names these options besides those known."""
+    named = {name: getattr(layout, name) for name in type(layout).model_fields if name in layout.model_fields_set}
+    text = yaml.safe_dump({"kind": layout.kind} | named | options, default_flow_style=True, sort_keys=False, width=9999)
+    text = text.strip() if '"' in text else text.strip().replace("'", '"')
+    return f"--layout {shlex.quote(text)}"
+
+
+# Crops
+
+
+def _box_columns(layout: Table) -> tuple[str, ...]:
+    return () if layout.crop is None else (layout.crop,) if isinstance(layout.crop, str) else layout.crop
+
+
+def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> Table:
+    """Columns that hold a box per row."""
+    if "crop" in layout.model_fields_set:
+        return layout
+    words = {_word(name): name for name in reversed(frame.columns)}
+    for form, sets in (("corners", CORNERS), ("size", SIZES)):
+        for four in sets:
+            if set(four) <= words.keys() and all(_is_number_column(frame, words[word]) for word in four):
+                _refuse_shares(frame, [words[word] for word in four], layout)
+                return _with(layout, crop=tuple(words[word] for word in four), box_form=form)
+    for name in (words[word] for word in BOX_WORDS if word in words):
+        if name not in (layout.image, layout.label, layout.boxes):
+            texts = enumerate(frame[name].cast(pl.String, strict=False))
+            boxes = [(row, parse_numbers(text)) for row, text in texts if text]
+            if boxes and all(len(numbers) == 4 for _, numbers in boxes):
+                form = _find_box_form(_with(layout, crop=name), frame, boxes, raw, index)
+                return _with(layout, crop=name, box_form=form)
+    return layout
+
+
+def _refuse_shares(frame: pl.DataFrame, names: Sequence[str], layout: Table) -> None:
+    """Raise UnclearTableError where no number of a box is over 1, and some are between."""
+    numbers = [number for name in names for text in _texts(frame, name) for number in parse_numbers(text)]
+    if max(numbers) <= 1 and any(0 < number < 1 for number in numbers):
+        where, found = f"table {layout.table}, columns {', '.join(names)}", "numbers from 0 to 1, shares of the picture"
+        mend = "Multiply them by the width and height of their picture."
+        raise UnclearTableError(where, expected="boxes in pixels", found=found, mend=mend)
+
+
+def _is_number_column(frame: pl.DataFrame, name: str) -> bool:
+    texts = _texts(frame, name, SAMPLE)
+    return bool(texts) and all(len(parse_numbers(text)) == 1 for text in texts)
+
+
+def parse_numbers(text: str | None) -> list[float]:
+    """`[1, 2.5, 3, 4]`, `(1 2 3 4)`, `1 2 3 4` as numbers; nothing where anything else stands there."""
+    plain = re.sub(r"[\[\](),\s]+", " ", text or "").split()
+    if all(re.fullmatch(r"-?\d{1,9}(\.\d*)?", part) for part in plain):
+        return [float(part) for part in plain]
+    return []
+
+
+def _find_box_form(
+    layout: Table, frame: pl.DataFrame, boxes: Sequence[tuple[int, list[float]]], raw: Path, index: Index
+) -> Literal["corners", "size"]:
+    """Corners or size: the reading that keeps boxes inside their pictures. Raises DataError where both do."""
+    if _word(str(layout.crop)) == "crop" or "box_form" in layout.model_fields_set:
+        return layout.box_form
+    corners = all(x1 > x0 and y1 > y0 for _, (x0, y0, x1, y1) in boxes)
+    size = all(min(w, h) > 0 for _, (_, _, w, h) in boxes)
+    for row, (a, b, c, d) in boxes[:: -(-len(boxes) // SAMPLE)]:
+        found = find_pictures(str(frame[layout.image][row]), index)
+        if len(found) == 1 and (limits := read_size(raw / found[0])):
+            corners &= c <= limits[0] + 2 and d <= limits[1] + 2
+            size &= a + c <= limits[0] + 2 and b + d <= limits[1] + 2
+    if corners and size:
+        both = f"column {layout.crop!r}, whose numbers may be corners (x0 y0 x1 y1) or a size (x y width height)"
+        mend = f"Say which: `{_write_option(layout, box_form='size')}`, or the same with `box_form: corners`."
+        raise UnclearTableError(f"table {layout.table}", expected="boxes that have one meaning", found=both, mend=mend)
+    return "size" if size else "corners"
+
+
+def read_size(file: Path) -> tuple[int, int] | None:
+    """Upright width and height by the file's header; None where it has none."""
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            sideways = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return opened.size[::-1] if sideways else opened.size
+    except (Image.DecompressionBombError, *UNDECODABLE):
+        return None

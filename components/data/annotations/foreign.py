@@ -1,0 +1,307 @@
+"""What Tessera finds and does not read yet, by name, with what to do: formats of pictures and of annotations."""
+
+import json
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from components.data.sources.images import SUFFIXES, Reason, reason
+from components.errors import DataError
+
+LOOK = 12  # files of one kind that are looked at
+LARGE = 20_000_000  # bytes: a JSON file past this size is no file per picture
+START = 4096  # bytes of a text file that are looked at
+
+Json = Any
+
+
+class Foreign(NamedTuple):
+    """A format of annotations that is not read: its name, one file of it and what to do."""
+
+    name: str
+    example: str
+    mend: str
+
+
+DICOM = "Export the images as 8-bit PNG or JPEG with the intensity window that is meant (your viewer, or dcmtk)."
+SLIDE = "Cut the regions that are meant into tiles, PNG or JPEG (QuPath or OpenSlide do that)."
+VIDEO = "Extract the frames that are meant as images, for instance with `ffmpeg -i FILE frames/%06d.png`."
+CONTAINER = "Save the images as files and their labels as a csv."
+FURTHER = ".heic .heif .hif .avif .jxl .jp2 .j2k .jpx .jpf .psd .svg .tga .ico .exr .hdr .pbm .pgm .ppm .pnm"
+
+_PICTURES = (
+    ("a DICOM file", ".dcm .dicom .dic", DICOM),
+    ("a whole-slide image", ".svs .ndpi .mrxs .scn .vms .vmu .bif .czi .vsi .isyntax", SLIDE),
+    ("a format that is not read", FURTHER, "Convert it to PNG or JPEG."),
+    ("a JPEG under a rare name", ".jfif .jpe .jif", "Rename it to .jpg."),
+    (
+        "a raw photograph",
+        ".raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw",
+        "Develop it into PNG or JPEG.",
+    ),
+    ("a video", ".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .flv .mts .m2ts", VIDEO),
+    ("a volume", ".nii .nii.gz .nrrd .mha .mhd .lif .nd2 .oib .oif", "Export the slices that are meant as 8-bit PNG."),
+)
+#: Pictures that are not read, by suffix: what they are and what to do.
+PICTURES = {suffix: (name, mend) for name, suffixes, mend in _PICTURES for suffix in suffixes.split()}
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z")
+CONTAINERS = (".npy", ".npz", ".h5", ".hdf5", ".tfrecord", ".tfrecords", ".mat", ".lmdb")
+#: First bytes of files whose name has no suffix, as hospital archives leave them.
+_MAGIC = (
+    (0, b"\xff\xd8\xff", "a JPEG without a suffix", "Rename it to .jpg."),
+    (0, b"\x89PNG", "a PNG without a suffix", "Rename it to .png."),
+    (128, b"DICM", "a DICOM file without a suffix", DICOM),
+)
+
+
+def find_foreign_pictures(raw: Path, files: Iterable[str]) -> dict[str, Reason]:
+    """Pictures (slides, volumes, videos) in formats that are not read, each with what it is and what to do."""
+    found = {}
+    for path in files:
+        lower = path.lower()
+        suffix = ".nii.gz" if lower.endswith(".nii.gz") else posixpath.splitext(lower)[1]
+        if suffix in PICTURES:
+            name, mend = PICTURES[suffix]
+            found[path] = reason(f"an image ({', '.join(SUFFIXES)})", f"{name} ({suffix})", mend)
+        elif not suffix.strip(".0123456789") and (known := _read_magic(raw / path)):
+            found[path] = reason(f"an image ({', '.join(SUFFIXES)})", known[0], known[1])
+    return found
+
+
+def _read_magic(path: Path) -> tuple[str, str] | None:
+    with path.open("rb") as file:
+        start = file.read(132)
+    return next(((name, mend) for place, magic, name, mend in _MAGIC if start[place:].startswith(magic)), None)
+
+
+def refuse_foreign_pictures(raw: Path, files: Sequence[str], foreign: Mapping[str, Reason]) -> None:
+    """Raise DataError where no picture is in a format that is read and some are in others, or in containers."""
+    if any(path.lower().endswith(SUFFIXES) for path in files):
+        return
+    kinds = Counter(posixpath.splitext(path.lower())[1] or "no suffix" for path in foreign)
+    listed = ", ".join(f"{count:,} with {suffix}" for suffix, count in kinds.most_common(4))
+    if foreign:
+        why = next(iter(foreign.values()))
+        found, mend = why.found, why.mend
+    elif inner := [path for path in files if path.lower().endswith(ARCHIVES)]:
+        found, mend, listed = f"{inner[0]}, an archive", "Unpack it first.", f"{len(inner):,} such files"
+    elif kept := [path for path in files if path.lower().endswith(CONTAINERS)]:
+        found, mend, listed = f"{kept[0]}, a container", CONTAINER, f"{len(kept):,} such files"
+    else:
+        return
+    raise DataError(
+        f"images in {raw}", expected=f"images ({', '.join(SUFFIXES)})", found=f"{found}: {listed}", mend=mend
+    )
+
+
+def refuse_foreign(raw: Path, files: Sequence[str], where: str, hint: str = "") -> None:
+    """Raise DataError where the annotations are of a format that is known by name and not read."""
+    if found := find_foreign(raw, files):
+        raise DataError(
+            where,
+            expected="annotations in a format that is read (folders, csv, parquet, Pascal VOC, COCO, YOLO or masks)",
+            found=f"{found.name} (as in {found.example}), which is not read yet",
+            mend=found.mend + hint,
+        )
+
+
+def find_foreign(raw: Path, files: Sequence[str]) -> Foreign | None:
+    """The first known format of annotations that is not read; None where there is none."""
+    stems = {_stem(path) for path in files if path.lower().endswith(SUFFIXES)}
+    for suffix, name_of in ((".json", _name_json), (".geojson", _name_json), (".xml", _name_xml), (".csv", _name_csv)):
+        for path in _sample(files, suffix):
+            if name := name_of(raw / path):
+                return Foreign(name, path, MENDS[name])
+    texts = [path for path in files if path.lower().endswith(".txt") and _stem(path) in stems]
+    names = [name for path in texts[:LOOK] if (name := _name_text(raw / path))]
+    known = next((name for name in names if names.count(name) * 2 > len(names)), None)
+    return Foreign(known, texts[0], MENDS[known]) if known and known != YOLO else None
+
+
+def _sample(files: Sequence[str], suffix: str) -> list[str]:
+    """The first files of every folder, a dozen in all: small sets differ in kind by folder."""
+    named = [path for path in files if path.lower().endswith(suffix)]
+    firsts = {posixpath.dirname(path): path for path in reversed(named)}
+    return list(dict.fromkeys([*firsts.values(), *named]))[:LOOK]
+
+
+def _stem(path: str) -> str:
+    return posixpath.splitext(posixpath.basename(path))[0]
+
+
+# JSON
+
+LABELME, STUDIO, VIA, VOTT = "LabelMe JSON", "Label Studio JSON", "VGG Image Annotator (VIA)", "VoTT JSON"
+SUPERVISELY, DATUMARO, GEOJSON, LABELBOX = "Supervisely JSON", "Datumaro JSON", "GeoJSON outlines", "Labelbox JSON"
+KEYPOINTS, PANOPTIC, CAPTIONS = "COCO keypoints without boxes", "COCO panoptic segments", "COCO captions"
+POINTS, CREATEML = "point labels", "CreateML JSON"
+
+
+def _name_json(path: Path) -> str | None:
+    if path.stat().st_size > LARGE:
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    first = content[0] if isinstance(content, list) and content else None
+    if isinstance(first, dict):
+        return _name_list(first)
+    if isinstance(first, list) and _are_points(content):
+        return POINTS
+    return _name_object(content) if isinstance(content, dict) else None
+
+
+def _name_list(first: dict[str, Json]) -> str | None:
+    keys = set(first)
+    if "data" in keys and keys & {"annotations", "completions", "predictions"}:
+        return STUDIO
+    if {"annotator", "annotation_id"} <= keys:
+        return STUDIO
+    if {"image", "annotations"} <= keys:
+        return CREATEML
+    if "data_row" in keys or {"External ID", "Label"} <= keys:
+        return LABELBOX
+    return POINTS if _is_point(first) else None
+
+
+def _name_object(content: dict[str, Json]) -> str | None:
+    keys, values = set(content), list(content.values())
+    if "shapes" in keys and keys & {"imagePath", "imageHeight", "imageData"}:
+        return LABELME
+    if keys & {"_via_img_metadata", "_via_settings"} or {"project", "config", "attribute", "view"} <= keys:
+        return VIA
+    if values and all(isinstance(value, dict) and {"filename", "regions"} <= set(value) for value in values[:LOOK]):
+        return VIA
+    if {"asset", "regions"} <= keys:
+        return VOTT
+    if {"objects", "size"} <= keys:
+        return SUPERVISELY
+    if {"items", "categories", "info"} <= keys:
+        return DATUMARO
+    if content.get("type") == "FeatureCollection":
+        return GEOJSON
+    if isinstance(content.get("annotations"), list) and isinstance(content.get("images"), list):
+        return _name_coco([entry for entry in content["annotations"] if isinstance(entry, dict)])
+    listed = next((content[key] for key in ("points", "keypoints", "landmarks") if key in keys), None)
+    return POINTS if isinstance(listed, list) and listed and _are_points(listed) else None
+
+
+def _name_coco(annotations: Sequence[dict[str, Json]]) -> str | None:
+    if not annotations or any(entry.get("bbox") or entry.get("segmentation") for entry in annotations):
+        return None
+    kinds = {"keypoints": KEYPOINTS, "segments_info": PANOPTIC, "caption": CAPTIONS}
+    return next((name for key, name in kinds.items() if all(key in entry for entry in annotations)), None)
+
+
+def _are_points(entries: Sequence[Json]) -> bool:
+    return all(_is_point(entry) for entry in entries[:LOOK])
+
+
+def _is_point(entry: Json) -> bool:
+    """`[x, y]`, `[x, y, seen]` or `{"x": ..., "y": ...}`, and nothing that could be a box."""
+    if isinstance(entry, dict):
+        return {"x", "y"} <= set(entry) and not set(entry) & {"width", "height", "w", "h", "x2", "xmax"}
+    return isinstance(entry, list) and len(entry) in (2, 3) and all(isinstance(v, int | float) for v in entry)
+
+
+# XML, csv, txt
+
+CVAT, MIT, ROTATED, ASAP, APERIO = (
+    "CVAT XML",
+    "LabelMe XML",
+    "rotated boxes in Pascal VOC",
+    "ASAP XML",
+    "ImageScope XML",
+)
+OBB, DOTA, YOLO, CORNERS = (
+    "YOLO oriented boxes (OBB)",
+    "DOTA oriented boxes",
+    "YOLO",
+    "boxes as lines `x1 y1 x2 y2 type`",
+)
+
+
+def _name_xml(path: Path) -> str | None:
+    start = _read_start(path)
+    root = re.search(r"<([A-Za-z_]\w*)[\s>/]", re.sub(r"<\?.*?\?>|<!--.*?-->", "", start, flags=re.DOTALL))
+    tag = root[1] if root else ""
+    if tag == "annotations":
+        return CVAT
+    if tag == "ASAP_Annotations":
+        return ASAP
+    if tag == "Annotations":
+        return APERIO
+    if tag == "annotation" and "<bndbox" not in start:
+        return ROTATED if "<robndbox" in start else MIT if "<polygon" in start and "<pt>" in start else None
+    return None
+
+
+def _name_csv(path: Path) -> str | None:
+    return VIA if "region_shape_attributes" in _read_start(path).partition("\n")[0] else None
+
+
+def _name_text(path: Path) -> str | None:
+    """The format of a text file of numbers beside a picture; None where its lines are no such thing."""
+    lines = [re.split(r"[\s,;]+", line.strip()) for line in _read_start(path).splitlines()[:LOOK] if line.strip()]
+    names = {_name_line(cells) for cells in lines}
+    return names.pop() if len(names) == 1 else None
+
+
+def _name_line(cells: Sequence[str]) -> str | None:
+    if len(cells) == 10 and all(map(_is_number, cells[:8])) and not _is_number(cells[8]):
+        return DOTA
+    if not all(map(_is_number, cells)):
+        label = next((place for place in (0, len(cells) - 1) if not _is_number(cells[place])), 0)
+        rest = [cell for place, cell in enumerate(cells) if place != label]
+        return CORNERS if len(rest) == 4 and all(map(_is_number, rest)) else None
+    numbers = [float(cell) for cell in cells]
+    inside = all(0 <= value <= 1 for value in numbers[1:])
+    if len(numbers) == 9 and inside:
+        return OBB
+    if len(numbers) == 5 and inside:
+        return YOLO
+    if len(numbers) in (4, 5):
+        return CORNERS
+    return POINTS if len(numbers) == 2 or (len(numbers) == 3 and numbers[0] == int(numbers[0])) else None
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text) is not None
+
+
+def _read_start(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(START)
+    text = data.decode("utf-8-sig", errors="replace")
+    return text if len(data) < START else text.rpartition("\n")[0] or text
+
+
+MENDS = {
+    LABELME: "Convert it to COCO or Pascal VOC (`labelme2coco.py` and `labelme2voc.py` are among the examples in "
+    "LabelMe's repository), or sort the pictures into one folder per class.",
+    STUDIO: "In Label Studio choose Export, then `COCO` or `Pascal VOC XML` (or `CSV` for one label per picture).",
+    VIA: "In VIA choose Annotation, then `Export Annotations (COCO format)`.",
+    VOTT: "In VoTT choose the export format `Pascal VOC`.",
+    SUPERVISELY: "Export the project with the app `Export to COCO` or `Export to Pascal VOC`.",
+    DATUMARO: "Convert it: `datum convert -f coco_instances` or `-f voc_detection`.",
+    GEOJSON: "Cut tiles of the outlined regions into one folder per class, or convert it to COCO.",
+    CREATEML: "Convert it to COCO or Pascal VOC.",
+    LABELBOX: "Convert it to COCO, or write a csv with the columns image and label.",
+    KEYPOINTS: "Export instances (boxes or outlines) as COCO.",
+    PANOPTIC: "Export instances (boxes or outlines) as COCO, or one mask per picture (layout masks).",
+    CAPTIONS: "Take the file of instances (boxes or outlines) instead.",
+    POINTS: "Write boxes around the points (COCO, Pascal VOC or a csv with `crop`), or one label per picture.",
+    CVAT: "In CVAT choose `Export task dataset`, then `COCO 1.0` or `PASCAL VOC 1.1` (or `Segmentation mask 1.1`).",
+    MIT: "Convert it to COCO or Pascal VOC.",
+    ROTATED: "Export upright boxes (`bndbox`) as Pascal VOC, or COCO.",
+    ASAP: "Cut tiles of the outlined regions into one folder per class.",
+    APERIO: "Cut tiles of the outlined regions into one folder per class.",
+    OBB: "Export upright boxes: YOLO detection, COCO or Pascal VOC.",
+    DOTA: "Export upright boxes: YOLO detection, COCO or Pascal VOC.",
+    CORNERS: "Write them as a csv (layout csv) with one line per box and the columns image, label and crop, where crop "
+    "holds `x1 y1 x2 y2`; or as COCO or Pascal VOC.",
+}

@@ -1,0 +1,393 @@
+"""Raw trees to rows: one reader a layout, and the dict that names them.
+
+A reader only says what the tree says; whether files can be decoded is validation's business. What one file
+gets wrong becomes that row's `problem` and ends in quarantine; what makes the whole tree doubtful (no images,
+an unknown class, a path that leads out of raw/) is a DataError. No reader opens a file it did not find by
+walking raw/ itself, so nothing outside it is ever read.
+"""
+
+import difflib
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from components.data.accounts import Account
+from components.data.annotations.boxes import clip_boxes
+from components.data.annotations.coco import read_coco
+from components.data.annotations.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
+from components.data.annotations.guessing import hint_layout, refuse_layout, require_folder
+from components.data.annotations.masks import read_instances, read_masks
+from components.data.annotations.names import rename_labels
+from components.data.annotations.tables import read_table
+from components.data.annotations.tree import (
+    bare_stem,
+    fill_parts,
+    find_masks_beside,
+    find_split,
+    list_folders,
+    match_parts,
+    name_columns,
+    stem_of,
+    walk_files,
+)
+from components.data.annotations.voc import read_voc
+from components.data.annotations.yolo import read_yolo
+from components.data.manifest import Reading, Row, SupportsDigest, Wanted, create_rows
+from components.data.sources.images import SUFFIXES, Reason, not_an_image, reason
+from components.domain.domain import Domain
+from components.domain.layouts import PART, WITH_COLUMNS, Folders, Instances, Layout, Tree, Voc
+from components.domain.reading import render_layout
+from components.errors import DataError
+
+Reader = Callable[[Any, Path, Wanted], Reading]
+
+
+@dataclass(frozen=True)
+class Understood:
+    """A raw folder as its domain understands it: the frame of rows.parquet, and what became of every picture.
+
+    pictures: their counts by the rows that have no problem yet.
+    """
+
+    rows: pl.DataFrame
+    account: Account
+    pictures: Mapping[str, Any]
+
+
+def read_rows(domain: Domain, raw: Path, digests: SupportsDigest | None = None) -> pl.DataFrame:
+    """All samples of the raw folder as rows.parquet holds them; see `read_tree`."""
+    return read_tree(domain, raw, digests).rows
+
+
+def read_tree(domain: Domain, raw: Path, digests: SupportsDigest | None = None) -> Understood:
+    """All samples of the raw folder, unvalidated, and the account of its pictures.
+
+    `digests` knows the hashes of files that did not change (`Digests`); without it all are read.
+
+    Raises DataError when the tree does not fit the layout, or holds a label that is no class of the domain.
+    """
+    require_raw(raw)
+    columns = tuple(dict.fromkeys([*([domain.group] if domain.group else []), *domain.slices]))
+    _require_columns(domain, columns)
+    wanted = Wanted(columns, domain.classes, many=domain.task == "multilabel", rename=domain.rename, digests=digests)
+    files = walk_files(raw)
+    foreign = find_foreign_pictures(raw, files)
+    reading = rename_labels(clip_boxes(read_layout(domain.layout, raw, wanted), raw), domain.rename)
+    if all(row.problem for row in reading.rows):
+        _refuse_unread(raw, files, foreign)
+    if not reading.rows:
+        refuse_layout(raw, domain.layout, "at least one image", "none")
+    _require_known_labels(reading.rows, domain, raw)
+    account = _account(domain.layout, reading, files, foreign)
+    rows = _without_shared_masks([_name_foreign(row, foreign) for row in reading.rows])
+    if domain.split.given:
+        rows = _hold_to_given(rows, account, raw)
+    frame, there = create_rows(rows, domain, raw, digests), set(files)
+    fit = frame.filter(pl.col("problem").is_null() & pl.col("id").is_not_null())
+    masks = [mask if mask in there else None for mask in fit["mask"]]
+    pictures = account.count_pictures(fit.with_columns(pl.Series("mask", masks, dtype=pl.String)))
+    return Understood(frame, account, pictures)
+
+
+def find_classes(layout: Layout, raw: Path, *, many: bool = False) -> list[str]:
+    """The labels a raw folder holds, sorted: what a new domain may write as its classes."""
+    require_raw(raw)
+    if isinstance(layout, Instances):
+        return sorted((layout.background, layout.label))
+    rows = read_layout(layout, raw, Wanted(many=many)).rows
+    return sorted({label for row in rows for label in _labels(row)})
+
+
+def require_raw(raw: Path) -> None:
+    """Raise DataError unless there is a raw folder with something in it."""
+    if raw.is_dir() and any(raw.iterdir()):
+        return
+    found = "an empty folder" if raw.is_dir() else "no such folder"
+    mend = "Bring images in with `tessera import`, or fetch a recorded version with `dvc pull`."
+    raise DataError(f"raw images {raw}", expected="a folder of images", found=found, mend=mend)
+
+
+def read_layout(layout: Layout, raw: Path, wanted: Wanted) -> Reading:
+    """The reading of one layout, or of all the layouts that the parts in angle brackets make of it.
+
+    The names of these parts become columns of the rows.
+    """
+    if isinstance(layout, Folders) or not isinstance(layout, Tree) or not layout.parts:
+        reading = READERS[layout.kind](layout, raw, wanted)
+        return _with_published_lists(reading, raw) if isinstance(layout, Voc) else reading
+    rows, ignored, notes = list[Row](), dict[str, str](), Counter[str]()
+    orphans: dict[str, list[Row]] = {}
+    readings = 0
+    for concrete, parts, lacks in _expand(layout, raw):
+        if lacks:
+            why = reason(f"annotations for {concrete.images}", f"no {lacks}", "Add them, or remove these pictures.")
+            ignored |= dict.fromkeys((path for path in walk_files(raw, concrete.images) if _is_picture(path)), why)
+            continue
+        reading, readings = READERS[layout.kind](concrete, raw, wanted), readings + 1
+        shared = isinstance(layout, Voc) and concrete.annotations == layout.annotations
+        for row in reading.rows:
+            if shared and row.problem and not _is_picture(row.path):
+                orphans.setdefault(row.path, []).append(row)
+            else:
+                rows.append(replace(row, columns={**row.columns, **name_columns(parts)}))
+        ignored |= reading.ignored
+        notes.update(reading.notes)
+    rows += [found[0] for found in orphans.values() if len(found) == readings]  # a file that no folder has a picture of
+    if not rows:
+        refuse_layout(raw, layout, f"annotated images in folders like {layout.images!r}", "none")
+    return Reading(rows, ignored, notes)
+
+
+def _expand(layout: Tree, raw: Path) -> Iterator[tuple[Any, dict[str, str], str | None]]:
+    """A layout per folder that `images` stands for, the names of its parts, and which further path is missing."""
+    files = walk_files(raw)
+    folders = list_folders(files)
+    for base, parts in match_parts(layout.images, folders).items():
+        changes: dict[str, str] = {"images": base}
+        missing: str | None = None
+        for name in ("annotations", "instances", "masks"):
+            if isinstance(template := getattr(layout, name, None), str) and PART.search(template):
+                filled = fill_parts(template, parts, [*folders, *files])
+                missing = template if filled is None else missing
+                changes[name] = filled or template
+        yield layout.model_copy(update=changes), parts, missing
+
+
+def read_folders(layout: Folders, raw: Path, _wanted: Wanted) -> Reading:
+    """A row an image below a class folder. A class that has a folder of masks needs one for each image."""
+    files = walk_files(raw)
+    folders = list_folders(files)
+    bases = match_parts(layout.images, folders) if layout.parts else {require_folder(raw, layout.images, layout): {}}
+    known: dict[str, _Masks] = {}
+    rows = list[Row]()
+    for base, parts in bases.items():
+        masks = None
+        if layout.masks:
+            where = fill_parts(layout.masks, parts, folders)
+            if where is not None:  # a split without any mask needs no folder for them
+                folder = require_folder(raw, where, layout)
+                masks = known.setdefault(folder, _Masks(raw, folder, beside=layout.masks == layout.images))
+        rows += _read_class_folders(raw, base, parts, masks)
+    if not any(row.label for row in rows):
+        refuse_layout(raw, layout, f"one folder a class with images in {layout.images!r}", "no such folders")
+    return Reading(rows)
+
+
+def _read_class_folders(raw: Path, base: str, parts: Mapping[str, str], masks: "_Masks | None") -> list[Row]:
+    """The rows of one folder; the class is the folder below, or the part `<class>` of its path.
+
+    A folder without any picture is no class.
+    """
+    rows, columns, files = [], name_columns(parts), walk_files(raw, base)
+    depth = base.count("/") + 1 if base else 0
+    shown = {path.split("/")[depth] for path in files if _is_picture(path)}
+    for path in files:
+        if path.split("/")[depth] not in shown:
+            continue
+        inner = posixpath.relpath(path, base or ".")
+        label, _, rest = ("", "", inner) if "class" in parts else inner.partition("/")
+        if masks and masks.holds(path):
+            continue
+        if not rest:
+            if _is_picture(path):
+                mend = "Move it into the folder of its class."
+                beside = reason("an image inside a class folder", "one beside them", mend)
+                rows.append(Row(path=path, columns=columns, problem=beside))
+            continue
+        problem = not_an_image(path)
+        label = parts.get("class", label)
+        mask = masks.find(path, label, rest) if masks and not problem else None
+        rows.append(Row(path=path, label=label, mask=mask, columns=columns, problem=problem))
+    return rows
+
+
+def _is_picture(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES)
+
+
+VOC_ORDER = ("trainval", "train", "val", "test")  # later lists know better
+VOC_LIST = re.compile(r"(^|/)ImageSets/(Main/)?(trainval|train|val|test)\.txt$", re.IGNORECASE)
+
+READERS: dict[str, Reader] = {
+    "folders": read_folders,
+    "csv": read_table,
+    "parquet": read_table,
+    "voc": read_voc,
+    "coco": read_coco,
+    "yolo": read_yolo,
+    "instances": read_instances,
+    "masks": read_masks,
+}
+
+
+# Masks
+
+
+class _Masks:
+    """Masks by class and stem, `<base>/<class>/<same stem>.*` or `..._mask.*`; or beside their pictures."""
+
+    def __init__(self, raw: Path, base: str, *, beside: bool) -> None:
+        self.base, self.beside = base, beside
+        files = walk_files(raw, base)
+        if beside:
+            found = find_masks_beside(filter(_is_picture, files))
+            self.files = {picture: mask for mask, picture in reversed(found.items())}  # `a_mask` before `a_mask_1`
+            self.masks = set(found)
+            return
+        bare = {posixpath.join(posixpath.dirname(path), bare_stem(path)): path for path in files}
+        self.files = bare | {posixpath.splitext(path)[0]: path for path in files}
+        self.labels = {posixpath.relpath(stem, base or ".").split("/")[0] for stem in self.files}
+
+    def holds(self, path: str) -> bool:
+        """Whether a file lies among the masks."""
+        return path in self.masks if self.beside else path.startswith(f"{self.base}/")
+
+    def find(self, path: str, label: str, rest: str) -> str | None:
+        """The mask of an image; a name that is not there where it has none, for validation to say so."""
+        if self.beside:
+            return self.files.get(path)
+        stem = posixpath.join(self.base, label, posixpath.splitext(rest)[0])
+        return self.files.get(stem, f"{stem}.png") if label in self.labels else None
+
+
+def _without_shared_masks(rows: list[Row]) -> list[Row]:
+    """Give a problem to pictures that claim one mask between them, as `a.jpg` and `a.png` in one folder do."""
+    claims: dict[str, set[str]] = {}
+    for row in rows:
+        if row.mask and not row.crop:
+            claims.setdefault(row.mask, set()).add(row.path)
+    mend = "Rename one image and give it its own mask."
+    return [
+        replace(row, mask=None, boxes=(), problem=reason("its own mask", found, mend))
+        if len(others := claims.get(row.mask or "", set())) > 1
+        and (found := f"the mask {row.mask} shared by {', '.join(sorted(others))}")
+        else row
+        for row in rows
+    ]
+
+
+# Splits that the tree or table names
+
+
+def _with_published_lists(reading: Reading, raw: Path) -> Reading:
+    """The split of every VOC picture that a list in ImageSets/Main names, as the column `split`."""
+    sets: dict[str, str] = {}
+    lists = [path for path in walk_files(raw) if VOC_LIST.search(path)]
+    for path in sorted(lists, key=lambda path: VOC_ORDER.index(stem_of(path).casefold())):
+        split = stem_of(path).casefold().removesuffix("val") or "val"  # trainval: what is not in val is train
+        lines = (raw / path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        sets |= {name: split for line in lines if (name := _listed_name(line))}
+    if not sets:
+        return reading
+    placed = [
+        replace(row, columns={**row.columns, "split": sets[stem_of(row.path)]}) if stem_of(row.path) in sets else row
+        for row in reading.rows
+    ]
+    return replace(reading, rows=placed)
+
+
+def _listed_name(line: str) -> str:
+    """The stem that a line of a list names: `p1`, `p1 -1`, `p 1.jpg`, `JPEGImages/p1.jpg`."""
+    name = re.sub(r"\s+-?[01]$", "", line.strip()).replace("\\", "/")
+    return stem_of(name) if _is_picture(name) else posixpath.basename(name)
+
+
+def _count_given(rows: list[Row]) -> dict[str, int]:
+    """Pictures per split, where every name that the column `split` holds is one of a split."""
+    given = {row.path: row.columns["split"] for row in rows if row.columns.get("split")}
+    found = [find_split(name or "") for name in given.values()]
+    return {} if None in found else dict(Counter(name for name in found if name))
+
+
+def _hold_to_given(rows: list[Row], account: Account, raw: Path) -> list[Row]:
+    """Rows with their given split by its plain name, or with a problem where they have none.
+
+    Raises DataError unless the tree gives pictures to train and to test.
+    """
+    found = ", ".join(f"{name} {count:,}" for name, count in account.given.items()) or "no split"
+    if not {"train", "test"} <= set(account.given):
+        mend = "Add what is missing, or take `split: given` out of domain.yaml: then Tessera splits by groups."
+        where = f"split: given of {raw}"
+        raise DataError(where, expected="pictures for train and for test (val may be missing)", found=found, mend=mend)
+    problem = reason("a split that the tree or table names (train, val or test)", "none", "Name it, or remove the row.")
+    held = []
+    for row in rows:
+        split = find_split(row.columns.get("split") or "")
+        changes: dict[str, Any] = {"columns": {**row.columns, "split": split}}
+        held.append(replace(row, **changes, problem=row.problem or (None if split else problem)))
+    return held
+
+
+# Pictures
+
+
+def account_of(layout: Layout, reading: Reading, raw: Path) -> Account:
+    """The account of a reading: a picture that no row names is ignored, for the reader's reason or its place."""
+    files = walk_files(raw)
+    return _account(layout, reading, files, find_foreign_pictures(raw, files))
+
+
+def _account(layout: Layout, reading: Reading, files: list[str], foreign: Mapping[str, Reason]) -> Account:
+    pictures = [path for path in files if path in foreign or _is_picture(path)]
+    named = {row.path for row in reading.rows} | {row.mask for row in reading.rows}
+    elsewhere = f"It lies outside of what `layout: {render_layout(layout)}` reads, or is named by nothing there."
+    ignored = {
+        path: reading.ignored.get(path) or foreign.get(path) or elsewhere for path in pictures if path not in named
+    }
+    return Account(len(pictures), ignored, dict(reading.notes), _count_given(reading.rows))
+
+
+def _name_foreign(row: Row, foreign: Mapping[str, Reason]) -> Row:
+    return replace(row, problem=foreign[row.path]) if row.problem and row.path in foreign else row
+
+
+def _refuse_unread(raw: Path, files: list[str], foreign: Mapping[str, Reason]) -> None:
+    """Raise DataError where what is there is known by name and not read."""
+    refuse_foreign(raw, files, f"annotations in {raw}")
+    refuse_foreign_pictures(raw, files, foreign)
+
+
+def _require_columns(domain: Domain, columns: Sequence[str]) -> None:
+    """Raise DataError where `group` or `slices` name columns that the layout cannot have."""
+    parts = domain.layout.parts if isinstance(domain.layout, Tree) else ()
+    if set(columns) <= set(parts) or domain.layout.kind in WITH_COLUMNS:
+        return
+    raise DataError(
+        f"layout {domain.layout.kind}",
+        expected=f"no columns for `group` and `slices`, which only the layouts {', '.join(WITH_COLUMNS)} have",
+        found=", ".join(name for name in columns if name not in parts),
+        mend="Describe the images in a table with the layout csv, name the folder with a part in angle brackets "
+        "(`images: <lot>`), or remove these keys.",
+    )
+
+
+# Labels
+
+
+def _labels(row: Row) -> list[str]:
+    return list(row.labels) if row.labels is not None else [row.label] if row.label else []
+
+
+def _require_known_labels(rows: list[Row], domain: Domain, raw: Path) -> None:
+    unknown = [(label, row.path) for row in rows for label in _labels(row) if label not in domain.classes]
+    if not unknown:
+        return
+    counts = Counter(label for label, _ in unknown)
+    label, count = counts.most_common(1)[0]
+    first = next(path for name, path in unknown if name == label)
+    close = difflib.get_close_matches(label, domain.classes, 1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint += hint_layout(raw, domain.layout, same_kind=False)
+    more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
+    raise DataError(
+        f"label {label!r} ({count} times, first at {first})",
+        expected=f"one of the classes {', '.join(domain.classes)}",
+        found=", ".join(sorted(map(repr, counts))[:10]) + more,
+        mend=f"Add it to `classes` in domain.yaml, or rename or remove it.{hint}",
+    )

@@ -1,0 +1,172 @@
+"""Masks to rows: instance ids give crops, semantic masks give the labels of whole pictures."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from components.data.annotations.crops import draw_background, find_boxes, read_ids, square_around
+from components.data.annotations.guessing import refuse_layout, require_folder
+from components.data.annotations.tree import Index, bare_stem, find_masks_beside, stem_of, walk_files
+from components.data.manifest import Reading, Row, Wanted, find_digest
+from components.data.sources.images import FORMATS, SUFFIXES, UNDECODABLE, Reason, brief, reason
+from components.domain.layouts import Instances, Masks
+
+
+def read_instances(layout: Instances, raw: Path, wanted: Wanted) -> Reading:
+    """A row an instance, and as many of background, cut out as squares; the id mask becomes the row's mask."""
+    pictures, index = _pair(raw, layout, layout.images, layout.instances, "id masks")
+    return Reading(_read_all(lambda path: _instance_rows(path, layout, raw, index, wanted), pictures))
+
+
+def read_masks(layout: Masks, raw: Path, wanted: Wanted) -> Reading:
+    """A row a picture with the class its mask shows, or with all of them; masks without a picture are rows, too."""
+    pictures, index = _pair(raw, layout, layout.images, layout.masks, "masks")
+    rows = _read_all(lambda path: [_mask_row(path, layout, raw, index, wanted)], pictures)
+    stems = {stem_of(path) for path in pictures}
+    problem = reason("a picture of the same name as the mask", "none", "Add the picture, or remove the mask.")
+    alone = [path for path in sorted(index.files) if not {stem_of(path), bare_stem(path)} & stems]
+    return Reading(rows + [Row(path=path, problem=problem) for path in alone])
+
+
+def _pair(raw: Path, layout: Instances | Masks, images: str, masks: str, what: str) -> tuple[list[str], Index]:
+    """Pictures, and an index of their masks."""
+    base, other = require_folder(raw, images, layout), require_folder(raw, masks, layout)
+    pictures = [path for path in walk_files(raw, base) if path.lower().endswith(SUFFIXES)]
+    masked = [path for path in walk_files(raw, other) if path.lower().endswith(SUFFIXES)]
+    index = Index(find_masks_beside(masked) if base == other else masked, other)
+    pictures = [path for path in pictures if path not in index.files]
+    if not pictures or not index.files:
+        refuse_layout(raw, layout, f"images in {images!r} and {what} in {masks!r}", "none")
+    return pictures, index
+
+
+def _read_all(read: Callable[[str], list[Row]], paths: Iterable[str]) -> list[Row]:
+    """Several files at a time, in their order: Pillow and numpy free the interpreter."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return [row for rows in pool.map(read, paths) for row in rows]
+
+
+def _no_mask(path: str, found: list[str], what: str) -> Row:
+    mend = f"Add the {what}, or remove the picture."
+    return Row(path=path, problem=reason(f"one {what} of the same name", ", ".join(found[:4]) or "none", mend))
+
+
+def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted: Wanted) -> list[Row]:
+    found = index.find_mask(path)
+    if len(found) != 1:
+        return [_no_mask(path, found, "id mask")]
+    try:
+        _require_lossless(found[0])
+        ids = read_ids(raw / found[0])
+    except (Image.DecompressionBombError, *UNDECODABLE) as error:
+        mend = "Save instance ids as one 8- or 16-bit channel, 0 = background."
+        return [Row(path=path, problem=reason(f"an id mask {found[0]}", brief(error), mend))]
+    around = (square_around(box, ids.shape[1], ids.shape[0]) for box in find_boxes(ids))
+    squares = list(dict.fromkeys(around))  # two instances in one place are one crop
+    seed = find_digest(raw, path, wanted.digests) or "0"
+    empty = draw_background(ids, [x1 - x0 for x0, _, x1, _ in squares], seed)
+    labelled = [(layout.label, crop) for crop in squares] + [(layout.background, crop) for crop in empty]
+    return [Row(path=path, label=label, mask=found[0], crop=crop) for label, crop in labelled]
+
+
+def _require_lossless(path: str) -> None:
+    """Raise ValueError for a mask whose numbers its format changes."""
+    if path.lower().endswith((".jpg", ".jpeg")):
+        raise ValueError("a JPEG, whose compression makes other numbers of those that were written")
+
+
+# Semantic masks
+
+
+def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted) -> Row:
+    found = index.find_mask(path)
+    if len(found) != 1:
+        return _no_mask(path, found, "mask")
+    try:
+        _require_lossless(found[0])
+        areas = count_values(raw / found[0], _in_colour(layout))
+    except (Image.DecompressionBombError, *UNDECODABLE) as error:
+        mend = "Save it as PNG with one 8- or 16-bit channel of class ids, or with the colours given in `ids`."
+        return Row(path=path, problem=reason(f"a mask {found[0]}", brief(error), mend))
+    names = {value: _name_of(value, layout) for value in areas}
+    if unknown := {value: areas[value] for value, name in names.items() if name is None}:
+        problem = _explain_unknown(unknown, found[0], layout)
+        return Row(path=path, mask=found[0], problem=problem)
+    shown: dict[str, int] = {}
+    for value, name in names.items():
+        if name and name != layout.background:
+            shown[name] = shown.get(name, 0) + areas[value]
+    if wanted.many:
+        return Row(path=path, labels=sorted(shown), mask=found[0])
+    if len(shown) > 1:
+        several = ", ".join(
+            f"{name} ({area:,} pixels)" for name, area in sorted(shown.items(), key=lambda item: -item[1])
+        )
+        mend = "Choose the task multilabel, or take the others out of the mask."
+        problem = reason(f"one class in the mask {found[0]}", several, mend)
+        return Row(path=path, mask=found[0], problem=problem, several=True)
+    return Row(path=path, label=next(iter(shown), layout.background), mask=found[0])
+
+
+def count_values(path: Path, colours: bool) -> dict[int, int]:
+    """Pixels of every class id in a mask, or of every colour as 0xRRGGBB."""
+    with Image.open(path, formats=FORMATS) as opened:
+        if getattr(opened, "n_frames", 1) > 1:
+            raise ValueError("several frames")
+        pixels = np.asarray(opened.convert("RGB") if colours else opened)
+        mode = opened.mode
+    if colours:
+        pixels = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
+    elif pixels.ndim == 3 and mode in ("LA", "RGBA") and pixels[..., -1].min() < 255:
+        raise ValueError(f"an image of mode {mode} with transparent pixels")
+    elif pixels.ndim == 3 and mode in ("LA", "RGB", "RGBA") and _is_grey(pixels, mode):
+        pixels = pixels[..., 0]  # ids saved as grey in several channels
+    if pixels.ndim != 2 or pixels.dtype.kind not in "uib" or (pixels.dtype.kind == "i" and pixels.min() < 0):
+        raise ValueError(f"an image of mode {mode}")
+    return _count(pixels)
+
+
+def _is_grey(pixels: NDArray[np.generic], mode: str) -> bool:
+    return mode == "LA" or bool((pixels[..., :3] == pixels[..., :1]).all())
+
+
+def _count(pixels: NDArray[np.generic]) -> dict[int, int]:
+    if pixels.dtype.itemsize <= 2:
+        counts = np.bincount(pixels.ravel())
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    values, found = np.unique(pixels, return_counts=True)
+    return dict(zip(values.tolist(), found.tolist(), strict=True))
+
+
+def _in_colour(layout: Masks) -> bool:
+    return any(isinstance(value, str) for value in layout.ids.values())
+
+
+def _number(value: int | str) -> int:
+    return int(value.removeprefix("#"), 16) if isinstance(value, str) else value
+
+
+def _name_of(value: int, layout: Masks) -> str | None:
+    """The class of a value, "" for one to be ignored, None for one that is no class."""
+    if value in map(_number, layout.ignore):
+        return ""
+    names = {_number(number): name for name, number in layout.ids.items()}
+    if value in names:
+        return names[value]
+    if value == 0 and layout.background not in layout.ids:
+        return layout.background
+    return None if layout.ids else f"class_{value}"
+
+
+def _explain_unknown(unknown: dict[int, int], mask: str, layout: Masks) -> Reason:
+    form = "#{:06x}" if _in_colour(layout) else "{}"
+    most = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))[:4]
+    listed = ", ".join(f"{form.format(value)} ({area:,} pixels)" for value, area in most)
+    more = f" and {len(unknown) - 4} more values" if len(unknown) > 4 else ""
+    mend = "Add the value to `ids` or `ignore` in domain.yaml, or correct the mask (JPEG changes colours: use PNG)."
+    return reason(f"the values of `ids` in the mask {mask}", listed + more, mend)

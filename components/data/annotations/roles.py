@@ -1,0 +1,110 @@
+"""Which image files of a raw folder are pictures and which are masks of them, by name, stem and content."""
+
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from components.data.annotations.tree import bare_stem, find_masks_beside, stem_of
+from components.data.sources.images import FORMATS, SUFFIXES, UNDECODABLE
+
+_MASKS = """
+    mask masks msk msks ground_truth groundtruth gt gts seg segs segm segmentation segmentations segmentationclass
+    segmentationclassraw segmentationobject label labels labelids annotation annotations annotated instances instance
+    instance_masks mask_images masks_png png_masks outlines ann_dir label_dir mask_dir ann anns gtfine gtcoarse
+"""
+MASK_FOLDERS = frozenset(_MASKS.split())
+INSTANCE_FOLDERS = frozenset(("instances", "instance", "instance_masks", "instance_ids", "segmentationobject"))
+ALIKE = 0.8  # share of masks that must have a picture of the same stem
+SAMPLES = 3  # files of a folder that are decoded
+VALUES = 24  # values that make up nearly all pixels of a mask
+MOST = 0.99
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Pictures, and masks of them; beside: the masks lie in the folders of their pictures."""
+
+    pictures: tuple[str, ...]
+    masks: tuple[str, ...] = ()
+    beside: bool = False
+
+
+def find_roles(raw: Path, files: Iterable[str]) -> Roles:
+    """Which of the image files are masks: named so and of a picture's stem, or of its stem and with few values."""
+    images = [path for path in files if path.lower().endswith(SUFFIXES)]
+    if beside := find_masks_beside(images):
+        return Roles(tuple(path for path in images if path not in beside), tuple(sorted(beside)), beside=True)
+    by_folder = defaultdict[str, list[str]](list)
+    for path in images:
+        by_folder[posixpath.dirname(path)].append(path)
+    named = [folder for folder in by_folder if MASK_FOLDERS & set(folder.casefold().split("/"))]
+    others = [folder for folder in by_folder if folder not in named]
+    stems = {stem_of(path) for folder in others for path in by_folder[folder]}
+    masks = [f for f in named if _share(by_folder[f], stems) >= ALIKE and _look_like_masks(raw, by_folder[f], f)]
+    masks = masks or _find_by_content(raw, {folder: by_folder[folder] for folder in others})
+    chosen = {path for folder in masks for path in by_folder[folder]}
+    return Roles(tuple(path for path in images if path not in chosen), tuple(sorted(chosen)))
+
+
+def is_instances(folder: str) -> bool:
+    """Whether a folder's name says that its masks hold numbers of instances."""
+    return bool(INSTANCE_FOLDERS & set(folder.casefold().split("/")))
+
+
+def find_values(raw: Path, masks: Sequence[str], most: int = 20) -> set[int]:
+    """Values of the first masks of one channel."""
+    found = set[int]()
+    for path in masks[:most]:
+        try:
+            with Image.open(raw / path, formats=FORMATS) as opened:
+                if opened.mode in ("L", "P", "1"):
+                    found |= set(np.unique(np.asarray(opened)).astype(int).tolist())
+        except (Image.DecompressionBombError, *UNDECODABLE):  # which reading puts into quarantine by name
+            continue
+    return found
+
+
+def _share(paths: Sequence[str], stems: set[str]) -> float:
+    return sum(bool({stem_of(path), bare_stem(path)} & stems) for path in paths) / len(paths)
+
+
+def _find_by_content(raw: Path, by_folder: dict[str, list[str]]) -> list[str]:
+    """Folders under any name that hold the stems of another folder beside them and look like masks, as it does not."""
+    masks = []
+    stems = {folder: {stem_of(path) for path in paths} for folder, paths in by_folder.items()}
+    for folder, paths in by_folder.items():
+        twins = [
+            other
+            for other in by_folder
+            if other != folder
+            and posixpath.dirname(other) == posixpath.dirname(folder)
+            and _share(paths, stems[other]) >= ALIKE
+        ]
+        if twins and _look_like_masks(raw, paths) and not any(_look_like_masks(raw, by_folder[t]) for t in twins):
+            masks.append(folder)
+    return masks
+
+
+def _look_like_masks(raw: Path, paths: Sequence[str], folder: str = "") -> bool:
+    """Whether a few values make up the first files, or their folder says that they hold numbers of instances."""
+    return is_instances(folder) or all(has_few_values(raw / path) for path in paths[:SAMPLES])
+
+
+def has_few_values(path: Path) -> bool:
+    """Whether a few values make up nearly all pixels, as of a mask; False for what cannot be decoded."""
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > 50_000_000:
+                return False
+            pixels = np.asarray(opened.convert("RGB") if opened.mode not in ("L", "P", "1") else opened)
+    except (Image.DecompressionBombError, *UNDECODABLE):
+        return False
+    if pixels.ndim == 3:
+        pixels = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
+    counts = np.sort(np.unique(pixels, return_counts=True)[1])[::-1]
+    return bool(counts[:VALUES].sum() >= MOST * pixels.size)

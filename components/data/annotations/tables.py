@@ -1,0 +1,261 @@
+"""Tables to rows: csv and parquet, with one label a line or any number of them."""
+
+import posixpath
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from components.data.annotations.cells import Sheet, load_sheet
+from components.data.annotations.columns import (
+    FLAGS,
+    find_flags,
+    find_pictures,
+    find_split_column,
+    is_outside,
+    parse_numbers,
+)
+from components.data.annotations.guessing import refuse_layout
+from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
+from components.data.manifest import Reading, Row, Wanted
+from components.data.sources.images import SUFFIXES, Box, Reason, not_an_image, reason
+from components.domain.domain import Domain
+from components.domain.layouts import Csv, Parquet
+from components.errors import DataError
+
+Record = dict[str, str | None]
+ELSEWHERE = "paths from another place, found by their ends"
+NO_OBJECT = Reason("a label or a box", "a line without either: a picture without any object", "Nothing needs doing.")
+CSV_MEND = "; the separator must be a comma, or the `delimiter` that `layout` names."
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """What a table's lines are read with. classes: columns of 0 and 1, where labels stand in such."""
+
+    layout: Csv | Parquet
+    index: Index
+    wanted: Wanted
+    classes: tuple[str, ...]
+    split: str | None  # the column that names the split
+    notes: Counter[str]
+
+
+def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
+    """A row a line of the table. A bare file name is looked for everywhere below the table's folder.
+
+    Pictures beside listed ones that no line lists are rows with a problem.
+    """
+    table = resolve_inside(layout.table, "", "layout.table")
+    sheet = _load(layout, raw, table)
+    flags = layout.one_hot or (wanted.many and not layout.separator)
+    classes = (_written_classes(wanted, sheet.frame) or find_flags(sheet.frame, layout)) if flags else ()
+    names = [layout.image, *(classes if flags else [layout.label]), *wanted.columns]
+    split = find_split_column(sheet.frame)
+    names += [name for name in (split, layout.mask, layout.boxes, *_crop_columns(layout)) if name]
+    if missing := [name for name in dict.fromkeys(names) if name not in sheet.frame.columns]:
+        mend = "Name one of these columns in domain.yaml, or add it" + ("." if layout.kind == "parquet" else CSV_MEND)
+        found = f"the columns {', '.join(map(repr, sheet.frame.columns))}"
+        raise DataError(f"table {table}", expected=f"the columns {', '.join(missing)}", found=found, mend=mend)
+    if "split" in sheet.frame.columns:  # which `split: given` keeps
+        wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))
+        names.append("split")
+    files = walk_files(raw)
+    notes = Counter(sheet.notes)
+    if layout.one_hot:
+        notes[f"lines of {table} whose columns of 0 and 1 are read as one label (one_hot)"] = len(sheet.lines)
+    lines = _Lines(layout, Index(files, posixpath.dirname(table)), wanted, classes, split, notes)
+    line = "line" if layout.kind == "csv" else "row"
+    records = _as_text(sheet.frame, names, layout, table).to_dicts()
+    read = [
+        _read_line(lines, record, f"{table}, {line} {number}")
+        for number, record in zip(sheet.lines, records, strict=True)
+    ]
+    rows = [row for row in read if row.problem != NO_OBJECT]
+    empty = {row.path: NO_OBJECT for row in read if row.problem == NO_OBJECT}
+    unlisted = find_unlisted(files, read, f"a line in {table} for every picture beside the listed ones")
+    return Reading(
+        rows + unlisted, {path: why for path, why in empty.items() if path in lines.index.files}, lines.notes
+    )
+
+
+def looks_multilabel(layout: Csv | Parquet, raw: Path) -> bool:
+    """Whether a table has no column of labels, but columns of 0 and 1, or a column that joins labels."""
+    frame = _load(layout, raw, resolve_inside(layout.table, "", "layout.table")).frame
+    many = layout.label not in frame.columns and len(find_flags(frame, layout)) >= 2
+    return not layout.one_hot and (bool(layout.separator) or many)
+
+
+def list_further_columns(domain: Domain, raw: Path) -> list[str]:
+    """Columns of a domain's table that it does not use; none where there is no table."""
+    layout = domain.layout
+    if not isinstance(layout, Csv | Parquet) or not (raw / layout.table).is_file():
+        return []
+    frame = _load(layout, raw, resolve_inside(layout.table, "", "layout.table")).frame
+    flags = layout.one_hot or (domain.task == "multilabel" and not layout.separator)
+    used = {layout.image, layout.mask, layout.boxes, *_crop_columns(layout), domain.group, *domain.slices}
+    used |= {*domain.classes, *domain.rename} if flags else {layout.label}
+    return [name for name in frame.columns if name not in used and not frame.schema[name].is_nested()]
+
+
+def _written_classes(wanted: Wanted, frame: pl.DataFrame) -> tuple[str, ...]:
+    """The names of the columns of 0 and 1; a class to which others are renamed need not be a column itself."""
+    joined = set(wanted.rename.values())
+    own = [name for name in wanted.classes if name in frame.columns or name not in joined]
+    return (*own, *(name for name in wanted.rename if name in frame.columns))
+
+
+def _crop_columns(layout: Csv | Parquet) -> tuple[str, ...]:
+    return () if layout.crop is None else (layout.crop,) if isinstance(layout.crop, str) else layout.crop
+
+
+def find_unlisted(files: list[str], rows: list[Row], expected: str) -> list[Row]:
+    """A row with a problem for every picture that no row names, in folders of which rows name some."""
+    named = {row.path for row in rows} | {row.mask for row in rows}
+    folders = {posixpath.dirname(row.path) for row in rows}
+    problem = reason(expected, "none", "Add it, or take the picture out of the folder.")
+    return [
+        Row(path=path, problem=problem)
+        for path in files
+        if path.lower().endswith(SUFFIXES) and path not in named and posixpath.dirname(path) in folders
+    ]
+
+
+def resolve_picture(text: str, index: Index, where: str) -> tuple[str, Reason | None]:
+    """A file that an annotation names, relative to raw/, and what is wrong with it."""
+    if is_outside(text) and (found := index.find_by_tail(text)):
+        return _one_picture(text, found[0], found, index, where)
+    path = resolve_inside(text, index.base, where)
+    found = ([path] if path in index.files else index.find(text)) or _find_elsewhere(text, index)
+    return _one_picture(text, path, [path for path in found if path.lower().endswith(SUFFIXES)] or found, index, where)
+
+
+def _find_elsewhere(text: str, index: Index) -> list[str]:
+    """Files of the index's folder that a path with folders ends in, written from another folder or as a link."""
+    below = f"{index.base}/" if index.base else ""
+    return (
+        [path for path in index.find_by_tail(text) if path.startswith(below)] if "/" in text.replace("\\", "/") else []
+    )
+
+
+def _resolve_cell(text: str, lines: _Lines, where: str) -> tuple[str, Reason | None]:
+    """A file that a table names, which may have been written on another machine."""
+    found = find_pictures(text, lines.index)
+    if not found:
+        return resolve_picture(text, lines.index, where)
+    written = posixpath.normpath(text.replace("\\", "/"))
+    if len(found) == 1 and "/" in written and not f"/{found[0]}".endswith(f"/{written.removeprefix('../')}"):
+        lines.notes[ELSEWHERE] += 1
+    return _one_picture(text, found[0], found, lines.index, where)
+
+
+def _one_picture(text: str, path: str, found: list[str], index: Index, where: str) -> tuple[str, Reason | None]:
+    if len(found) > 1:
+        mend = "Write the path from the table's folder instead of the bare name."
+        raise DataError(where, expected=f"one file {text!r}", found=", ".join(found[:4]), mend=mend)
+    if found:
+        return found[0], not_an_image(found[0])
+    mend = "Add the image, or remove its line."
+    return path, reason(f"the listed image {text}", index.describe_missing(text), mend)
+
+
+def parse_boxes(text: str | None, form: str = "corners") -> tuple[list[Box], Reason | None]:
+    """`x0 y0 x1 y1; x0 y0 x1 y1` (form: size: `x y width height`) in whole pixels, or what is wrong with them."""
+    boxes: list[Box] = []
+    for part in (text or "").split(";"):
+        numbers = parse_numbers(part)
+        if len(numbers) == 4:
+            x0, y0, x1, y1 = numbers if form == "corners" else _from_size(*numbers)
+            boxes.append((round(x0), round(y0), round(x1), round(y1)))
+        elif part.strip():
+            mend = "Write pixels, several boxes joined by `;`."
+            expected = "boxes as `x0 y0 x1 y1`" if form == "corners" else "boxes as `x y width height`"
+            return [], reason(expected, repr(part.strip()), mend)
+    return boxes, None
+
+
+def _from_size(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+    return x, y, x + width, y + height
+
+
+def _load(layout: Csv | Parquet, raw: Path, table: str) -> Sheet:
+    """The whole table; of a csv everything is text."""
+    if not (raw / table).is_file():
+        refuse_layout(raw, layout, f"the table {table}", "no such file")
+    require_inside(raw, raw / table)
+    return load_sheet(layout, raw / table, table)
+
+
+def _as_text(frame: pl.DataFrame, names: list[str], layout: Csv | Parquet, table: str) -> pl.DataFrame:
+    """The columns wanted as text without blanks around it; an empty cell is None, a list is joined."""
+    columns = []
+    for name in dict.fromkeys(names):
+        kind, column = frame.schema[name], pl.col(name)
+        if isinstance(kind, pl.List) and not kind.inner.is_nested():
+            column = column.cast(pl.List(pl.String)).list.join(layout.separator or ";")
+        elif kind.is_nested() or kind == pl.Binary:
+            mend = "Save the column as text or numbers, or as lists of them, and the images as files."
+            raise DataError(f"table {table}, column {name!r}", expected="plain values", found=str(kind), mend=mend)
+        columns.append(column.cast(pl.String).str.strip_chars().replace("", None).alias(name))
+    return frame.select(columns)
+
+
+def _read_line(lines: _Lines, record: Record, where: str) -> Row:
+    layout, wanted = lines.layout, lines.wanted
+    image = _require_cell(record, layout.image, where)
+    path, problem = _resolve_cell(image, lines, where)
+    mask = record[layout.mask] if layout.mask else None
+    boxes, box_problem = parse_boxes(record[layout.boxes] if layout.boxes else None, layout.box_form)
+    crops, crop_problem = parse_boxes(_crop_text(layout, record), layout.box_form)
+    if len(crops) > 1:
+        crop_problem = reason("one crop a row", f"{len(crops)}", "Write a row for each.")
+    if not wanted.many and layout.crop and not layout.one_hot and not record[layout.label] and not crops:
+        return Row(path=path, problem=problem or crop_problem or NO_OBJECT)
+    labels, label_problem = _read_labels(lines, record, where)
+    further = {name: record[name] for name in wanted.columns}
+    return Row(
+        path=path,
+        label=None if wanted.many or not labels else labels[0],
+        labels=labels if wanted.many else None,
+        mask=_resolve_cell(mask, lines, where)[0] if mask else None,
+        boxes=boxes,
+        crop=crops[0] if crops else None,
+        columns={"split": record[lines.split]} | further if lines.split else further,
+        problem=problem or box_problem or crop_problem or label_problem,
+    )
+
+
+def _crop_text(layout: Csv | Parquet, record: Record) -> str | None:
+    cells = [record[name] for name in _crop_columns(layout)]
+    return " ".join(cell or "?" for cell in cells) if any(cells) else None
+
+
+def _read_labels(lines: _Lines, record: Record, where: str) -> tuple[list[str], Reason | None]:
+    """The labels of a line, exactly one where one is wanted, or why there is none."""
+    layout, wanted = lines.layout, lines.wanted
+    if not wanted.many and not layout.one_hot:
+        return [_require_cell(record, layout.label, where)], None
+    if layout.separator and wanted.many:
+        parts = (record[layout.label] or "").split(layout.separator)
+        return [part.strip() for part in parts if part.strip()], None
+    labels = []
+    for name in lines.classes:
+        cell = _require_cell(record, name, where)
+        flag = FLAGS.get(cell.lower())
+        if flag is None:
+            mend = "Write 1 where the picture shows the class; or name the `separator` that joins labels in one column."
+            raise DataError(where, expected=f"0 or 1 in column {name!r}", found=repr(cell), mend=mend)
+        labels += [name] if flag else []
+    if wanted.many or len(labels) == 1:
+        return labels, None
+    found = f"{', '.join(labels) or 'none'} in {where}"
+    mend = "Correct the line, or choose the task multilabel."
+    return [], reason("a 1 in exactly one column of the classes", found, mend)
+
+
+def _require_cell(record: Record, name: str, where: str) -> str:
+    if not (value := record[name]):
+        mend = "Fill it in, or remove the line."
+        raise DataError(where, expected=f"a value in column {name!r}", found="an empty cell", mend=mend)
+    return value

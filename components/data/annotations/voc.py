@@ -1,0 +1,169 @@
+"""Pascal VOC: each annotated object becomes one crop of its picture."""
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from components.data.annotations.boxes import is_number
+from components.data.annotations.guessing import refuse_layout, require_folder
+from components.data.annotations.tree import Index, walk_files
+from components.data.manifest import Reading, Row, Wanted
+from components.data.sources.images import SUFFIXES, Box, Reason, brief, reason
+from components.domain.layouts import Voc
+
+EMPTY = "annotated as a picture without any object"
+BY_STEM = "annotation files whose <filename> names no picture, taken by their own name"
+FLAGS = ("difficult", "truncated", "occluded")
+DETAILS = {"polygon": "polygons", "part": "parts of objects", "attributes": "attributes", "keypoints": "keypoints"}
+
+
+def read_voc(layout: Voc, raw: Path, _wanted: Wanted) -> Reading:
+    """A row an annotated object, cut out by its box. A picture annotated as empty gives no row, and is ignored.
+
+    The picture of a file is the one that `<filename>` names, or has its own stem; `<folder>` and `<path>` never decide.
+    """
+    images, annotations = require_folder(raw, layout.images, layout), require_folder(raw, layout.annotations, layout)
+    pictures = [path for path in walk_files(raw, images) if path.lower().endswith(SUFFIXES)]
+    files = [path for path in walk_files(raw, annotations) if path.lower().endswith(".xml")]
+    if not pictures or not files:
+        refuse_layout(raw, layout, f"images in {layout.images!r} and .xml files in {layout.annotations!r}", "none")
+    index, notes = Index(pictures, images), Counter[str]()
+    read = {path: _voc_rows(path, raw, index, annotations, notes) for path in files}
+    claims: dict[str, list[str]] = {}
+    for path, (picture, _) in read.items():
+        claims.setdefault(picture or path, []).append(path)
+    rows, ignored, seen = list[Row](), dict[str, str](), set[str]()
+    for path, (picture, found) in read.items():
+        seen |= {row.path for row in found} | set(_beside(path, annotations, index))
+        if picture and (same := claims[picture])[1:]:
+            rows += [Row(path=picture, problem=_claimed_twice(picture, same))] if path == same[0] else []
+            seen.add(picture)
+        elif picture and not found:
+            ignored[picture] = EMPTY
+        else:
+            rows += found
+    seen |= ignored.keys()
+    mend = "Add its annotation file, or remove the picture."
+    problem = reason("an annotation file of the same name", "none", mend)
+    rows += [Row(path=path, problem=problem) for path in pictures if path not in seen]
+    return Reading(rows, ignored, dict(+notes))
+
+
+def read_voc_file(file: Path, index: Index) -> Reading:
+    """The boxes of one file anywhere on disk, in its picture of the index; a row without one where it has none."""
+    notes = Counter[str]()
+    picture, rows = _voc_rows(file.name, file.parent, index, "", notes)
+    return Reading(rows or [Row(path=picture or file.name)], notes=dict(+notes))
+
+
+def _voc_rows(
+    path: str, raw: Path, index: Index, annotations: str, notes: Counter[str]
+) -> tuple[str | None, list[Row]]:
+    """The picture of one annotation file and its objects; one row with a problem when it cannot be read."""
+    beside = _beside(path, annotations, index)
+    try:
+        root = _parse_xml((raw / path).read_bytes())
+        named = (root.findtext("filename") or "").strip()
+        found, problem = _choose_picture(named, beside, path, index)
+        if problem:
+            return None, [Row(path=next(iter(beside), path), problem=problem)]
+        notes[BY_STEM] += bool(named and not _named(named, index))
+        size = _parse_size(root)
+        elements = list(root.iter("object"))
+        objects = [_parse_object(element, number) for number, element in enumerate(elements, 1)]
+        notes.update(note for element in elements for note in _passed_over(element))
+        return found, [Row(path=found, label=label, crop=crop, stated_size=size) for label, crop in objects]
+    except (ElementTree.ParseError, ValueError, OverflowError, OSError) as error:
+        mend = "Export the annotation again."
+        picture = next(iter(beside), path)
+        return None, [Row(path=picture, problem=reason(f"a Pascal VOC annotation {path}", brief(error), mend))]
+
+
+def _stem(path: str) -> str:
+    return posixpath.splitext(posixpath.basename(path))[0]
+
+
+def _beside(path: str, annotations: str, index: Index) -> list[str]:
+    """Pictures with the stem of an annotation file; the one in the same sub-folder where there are several."""
+    found = index.find(_stem(path))
+    inner = posixpath.dirname(posixpath.relpath(path, annotations or "."))
+    same = [picture for picture in found if posixpath.dirname(posixpath.relpath(picture, index.base or ".")) == inner]
+    return same or found
+
+
+def _named(text: str, index: Index) -> list[str]:
+    """Pictures that `<filename>` names, whatever folder it puts before the name."""
+    plain = text.replace("\\", "/")
+    return index.find(text) or index.find(posixpath.basename(plain))
+
+
+def _named_alike(text: str, index: Index) -> list[str]:
+    """Pictures whose names differ from `<filename>` in suffix, case or the encoding of accents alone."""
+    name = posixpath.basename(text.replace("\\", "/"))
+    return index.find_alike(name) if name.lower().endswith(SUFFIXES) else []
+
+
+def _choose_picture(named: str, beside: list[str], path: str, index: Index) -> tuple[str, Reason | None]:
+    """The picture of an annotation file, or why there is not exactly one."""
+    by_name = _named(named, index) if named else []
+    both = [picture for picture in beside if picture in by_name]
+    meant = by_name or _named_alike(named, index)
+    if meant and beside and not set(meant) & set(beside):
+        expected = f"a <filename> in {path} that is the file's own name"
+        found = f"{named}, so that it may describe {meant[0]} or {beside[0]}"
+        return "", reason(expected, found, "Correct <filename>, or rename the annotation file.")
+    found_all = both or by_name or beside
+    if len(found_all) == 1:
+        return found_all[0], None
+    files = ", ".join(found_all[:4]) or index.describe_missing(named or _stem(path))
+    mend = "Correct <filename>, or add the picture."
+    return "", reason(f"one picture {named or _stem(path)!r} of {path}", files, mend)
+
+
+def _claimed_twice(picture: str, files: list[str]) -> Reason:
+    mend = "Keep the right one, or correct <filename>."
+    return reason(f"one annotation file of {picture}", " and ".join(files[:4]), mend)
+
+
+def _passed_over(element: ElementTree.Element) -> Iterator[str]:
+    """What an object says besides its name and box."""
+    for flag in FLAGS:
+        if (element.findtext(flag) or "").strip().lower() not in ("", "0", "false", "no", "unspecified"):
+            yield f"objects marked {flag}, read as any other"
+    for name, words in DETAILS.items():
+        if element.find(name) is not None:
+            yield f"objects whose {words} are not read"
+
+
+def _parse_xml(data: bytes) -> ElementTree.Element:
+    if b"\0" in data:  # would hide what is looked for next
+        raise ValueError("UTF-16 text or binary data instead of UTF-8")
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # nothing VOC needs, and how small files blow up
+        raise ValueError("a document type or entity declaration")
+    return ElementTree.fromstring(data)
+
+
+def _parse_size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """Width and height where the file states them; some tools write 0."""
+    texts = [root.findtext(f"size/{key}") for key in ("width", "height")]
+    width, height = (int(text) if text and text.strip().isdecimal() else 0 for text in texts)
+    return (width, height) if 0 < width < 10**6 and 0 < height < 10**6 else None
+
+
+def _parse_object(element: ElementTree.Element, number: int) -> tuple[str, Box]:
+    """Name and box; VOC counts pixels from 1 and includes the last, though some tools start at 0."""
+    label, box = (element.findtext("name") or "").strip(), element.find("bndbox")
+    if box is None and element.find("robndbox") is not None:
+        raise ValueError(f"a rotated box (robndbox, object {number}), which is not read")
+    if not label or box is None:
+        raise ValueError(f"an object (number {number}) without a name or a bndbox")
+    corners = {key: box.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")}
+    for key, text in corners.items():
+        if text is None:
+            raise ValueError(f"a bndbox without {key} (object {number})")
+        if not is_number(text):
+            raise ValueError(f"{key} {text.strip()[:40]!r} (object {number})")
+    x0, y0, x1, y1 = (round(float(text or "")) for text in corners.values())
+    return label, (x0 - (x0 > 0), y0 - (y0 > 0), x1, y1)

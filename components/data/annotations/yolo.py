@@ -1,0 +1,230 @@
+"""YOLO: a text file per picture with `class cx cy width height` per line, as shares of the picture; a crop per line."""
+
+import math
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.data.annotations.columns import read_size
+from components.data.annotations.guessing import refuse_layout, require_folder
+from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
+from components.data.annotations.yolo_files import find_names_files, load_facts, pair_labels, refuse_bad_names
+from components.data.manifest import Reading, Row, Wanted
+from components.data.sources.images import SUFFIXES, Box, Reason, reason
+from components.domain.layouts import Yolo
+from components.errors import DataError
+
+BACKGROUND = "annotated as background: its label file is empty"
+LISTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+OVER = 0.1  # shares by which a box may be larger than its picture; how many pixels that is decides later
+SLACK = 1e-4  # shares: what writing few digits puts over 1
+#: What lines of another length than 5 are.
+FORMS = {
+    6: "a box with a confidence (six numbers), as a model predicts it",
+    9: "an oriented box or an outline of four corners (nine numbers)",
+}
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+OUTLINE, KEYPOINTS = "an outline (a polygon, as segmentation has it)", "a box with keypoints (pose)"
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """One label file. form: what its lines are, where that is nothing that is read; problem: why it is unfit."""
+
+    objects: list[tuple[str, tuple[float, float, float, float]]] = field(default_factory=list)
+    form: str | None = None
+    problem: Reason | None = None
+
+
+def read_yolo(layout: Yolo, raw: Path, _wanted: Wanted) -> Reading:
+    """A row per line of every label file, cut out by its box. A picture whose file is empty is background, and ignored.
+
+    The column `split` says train, val or test where data.yaml, a list or a folder does.
+    Raises DataError where no file names the classes, and where the labels are no boxes.
+    """
+    images, labels = require_folder(raw, layout.images, layout), require_folder(raw, layout.labels, layout)
+    pictures = [path for path in walk_files(raw, images) if path.lower().endswith(SUFFIXES)]
+    texts = [path for path in walk_files(raw, labels) if path.lower().endswith(".txt")]
+    if not pictures or not texts:
+        refuse_layout(raw, layout, f"images in {layout.images!r} and .txt files in {layout.labels!r}", "none")
+    source, facts = _load_names(layout, raw)
+    if facts.get("kpt_shape"):
+        raise _refuse_form(raw, KEYPOINTS, f"`kpt_shape` in {source}")
+    pairs = pair_labels(pictures, set(texts), images, labels)
+    read = {path: _read_labels(raw / path, facts["names"]) for path in dict.fromkeys(pairs.values())}
+    _refuse_other_forms(raw, read)
+    claims: dict[str, list[str]] = {}
+    for picture, path in pairs.items():
+        claims.setdefault(path, []).append(picture)
+    splits = _find_splits(raw, facts, pictures)
+    rows, ignored = list[Row](), dict[str, str]()
+    for picture in pictures:
+        if picture not in pairs:
+            ignored[picture] = f"no label file {posixpath.splitext(posixpath.basename(picture))[0]}.txt"
+            continue
+        path = pairs[picture]
+        found = _rows_of(picture, path, read[path], claims[path], raw, splits.get(picture))
+        rows += found
+        ignored |= {} if found else {picture: BACKGROUND}
+    unread, notes = _find_orphans(raw, [path for path in texts if path not in read], source, facts["names"])
+    if empty := sum(why == BACKGROUND for why in ignored.values()):
+        notes["pictures annotated as background (an empty label file), left out"] = empty
+    return Reading(rows + unread, ignored, notes)
+
+
+# Names
+
+
+def _load_names(layout: Yolo, raw: Path) -> tuple[str, dict[str, Any]]:
+    """The file that names the classes, and what it says, `names` as {number: name}. Raises DataError."""
+    if layout.names is not None:
+        path = resolve_inside(layout.names, "", "layout.names")
+        if not (raw / path).is_file():
+            refuse_layout(raw, layout, f"the file of class names {layout.names!r}", "no such file")
+        require_inside(raw, raw / path)
+        return path, load_facts(raw / path, path)
+    found = find_names_files(raw, walk_files(raw))
+    if len({tuple(sorted(names.items())) for names in found.values()}) > 1:
+        said = " and ".join(f"{path} ({', '.join(names.values())})" for path, names in list(found.items())[:3])
+        mend = f"Name the one that is right: `--layout '{{kind: yolo, names: {next(iter(found))}}}'`."
+        raise DataError(f"class names in {raw}", expected="one list of names", found=said, mend=mend)
+    if not found:
+        refuse_bad_names(raw, walk_files(raw))
+        mend = "Add data.yaml with `names: [first, second]`, or classes.txt with one name per line, in order."
+        raise DataError(f"layout yolo of {raw}", expected="a file that names the classes", found="none", mend=mend)
+    path = next(iter(found))
+    return path, load_facts(raw / path, path)
+
+
+# Label files
+
+
+def _read_labels(file: Path, names: Mapping[int, str]) -> _Labels:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError):
+        return _Labels(problem=_unfit("lines of numbers", "other bytes than text"))
+    objects: list[tuple[str, tuple[float, float, float, float]]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        parts = line.split()
+        if not parts:
+            continue
+        if len(parts) != 5:
+            form = FORMS.get(len(parts)) or (OUTLINE if len(parts) % 2 and len(parts) >= 7 else None)
+            form = form or (KEYPOINTS if len(parts) >= 8 else None)
+            what = form or f"{len(parts)} values"
+            return _Labels(form=form, problem=_unfit("`class cx cy width height`", f"{what} in line {number}"))
+        values = [
+            float(part) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", part) else None for part in parts
+        ]
+        name, why = _name_of(parts[0], values[0], names)
+        shares = [value for value in values[1:] if value is not None]
+        if len(shares) < 4 or not all(-SLACK <= share <= 1 + OVER * (place > 1) for place, share in enumerate(shares)):
+            why = ("a class number and four numbers from 0 to 1", " ".join(parts))
+        elif min(shares[2:]) <= 0:
+            why = why or ("a box with width and height", " ".join(parts))
+        if why:
+            return _Labels(problem=_unfit(why[0], f"{why[1][:80]} in line {number}"))
+        objects.append((name, (shares[0], shares[1], shares[2], shares[3])))
+    return _Labels(objects)
+
+
+def _unfit(expected: str, found: str) -> Reason:
+    return reason(expected, found, "Correct the label file.")
+
+
+def _name_of(text: str, value: float | None, names: Mapping[int, str]) -> tuple[str, tuple[str, str] | None]:
+    """The name of a class number, or what was expected and found instead."""
+    if value is None or not math.isfinite(value) or value != int(value) or int(value) not in names:
+        return "", (f"one of the class numbers {', '.join(map(str, sorted(names)[:20]))}", f"class {text[:40]}")
+    return names[int(value)], None
+
+
+def _refuse_other_forms(raw: Path, read: Mapping[str, _Labels]) -> None:
+    """Raise DataError where most label files hold something else than boxes."""
+    filled = [(path, labels) for path, labels in read.items() if labels.objects or labels.problem]
+    other = [(path, labels.form) for path, labels in filled if labels.form]
+    if other and 2 * len(other) > len(filled):
+        raise _refuse_form(raw, str(other[0][1]), f"first in {other[0][0]}")
+
+
+def _refuse_form(raw: Path, form: str, where: str) -> DataError:
+    mend = "Export the annotations as boxes (YOLO detection: `class cx cy width height` per line), VOC or COCO."
+    return DataError(
+        f"layout yolo of {raw}", expected="boxes", found=f"{form}, which is not read yet ({where})", mend=mend
+    )
+
+
+def _rows_of(picture: str, path: str, labels: _Labels, claimed: list[str], raw: Path, split: str | None) -> list[Row]:
+    columns = {"split": split} if split else {}
+    if len(claimed) > 1:
+        mend = "Rename the pictures, and give each its own label file."
+        problem = reason("a label file of its own", f"{path} shared by {' and '.join(claimed[:4])}", mend)
+        return [Row(path=picture, columns=columns, problem=problem)]
+    if labels.problem:
+        why = Reason(labels.problem.expected, f"{labels.problem.found} of {path}", labels.problem.mend)
+        return [Row(path=picture, columns=columns, problem=why)]
+    size = read_size(raw / picture) if labels.objects else None
+    if size is None and labels.objects:  # which validation explains
+        return [Row(path=picture, label=labels.objects[0][0], columns=columns)]
+    boxes = [(name, _to_pixels(shares, *size)) for name, shares in labels.objects] if size else []
+    return [Row(path=picture, label=name, crop=box, stated_size=size, columns=columns) for name, box in boxes]
+
+
+def _to_pixels(shares: tuple[float, float, float, float], width: int, height: int) -> Box:
+    """Centre and size as shares of the picture to corners in whole pixels, ends exclusive."""
+    x, y, w, h = shares
+    left, right = (x - w / 2) * width, (x + w / 2) * width
+    top, bottom = (y - h / 2) * height, (y + h / 2) * height
+    return round(left), round(top), round(right), round(bottom)
+
+
+def _find_orphans(
+    raw: Path, texts: Sequence[str], source: str, names: Mapping[int, str]
+) -> tuple[list[Row], dict[str, int]]:
+    """A row with a problem for label files without a picture; other text files are counted."""
+    rows, others = [], 0
+    for path in texts:
+        if path == source or posixpath.basename(path).lower() in ("classes.txt", "labels.txt", "names.txt"):
+            continue
+        labels = _read_labels(raw / path, names)
+        if labels.objects or labels.form or ((raw / path).stat().st_size == 0):
+            mend = "Add the picture, or remove the label file."
+            rows.append(Row(path=path, problem=reason("a picture of the same name as the label file", "none", mend)))
+        elif posixpath.splitext(posixpath.basename(path))[0].lower() not in LISTS:
+            others += 1
+    return rows, {"text files that hold no labels, passed over": others} if others else {}
+
+
+# Splits
+
+
+def _find_splits(raw: Path, facts: Mapping[str, Any], pictures: Sequence[str]) -> dict[str, str]:
+    """The split of every picture of which data.yaml, a list of files or a folder's name says one."""
+    index, found = Index(pictures, ""), dict[str, str]()
+    for picture in pictures:
+        parts = [LISTS[part] for part in picture.lower().split("/")[:-1] if part in LISTS]
+        found |= {picture: parts[-1]} if parts else {}
+    lists = [path for path in walk_files(raw) if posixpath.basename(path).lower() in {f"{name}.txt" for name in LISTS}]
+    for path in lists:
+        split = LISTS[posixpath.splitext(posixpath.basename(path))[0].lower()]
+        lines = (raw / path).read_text(encoding="utf-8", errors="replace").splitlines()
+        named = [index.find_by_tail(line.strip()) for line in lines if line.strip().lower().endswith(SUFFIXES)]
+        found |= {each[0]: split for each in named if len(each) == 1}
+    folders = {posixpath.dirname(picture) for picture in pictures}
+    for key, split in LISTS.items():
+        places = facts.get(key)
+        for place in places if isinstance(places, list) else [places]:
+            base = _find_folder(str(place or ""), folders)
+            found |= {picture: split for picture in pictures if base and f"{picture}/".startswith(f"{base}/")}
+    return found
+
+
+def _find_folder(text: str, folders: set[str]) -> str | None:
+    """The folder that ends as a path from elsewhere does: `../train/images`, `/content/set/images/train`."""
+    parts = [part for part in posixpath.normpath(text.replace("\\", "/")).split("/") if part not in ("", ".", "..")]
+    above = {"/".join(folder.split("/")[:depth]) for folder in folders for depth in range(1, folder.count("/") + 2)}
+    return next((tail for start in range(len(parts)) if (tail := "/".join(parts[start:])) in above), None)

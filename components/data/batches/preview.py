@@ -1,0 +1,118 @@
+"""What training will see: a contact sheet of images as they are and as their first epochs augment them, with masks and
+boxes that went the same way."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from PIL import Image
+
+from components.data.batches.pixels import Pixels, open_upright
+from components.data.batches.transforms import Augmentation, Box
+from components.data.sources.images import MAX_MEGAPIXELS, open_picture
+from components.domain.domain import Domain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Mask = NDArray[np.uint8]
+
+EPOCHS = 6  # augmented versions of each image
+TILE_INCHES = 1.6
+MASK, BOX = "#00e5ff", "#ffd400"
+HALO = [(1.9, "#00000090"), (0.8, None)]  # a dark line below a bright one is seen on any ground
+
+
+def choose_rows(manifest: pl.DataFrame, images: int) -> pl.DataFrame:
+    """About as many training images of every class, `images` in all; `row` is their place in the manifest.
+
+    By the order of their ids, hence at random, and the same ones every time.
+    """
+    train = manifest.with_row_index("row").filter(pl.col("split") == "train").sort("id")
+    turns = train.with_columns(turn=pl.int_range(pl.len()).over("label"))
+    return turns.sort("turn", "label").head(images).sort("label", "turn").drop("turn")
+
+
+def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: int) -> "Figure":
+    """A line an image, the original first; epochs and seed are training's own, so these are its very pictures."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    seed = domain.training.seeds[0]
+    augment = Augmentation(domain.augmentation, seed)
+    epochs = 0 if augment.pipeline is None else EPOCHS
+    width = max(1 + epochs, 3)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure = Figure(figsize=(TILE_INCHES * width + 0.45, TILE_INCHES * rows.height + 0.95), layout=layout)
+    grid = figure.subplots(rows.height, 1 + epochs, squeeze=False)
+    named = domain.augmentation if isinstance(domain.augmentation, str) else "own pipeline"
+    figure.suptitle(f"{domain.name}, augmentation {named}, {img_size} px, seed {seed}", fontsize=11)
+    seen = set()
+    for line, row in zip(grid, rows.iter_rows(named=True), strict=True):
+        image, mask, boxes = load_labelled(row, raw, img_size, domain.validation.max_megapixels)
+        seen |= ({"mask"} if mask.any() else set()) | ({"box"} if boxes else set())
+        line[0].set_ylabel(row["label"], fontsize=9, parse_math=False)
+        _draw_tile(line[0], image, mask, boxes)
+        for epoch in range(epochs):
+            _draw_tile(line[1 + epoch], *augment.with_labels(image, mask, boxes, epoch, row["row"]))
+    for column, axes in enumerate(grid[0]):
+        axes.set_title(f"epoch {column}" if column else "as it is", fontsize=9)
+    _draw_legend(figure, seen)
+    return figure
+
+
+def load_labelled(
+    row: dict[str, Any], raw: Path, img_size: int, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[Pixels, Mask, list[Box]]:
+    """One row's image at training size, with its mask (0 or 1) and boxes brought to the same size."""
+    with open_upright(raw / row["path"], row["path"], max_megapixels) as picture:
+        x0, y0, x1, y1 = box = tuple(row["crop"] or (0, 0, *picture.size))
+        image = np.asarray(picture.shrink((img_size, img_size), "RGB", box))
+    scale = np.array([img_size / (x1 - x0), img_size / (y1 - y0)] * 2)
+    boxes = [tuple(map(float, (np.array(box) - [x0, y0, x0, y0]) * scale)) for box in row["boxes"]]
+    mask = np.zeros((img_size, img_size), np.uint8)
+    if row["mask"]:
+        part = Image.fromarray(_read_mask(raw / row["mask"], box, max_megapixels))
+        mask = np.asarray(part.resize((img_size, img_size), Image.Resampling.NEAREST))
+    return image, mask, boxes
+
+
+def _read_mask(path: Path, box: tuple[int, int, int, int], max_megapixels: float) -> Mask:
+    """1 wherever this part of a mask, or of a map of instance ids, is not 0."""
+    with open_picture(path, max_megapixels) as opened:
+        values = np.asarray(opened.decode().cut(box))
+    colours = values[..., : 3 if values.shape[-1] > 2 else 1] if values.ndim == 3 else values[..., None]  # no alpha
+    marked: Mask = (colours != 0).any(axis=-1).astype(np.uint8)
+    return marked
+
+
+def _draw_tile(axes: "Axes", image: Pixels, mask: Mask, boxes: Sequence[Box]) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.imshow(image, interpolation="nearest", aspect="equal")
+    axes.set(xticks=[], yticks=[])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    for width, colour in HALO:
+        if mask.any():
+            # Padded, so that an outline closes along the image's edge.
+            places = np.arange(-1, len(mask) + 1)
+            axes.contour(places, places, np.pad(mask, 1), [0.5], colors=[colour or MASK], linewidths=width)
+        for x0, y0, x1, y1 in boxes:
+            corner = (x0 - 0.5, y0 - 0.5)
+            axes.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour or BOX, linewidth=width))
+    axes.set(xlim=(-0.5, len(image) - 0.5), ylim=(len(image) - 0.5, -0.5))
+
+
+def _draw_legend(figure: "Figure", seen: set[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    kinds = [(name, colour) for name, colour in (("mask", MASK), ("box", BOX)) if name in seen]
+    lines = [Line2D([], [], color=colour, label=name) for name, colour in kinds]
+    if lines:
+        place = {"loc": "outside lower center", "ncols": len(lines), "fontsize": 9}
+        figure.legend(handles=lines, facecolor="#505050", labelcolor="w", **place)

@@ -1,0 +1,258 @@
+"""Augmentation: albumentations whose randomness is a function of (seed, epoch, index) alone.
+
+Hence the same picture comes out for any number of data workers and after a resume. albumentations'
+own seeding repeats one stream in every worker, and `Compose(seed=)` gives every transform the same
+stream (2.0.8), so each sample sets fresh generators.
+
+What may be done to an image is a preset's name, or a pipeline of the user's as `A.save(..., data_format="yaml")` writes
+it. Such a file is data, never code: only albumentations' own transforms are made from it, of plain arguments.
+"""
+
+import difflib
+import inspect
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.domain.domain import PRESETS, Domain
+from components.domain.reading import parse_yaml
+from components.errors import DomainError
+
+Image = NDArray[np.uint8]
+Record = Mapping[str, Any]
+Box = tuple[float, ...]  # x0, y0, x1, y1 in pixels
+
+CLASS = "__class_fullname__"
+TRIALS = 24  # random draws of a user's pipeline before anything is trained on it
+#: What albumentations wants besides the image, and where it says so; boxes and points are ours to add.
+ASIDE = ("bbox_params", "keypoint_params", "additional_targets")
+
+
+class Augmentation:
+    """`augment(image, epoch, index)`: (H, W, 3) uint8 in, the same shape out."""
+
+    def __init__(self, recipe: str | Record, seed: int) -> None:
+        self.recipe, self.seed = recipe, seed
+        self.pipeline = create_pipeline(recipe)
+
+    def __call__(self, image: Image, epoch: int, index: int) -> Image:
+        if self.pipeline is None:
+            return image
+        augmented: Image = self._draw(self.pipeline, epoch, index)(image=image)["image"]
+        if augmented.shape != image.shape or augmented.dtype != image.dtype:
+            raise _misshapen("augmentation", self.pipeline, image, augmented)
+        return augmented
+
+    def with_labels(
+        self, image: Image, mask: NDArray[np.uint8], boxes: Sequence[Box], epoch: int, index: int
+    ) -> tuple[Image, NDArray[np.uint8], list[Box]]:
+        """The same picture, with a mask (H, W) and boxes (x0, y0, x1, y1 in pixels) that went the same way."""
+        if self.pipeline is None:
+            return image, mask, list(boxes)
+        corners = np.array(boxes, dtype=float).reshape(-1, 4)
+        found = self._draw(self._labelled, epoch, index)(image=image, mask=mask, bboxes=corners)
+        return found["image"], found["mask"], [tuple(map(float, box)) for box in found["bboxes"]]
+
+    @cached_property
+    def _labelled(self) -> Any:
+        """The same transforms at the same depth: a Compose around a Compose would draw one number more."""
+        A = load_albumentations()  # noqa: N806  as everybody calls it
+        return A.Compose(create_pipeline(self.recipe).transforms, bbox_params=A.BboxParams("pascal_voc", clip=True))
+
+    def _draw(self, pipeline: Any, epoch: int, index: int) -> Any:
+        state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(2)
+        pipeline.set_random_state(np.random.default_rng(int(state[0])), random.Random(int(state[1])))
+        return pipeline
+
+
+def load_albumentations() -> Any:
+    """The library, a second to import: without its bridge to torch, which is wanted nowhere and takes two more."""
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("albumentations.pytorch", None)  # None stops the import
+    import albumentations
+
+    return albumentations
+
+
+def create_pipeline(recipe: str | Record) -> Any:
+    """An albumentations Compose, or None for `none`. What a preset may do follows from what is harmless there."""
+    if recipe == "none":
+        return None
+    A = load_albumentations()  # noqa: N806
+    if not isinstance(recipe, str):
+        return A.Compose([_create_transform(A, recipe["transform"], "augmentation")])
+    turns = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5), A.RandomRotate90(p=0.5)]
+    shift = A.Affine(scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10, 10), border_mode=4, p=0.7)
+    light = A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.7)
+    noise = A.GaussNoise(std_range=(0.005, 0.03), p=0.3)
+    table = {
+        # A part lies any way round under a lamp that ages; the camera adds noise.
+        "industrial": [*turns, shift, light, noise],
+        # A section has no up; stain strength differs between laboratories.
+        "pathology": [*turns, shift, A.HEStain(method="random_preset", p=0.5), light],
+        # A body has an up and a left: no flips.
+        "xray": [shift, light, noise],
+    }
+    return A.Compose(table[recipe])
+
+
+def embed_augmentation(domain: Domain, folder: Path) -> Domain:
+    """The domain with the user's pipeline itself in the place of its file's name, relative to `folder`.
+
+    So the content is what fingerprints, jobs and MLflow see, and a file edited later changes no run under way.
+    Raises DomainError for a file that is missing or holds anything but albumentations' own transforms.
+    """
+    if domain.augmentation in PRESETS:
+        return domain
+    where, record = "augmentation", domain.augmentation
+    if isinstance(record, str):
+        where, record = f"augmentation {record}", _read_pipeline(folder / Path(record).expanduser())
+    _create_transform(load_albumentations(), record["transform"], where)
+    return domain.model_copy(update={"augmentation": {"transform": record["transform"]}})
+
+
+def require_fit(recipe: str | Record, img_size: int) -> None:
+    """Try a user's pipeline on a picture of the training size. Raises DomainError unless it keeps shape and type.
+
+    Twice for every draw: a transform that takes its randomness elsewhere would differ between workers.
+    """
+    if isinstance(recipe, str):
+        return
+    image = np.random.default_rng(0).integers(0, 256, (img_size, img_size, 3), dtype=np.uint8)
+    first, again = Augmentation(recipe, 0), Augmentation(recipe, 0)
+    for index in range(TRIALS):
+        try:
+            if np.array_equal(first(image, 0, index), again(image, 0, index)):
+                continue
+        except DomainError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever a transform raises is about the user's choice of it
+            name = _find_culprit(first.pipeline, image)
+            found = f"{name}: {_brief(error)}"
+            mend = "Correct or remove it; a transform has the image alone to work on."
+            raise DomainError("augmentation", expected="transforms that work", found=found, mend=mend) from None
+        found = "another picture for the same seed, epoch and index"
+        mend = "Remove the transform that draws its own random numbers."
+        raise DomainError("augmentation", expected="a repeatable pipeline", found=found, mend=mend)
+
+
+def _read_pipeline(path: Path) -> dict[str, Any]:
+    expected = 'a pipeline as `albumentations.save(pipeline, path, data_format="yaml")` writes it'
+    mend = "Write it so, or name a preset: none, industrial, pathology, xray."
+    try:
+        record = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DomainError(f"augmentation {path}", expected=expected, found="no such file", mend=mend) from None
+    except (OSError, ValueError) as error:
+        raise DomainError(f"augmentation {path}", expected=expected, found=_brief(error), mend=mend) from None
+    if not isinstance(record, dict) or not isinstance(record.get("transform"), dict):
+        raise DomainError(f"augmentation {path}", expected=expected, found="no key `transform`", mend=mend)
+    return record
+
+
+def _create_transform(A: Any, node: Any, where: str) -> Any:  # noqa: N803
+    """One node of a saved pipeline and all below it. Raises DomainError naming the node.
+
+    albumentations' own reader would take any class registered by anyone, and only warn of an argument it does not know.
+    """
+    kind = _find_class(A, node, where)
+    what = f"{where}, {kind.__name__}"
+    legal = [key for key in inspect.signature(kind.__init__).parameters if key != "self"]
+    arguments = {key: value for key, value in node.items() if key in legal and key not in ASIDE}
+    if "transforms" in legal:
+        inner = arguments.get("transforms")
+        if not isinstance(inner, list):
+            mend = "List them below the key `transforms`."
+            raise DomainError(what, expected="a list of transforms", found=repr(inner)[:80], mend=mend)
+        arguments["transforms"] = [_create_transform(A, child, where) for child in inner]
+    try:
+        made = kind(**arguments)
+    except (ValueError, TypeError) as error:
+        expected, mend = "arguments as albumentations documents them", "Correct them."
+        raise DomainError(what, expected=expected, found=_brief(error), mend=mend) from None
+    written = {*legal, *ASIDE, *made.to_dict_private()}  # some classes save more than they take: PadIfNeeded's padding
+    for key in node:
+        if key not in written:
+            close = difflib.get_close_matches(str(key), legal, 1)
+            mend = f"Did you mean {close[0]!r}? Rename or remove it." if close else "Rename or remove it."
+            found = f"the unknown argument {key!r}"
+            raise DomainError(what, expected=f"one of {', '.join(legal)}", found=found, mend=mend)
+    return made
+
+
+def _find_class(A: Any, node: Any, where: str) -> Any:  # noqa: N803
+    """The public albumentations class that a node names, unless it wants more than plain arguments and the image."""
+    full = node.get(CLASS) if isinstance(node, dict) else None
+    name = str(full).removeprefix("albumentations.").rpartition(".")[2] if full else None
+    kinds = {
+        key: kind
+        for key, kind in vars(A).items()
+        if inspect.isclass(kind)
+        and issubclass(kind, A.ImageOnlyTransform | A.DualTransform | A.BaseCompose)
+        and kind not in (A.ImageOnlyTransform, A.DualTransform, A.BaseCompose, A.Lambda)
+    }
+    own = str(full).startswith("albumentations.") or "." not in str(full)
+    if name not in kinds or not own:
+        close = difflib.get_close_matches(name or "", kinds, 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        found = f"{CLASS}: {full}" if full else f"no {CLASS}"
+        mend = f"Only these are made from a file, nothing of anybody else's.{hint}"
+        raise DomainError(where, expected="transforms of albumentations itself", found=found, mend=mend)
+    if "metadata_key" in inspect.signature(kinds[name].__init__).parameters:
+        expected = "transforms that need the image alone"
+        mend = "Remove it: what it reads from elsewhere would be in no fingerprint."
+        raise DomainError(where, expected=expected, found=f"{name}, which wants other pictures or fonts", mend=mend)
+    return kinds[name]
+
+
+def _misshapen(what: str, pipeline: Any, before: Image, after: NDArray[Any]) -> DomainError:
+    changes = (one for one in _leaves(pipeline) if _changes_shape(one, before))
+    names = ", ".join(dict.fromkeys(type(one).__name__ for one in changes)) or "some draws"
+    return DomainError(
+        what,
+        expected=f"the shape and type of the image kept, {_describe(before)}",
+        found=f"{_describe(after)} (by {names})",
+        mend="Remove it, or bring the image back to its size; resizing and scaling to floats happen outside.",
+    )
+
+
+def _changes_shape(transform: Any, image: Image) -> bool:
+    after = _apply_alone(transform, image)
+    return bool(after.shape != image.shape or after.dtype != image.dtype)
+
+
+def _find_culprit(pipeline: Any, image: Image) -> str:
+    """Name of the first transform that fails alone."""
+    for one in _leaves(pipeline):
+        try:
+            _apply_alone(one, image)
+        except Exception:  # noqa: BLE001  it is the finding
+            return type(one).__name__
+    return "the pipeline"
+
+
+def _apply_alone(transform: Any, image: Image) -> Any:
+    transform.set_random_state(np.random.default_rng(0), random.Random(0))
+    return transform(image=image, force_apply=True)["image"]
+
+
+def _leaves(pipeline: Any) -> Iterator[Any]:
+    for one in getattr(pipeline, "transforms", ()):
+        if hasattr(one, "transforms"):
+            yield from _leaves(one)
+        else:
+            yield one
+
+
+def _describe(image: NDArray[Any]) -> str:
+    return f"{' x '.join(map(str, image.shape))} {image.dtype}"
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,270 @@
+"""Do two pictures show one thing? Points matched under a similarity, then every part of the overlap compared.
+
+Points alone (SIFT, https://doi.org/10.1023/B:VISI.0000029664.99615.94; inliers of a similarity by RANSAC) would join
+pictures that merely share a frame, a fixture or a printed label. So the second picture is laid over the first, the fit
+refined first, because copies may be sheared, and the overlap is cut into cells: the agreement is the share of cells in
+which both hold the same detail. Light and shade are divided out beforehand, which makes exposures alike. A mirrored
+picture costs no second look at it: mirroring only reorders a SIFT descriptor.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.data.sources.images import MAX_MEGAPIXELS, open_picture
+
+METHOD = 2  # counts up when the same pictures would match otherwise: what was seen before is looked at again
+SIDE = 192  # pixels of the longer side: enough points, 15 ms
+POINTS = 300
+CELL = 16  # pixels: an object of a tenth of the picture's area covers a dozen cells
+SHADE = 8.0  # pixels: what changes more slowly is light
+GRAIN = 1.5  # pixels: what changes faster is noise, or a fit that is off by one
+MIN_CONTRAST = 2.0  # grey levels: less detail is noise of the camera
+MIN_INLIERS = 8  # of 400 pairs of different tissue none had more than 4
+MIN_OVERLAP = 1 / 3  # of the smaller picture: less may be a printed label, or the next tile's margin
+AGREES = 0.5  # correlation within a cell
+MIN_AGREEMENT = 0.7  # of 100 true pairs of tissue, sheared ones too, 95 have more; of others none has any
+BLANK = 0.01  # square of the local contrast: below this a cell holds no detail
+MIN_CELLS = 4
+REACH = 3.0  # pixels between a point and where the fit wants it
+SLACK = 16.0  # pixels within which the refined fit looks for more matches
+RATIO = 0.8  # of distances to the nearest and second nearest descriptor, as Lowe has it
+MAX_ZOOM = 3.0
+
+Fit = NDArray[np.float64]  # (3, 3): places (x, y, 1) of the second picture -> places of the first
+
+#: Of a descriptor (rows, columns, directions): rows and directions reversed, as a mirror does.
+MIRRORED = np.arange(128).reshape(4, 4, 8)[::-1][:, :, -np.arange(8) % 8].ravel()
+
+
+class Points(NamedTuple):
+    """Places (N, 2) as x, y, and SIFT descriptors (N, 128)."""
+
+    places: NDArray[np.float32]
+    descriptors: NDArray[np.uint8]
+
+
+class Sketch:
+    """What is kept of a picture to compare it: its detail (h, w) in 1/32 of the local contrast, and its points."""
+
+    def __init__(self, grey: NDArray[np.uint8]) -> None:
+        self.grey = grey
+        self.detail = np.clip(np.rint(flatten(grey) * 32), -127, 127).astype(np.int8)
+        self._points: Points | None = None
+
+    @property
+    def points(self) -> Points:
+        """Found at the first demand: they cost four times as much as the rest, and strangers need none."""
+        if self._points is None:  # two threads at once find the same
+            self._points = find_points(self.grey)
+        return self._points
+
+
+@dataclass(frozen=True)
+class Match:
+    """How well two pictures fit: points in place, the share of the overlap that agrees (0 where nothing fits), and the
+    fit under which it does, row by row: places of the second picture, turned or mirrored, to places of the first."""
+
+    inliers: int = 0
+    agreement: float = 0.0
+    fit: tuple[float, ...] | None = None
+
+
+def read_grey(path: Path, side: int = SIDE, max_megapixels: float = MAX_MEGAPIXELS) -> NDArray[np.uint8]:
+    """The upright picture in grey, its longer side `side` pixels."""
+    with open_picture(path, max_megapixels) as opened:
+        opened.image.draft("L", (2 * side, 2 * side))
+        picture = opened.decode()
+        zoom = side / max(picture.size)
+        width, height = (max(round(length * zoom), CELL) for length in picture.size)
+        return np.asarray(picture.shrink((width, height), "L"))
+
+
+def find_points(grey: NDArray[np.uint8]) -> Points:
+    """The POINTS strongest of a grey picture (h, w)."""
+    import cv2
+
+    detail = flatten(grey)
+    sift = cv2.SIFT.create(nfeatures=POINTS, contrastThreshold=0.02)
+    found, descriptors = sift.detectAndCompute(np.clip(128 + detail * 40, 0, 255).astype(np.uint8), None)
+    if descriptors is None:
+        found, descriptors = (), np.zeros((0, 128), np.float32)
+    points = np.array([point.pt for point in found], dtype=np.float32).reshape(-1, 2)
+    return Points(points, descriptors.astype(np.uint8))
+
+
+def match_sketches(first: Sketch, second: Sketch) -> Match:
+    """Wherever the second picture lies in the first: turned, moved, smaller, larger or mirrored."""
+    import cv2
+
+    if min(len(first.points.places), len(second.points.places)) < MIN_INLIERS:
+        return Match()
+    best: tuple[int, Any, NDArray[np.float32], NDArray[np.float32], bool] | None = None
+    units = _unit(first.points.descriptors), _unit(second.points.descriptors)
+    for mirrored in (False, True):
+        here, there = _match_points(first, second, units, mirrored)
+        if len(here) < MIN_INLIERS:
+            continue
+        fit, inside = cv2.estimateAffinePartial2D(
+            there, here, method=cv2.RANSAC, ransacReprojThreshold=REACH + 1, maxIters=500
+        )
+        inliers = 0 if fit is None else int(inside.sum())
+        if (
+            inliers >= MIN_INLIERS
+            and 1 / MAX_ZOOM < np.hypot(*fit[:, 0]) < MAX_ZOOM
+            and (not best or inliers > best[0])
+        ):
+            best = inliers, fit, here, there, mirrored
+        if inliers > len(here) / 2:
+            break  # a picture is not its own mirror image
+    if best is None:
+        return Match()
+    inliers, fit, here, there, mirrored = best
+    mirror = place_turn((second.detail.shape[0], second.detail.shape[1]), 4 if mirrored else 0)
+    return _best_match(inliers, first, second, [each @ mirror for each in _refine(fit, here, there)])
+
+
+def match_turned(first: Sketch, second: Sketch, turn: int) -> Match:
+    """For pictures without points: the second turned as `turn_picture` does, and laid over the whole of the first."""
+    height, width = second.detail.shape
+    turned = (width, height) if turn % 2 else (height, width)
+    fit = place_scale(turned, (first.detail.shape[0], first.detail.shape[1])) @ place_turn((height, width), turn)
+    return _best_match(0, first, second, [fit])
+
+
+def _best_match(inliers: int, first: Sketch, second: Sketch, fits: Sequence[Fit]) -> Match:
+    agreements = [measure_agreement(first.detail, second.detail, fit) for fit in fits]
+    best = int(np.argmax(agreements))
+    return Match(inliers, agreements[best], tuple(fits[best].ravel().tolist()) if agreements[best] else None)
+
+
+def turn_picture(picture: NDArray[Any], turn: int) -> NDArray[Any]:
+    """One of the eight ways a picture (..., h, w) can lie on a square: quarter turns, and mirrored from 4 on."""
+    turned = np.rot90(picture, turn % 4, axes=(-2, -1))
+    return turned if turn < 4 else turned[..., ::-1]
+
+
+def place_turn(shape: tuple[int, int], turn: int) -> Fit:
+    """Where `turn_picture` puts the places of a picture (h, w)."""
+    height, width = shape
+    fit = np.eye(3)
+    for _ in range(turn % 4):
+        fit = np.array([[0.0, 1, 0], [-1, 0, width - 1], [0, 0, 1]]) @ fit
+        height, width = width, height
+    return fit if turn < 4 else np.array([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]]) @ fit
+
+
+def place_scale(shape: tuple[int, ...], size: tuple[int, ...]) -> Fit:
+    """Where resizing from one (h, w) to another puts places; pixels are squares, their middles the places."""
+    y, x = size[0] / shape[0], size[1] / shape[1]
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+
+
+def flatten(grey: NDArray[Any], shade: float = SHADE) -> NDArray[np.float32]:
+    """The picture without its shade, in units of its local contrast. shade: pixels; what changes more slowly goes."""
+    import cv2
+
+    picture = grey.astype(np.float32)
+    detail = picture - cv2.GaussianBlur(picture, (0, 0), shade)
+    contrast = np.sqrt(cv2.GaussianBlur(detail * detail, (0, 0), shade))
+    return np.asarray(detail / (contrast + MIN_CONTRAST), dtype=np.float32)
+
+
+def _match_points(
+    first: Sketch, second: Sketch, units: tuple[NDArray[np.float32], NDArray[np.float32]], mirrored: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Places in both pictures of the points that are each other's nearest, and clearly so."""
+    here, there = units
+    alike = here @ (there[:, MIRRORED] if mirrored else there).T
+    rows = np.arange(len(alike))
+    nearest = alike.argmax(axis=1)
+    top = alike[rows, nearest]
+    alike[rows, nearest] = -1
+    clear = np.flatnonzero((1 - top) < RATIO**2 * (1 - alike.max(axis=1)))
+    alike[rows, nearest] = top
+    chosen = clear[alike[:, nearest[clear]].argmax(axis=0) == clear]  # few are clear: fewer columns to look through
+    points = second.points.places[nearest[chosen]]
+    if mirrored:
+        points = np.array([second.detail.shape[1] - 1, 0], np.float32) + points * np.array([-1, 1], np.float32)
+    return first.points.places[chosen], points
+
+
+def _unit(descriptors: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """RootSIFT (Arandjelovic and Zisserman 2012): dot products are Hellinger's."""
+    values = descriptors.astype(np.float32)
+    return np.asarray(np.sqrt(values / np.maximum(values.sum(axis=1, keepdims=True), 1)), dtype=np.float32)
+
+
+def _refine(fit: NDArray[np.float64], here: NDArray[np.float32], there: NDArray[np.float32]) -> list[NDArray[Any]]:
+    """The similarity, and what shear and perspective make of it by the matches it nearly explains."""
+    import cv2
+
+    fits = [np.vstack([fit, [0, 0, 1]])]
+    near = np.linalg.norm(there @ fit[:, :2].T + fit[:, 2] - here, axis=1) < SLACK
+    affine, _ = cv2.estimateAffine2D(
+        there[near], here[near], method=cv2.RANSAC, ransacReprojThreshold=REACH, maxIters=500
+    )
+    if affine is not None:
+        fits.append(np.vstack([affine, [0, 0, 1]]))
+    if near.sum() >= 2 * MIN_INLIERS:
+        perspective, _ = cv2.findHomography(there[near], here[near], cv2.RANSAC, REACH, maxIters=500)
+        if perspective is not None:
+            fits.append(perspective)
+    return fits
+
+
+def measure_agreement(here: NDArray[np.int8], there: NDArray[np.int8], fit: Fit) -> float:
+    """Share of the cells of the overlap that correlate; 0 where the overlap is too small to tell.
+
+    Blank cells, in which neither picture has detail, say nothing and are left out.
+    """
+    first, second = to_cells(blur(here)), lay_cells(there, fit, here.shape)
+    inside = second.covered
+    smaller = min(len(inside), there.size * abs(float(np.linalg.det(fit[:2, :2]))) / CELL**2)
+    if inside.sum() < MIN_OVERLAP * smaller:
+        return 0.0
+    correlation = correlate(first[inside], second.detail[inside], BLANK)
+    return float((correlation > AGREES).mean()) if len(correlation) >= MIN_CELLS else 0.0
+
+
+class Cells(NamedTuple):
+    """A picture laid over another one: its detail (cells, CELL * CELL) there, and which cells it covers."""
+
+    detail: NDArray[np.float32]
+    covered: NDArray[np.bool_]
+
+
+def lay_cells(detail: NDArray[np.int8], fit: Fit, shape: tuple[int, ...]) -> Cells:
+    """The cells of the picture (h, w) of another that this one falls on."""
+    import cv2
+
+    size = (shape[1], shape[0])
+    laid = cv2.warpPerspective(detail.astype(np.float32), fit, size)
+    covered = cv2.warpPerspective(np.ones_like(detail, np.uint8), fit, size, flags=cv2.INTER_NEAREST)
+    return Cells(to_cells(blur(laid)), to_cells(covered).min(axis=1) > 0)
+
+
+def blur(detail: NDArray[Any]) -> NDArray[np.float32]:
+    """Detail in units of the local contrast, without grain."""
+    import cv2
+
+    return np.asarray(cv2.GaussianBlur(detail.astype(np.float32) / 32, (0, 0), GRAIN), np.float32)
+
+
+def correlate(first: NDArray[np.float32], second: NDArray[np.float32], blank: float) -> NDArray[np.float32]:
+    """Correlation of each cell (cells, CELL * CELL) of two pictures, without those that are blank in both."""
+    first, second = (cells - cells.mean(axis=1, keepdims=True) for cells in (first, second))
+    one, two = (first * first).mean(axis=1), (second * second).mean(axis=1)
+    seen = np.maximum(one, two) > blank
+    return np.asarray((first * second).mean(axis=1)[seen] / np.sqrt(np.maximum(one * two, 1e-6))[seen], np.float32)
+
+
+def to_cells(picture: NDArray[Any]) -> NDArray[Any]:
+    """(h, w) as (cells, CELL * CELL); what is left over at the edges is left out."""
+    rows, columns = picture.shape[0] // CELL, picture.shape[1] // CELL
+    cut = picture[: rows * CELL, : columns * CELL].reshape(rows, CELL, columns, CELL)
+    return cut.swapaxes(1, 2).reshape(-1, CELL * CELL)

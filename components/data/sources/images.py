@@ -1,0 +1,377 @@
+"""Opening one picture file, wherever that is done: few formats, a limit of size, memory shared by threads, upright.
+
+    with open_picture(path, max_megapixels) as opened:    # refused by its header, or nothing decoded yet
+        picture = opened.decode_plain()                   # to its last pixel; opaque and 8 bits, or refused
+        pixels = picture.shrink(224, 224)                 # upright
+
+A decoded picture of 99 megapixels takes 400 MB. What threads hold at a time is bounded by IN_FLIGHT, and nothing is
+made of a whole picture but in bands: turning, changing colours and shrinking by whole steps need no second copy of it.
+"""
+
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+
+from components.data.sources.tails import JPEG, Jpeg, find_bad_checksum
+from components.domain.settings import Validation
+
+Box = tuple[int, int, int, int]
+Mode = Literal["L", "RGB"]
+
+#: Only these decoders are ever run: Pillow's list includes PostScript, which starts another program.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format)
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")
+ORIENTATION = 0x0112  # the EXIF tag
+SIDEWAYS = (5, 6, 7, 8)  # its values under which width and height change places
+#: What each of its values asks for.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+#: What Pillow's decoders raise on damaged bytes (TIFF without its dimensions: TypeError), and `open_picture`.
+UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error)
+MAX_MEGAPIXELS = Validation().max_megapixels
+IN_FLIGHT = 320_000_000  # bytes of decoded pixels that all threads together hold; one larger picture goes alone
+HUGE = 32_000_000  # pixels: of what is larger no second copy is made, not in grey either
+BLOCK = 64 << 20  # bytes that Pillow asks for at a time: from 32 MB on the C library gives them back as they are freed
+BAND = 1 << 19  # pixels of a picture that are turned, or change colours, at a time
+REDUCING_GAP = 3.0  # of Pillow's resize: shrunk by whole steps to at least so many times the size wanted
+
+
+Image.core.set_block_size(BLOCK)  # type: ignore[attr-defined]  # as PILLOW_BLOCK_SIZE does
+
+
+class Reason(str):
+    """Why a file is unfit, as one sentence, and its parts: what was expected, what was found, how to mend it."""
+
+    expected: str
+    found: str
+    mend: str
+
+    def __new__(cls, expected: str, found: str, mend: str) -> "Reason":
+        parts = [" ".join(part.splitlines()) for part in (expected, found, mend)]
+        made = super().__new__(cls, f"expected {parts[0]}; found {parts[1]}. {parts[2]}")
+        made.expected, made.found, made.mend = parts
+        return made
+
+    @property
+    def lines(self) -> str:
+        """The parts on a line each, for a table: `parse_reason` reads it."""
+        return f"expected {self.expected}\nfound {self.found}\n{self.mend}"
+
+
+def reason(expected: str, found: str, mend: str) -> Reason:
+    """Why a file is unfit."""
+    return Reason(expected, found, mend)
+
+
+def parse_reason(lines: str) -> Reason:
+    """The reason whose `lines` these are."""
+    expected, found, mend = lines.split("\n")
+    return Reason(expected.removeprefix("expected "), found.removeprefix("found "), mend)
+
+
+class UnfitPicture(ValueError):  # noqa: N818
+    """A file that decodes, or could, but may not be used."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Upright(NamedTuple):
+    """A decoded picture as it is meant to be seen, turned only where it is cut."""
+
+    stored: Image.Image
+    orientation: int = 1
+    turned: bool = False  # EXIF says that it is stored on its side or mirrored
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, in pixels."""
+        width, height = self.stored.size
+        return (height, width) if self.orientation in SIDEWAYS else (width, height)
+
+    def cut(self, box: Box) -> Image.Image:
+        """A part of it, in the file's own mode."""
+        if (turn := TURNS.get(self.orientation)) is None:
+            return self.stored.crop(box)
+        x0, y0, x1, y1 = box
+        width, height = self.size
+        if self.orientation in (2, 3, 6, 7):
+            x0, x1 = width - x1, width - x0
+        if self.orientation in (3, 4, 7, 8):
+            y0, y1 = height - y1, height - y0
+        place = (y0, x0, y1, x1) if self.orientation in SIDEWAYS else (x0, y0, x1, y1)
+        return self.stored.crop(place).transpose(turn)
+
+    def bands(self, box: Box | None = None, step: int = 1) -> Iterator[tuple[int, Image.Image]]:
+        """It, or a part of it, from top to bottom in pieces of half a megapixel: the row of each, and the piece.
+
+        step: every piece but the last has a multiple of so many rows.
+        """
+        x0, y0, x1, y1 = box or (0, 0, *self.size)
+        rows = max(BAND // max(x1 - x0, 1) // step, 1) * step
+        for top in range(y0, y1, rows):
+            yield top - y0, self.cut((x0, top, x1, min(top + rows, y1)))
+
+    def reduce(self, mode: Mode, steps: tuple[int, int], box: Box | None = None) -> Image.Image:
+        """As Pillow's `reduce` of the whole, or of a part: a pixel is the mean of a block of (across, down) pixels."""
+        x0, y0, x1, y1 = box or (0, 0, *self.size)
+        across, down = steps
+        made = Image.new(mode, (-(-(x1 - x0) // across), -(-(y1 - y0) // down)))
+        for top, band in self.bands((x0, y0, x1, y1), down):
+            piece = convert(band, mode)
+            made.paste(piece if steps == (1, 1) else piece.reduce(steps), (0, top // down))
+        return made
+
+    def shrink(self, size: tuple[int, int], mode: Mode = "RGB", box: Box | None = None) -> Image.Image:
+        """Resized to (width, height), to the bit as Pillow's bicubic `resize` of the whole with a reducing gap."""
+        x0, y0, x1, y1 = box or (0, 0, *self.size)
+        across, down = int((x1 - x0) / size[0] / REDUCING_GAP) or 1, int((y1 - y0) / size[1] / REDUCING_GAP) or 1
+        reduced = self.reduce(mode, (across, down), (x0, y0, x1, y1))
+        part = (0.0, 0.0, (x1 - x0) / across, (y1 - y0) / down)
+        return reduced.resize(size, Image.Resampling.BICUBIC, box=part)
+
+    def average(self, side: int) -> Image.Image:
+        """In grey and resized to a square: as Pillow's box filter of the whole, within a level for huge pictures."""
+        width, height = self.size
+        if width * height <= HUGE:
+            return self.reduce("L", (1, 1)).resize((side, side), Image.Resampling.BOX)
+        narrow = Image.new("L", (side, height))
+        for top, band in self.bands():
+            narrow.paste(convert(band, "L").resize((side, band.height), Image.Resampling.BOX), (0, top))
+        return narrow.resize((side, side), Image.Resampling.BOX)
+
+    def measure_range(self, box: Box | None = None) -> NDArray[np.int64]:
+        """The least and the greatest value of every channel in RGB, of the whole or of a part: (2, 3)."""
+        extrema = [np.array(convert(band, "RGB").getextrema(), np.int64) for _, band in self.bands(box)]
+        return np.stack([np.min([each[:, 0] for each in extrema], 0), np.max([each[:, 1] for each in extrema], 0)])
+
+    def is_flat(self, box: Box | None = None) -> bool:
+        """Whether every pixel, of the whole or of a part, has one value."""
+        return not np.ptp(self.measure_range(box), axis=0).any()
+
+    def is_opaque(self) -> bool:
+        """Whether no pixel lets anything behind it be seen."""
+        if not self.stored.has_transparency_data:
+            return True
+        bands = (band for _, band in self.bands())
+        return all(band.convert("RGBA").getchannel("A").getextrema()[0] == 255 for band in bands)
+
+
+def convert(image: Image.Image, mode: Mode) -> Image.Image:
+    """Through RGB, from which the grey of whatever mode is made."""
+    if image.mode == mode:
+        return image
+    return image.convert(mode) if "RGB" in (mode, image.mode) else image.convert("RGB").convert(mode)
+
+
+@dataclass
+class Opened:
+    """A file whose header is read and within limits: `image` may be drafted, `decode` gives its pixels."""
+
+    image: Image.Image
+    stream: Path | IO[bytes] | None
+    held: int = 0  # bytes of IN_FLIGHT
+
+    def require_plain(self) -> None:
+        """Raise UnfitPicture for frames, depth and colours that no rule turns into one RGB picture without guessing."""
+        if problem := _find_form(self.image):
+            raise UnfitPicture(problem)
+
+    def decode(self, *, whole: bool = True) -> Upright:
+        """Every pixel. Raises UnfitPicture where the file itself tells that some are lost, unless `whole` is False."""
+        before = self._read_orientation() if self.image.format == "TIFF" else 1  # which Pillow turns as it loads
+        self.held += _take(self.image)
+        self.image.load()
+        if whole and (loss := _find_loss(self.stream)):
+            raise UnfitPicture(damaged(loss))
+        orientation = self._read_orientation()
+        return Upright(self.image, orientation, turned=max(before, orientation) > 1)
+
+    def _read_orientation(self) -> int:
+        found = self.image.getexif().get(ORIENTATION, 1)
+        return found if found in TURNS else 1
+
+    def decode_plain(self) -> Upright:
+        """The same of a picture to learn from or to answer for: opaque, of one frame and 8 bits a channel."""
+        self.require_plain()
+        picture = self.decode()
+        if not picture.is_opaque():
+            mend = "Flatten it onto the background that is meant."
+            raise UnfitPicture(Reason("an opaque image", "transparent pixels", mend))
+        return picture
+
+
+@contextmanager
+def open_picture(source: Path | IO[bytes] | Image.Image, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Opened]:
+    """Open a file whose size is within the limit; nothing is decoded yet. What is decoded counts until the block ends.
+
+    Raises UnfitPicture for one that is too large; the other errors in UNDECODABLE are the decoder's.
+    """
+    with pixel_limit(max_megapixels), ExitStack() as stack:
+        try:
+            opened = _open(source)
+            image = stack.enter_context(opened.image)
+            stack.callback(_give_back, opened)
+            if image is not source and (isinstance(source, Path) or opened.stream is not source):
+                stack.callback(image.close)  # which frees its pixels before others get the room
+            if image.width * image.height > max_megapixels * 1e6:
+                raise UnfitPicture(too_large(f"{image.width} x {image.height}", max_megapixels))
+            yield opened
+        except (Image.DecompressionBombError, MemoryError):
+            raise UnfitPicture(too_large("far more", max_megapixels)) from None
+
+
+def read_picture(source: Path | IO[bytes] | Image.Image, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+    """Upright RGB pixels and nothing else: no EXIF, comment or profile comes along.
+
+    Raises UnfitPicture, a ValueError, for what validation refuses: too many pixels, transparent ones, a part that is
+    lost, and above all more than 8 bits, which Pillow would clip to white. The other errors in UNDECODABLE are the
+    decoder's.
+    """
+    with open_picture(source, max_megapixels) as opened:
+        return opened.decode_plain().reduce("RGB", (1, 1))
+
+
+def too_large(found: str, max_megapixels: float) -> Reason:
+    """Of a picture with so many pixels."""
+    expected = f"at most {max_megapixels:g} megapixels (validation.max_megapixels)"
+    return Reason(expected, f"{found} pixels", "Cut or shrink it, or raise the ceiling if the size is meant.")
+
+
+_ACTIVE: list[float] = []
+_CLEANING = ExitStack()
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def pixel_limit(megapixels: float) -> Iterator[None]:
+    """Let Pillow refuse from our own limit on, not from its own, which is lower or higher than a domain's.
+
+    Pillow has one limit for all threads: the largest that any of them asks for.
+    """
+    with _LOCK:
+        if not _ACTIVE:
+            _CLEANING.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            _CLEANING.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # Pillow warns of what we put into the report as reasons
+        _ACTIVE.append(megapixels)
+        Image.MAX_IMAGE_PIXELS = int(max(_ACTIVE) * 1e6)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _ACTIVE.remove(megapixels)
+            if _ACTIVE:
+                Image.MAX_IMAGE_PIXELS = int(max(_ACTIVE) * 1e6)
+            else:
+                _CLEANING.close()
+
+
+_MEMORY = threading.Condition()
+_taken = {"bytes": 0}
+_MINE = threading.local()
+
+
+def _take(image: Image.Image) -> int:
+    """Wait until there is room for its pixels; a thread that holds some does not wait for more."""
+    wanted = image.width * image.height * (1 if image.mode in ("1", "L", "P") else 4)
+    holding = getattr(_MINE, "bytes", 0)
+    with _MEMORY:
+        _MEMORY.wait_for(lambda: holding or not _taken["bytes"] or _taken["bytes"] + wanted <= IN_FLIGHT)
+        _taken["bytes"] += wanted
+    _MINE.bytes = holding + wanted
+    return wanted
+
+
+def _give_back(opened: Opened) -> None:
+    """The picture is not needed any more."""
+    _MINE.bytes = getattr(_MINE, "bytes", 0) - opened.held
+    with _MEMORY:
+        _taken["bytes"] -= opened.held
+        _MEMORY.notify_all()
+    opened.held = 0
+
+
+def _open(source: Path | IO[bytes] | Image.Image) -> Opened:
+    if isinstance(source, Image.Image):
+        return Opened(source, None)
+    stream = _follow(source)
+    return Opened(Image.open(stream, formats=FORMATS), stream)
+
+
+def _follow(source: Path | IO[bytes]) -> Path | IO[bytes]:
+    """A JPEG so that its reading can be followed; what else there is as it is."""
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
+        is_jpeg = file.read(len(JPEG)) == JPEG
+        file.seek(0)
+        return Jpeg(file.read()) if is_jpeg else source
+
+
+def _find_loss(stream: Path | IO[bytes] | None) -> str | None:
+    """What a decoded file tells of pixels that are not those that were written."""
+    if isinstance(stream, Jpeg):
+        return stream.find_loss()
+    if isinstance(stream, Path):
+        with stream.open("rb") as file:
+            return find_bad_checksum(file)
+    if stream is None:
+        return None
+    stream.seek(0)
+    return find_bad_checksum(stream)
+
+
+def damaged(found: str) -> Reason:
+    """Of a file whose pixels are not all there."""
+    expected = "an image that can be decoded to its end"
+    return Reason(expected, f"damaged or truncated data ({found})", "Copy or export it again.")
+
+
+def _find_form(image: Image.Image) -> Reason | None:
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a photograph and its preview
+        mend = "Export the frame that is meant as a single image."
+        return Reason("one picture a file", f"{getattr(image, 'n_frames', 0)} frames (animated or many pages)", mend)
+    deep = image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in getattr(image, "tile", []))
+    if deep:
+        mend = "Convert it to 8 bits with the intensity window that is meant."
+        return Reason("8 bits a channel", f"16-bit or deeper pixels (mode {image.mode})", mend)
+    if image.mode not in MODES:
+        mend = "Convert it to RGB, with its colour profile applied."
+        return Reason("a grey or RGB image", f"colour mode {image.mode}", mend)
+    return None
+
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+
+def brief(error: BaseException) -> str:
+    """What an error of another library says, on one line and without our paths."""
+    if isinstance(error, UnidentifiedImageError):
+        return "a file that is no image"
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def not_an_image(path: str) -> Reason | None:
+    """Why a file is none by its name."""
+    if path.lower().endswith(SUFFIXES):
+        return None
+    found = f"a {os.path.splitext(path)[1] or 'nameless'} file"
+    return Reason(f"an image ({', '.join(SUFFIXES)})", found, "Move it out of the raw folder, or convert it.")

@@ -1,0 +1,265 @@
+"""The domain file of a new folder: the layout it has, the task and the classes, or a refusal that names the choices."""
+
+import posixpath
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.data.annotations import coco, voc, yolo
+from components.data.annotations.columns import complete_table, is_weakly_named, list_described, refuse_unclear_tables
+from components.data.annotations.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
+from components.data.annotations.guessing import hint_foreign, list_choices, suggest_by_folders, suggest_layout
+from components.data.annotations.layouts import account_of, read_layout
+from components.data.annotations.roles import find_roles, has_few_values
+from components.data.annotations.tables import NO_OBJECT, looks_multilabel
+from components.data.annotations.tree import find_split, walk_files
+from components.data.manifest import Reading, Wanted
+from components.data.sources.images import SUFFIXES as PICTURES
+from components.data.store.archives import SUFFIXES as ARCHIVES
+from components.domain.domain import Domain
+from components.domain.layouts import LAYOUTS, Csv, Folders, Instances, Layout, Masks, Parquet, Tree
+from components.domain.reading import parse_domain, parse_layout, render_layout, write_layout
+from components.errors import DataError, DomainError, TesseraError
+from components.files import write_whole
+
+MANY = 0.05  # share of masks with several classes from which on the task is multilabel
+DROPPED = 3  # a guess that ignores one in so many pictures is refused
+CHOICES = 4
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".jsonl", ".ndjson")
+WITHOUT_OBJECT = frozenset((coco.EMPTY, voc.EMPTY, yolo.BACKGROUND, NO_OBJECT))
+LOOKED, MASKED = 60, 0.2  # pictures that are decoded, and the share of masks among them that is no accident
+
+
+@dataclass(frozen=True)
+class Described:
+    """A layout and what it makes of a folder."""
+
+    layout: Layout
+    many: bool
+    reading: Reading
+    classes: tuple[str, ...]
+
+
+def describe_folder(source: Path, name: str, layout: str | None, group: str | None, where: Path) -> Domain:
+    """The smallest domain that fits a folder, with the layout named or else guessed.
+
+    layout: a kind, or a mapping in YAML. where: the domain file that the errors speak of.
+
+    Raises DomainError where the layout cannot be told or a guess would leave out a third of the pictures, DataError
+    where the annotations or pictures are of a kind that is not read.
+    """
+    chosen, guessed = _choose_layout(source, layout)
+    if isinstance(chosen, Csv | Parquet):
+        chosen = complete_table(chosen, source)
+    described = _describe(source, chosen)
+    if guessed:
+        _refuse_losses(source, described)
+        if isinstance(chosen, Folders):
+            _refuse_masks_as_pictures(source, described)
+    _require_classes(source, described)
+    facts: dict[str, Any] = {"name": name, "task": "multilabel" if described.many else "classification"}
+    facts |= {"classes": described.classes, "layout": chosen.model_dump()}
+    parts = chosen.parts if isinstance(chosen, Tree) else ()
+    group = group or ("group" if "group" in parts else None)
+    slices = [part for part in parts if part not in ("class", "split", group) and _divides(part, described.reading)]
+    return parse_domain(facts | ({"group": group} if group else {}) | {"slices": slices}, str(where))
+
+
+def _divides(part: str, reading: Reading) -> bool:
+    """Whether the names at a part of the path say more than the split does."""
+    pairs = {(row.columns.get("split"), row.columns.get(part)) for row in reading.rows}
+    return len({split for split, _ in pairs}) < len(pairs)
+
+
+def require_same_layout(domain: Domain, layout: str | None, domain_file: Path) -> None:
+    """Raise DomainError where another layout is asked for than the domain file has."""
+    if layout is None:
+        return
+    asked = parse_layout(layout)
+    if asked == domain.layout or (layout.strip() in LAYOUTS and asked.kind == domain.layout.kind):
+        return
+    raise DomainError(
+        f"--layout {layout}",
+        expected=f"{render_layout(domain.layout)}, as {domain_file} says",
+        found=render_layout(asked),
+        mend="Leave --layout out, or change the file.",
+    )
+
+
+def write_domain(domain: Domain, path: Path) -> None:
+    """A domain file with what is not the default."""
+    facts: dict[str, Any] = {
+        "name": domain.name,
+        "task": domain.task,
+        "classes": list(domain.classes),
+        "layout": write_layout(domain.layout),
+    }
+    facts |= {"group": domain.group} if domain.group else {}
+    facts |= {"slices": list(domain.slices)} if domain.slices else {}
+    text = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    write_whole(path, text.encode())
+
+
+def _choose_layout(source: Path, layout: str | None) -> tuple[Layout, bool]:
+    """The layout asked for, else the one that the folder looks like; and whether it is a guess."""
+    if layout is not None:
+        asked = parse_layout(layout)
+        if layout.strip() not in LAYOUTS:
+            return asked, False
+        suggested = suggest_layout(source)  # the names of its sub-folders, where only the kind is given
+        return (suggested, False) if suggested and suggested.kind == asked.kind else (asked, False)
+    files = walk_files(source)
+    refuse_foreign(source, files, f"annotations of {source}", " Or name the layout that is meant with `--layout`.")
+    refuse_foreign_pictures(source, files, find_foreign_pictures(source, files))
+    suggested = suggest_layout(source)
+    if suggested is None:
+        refuse_unclear_tables(source, files)
+        error = _refuse_choice(source, "a folder whose layout can be told", _explain_unknown(files))
+        refuse_unclear_tables(source, files, any_error="--layout '" not in error.mend)  # nothing else says more
+        raise error
+    if isinstance(suggested, Csv | Parquet):
+        _refuse_rivals(source, files, suggested)
+    return suggested, True
+
+
+def _refuse_rivals(source: Path, files: Sequence[str], table: Csv | Parquet) -> None:
+    """Raise DomainError where another table, or the folders, say other classes than the table that was found."""
+    said = _read_labels(table, source)
+    rivals: list[Layout] = [
+        found.layout for found in list_described(source, files) if found.sure and found.layout.table != table.table
+    ]
+    folders = suggest_by_folders(source, find_roles(source, files))
+    rivals += [folders] if isinstance(folders, Folders) else []
+    for rival in rivals:
+        other = _read_labels(rival, source)
+        both = said.keys() & other.keys()
+        differ = sorted(path for path in both if said[path] != other[path])
+        alike = {said[path] for path in both} & {other[path] for path in both}
+        if isinstance(rival, Folders) and not alike and not is_weakly_named(table):
+            continue  # folders of lots or sites
+        if differ and 2 * len(both) >= len(said):
+            first = differ[0]
+            found = f"{first}: {said[first]!r} in {table.table}, {other[first]!r} by {render_layout(rival)}"
+            raise _refuse_choice(
+                source, "one label for every picture", f"{found} (pictures of this kind: {len(differ):,})"
+            )
+
+
+def _read_labels(layout: Layout, source: Path) -> dict[str, str]:
+    try:
+        rows = read_layout(layout, source, Wanted()).rows
+    except TesseraError:
+        return {}
+    return {row.path: row.label for row in rows if row.label and not row.crop}
+
+
+def _explain_unknown(files: Sequence[str]) -> str:
+    inner = [path for path in files if path.lower().endswith(ARCHIVES)]
+    if inner:
+        return f"one that looks like none; it holds the archive {inner[0]}, which must be unpacked"
+    if tables := [path for path in files if path.lower().endswith(SPREADSHEETS)]:
+        return f"one that looks like none; it holds {tables[0]}, which is not read: save it as csv"
+    pictures = [path for path in files if path.lower().endswith(PICTURES)]
+    if pictures and len(pictures) == len(files) and len({posixpath.dirname(path) for path in files}) == 1:
+        return f"{len(pictures):,} pictures in one folder, and nothing that says what they show"
+    return "one that looks like none"
+
+
+def _describe(source: Path, layout: Layout) -> Described:
+    many = isinstance(layout, Csv | Parquet) and looks_multilabel(layout, source)
+    reading = read_layout(layout, source, Wanted(many=many))
+    if isinstance(layout, Masks) and sum(row.several for row in reading.rows) > MANY * len(reading.rows):
+        many = True
+        reading = read_layout(layout, source, Wanted(many=True))
+    if isinstance(layout, Instances):
+        return Described(layout, many, reading, tuple(sorted((layout.background, layout.label))))
+    labels = {label for row in reading.rows for label in (row.labels or ([row.label] if row.label else []))}
+    return Described(layout, many, reading, tuple(sorted(labels)))
+
+
+def _require_classes(source: Path, described: Described) -> None:
+    """Raise DataError where there is nothing to tell apart, with what the first unfit row says."""
+    if len(described.classes) > 1:
+        return
+    problem = next((f"; {row.path}: {row.problem}".rstrip(".") for row in described.reading.rows if row.problem), "")
+    mend = "Add pictures of another class, or name the layout that is meant with `--layout`."
+    if isinstance(described.layout, Masks):
+        mend += """ Masks in colours: `--layout '{kind: masks, ids: {scratch: "#ff0000"}}'`."""
+    raise DataError(
+        f"{source} as layout {render_layout(described.layout)}",
+        expected="at least two classes",
+        found=f"{', '.join(described.classes) or 'none'}{problem}",
+        mend=mend + hint_foreign(source),
+    )
+
+
+def _refuse_losses(source: Path, described: Described) -> None:
+    """Raise DomainError where a guess would ignore a third of the pictures or more.
+
+    Neither masks count nor pictures that are annotated as ones without any object.
+    """
+    account = account_of(described.layout, described.reading, source)
+    masks = set(find_roles(source, walk_files(source)).masks)
+    lost = [path for path, why in account.ignored.items() if path not in masks and why not in WITHOUT_OBJECT]
+    shown = account.found - len(masks)
+    if DROPPED * len(lost) < max(shown, 1):
+        return
+    found = f"{len(lost):,} of {shown:,} pictures left out by {render_layout(described.layout)}, such as {lost[0]}"
+    raise _refuse_choice(source, "a layout that reads nearly all pictures", f"{found} ({account.ignored[lost[0]]})")
+
+
+def _refuse_masks_as_pictures(source: Path, described: Described) -> None:
+    """Raise DomainError where class folders hold masks among their pictures: images of few values beside others."""
+    rows = [row for row in described.reading.rows if row.label and not row.problem]
+    looked = rows[:: -(-len(rows) // LOOKED)]
+    masks = [row.path for row in looked if has_few_values(source / row.path)]
+    if len(masks) < MASKED * len(looked) or len(masks) > (1 - MASKED) * len(looked):
+        return
+    other = next(row.path for row in looked if row.path not in masks)
+    found = f"images of a few values, as masks are, among them (such as {masks[0]} beside {other})"
+    raise _refuse_choice(source, "folders of pictures", found)
+
+
+def _refuse_choice(source: Path, expected: str, found: str) -> DomainError:
+    """The error that lists the layouts which would read anything, the one that reads most first."""
+    counted = []
+    for layout in list_choices(source):
+        try:
+            described = _describe(source, layout)
+        except TesseraError:
+            continue
+        account = account_of(layout, described.reading, source)
+        used = account.found - len(account.ignored)
+        if used and len(described.classes) > 1 and not all(map(find_split, described.classes)):
+            counted.append((used, account.found, layout, described.classes))
+    counted.sort(key=lambda choice: -choice[0])
+    lines = [
+        f"\n    --layout {shlex.quote(_write(layout))}    {used:,} of {whole:,} pictures, {_list(classes)}"
+        for used, whole, layout, classes in counted[:CHOICES]
+    ]
+    alone = "Sort the pictures into one folder per class, or add a csv with the columns image and label; or name the "
+    alone += "layout with `--layout`."
+    listed = "Name the one that is meant:" + "".join(lines) if lines else alone
+    tables = [layout for *_, layout, _ in counted if isinstance(layout, Csv | Parquet)]
+    if len(tables) > 1:
+        listed += (
+            "\nTables that name parts of the pictures can be joined into one; a column `split` then says train, val "
+        )
+        listed += "or test."
+    mend = f"{listed}{chr(10) if lines else ' '}data/README.md shows what each layout looks like."
+    return DomainError(f"layout of {source}", expected=expected, found=found, mend=mend)
+
+
+def _write(layout: Layout) -> str:
+    """The mapping even without options: the kind alone would take the options that the folder suggests."""
+    written = render_layout(layout)
+    return f"{{kind: {written}}}" if written in LAYOUTS else written
+
+
+def _list(classes: Sequence[str]) -> str:
+    more = f" and {len(classes) - 4} more" if len(classes) > 4 else ""
+    return f"classes {', '.join(classes[:4])}{more}"

@@ -1,0 +1,169 @@
+"""A manifest with its pictures as a folder others can read: COCO, or a csv table. Importing it gives the same rows.
+
+Files are copied byte for byte, because their content is their name: what EXIF says of place and time goes along.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from components.data.annotations.boxes import clip_boxes
+from components.data.annotations.coco import list_further_keys
+from components.data.annotations.layouts import read_layout
+from components.data.annotations.tables import list_further_columns
+from components.data.manifest import Wanted
+from components.data.sources.images import Box
+from components.domain.domain import Domain
+from components.domain.layouts import Coco, Csv, Layout
+from components.errors import DataError, DomainError
+from components.files import whole_folder, write_whole
+
+SEPARATORS = (";", "|", "/", "\t", "\x1f")
+COCO_WORDS = {"file_name", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "whole"}
+OWN = {"id", "path", "label", "group", "split", "mask", "boxes", "crop", "width", "height", *COCO_WORDS}
+BEFORE = "original_"  # stands before the name of a further column where the export has a column of that name itself
+
+Further = pl.DataFrame  # one row per row of the manifest: the columns that the domain does not use
+
+
+def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: Path, form: str) -> dict[str, Any]:
+    """Write pictures, masks, the table or annotations, and a domain.yaml to read them by, into a new folder.
+
+    form: one of FORMS. The folder appears whole or not at all. Raises DataError when it is there already.
+    """
+    if form not in FORMS:
+        mend = "Name one of these with `--format`."
+        raise DataError("export", expected=f"one of {', '.join(FORMS)}", found=form, mend=mend)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        found = "a folder with something in it" if target.is_dir() else "a file"
+        raise DataError(f"export to {target}", expected="a new or empty folder", found=found, mend="Name another one.")
+    with whole_folder(target) as fresh:
+        layout = FORMS[form](manifest, _read_further(manifest, domain, raw), domain, fresh)
+        files = sorted({*manifest["path"], *manifest["mask"].drop_nulls()})
+        for path in files:
+            (fresh / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(raw / path, fresh / path)
+        _save_domain(domain, layout, fresh / "domain.yaml")
+    return {"domain": domain.name, "format": form, "folder": str(target), "rows": manifest.height, "files": len(files)}
+
+
+def _read_further(manifest: pl.DataFrame, domain: Domain, raw: Path) -> Further:
+    """What the domain's table or COCO file holds beside what the domain uses, as text; no columns where it is gone."""
+    names = list_further_columns(domain, raw) + list_further_keys(domain, raw)
+    if not names:
+        return manifest.select([])
+    many = domain.task == "multilabel"
+    reading = read_layout(domain.layout, raw, Wanted(tuple(names), domain.classes, many=many, rename=domain.rename))
+    values: dict[tuple[str, Box | None], Mapping[str, str | None]] = {}
+    for row in clip_boxes(reading, raw).rows:
+        values.setdefault((row.path, row.crop), row.columns)
+    taken = OWN | set(domain.slices)
+    found = [
+        values.get((path, tuple(crop) if crop else None), {})
+        for path, crop in manifest.select("path", "crop").iter_rows()
+    ]
+    columns = {name: [each.get(name) for each in found] for name in names}
+    renamed = {f"{BEFORE}{name}" if name in taken else name: column for name, column in columns.items()}
+    return pl.DataFrame({name: pl.Series(name, column, dtype=pl.String) for name, column in renamed.items()})
+
+
+def _save_domain(domain: Domain, layout: Layout, path: Path) -> None:
+    """The domain as it is, but for where its labels stand now."""
+    changed = domain.model_copy(update={"layout": layout, "group": "group", "rename": {}})
+    facts = changed.model_dump(mode="json", exclude_defaults=True, exclude={"layout"})
+    facts["layout"] = {"kind": layout.kind} | layout.model_dump(mode="json", exclude_defaults=True)
+    write_whole(path, yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode())
+
+
+# csv
+
+
+def _write_csv(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Csv:
+    """labels.csv; its columns bear the manifest's names, which no slice may have."""
+    given = {name: name for name in ("mask", "boxes", "crop") if _has(manifest, name)}
+    separator = None
+    columns = [pl.col("path").map_elements(_write_path, return_dtype=pl.String), pl.col("label")]
+    if domain.task == "multilabel":
+        separator = _choose_separator(domain)
+        columns[1] = pl.col("labels").list.join(separator).alias("label")
+    columns += [_box_column(name) if name != "mask" else pl.col(name) for name in given]
+    table = pl.concat([manifest.select(*columns, "group", *domain.slices, "split"), further], how="horizontal")
+    write_whole(folder / "labels.csv", table.write_csv().encode())
+    return Csv.model_validate({"image": "path", "separator": separator, **given})
+
+
+def _write_path(path: str) -> str:
+    return f"./{path}" if path != path.lstrip() else path  # a table's cells are read without blanks around them
+
+
+def _has(manifest: pl.DataFrame, name: str) -> bool:
+    filled = manifest[name].list.len() > 0 if name != "mask" else manifest[name].is_not_null()
+    return bool(filled.fill_null(False).any())
+
+
+def _box_column(name: str) -> pl.Expr:
+    """`x0 y0 x1 y1`, several joined by `;`."""
+    numbers = pl.element().cast(pl.List(pl.String)).list.join(" ")
+    if name == "crop":
+        return pl.col(name).cast(pl.List(pl.String)).list.join(" ")
+    return pl.col(name).list.eval(numbers).list.join("; ")
+
+
+def _choose_separator(domain: Domain) -> str:
+    return next(mark for mark in SEPARATORS if not any(mark in name for name in domain.classes))
+
+
+# COCO
+
+
+def _write_coco(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Coco:
+    """annotations.json; what COCO has no word for stands as further keys, which readers of COCO pass over."""
+    if clash := COCO_WORDS & set(domain.slices):
+        mend = "Rename the column, or export as csv."
+        expected = "slices whose names COCO does not use itself"
+        raise DomainError(f"export of {domain.name}", expected=expected, found=", ".join(sorted(clash)), mend=mend)
+    numbers = {name: number for number, name in enumerate(domain.classes, 1)}
+    images: dict[str, dict[str, Any]] = {}
+    annotations: list[dict[str, Any]] = []
+    extras = further.to_dicts() or [{}] * manifest.height
+    for row, extra in zip(manifest.iter_rows(named=True), extras, strict=True):
+        first = {"id": len(images) + 1, "file_name": row["path"], "width": row["width"], "height": row["height"]}
+        image = images.setdefault(row["path"], first)
+        keys = {name: value for name, value in extra.items() if value is not None} | _further_keys(row, domain)
+        if domain.task == "multilabel":
+            image |= keys  # a picture may have no annotation
+            keys = {}
+        for label in row.get("labels", [row["label"]]):
+            facts = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": numbers[label]}
+            annotations.append(facts | _bbox(row) | {"iscrowd": 0} | keys)
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    info = {"description": domain.title or domain.name, "url": domain.source}
+    licences = [{"id": 1, "name": domain.licence, "url": ""}] if domain.licence else []
+    content = {"info": info, "licenses": licences, "images": list(images.values()), "categories": categories}
+    text = json.dumps(content | {"annotations": annotations}, ensure_ascii=False)
+    write_whole(folder / "annotations.json", text.encode())
+    return Coco(images=".")
+
+
+def _further_keys(row: dict[str, Any], domain: Domain) -> dict[str, Any]:
+    keys = {name: row[name] for name in ("group", "split", *domain.slices)}
+    if row["mask"]:
+        keys["mask"] = row["mask"]
+    if row["boxes"]:
+        keys["boxes"] = "; ".join(" ".join(map(str, box)) for box in row["boxes"])
+    return keys
+
+
+def _bbox(row: dict[str, Any]) -> dict[str, Any]:
+    box: Box = tuple(row["crop"] or (0, 0, row["width"], row["height"]))
+    width, height = box[2] - box[0], box[3] - box[1]
+    facts: dict[str, Any] = {"bbox": [box[0], box[1], width, height], "area": width * height}
+    return facts if row["crop"] else facts | {"whole": True}
+
+
+FORMS: dict[str, Callable[[pl.DataFrame, Further, Domain, Path], Layout]] = {"coco": _write_coco, "csv": _write_csv}

@@ -1,0 +1,210 @@
+"""Bringing a folder of images into the workspace as a domain."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+import yaml
+
+from components.data.annotations import layouts
+from components.data.annotations.tree import walk_files
+from components.data.store import versioning
+from components.data.store.archives import unpacked
+from components.data.store.describing import describe_folder, require_same_layout, write_domain
+from components.data.store.digests import Digests
+from components.data.store.merging import Change, Standing, compare, find_standing, require_labels_kept
+from components.data.store.shards import is_sharded, list_packed, pack_shards
+from components.domain.domain import Domain
+from components.domain.reading import load_domain, parse_domain, read_yaml
+from components.errors import TesseraError
+from components.files import whole_folder, write_whole
+from components.workspace import REPOSITORY, Workspace
+
+DOMAIN_FILE = "domain.yaml"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A domain whose images are in place, and what an import made of the files that were there before.
+
+    understood: the rows and the account of what was brought. files: now in place. changed: with the same path and
+    other content than before. kept: as they were.
+    """
+
+    domain: Domain
+    understood: layouts.Understood
+    files: int
+    added: int
+    removed: int
+    changed: int
+
+    @property
+    def kept(self) -> int:
+        return self.files - self.added - self.changed
+
+
+def import_folder(
+    workspace: Workspace,
+    source: Path,
+    name: str,
+    layout: str | None = None,
+    group: str | None = None,
+    *,
+    shards: bool = False,
+    replace: bool = False,
+    force: bool = False,
+) -> Imported:
+    """Add `source`, a folder or an archive, to data/<name>/raw in one move, with a domain.yaml unless there is one.
+
+    The file is the one in `source`, where `tessera export` left one, or is made for it.
+
+    shards: pack the images into tars, as they stay from then on. replace: make raw/ the same as `source` instead of
+    adding to it. force: let pictures go, or be overwritten, that nothing else holds.
+
+    The labels are read before anything is put in place, so a wrong layout leaves the workspace as it was.
+    """
+    scratch = _scratch(workspace, name)
+    with versioning.hold_domain(workspace, name, f"tessera import of {name}"):
+        shutil.rmtree(scratch, ignore_errors=True)  # of an import that was killed
+        try:
+            with unpacked(source, scratch) as folder:
+                digests = Digests(folder, workspace.cache)
+                try:
+                    imported = _import(workspace, folder, digests, name, layout, group, shards, replace, force)
+                except TesseraError as error:
+                    raise _speak_of(source, folder, error) from None
+                if folder == source:  # and no archive's content, which goes
+                    digests.save(whole=True)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return imported
+
+
+def _speak_of(source: Path, folder: Path, error: TesseraError) -> TesseraError:
+    """The error about an archive's content with the archive's name, not that of the folder it was unpacked into."""
+    parts = {name: text.replace(str(folder), str(source)) for name, text in error.to_dict().items()}
+    return TesseraError.from_dict(parts)
+
+
+def _scratch(workspace: Workspace, name: str) -> Path:
+    """What an import unpacks and puts together before its images are in place."""
+    return workspace.state / f"import-{name}"
+
+
+def _import(
+    workspace: Workspace,
+    source: Path,
+    digests: Digests,
+    name: str,
+    layout: str | None,
+    group: str | None,
+    shards: bool,
+    replace: bool,
+    force: bool,
+) -> Imported:
+    domain_file = workspace.domain_file(name)
+    _bring_known_domain(domain_file, name)
+    if domain_file.exists():
+        domain = load_domain(domain_file)
+        require_same_layout(domain, layout, domain_file)
+    else:
+        domain = _describe(source, name, layout, group, domain_file)
+    understood = layouts.read_tree(domain, source, digests)
+    there = find_standing(workspace, name, replace=replace, force=force)
+    paths = [path for path in walk_files(source) if path != DOMAIN_FILE]
+    change = compare(there, source, paths, digests, domain.layout, replace=replace, force=force)
+    check = None if replace or not there.files else partial(require_labels_kept, there, domain, change, understood.rows)
+    place = _place_shards if shards or is_sharded(workspace.raw(name)) else _place_folder
+    place(workspace, domain, there, change, check)
+    if not domain_file.exists():
+        if (source / DOMAIN_FILE).is_file():
+            facts = read_yaml(source / DOMAIN_FILE) | {"name": name}
+            write_whole(domain_file, yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode())
+        else:
+            write_domain(domain, domain_file)
+    return Imported(domain, understood, len(change.files), change.added, change.removed, change.changed)
+
+
+def _bring_known_domain(domain_file: Path, name: str) -> None:
+    """A domain that ships with Tessera is copied into a workspace elsewhere when it is first used there."""
+    shipped = REPOSITORY / "data" / name / "domain.yaml"
+    if not domain_file.exists() and shipped.exists():
+        write_whole(domain_file, shipped.read_bytes())
+
+
+def _describe(source: Path, name: str, layout: str | None, group: str | None, where: Path) -> Domain:
+    """The domain file that came with the folder, or the smallest one that fits it."""
+    if not (source / DOMAIN_FILE).is_file():
+        return describe_folder(source, name, layout, group, where)
+    domain = parse_domain(read_yaml(source / DOMAIN_FILE) | {"name": name}, str(source / DOMAIN_FILE))
+    require_same_layout(domain, layout, source / DOMAIN_FILE)
+    return domain
+
+
+# Files in their places
+
+Check = Callable[[pl.DataFrame], None]
+
+
+def _place_folder(workspace: Workspace, domain: Domain, there: Standing, change: Change, check: Check | None) -> None:
+    """Replace raw/ by a folder of the files that the change names, when its labels are what they should be."""
+    raw = workspace.raw(domain.name)
+    with whole_folder(raw) as fresh:
+        made = _fill(fresh, there, change)
+        if check:
+            check(layouts.read_rows(domain, fresh, made))
+    known = Digests(raw, workspace.cache)
+    for path, digest in made.items():
+        known.put(path, digest)
+    known.save(whole=True)
+
+
+def _place_shards(workspace: Workspace, domain: Domain, there: Standing, change: Change, check: Check | None) -> None:
+    """The same as shards; new files and old ones lie beside one another for as long as their labels are read."""
+    raw, packed = workspace.raw(domain.name), list_packed(workspace, domain.name)
+    files = change.files
+    if check:
+        both = _scratch(workspace, domain.name) / "both"
+        both.mkdir(parents=True)
+        check(layouts.read_rows(domain, both, _fill(both, there, change)))
+        files = {path: both / path for path in files}
+    pack_shards(files, change.same, raw, packed)
+
+
+class _Made(dict[str, str]):
+    """sha256 of the files just written, by path."""
+
+    def __missing__(self, path: str) -> None:
+        return None
+
+
+def _fill(folder: Path, there: Standing, change: Change) -> _Made:
+    """Write the files of a change below an empty folder.
+
+    A file that is in place already gets a second name instead of a copy, so an import costs what is new.
+    """
+    for parent in sorted({os.path.dirname(path) for path in change.files}):
+        (folder / parent).mkdir(parents=True, exist_ok=True)
+    made = _Made()
+    for path, file in change.files.items():
+        if path in change.same and (digest := there.digests[path]) and _link(file, folder / path):
+            made[path] = digest
+            continue
+        data = change.merged[path] if path in change.merged else file.read_bytes()
+        Path(folder, path).write_bytes(data)
+        made[path] = hashlib.sha256(data).hexdigest()
+    return made
+
+
+def _link(source: Path, target: Path) -> bool:
+    """A second name for a file; False on a file system without second names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,291 @@
+"""New images beside those in place: what an import adds, changes and removes, and labels of both in one file.
+
+An import adds. Files with the same path and other content are merged where they are lists that both sides extend (a
+table, a COCO file, a list of a split); anything else would take something away, and is refused unless it is asked for.
+"""
+
+import io
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from components.data.annotations.layouts import read_rows
+from components.data.annotations.tree import walk_files
+from components.data.sources.images import SUFFIXES
+from components.data.store import versioning, versions
+from components.data.store.digests import Digests
+from components.data.store.proofs import hash_md5
+from components.data.store.shards import list_packed, open_images
+from components.domain.domain import Domain
+from components.domain.layouts import Coco, Csv, Layout, Parquet
+from components.errors import DataError, VersioningError
+from components.files import settle_folder
+from components.workspace import Workspace
+
+SPLIT_LISTS = ("train.txt", "val.txt", "valid.txt", "validation.txt", "trainval.txt", "test.txt")
+
+
+class Standing:
+    """What a domain has in place: `files` below `folder`, which is raw/ itself or what its shards hold."""
+
+    def __init__(self, workspace: Workspace, name: str) -> None:
+        self.workspace, self.name = workspace, name
+        self.folder = open_images(workspace, name)
+        self.digests = Digests(self.folder, workspace.cache)
+        self.files = walk_files(self.folder) if self.folder.is_dir() else []
+
+
+def find_standing(workspace: Workspace, name: str, *, replace: bool, force: bool) -> Standing:
+    """What is in place; a version that raw.dvc names and that is not there is brought back first.
+
+    Raises DataError where it can be had from nowhere, unless it may go (see `compare`).
+    """
+    raw = workspace.raw(name)
+    settle_folder(raw)
+    if raw.with_suffix(".dvc").exists() and not (raw.is_dir() and any(raw.iterdir())):
+        try:
+            versioning.restore_raw(workspace, name)
+        except (DataError, VersioningError) as error:
+            held = [named.md5 for named in versions.list_versions(workspace, name)]
+            if not replace or not (force or versioning.read_version(workspace, name).md5 in held):
+                mend = "If the remote has moved, say where to with `dvc remote modify NAME url URL`; if the folder is "
+                mend += "the whole set, give `--replace`" + (
+                    " and `--force`: no version holds them." if replace else "."
+                )
+                expected = f"the images that data/{name}/raw.dvc names, to see what becomes of them"
+                raise DataError(f"import into {name}", expected=expected, found=error.found, mend=mend) from None
+    return Standing(workspace, name)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Which file of raw/ comes from where, and counts of files against those that were in place.
+
+    files: path below raw/ -> the file that will be there. merged: those of them that hold labels of both sides.
+    same: paths whose content stays. overwritten: files in place that give way to others of the same path.
+    """
+
+    files: Mapping[str, Path]
+    merged: Mapping[str, bytes]
+    same: frozenset[str]
+    overwritten: frozenset[str]
+    added: int
+    removed: int
+    changed: int
+
+
+def compare(
+    there: Standing, source: Path, paths: list[str], wanted: Digests, layout: Layout, *, replace: bool, force: bool
+) -> Change:
+    """What the import of `paths` of `source` makes of the files in place.
+
+    replace: make raw/ the same as `source`. force: let pictures go, or be overwritten, that nothing else holds.
+
+    Raises DataError where something would be taken away that nobody said may go.
+    """
+    old, new = set(there.files), set(paths)
+    same = {path for path in old & new if wanted[path] and there.digests[path] == wanted[path]}
+    differ = old & new - same
+    files = {path: source / path for path in new - same} | {path: there.folder / path for path in same}
+    added, gone = len(new - old), old - new if replace else set[str]()
+    if replace:
+        if not force:
+            _require_held(there, differ | gone, {wanted[path] for path in new})
+        return Change(files, {}, frozenset(same), frozenset(differ), added, len(gone), len(differ))
+    merged = {}
+    for path in sorted(differ):
+        if (content := merge_labels(layout, path, there.folder / path, source / path)) is not None:
+            merged[path] = content
+    clashes = differ - merged.keys()
+    if clashes and not force:
+        raise DataError(
+            f"import into {there.name}",
+            expected="new files, or the same content, at paths that are in use",
+            found=f"other content at {_name_some(clashes)}",
+            mend="Rename the new files if they are other pictures; give `--force` if they shall take the place of the "
+            "old ones, or `--replace` if the folder is the whole set and all else shall go.",
+        )
+    kept = old - differ
+    files |= {path: there.folder / path for path in kept}
+    return Change(files, merged, frozenset(kept), frozenset(clashes), added, 0, len(differ))
+
+
+def _require_held(there: Standing, leaving: set[str], staying: set[str | None]) -> None:
+    """Raise DataError unless a named version holds every picture that leaves."""
+    pictures = {path for path in leaving if path.lower().endswith(SUFFIXES) and there.digests[path] not in staying}
+    if not pictures:
+        return
+    held, unknown = versions.list_held(there.workspace, there.name)
+    packed = {path: shard for shard, members in list_packed(there.workspace, there.name).items() for path in members}
+    raw, known = there.workspace.raw(there.name), dict[str, str]()
+    for file in {packed.get(path, path) for path in pictures}:  # DVC knows shards, not what is in them
+        known[file] = hash_md5(raw / file)
+    if lost := {path for path in pictures if not held & {known[packed.get(path, path)], there.digests[path] or ""}}:
+        doubt = f" (what {', '.join(unknown)} holds can be had from nowhere)" if unknown else ""
+        raise DataError(
+            f"import into {there.name} with --replace",
+            expected="a named version that holds the pictures which go",
+            found=f"none that holds {_name_some(lost)}{doubt}",
+            mend=f"Leave `--replace` out to add to them, keep them with `tessera version {there.name}` first, or give "
+            "`--force`, too, if they may go for good.",
+        )
+
+
+def _name_some(paths: set[str]) -> str:
+    more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
+    return f"{', '.join(sorted(paths)[:4])}{more}"
+
+
+# Labels
+
+
+def require_labels_kept(there: Standing, domain: Domain, change: Change, new: pl.DataFrame, both: pl.DataFrame) -> None:
+    """Raise DataError unless all pictures in place, and all new ones, have in `both` the labels they had alone."""
+    old = _group_rows(read_rows(domain, there.folder, there.digests))
+    found, added = _group_rows(both), _group_rows(new)
+    told = {_stem(path) for path in change.overwritten}  # these may say something else now, as the new ones do
+    wrong = [path for path, said in old.items() if found.get(path) != said]
+    wrong = [path for path in wrong if _stem(path) not in told or found.get(path) != added.get(path)]
+    wrong += [path for path, said in added.items() if said - found.get(path, Counter())]
+    if not wrong:
+        return
+    path = min(wrong)
+    texts = [" and ".join(sorted(said.get(path, {"nothing": 1}))) for said in (old, added, found)]
+    more = f", and {len(set(wrong)) - 1} more like it" if len(set(wrong)) > 1 else ""
+    raise DataError(
+        f"import into {there.name}",
+        expected="the same labels for a picture in both places",
+        found=f"for {path} {texts[0]} in place, {texts[1]} in the folder, {texts[2]} from both{more}",
+        mend="Correct one of the two, or give `--replace` if the folder is the whole set.",
+    )
+
+
+def _stem(path: str) -> str:
+    """What a picture shares with its own mask or annotation file."""
+    return posixpath.splitext(posixpath.basename(path))[0].removesuffix("_mask")
+
+
+def _group_rows(rows: pl.DataFrame) -> dict[str, Counter[str]]:
+    """What is said of each picture; rows that say nothing but what is wrong are left out."""
+    said: dict[str, Counter[str]] = {}
+    names = [name for name in rows.columns if name not in ("id", "path", "problem", "stated_size")]
+    for path, *values in rows.filter(pl.col("problem").is_null()).select("path", *names).iter_rows():
+        facts = zip(names, values, strict=True)
+        text = ", ".join(f"{name}={value}" for name, value in facts if value not in (None, []))
+        said.setdefault(path, Counter())[text] += 1
+    return said
+
+
+def merge_labels(layout: Layout, path: str, old: Path, new: Path) -> bytes | None:
+    """A file that holds what both hold, where it is a list that can be extended; else None.
+
+    Raises DataError where it is one and the two are of different forms.
+    """
+    if isinstance(layout, Csv) and path == posixpath.normpath(layout.table):
+        return _merge_lines(path, old.read_bytes(), new.read_bytes(), header=bool(getattr(layout, "header", True)))
+    if isinstance(layout, Parquet) and path == posixpath.normpath(layout.table):
+        return _merge_parquet(path, old, new)
+    if isinstance(layout, Coco) and path.lower().endswith(".json"):
+        return _merge_coco(path, old, new)
+    if posixpath.basename(path).lower() in SPLIT_LISTS or "ImageSets" in path.split("/"):
+        return _merge_lines(path, old.read_bytes(), new.read_bytes(), header=False)
+    return None
+
+
+def _merge_lines(path: str, old: bytes, new: bytes, *, header: bool) -> bytes:
+    """The old text, then those records of the new one that it lacks; in whatever encoding keeps ASCII."""
+    if b"\0" in old or b"\0" in new:  # UTF-16
+        raise _refuse_merge(path, "tables in UTF-8 or another encoding that keeps ASCII", "UTF-16")
+    first, second = (_split_records(text.removeprefix(b"\xef\xbb\xbf")) for text in (old, new))
+    if header and [line.strip() for line in first[:1]] != [line.strip() for line in second[:1]]:
+        heads = [b"".join(lines[:1]).decode(errors="replace") for lines in (first, second)]
+        raise _refuse_merge(path, f"the columns of the table in place, {heads[0]}", heads[1])
+    known, end = set(first), b"\r\n" if b"\r\n" in old else b"\n"
+    more = [line for line in second if line not in known]
+    text = old if not old or old.endswith(b"\n") else old + end
+    return text + b"".join(line + end for line in more)
+
+
+def _split_records(text: bytes) -> list[bytes]:
+    """Lines without their ends; a quoted cell may go over several."""
+    records, open_ = list[bytes](), False
+    for line in text.splitlines():
+        if open_:
+            records[-1] += b"\n" + line
+        elif line.strip():
+            records.append(line)
+        open_ ^= line.count(b'"') % 2 == 1
+    return records
+
+
+def _merge_parquet(path: str, old: Path, new: Path) -> bytes:
+    first, second = (pl.read_parquet(file, hive_partitioning=False) for file in (old, new))
+    if set(first.columns) != set(second.columns):
+        raise _refuse_merge(path, f"the columns {', '.join(first.columns)}", ", ".join(second.columns))
+    second, known = second.select(first.columns), {repr(row) for row in first.iter_rows()}
+    more = second.filter(pl.Series([repr(row) not in known for row in second.iter_rows()], dtype=pl.Boolean))
+    try:
+        both = pl.concat([first, more], how="vertical_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise _refuse_merge(path, f"the types {first.schema}", str(error)) from None
+    buffer = io.BytesIO()
+    both.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def _merge_coco(path: str, old: Path, new: Path) -> bytes | None:
+    """Pictures by file name and categories by name; ids of the new file are counted on from the old ones."""
+    first, second = (_load_coco(file) for file in (old, new))
+    if first is None or second is None:
+        return None
+    categories = _match(first["categories"], second["categories"], "name")
+    images = _match(first["images"], second["images"], "file_name")
+    known = {_write_key(item) for item in first["annotations"]}
+    number = max((item["id"] for item in first["annotations"] if isinstance(item.get("id"), int)), default=0)
+    for item in second["annotations"]:
+        place = {"image_id": images.get(item.get("image_id")), "category_id": categories.get(item.get("category_id"))}
+        if None in place.values():
+            raise _refuse_merge(path, "annotations of pictures and categories that the file lists", str(item)[:100])
+        if _write_key(item | place) not in known:
+            number += 1
+            first["annotations"].append(item | place | {"id": number})
+    return json.dumps(first, ensure_ascii=False).encode()
+
+
+def _write_key(annotation: dict[str, Any]) -> str:
+    """The same for annotations that say the same, whatever their own ids."""
+    return json.dumps({key: value for key, value in annotation.items() if key != "id"}, sort_keys=True)
+
+
+def _load_coco(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_bytes())
+        lists = [content[key] for key in ("images", "annotations", "categories")]
+        whole = all("id" in item for items in (lists[0], lists[2]) for item in items)
+        named = all("file_name" in item for item in lists[0]) and all("name" in item for item in lists[2])
+        return dict(content) if whole and named else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _match(old: list[dict[str, Any]], new: list[dict[str, Any]], key: str) -> dict[Any, Any]:
+    """Ids of the new list -> ids in the old one, which gets what it lacks."""
+    ids = {item[key]: item["id"] for item in old}
+    number = max((item["id"] for item in old if isinstance(item["id"], int)), default=0)
+    for item in new:
+        if item[key] not in ids:
+            number += 1
+            ids[item[key]] = number
+            old.append(item | {"id": number})
+    return {item["id"]: ids[item[key]] for item in new}
+
+
+def _refuse_merge(path: str, expected: str, found: str) -> DataError:
+    mend = "Write both in one form, or give `--replace` if the folder is the whole set."
+    return DataError(f"{path} of the new images", expected=expected, found=found, mend=mend)

@@ -1,0 +1,92 @@
+"""The data stages of dvc.yaml for one domain: one DVC process, followed from stage to stage.
+
+    with closing(Stages(workspace, name, version.md5, code)) as stages:
+        stages.run("manifest")  # returns when that stage has ended; DVC goes on with the next meanwhile
+        stages.run("features")
+
+Forced, because DVC cannot see that Tessera's own code changed; not run at all where that and everything else is proven
+to be as it was (see `proofs`).
+"""
+
+import atexit
+from collections.abc import Iterator
+
+from components.data.store import proofs, versioning
+from components.workspace import Workspace
+
+#: Begun by who knew that they would be wanted, before Prefect was up; taken once.
+_BEGUN: list["Stages"] = []
+
+
+def begin_stages(workspace: Workspace, name: str, md5: str, code: str) -> None:
+    """DVC works from now on; `create_stages` finds it."""
+    stages = Stages(workspace, name, md5, code)
+    atexit.register(stages.close)
+    if not stages.fresh:
+        stages.begin()
+    _BEGUN.append(stages)
+
+
+def create_stages(workspace: Workspace, name: str, md5: str, code: str) -> "Stages":
+    """The stages of these images and this code: those that were begun for them, or new ones."""
+    for stages in _BEGUN:
+        if (stages.workspace, stages.name, stages.md5, stages.code) == (workspace, name, md5, code):
+            _BEGUN.remove(stages)
+            return stages
+    return Stages(workspace, name, md5, code)
+
+
+class Stages:
+    """What has ended and what is to do. A stage that failed raises as itself, and is tried again when asked again."""
+
+    def __init__(self, workspace: Workspace, name: str, md5: str, code: str) -> None:
+        self.workspace, self.name, self.md5, self.code = workspace, name, md5, code
+        self.fresh = proofs.are_fresh(workspace, name, md5, code)
+        self.waiting = [] if self.fresh else list(proofs.STAGES)
+        self._going: Iterator[str] | None = None
+
+    def begin(self) -> Iterator[str]:
+        """Start DVC where it does not work yet; it goes on by itself."""
+        if self._going is None:
+            self._going = self._start()
+            next(self._going)
+        return self._going
+
+    def run(self, stage: str) -> None:
+        """Come to the end of this stage, and of those before it."""
+        while stage in self.waiting:
+            try:
+                ended = next(self.begin())
+            except BaseException:
+                self._going = None
+                raise
+            self.waiting.remove(ended)
+            if not self.waiting:
+                proofs.remember_stages(self.workspace, self.name, self.code)
+
+    def close(self) -> None:
+        """End DVC where it still works."""
+        if self._going is not None:
+            self._going.close()  # type: ignore[attr-defined]
+
+    def _start(self) -> Iterator[str]:
+        """Nothing when DVC has started, then the stages that wait, each when it has ended.
+
+        Nobody else changes the domain's images meanwhile.
+        """
+        with versioning.hold_domain(self.workspace, self.name, f"the data stages of {self.name}"):
+            yield from self._follow()
+
+    def _follow(self) -> Iterator[str]:
+        proofs.forget_stages(self.workspace, self.name)
+        waiting = tuple(self.waiting)
+        targets = [f"{stage}@{self.name}" for stage in waiting]
+        begun = 0
+        lines = versioning.reproduce(self.workspace, "--single-item", "--force", *targets)
+        yield next(lines)
+        for line in lines:
+            if line.startswith("Running stage '"):
+                begun += 1
+                if begun > 1:
+                    yield waiting[begun - 2]
+        yield waiting[-1]

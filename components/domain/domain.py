@@ -1,0 +1,156 @@
+"""A domain: what is to be recognised, in which images, and under which terms.
+
+`data/<name>/domain.yaml` is the only file a user writes. It is strict (an unknown key is an error that
+names the known ones) and frozen; everything has a default, so the smallest legal file is four lines:
+
+    name: tiles
+    task: classification
+    classes: [good, cracked]
+    layout: folders
+
+Candidates are kept here as plain mappings: their options belong to the tuners, which check them
+(`components.models.tuners.create_tuners`), because a domain must not know about models.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from components.domain.layouts import RESERVED_COLUMNS, WITH_LABELS, Layout, Table
+from components.domain.settings import Gates, Groups, Schedule, Search, Split, Training, Validation
+from components.domain.strict import NAME_PATTERN, Strict
+
+PRESETS = ("none", "industrial", "pathology", "xray")
+
+
+class Domain(Strict):
+    """Everything a `domain.yaml` may say."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    """Name of the domain, as its folder is called."""
+    task: Literal["classification", "multilabel"]
+    """`classification` gives an image one label; `multilabel` any number, and can be checked, split and exported, but
+    not trained yet."""
+    classes: tuple[str, ...] = Field(min_length=2)
+    """The labels that images may have."""
+    layout: Layout
+    """How the labels are kept: the name of a layout, or a mapping with its options."""
+    rename: Mapping[str, str] = {}
+    """Labels as they are written, and the class each belongs to: `{Good: good, NG: bad}`."""
+    group: str | None = None
+    """The column that names what belongs together (lot, patient, part): never in two splits."""
+    groups: Groups = Groups()
+    """Which pictures are held together besides."""
+    slices: tuple[str, ...] = ()
+    """Columns by whose values scores are told apart."""
+    split: Split = Split()
+    """How groups are split."""
+    validation: Validation = Validation()
+    """What the data must keep before anything is trained on them."""
+    augmentation: str | dict[str, Any] = "industrial"
+    """One of the presets, or a pipeline that albumentations saved: its `*.yaml` beside domain.yaml, or itself."""
+    backbone: str = "auto"
+    """`embedded`, a .safetensors path, a timm name, or `auto`: the hub's default if the hub answers, else the embedded
+    one."""
+    img_size: int | None = Field(default=None, ge=16, le=2048)
+    """Side of training images in pixels; the backbone's own when left out."""
+    candidates: tuple[Mapping[str, Any], ...] = Field(
+        default=({"kind": "linear"}, {"kind": "vpt"}, {"kind": "vapt"}, {"kind": "full"}), min_length=1
+    )
+    """The tuners to train, by kind or as mappings with their options."""
+    training: Training = Training()
+    """The budget of every candidate."""
+    search: Search | None = None
+    """How long each candidate's options are searched; not at all when left out."""
+    gates: Gates = Gates()
+    """When a challenger may become champion."""
+    schedule: Schedule | None = None
+    """When to retrain by itself; never when left out."""
+    work_pool: str | None = None
+    """The Prefect work pool whose workers train the candidates; without one, or without a Prefect server, they are
+    trained where the retrain runs."""
+    title: str = ""
+    """Name of the domain for people."""
+    description: str = ""
+    """What the images show."""
+    intended_use: str = ""
+    """For whom and for what the adapters are; the model card says it first."""
+    source: str = ""
+    """Where the images come from."""
+    licence: str = ""
+    """Terms of the images."""
+    citation: str = ""
+    """How to cite the images."""
+
+    @field_validator("rename")
+    @classmethod
+    def _to_classes(cls, value: Mapping[str, str], info: ValidationInfo) -> Mapping[str, str]:
+        known = info.data.get("classes", ())
+        if strangers := sorted(set(value.values()) - set(known)):
+            raise ValueError(f"renames to {', '.join(strangers)}; the classes are {', '.join(known)}")
+        if both := sorted(set(value) & set(known)):
+            raise ValueError(f"renames {', '.join(map(repr, both))}, which `classes` names, too: take it out there")
+        return value
+
+    @field_validator("layout", mode="before")
+    @classmethod
+    def _layout_by_name(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _split_by_name(cls, value: Any) -> Any:
+        return {"given": True} if value == "given" else value
+
+    @field_validator("layout")
+    @classmethod
+    def _fits_task(cls, value: Layout, info: ValidationInfo) -> Layout:
+        many = info.data.get("task") == "multilabel"
+        if many and value.kind not in WITH_LABELS:
+            raise ValueError(f"the task multilabel wants one of the layouts {', '.join(WITH_LABELS)}")
+        if isinstance(value, Table) and value.separator and not many:
+            raise ValueError("only the task multilabel has a separator; what stands between columns is the `delimiter`")
+        if isinstance(value, Table) and value.one_hot and many:
+            raise ValueError("one_hot says that a row has one label; the task multilabel reads such columns without it")
+        return value
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _candidates_by_name(cls, value: Any) -> Any:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [{"kind": item} if isinstance(item, str) else item for item in value]
+        return value
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _known_augmentation(cls, value: Any) -> Any:
+        named = isinstance(value, str) and (value in PRESETS or value.endswith((".yaml", ".yml")))
+        if not named and not (isinstance(value, dict) and isinstance(value.get("transform"), dict)):
+            raise ValueError(f"one of {', '.join(PRESETS)}, or an albumentations file `*.yaml` beside domain.yaml")
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"names a class twice: {', '.join(value)}")
+        return value
+
+    @field_validator("gates")
+    @classmethod
+    def _costs_of_classes(cls, value: Gates, info: ValidationInfo) -> Gates:
+        known = info.data.get("classes", ())
+        named = {name for row in value.costs.values() for name in row} | set(value.costs) - {"*"}
+        if strangers := sorted(named - set(known)):
+            raise ValueError(f"gates.costs speaks of {', '.join(strangers)}; the classes are {', '.join(known)}")
+        if value.max_cost is not None and not value.costs:
+            raise ValueError("max_cost is a limit of `costs`: give these, too")
+        return value
+
+    @field_validator("slices")
+    @classmethod
+    def _free_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := set(value) & set(RESERVED_COLUMNS):
+            raise ValueError(f"slice columns may not be called {', '.join(sorted(taken))}")
+        return value

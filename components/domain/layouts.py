@@ -1,0 +1,250 @@
+"""Layouts: how a raw folder says which pictures it holds and how they are annotated."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from components.domain.strict import Strict
+
+PART = re.compile(r"<([a-z][a-z0-9_]*)>")  # of a folder's path in a layout: stands for every name
+RESERVED_COLUMNS = (
+    *("id", "path", "label", "labels", "group", "mask", "boxes", "crop"),
+    *("width", "height", "split", "stated_size", "problem"),
+)
+
+
+class Tree(Strict):
+    """What layouts of folders have in common: a part `<name>` of `images` stands for every folder at that place."""
+
+    images: str = "."
+    """The folder of the pictures; a part `<name>` stands for every folder at that place."""
+
+    @field_validator("images", "masks", "annotations", "instances", check_fields=False)
+    @classmethod
+    def _legal_parts(cls, value: str | None, info: ValidationInfo) -> str | None:
+        names = PART.findall(value or "")
+        if len(set(names)) != len(names):
+            raise ValueError("names a part in angle brackets twice")
+        if "class" in names and not (cls is Folders and info.field_name == "images"):
+            raise ValueError("only `images` of the layout folders may hold the part <class>")
+        known = set(PART.findall(info.data.get("images", value) or ""))
+        if info.field_name != "images" and (strange := set(names) - known - {"split"}):
+            raise ValueError(f"the part <{strange.pop()}> is none of `images`")
+        return value
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts in angle brackets, which are columns of the rows."""
+        return tuple(PART.findall(self.images))
+
+
+class Folders(Tree):
+    """One folder per class: `<images>/<class>/*.jpg`, and masks `<masks>/<class>/<same stem>.png` where given.
+
+    A mask may also be called `<stem>_mask.png`, and `masks: .` takes masks that lie beside their pictures. A part of
+    `images` in angle brackets stands for every folder at that place: `images: <split>` reads train/good and
+    test/good, `<lot>` reads P00/good and P01/good, `<class>/<lot>` reads good/P00. Its name is a column that may
+    serve as `group` or as a slice, except that `<split>` stands for names of splits alone and serves `split: given`.
+    The layouts voc, coco, instances and masks take such parts as well: `{kind: masks, images: <split>/images, masks:
+    <split>/masks}`.
+    """
+
+    kind: Literal["folders"] = "folders"
+    """One folder per class."""
+    images: str = "."
+    """The folder that holds one folder per class; a part `<name>` stands for every folder at that place."""
+    masks: str | None = None
+    """The folder that holds the masks, in folders of the same names."""
+
+
+class Table(Strict):
+    """What a csv and a parquet table have in common."""
+
+    table: str = "labels.csv"
+    """Path of the table below the images' folder."""
+    image: str = "image"
+    """The column that names the picture."""
+    label: str = "label"
+    """The column that names the class."""
+    separator: str | None = Field(default=None, min_length=1)
+    """What stands between several labels in one cell (task `multilabel`)."""
+    one_hot: bool = False
+    """Whether each class has a column of 0 and 1, with exactly one 1 per row."""
+    mask: str | None = None
+    """The column that names the mask."""
+    boxes: str | None = None
+    """The column that holds boxes, in pixels."""
+    crop: str | tuple[str, str, str, str] | None = None
+    """The column that holds one box, or the four columns of its corners: the row is then that part of the picture."""
+    box_form: Literal["corners", "size"] = "corners"
+    """Whether a box is `x0 y0 x1 y1` (corners) or `x y width height` (size)."""
+
+
+class Csv(Table):
+    """One table, one row per image; paths in it are relative to the table or to the top folder.
+
+    `tessera import` finds the table, its columns and its form, and writes them down; what `--layout` names is not
+    searched for. `delimiter` stands between columns, `header: false` says that the first line is data (the columns are
+    then `column_1`, `column_2` and so on). Any further column may serve as `group` or as a slice. `boxes` holds
+    `x0 y0 x1 y1` in pixels, several boxes joined by `;`. `crop` holds one such box, or names four columns
+    (`[xmin, ymin, xmax, ymax]`): the row is then that part of the picture; `box_form: size` says that boxes are
+    `x y width height`. `one_hot: true`: the table has one column of 0 and 1 per class, named as the class, with exactly
+    one 1 per row. With the task `multilabel` there are such columns with any number of 1s; or, where `separator` is
+    given, the column `label` holds all labels joined by it (none: an empty cell).
+    """
+
+    kind: Literal["csv"] = "csv"
+    """A table as text."""
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """The mark between columns."""
+    encoding: str = "utf-8"
+    """The encoding of the text."""
+    header: bool = True
+    """Whether the first line names the columns; else they are `column_1`, `column_2` and so on."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _is_delimiter(cls, value: str) -> str:
+        if value.isalnum() or value in '"\n\r':
+            raise ValueError("wants a mark that stands between columns, such as `;`")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known_encoding(cls, value: str) -> str:
+        try:
+            "".encode(value)
+        except (LookupError, ValueError):  # ValueError: a zero byte in the name
+            raise ValueError("wants the name of a text encoding, such as utf-8, utf-16, cp1252") from None
+        return value
+
+
+class Parquet(Table):
+    """The same as csv in a parquet file; a column of lists is read as its values joined by `separator` (or `;`)."""
+
+    kind: Literal["parquet"] = "parquet"
+    """A table as a parquet file."""
+    table: str = "labels.parquet"
+    """Path of the table below the images' folder."""
+
+
+class Voc(Tree):
+    """Pascal VOC: each annotated object becomes one crop, and all crops of a picture are one group.
+
+    The lists in ImageSets/Main, where there are any, name the split of a picture.
+    """
+
+    kind: Literal["voc"] = "voc"
+    """Pascal VOC."""
+    images: str = "JPEGImages"
+    """The folder of the pictures; a part `<name>` stands for every folder at that place."""
+    annotations: str = "Annotations"
+    """The folder of the XML files."""
+
+
+class Coco(Tree):
+    """COCO instances: each annotation's box becomes one crop, and all crops of a picture are one group.
+
+    `annotations` is one .json file or a folder of them, or, with the part `<split>`, one file per split
+    (`annotations/instances_<split>.json`, `<split>/_annotations.coco.json`). A segmentation gives its extent where
+    there is no box, and is not kept otherwise; crowds (`iscrowd: 1`) are passed over. Further keys of an annotation
+    or of its image may serve as `group` or as slices; `mask`, `boxes` and `whole: true` (the picture itself instead
+    of a crop) are read as `tessera export` writes them. With the task `multilabel` a row is a picture with all its
+    categories.
+    """
+
+    kind: Literal["coco"] = "coco"
+    """COCO."""
+    images: str = "images"
+    """The folder that file names are relative to; a part `<name>` stands for every folder at that place."""
+    annotations: str = "annotations.json"
+    """The .json file or a folder of them; with the part `<split>` one file per split."""
+
+
+class Yolo(Strict):
+    """YOLO detection: each line `class cx cy width height` of a label file becomes one crop.
+
+    The label file of `<images>/train/a.jpg` is `<labels>/train/a.txt`, `labels` beside `images` (`train/images/a.jpg`,
+    `train/labels/a.txt`), or `a.txt` beside the picture. `names` is the file that names the classes, data.yaml or a
+    text file with one name per line; found where it is left out. An empty label file means background.
+    """
+
+    kind: Literal["yolo"] = "yolo"
+    """YOLO detection."""
+    images: str = "images"
+    """The folder of the pictures."""
+    labels: str = "labels"
+    """The folder of the label files."""
+    names: str | None = None
+    """The file that names the classes, data.yaml or a text file; found where it is left out."""
+
+
+class Instances(Tree):
+    """Instance-id masks (0 = background): a crop an instance, and as many crops of empty background."""
+
+    kind: Literal["instances"] = "instances"
+    """Masks with one number per object."""
+    images: str = "images"
+    """The folder of the pictures; a part `<name>` stands for every folder at that place."""
+    instances: str = "instances"
+    """The folder of the masks."""
+    label: str = "object"
+    """The class of every object."""
+    background: str = "background"
+    """The class of the crops of background."""
+
+
+class Masks(Tree):
+    """Semantic masks, `<masks>/<same stem>.png` with a class in every pixel: a picture gets the class its mask shows.
+
+    `ids` says which number in the mask, or which colour `"#rrggbb"`, is which class; left out, number k is `class_k`.
+    The mask of `a.jpg` may also be called `a_mask.png`, and lie beside it (`masks: .`). 0 (black) is `background`,
+    the label of pictures that show nothing else; numbers or colours in `ignore` count for nothing. A picture that
+    shows several classes has no one label and goes to quarantine; the task `multilabel` takes them all, and
+    background is then no label.
+    """
+
+    kind: Literal["masks"] = "masks"
+    """Masks with one number or colour per class."""
+    images: str = "images"
+    """The folder of the pictures; a part `<name>` stands for every folder at that place."""
+    masks: str = "masks"
+    """The folder of the masks; `.` where they lie beside their pictures."""
+    ids: Mapping[str, int | str] = {}
+    """Which number or colour `"#rrggbb"` is which class; left out, number k is `class_k`."""
+    background: str = "background"
+    """The class of pictures that show nothing else; 0 (black) in the mask."""
+    ignore: tuple[int | str, ...] = ()
+    """Numbers or colours that count for nothing."""
+
+    @field_validator("ids", "ignore")
+    @classmethod
+    def _numbers_or_colours(cls, value: Any) -> Any:
+        values = list(value.values()) if isinstance(value, Mapping) else list(value)
+        colours = [v for v in values if isinstance(v, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", v)]
+        numbers = [v for v in values if isinstance(v, int) and 0 <= v < 2**32]
+        if len(values) not in (len(colours), len(numbers)):
+            raise ValueError('wants whole numbers, or else colours such as "#ff0000" in quotes')
+        if len({str(v).lower() for v in values}) != len(values):
+            raise ValueError("gives one value to two classes")
+        return value
+
+
+Layout = Annotated[
+    Folders | Csv | Parquet | Voc | Coco | Yolo | Instances | Masks,
+    Field(discriminator="kind"),
+]
+LAYOUTS: dict[str, type[Folders | Csv | Parquet | Voc | Coco | Yolo | Instances | Masks]] = {
+    "folders": Folders,
+    "csv": Csv,
+    "parquet": Parquet,
+    "voc": Voc,
+    "coco": Coco,
+    "yolo": Yolo,
+    "instances": Instances,
+    "masks": Masks,
+}
+WITH_COLUMNS = ("csv", "parquet", "coco")  # layouts that can hold a group and slices
+WITH_LABELS = ("csv", "parquet", "coco", "masks")  # layouts that can give one picture several labels

@@ -1,0 +1,181 @@
+"""The sections of domain.yaml: splits, groups, validation, training, search, gates and schedule."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
+
+from cronsim import CronSim, CronSimError
+from pydantic import Field, field_validator, model_validator
+
+from components.domain.strict import Strict
+
+
+class Split(Strict):
+    """Shares of the groups, not of the images: all images of a group are in one split."""
+
+    val: float = Field(default=0.15, gt=0, lt=0.5)
+    """Share of the groups for validation, on which candidates are selected."""
+    test: float = Field(default=0.25, gt=0, lt=0.5)
+    """Share of the groups for the test, on which gates judge."""
+    seed: int = 0
+    """Seed of the hash that splits new groups."""
+    given: bool = False
+    """Keep the split that the tree or table names (`split: given` says the same). Where it has no val, the share `val`
+    of the groups in train becomes val."""
+
+
+class Groups(Strict):
+    """What holds images together besides their content or group column."""
+
+    near_duplicates: Literal["off", "report", "join"] = "join"
+    """`join` keeps pictures that show one thing in one group, and so in one split; `report` finds and shows them but
+    joins nothing; `off` does not look for them."""
+
+    @field_validator("near_duplicates", mode="before")
+    @classmethod
+    def _off_by_yaml(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
+
+
+class Validation(Strict):
+    """Floors and ceilings the data must keep before anything is trained on them."""
+
+    min_images_per_class: int = Field(default=4, ge=2)
+    """Fewest fit images a class must have."""
+    min_groups_per_class: int = Field(default=3, ge=3)
+    """Fewest groups a class must have, so that each split gets one."""
+    min_side: int = Field(default=16, ge=1)
+    """Shortest side of a fit image in pixels."""
+    max_megapixels: float = Field(default=100.0, gt=0)
+    """Most pixels of a fit image, in millions."""
+    max_quarantined: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of unfit images with which a check still passes."""
+    near_duplicate_bits: int = Field(default=4, ge=0, le=32)
+    """Most bits in which two images' perceptual hashes differ for a closer look at the pair."""
+
+
+class Training(Strict):
+    """One budget for every candidate, so that a method never wins by training longer."""
+
+    epochs: int = Field(default=20, ge=1)
+    """Times that every training image is seen."""
+    batch_size: int = Field(default=32, ge=2)
+    """Images per step, however it is computed: in `accumulate` parts, shared among `devices`."""
+    warmup_epochs: float = Field(default=2.0, ge=0)
+    """Epochs in which the learning rate rises to its peak."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """One training per candidate and seed."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that load images; 0 loads them in the training process."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts in which a step is computed, one after the other, where memory is short."""
+    gradient_checkpointing: bool = False
+    """Less memory for a third more time."""
+    devices: int = Field(default=1, ge=1, le=64)
+    """Processes, one per GPU where there are any, that share one training."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What is computed in; `auto` is bfloat16 where the device has it."""
+    checkpoint_seconds: float = Field(default=10.0, ge=0)
+    """Least seconds between two checkpoints."""
+
+
+class Search(Strict):
+    """How long each candidate's options are searched before the final seeds are trained; the same for all of them."""
+
+    trials: int | None = Field(default=None, ge=2, le=1000)
+    """Configurations tried per candidate."""
+    seconds: float | None = Field(default=None, gt=0)
+    """Seconds of training processes, start to end; another machine may come to another result with them. Whichever of
+    `trials` and `seconds` is used up first ends the search."""
+    halving: int = Field(default=3, ge=2, le=10)
+    """One in so many trials goes on at each rung, and a rung has so many times the epochs of the one before."""
+
+    @model_validator(mode="after")
+    def _some_budget(self) -> "Search":
+        if self.trials is None and self.seconds is None:
+            raise ValueError("give a budget: trials, seconds or both")
+        return self
+
+
+class Gates(Strict):
+    """When a challenger may become champion. Scores are balanced accuracies on the test groups."""
+
+    use: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The gates that judge; all when left out."""
+    floor: float | None = Field(default=None, ge=0, le=1)
+    """What the lower end of the challenger's interval must reach; chance level when left out."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Confidence of every interval."""
+    slice_margin: float = Field(default=0.05, ge=0, le=1)
+    """How much worse any slice may get."""
+    max_adapter_mb: float | None = Field(default=None, gt=0)
+    """Limit of the artifact's size in MB; none when left out."""
+    max_ece: float | None = Field(default=None, gt=0, le=1)
+    """Limit of the calibration error; none when left out."""
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    """Limit in ms for one image on the device that judges; none when left out."""
+    max_memory_mb: float | None = Field(default=None, gt=0)
+    """Limit of memory in MB for one image on the device that judges; none when left out."""
+    costs: Mapping[str, Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]] = {}
+    """What a mistake costs, by truth and prediction; others cost 1. `{"*": {good: 20}}`: a missed defect costs as much
+    as 20 false alarms."""
+    max_cost: float | None = Field(default=None, ge=0)
+    """Limit of the mean cost per image; none when left out."""
+    approval: bool = False
+    """Whether a person must agree, too (`tessera approve`)."""
+
+    def cost(self, truth: str, predicted: str) -> float:
+        """Of taking one class for another; nothing where that is right."""
+        if truth == predicted:
+            return 0.0
+        known = (self.costs.get(row, {}).get(predicted) for row in (truth, "*"))
+        return next((cost for cost in known if cost is not None), 1.0)
+
+
+class Schedule(Strict):
+    """When to retrain by itself: a cron line or an interval, and whenever a data version is named (`on_version`)."""
+
+    cron: str | None = None
+    """Five fields, minute first, as in `0 3 * * 1`."""
+    interval_hours: float | None = Field(default=None, ge=1 / 3600, le=24 * 3660)
+    """Hours between two retrains."""
+    timezone: str = "UTC"
+    """A name of the IANA database, by whose clock both are meant; changes of the clock are observed."""
+    on_version: bool = False
+    """Retrain whenever a data version is named."""
+
+    @model_validator(mode="after")
+    def _says_when(self) -> "Schedule":
+        if self.cron is not None and self.interval_hours is not None:
+            raise ValueError("give exactly one of cron and interval_hours")
+        if self.cron is None and self.interval_hours is None and not self.on_version:
+            raise ValueError("give cron, interval_hours or on_version: true")
+        return self
+
+    @field_validator("cron")
+    @classmethod
+    def _five_fields(cls, value: str | None) -> str | None:
+        """What Prefect reads in the same way: a sixth field would mean seconds, to each at another end."""
+        if value is None:
+            return None
+        hint = "five fields, minute first, as in `0 3 * * 1` (Mondays at 03:00)"
+        if len(value.split()) != 5 or not re.fullmatch(r"[\w*,/\- ]+", value.strip()):
+            raise ValueError(f"cron wants {hint}")
+        try:
+            next(CronSim(value, datetime.now(UTC)))
+        except (CronSimError, StopIteration) as error:
+            raise ValueError(f"cron wants {hint}; this one says: {error or 'a day that never comes'}") from None
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        known = available_timezones()
+        if value not in known:
+            close = difflib.get_close_matches(value, [name for name in known if "/" in name], 1, cutoff=0.8)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"timezone wants a name such as Europe/Zurich or UTC{hint}")
+        return value

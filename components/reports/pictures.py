@@ -1,0 +1,242 @@
+"""What a run looks like: confusion matrix, sample pictures, learning curves, the comparison, as matplotlib figures.
+
+Figures are made as objects: pyplot's global state leaks memory in a long-lived worker and wants a main thread.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from components.errors import DataError
+from components.records import PROBABILITY
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_ANNOTATED = 20  # classes; beyond it the numbers cover one another
+TILE_PIXELS = 160
+#: What a tuner costs: key of its line, label, and the least that is drawn.
+COSTS = (
+    ("trainable_params", "trainable parameters, without the head", 1),
+    ("seconds", "seconds of training, mean of the seeds", 0.1),
+    ("adapter_bytes", "bytes of the adapter", 1),
+)
+RIGHT, WRONG = "#1a7f37", "#b42318"
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's colours
+
+
+def draw_confusion(frame: pl.DataFrame, classes: Sequence[str], title: str) -> "Figure":
+    """Counts, coloured by the share of each true class: a rare class is as visible as a frequent one."""
+    from matplotlib.figure import Figure
+
+    counts = count_confusion(frame, classes)  # (C, C)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = min(4 + 0.45 * len(classes), 24)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    support = [f"{name} ({n})" for name, n in zip(classes, counts.sum(axis=1), strict=True)]
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(classes)), support, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="truth (images)", title=title)
+    if len(classes) <= MOST_ANNOTATED:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            shade = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=shade)
+    return figure
+
+
+def count_confusion(frame: pl.DataFrame, classes: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Images by true (row) and predicted (column) class."""
+    number = {name: k for k, name in enumerate(classes)}
+    truth = np.array([number[name] for name in frame["label"]], dtype=np.int64)
+    predicted = np.array([number[name] for name in frame["predicted"]], dtype=np.int64)
+    cells = np.bincount(truth * len(classes) + predicted, minlength=len(classes) ** 2)
+    return cells.reshape(len(classes), len(classes))
+
+
+def draw_samples(frame: pl.DataFrame, raw: Path, title: str, most: int = 24) -> "Figure":
+    """A sheet of pictures: the mistakes first, the most confident of them on top, then the least certain hits."""
+    from matplotlib.figure import Figure
+
+    rows = choose_samples(frame, most)
+    columns = min(6, max(1, rows.height))
+    lines = max(1, math.ceil(rows.height / columns))
+    figure = Figure(figsize=(2.1 * columns, 2.5 * lines + 0.6), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, row in zip(grid.flat, rows.iter_rows(named=True), strict=False):
+        axes.imshow(_load_tile(raw / row["path"], row.get("crop")))
+        wrong = row["label"] != row["predicted"]
+        told = f"{row['label']}, taken for\n{row['predicted']}" if wrong else row["label"]
+        colour = WRONG if wrong else RIGHT
+        axes.set_title(f"{told} {row['confidence']:.0%}", fontsize=8, color=colour, parse_math=False)
+    return figure
+
+
+def draw_calibration(frame: pl.DataFrame, classes: Sequence[str], title: str, bins: int = 10) -> "Figure":
+    """How often answers of each probability were right (arXiv 1706.04599, figure 1), and how many there are of each."""
+    from matplotlib.figure import Figure
+
+    chances = frame.select(f"{PROBABILITY}{name}" for name in classes).to_numpy()
+    hits = (frame["label"] == frame["predicted"]).to_numpy()
+    sure = chances.max(axis=1)
+    place = np.minimum((sure * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    seen = count > 0
+    mean = np.bincount(place, weights=sure, minlength=bins)[seen] / count[seen]
+    right = np.bincount(place, weights=hits, minlength=bins)[seen] / count[seen]
+    figure = Figure(figsize=(4.6, 5), layout="constrained")
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    above, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    above.plot([0, 1], [0, 1], ":", color="#59636e", label="as sure as right")
+    above.plot(mean, right, "o-", color=SERIES[0], label="this model")
+    above.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    above.legend(fontsize=8, frameon=False, loc="upper left")
+    below.bar((np.arange(bins) + 0.5) / bins, count, width=0.9 / bins, color="#afb8c1")
+    below.set(xlabel="probability of the answer", ylabel="images")
+    return figure
+
+
+def draw_heat(frame: pl.DataFrame, heat: Mapping[str, Any], raw: Path, title: str) -> "Figure":
+    """The hardest images, each beside what the model looked at; frame: their rows. Its maps are of the whole square."""
+    from matplotlib.figure import Figure
+
+    pairs = 3
+    lines = max(1, math.ceil(frame.height / pairs))
+    figure = Figure(figsize=(11, 2.0 * lines + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    grid = figure.subplots(lines, 2 * pairs, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    cells = grid.reshape(lines * pairs, 2)
+    for (left, right), row in zip(cells, frame.iter_rows(named=True), strict=False):
+        tile = _load_tile(raw / row["path"], row.get("crop"))
+        extent = (0, tile.shape[1], tile.shape[0], 0)
+        wrong = row["label"] != row["predicted"]
+        told = f"{row['label']}, taken for {row['predicted']}" if wrong else f"{row['label']}, rightly"
+        left.imshow(tile, cmap="gray")
+        left.set_title(told, fontsize=8, color=WRONG if wrong else RIGHT, parse_math=False, loc="left")
+        right.imshow(tile, cmap="gray", alpha=0.55)
+        style: dict[str, Any] = {"cmap": "inferno", "alpha": 0.6, "interpolation": "bilinear", "vmin": 0, "vmax": 1}
+        right.imshow(heat[row["id"]], extent=extent, **style)
+        right.set_title(f"looked for {row['predicted']}", fontsize=8, parse_math=False, loc="left")
+    return figure
+
+
+def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int, title: str) -> "Figure":
+    """Losses and validation scores by epoch, and the epoch whose weights were kept."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    panels = figure.subplots(1, 2)
+    shown = (("loss", ("train/loss", "val/loss")), ("score", ("val/balanced_accuracy", "val/macro_f1")))
+    for axes, (unit, keys) in zip(panels, shown, strict=True):
+        for key, colour in zip(keys, SERIES, strict=False):
+            label = key.replace("_", " ")
+            axes.plot(epochs, [row[key] for row in history], "o-", ms=3, color=colour, label=label)
+        kept = (
+            f"solved, strength {history[0]['strength']:g}" if "strength" in history[0] else f"kept: epoch {best_epoch}"
+        )
+        axes.axvline(best_epoch, color="#59636e", linestyle=":", label=kept)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="epoch", ylabel=unit)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def draw_comparison(tuners: Sequence[Mapping[str, Any]], title: str) -> "Figure":
+    """Scores with their intervals against what they cost, and the recall of every class below.
+
+    tuners: lines of `flows.steps.compare.summarise_tuners`. A number is a tuner wherever it stands, the best first.
+    """
+    from matplotlib.figure import Figure
+
+    ranked = sorted(tuners, key=lambda line: -line["test"]["value"])
+    table = 0.36 * len(ranked) + 1.3
+    figure = Figure(figsize=(13, 4.4 + table), layout="constrained")
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    grid = figure.add_gridspec(2, len(COSTS), height_ratios=[4.4, table])
+    first = None
+    for place, (key, label, floor) in enumerate(COSTS):
+        axes = figure.add_subplot(grid[0, place], sharey=first)
+        _draw_cost(axes, ranked, key, floor)
+        axes.set_xlabel(label)
+        if first is None:
+            first = axes
+            axes.set_ylabel("balanced accuracy, test")
+        else:
+            axes.tick_params(labelleft=False)
+    _draw_recalls(figure.add_subplot(grid[1, :]), ranked)
+    return figure
+
+
+def _draw_cost(axes: "Axes", ranked: Sequence[Mapping[str, Any]], key: str, floor: float) -> None:
+    """floor: what stands for less, as a logarithm has no zero."""
+    from matplotlib.ticker import NullFormatter
+
+    places = [max(line[key], floor) for line in ranked]
+    axes.set_xscale("log")
+    axes.set_xlim(min(places) / 4, max(places) * 4)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.25)
+    for place, line in enumerate(ranked):
+        colour, x, test = SERIES[place % len(SERIES)], places[place], line["test"]
+        if test["low"] is not None:
+            axes.vlines(x, test["low"], test["high"], color=colour, linewidth=1.4, alpha=0.6)
+            axes.plot([x, x], [test["low"], test["high"]], "_", color=colour, markersize=8, alpha=0.6)
+        axes.plot([x] * len(test["seeds"]), test["seeds"], ".", color=colour, markersize=5)
+        axes.plot(x, test["value"], "o", color=colour, markersize=14, markeredgecolor="white")
+        style: dict[str, Any] = {"color": "white", "fontsize": 8, "weight": "bold", "ha": "center", "va": "center"}
+        axes.annotate(str(place + 1), (x, test["value"]), **style)
+
+
+def _draw_recalls(axes: "Axes", ranked: Sequence[Mapping[str, Any]]) -> None:
+    """A row a tuner, a column a class; its name and number at the left, its score with them."""
+    classes = list(ranked[0]["recalls"])
+    shares = np.array([[line["recalls"][name] for name in classes] for line in ranked])
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right", parse_math=False)
+    names = [f"{place}  {line['tuner']}  {line['test']['value']:.3f}" for place, line in enumerate(ranked, 1)]
+    axes.set_yticks(range(len(ranked)), names, parse_math=False)
+    for place, label in enumerate(axes.get_yticklabels()):
+        label.set_color(SERIES[place % len(SERIES)])
+    axes.set_title("recall by class, test", fontsize=10)
+    if len(classes) <= MOST_ANNOTATED:
+        for (row, column), share in np.ndenumerate(shares):
+            shade = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=shade, fontsize=8.5)
+
+
+def choose_samples(frame: pl.DataFrame, most: int) -> pl.DataFrame:
+    """At most `most` rows with `confidence`, the probability of the predicted class."""
+    scored = frame.with_columns(confidence=pl.max_horizontal(pl.col(f"^{PROBABILITY}.*$")))
+    wrong = scored.filter(pl.col("label") != pl.col("predicted")).sort(["confidence", "id"], descending=[True, False])
+    right = scored.filter(pl.col("label") == pl.col("predicted")).sort(["confidence", "id"])
+    return pl.concat([wrong, right]).head(most)
+
+
+def _load_tile(path: Path, crop: Sequence[int] | None) -> Any:
+    """Pixels alone: nothing of a file's EXIF gets into a figure, and so into the tracking store."""
+    from components.data.sources.images import UNDECODABLE, read_picture
+
+    try:
+        picture = read_picture(path)
+    except UNDECODABLE as error:
+        mend = "It was readable when it was validated: fetch the data version again."
+        raise DataError(str(path), expected="a readable image", found=str(error), mend=mend) from None
+    if crop is not None:
+        picture = picture.crop((crop[0], crop[1], crop[2], crop[3]))
+    picture.thumbnail((TILE_PIXELS, TILE_PIXELS))
+    return np.asarray(picture)

@@ -1,0 +1,171 @@
+"""What MLflow's pages say in words, the links from page to page, and the view that sets candidates side by side.
+
+MLflow shows the first lines of a description and folds the rest away: the answer comes first. Its tables have no space
+between columns. Links say `workflowType`, for a browser that never chose is shown pages for language models.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from components.domain.domain import Domain
+from components.records import Result
+
+NOTE = "mlflow.note.content"
+FOR_TRAINING = "workflowType=machine_learning"
+DATA = "data"  # artifact folder of a retrain's manifest and validation report
+EVIDENCE = "gates"  # artifact folder of what was found of a version, a file a judgement
+CARDS, CARD = "card", "model_card.html"  # artifact folder and page of the model card
+#: A view of an experiment's runs as MLflow saves it: listed under `Views`, and opened by a link with its name. Its
+#: columns with their widths in pixels: how good, how dear, and how sure.
+VIEW = "candidates"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+COLUMNS = {
+    "attributes.`Models`": 90,
+    "metrics.`val/balanced_accuracy`": 165,
+    "metrics.`test/balanced_accuracy`": 165,
+    "metrics.`cost/trainable_params`": 165,
+    "metrics.`cost/adapter_bytes`": 145,
+    "metrics.`cost/training_seconds`": 165,
+    "metrics.`test/balanced_accuracy_low`": 200,
+    "metrics.`test/balanced_accuracy_high`": 200,
+}
+
+
+def link_run(experiment: str, run_id: str, artifact: str = "") -> str:
+    """The page of a run, or of one of its artifacts."""
+    return f"#/experiments/{experiment}/runs/{run_id}{artifact and f'/artifacts/{artifact}'}?{FOR_TRAINING}"
+
+
+def link_candidates(experiment: str) -> str:
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&{FOR_TRAINING}"
+
+
+def link_comparison(experiment: str, runs: Sequence[str]) -> str:
+    wanted = {"runs": list(runs), "experiments": [experiment]}
+    return "#/compare-runs?" + "".join(f"{key}={quote(json.dumps(ids))}&" for key, ids in wanted.items()) + FOR_TRAINING
+
+
+def link_model(domain: str, version: int | None = None) -> str:
+    """The page of a registered model, or of one of its versions."""
+    return f"#/models/{domain}{f'/versions/{version}' if version else ''}?{FOR_TRAINING}"
+
+
+def without_html(markdown: str) -> str:
+    """Markdown in which no text of a user's becomes HTML: names and descriptions are shown as they are written."""
+    return markdown.replace("<", "&lt;")
+
+
+def link_prefect(page: str | None) -> str:
+    return f"\n\n[The flow run in Prefect]({page})" if page else ""
+
+
+def tag_experiment(domain: Domain, experiment: str) -> dict[str, str]:
+    """Its description, and the view `Candidates`: sorted by a score, for MLflow hides children below their parents
+    where it sorts by time.
+    """
+    state = {
+        "searchFilter": "tags.`tessera.role` = 'candidate'",
+        "orderByKey": "metrics.`val/balanced_accuracy`",
+        "orderByAsc": False,
+        "selectedColumns": list(COLUMNS),
+        "columnOrder": list(COLUMNS),
+        "columnWidths": COLUMNS,
+    }
+    view = {"name": "Candidates", "createdAt": 0, "state": json.dumps(state)}
+    return {NOTE: _describe_domain(domain, experiment), VIEW_TAG: json.dumps(view)}
+
+
+def _describe_domain(domain: Domain, experiment: str) -> str:
+    """MLflow's list shows the start as it is written, so without markup."""
+    facts = {"Source": domain.source, "Licence": domain.licence, "Citation": domain.citation}
+    candidates, versions = link_candidates(experiment), link_model(domain.name)
+    lines = [
+        f"{domain.title or domain.name}: {domain.description}".removesuffix(": "),
+        f"[Candidates side by side]({candidates}) · [registered versions]({versions})",
+        f"Classes: {', '.join(domain.classes)}.",
+        *(f"{key}: {value}" for key, value in facts.items() if value),
+    ]
+    return without_html("\n\n".join(lines))
+
+
+def render_ends(interval: Mapping[str, Any], sign: str = "") -> str:
+    """The ends of `Interval.to_dict`: `0.812 to 0.934`, or `not known (2 groups)`. sign: "+" shows it."""
+    if interval.get("low") is None:
+        groups = interval.get("groups", 0)
+        return f"not known ({groups} group{'' if groups == 1 else 's'})"
+    return " to ".join(f"{interval[end]:{sign}.3f}" for end in ("low", "high"))
+
+
+def name_verdict(verdict: str) -> str:
+    """What a gate's verdict is called: only the verdict over all of them promotes."""
+    return "pass" if verdict == "PROMOTE" else verdict
+
+
+def render_gates(findings: Iterable[Mapping[str, Any]]) -> str:
+    """`floor pass, improvement HOLD`"""
+    return ", ".join(f"{found['gate']} {name_verdict(found['verdict'])}" for found in findings)
+
+
+def describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any]) -> str:
+    test, backbone = row["test"], result.backbone
+    random = " **The backbone's weights are random: this tries the machinery, not the method.**"
+    untrained = "" if backbone["trained"] else random
+    tuned = f"{result.trainable_params:,} parameters ({result.share:.2%} of the backbone) and"
+    return (
+        f"**{result.label}**, seed {result.seed}: balanced accuracy **{test['value']:.3f}** on test "
+        f"({domain.gates.confidence:.0%} interval {render_ends(test)}), {row['val']:.3f} on "
+        f"validation.{untrained}\n\n"
+        f"Tuned {tuned if result.trainable_params else 'only'} a head of {result.head_params:,} in "
+        f"{result.seconds:.0f} s; the adapter takes {result.adapter_bytes / 1e6:.2g} MB. "
+        f"Backbone `{backbone['name']}`, weights `{str(backbone['sha256'])[:12]}`.\n\n"
+        "Artifacts: `pictures/samples.png` (mistakes first), `pictures/confusion_matrix.png`, "
+        "`pictures/learning_curves.png`, `predictions.parquet`, `adapter/`."
+    )
+
+
+def describe_outcome(outcome: Mapping[str, Any], experiment: str, run_id: str, files: Iterable[str]) -> str:
+    """files: the artifacts of the run that a reader may want to open."""
+    rows = sorted(outcome.get("candidates", ()), key=lambda row: -row["val"])
+    verdict = f"**{outcome.get('verdict') or 'no verdict'}**: {outcome.get('reason', '')}"
+    champion = outcome.get("champion_version")
+    live = f"Champion afterwards: {'none' if champion is None else f'version {champion}'}."
+    links = _link_pages(outcome, rows, experiment, run_id, files)
+    gates = f"Gates: {render_gates(outcome['findings'])}." if outcome.get("findings") else ""
+    warnings = [f"Warning: {warning}" for warning in outcome.get("warnings", ())]
+    over = [line["over_linear"]["text"] for line in outcome.get("tuners", ()) if line.get("over_linear")]
+    parts = (verdict, links, gates, *warnings, _render_candidates(rows, experiment), *over, live)
+    return without_html("\n\n".join(part for part in parts if part))
+
+
+def _link_pages(
+    outcome: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], experiment: str, run_id: str, files: Iterable[str]
+) -> str:
+    pages = {file: link_run(experiment, run_id, file) for file in files}
+    runs = {str(row["run_id"]): row.get("selected", False) for row in rows if "run_id" in row}
+    if runs:
+        pages["candidates compared"] = link_comparison(experiment, list(runs))
+    if runs and (version := outcome.get("challenger_version")):
+        pages[f"version {version}"] = link_model(outcome["domain"], version)
+        pages["its model card"] = link_run(experiment, max(runs, key=runs.__getitem__), f"{CARDS}/{CARD}")
+    return " · ".join(f"[{name}]({page})" for name, page in pages.items())
+
+
+def _render_candidates(rows: Sequence[Mapping[str, Any]], experiment: str) -> str:
+    lines = []
+    for row in rows:
+        name = f"[{row['tuner']}]({link_run(experiment, row['run_id'])})" if "run_id" in row else str(row["tuner"])
+        name = f"**{name}**" if row.get("selected") else name
+        test = f"{row['test']['value']:.3f} ({render_ends(row['test'])})"
+        costs = (f"{row['trainable_params']:,}", f"{row['adapter_bytes']:,}", f"{row['seconds']:.0f}")
+        lines.append((name, str(row["seed"]), f"{row['val']:.3f}", test, *costs))
+    heads = ("candidate", "seed", "validation", "test", "trainable parameters", "adapter bytes", "seconds")
+    selected = "Bold is what was selected: the best mean on validation over its seeds, and of these the best."
+    return f"{render_table(heads, lines)}\n\n{selected}" if lines else ""
+
+
+def render_table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [[f"{cell}&emsp;" for cell in cells] for cells in (heads, *lines)]
+    rows.insert(1, ["---"] * len(heads))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

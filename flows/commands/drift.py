@@ -1,0 +1,34 @@
+"""How far today's images lie from what the champion was trained on; known when the data stages have seen them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from components.data.checks.features import load_features
+from components.data.manifest import load_frame
+from components.data.store import proofs
+from components.monitoring.drift import measure_drift
+from components.promotion.registry import Version
+from components.sealed import load_known, save_known
+from components.tracking import runs
+from components.workspace import Workspace
+
+
+def find_drift(workspace: Workspace, champion: Version, md5: str, locked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of the version `md5`, which is that of the images now; None where nothing is new or nothing is known yet.
+
+    locked: what dvc.lock says. Measured once, from features that are there: no network is loaded here.
+    """
+    name = champion.domain
+    made = proofs.find_manifest(locked, name, md5)
+    if made is None or champion.data_version == md5:
+        return None
+    path, key = workspace.cache / "drift" / f"{name}.json", f"{made} {champion.run_id}"
+    known = load_known(path) or {}
+    if known.get("of") != key:
+        seen, derived = path.with_suffix(".parquet"), workspace.derived(name)
+        if not runs.fetch_manifest(champion.run_id, seen):
+            return None
+        frames = load_frame(seen), load_frame(derived / "manifest.parquet"), load_features(derived / "features.parquet")
+        known = {"of": key, "drift": measure_drift(*frames).model_dump(mode="json")}
+        save_known(path, known)
+    return dict(known["drift"])

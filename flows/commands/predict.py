@@ -1,0 +1,89 @@
+"""`tessera predict`: the champion's answer for images on disk."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.errors import DataError
+from components.promotion import registry
+from components.workspace import Workspace
+
+if TYPE_CHECKING:
+    from components.serving.predictor import Prediction
+    from components.serving.questions import Question
+
+UNBOUND = (
+    "Version {version} is not bound: it was registered before the registry and the ledger kept the sha256 of "
+    "adapter.json, so only its weights are proven, not its classes and temperature."
+)
+
+
+def predict(
+    workspace: Workspace,
+    name: str,
+    paths: Sequence[Path],
+    *,
+    boxes: Sequence[str] = (),
+    boxes_file: Path | None = None,
+    whole: bool = False,
+) -> dict[str, Any]:
+    """Class probabilities of every image, or of every box in it; a row with `error` where one cannot be answered.
+
+    paths: files, and folders of them. boxes: texts `x0,y0,x1,y1` in the one image. boxes_file: boxes of many.
+    whole: images for a champion of crops are crops already.
+
+    Raises DataError where nothing can be asked, or boxes are missing or not wanted; PromotionError where there is no
+    champion that the ledger explains, or its adapter is not the registered one.
+    """
+    from components.models.adapter import load_meta
+    from components.serving.questions import ask, parse_box, require_boxes
+    from flows.steps.history import open_registry
+
+    asked = ask(paths, [parse_box(text, f"--box {text}") for text in boxes], boxes_file)
+    open_registry(workspace, name)
+    champion = registry.require_champion(name)
+    adapter = registry.fetch_adapter(champion, workspace.adapters)
+    questions = [one for one in asked.questions if not isinstance(one, DataError)]
+    require_boxes(load_meta(adapter), questions, whole=whole)
+    from components.serving.predictor import Predictor  # here, so that a refusal need not load torch
+
+    predictor = Predictor(adapter)
+    answers = iter(predictor.answer(questions, whole=whole))
+    pairs = [(one, one if isinstance(one, DataError) else next(answers)) for one in asked.questions]
+    rows = [_describe(one, answer, champion.version) for one, answer in pairs]
+    failed = [row["error"] for row in rows if row["error"] is not None]
+    unbound = "" if champion.adapter_json_sha256 else UNBOUND.format(version=champion.version)
+    return {
+        "domain": name,
+        "version": champion.version,
+        "tuner": champion.tuner,
+        "input": predictor.meta.input and predictor.meta.input.model_dump(mode="json"),
+        "predictions": rows,
+        "answered": len(rows) - len(failed),
+        "failed": len(failed),
+        "ignored": [{"path": path, "reason": reason} for path, reason in sorted(asked.ignored.items())],
+        "notes": dict(asked.notes),
+        "warnings": [warning for warning in (predictor.doubt, unbound) if warning],
+    } | ({"error": failed[0]} if len(failed) == len(rows) else {})
+
+
+def _describe(asked: "Question | DataError", answer: "Prediction | DataError", version: int) -> dict[str, Any]:
+    """One row. box: as it was asked; crop: what was cut for it; both null for a whole image."""
+    if isinstance(answer, DataError):
+        path, box = (asked.what, None) if isinstance(asked, DataError) else (asked.path, asked.box)
+        row: dict[str, Any] = {"path": path, "box": box, "crop": None, "label": None, "probabilities": None}
+        return row | {"model_version": version, "error": answer.to_dict()}
+    return {
+        "path": answer.path,
+        "box": answer.box,
+        "crop": answer.crop,
+        "label": answer.label,
+        "probabilities": answer.probabilities,
+        "model_version": version,
+        "error": None,
+    }
+
+
+def exit_code(outcome: Mapping[str, Any]) -> int:
+    """0 where every image was answered, 1 where some were not, 2 where none was."""
+    return 2 if not outcome["answered"] else 1 if outcome["failed"] else 0

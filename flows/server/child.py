@@ -1,0 +1,131 @@
+"""A child of `tessera`: a Prefect server, an MLflow server or a worker, which ends with the process that started it.
+
+    python -m flows.server.child embedded               a Prefect server for one command; says its port on stdout
+    python -m flows.server.child prefect --port 4200    what `tessera up` runs
+    python -m flows.server.child mlflow --port 5000
+    python -m flows.server.child worker --pool ...      the rest as `prefect worker start` takes it
+
+Its stdin is a pipe of its starter's: when that closes, however the starter ended, this process and those it started get
+SIGTERM, and SIGKILL after a while. Servers listen before they are up, so that who asks early waits for the answer. What
+they write is for their owner alone, and the login comes from the environment, which `ps` shows to nobody else.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from components.workspace import Workspace, find_workspace
+from flows.server.guard import Guard
+
+LOGIN, KEY = "TESSERA_LOGIN", "TESSERA_KEY"  # in the environment of a server
+STOP_SECONDS = {"worker": 15.0, "embedded": 5.0}  # from SIGTERM to SIGKILL
+#: As Prefect itself sets them for a server that one process brings along.
+EMBEDDED = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+
+
+def main() -> None:
+    role, *rest = sys.argv[1:]
+    serves = watch_starter(STOP_SECONDS.get(role, 5.0))
+    os.umask(0o077)
+    if role == "worker":
+        serves.set()
+        return _work(rest)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    port = parser.parse_args(rest).port
+    if role == "embedded":
+        from prefect.settings import get_current_settings
+
+        if get_current_settings().api.url:  # Prefect's own settings name a server
+            return None
+        os.environ.update(EMBEDDED)
+    return serve(create_mlflow if role == "mlflow" else create_prefect, port, serves)
+
+
+def watch_starter(seconds: float) -> threading.Event:
+    """End this process and its group when the pipe on stdin closes: at once, or in good order when the event is set."""
+    serves = threading.Event()
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            continue
+        if not serves.is_set():
+            os._exit(0)
+        group = os.getpgrp() == os.getpid()
+        end: Callable[[int, int], None] = os.killpg if group else os.kill
+        end(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(seconds)
+        end(os.getpid(), signal.SIGKILL)
+
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=watch, daemon=True).start()
+    return serves
+
+
+def serve(create: Callable[[Workspace], Any], port: int, serves: threading.Event) -> None:
+    """Serve on loopback, behind the guard; say the port on stdout where it was to be chosen."""
+    login, key = os.environ.pop(LOGIN), os.environ.pop(KEY, "")
+    with socket.socket() as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(("127.0.0.1", port))
+        door.listen(128)
+        if not port:
+            sys.stdout.write(f"{door.getsockname()[1]}\n")
+            sys.stdout.flush()
+        import uvicorn
+
+        app = Guard(create(find_workspace()), login, key)
+        # No access log: it would hold the key of the page of links, and grow with every question.
+        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
+        serves.set()
+        uvicorn.Server(config).run(sockets=[door])
+
+
+def create_prefect(_: Workspace) -> Any:
+    from prefect.server.api.server import create_app
+
+    return create_app(final=True)
+
+
+def create_mlflow(workspace: Workspace) -> Any:
+    """MLflow's application on the workspace's own store, as `mlflow server` sets it up for its workers."""
+    from mlflow.server import (
+        ARTIFACT_ROOT_ENV_VAR,
+        ARTIFACTS_DESTINATION_ENV_VAR,
+        BACKEND_STORE_URI_ENV_VAR,
+        REGISTRY_STORE_URI_ENV_VAR,
+        SERVE_ARTIFACTS_ENV_VAR,
+    )
+    from mlflow.server.handlers import initialize_backend_stores
+
+    store, artifacts = workspace.tracking_uri, (workspace.state / "mlflow" / "artifacts").as_uri()
+    os.environ.update(
+        {
+            BACKEND_STORE_URI_ENV_VAR: store,
+            REGISTRY_STORE_URI_ENV_VAR: store,
+            ARTIFACT_ROOT_ENV_VAR: artifacts,
+            ARTIFACTS_DESTINATION_ENV_VAR: artifacts,
+            SERVE_ARTIFACTS_ENV_VAR: "true",
+        }
+    )
+    initialize_backend_stores(store, store, artifacts)
+    from mlflow.server.fastapi_app import app
+
+    return app
+
+
+def _work(options: list[str]) -> None:
+    from prefect.cli import app
+
+    sys.argv = ["prefect", "worker", "start", *options]
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""Candidates on a work pool: what a retrain sends, what a worker does with it, and how the result comes back.
+
+    retrain                                    worker of the pool, perhaps another machine
+      Order (settings, version, hashes) ──▶      images by hash from the DVC remote, manifest from MLflow
+      wait, all candidates at once               the same code as in a retrain's own process, one GPU slot
+      adapter, predictions, result  ◀── MLflow ── one child run a candidate
+
+Nothing but the order goes through Prefect, and nothing comes back through it: a result is the finished child run of
+the same data, settings and code. So a retrain that is killed finds what its candidates did meanwhile, and one whose
+worker dies sends the order again, to go on from the checkpoint where that is on the same machine.
+"""
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import flow, get_run_logger
+
+from components.data.store.versioning import DataVersion
+from components.domain.domain import Domain
+from components.domain.strict import Strict
+from components.errors import TrackingError, TrainingError, WorkspaceError
+from components.models.tuners import Tuner, create_tuners
+from components.promotion import registry
+from components.records import Job, load_result
+from components.tracking import runs
+from components.workspace import Workspace, find_workspace
+from flows.plan import Plan, hash_code
+from flows.processes.fetched import Data, hold_fetched, is_here
+from flows.progress import report
+from flows.server.links import link
+from flows.server.prefect_boot import find_server
+from flows.steps.candidates import describe_result, train_job
+from flows.steps.judge import score_folder, score_version
+from flows.steps.search import search_options
+
+FLOW = "train_candidate"
+POLL_SECONDS = 1.0
+PATIENCE = 300.0  # seconds without an answer of the Prefect server: it may be restarted meanwhile
+TRIES = 3  # orders for one candidate whose workers die
+UNHEARD = 30.0  # seconds after which it is said that no worker takes the order
+#: An order that nobody takes is due since then: a worker asks for what is due by its own clock, which may be behind.
+ANY_CLOCK = timedelta(days=1)
+WAITING = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
+LOST = ("CRASHED", "CANCELLED", "CANCELLING")
+_STOPPED = threading.Event()
+
+Action = Literal["search", "train", "score"]
+
+
+class Order(Strict):
+    """One candidate to be searched or trained, or a registered version to be scored: what a worker must know of it.
+
+    place: host and workspace of the sender, whose images are used where they are. fresh: nothing that an earlier
+    retrain made counts. manifest: sha256 of the manifest, which is an artifact of the parent run.
+    components: hash of the code that results depend on.
+    """
+
+    action: Action
+    name: str
+    tuner: dict[str, Any]
+    registered: int | None = None
+    parent: str
+    fresh: bool
+    domain: Domain
+    version: DataVersion
+    code: str
+    components: str
+    fingerprint: str
+    manifest: str
+    place: str
+
+    @property
+    def key(self) -> str:
+        """What two orders for the same work have in common; a fresh one is shared by nobody else."""
+        facts = [self.action, self.fingerprint, self.name, self.parent if self.fresh else ""]
+        return f"order:{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}"
+
+
+def find_pool(domain: Domain) -> str | None:
+    """The work pool that trains the domain's candidates: the named one, where a Prefect server is configured."""
+    return domain.work_pool if find_server() else None
+
+
+# The sender's side
+
+
+def train_on_pool(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
+    """Have a worker train the candidate, and bring its files to where they would be if it was trained here."""
+    label, own = name.rpartition("-s")[0], parent if fresh else None
+    found = runs.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, own)
+    if found is None:
+        send(_write_order(plan, parent, "train", name, job.tuner, fresh), _require_pool(plan))
+        found = runs.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, own)
+    if found is None:
+        raise TrackingError(
+            f"candidate {name}",
+            expected="its finished run in MLflow, now that its worker is done",
+            found="none",
+            mend="Worker and retrain must use one MLflow server: compare MLFLOW_TRACKING_URI of both.",
+        )
+    runs.adopt_child(parent, found)
+    result = load_result(job.folder)
+    if result is None or fresh:
+        result = runs.fetch_candidate(found, job.folder)
+    return describe_result(plan, result) | {"run_id": found}
+
+
+def search_on_pool(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
+    """Have a worker do the search; its trials are in MLflow then, from which the same search is read here."""
+    order = _write_order(plan, parent, "search", tuner.label, tuner.model_dump(mode="json"), fresh)
+    send(order, _require_pool(plan))
+    return search_options(plan, parent, tuner, fresh)
+
+
+def score_on_pool(plan: Plan, parent: str, registered: int) -> None:
+    """Have a worker score a registered version, and bring the result to where `score_version` looks for it."""
+    name, folder = f"version-{registered}", score_folder(plan, registered)
+    if load_result(folder) is None:
+        # fresh: the scores are left with this run
+        send(_write_order(plan, parent, "score", name, {}, True, registered), _require_pool(plan))
+        runs.fetch_score(parent, name, folder)
+
+
+def _require_pool(plan: Plan) -> str:
+    if (pool := find_pool(plan.domain)) is None:
+        raise ValueError("the domain trains in its own process")
+    return pool
+
+
+def _write_order(
+    plan: Plan,
+    parent: str,
+    action: Action,
+    name: str,
+    tuner: dict[str, Any],
+    fresh: bool,
+    registered: int | None = None,
+) -> Order:
+    """A backbone file inside the workspace is named from there, for the worker's workspace is another folder."""
+    backbone = Path(plan.domain.backbone)
+    if backbone.is_relative_to(plan.workspace.root):
+        backbone = backbone.relative_to(plan.workspace.root)
+    return Order(
+        action=action,
+        name=name,
+        tuner=tuner,
+        registered=registered,
+        parent=parent,
+        fresh=fresh,
+        domain=plan.domain.model_copy(update={"backbone": str(backbone)}),
+        version=plan.version,
+        code=plan.code,
+        components=hash_code(),
+        fingerprint=plan.fingerprint,
+        manifest=hashlib.sha256(plan.manifest.read_bytes()).hexdigest(),
+        place=_name_place(plan.workspace),
+    )
+
+
+def _name_place(workspace: Workspace) -> str:
+    return f"{os.uname().nodename}:{workspace.root}"
+
+
+def send(order: Order, pool: str) -> None:
+    """Run the order on the pool and wait for its end. Raises TrainingError when it failed, or its workers died."""
+    for _ in range(TRIES):
+        state, message = _follow(order, pool, _submit(order, pool))
+        if state == "COMPLETED":
+            return
+        if state not in LOST:
+            break
+        report("note", text=f"{order.name} was lost on pool {pool} ({message or state.lower()}); it is sent again.")
+    raise TrainingError(
+        f"{order.name} on work pool {pool}",
+        expected="the candidate trained",
+        found=message or state.lower(),
+        mend="The same command goes on from what there is; the flow run's page in Prefect has its log.",
+    )
+
+
+def _submit(order: Order, pool: str) -> Any:
+    """The flow run of this order: one that an earlier retrain sent and that is not over, or a new one."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.deployments import run_deployment
+    from prefect.exceptions import ObjectNotFound
+
+    wanted = {"tags": {"all_": [order.key]}, "state": {"type": {"any_": WAITING}}}
+    with get_client(sync_client=True) as client:
+        known = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted), limit=1)
+    if known:
+        return known[0].id
+    try:
+        run = run_deployment(
+            f"{FLOW}/{pool}",
+            parameters={"order": order.model_dump(mode="json")},
+            flow_run_name=f"{order.action} {order.domain.name} {order.name}",
+            tags=["tessera", order.domain.name, order.key],
+            timeout=0,
+        )
+    except ObjectNotFound:
+        raise WorkspaceError(
+            f"work pool {pool}",
+            expected=f"a deployment {FLOW}/{pool} on the Prefect server",
+            found="none",
+            mend="Run `tessera deploy`, and start a worker: `prefect worker start --type process --pool " + pool + "`.",
+        ) from None
+    return run.id  # type: ignore[union-attr]
+
+
+@contextmanager
+def following() -> Iterator[None]:
+    """Whatever ends the block from outside (Ctrl-C, a cancelled flow) is heard by the threads that follow orders, too;
+    an error of one order is none of the others' business."""
+    _STOPPED.clear()
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        _STOPPED.set()
+        raise
+
+
+def _follow(order: Order, pool: str, run_id: Any) -> tuple[str, str]:
+    """Type and message of the run's last state. A server that is away is waited for; our own end cancels the run."""
+    heard = began = time.monotonic()
+    told = False
+    try:
+        while True:
+            state = _read_state(run_id)
+            if state is not None:
+                heard = time.monotonic()
+                if state.is_final():
+                    return state.type.value, state.message or ""
+                if not told and state.type.value == "SCHEDULED" and heard - began > UNHEARD:
+                    told = True
+                    report("note", text=f"{order.name} waits for a free worker of pool {pool}.")
+                    _date_back(run_id)
+            elif time.monotonic() - heard > PATIENCE:
+                return "UNKNOWN", f"the Prefect server did not answer for {PATIENCE:.0f} s"
+            if _STOPPED.wait(POLL_SECONDS):
+                raise KeyboardInterrupt
+    except BaseException:
+        _cancel(run_id)
+        raise
+
+
+def _cancel(run_id: Any) -> None:
+    """A run that never began has nobody who would end it."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelled, Cancelling
+
+    with suppress(httpx.TransportError), get_client(sync_client=True) as client:
+        state = client.read_flow_run(run_id).state
+        word = Cancelled if state is not None and state.type.value == "SCHEDULED" else Cancelling
+        client.set_flow_run_state(run_id, word(message="whoever sent it was stopped"))
+
+
+def _date_back(run_id: Any) -> None:
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.states import Scheduled
+
+    with suppress(httpx.TransportError), get_client(sync_client=True) as client:
+        client.set_flow_run_state(run_id, Scheduled(scheduled_time=datetime.now(UTC) - ANY_CLOCK))
+
+
+def _read_state(run_id: Any) -> Any:
+    """None when the server does not answer."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run(run_id).state
+    except httpx.TransportError:
+        return None
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code < 500:
+            raise
+        return None
+
+
+# The worker's side
+
+
+@flow(name=FLOW, persist_result=False)
+def train_candidate(order: dict[str, Any]) -> None:
+    """What a worker runs: one order, leaving everything in MLflow."""
+    wanted = Order.model_validate(order)
+    home = find_workspace()
+    home.activate()
+    runs.connect(home, patient=True)  # the sender used it a moment ago
+    with receive(wanted, home) as plan:
+        _obey(wanted, plan)
+
+
+def _obey(wanted: Order, plan: Plan) -> None:
+    if wanted.registered is not None:
+        version = registry.load_version(plan.domain.name, wanted.registered)
+        if version is None:
+            raise LookupError(f"{wanted.name} of {plan.domain.name} is not registered any more")
+        runs.log_score(wanted.parent, wanted.name, score_version(plan, version).folder)
+        return
+    (tuner,) = plan.tuners
+    if wanted.action == "search":
+        search_options(plan, wanted.parent, tuner, wanted.fresh)
+        return
+    job = plan.create_jobs()[wanted.name]
+    if wanted.fresh:
+        job = job.model_copy(update={"folder": plan.folder / f"{wanted.name}-{wanted.parent[:12]}"})
+    row = train_job(plan, wanted.parent, wanted.name, job)
+    link(row["run_id"], f"{plan.domain.name}-{wanted.name}")
+    get_run_logger().info("%s: val %.3f, MLflow run %s", wanted.name, row["val"], row["run_id"])
+
+
+@contextmanager
+def receive(order: Order, home: Workspace) -> Iterator[Plan]:
+    """The sender's plan on this machine, its images and manifest in place as long as the block runs."""
+    if order.components != hash_code():
+        raise WorkspaceError(
+            f"worker on {os.uname().nodename}",
+            expected=f"the code of the retrain, git commit {order.code[:12]}",
+            found="other code in components/",
+            mend="Bring worker and sender to the same commit; a result is named by the code that made it.",
+        )
+    domain = order.domain
+    if domain.backbone.endswith(".safetensors"):
+        domain = domain.model_copy(update={"backbone": str(home.root / domain.backbone)})
+    tuners = create_tuners([order.tuner] if order.tuner else [])
+    data = Data(domain.name, order.version.md5, order.manifest, order.parent)
+    here = order.place == _name_place(home) and is_here(home, data)
+    with nullcontext(home) if here else hold_fetched(home, data) as place:
+        yield Plan(place, domain, tuners, order.version, order.code, order.fingerprint)

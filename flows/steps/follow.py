@@ -1,0 +1,113 @@
+"""A training followed while it goes on: its curves in MLflow, and a bar with the time left in Prefect.
+
+Neither may hold it up or end it: what MLflow missed it is told later, and a bar that cannot be drawn is left out.
+"""
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import cast
+from uuid import UUID
+
+from components.errors import TrackingError
+from components.tracking import runs
+from components.tracking.live import Live
+from flows.progress import Event, Pace, format_left, listening, report
+from flows.server.links import write_key
+
+BAR_SECONDS = 1.0  # between two requests
+GIVE_UP_SECONDS = 5.0  # for the last words of a training that failed
+
+Show = Callable[[float, str], None]
+
+
+@contextmanager
+def live_run(name: str, open_run: Callable[[], tuple[str, Collection[int]]]) -> Iterator[Live]:
+    """The MLflow run of the training called `name`, filled while the block runs; closed here only if that fails."""
+    live = Live(open_run, runs.log_epochs)
+
+    def hear(event: Event) -> None:
+        if event["event"] == "training-epoch" and event["name"] == name:
+            live.add(event)
+
+    try:
+        with listening(hear):
+            yield live
+    except BaseException as error:
+        live.close(GIVE_UP_SECONDS)
+        _end(live, error)
+        raise
+    live.close()
+    if live.trouble:
+        report("note", text=f"MLflow did not answer while {name} was trained; it was told afterwards. {live.trouble}")
+
+
+def _end(live: Live, error: BaseException) -> None:
+    """Say in MLflow how it ended, if MLflow listens; the error itself is told by whoever catches it."""
+    status: runs.Ending = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+    if live.run_id is not None:
+        try:
+            runs.end_child(live.run_id, status, str(error))
+        except TrackingError as trouble:
+            report("note", text=str(trouble))
+
+
+@contextmanager
+def follow_epochs(name: str, epochs: int, show: Show) -> Iterator[None]:
+    """Show how far the training called `name` is."""
+    pace = Pace(epochs)
+
+    def hear(event: Event) -> None:
+        if event["event"] == "training-epoch" and event["name"] == name:
+            left = pace.left(event["epoch"], "resumed" in event)
+            show(1.0 if "strength" in event else event["epoch"] / epochs, describe_epoch(event, epochs, left))
+
+    with listening(hear):
+        yield
+
+
+def describe_epoch(event: Event, epochs: int, left: float | None) -> str:
+    score = f"val {event['val/balanced_accuracy']:.3f}"
+    if "strength" in event:
+        return f"solved, {score}"
+    return f"epoch {event['epoch']:.0f} of {epochs}, {score}, {format_left(left)}"
+
+
+@contextmanager
+def progress_bar(key: str, title: str) -> Iterator[Show]:
+    """A progress artifact of the Prefect task that runs, for a flow whose terminal nobody sees."""
+    from prefect.context import TaskRunContext
+
+    if TaskRunContext.get() is None:
+        yield lambda share, text: None
+        return
+    bar = _Bar(write_key(key), title)
+    yield bar.show
+    bar.show(1.0, "done", now=True)
+
+
+class _Bar:
+    """Drawn at most every BAR_SECONDS: an epoch of a linear probe takes milliseconds, a request about ten."""
+
+    def __init__(self, key: str, title: str) -> None:
+        self.key, self.title, self.due = key, title, 0.0
+        self.artifact: UUID | None = None
+        self.show(0.0, "starting")
+
+    def show(self, share: float, text: str, now: bool = False) -> None:
+        import httpx
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        if self.due == math.inf or (time.monotonic() < self.due and not now):
+            return
+        done, told = round(100 * share, 1), f"{self.title}: {text}"
+        try:
+            if self.artifact is None:
+                self.artifact = cast(UUID, create_progress_artifact(done, key=self.key, description=told))
+            else:
+                update_progress_artifact(self.artifact, done, told)
+            self.due = time.monotonic() + BAR_SECONDS
+        except httpx.HTTPError as error:
+            report("note", text=f"Prefect shows no progress of {self.title}: {error}")
+            self.due = math.inf

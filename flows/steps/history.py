@@ -1,0 +1,180 @@
+"""Who was champion, when and why: the registry and its ledger as commands show them, and the way back."""
+
+from datetime import UTC, datetime, time
+from pathlib import Path
+from typing import Any
+
+from components.errors import PromotionError
+from components.files import write_whole
+from components.promotion import ledger, registry
+from components.workspace import Workspace
+from flows.server.events import tell_promoted
+from flows.server.turns import promotion_turn
+
+
+def require_ledger(workspace: Workspace, name: str) -> None:
+    """Raise DomainError unless the domain is here, or was removed and left a ledger."""
+    from components.tracking import runs
+    from flows.plan import load_checked_domain
+
+    if not workspace.domain_file(name).exists() and workspace.has_results():
+        runs.connect(workspace)
+        if ledger.load_texts(name):
+            return
+    load_checked_domain(workspace, name)
+
+
+def open_registry(workspace: Workspace, name: str) -> None:
+    """Connect, and end a promotion that was killed between its writes."""
+    from components.tracking import runs
+
+    runs.connect(workspace)
+    if not registry.is_moving(name):
+        return
+    with promotion_turn(name):
+        registry.mend_move(workspace, name)
+    champion = registry.load_version(name, registry.CHAMPION)
+    if champion is not None:  # the process that was killed may not have told
+        tell_promoted(champion)
+
+
+def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
+    """Champion and previous change places."""
+    open_registry(workspace, name)
+    with promotion_turn(name):
+        champion = registry.rollback(workspace, name, reason)
+    registry.describe_model(name)
+    tell_promoted(champion)
+    return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
+
+
+def find_faults(workspace: Workspace, name: str) -> tuple[str, ...]:
+    """What is wrong with a domain's champion: it was moved by hand, or its adapter is not the registered one."""
+    try:
+        trouble = registry.find_trouble(name)
+        champion = None if trouble else registry.load_version(name, registry.CHAMPION)
+        kept = ledger.load_ledger(name)
+    except PromotionError as error:
+        return (str(error),)
+    faults = [] if trouble is None else [str(trouble)]
+    if kept.deleted:
+        mend = f"`mlflow runs restore --run-id {kept.run_id}` brings it back."
+        faults.append(f"ledger of {name}: its run {kept.run_id} was deleted, so that nothing can be promoted. {mend}")
+    return (*faults, *(registry.find_damage(champion, workspace.adapters) if champion else ()))
+
+
+def restore(workspace: Workspace, name: str) -> dict[str, Any]:
+    """The aliases as the ledger's last record has them."""
+    trouble = registry.find_trouble(name)
+    with promotion_turn(name):
+        champion = registry.restore_champion(workspace, name)
+    if trouble is not None:
+        registry.describe_model(name)
+        if champion is not None:
+            tell_promoted(champion)
+    version = None if champion is None else champion.version
+    return {"domain": name, "champion_version": version, "found": None if trouble is None else trouble.found}
+
+
+def find_champion_at(name: str, when: str) -> dict[str, Any]:
+    """Who was champion at a moment, an ISO date (its end) or time, in UTC where it names no zone.
+
+    Raises PromotionError for a text that is neither, and for a day that is yet to come.
+    """
+    now = datetime.now(UTC)
+    try:
+        moment = datetime.fromisoformat(when)
+        if "T" not in when and " " not in when:
+            moment = datetime.combine(moment.date(), time.max.replace(microsecond=0))
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        found = "" if moment.date() <= now.date() else "a day that is yet to come"
+    except ValueError:
+        found = "neither"
+    if found:
+        raise PromotionError(
+            f"--at {when!r}",
+            expected="a past date or time such as 2026-11-24 or 2026-11-24T15:30+01:00",
+            found=found,
+            mend="Write it in that form.",
+        )
+    record = ledger.find_champion(ledger.load_records(name), moment)
+    return {"at": min(moment, now).isoformat(timespec="seconds"), "champion_at": record and record.to_version}
+
+
+def verify_ledger(workspace: Workspace, name: str, export: Path | None) -> dict[str, Any]:
+    """What is wrong with the ledger, and with the adapters that it says served; export: an earlier one, which the
+    ledger must still begin with.
+
+    notes: what cannot be proven, because it is from before it was kept, or was deleted.
+    """
+    try:
+        lines = export.read_text(encoding="utf-8").splitlines() if export else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromotionError(
+            f"--against {export}",
+            expected=f"a file that `tessera ledger export {name} FILE` wrote",
+            found=str(error),
+            mend="Name that file.",
+        ) from None
+    kept = ledger.load_ledger(name)
+    problems, notes = list(ledger.verify_records(name, lines)), list[str]()
+    for number in sorted(ledger.find_served(kept)):
+        version = registry.load_version(name, number)
+        if version is None:
+            notes.append(f"version {number} was deleted in MLflow: its adapter cannot be proven")
+            continue
+        problems += registry.find_damage(version, workspace.adapters)
+        if not version.adapter_json_sha256:
+            notes.append(f"version {number} is not bound: only its weights can be proven, not its classes")
+    return {"domain": name, "records": len(kept.texts), "problems": problems, "notes": notes}
+
+
+def export_ledger(name: str, file: Path) -> dict[str, Any]:
+    """Write the records as they are stored, a line a record."""
+    texts = [text for _, text in sorted(ledger.load_texts(name).items())]
+    try:
+        file.parent.stat()  # a folder that is not there is a mistyped one
+        write_whole(file, "".join(f"{text}\n" for text in texts).encode())
+    except OSError as error:
+        raise PromotionError(
+            f"ledger of {name}",
+            expected=f"a file that can be written at {file}",
+            found=str(error),
+            mend="Name a file in a folder that exists.",
+        ) from None
+    return {"domain": name, "records": len(texts), "file": str(file.resolve())}
+
+
+def mark_unchanged(name: str, known: dict[str, Any]) -> dict[str, Any]:
+    """An earlier retrain's outcome as the answer now; the champion may have moved since."""
+    champion = registry.load_version(name, registry.CHAMPION)
+    return known | {"status": "unchanged", "champion_version": None if champion is None else champion.version}
+
+
+def describe_history(name: str) -> dict[str, Any]:
+    """What `history` and `rollback` print, and `promote` beside its verdict."""
+    champion = registry.load_version(name, registry.CHAMPION)
+    records = [
+        {
+            "number": record.number,
+            "when": record.when,
+            "who": record.who,
+            "action": record.action,
+            "previous": record.from_version,
+            "version": record.to_version,
+            "verdict": record.verdict or None,
+            "reason": record.reason,
+            "data_version": record.data_version,
+            "git_commit": record.git_commit,
+            "evidence_sha256": record.evidence_sha256,
+            "test_groups": record.test_groups,
+        }
+        for record in ledger.load_records(name)
+    ]
+    return {
+        "domain": name,
+        "verdict": None,
+        "champion_version": None if champion is None else champion.version,
+        "records": records,
+        "ledger_problems": list(ledger.verify_records(name)),
+    }

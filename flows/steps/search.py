@@ -1,0 +1,162 @@
+"""One candidate's search: a training process and an MLflow run a trial; known ones from disk or from MLflow."""
+
+import json
+import shutil
+import time
+from typing import Any
+
+from components.domain.settings import Search, Training
+from components.models.tuners import Tuner
+from components.records import JOB_FILE, Job, Rung, load_rung, write_rung
+from components.reports.words import render_options
+from components.tracking import runs
+from components.training.search import Found, Trial, count_epochs, read_options, search_tuner
+from flows.plan import Plan
+from flows.processes.training import run_trial
+from flows.progress import Event, Pace, format_left, listening, report
+from flows.steps.follow import live_run, progress_bar
+
+
+class Climber:
+    """Trains the trials of one candidate up to their rungs, or knows how they went.
+
+    stored: what MLflow has of them, by their number: run and rungs. runs: the run of each of this search.
+    """
+
+    def __init__(self, plan: Plan, parent: str, tuner: Tuner, stored: dict[int, tuple[str, tuple[Rung, ...]]]) -> None:
+        self.plan, self.parent, self.tuner, self.stored = plan, parent, tuner, stored
+        self.runs: dict[int, str] = {}
+
+    def climb(self, trial: Trial, epochs: int) -> Rung:
+        job = self.plan.create_trial_job(self.tuner.label, trial, epochs)
+        _clear_other(job)
+        known = load_rung(job.folder, epochs)
+        told = next((rung for rung in self._find_stored(trial) if rung.epochs == epochs), None)
+        if told is not None:
+            write_rung(job.folder, told)
+            return told
+        name = name_trial(self.tuner, trial)
+        with live_run(name, lambda: self._open_run(trial)) as live:
+            rung = known or run_trial(job, name)
+        run_id = live.run_id or self._open_run(trial)[0]
+        own = read_options(trial.tuner, self.tuner)
+        runs.log_trial(run_id, trial.number, (*trial.rungs, rung), own, live.missing)
+        return rung
+
+    def forget(self, trial: Trial) -> None:
+        """The checkpoint of a whole network is gigabytes."""
+        job = self.plan.create_trial_job(self.tuner.label, trial, 0)
+        (job.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+    def _find_stored(self, trial: Trial) -> tuple[Rung, ...]:
+        """The trial's rungs in MLflow, whose run is this retrain's from now on."""
+        run_id, rungs = self.stored.get(trial.number, ("", ()))
+        if not rungs or rungs[0].tuner != trial.tuner.model_dump(mode="json"):
+            return ()
+        if trial.number not in self.runs:
+            runs.adopt_child(self.parent, run_id)
+            self.runs[trial.number] = run_id
+        return rungs
+
+    def _open_run(self, trial: Trial) -> tuple[str, tuple[int, ...]]:
+        """A promoted trial goes on in its run."""
+        if trial.number in self.runs:
+            run_id = self.runs[trial.number]
+            return run_id, runs.continue_child(run_id)
+        facts = {"tuner": self.tuner.label, "trial": str(trial.number)}
+        run_id = runs.start_child(self.parent, name_trial(self.tuner, trial), role="trial", **facts)
+        self.runs[trial.number] = run_id
+        return run_id, ()
+
+
+def search_options(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
+    """Search one candidate's options. fresh: trials of earlier retrains do not count.
+
+    Returns `describe_search` and the candidate with what was chosen as `tuner`.
+    """
+    search, training, label = plan.domain.search, plan.domain.training, tuner.label
+    if search is None:
+        raise ValueError("the domain asks for no search")
+    stored = runs.find_trials(plan.domain.name, plan.fingerprint, label, parent if fresh else None)
+    climber, meter = Climber(plan, parent, tuner, stored), Meter(search, training)
+    report("search", name=label)
+    with progress_bar(f"{plan.domain.name}-{label}-search", f"search of {label}") as show:
+
+        def climb(trial: Trial, epochs: int) -> Rung:
+            name = name_trial(tuner, trial)
+            trained = False
+
+            def hear(event: Event) -> None:
+                nonlocal trained
+                if event["event"] == "training-epoch" and event["name"] == name:
+                    trained = True
+                    share, left = meter.see(event)
+                    text = f"trial {trial.number} to epoch {epochs}, {left}"
+                    report("search-progress", name=label, share=share, text=text)
+                    show(share, text)
+
+            meter.begin(trial)
+            with listening(hear):
+                rung = climber.climb(trial, epochs)
+            meter.finish(rung, known=not trained)
+            return rung
+
+        found = search_tuner(tuner, search, training, climb, climber.forget)
+    record = describe_search(found, tuner)
+    told = f"{record['trials']} trials in {record['seconds']:.0f} s: {render_options(record['options'])}"
+    report("search-done", name=label, note=f"{told}, val {record['score']:.3f}")
+    return record | {"tuner": found.tuner.model_dump(mode="json")}
+
+
+class Meter:
+    """How much of a search's budget is used: of its epochs where they are known, of its seconds otherwise."""
+
+    def __init__(self, search: Search, training: Training) -> None:
+        epochs = count_epochs(search, training)
+        self.counts_epochs = epochs is not None
+        self.total = float(epochs or search.seconds or 1)
+        self.used = 0.0  # by trials that stand on their rung
+        self.pace = Pace(self.total)
+        self.came_from = 0  # the rung below that of the trial that climbs
+        self.began = 0.0
+
+    def begin(self, trial: Trial) -> None:
+        self.came_from = trial.rungs[-1].epochs if trial.rungs else 0
+        self.began = time.monotonic()
+
+    def see(self, event: Event) -> tuple[float, str]:
+        """Share done, and the time left as text, at an epoch of the trial that climbs."""
+        now = max(0.0, event["epoch"] - self.came_from) if self.counts_epochs else time.monotonic() - self.began
+        done = min(self.total, self.used + now)
+        return done / self.total, format_left(self.pace.left(done))
+
+    def finish(self, rung: Rung, known: bool) -> None:
+        """known: it was trained by an earlier process, which says nothing of the pace."""
+        self.used += rung.epochs - self.came_from if self.counts_epochs else rung.seconds
+        if known:
+            self.pace.left(self.used, resumed=True)
+
+
+def _clear_other(job: Job) -> None:
+    """Another version of Optuna proposes something else: what is left of it cannot be gone on from."""
+    path = job.folder / JOB_FILE
+    if path.exists() and json.loads(path.read_text())["tuner"] != job.tuner:
+        shutil.rmtree(job.folder)
+
+
+def describe_search(found: Found, own: Tuner) -> dict[str, Any]:
+    """A search as JSON: what it took, and what it chose."""
+    furthest = max(rung.epochs for trial in found.trials for rung in trial.rungs)
+    return {
+        "trials": len(found.trials),
+        "to_the_end": sum(trial.rungs[-1].epochs == furthest for trial in found.trials),
+        "rungs": sorted({rung.epochs for trial in found.trials for rung in trial.rungs}),
+        "seconds": round(found.seconds, 1),
+        "seed": found.best.seed,
+        "score": found.best.score,
+        "options": read_options(found.tuner, own),
+    }
+
+
+def name_trial(tuner: Tuner, trial: Trial) -> str:
+    return f"{tuner.label} · trial {trial.number}"

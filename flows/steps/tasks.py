@@ -1,0 +1,219 @@
+"""The tasks that flows share. Each is a thin shell over a plain function; results between tasks are JSON, while images
+and weights stay on disk.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from components.data.store import versioning
+from components.data.store.pipeline import Stages
+from components.errors import TesseraError, TrackingError, VersioningError
+from components.promotion import registry
+from components.promotion.registry import Version
+from components.records import load_result
+from components.tracking import runs
+from components.workspace import Workspace, find_workspace
+from flows.plan import Plan, create_plan, require_trainable
+from flows.progress import Event, listening, report
+from flows.server.links import link, write_key
+from flows.steps import retrain_page
+from flows.steps.dispatch import find_pool, following, score_on_pool
+from flows.steps.history import open_registry
+from flows.steps.judge import Approval, contest, limits_serving, score_version
+
+Made = TypeVar("Made")
+
+
+def named_flow(name: str, run_name: str) -> Callable[[Callable[..., Any]], Any]:
+    """A flow whose page in Prefect logs what a terminal would show."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with listening(partial(_log, get_run_logger())):
+                return function(*args, **kwargs)
+
+        return flow(name=name, flow_run_name=run_name, persist_result=True, result_serializer="json")(run)
+
+    return decorate
+
+
+def _log(logger: Any, event: Event) -> None:
+    match event:
+        case {"event": "note", "text": text}:
+            logger.warning("%s", text)
+        case {"event": "stage-done", "title": what, "note": note}:
+            logger.info("%s: %s", what, note)
+        case {"event": "candidate" | "search-done", "name": what, "note": note}:
+            logger.info("%s: %s", what, note)
+
+
+def step(name: str, retries: int = 2) -> Callable[[Callable[..., Any]], Any]:
+    """A task under the name that people read."""
+    return task(
+        name=name,
+        task_run_name=name,
+        retries=retries,
+        retry_delay_seconds=2,
+        retry_condition_fn=_may_pass,
+        cache_policy=NO_CACHE,
+        persist_result=True,
+        result_serializer="json",
+    )
+
+
+def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
+    """Retry what time may mend: a lock, the system; never bad data or bad settings, nor a server that MLflow's client
+    has waited for already."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, TrackingError):
+        return not runs.is_server(find_workspace().tracking_uri)
+    return not isinstance(error, TesseraError) or isinstance(error, VersioningError)
+
+
+def enter(workspace: str | None) -> Workspace:
+    """The workspace that a flow works in, ready for it."""
+    place = find_workspace(Path(workspace) if workspace else None)
+    place.activate()
+    return place
+
+
+@contextmanager
+def turn(place: Workspace, flow_name: str, of: str) -> Iterator[None]:
+    """One such flow at a time; a second one waits and says so."""
+    lock = FileLock(place.state / "locks" / f"{flow_name}-{of}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        report("stage", title=f"wait for another {flow_name} of {of} to end")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_all(plan: Plan, tasks: Sequence[Any], orders: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What each task makes of its order: all at once where a work pool does the work, one after the other here."""
+    if find_pool(plan.domain) is None:
+        return [task(*order) for task, order in zip(tasks, orders, strict=True)]
+    with following():
+        futures = [task.submit(*order) for task, order in zip(tasks, orders, strict=True)]
+        for future in futures:
+            future.wait()  # one that failed costs the others nothing
+        return [future.result() for future in futures]
+
+
+@step("version images")
+def version_images(workspace: Workspace, domain: str, overrides: Sequence[str]) -> Plan:
+    plan = create_plan(workspace, domain, overrides)
+    require_trainable(plan.domain)
+    versioning.push_version(workspace, domain)
+    return plan
+
+
+def prepare_data(plan: Plan) -> dict[str, Any]:
+    """The data stages of dvc.yaml, a task each; returns the validation's summary."""
+    titles = {
+        "manifest": "read manifest",
+        "features": "compare images",
+        "validate": "validate images",
+        "split": "split groups",
+    }
+    with closing(plan.create_stages()) as stages:
+        for stage, title in titles.items():
+            report("stage", title=title)
+            run_stage.with_options(name=title, task_run_name=title)(stages, stage)
+    summary = plan.load_validation()
+    counts = plan.load_manifest()["split"].value_counts(sort=True)
+    sides = ", ".join(f"{count} {split}" for split, count in counts.iter_rows())
+    show("validation", plan.domain.name, retrain_page.render_validation(plan), "Images, classes and what was put away")
+    done = "images, checks and code as before" if stages.fresh else "checked and split images"
+    report("stage-done", title=done, note=f"{summary['groups']} groups; {sides}")
+    return {key: summary[key] for key in ("images", "fit", "groups")} | {"quarantined": len(summary["quarantined"])}
+
+
+@step("run data stage")
+def run_stage(stages: Stages, stage: str) -> None:
+    stages.run(stage)
+
+
+@step("open MLflow run")
+def start_run(plan: Plan, role: runs.Role) -> str:
+    runs.connect(plan.workspace)
+    parent = runs.start_parent(plan.domain, plan.version.md5, plan.fingerprint, plan.code, role)
+    runs.log_data(parent, plan.manifest, plan.validation_report)
+    link(parent, plan.domain.name)
+    return parent
+
+
+@contextmanager
+def recording(plan: Plan, role: runs.Role) -> Iterator[str]:
+    """The MLflow run of the flow, closed as the block ends."""
+    parent = start_run(plan, role)
+    try:
+        yield parent
+    except BaseException as error:
+        runs.end_parent(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    runs.end_parent(parent, "FINISHED")
+
+
+@step("score challenger")
+def score_challenger(plan: Plan, parent: str, version: int) -> None:
+    """Where a gate limits what serving takes, on this machine in any case."""
+    runs.connect(plan.workspace)
+    _score(plan, parent, registry.require_version(plan.domain.name, version), here=limits_serving(plan.domain))
+
+
+@step("score champion")
+def score_champion(plan: Plan, parent: str, challenger: int) -> None:
+    """The gate finds the scores. A champion that comes in between is scored by the gate itself."""
+    runs.connect(plan.workspace)
+    champion = registry.load_version(plan.domain.name, registry.CHAMPION)
+    if champion is not None and champion.version != challenger:
+        _score(plan, parent, champion)
+
+
+def _score(plan: Plan, parent: str, version: Version, here: bool = False) -> None:
+    """On the work pool where there is one, else here; the predictions come to `score_folder` from both."""
+    if here or find_pool(plan.domain) is None:
+        score_version(plan, version)
+    else:
+        score_on_pool(plan, parent, version.version)
+
+
+@step("gate and promote")
+def gate_and_promote(
+    plan: Plan, scores: Path, version: int, approval: Approval | None = None
+) -> tuple[dict[str, Any], int | None]:
+    """The decision, which took effect against the very champion it speaks of, and the champion there is now.
+
+    scores: the folder of the version's predictions.
+    """
+    open_registry(plan.workspace, plan.domain.name)
+    challenger = registry.require_version(plan.domain.name, version)
+    decision, champion = contest(plan, require(load_result(scores), "result"), challenger, approval)
+    return decision.model_dump(mode="json"), None if champion is None else champion.version
+
+
+def require(made: Made | None, what: str) -> Made:
+    """What an earlier task of this run left; its absence is a defect, or somebody else's hand."""
+    if made is None:
+        raise LookupError(f"the {what} this run made a moment ago is gone")
+    return made
+
+
+def show(what: str, of: str, text: str, description: str) -> None:
+    """A page of the flow run, whose earlier versions Prefect keeps under the same name."""
+    create_markdown_artifact(text, key=write_key(f"{what}-{of}"), description=f"{description}: {of}")
