@@ -219,7 +219,7 @@ def require_spaces(kinds: Iterable[str]) -> None:
                 f"tuner {kind}",
                 expected="its configurations in SPACES of benchmarks/methods.py",
                 found="none",
-                mend=f"Add a row of {Protocol.configurations}, around the learning rates that suit it.",
+                hint=f"Add a row of {Protocol.configurations}, around the learning rates that suit it.",
             )
 
 

@@ -1,7 +1,7 @@
 """What can go wrong, as one family.
 
 Every error a user can cause or meet says three things in one paragraph: what was expected, what was
-found, and how to mend it. Anything else that escapes is a defect of ours and keeps its traceback.
+found, and how to fix it. Anything else that escapes is a defect of ours and keeps its traceback.
 
     TesseraError
     ├── WorkspaceError       the workspace cannot be read or written, or is no repository
@@ -37,17 +37,17 @@ def make_visible(text: str) -> str:
 
 
 class TesseraError(Exception):
-    """An error a user can mend: `DomainError("data/x/domain.yaml", expected=..., found=..., mend=...)`."""
+    """An error a user can fix: `DomainError("data/x/domain.yaml", expected=..., found=..., hint=...)`."""
 
     exit_code: ClassVar[int] = 2
 
-    def __init__(self, what: str, *, expected: str, found: str, mend: str) -> None:
-        self.what, self.expected, self.found, self.mend = what, expected, found, mend
-        super().__init__(f"{what}: expected {expected}; found {found}. {mend}")
+    def __init__(self, what: str, *, expected: str, found: str, hint: str) -> None:
+        self.what, self.expected, self.found, self.hint = what, expected, found, hint
+        super().__init__(f"{what}: expected {expected}; found {found}. {hint}")
 
     def to_dict(self) -> dict[str, str]:
         """The error as JSON for a parent process or for `--json`; `from_dict` is its inverse."""
-        parts = {"what": self.what, "expected": self.expected, "found": self.found, "mend": self.mend}
+        parts = {"what": self.what, "expected": self.expected, "found": self.found, "hint": self.hint}
         return {"type": type(self).__name__, **parts, "message": str(self)}
 
     @staticmethod
@@ -55,7 +55,7 @@ class TesseraError(Exception):
         """Raise-able copy of an error that happened in another process."""
         kinds = {kind.__name__: kind for kind in _family(TesseraError)}
         kind = kinds.get(record["type"], TesseraError)
-        return kind(record["what"], expected=record["expected"], found=record["found"], mend=record["mend"])
+        return kind(record["what"], expected=record["expected"], found=record["found"], hint=record["hint"])
 
 
 class WorkspaceError(TesseraError):

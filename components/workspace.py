@@ -180,8 +180,8 @@ def cache_limit() -> int:
     except ValueError:
         gigabytes = -1.0
     if not 0 <= gigabytes < float("inf"):
-        mend = "Correct or unset it."
-        raise WorkspaceError("TESSERA_CACHE_GB", expected="a number of gigabytes", found=repr(text), mend=mend)
+        hint = "Correct or unset it."
+        raise WorkspaceError("TESSERA_CACHE_GB", expected="a number of gigabytes", found=repr(text), hint=hint)
     return int(gigabytes * 1e9)
 
 
@@ -204,5 +204,5 @@ def describe_disk_trouble(root: Path, error: OSError) -> WorkspaceError:
         f"workspace {root}",
         expected="a folder with room that may be written",
         found=f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""),
-        mend="Free some space, correct the permissions, or choose another with `--workspace DIR`; then run it again.",
+        hint="Free some space, correct the permissions, or choose another with `--workspace DIR`; then run it again.",
     )

@@ -144,7 +144,7 @@ def require_obeyed(overrides: Sequence[str], file: Path) -> None:
                 f"--set {text!r}",
                 expected=f"one of the keys that hold for one run alone: {', '.join(sorted(OVERRIDABLE))}",
                 found=f"{key}, which is read from domain.yaml wherever it is used",
-                mend=f"Change `{key}` in {file}, then run the command again without it.",
+                hint=f"Change `{key}` in {file}, then run the command again without it.",
             )
 
 
@@ -156,7 +156,7 @@ def require_trainable(domain: Domain) -> None:
         f"training of {domain.name}",
         expected="task: classification, the one that training is built for",
         found=f"task: {domain.task}",
-        mend="`tessera check` and `tessera export` work on it; to train, give each image one label and change `task`.",
+        hint="`tessera check` and `tessera export` work on it; to train, give each image one label and change `task`.",
     )
 
 

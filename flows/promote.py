@@ -94,14 +94,14 @@ def _require_approval(name: str, number: int | None, approval: Approval, asked: 
             what,
             expected="to which version somebody agrees, who that is, and why",
             found=f"--by {approval.by!r} --reason {approval.reason!r}",
-            mend="Give all three: the ledger keeps them.",
+            hint="Give all three: the ledger keeps them.",
         )
     if not asked:
         raise PromotionError(
             what,
             expected="a domain that asks for approval",
             found="`gates.approval: false` in its domain.yaml",
-            mend=f"Set it to true, or give `tessera promote {name} {number}`.",
+            hint=f"Set it to true, or give `tessera promote {name} {number}`.",
         )
 
 

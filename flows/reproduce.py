@@ -102,7 +102,7 @@ def train_again(job: dict[str, Any], name: str, code: Path, scratch: Path) -> Re
             name,
             expected="a training that ends",
             found=f"one that stopped; its log is {scratch / 'again' / 'log.txt'}",
-            mend="Read the log.",
+            hint="Read the log.",
         )
     return result
 
@@ -120,7 +120,7 @@ def restore_code(scratch: Path) -> Path:
             "the code of the training",
             expected=f"code with the sha256 {told['code_sha256'][:12]}, here or as a commit of this repository",
             found=f"{hash_code()[:12]} here, and the commit {commit!r} cannot be had",
-            mend="Check out the code it was trained with, where that was committed.",
+            hint="Check out the code it was trained with, where that was committed.",
         )
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(scratch / "code", filter="data")

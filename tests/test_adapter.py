@@ -135,7 +135,7 @@ class Trap:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the tensors as one who also knows to mend the digest."""
+    """Change the tensors as one who also knows to fix the digest."""
     tensors = load_file(folder / "adapter.safetensors")
     change(tensors)
     data = save(tensors)

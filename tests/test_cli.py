@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from components.errors import DataError
 from components.workspace import REPOSITORY
-from flows.commands import cli, console
+from flows.commands import app, console
 from flows.commands.status import COLUMNS
 
 Spoil = Callable[[Path], None] | None
@@ -43,10 +43,10 @@ def test_plans_and_gates_never_load_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [name for name, found in get_command(cli.app).commands.items() if not hasattr(found, "commands")]
+    "command", [name for name, found in get_command(app.app).commands.items() if not hasattr(found, "commands")]
 )
 def test_every_command_has_help(command: str) -> None:
-    answer = CliRunner().invoke(cli.app, [command, "--help"])
+    answer = CliRunner().invoke(app.app, [command, "--help"])
     assert answer.exit_code == 0
     assert "--workspace" in answer.stdout
 
@@ -212,7 +212,7 @@ def _copy_domain(place: Path, name: str) -> None:
 
 
 def test_the_version_of_the_code_is_told() -> None:
-    answer = CliRunner().invoke(cli.app, ["--version"])
+    answer = CliRunner().invoke(app.app, ["--version"])
     assert answer.exit_code == 0
     assert re.match(r"tessera \d+\.\d+\.\d+ \(commit ", answer.stdout)
 
@@ -226,8 +226,8 @@ def _show(show: Callable[[dict[str, Any]], None], outcome: dict[str, Any], monke
 
 def test_one_reason_of_many_pictures_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of which a table names the boxes of one picture alone."""
-    errors = [DataError(f"{n}.jpg", expected="boxes of it in b.csv", found="none", mend="Add them.") for n in range(3)]
-    errors.append(DataError("x.jpg", expected="an image", found="an empty file", mend="Copy it again."))
+    errors = [DataError(f"{n}.jpg", expected="boxes of it in b.csv", found="none", hint="Add them.") for n in range(3)]
+    errors.append(DataError("x.jpg", expected="an image", found="an empty file", hint="Copy it again."))
     row = {"path": "a.jpg", "box": (1, 2, 30, 40), "label": "crack", "probabilities": {"crack": 0.9}, "error": None}
     rows = [row, *({"path": error.what, "box": None, "error": error.to_dict()} for error in errors)]
     ignored = [{"path": "gone.jpg", "reason": "named in b.csv alone"}]

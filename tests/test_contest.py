@@ -174,7 +174,7 @@ def test_a_move_killed_at_any_write_is_ended_or_never_was(tmp_path: Path, sqlite
     def look(action: str, write: int) -> tuple[bool, Any]:
         domain = f"{action}{write}"
         interrupted = registry.is_moving(domain)
-        registry.mend_move(place, domain)
+        registry.complete_move(place, domain)
         assert not registry.is_moving(domain)
         return interrupted, describe(domain)
 
@@ -209,7 +209,7 @@ def test_who_was_frozen_and_wakes_up_overwrites_nothing(tmp_path: Path, sqlite: 
 
     def promote_meanwhile(write: int) -> None:
         found = load_version(f"frozen{write}", CHAMPION)
-        registry.mend_move(here, f"frozen{write}")
+        registry.complete_move(here, f"frozen{write}")
         champion = load_version(f"frozen{write}", CHAMPION)
         assert (found and found.version, champion and champion.version) == (
             3 if write == 4 else 2,

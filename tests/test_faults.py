@@ -55,7 +55,7 @@ class Cable:
     def cut(self) -> None:
         ip("route", "add", "blackhole", f"{self.there}/32")
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         ip("route", "del", "blackhole", f"{self.there}/32")
 
 
@@ -199,12 +199,12 @@ def count_versions(team: Team) -> int:
 
 
 def ask_doctor(team: Team, place: Path, within: Sequence[str] = (), **env: str) -> dict[str, str]:
-    """The state of each check, what was found and what mends it."""
+    """The state of each check, what was found and what fixes it."""
     command = [*within, sys.executable, "-m", "flows.commands.cli", "doctor", "--workspace", str(place), "--json"]
     env = clean_environment() | team.env | env
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY, check=False, timeout=100)
     checks = json.loads(done.stdout)["checks"]
-    return {check["name"]: f"{check['state']}: {check['found']} {check['mend']}" for check in checks}
+    return {check["name"]: f"{check['state']}: {check['found']} {check['hint']}" for check in checks}
 
 
 def ends(team: Team, before: set[str]) -> list[str]:
@@ -232,7 +232,7 @@ def test_a_cable_pulled_for_good(team: Team, cable: Cable | None) -> None:
             with working(Worker(team, "spare")):
                 assert retrain.wait(LONG) in (0, 1), team.read_answer()
         finally:
-            cable.mend()
+            cable.repair()
         wait_until(lambda: not find_processes("prefect.engine", cut.place), LONG, "the end of the run that was cut")
     assert cut.has_result()
     assert {name for name in checks if checks[name].startswith("error")} == {"mlflow", "prefect"}
@@ -249,7 +249,7 @@ def test_a_cable_pulled_for_a_moment(team: Team, cable: Cable | None) -> None:
         wait_until(loose.find_checkpoint, LONG, "a checkpoint")
         cable.cut()
         time.sleep(45)
-        cable.mend()
+        cable.repair()
         assert retrain.wait(LONG) in (0, 1), team.read_answer()
     assert ends(team, before) == ["COMPLETED"]
     require_one_of_everything(team, versions)

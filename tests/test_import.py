@@ -608,8 +608,8 @@ def test_what_is_not_read_is_refused_by_name_at_import_and_in_check(tmp_path, na
     with pytest.raises(DataError) as caught:
         understand(tmp_path)
     assert name in str(caught.value), str(caught.value)
-    assert any(mend in caught.value.mend for mend in [*MENDS.values(), *(mend for _, mend in PICTURES.values())]) or (
-        any(word in caught.value.mend for word in ("csv", "8-bit", "Unpack"))
+    assert any(hint in caught.value.hint for hint in [*MENDS.values(), *(hint for _, hint in PICTURES.values())]) or (
+        any(word in caught.value.hint for word in ("csv", "8-bit", "Unpack"))
     )
     for kind in ("folders", "voc", "coco"):
         with pytest.raises(DataError) as caught:
@@ -622,7 +622,7 @@ def test_a_guess_that_leaves_out_a_third_names_the_choices(tmp_path):
     put(tmp_path, "unlabelled/x*30")
     with pytest.raises(DomainError) as caught:
         understand(tmp_path)
-    lines = [line.strip() for line in caught.value.mend.splitlines() if "--layout" in line]
+    lines = [line.strip() for line in caught.value.hint.splitlines() if "--layout" in line]
     assert lines
     assert "78 of 78 pictures" in lines[0]
     assert any("images: <split>" in line and "48 of 78 pictures" in line for line in lines)
@@ -635,8 +635,8 @@ def test_a_split_whose_one_folder_no_other_has_is_no_class_unasked(tmp_path, nam
     put(tmp_path, "train/cat/c*6", "train/dog/d*6", f"{name}/x*3")
     with pytest.raises(DomainError) as caught:
         understand(tmp_path)
-    assert "images: train}' " in caught.value.mend
-    assert "12 of 15 pictures, classes cat, dog" in caught.value.mend
+    assert "images: train}' " in caught.value.hint
+    assert "12 of 15 pictures, classes cat, dog" in caught.value.hint
 
 
 @pytest.mark.parametrize(("image", "mask"), [("{}/image.png", "{}/seg.png"), ("{}/a/x{}.png", "{}/b/y{}.png")])

@@ -16,7 +16,7 @@ from components.records import Rung
 from components.tracking import live, runs
 from components.tracking.live import Live, Point
 from components.workspace import Workspace
-from flows.commands import console
+from flows.commands import screen
 from flows.progress import Pace, format_left, report
 from flows.steps.follow import follow_epochs, live_run
 
@@ -106,7 +106,7 @@ class Away:
         self.asked.set()
         if self.refusals:
             self.refusals -= 1
-            raise TrackingError("store", expected="an answer", found="none", mend="Wait.")
+            raise TrackingError("store", expected="an answer", found="none", hint="Wait.")
 
     def open_run(self) -> tuple[str, tuple[int, ...]]:
         self.answer()
@@ -221,7 +221,7 @@ def test_a_bar_says_how_far_and_how_long() -> None:
 
 def test_the_terminal_shows_a_search_and_the_time_left() -> None:
     progress = Progress(console=Console(file=StringIO()))
-    live_display = console.Live(progress)
+    live_display = screen.Screen(progress)
     for event in (
         {"event": "search", "name": "vpt-deep"},
         {"event": "search-progress", "name": "vpt-deep", "share": 0.25, "text": "trial 1 to epoch 5, 40 s left"},

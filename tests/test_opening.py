@@ -159,13 +159,13 @@ TEXTS = st.text(max_size=30)
 
 
 @given(TEXTS, TEXTS, TEXTS)
-def test_the_parts_of_a_reason_stay_apart(expected: str, found: str, mend: str) -> None:
-    made = reason(expected, found, mend)
-    assert made == f"expected {made.expected}; found {made.found}. {made.mend}"
+def test_the_parts_of_a_reason_stay_apart(expected: str, found: str, hint: str) -> None:
+    made = reason(expected, found, hint)
+    assert made == f"expected {made.expected}; found {made.found}. {made.hint}"
     again = parse_reason(made.lines)
-    assert (again.expected, again.found, again.mend) == (made.expected, made.found, made.mend)
-    if not any(len(text.splitlines()) > 1 or text != text.strip() for text in (expected, found, mend)):
-        assert [made.expected, made.found, made.mend] == [" ".join(t.splitlines()) for t in (expected, found, mend)]
+    assert (again.expected, again.found, again.hint) == (made.expected, made.found, made.hint)
+    if not any(len(text.splitlines()) > 1 or text != text.strip() for text in (expected, found, hint)):
+        assert [made.expected, made.found, made.hint] == [" ".join(t.splitlines()) for t in (expected, found, hint)]
 
 
 def test_a_path_with_a_stop_is_one_part() -> None:

@@ -333,7 +333,7 @@ def test_a_bad_picture_never_fails_the_others(pictures: Result, workspace: Works
     errors = {Path(row["path"]).stem: row["error"] for row in outcome["predictions"] if row["error"]}
     for name, (_, words) in BAD.items():
         assert words in errors[name]["message"]
-        assert all(errors[name][key] for key in ("expected", "found", "mend"))
+        assert all(errors[name][key] for key in ("expected", "found", "hint"))
     assert outcome["predictions"][0]["probabilities"] == outcome["predictions"][-2]["probabilities"]
     assert (outcome["answered"], outcome["failed"], exit_code(outcome)) == (2, len(BAD) + 1, 1)
     assert [Path(item["path"]).name for item in outcome["ignored"]] == ["notes.txt"]
@@ -542,7 +542,7 @@ def test_a_champion_moved_by_hand_is_told_and_restored(
         move()
         with pytest.raises(PromotionError, match=words) as caught:
             predict(workspace, "moved", [path])
-        assert "`tessera ledger restore moved`" in caught.value.mend
+        assert "`tessera ledger restore moved`" in caught.value.hint
         assert words in check_champions(workspace).found
         restored = history.restore(workspace, "moved")
         assert (restored["champion_version"], restored["found"]) == (2, words)
@@ -552,7 +552,7 @@ def test_a_champion_moved_by_hand_is_told_and_restored(
     client.delete_model_version("moved", "2")
     with pytest.raises(PromotionError, match="version 2 was deleted, which MLflow cannot undo") as caught:
         predict(workspace, "moved", [path])
-    assert "`tessera promote moved VERSION`" in caught.value.mend
+    assert "`tessera promote moved VERSION`" in caught.value.hint
 
 
 def test_an_alias_without_any_record_serves_nothing(

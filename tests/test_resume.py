@@ -210,6 +210,6 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(place: Path, trainer: Train
     assert trainer.run(job, limit=len(good) // 2) == 2, (job.folder / "log").read_text()
     assert (job.folder / "checkpoint.safetensors").read_bytes() == good
     assert [path.name for path in job.folder.glob("checkpoint.*")] == ["checkpoint.safetensors"]
-    assert read_events(job)["error"]["error"]["mend"].startswith("Free some space")
+    assert read_events(job)["error"]["error"]["hint"].startswith("Free some space")
     assert trainer.run(job) == 0
     assert_same(whole, job)

@@ -10,7 +10,7 @@ from flows.server.schedules import FLOWS, POOL, describe_flows, describe_schedul
 
 
 def test_prefect_yaml_is_up_to_date() -> None:
-    """Mend with: python -m flows.server.schedules > prefect.yaml"""
+    """Fix with: python -m flows.server.schedules > prefect.yaml"""
     domain = load_domain(REPOSITORY / "data" / "surface_defects" / "domain.yaml")
     text = (REPOSITORY / "prefect.yaml").read_text()
     assert text == render_prefect_yaml([domain])

@@ -136,7 +136,7 @@ def test_a_damaged_file_of_dvc_is_one_paragraph_that_mends_it(tmp_path: Path, na
     with pytest.raises(VersioningError) as caught:
         read(place)
     assert name in caught.value.what
-    assert "git checkout" in caught.value.mend
+    assert "git checkout" in caught.value.hint
 
 
 @pytest.mark.parametrize("damage", ["conflict", "torn", "binary"])

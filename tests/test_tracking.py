@@ -323,7 +323,7 @@ def test_a_server_that_is_away_is_told_at_once(tmp_path: Path, monkeypatch: pyte
         runs.connect(Workspace(tmp_path))
     assert time.monotonic() - started < 2
     assert "secret" not in str(caught.value)
-    assert "MLFLOW_TRACKING_URI" in caught.value.mend
+    assert "MLFLOW_TRACKING_URI" in caught.value.hint
 
 
 def test_a_server_that_hangs_is_told_within_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

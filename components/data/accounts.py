@@ -63,8 +63,8 @@ def load_account(path: Path) -> Account:
         return Account(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         found = " ".join(str(error).split())[:200]
-        mend = "Run `tessera check`, which makes it again."
-        raise DataError(str(path), expected="the account of the manifest stage", found=found, mend=mend) from None
+        hint = "Run `tessera check`, which makes it again."
+        raise DataError(str(path), expected="the account of the manifest stage", found=found, hint=hint) from None
 
 
 def summarise(domain: Domain, rows: pl.DataFrame) -> dict[str, Any]:

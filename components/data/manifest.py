@@ -1,7 +1,7 @@
 """The manifest: one row a sample, and the schema that every later step may rely on.
 
     rows.parquet      what the layout says; a row the layout could not make sense of carries its `problem`: what was
-                      expected, what was found and how to mend it, a line each
+                      expected, what was found and how to fix it, a line each
     valid.parquet     the fit rows, with upright sizes and groups that near duplicates share
     manifest.parquet  the same with `split`
 
@@ -179,9 +179,9 @@ def require_schema(frame: pl.DataFrame, schema: "DataFrameSchema", what: str) ->
     """The frame itself when it keeps the schema; DataError with every failed check otherwise."""
     if failures := find_failures(frame, schema):
         more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
-        mend = "Run the data stages again with `dvc repro`; domain.yaml may have changed since."
+        hint = "Run the data stages again with `dvc repro`; domain.yaml may have changed since."
         found = "; ".join(failures[:5]) + more
-        raise DataError(what, expected="a manifest that keeps its schema", found=found, mend=mend)
+        raise DataError(what, expected="a manifest that keeps its schema", found=found, hint=hint)
     return frame
 
 
@@ -216,18 +216,18 @@ def load_samples(path: Path, domain: Domain) -> pl.DataFrame:
 
 def load_frame(path: Path) -> pl.DataFrame:
     """Read one of the stages' parquet files; DataError when it is missing or damaged."""
-    expected, mend = "a parquet file of the data stages", "Run `dvc repro`, or `tessera retrain`, which does."
+    expected, hint = "a parquet file of the data stages", "Run `dvc repro`, or `tessera retrain`, which does."
     try:
         data = path.read_bytes()
         if is_sealed(data) is False:
             found = "bytes that contradict their checksum"
-            raise DataError(str(path), expected=expected, found=found, mend=mend)
+            raise DataError(str(path), expected=expected, found=found, hint=hint)
         return pl.read_parquet(io.BytesIO(data))
     except FileNotFoundError:
-        raise DataError(str(path), expected=expected, found="no such file", mend=mend) from None
+        raise DataError(str(path), expected=expected, found="no such file", hint=hint) from None
     except (pl.exceptions.PolarsError, OSError) as error:
         found = " ".join(str(error).split())[:200]
-        raise DataError(str(path), expected=expected, found=found, mend=mend) from None
+        raise DataError(str(path), expected=expected, found=found, hint=hint) from None
 
 
 def load_cache(path: Path, schema: Mapping[str, "pl.DataType | type[pl.DataType]"]) -> pl.DataFrame:

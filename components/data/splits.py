@@ -146,7 +146,7 @@ def _keep_given(sides: dict[str, str], given: Mapping[str, str], paths: Mapping[
             expected="the sides that splits.csv remembers, or no splits.csv",
             found=f"{len(wrong):,} images given to other sides, such as {paths[first]}: {given[first]} instead of "
             f"{sides[first]}",
-            mend="Take `split: given` out of domain.yaml; or remove splits.csv to take the given split from now on: "
+            hint="Take `split: given` out of domain.yaml; or remove splits.csv to take the given split from now on: "
             "scores from before can then not be compared with later ones.",
         )
     new = [content for content in given if content not in sides]
@@ -302,7 +302,7 @@ def _damaged(file: Path, found: str) -> DataError:
         str(file),
         expected=f"a line an image: {', '.join(HEAD)}, each content once, split one of {', '.join(GUARD)}",
         found=found,
-        mend="Take the file as git has it (`git checkout` it). Without it every image is split anew.",
+        hint="Take the file as git has it (`git checkout` it). Without it every image is split anew.",
     )
 
 
@@ -332,7 +332,7 @@ def require_floors(frame: pl.DataFrame, domain: Domain) -> None:
         f"split of {domain.name}",
         expected="at least one group of every class in train, val and test",
         found="; ".join(gaps),
-        mend=GIVEN_MEND
+        hint=GIVEN_MEND
         if domain.split.given
         else f"Add images from further groups (lots, patients, slides), or remove data/{domain.name}/splits.csv, which "
         "splits everything anew: scores from before can then not be compared with later ones.",

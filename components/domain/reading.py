@@ -24,7 +24,7 @@ def load_domain(path: Path, overrides: Sequence[str] = ()) -> Domain:
             f"domain {path.parent.name!r}",
             expected=f"a file {path}",
             found=f"none; the domains here are: {', '.join(known) or 'none yet'}",
-            mend="Name one of these, or bring in a new one with `tessera import SOURCE --domain NAME --layout ...`.",
+            hint="Name one of these, or bring in a new one with `tessera import SOURCE --domain NAME --layout ...`.",
         )
     raw = read_yaml(path)
     for text in overrides:
@@ -35,7 +35,7 @@ def load_domain(path: Path, overrides: Sequence[str] = ()) -> Domain:
             str(path),
             expected=f"name: {path.parent.name}, as the folder is called",
             found=f"name: {domain.name}",
-            mend="Rename the folder or change the name.",
+            hint="Rename the folder or change the name.",
         )
     return domain
 
@@ -61,13 +61,13 @@ def explain(error: ValidationError, where: str, model: type[BaseModel]) -> Domai
         close = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         expected, found = f"one of the keys {', '.join(known)}", f"the unknown key {key!r}"
-        return DomainError(where, expected=expected, found=found + more, mend=f"{hint}Rename or remove it.")
+        return DomainError(where, expected=expected, found=found + more, hint=f"{hint}Rename or remove it.")
     if first["type"] == "missing":
-        return DomainError(where, expected=f"the key {key!r}", found="no such key" + more, mend="Add it.")
+        return DomainError(where, expected=f"the key {key!r}", found="no such key" + more, hint="Add it.")
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected = message[0].lower() + message[1:]
     found = f"{key} = {first['input']!r}"
-    return DomainError(where, expected=expected, found=found[:200] + more, mend=f"Change {key!r}.")
+    return DomainError(where, expected=expected, found=found[:200] + more, hint=f"Change {key!r}.")
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
@@ -110,15 +110,15 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())[:300]) from None
 
 
-def read_yaml(path: Path, mend: str = "Correct that line.", kind: type[TesseraError] = DomainError) -> dict[str, Any]:
+def read_yaml(path: Path, hint: str = "Correct that line.", kind: type[TesseraError] = DomainError) -> dict[str, Any]:
     """A mapping out of a file of plain YAML. Raises an error of that kind."""
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:  # a UnicodeDecodeError is one
-        raise kind(str(path), expected="legal YAML", found=str(error), mend=mend) from None
+        raise kind(str(path), expected="legal YAML", found=str(error), hint=hint) from None
     if not isinstance(raw, dict):
         found = "an empty file" if raw is None else f"a {type(raw).__name__}"
-        raise kind(str(path), expected="a mapping, `key: value` lines", found=found, mend=mend)
+        raise kind(str(path), expected="a mapping, `key: value` lines", found=found, hint=hint)
     return raw
 
 
@@ -127,7 +127,7 @@ def parse_layout(text: str, where: str = "--layout") -> Layout:
     try:
         raw = parse_yaml(text)
     except ValueError as error:
-        raise DomainError(where, expected="legal YAML", found=str(error), mend="Correct it.") from None
+        raise DomainError(where, expected="legal YAML", found=str(error), hint="Correct it.") from None
     facts = {"kind": raw} if isinstance(raw, str) else raw
     kinds = ", ".join(LAYOUTS)
     if not isinstance(facts, dict) or not isinstance(facts.get("kind"), str) or facts["kind"] not in LAYOUTS:
@@ -135,10 +135,10 @@ def parse_layout(text: str, where: str = "--layout") -> Layout:
         close = difflib.get_close_matches(str(kind), LAYOUTS, 1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         found = f"{str(text)[:100]!r}"
-        mend = (
+        hint = (
             f"{hint}Write for example `--layout '{{kind: csv, image: file, label: grade}}'`; data/README.md lists all."
         )
-        raise DomainError(where, expected=f"a kind ({kinds}), or a mapping with it", found=found, mend=mend)
+        raise DomainError(where, expected=f"a kind ({kinds}), or a mapping with it", found=found, hint=hint)
     model = LAYOUTS[facts["kind"]]
     try:
         return model.model_validate(facts)
@@ -163,8 +163,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
     """Apply one `a.b.c=value` in place; a part that is a number picks from a list."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        mend = "Write for example `--set training.epochs=5`."
-        raise DomainError(f"--set {text!r}", expected="key=value", found="no such form", mend=mend)
+        hint = "Write for example `--set training.epochs=5`."
+        raise DomainError(f"--set {text!r}", expected="key=value", found="no such form", hint=hint)
     *path, last = key.strip().split(".")
     try:
         parsed = parse_yaml(value)
@@ -174,5 +174,5 @@ def _override(raw: dict[str, Any], text: str) -> None:
         place[int(last) if isinstance(place, list) else last] = parsed
     except (ValueError, IndexError, TypeError, AttributeError):
         expected = "a key of domain.yaml, parts joined by dots, and a YAML value"
-        mend = "Write for example `--set training.epochs=5` or `--set 'candidates=[linear, vapt]'`."
-        raise DomainError(f"--set {text!r}", expected=expected, found="none", mend=mend) from None
+        hint = "Write for example `--set training.epochs=5` or `--set 'candidates=[linear, vapt]'`."
+        raise DomainError(f"--set {text!r}", expected=expected, found="none", hint=hint) from None

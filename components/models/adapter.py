@@ -166,7 +166,7 @@ def require_intact(folder: Path, meta_sha256: str = "") -> AdapterMeta:
             f"adapter {folder}, {META_FILE}",
             expected=f"the sha256 {meta_sha256[:12]}, with which it was registered",
             found=f"{found[:12]}: the file was edited or replaced",
-            mend=RETRAIN,
+            hint=RETRAIN,
         )
     meta = _parse_meta(folder, data)
     require_alone(folder)
@@ -175,7 +175,7 @@ def require_intact(folder: Path, meta_sha256: str = "") -> AdapterMeta:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         what, found = f"adapter {folder}, {WEIGHTS_FILE}", error.strerror or "none"
-        raise AdapterError(what, expected="a file", found=found, mend=RETRAIN) from None
+        raise AdapterError(what, expected="a file", found=found, hint=RETRAIN) from None
     require_digest(folder, meta, digest)
     return meta
 
@@ -185,7 +185,7 @@ def _read_meta(folder: Path) -> bytes:
         return (folder / META_FILE).read_bytes()
     except OSError as error:
         what, found = f"adapter {folder}", error.strerror or "none"
-        raise AdapterError(what, expected=f"a file {META_FILE}", found=found, mend=RETRAIN) from None
+        raise AdapterError(what, expected=f"a file {META_FILE}", found=found, hint=RETRAIN) from None
 
 
 def _parse_meta(folder: Path, data: bytes) -> AdapterMeta:
@@ -193,18 +193,18 @@ def _parse_meta(folder: Path, data: bytes) -> AdapterMeta:
     try:
         raw = json.loads(data)
     except ValueError as error:
-        raise AdapterError(what, expected=f"JSON in {META_FILE}", found=str(error), mend=RETRAIN) from None
+        raise AdapterError(what, expected=f"JSON in {META_FILE}", found=str(error), hint=RETRAIN) from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         found = f"version {version}"
-        mend = "Use the release of Tessera that wrote it, or train it again."
-        raise AdapterError(what, expected=f"format version {FORMAT_VERSION}", found=found, mend=mend)
+        hint = "Use the release of Tessera that wrote it, or train it again."
+        raise AdapterError(what, expected=f"format version {FORMAT_VERSION}", found=found, hint=hint)
     try:
         return AdapterMeta.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise AdapterError(what, expected=f"a legal {META_FILE}", found=found, mend=RETRAIN) from None
+        raise AdapterError(what, expected=f"a legal {META_FILE}", found=found, hint=RETRAIN) from None
 
 
 def require_alone(folder: Path) -> None:
@@ -214,7 +214,7 @@ def require_alone(folder: Path) -> None:
             f"adapter {folder}",
             expected=f"the files {META_FILE} and {WEIGHTS_FILE} alone",
             found=f"also {name_some(extra)}",
-            mend="Find out where that came from, and remove it.",
+            hint="Find out where that came from, and remove it.",
         )
 
 
@@ -224,7 +224,7 @@ def require_digest(folder: Path, meta: AdapterMeta, digest: str) -> None:
             f"adapter {folder}, {WEIGHTS_FILE}",
             expected=f"the sha256 in {META_FILE}, {meta.adapter_sha256[:12] or 'which is empty'}",
             found=f"{digest[:12]}, other weights",
-            mend=RETRAIN,
+            hint=RETRAIN,
         )
 
 

@@ -74,7 +74,7 @@ def load_backbone(name: str, img_size: int | None = None) -> Backbone:
             f"backbone {name}",
             expected="a .safetensors file",
             found=f"a {path.suffix or 'path'}, and pickles, which run code when they are opened, are never read",
-            mend="Convert it with safetensors.torch.save_file, and load that.",
+            hint="Convert it with safetensors.torch.save_file, and load that.",
         )
     config = _require_known(name)
     require_plain_vit(_create_skeleton(name), name)
@@ -88,7 +88,7 @@ def require_plain_vit(model: nn.Module, name: str) -> None:
             f"backbone {name}",
             expected="a plain vision transformer: one patch projection, then pre-norm blocks of global attention",
             found=reason,
-            mend="Choose a timm vit_*, deit_*, deit3_* or *_dinov2 model, for example vit_small_patch16_224.",
+            hint="Choose a timm vit_*, deit_*, deit3_* or *_dinov2 model, for example vit_small_patch16_224.",
         )
 
 
@@ -96,7 +96,7 @@ def load_weights(path: Path) -> Weights:
     """Read a safetensors file, leaving out the classifier `head.*`, which no adapter keeps."""
     if not path.is_file():
         found = "no such file"
-        raise BackboneError(f"backbone {path}", expected="a file", found=found, mend="Correct the path.")
+        raise BackboneError(f"backbone {path}", expected="a file", found=found, hint="Correct the path.")
     try:
         with safe_open(path, framework="pt") as file:
             names = [key for key in file.keys() if not key.startswith("head.")]  # noqa: SIM118  no mapping
@@ -106,7 +106,7 @@ def load_weights(path: Path) -> Weights:
             f"backbone {path}",
             expected="a whole safetensors file",
             found=str(error),
-            mend="Copy or download it again.",
+            hint="Copy or download it again.",
         ) from None
 
 
@@ -137,7 +137,7 @@ def _load_file(name: str, path: Path, img_size: int | None) -> Backbone:
             f"backbone {name}",
             expected="a file called <timm architecture>[.<tag>].safetensors, or one whose metadata says `architecture`",
             found=f"{model!r}, which timm does not know; {_describe_tensors(weights.tensors)}",
-            mend="Rename it, for example to vit_tiny_patch16_224.mine.safetensors.",
+            hint="Rename it, for example to vit_tiny_patch16_224.mine.safetensors.",
         ) from None
     require_plain_vit(_create_skeleton(model), name)
     return _create_backbone(name, model, weights, config, img_size)
@@ -162,7 +162,7 @@ def _create_backbone(name: str, model: str, weights: Weights, config: Any, img_s
             f"backbone {name}",
             expected=f"the tensors of timm's {_architecture(model)}",
             found=" ".join(str(error).split())[:300],
-            mend="Correct the architecture in the file's name or metadata.",
+            hint="Correct the architecture in the file's name or metadata.",
         ) from None
     vit.pretrained_cfg.pop("state_dict", None)
     said = weights.metadata
@@ -236,7 +236,7 @@ def _require_known(name: str) -> Any:
         f"backbone {name}",
         expected="`embedded`, a path to a .safetensors file, or the name of timm weights",
         found=found + (f"; close ones are {', '.join(close)}" if close else ""),
-        mend="Correct the name; `timm.list_pretrained('vit*')` lists all.",
+        hint="Correct the name; `timm.list_pretrained('vit*')` lists all.",
     )
 
 
@@ -265,7 +265,7 @@ def _unreachable(name: str, found: str) -> BackboneError:
         f"backbone {name}",
         expected="its weights in the hub's cache or on the hub",
         found=found,
-        mend="Connect to the network, or fetch model.safetensors elsewhere and give `backbone` the path of the file, "
+        hint="Connect to the network, or fetch model.safetensors elsewhere and give `backbone` the path of the file, "
         f"called {name}.safetensors.",
     )
 
@@ -287,7 +287,7 @@ def _require_size(name: str, vit: Any, img_size: int) -> int:
             f"backbone {name}",
             expected=f"an img_size that is a multiple of its patch size, {patch}",
             found=f"img_size: {img_size}",
-            mend=f"Choose {lower} or {lower + patch}.",
+            hint=f"Choose {lower} or {lower + patch}.",
         )
     return img_size
 
@@ -302,7 +302,7 @@ def _numbers(metadata: dict[str, str], key: str, default: tuple[float, ...], nam
             f"backbone {name}",
             expected=f"metadata {key!r} to be a JSON list of numbers, for example [0.5, 0.5, 0.5]",
             found=metadata[key],
-            mend="Write the file again.",
+            hint="Write the file again.",
         ) from None
 
 

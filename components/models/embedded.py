@@ -73,5 +73,5 @@ def require_embedded(folder: Path = FOLDER) -> Path:
 
 
 def _damaged(path: Path, expected: str, found: str) -> BackboneError:
-    mend = "The installation is damaged: install Tessera again, or check the file out again."
-    return BackboneError(f"embedded backbone {path}", expected=expected, found=found, mend=mend)
+    hint = "The installation is damaged: install Tessera again, or check the file out again."
+    return BackboneError(f"embedded backbone {path}", expected=expected, found=found, hint=hint)

@@ -47,7 +47,7 @@ class ScaleShift(nn.Module):
                 "tuner ssf",
                 expected="layers whose bias can take up the shifts",
                 found=f"a {type(base).__name__}, which has no bias",
-                mend="Serve it unmerged, which computes the same.",
+                hint="Serve it unmerged, which computes the same.",
             )
         rows = self.scale if base.weight is None else base.weight * self.scale.view(-1, *[1] * (base.weight.ndim - 1))
         shift = self.shift if base.bias is None else base.bias * self.scale + self.shift
@@ -154,15 +154,15 @@ def _require_target(kind: str, block: nn.Module, target: str, rank: int) -> None
     if not isinstance(linear, nn.Linear):
         names = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
         found = f"{target}, which this backbone has not"
-        mend = "Correct `targets`."
-        raise BackboneError(f"tuner {kind}", expected=f"targets among {', '.join(names)}", found=found, mend=mend)
+        hint = "Correct `targets`."
+        raise BackboneError(f"tuner {kind}", expected=f"targets among {', '.join(names)}", found=found, hint=hint)
     most = min(linear.in_features, linear.out_features)
     if rank > most:
         raise BackboneError(
             f"tuner {kind}",
             expected=f"a rank of {most} at most, the smaller side of {target} in this backbone",
             found=f"rank: {rank}",
-            mend="Lower it; ranks from 4 to 16 are usual.",
+            hint="Lower it; ranks from 4 to 16 are usual.",
         )
 
 

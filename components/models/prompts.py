@@ -216,12 +216,12 @@ def _require_room(vit: "VisionTransformer", static_blocks: int, kernel: int) -> 
             "tuner vapt",
             expected=f"static_blocks below {blocks}, the backbone's depth",
             found=f"static_blocks: {static_blocks}",
-            mend="Lower it, or use `kind: vpt`, which is static in every block.",
+            hint="Lower it, or use `kind: vpt`, which is static in every block.",
         )
     if kernel > min(height, width):
         raise BackboneError(
             "tuner vapt",
             expected=f"a kernel no larger than the patch grid, {height} x {width}",
             found=f"kernel: {kernel}",
-            mend="Lower it, or choose a larger img_size.",
+            hint="Lower it, or choose a larger img_size.",
         )

@@ -74,5 +74,5 @@ def _require_gpus(wanted: int) -> None:
             "training on several devices",
             expected=f"{wanted} GPUs, as training.devices asks",
             found=str(found),
-            mend="Lower training.devices, or train on a machine that has them.",
+            hint="Lower training.devices, or train on a machine that has them.",
         )

@@ -39,9 +39,9 @@ def save_adapter(folder: Path, network: Network, meta: AdapterMeta) -> str:
     try:
         _write_folder(folder, {WEIGHTS_FILE: weights, META_FILE: text.encode()})
     except OSError as error:
-        mend = "Free some space or correct the permissions, and train again; checkpoints are kept."
+        hint = "Free some space or correct the permissions, and train again; checkpoints are kept."
         expected, found = "a folder with room that may be written", error.strerror or str(error)
-        raise AdapterError(f"adapter {folder}", expected=expected, found=found, mend=mend) from None
+        raise AdapterError(f"adapter {folder}", expected=expected, found=found, hint=hint) from None
     return digest
 
 
@@ -72,15 +72,15 @@ def _load_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
     try:
         data = (folder / WEIGHTS_FILE).read_bytes()
     except OSError as error:
-        raise AdapterError(what, expected="a file", found=error.strerror or "none", mend=RETRAIN) from None
+        raise AdapterError(what, expected="a file", found=error.strerror or "none", hint=RETRAIN) from None
     try:
         return load(data), hashlib.sha256(data).hexdigest()
     except SafetensorError as error:
         if data.startswith(PICKLED):  # asked last, for the length of a whole file's header may begin with these bytes
             found = "a pickle, which may run code when it is opened"
-            mend = "Do not trust where it came from."
-            raise AdapterError(what, expected="safetensors", found=found, mend=mend) from None
-        raise AdapterError(what, expected="a whole safetensors file", found=str(error), mend=RETRAIN) from None
+            hint = "Do not trust where it came from."
+            raise AdapterError(what, expected="safetensors", found=found, hint=hint) from None
+        raise AdapterError(what, expected="a whole safetensors file", found=str(error), hint=RETRAIN) from None
 
 
 def _require_backbone(folder: Path, meta: AdapterMeta, backbone: Backbone) -> None:
@@ -90,7 +90,7 @@ def _require_backbone(folder: Path, meta: AdapterMeta, backbone: Backbone) -> No
             f"adapter {folder}",
             expected=f"the backbone it was trained on, {wanted.name} with sha256 {wanted.sha256[:12]}",
             found=f"{backbone.name} with sha256 {backbone.sha256[:12]}",
-            mend="Give it that backbone, or train it again on this one.",
+            hint="Give it that backbone, or train it again on this one.",
         )
     found = (backbone.img_size, tuple(backbone.mean), tuple(backbone.std))
     if found != (wanted.img_size, wanted.mean, wanted.std):
@@ -98,7 +98,7 @@ def _require_backbone(folder: Path, meta: AdapterMeta, backbone: Backbone) -> No
             f"adapter {folder}",
             expected=f"img_size {wanted.img_size}, mean {wanted.mean}, std {wanted.std}, as in training",
             found=f"img_size {found[0]}, mean {found[1]}, std {found[2]}",
-            mend=f"Load the backbone with img_size={wanted.img_size}, or train the adapter again.",
+            hint=f"Load the backbone with img_size={wanted.img_size}, or train the adapter again.",
         )
 
 
@@ -106,14 +106,14 @@ def _require_fit(folder: Path, tensors: Mapping[str, Tensor], parameters: Mappin
     """Raise AdapterError unless names, shapes and dtypes are exactly the network's."""
     what = f"adapter {folder}, {WEIGHTS_FILE}"
     if missing := sorted(parameters.keys() - tensors.keys()):
-        raise AdapterError(what, expected=f"the tensors {name_some(missing)}", found="none such", mend=RETRAIN)
+        raise AdapterError(what, expected=f"the tensors {name_some(missing)}", found="none such", hint=RETRAIN)
     if extra := sorted(tensors.keys() - parameters.keys()):
         expected = "only the tensors its tuner trains"
-        raise AdapterError(what, expected=expected, found=f"also {name_some(extra)}", mend=RETRAIN)
+        raise AdapterError(what, expected=expected, found=f"also {name_some(extra)}", hint=RETRAIN)
     for name, parameter in parameters.items():
         wanted, found = _form(parameter), _form(tensors[name])
         if wanted != found:
-            raise AdapterError(what, expected=f"{name} to be {wanted}", found=found, mend=RETRAIN)
+            raise AdapterError(what, expected=f"{name} to be {wanted}", found=found, hint=RETRAIN)
 
 
 def _form(tensor: Tensor) -> str:

@@ -419,14 +419,14 @@ def require_gates(domain: Domain, where: str) -> None:
             f"{where}: gates.use",
             expected=f"gates among {', '.join(GATES)}",
             found=", ".join(unknown),
-            mend="Name some of these, or leave `use` out for all.",
+            hint="Name some of these, or leave `use` out for all.",
         )
     if not set(names) & {"floor", "improvement"}:
         raise DomainError(
             f"{where}: gates.use",
             expected="`floor` or `improvement` among the gates, without which nothing speaks for a promotion",
             found=", ".join(names),
-            mend="Add `improvement`.",
+            hint="Add `improvement`.",
         )
 
 
@@ -483,7 +483,7 @@ def _require_evidence(context: Context) -> None:
             f"challenger of {context.domain.name}",
             expected="predictions of the test split alone",
             found=f"{ours.height} rows of {', '.join(sorted(set(ours['split']))) or 'no split'}",
-            mend="Filter the predictions to the test split; give the domain test groups where there are none.",
+            hint="Filter the predictions to the test split; give the domain test groups where there are none.",
         )
     same = ["id", "label", "group"]
     if theirs is not None and not ours.select(same).sort("id").equals(theirs.select(same).sort("id")):
@@ -492,7 +492,7 @@ def _require_evidence(context: Context) -> None:
             f"champion of {context.domain.name}",
             expected=f"predictions for the same {ours.height} test images, labels and groups as the challenger",
             found=f"{theirs.height} rows, of which {shared} agree",
-            mend="Score the champion again on the present test split.",
+            hint="Score the champion again on the present test split.",
         )
 
 
@@ -504,7 +504,7 @@ def _encode(names: pl.Series, domain: Domain) -> Ints:
             f"predictions of {domain.name}",
             expected=f"the classes {', '.join(domain.classes)}",
             found=f"{names.name} {', '.join(map(str, strangers))}",
-            mend="Score the model again with the classes of the present domain.yaml.",
+            hint="Score the model again with the classes of the present domain.yaml.",
         )
     return np.array([known[name] for name in names], dtype=np.int64)
 

@@ -153,7 +153,7 @@ def _write_once(ledger: Ledger, number: int, text: str) -> None:
             f"ledger of {ledger.domain}",
             expected="a run of MLflow that takes records",
             found=f"the run {ledger.run_id}, which was deleted",
-            mend=f"Restore it in MLflow, or by `mlflow runs restore --run-id {ledger.run_id}`.",
+            hint=f"Restore it in MLflow, or by `mlflow runs restore --run-id {ledger.run_id}`.",
         )
     try:
         mlflow.MlflowClient().log_param(ledger.run_id, f"{number:06d}", text)
@@ -164,7 +164,7 @@ def _write_once(ledger: Ledger, number: int, text: str) -> None:
             f"ledger of {ledger.domain}",
             expected=f"{number - 1} records, after which this one was to be written",
             found="more: somebody else was faster",
-            mend="Look at what happened (`tessera history`), then give the command again.",
+            hint="Look at what happened (`tessera history`), then give the command again.",
         ) from None
 
 
@@ -289,7 +289,7 @@ def load_ledger(domain: str) -> Ledger:
             f"ledger of {domain}",
             expected=f"a run with its records, which the registered model's tag {LEDGER} names",
             found=f"no run {run_id}" if run_id else "no such tag",
-            mend=f"Let it name the run `ledger of {domain}` of MLflow's experiment `{EXPERIMENT}`.",
+            hint=f"Let it name the run `ledger of {domain}` of MLflow's experiment `{EXPERIMENT}`.",
         )
     number, _, seal = model.tags.get(SETTLED, "").partition(" ")
     champion = model.aliases.get("champion")
@@ -313,7 +313,7 @@ def parse_record(domain: str, number: int, text: str) -> Record:
             f"ledger of {domain}, record {number}",
             expected="a record as Tessera writes it",
             found=f"{error.error_count()} faults, the first: {error.errors()[0]['msg']}",
-            mend=f"Someone edited MLflow's database: `tessera ledger verify {domain}` tells where.",
+            hint=f"Someone edited MLflow's database: `tessera ledger verify {domain}` tells where.",
         ) from None
 
 
@@ -441,7 +441,7 @@ def _require_short(domain: str, text: str) -> None:
             f"ledger of {domain}",
             expected=f"a record of at most {MOST_CHARACTERS} characters, as the MLflow store allows",
             found=f"{len(text)} characters",
-            mend="Shorten TESSERA_USER, the verdict or the reason.",
+            hint="Shorten TESSERA_USER, the verdict or the reason.",
         )
 
 

@@ -209,18 +209,18 @@ def require_bound(ledger: Ledger, version: Version) -> str:
 
     Raises PromotionError where they disagree, or a tag is no sha256: such a text never becomes a file name.
     """
-    what, mend = f"{version.domain} version {version.version}", f"See `tessera ledger verify {version.domain}`."
+    what, hint = f"{version.domain} version {version.version}", f"See `tessera ledger verify {version.domain}`."
     for tag, text in ((WEIGHTS_TAG, version.adapter_sha256), (META_TAG, version.adapter_json_sha256)):
         if text and not is_sha256(text):
             expected, found = f"64 hexadecimal digits in the tag {tag}", f"{text[:80]!r}: it was edited"
-            raise PromotionError(what, expected=expected, found=found, mend=mend)
+            raise PromotionError(what, expected=expected, found=found, hint=hint)
     recorded = find_binding(ledger, version.version)
     if recorded and recorded != version.adapter_json_sha256:
         raise PromotionError(
             what,
             expected=f"the adapter that the ledger recorded, whose adapter.json has sha256 {recorded[:12]}",
             found=f"{version.adapter_json_sha256[:12] or 'none'} in the tag {META_TAG}: it was edited",
-            mend=f"Set the tag to {recorded}. {mend}",
+            hint=f"Set the tag to {recorded}. {hint}",
         )
     return version.adapter_json_sha256
 
@@ -303,7 +303,7 @@ def rollback(workspace: Workspace, domain: str, reason: str, who: str | None = N
                 f"rollback of {domain}",
                 expected="a champion and, under the alias `previous`, the version that served before it",
                 found=f"champion {_name(champion)}, previous {_name(previous)}",
-                mend=f"Only a domain whose champion replaced another can go back: see `tessera history {domain}`.",
+                hint=f"Only a domain whose champion replaced another can go back: see `tessera history {domain}`.",
             )
         lineage = {"data_version": previous.data_version, "git_commit": previous.git_commit}
         _record(ledger, "rollback", champion.version, previous.version, {"reason": reason, "who": who, **lineage})
@@ -316,7 +316,7 @@ def is_moving(domain: str) -> bool:
     return ledger.settled < ledger.last
 
 
-def mend_move(workspace: Workspace, domain: str) -> None:
+def complete_move(workspace: Workspace, domain: str) -> None:
     """End a move that was interrupted; one under way is waited for. Every move begins with this by itself."""
     with lock_domain(workspace, domain):
         pass
@@ -335,7 +335,7 @@ def require_champion(domain: str) -> Version:
             f"prediction with {domain}",
             expected="a champion",
             found="none",
-            mend=f"Train and promote one with `tessera retrain {domain}`.",
+            hint=f"Train and promote one with `tessera retrain {domain}`.",
         )
     return champion
 
@@ -350,7 +350,7 @@ def require_challenger(domain: str, number: int | None) -> Version:
             f"promotion in {domain}",
             expected="a registered challenger",
             found="none",
-            mend=f"Train one with `tessera retrain {domain}`.",
+            hint=f"Train one with `tessera retrain {domain}`.",
         )
     return challenger
 
@@ -367,7 +367,7 @@ def find_trouble(domain: str) -> PromotionError | None:
             f"champion of {domain}",
             expected="the registered model whose moves a ledger records",
             found=f"none: it was deleted in MLflow, which cannot be undone; the records are parameters of run {lost}",
-            mend=f"Train and promote one with `tessera retrain {domain}`, which begins a new ledger.",
+            hint=f"Train and promote one with `tessera retrain {domain}`, which begins a new ledger.",
         )
     if ledger.champion != find_last_move(ledger):
         time.sleep(PATIENCE)
@@ -376,18 +376,18 @@ def find_trouble(domain: str) -> PromotionError | None:
     if there == recorded or ledger.settled < ledger.last:
         return None
     found = f"at version {there}: it was moved by hand" if there else "no such alias: it was deleted by hand"
-    mend = f"`tessera ledger restore {domain}` puts it back"
-    mend += f"; then `tessera promote {domain} {there}` judges version {there}." if there else "."
+    hint = f"`tessera ledger restore {domain}` puts it back"
+    hint += f"; then `tessera promote {domain} {there}` judges version {there}." if there else "."
     if recorded is not None and load_version(domain, recorded) is None:
         found += f", and version {recorded} was deleted, which MLflow cannot undo"
-        mend = f"Promote another with `tessera promote {domain} VERSION`, or train one: `tessera retrain {domain}`."
+        hint = f"Promote another with `tessera promote {domain} VERSION`, or train one: `tessera retrain {domain}`."
     return PromotionError(
         f"champion of {domain}",
         expected=f"the alias `champion` at version {recorded}, where the last record of the ledger left it"
         if recorded
         else "no alias `champion`, because no record of the ledger made one",
         found=found,
-        mend=mend,
+        hint=hint,
     )
 
 
@@ -461,7 +461,7 @@ def lock_domain(workspace: Workspace, domain: str) -> Iterator[Ledger]:
             f"promotion of {domain}",
             expected="no other promotion of this domain at work",
             found=f"one that has held {path} for more than {LOCK_SECONDS} s",
-            mend="Try again once it is done.",
+            hint="Try again once it is done.",
         ) from None
     try:
         yield _follow(domain)
@@ -600,7 +600,7 @@ def require_version(domain: str, version: int) -> Version:
             f"{domain} version {version}",
             expected="a registered version",
             found="none of this number",
-            mend=f"Train one with `tessera retrain {domain}`, or look at the versions in MLflow.",
+            hint=f"Train one with `tessera retrain {domain}`, or look at the versions in MLflow.",
         )
     return found
 
@@ -612,7 +612,7 @@ def _require_expected(domain: str, champion: Version | None, expected: int | Non
             f"promotion in {domain}",
             expected=f"champion {'none' if expected is None else f'version {expected}'}, against which this was judged",
             found=f"champion {_name(champion)}: somebody else moved it meanwhile",
-            mend="Judge the challenger against the present champion: run the retrain again.",
+            hint="Judge the challenger against the present champion: run the retrain again.",
         )
 
 
@@ -621,29 +621,29 @@ def _download(version: Version, folder: Path) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    mend = "The artifact store was changed or lost files: restore it, or retrain and promote anew."
+    hint = "The artifact store was changed or lost files: restore it, or retrain and promote anew."
     uri = f"models:/{version.domain}/{version.version}"
     try:
         model = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         what, said = f"{version.domain} version {version.version}", " ".join(str(error).split())[:300]
-        raise PromotionError(what, expected="its artifacts in the store", found=said, mend=mend) from None
+        raise PromotionError(what, expected="its artifacts in the store", found=said, hint=hint) from None
     found = next((path.parent for path in model.glob("artifacts/*/adapter.json")), model / "artifacts" / "adapter")
-    _require_registered(version, found, mend)
+    _require_registered(version, found, hint)
     return found
 
 
-def _require_registered(version: Version, folder: Path, mend: str) -> None:
+def _require_registered(version: Version, folder: Path, hint: str) -> None:
     """Raise PromotionError unless this folder holds the adapter that was registered, and nothing else."""
     what = f"{version.domain} version {version.version}"
     try:
         meta = require_intact(folder, version.adapter_json_sha256)
     except AdapterError as error:
         expected, found = error.expected, f"{error.found} ({error.what})"
-        raise PromotionError(what, expected=expected, found=found, mend=mend) from None
+        raise PromotionError(what, expected=expected, found=found, hint=hint) from None
     if version.adapter_sha256 not in ("", meta.adapter_sha256):
         expected = f"an adapter with sha256 {version.adapter_sha256} in its artifacts"
-        raise PromotionError(what, expected=expected, found=meta.adapter_sha256, mend=mend)
+        raise PromotionError(what, expected=expected, found=meta.adapter_sha256, hint=hint)
 
 
 def _read_binding(model_uri: str) -> str:

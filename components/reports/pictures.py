@@ -234,8 +234,8 @@ def _load_tile(path: Path, crop: Sequence[int] | None) -> Any:
     try:
         picture = read_picture(path)
     except UNDECODABLE as error:
-        mend = "It was readable when it was validated: fetch the data version again."
-        raise DataError(str(path), expected="a readable image", found=str(error), mend=mend) from None
+        hint = "It was readable when it was validated: fetch the data version again."
+        raise DataError(str(path), expected="a readable image", found=str(error), hint=hint) from None
     if crop is not None:
         picture = picture.crop((crop[0], crop[1], crop[2], crop[3]))
     picture.thumbnail((TILE_PIXELS, TILE_PIXELS))

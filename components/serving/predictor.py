@@ -168,7 +168,7 @@ class _Look:
 def _explain(name: str, error: Exception) -> DataError:
     """A reason that `tessera check` would give, or what the system says of a file, as an error."""
     if isinstance(error, OSError) and error.strerror:
-        mend = "Correct the path or the permissions."
-        return DataError(name, expected="a readable image", found=error.strerror, mend=mend)
+        hint = "Correct the path or the permissions."
+        return DataError(name, expected="a readable image", found=error.strerror, hint=hint)
     why = error.reason if isinstance(error, UnfitPicture) else damaged(str(error))
-    return DataError(name, expected=why.expected, found=why.found, mend=why.mend)
+    return DataError(name, expected=why.expected, found=why.found, hint=why.hint)

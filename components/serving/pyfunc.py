@@ -81,7 +81,7 @@ def read_base64(text: str, row: int = 0) -> io.BytesIO:
             f"image in row {row}",
             expected="the base64 text of a JPEG or PNG file",
             found=str(error),
-            mend='Send {"dataframe_records": [{"image": "<base64>"}]}.',
+            hint='Send {"dataframe_records": [{"image": "<base64>"}]}.',
         ) from None
     return io.BytesIO(data)
 

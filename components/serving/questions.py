@@ -76,8 +76,8 @@ def ask(paths: Sequence[Path], boxes: Sequence[Box] = (), boxes_file: Path | Non
     """
     if boxes_file is not None:
         if boxes:
-            mend = "Leave one of them out."
-            raise DataError("the boxes", expected="--box or --boxes", found="both", mend=mend)
+            hint = "Leave one of them out."
+            raise DataError("the boxes", expected="--box or --boxes", found="both", hint=hint)
         return _ask_with_file(paths, boxes_file)
     found = find_pictures(paths)
     if not boxes:
@@ -87,7 +87,7 @@ def ask(paths: Sequence[Path], boxes: Sequence[Box] = (), boxes_file: Path | Non
             "--box",
             expected="one picture that the boxes are in",
             found=f"{len(found.questions)} pictures",
-            mend="Name one picture, or give the boxes of many with `--boxes FILE` (csv, COCO or VOC).",
+            hint="Name one picture, or give the boxes of many with `--boxes FILE` (csv, COCO or VOC).",
         )
     return Asked([Question(found.pictures[0], box) for box in boxes], found.ignored)
 
@@ -119,8 +119,8 @@ def find_pictures(paths: Sequence[Path]) -> Found:
         elif path.is_file():
             found.append(path)
         else:
-            mend = "Name image files, or a folder of them; a shell pattern such as folder/*.jpg names many."
-            found.append(DataError(str(path), expected="an image file or a folder", found="nothing there", mend=mend))
+            hint = "Name image files, or a folder of them; a shell pattern such as folder/*.jpg names many."
+            found.append(DataError(str(path), expected="an image file or a folder", found="nothing there", hint=hint))
     if any(isinstance(one, Path) for one in found):
         return Found(found, ignored)
     if found:
@@ -129,7 +129,7 @@ def find_pictures(paths: Sequence[Path]) -> Found:
         ", ".join(map(str, paths)) or "the images",
         expected=f"at least one picture ({', '.join(SUFFIXES)})",
         found=f"{len(ignored)} other files: {', '.join(list(ignored)[:3])}" if ignored else "none",
-        mend="Name image files, or a folder that holds some.",
+        hint="Name image files, or a folder that holds some.",
     )
 
 
@@ -157,8 +157,8 @@ def parse_box(text: str, where: str) -> Box:
     """`x0,y0,x1,y1` or `x0 y0 x1 y1` in whole pixels. Raises DataError naming where it was written."""
     numbers = re.fullmatch(r"\s*\(?\[?\s*" + r"[\s,]+".join([r"(-?\d{1,9})(?:\.0*)?"] * 4) + r"\s*\]?\)?\s*", text)
     if numbers is None:
-        mend = "Write four whole numbers: left, top, right and bottom, the last two exclusive."
-        raise DataError(where, expected="a box x0,y0,x1,y1 in pixels", found=repr(text), mend=mend)
+        hint = "Write four whole numbers: left, top, right and bottom, the last two exclusive."
+        raise DataError(where, expected="a box x0,y0,x1,y1 in pixels", found=repr(text), hint=hint)
     x0, y0, x1, y1 = (int(number) for number in numbers.groups())
     return x0, y0, x1, y1
 
@@ -172,7 +172,7 @@ def require_boxes(meta: AdapterMeta, questions: Sequence[Question], *, whole: bo
             name_question(without),
             expected="a box, because this adapter was trained on crops and not on whole pictures",
             found="a picture without one",
-            mend="Give boxes: `--box X0,Y0,X1,Y1`, or `--boxes FILE` (csv, COCO or VOC); a request has a column "
+            hint="Give boxes: `--box X0,Y0,X1,Y1`, or `--boxes FILE` (csv, COCO or VOC); a request has a column "
             '`box`, "x0 y0 x1 y1". If every picture is a crop already, say so: `--whole`, in a request the '
             "parameter `whole`.",
         )
@@ -183,7 +183,7 @@ def require_boxes(meta: AdapterMeta, questions: Sequence[Question], *, whole: bo
             expected="a whole picture without a box, "
             + ("as `whole` says" if whole else "because this adapter was trained on whole pictures"),
             found=f"the box {' '.join(map(str, boxed.box or ()))}",
-            mend="Leave the box out.",
+            hint="Leave the box out.",
         )
 
 
@@ -219,8 +219,8 @@ def _ask_with_file(paths: Sequence[Path], file: Path) -> Asked:
         if name in rows and not asked:
             ignored[str(path)] = f"{file.name} names it without a box"
         elif name not in rows and paths:
-            mend = "Add its boxes, or leave the picture out."
-            asked = [DataError(str(path), expected=f"boxes of it in {file}", found="none", mend=mend)]
+            hint = "Add its boxes, or leave the picture out."
+            asked = [DataError(str(path), expected=f"boxes of it in {file}", found="none", hint=hint)]
         questions += asked
     for name in [name for name in rows if name not in index.paths]:
         if paths:
@@ -249,7 +249,7 @@ def read_boxes(file: Path, index: Index) -> Reading:
         found = "a folder without .xml files" if file.is_dir() else f"a {kind or 'nameless'} file without any box"
         found = found if file.exists() else "nothing there"
         yolo = file.is_dir() and any(file.glob("*.txt"))
-        raise DataError(f"--boxes {file}", expected=FORMS, found=found, mend=YOLO if yolo else "Name such a file.")
+        raise DataError(f"--boxes {file}", expected=FORMS, found=found, hint=YOLO if yolo else "Name such a file.")
     notes = sum((Counter(reading.notes) for reading in readings), Counter[str]())
     return Reading([row for reading in readings for row in reading.rows], notes=dict(notes))
 
@@ -261,8 +261,8 @@ def _find_beside(file: Path) -> list[Path | DataError]:
     for place in places:
         if found := [path for path in _walk(place) if not _why_ignored(path)]:
             return list(found)
-    mend = "Name the pictures or their folder, too: `tessera predict NAME FOLDER --boxes FILE`."
-    raise DataError(f"--boxes {file}", expected="the pictures it names, in its folder", found="none", mend=mend)
+    hint = "Name the pictures or their folder, too: `tessera predict NAME FOLDER --boxes FILE`."
+    raise DataError(f"--boxes {file}", expected="the pictures it names, in its folder", found="none", hint=hint)
 
 
 def _read_table(file: Path, index: Index) -> Reading:
@@ -277,7 +277,7 @@ def _read_table(file: Path, index: Index) -> Reading:
             expected=f"a column {image or ' or '.join(IMAGE_COLUMNS)}, and a column box (x0 y0 x1 y1) or the four "
             "columns x0, y0, x1 and y1",
             found=f"the columns {', '.join(map(repr, frame.columns))}",
-            mend=YOLO if file.suffix.lower() == ".txt" else "Rename the columns.",
+            hint=YOLO if file.suffix.lower() == ".txt" else "Rename the columns.",
         )
     parts = [box] if box else [frame.columns[_fold(frame).index(name)] for name in corners or ()]
     rows = []
@@ -306,8 +306,8 @@ def _load_csv(file: Path) -> pl.DataFrame:
         return pl.read_csv(io.StringIO(text), infer_schema=False, separator=find_delimiter(text))
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         found = " ".join(str(error).split())[:200]
-        mend = "Save it as comma-separated UTF-8 text with a header line."
-        raise DataError(f"--boxes {file}", expected="a csv table", found=found, mend=mend) from None
+        hint = "Save it as comma-separated UTF-8 text with a header line."
+        raise DataError(f"--boxes {file}", expected="a csv table", found=found, hint=hint) from None
 
 
 def _fold(frame: pl.DataFrame) -> list[str]:
@@ -328,11 +328,11 @@ def _create_question(path: Path, row: Row) -> Question | DataError:
 
 
 def _explain(name: str, problem: Reason) -> DataError:
-    return DataError(name, expected=problem.expected, found=problem.found, mend=problem.mend)
+    return DataError(name, expected=problem.expected, found=problem.found, hint=problem.hint)
 
 
 def _refuse_empty(questions: Sequence[Question | DataError], file: Path) -> NoReturn:
     """The first reason why there is nothing to ask about."""
-    mend = "Name pictures that it has boxes of."
-    nothing = DataError(f"--boxes {file}", expected="at least one box in these pictures", found="none", mend=mend)
+    hint = "Name pictures that it has boxes of."
+    nothing = DataError(f"--boxes {file}", expected="at least one box in these pictures", found="none", hint=hint)
     raise next((one for one in questions if isinstance(one, DataError)), nothing)

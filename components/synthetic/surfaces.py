@@ -455,7 +455,7 @@ def _require_possible(folder: Path, *, lots: int, images_per_lot: int, size: int
         ("seed", seed, 0),
     ):
         if value < least:
-            raise DataError(name, expected=f"{least} or more", found=str(value), mend=f"Give a larger {name}.")
+            raise DataError(name, expected=f"{least} or more", found=str(value), hint=f"Give a larger {name}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         expected, found = "a folder that is not there yet", "something in it"
-        raise DataError(str(folder), expected=expected, found=found, mend="Remove it, or name another folder.")
+        raise DataError(str(folder), expected=expected, found=found, hint="Remove it, or name another folder.")

@@ -453,7 +453,7 @@ def fetch_training(run_id: str, folder: Path) -> Path:
                 f"run {run_id}",
                 expected=f"the artifact {CODE_FILE}, as a retrain leaves it with the version it registers",
                 found="none",
-                mend="Versions from before there were any cannot be trained again: retrain the domain.",
+                hint="Versions from before there were any cannot be trained again: retrain the domain.",
             )
         client.download_artifacts(parent, DATA, str(folder))  # whole folders: a file alone would lose its place
         return Path(client.download_artifacts(run_id, TRAINING, str(folder)))
@@ -621,7 +621,7 @@ def _refusals() -> Iterator[None]:
             f"MLflow store {hide_password(mlflow.get_tracking_uri())}",
             expected="a store that answers and accepts",
             found=found[-300:] if broken else found[:500],
-            mend="Free space where the server keeps artifacts and database, or see what its log says is wrong there."
+            hint="Free space where the server keeps artifacts and database, or see what its log says is wrong there."
             if broken
             else "Correct MLFLOW_TRACKING_URI, or unset it to use the SQLite store of the workspace.",
         ) from error
@@ -667,7 +667,7 @@ def _require_server(uri: str) -> None:
         f"MLflow server {hide_password(uri)}",
         expected=f"an answer within {SERVER_SECONDS:g} s",
         found=found,
-        mend="Start the server, correct MLFLOW_TRACKING_URI, or unset it to use the SQLite store of the workspace.",
+        hint="Start the server, correct MLFLOW_TRACKING_URI, or unset it to use the SQLite store of the workspace.",
     )
 
 

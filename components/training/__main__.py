@@ -135,7 +135,7 @@ def _work(job: Job, tell: Callable[..., None], stop: Callable[[], bool], started
             f"training on {team.size} devices",
             expected="every process to work to the end",
             found=f"process {team.rank} could not go on: {str(error).splitlines()[0]}",
-            mend="See the log for the process that failed first; the same command goes on from the last checkpoint.",
+            hint="See the log for the process that failed first; the same command goes on from the last checkpoint.",
         ) from None
     leave_team()
     return team.leads

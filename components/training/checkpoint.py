@@ -78,7 +78,7 @@ class Checkpoint:
                 f"checkpoint {self.path}",
                 expected="room to write it",
                 found=str(error),
-                mend="Free some space; the last good checkpoint is kept, and the same command goes on from there.",
+                hint="Free some space; the last good checkpoint is kept, and the same command goes on from there.",
             ) from None
         self.saved = time.monotonic()
         self.cost = self.saved - started
@@ -131,7 +131,7 @@ class Checkpoint:
                     f"checkpoint {self.path}",
                     expected=f"one of this training, whose {key} is {ours}",
                     found=f"one whose {key} is {theirs.get(key, 'not told')}",
-                    mend="Go on with the settings, data and machine it began with, or remove it to begin again.",
+                    hint="Go on with the settings, data and machine it began with, or remove it to begin again.",
                 )
 
 

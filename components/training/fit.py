@@ -344,7 +344,7 @@ def _require_share(train: Samples, training: Training, team: Team) -> None:
             "training on several devices",
             expected=f"{team.size} images a step at least, one for each device",
             found=f"{fewest}: batch_size {training.batch_size}, {len(train)} training images",
-            mend="Lower training.devices or raise training.batch_size.",
+            hint="Lower training.devices or raise training.batch_size.",
         )
 
 
@@ -354,7 +354,7 @@ def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
             f"candidate {recipe.tuner.label}, seed {recipe.seed}",
             expected="a finite training loss",
             found=f"{loss} in epoch {epoch + 1}",
-            mend=f"Lower its learning rate (now lr: {recipe.tuner.lr}) or lengthen training.warmup_epochs.",
+            hint=f"Lower its learning rate (now lr: {recipe.tuner.lr}) or lengthen training.warmup_epochs.",
         )
 
 

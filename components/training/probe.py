@@ -155,7 +155,7 @@ class _Problem:
                 "linear probe",
                 expected=f"a gradient of {flat:g} at most within {MOST_STEPS:,} steps of L-BFGS",
                 found=f"{steepest:.3g} after {found.nit:,} steps at strength {strength:g}: {found.message}",
-                mend="Give the candidate a greater `strength`; where the gradient is not a number, the backbone's "
+                hint="Give the candidate a greater `strength`; where the gradient is not a number, the backbone's "
                 "features are not finite: use another backbone.",
             )
         return point

@@ -166,7 +166,7 @@ def _score(job: Job, manifest: pl.DataFrame) -> Result:
             f"champion {job.adapter}",
             expected=f"the domain's classes {', '.join(job.domain.classes)}",
             found=f"an adapter for {', '.join(meta.classes)}",
-            mend="A domain whose classes changed is another domain: give it a new name.",
+            hint="A domain whose classes changed is another domain: give it a new name.",
         )
     network, meta = load_adapter(job.adapter)
     engine = create_engine(tuple(meta.backbone.mean), tuple(meta.backbone.std), job.domain.training.dtype)

@@ -77,7 +77,7 @@ def search_tuner(tuner: Tuner, search: Search, training: Training, climb: Climb,
             f"search of {tuner.label}",
             expected="at least one configuration that can be trained",
             found=f"none among {len(trials)}; the last said: {best.rungs[-1].error}",
-            mend="Lower the learning rate (give the candidate an `lr`), or lengthen training.warmup_epochs.",
+            hint="Lower the learning rate (give the candidate an `lr`), or lengthen training.warmup_epochs.",
         )
     return Found(best.tuner, tuple(trials))
 

@@ -1,8 +1,7 @@
 """What a person sees in the terminal: live progress while a run goes on, one table and a verdict at its end."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,9 @@ from rich.console import Console, Group
 from rich.live import Live as Screen
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from components.reports.words import HEADS, describe_candidate, format_score, list_gains, render_search
-from flows.progress import Event, Pace, format_left, listening
 
 # Everything a person reads goes to stderr's sibling only through here; `--json` silences it.
 OUT = Console(highlight=False)
@@ -34,95 +24,6 @@ MUCH_DRIFT = 0.2  # without any, one growth in twenty of a domain with few group
 DRIFT = "[dim]drift: new images unlike all of the champion's data version; without drift 5 %[/]"
 SHOWN = 8  # lines of one kind of trouble; the report has all
 COLOUR = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
-
-
-class Live:
-    """Draws the events of a run: a line a finished stage, one bar over all epochs of all candidates."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.stage: TaskID = progress.add_task("starting", total=None, note="", count="")
-        self.hunt: TaskID = progress.add_task("search", total=1.0, note="", count="", visible=False)
-        self.bar: TaskID | None = None
-        self.pace = Pace(1)
-        self.started = time.monotonic()
-        self.total = 0
-        self.before = 0  # epochs of candidates that are done
-
-    def __call__(self, event: Event) -> None:
-        kind = event["event"]
-        if kind == "stage":
-            self.progress.update(self.stage, description=event["title"], visible=True)
-        elif kind == "stage-done":
-            self.progress.console.print(f"[green]✓[/] {escape(event['title'])} [dim]{escape(event.get('note', ''))}[/]")
-        elif kind == "note":
-            self.progress.console.print(event["text"], markup=False, style="dim", soft_wrap=True)
-        elif kind == "candidates":
-            self.total = event["count"] * event["epochs"]
-            self.progress.update(self.stage, visible=False)
-            self.bar = self.progress.add_task("candidates", total=self.total, note="", count="")
-        elif kind == "search":
-            self._search(event["name"], 0.0, "")
-        elif kind == "search-progress":
-            self._search(event["name"], event["share"], event["text"])
-        elif kind == "search-done":
-            self.progress.update(self.hunt, visible=False)
-            self.progress.console.print(f"[green]✓[/] searched {escape(event['name'])} [dim]{escape(event['note'])}[/]")
-        elif kind == "training-start":
-            self.pace = Pace(event["epochs"])
-            self._candidate(event["name"], f"{event['images']} images on {event['device']}")
-        elif kind == "training-epoch":
-            self._epoch(event)
-        elif kind == "candidate":
-            self._finish(event)
-
-    def _search(self, name: str, share: float, text: str) -> None:
-        """A bar of its own: how many epochs a search takes is not known beforehand."""
-        self.progress.update(self.stage, visible=False)
-        self.progress.update(
-            self.hunt, visible=True, description=f"search {name}", completed=share, note=text, count=f"{share:.0%}"
-        )
-
-    def _candidate(self, name: str, note: str) -> None:
-        if self.bar is not None:
-            self.progress.update(self.bar, description=name, note=note)
-
-    def _epoch(self, event: Event) -> None:
-        if self.bar is not None:
-            left = format_left(self.pace.left(event["epoch"], "resumed" in event))
-            name = "solved" if "strength" in event else f"epoch {event['epoch']:.0f}"
-            note = f"{name}  val {event['val/balanced_accuracy']:.3f}  {left}"
-            done = self.before + int(event["epoch"])
-            count = f"{done} of {self.total} epochs"
-            self.progress.update(self.bar, completed=done, description=event["name"], note=note, count=count)
-
-    def _finish(self, event: Event) -> None:
-        if self.bar is not None:
-            self.before += event["epochs"]
-            self.progress.update(self.bar, completed=self.before)
-        self.progress.console.print(f"[green]✓[/] trained {escape(event['name'])} [dim]{escape(event['note'])}[/]")
-
-
-@contextmanager
-def live() -> Iterator[None]:
-    """Draw every event of this process while the block runs; plain lines where there is no terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-        TextColumn("[dim]ETA[/]"),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}[/]"),
-    )
-    with Progress(*columns, console=OUT, transient=True, redirect_stderr=False) as progress, listening(Live(progress)):
-        yield
-
-
-def tell(event: Event) -> None:
-    """Without a live display only what a person should know, and not on stdout, which is for the answer."""
-    if event["event"] == "note":
-        ERR.print(event["text"], markup=False, soft_wrap=True)
 
 
 def show_retrain(outcome: Mapping[str, Any]) -> None:
@@ -448,7 +349,7 @@ def _list_unanswered(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """One message per reason, and for how many further rows it holds: all pictures of a folder may lack boxes."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for error in (row["error"] for row in rows if row["error"] is not None):
-        kinds.setdefault((error["expected"], error["found"], error["mend"]), []).append(error["message"])
+        kinds.setdefault((error["expected"], error["found"], error["hint"]), []).append(error["message"])
     return [first + (f" The same for {len(further):,} more." if further else "") for first, *further in kinds.values()]
 
 
@@ -465,12 +366,12 @@ def show_restored(outcome: Mapping[str, Any]) -> None:
 
 
 def show_doctor(outcome: Mapping[str, Any]) -> None:
-    """One line a check, with the mending command where it failed."""
+    """One line a check, with the fixing command where it failed."""
     mark = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
     for row in outcome["checks"]:
         OUT.print(f"{mark[row['state']]} {row['name']:<12} {escape(row['found'])}")
-        if row["mend"]:
-            OUT.print(f"  [dim]mend:[/] {escape(row['mend'])}")
+        if row["hint"]:
+            OUT.print(f"  [dim]hint:[/] {escape(row['hint'])}")
 
 
 def show_deployed(outcome: Mapping[str, Any]) -> None:

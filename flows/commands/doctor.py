@@ -1,4 +1,4 @@
-"""`tessera doctor`: is this installation able to do its work? One row a check, with the command that mends it."""
+"""`tessera doctor`: is this installation able to do its work? One row a check, with the command that fixes it."""
 
 import os
 import shutil
@@ -32,12 +32,12 @@ OTHER_MARKS = ("components.training", "prefect.engine")
 
 
 class Check(Strict):
-    """One finding; `mend` is empty when there is nothing to mend."""
+    """One finding; `hint` is empty when there is nothing to fix."""
 
     name: str
     state: Literal["ok", "warning", "error"]
     found: str
-    mend: str = ""
+    hint: str = ""
 
 
 def doctor(workspace: Workspace) -> dict[str, Any]:
@@ -59,11 +59,11 @@ def check_versions(_: Workspace) -> Check:
     for package, limit, harm in KNOWN_BAD:
         version = metadata.version(package)
         if tuple(int(part) for part in version.split(".")[:2]) >= limit:
-            return Check(name="packages", state="error", found=f"{package} {version}: {harm}", mend="make install")
+            return Check(name="packages", state="error", found=f"{package} {version}: {harm}", hint="make install")
     strange = _differing_versions(REPOSITORY / "constraints.txt")
     if strange:
         found = f"{len(strange)} packages differ from constraints.txt: {', '.join(strange[:4])}"
-        return Check(name="packages", state="warning", found=found, mend="make install")
+        return Check(name="packages", state="warning", found=found, hint="make install")
     return Check(name="packages", state="ok", found="as constraints.txt says")
 
 
@@ -77,7 +77,7 @@ def _ask(check: Callable[[Workspace], Check], workspace: Workspace) -> Check:
         if error.errno not in DISK_TROUBLE:
             raise
         trouble = describe_disk_trouble(workspace.root, error)
-    return Check(name=check.__name__.removeprefix("check_"), state="error", found=str(trouble), mend=trouble.mend)
+    return Check(name=check.__name__.removeprefix("check_"), state="error", found=str(trouble), hint=trouble.hint)
 
 
 def check_workspace(workspace: Workspace) -> Check:
@@ -85,7 +85,7 @@ def check_workspace(workspace: Workspace) -> Check:
     free = shutil.disk_usage(workspace.root).free / 1e9
     if free < MIN_FREE_GB:
         found = f"{free:.1f} GB free in {workspace.root}"
-        return Check(name="workspace", state="warning", found=found, mend="Free some space.")
+        return Check(name="workspace", state="warning", found=found, hint="Free some space.")
     return Check(name="workspace", state="ok", found=f"{workspace.root}, {free:.0f} GB free")
 
 
@@ -108,8 +108,8 @@ def check_domains(workspace: Workspace) -> Check:
         except TesseraError as error:
             errors.append(error)
     if errors:
-        found, mend = " ".join(map(str, errors)), "Correct these files; the other domains work on."
-        return Check(name="domains", state="error", found=found, mend=mend)
+        found, hint = " ".join(map(str, errors)), "Correct these files; the other domains work on."
+        return Check(name="domains", state="error", found=found, hint=hint)
     return Check(name="domains", state="ok", found=", ".join(names) or "none yet")
 
 
@@ -119,7 +119,7 @@ def check_store(workspace: Workspace) -> Check:
     try:
         runs.connect(workspace)
     except TesseraError as error:
-        return Check(name="mlflow", state="error", found=str(error), mend=error.mend)
+        return Check(name="mlflow", state="error", found=str(error), hint=error.hint)
     return Check(name="mlflow", state="ok", found=workspace.tracking_uri)
 
 
@@ -135,8 +135,8 @@ def check_champions(workspace: Workspace) -> Check:
     names = sorted(path.parent.name for path in (workspace.root / "data").glob("*/domain.yaml"))
     faults = {name: find_faults(workspace, name) for name in names}
     if found := [f"{fault}" for told in faults.values() for fault in told]:
-        mend = "; ".join(f"tessera ledger verify {name}" for name, told in faults.items() if told)
-        return Check(name="champions", state="error", found=" ".join(found), mend=mend)
+        hint = "; ".join(f"tessera ledger verify {name}" for name, told in faults.items() if told)
+        return Check(name="champions", state="error", found=" ".join(found), hint=hint)
     return Check(name="champions", state="ok", found="as their ledgers say, their adapters whole")
 
 
@@ -153,7 +153,7 @@ def check_backbone(_: Workspace) -> Check:
     try:
         require_embedded()
     except TesseraError as error:
-        return Check(name="backbone", state="error", found=str(error), mend=error.mend)
+        return Check(name="backbone", state="error", found=str(error), hint=error.hint)
     return Check(name="backbone", state="ok", found=f"embedded, sha256 {load_card().file_sha256[:12]}")
 
 
@@ -172,8 +172,8 @@ def check_remote(workspace: Workspace) -> Check:
 
     told = describe_remote(workspace)
     if str(workspace.root) in told:
-        mend = "Name one elsewhere: `dvc remote add --default NAME s3://... (or a path, or ssh://...)`."
-        return Check(name="remote", state="warning", found=f"{told}: on the disk of the images themselves", mend=mend)
+        hint = "Name one elsewhere: `dvc remote add --default NAME s3://... (or a path, or ssh://...)`."
+        return Check(name="remote", state="warning", found=f"{told}: on the disk of the images themselves", hint=hint)
     return Check(name="remote", state="ok", found=told)
 
 
@@ -182,7 +182,7 @@ def check_telemetry(_: Workspace) -> Check:
     loud = sorted(key for key, value in QUIET.items() if os.environ.get(key, value) != value)
     if loud:
         found = f"not switched off by {', '.join(loud)} of your environment"
-        return Check(name="telemetry", state="warning", found=found, mend=f"unset {' '.join(loud)}")
+        return Check(name="telemetry", state="warning", found=found, hint=f"unset {' '.join(loud)}")
     return Check(name="telemetry", state="ok", found="off")
 
 
@@ -191,8 +191,8 @@ def check_orphans(workspace: Workspace) -> Check:
     servers, others = (find_orphans(workspace.root, marks) for marks in (("flows.server.child",), OTHER_MARKS))
     if left := [*servers, *others]:
         found = f"{len(left)} processes nobody waits for: {', '.join(map(str, left))}"
-        mends = (["tessera down"] if servers else []) + ([f"kill {' '.join(map(str, others))}"] if others else [])
-        return Check(name="processes", state="warning", found=found, mend="; ".join(mends))
+        hints = (["tessera down"] if servers else []) + ([f"kill {' '.join(map(str, others))}"] if others else [])
+        return Check(name="processes", state="warning", found=found, hint="; ".join(hints))
     return Check(name="processes", state="ok", found="none left over")
 
 
@@ -213,11 +213,11 @@ def check_prefect(_: Workspace) -> Check:
         except PrefectHTTPStatusError as error:
             reason = str(error)
     if reason is not None:
-        mend = "Start it, or correct PREFECT_API_URL and PREFECT_API_AUTH_STRING; unset the URL to work without one."
-        return Check(name="prefect", state="error", found=f"{url}: {reason}", mend=mend)
+        hint = "Start it, or correct PREFECT_API_URL and PREFECT_API_AUTH_STRING; unset the URL to work without one."
+        return Check(name="prefect", state="error", found=f"{url}: {reason}", hint=hint)
     if troubles:
-        found, mends = "; ".join(found for found, _ in troubles), " ".join(mend for _, mend in troubles)
-        return Check(name="prefect", state="warning", found=found, mend=mends)
+        found, hints = "; ".join(found for found, _ in troubles), " ".join(hint for _, hint in troubles)
+        return Check(name="prefect", state="warning", found=found, hint=hints)
     return Check(name="prefect", state="ok", found=f"{url}: runs on time, slots with owners{note}")
 
 

@@ -1,4 +1,4 @@
-"""What the configured Prefect server knows of trouble, for `tessera doctor`: each with the command that mends it."""
+"""What the configured Prefect server knows of trouble, for `tessera doctor`: each with the command that fixes it."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ Trouble = tuple[str, str]
 
 
 def find_troubles() -> tuple[list[Trouble], str]:
-    """Troubles that are, and a note of those that were and mended themselves."""
+    """Troubles that are, and a note of those that were and fixed themselves."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -42,8 +42,8 @@ def _find_late(client: Any) -> Iterator[Trouble]:
     for pool in sorted({run.work_pool_name for run in late if run.work_pool_name}):
         count, workers = sum(run.work_pool_name == pool for run in late), len(list_online(client, pool))
         start = f"prefect worker start --type process --pool {pool}"
-        mend = "More workers, or rarer schedules." if workers else start
-        yield f"{count} late runs on pool {pool}, which has {workers} workers", mend
+        hint = "More workers, or rarer schedules." if workers else start
+        yield f"{count} late runs on pool {pool}, which has {workers} workers", hint
 
 
 def _find_slots(client: Any) -> Iterator[Trouble]:
@@ -53,8 +53,8 @@ def _find_slots(client: Any) -> Iterator[Trouble]:
     for limit in client.read_global_concurrency_limits(limit=MOST_RUNS, offset=0):
         since = (datetime.now(UTC) - limit.updated).total_seconds() if limit.updated else 0.0
         if limit.name.startswith("gpu") and limit.active_slots and since > SLOT_SECONDS:
-            mend = f"prefect gcl update {limit.name} --active-slots 0"
-            yield f"slot {limit.name} is taken and no run is on", mend
+            hint = f"prefect gcl update {limit.name} --active-slots 0"
+            yield f"slot {limit.name} is taken and no run is on", hint
 
 
 def _find_lost(client: Any) -> tuple[list[Trouble], str]:
@@ -77,7 +77,7 @@ def _find_lost(client: Any) -> tuple[list[Trouble], str]:
 
 
 def _tell(run: Any) -> str:
-    """A message ends with what mends it."""
+    """A message ends with what fixes it."""
     when = run.end_time.astimezone().strftime("%H:%M") if run.end_time else ""
     message = " ".join((run.state.message or "").split())
     told = message if len(message) <= LONGEST else f"{message[:200]} ... {message[200 - LONGEST :]}"

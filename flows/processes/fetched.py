@@ -128,5 +128,5 @@ def _fetch_manifest(data: Data, target: Path) -> None:
                 f"manifest of {data.domain}",
                 expected=f"the file with sha256 {data.manifest[:12]} that the retrain left in MLflow",
                 found=f"sha256 {found[:12]}",
-                mend="Run the retrain again; if it stays, the artifact store damages files.",
+                hint="Run the retrain again; if it stays, the artifact store damages files.",
             )

@@ -79,7 +79,7 @@ def _run_job(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
             f"training process of {name}",
             expected="a result",
             found=f"exit code {code}; the log ends with: {_tail(log)}",
-            mend=f"The whole log is {log}; run the command again to go on from the last checkpoint.",
+            hint=f"The whole log is {log}; run the command again to go on from the last checkpoint.",
         )
     return result
 

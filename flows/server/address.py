@@ -159,13 +159,13 @@ def hold_database(workspace: Workspace, *, alone: bool, seconds: float = 0.0) ->
 def _describe_holder(workspace: Workspace, alone: bool) -> WorkspaceError:
     services = load_services(workspace)
     if alone:
-        found, mend = "a command that runs with a server of its own on it", "Wait for that command's end, or stop it"
+        found, hint = "a command that runs with a server of its own on it", "Wait for that command's end, or stop it"
     else:
         found = f"`tessera up`{'' if services is None else f' (process {services.pid})'} on it, which gives no answer"
-        mend = f"Read {workspace.state / 'logs' / 'prefect.log'}; `tessera down` stops it"
+        hint = f"Read {workspace.state / 'logs' / 'prefect.log'}; `tessera down` stops it"
     return WorkspaceError(
         f"Prefect's database in {workspace.state / 'prefect'}",
         expected="nobody else's server on it",
         found=found,
-        mend=f"{mend}; then run this again.",
+        hint=f"{hint}; then run this again.",
     )

@@ -88,7 +88,7 @@ def require_server() -> None:
 
 def _require_answer(url: str, token: str | None = None) -> None:
     """token: of the login, which is not tried where it is None."""
-    reason, mend = why_silent(url), "Start it, or correct PREFECT_API_URL; unset it to work without a server."
+    reason, hint = why_silent(url), "Start it, or correct PREFECT_API_URL; unset it to work without a server."
     if reason is None and token is not None:
         headers = {"Authorization": token} if token else {}
         request = urllib.request.Request(f"{url.rstrip('/')}/admin/version", headers=headers)
@@ -97,7 +97,7 @@ def _require_answer(url: str, token: str | None = None) -> None:
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 reason = f"the answer {error.code} {error.reason}"
-                mend = "Set PREFECT_API_AUTH_STRING to NAME:PASSWORD of that server."
+                hint = "Set PREFECT_API_AUTH_STRING to NAME:PASSWORD of that server."
         except OSError as error:
             reason = str(getattr(error, "reason", error))
     if reason is not None:
@@ -105,7 +105,7 @@ def _require_answer(url: str, token: str | None = None) -> None:
             f"the Prefect server {url}",
             expected=f"an answer within {ANSWER_SECONDS:g} s",
             found=reason,
-            mend=mend,
+            hint=hint,
         )
 
 
@@ -164,7 +164,7 @@ class EmbeddedPrefect:
             "the embedded Prefect server",
             expected="a server that answers",
             found=f"{found}; its log, {self.log}, says last: {errors[-1][:400]}",
-            mend=f"Free some memory or disk, or remove {self.workspace.state / 'prefect'} and try again; or point"
+            hint=f"Free some memory or disk, or remove {self.workspace.state / 'prefect'} and try again; or point"
             " PREFECT_API_URL at a running server.",
         )
 

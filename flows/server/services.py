@@ -117,7 +117,7 @@ class Service:
             f"service {self.name}",
             expected="a process that keeps running",
             found=found,
-            mend=f"Read {self.log}, then run `tessera up` again.",
+            hint=f"Read {self.log}, then run `tessera up` again.",
         )
 
     def is_well(self) -> bool:
@@ -165,7 +165,7 @@ def run_services(workspace: Workspace, ports: Ports, tell: Tell) -> None:
             f"services of {workspace.root}",
             expected="none running",
             found=f"`tessera up` of process {services.pid if services else 'unknown'}",
-            mend="Stop it with `tessera down`, or use what runs.",
+            hint="Stop it with `tessera down`, or use what runs.",
         ) from None
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell started us in the background
         if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # as nohup asks for
@@ -253,7 +253,7 @@ def stop_services(workspace: Workspace) -> bool:
             f"services of {workspace.root}",
             expected=f"`tessera up` to end within {START_SECONDS} s",
             found=f"process {services.pid if services else 'unknown'} alive",
-            mend="End it by hand; `tessera doctor` lists what is left then.",
+            hint="End it by hand; `tessera doctor` lists what is left then.",
         ) from None
 
 
@@ -332,7 +332,7 @@ def _wait_until_well(service: Service) -> None:
                 f"service {service.name}",
                 expected=f"an answer from {service.health} within {START_SECONDS} s",
                 found="none",
-                mend=f"Read {service.log}.",
+                hint=f"Read {service.log}.",
             )
         time.sleep(0.5)
 
@@ -346,7 +346,7 @@ def _choose_port(given: int | None, usual: int, option: str) -> int:
             f"port {given}",
             expected="a free port on 127.0.0.1",
             found="another program on it",
-            mend=f"Stop that program, choose another port with `{option}`, or leave the option out.",
+            hint=f"Stop that program, choose another port with `{option}`, or leave the option out.",
         )
     return given
 

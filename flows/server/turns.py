@@ -35,7 +35,7 @@ def promotion_turn(domain: str) -> Iterator[None]:
                 f"promotion of {domain}",
                 expected=f"the slot {name!r} of the Prefect server {url} within {WAIT_SECONDS} s",
                 found=str(error) or type(error).__name__,
-                mend="Start the server or correct PREFECT_API_URL, then run the command again; `prefect gcl inspect"
+                hint="Start the server or correct PREFECT_API_URL, then run the command again; `prefect gcl inspect"
                 f" {name}` shows the slot.",
             ) from error
         yield

@@ -27,8 +27,8 @@ def compare(workspace: Workspace, name: str) -> dict[str, Any]:
     last = runs.load_last_result(name)
     if last is None or "tuners" not in last:
         found = "none" if last is None else "one by an older version of Tessera"
-        mend = f"Run `tessera retrain {name}` first."
-        raise PromotionError(f"comparison of {name}", expected="a finished retrain", found=found, mend=mend)
+        hint = f"Run `tessera retrain {name}` first."
+        raise PromotionError(f"comparison of {name}", expected="a finished retrain", found=found, hint=hint)
     return last | {"picture": str(draw_picture(last, workspace.runs(name) / PICTURE))}
 
 

@@ -103,7 +103,7 @@ def train_on_pool(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> 
             f"candidate {name}",
             expected="its finished run in MLflow, now that its worker is done",
             found="none",
-            mend="Worker and retrain must use one MLflow server: compare MLFLOW_TRACKING_URI of both.",
+            hint="Worker and retrain must use one MLflow server: compare MLFLOW_TRACKING_URI of both.",
         )
     runs.adopt_child(parent, found)
     result = load_result(job.folder)
@@ -181,7 +181,7 @@ def send(order: Order, pool: str) -> None:
         f"{order.name} on work pool {pool}",
         expected="the candidate trained",
         found=message or state.lower(),
-        mend="The same command goes on from what there is; the flow run's page in Prefect has its log.",
+        hint="The same command goes on from what there is; the flow run's page in Prefect has its log.",
     )
 
 
@@ -210,7 +210,7 @@ def _submit(order: Order, pool: str) -> Any:
             f"work pool {pool}",
             expected=f"a deployment {FLOW}/{pool} on the Prefect server",
             found="none",
-            mend="Run `tessera deploy`, and start a worker: `prefect worker start --type process --pool " + pool + "`.",
+            hint="Run `tessera deploy`, and start a worker: `prefect worker start --type process --pool " + pool + "`.",
         ) from None
     return run.id  # type: ignore[union-attr]
 
@@ -332,7 +332,7 @@ def receive(order: Order, home: Workspace) -> Iterator[Plan]:
             f"worker on {os.uname().nodename}",
             expected=f"the code of the retrain, git commit {order.code[:12]}",
             found="other code in components/",
-            mend="Bring worker and sender to the same commit; a result is named by the code that made it.",
+            hint="Bring worker and sender to the same commit; a result is named by the code that made it.",
         )
     domain = order.domain
     if domain.backbone.endswith(".safetensors"):

@@ -32,7 +32,7 @@ def open_registry(workspace: Workspace, name: str) -> None:
     if not registry.is_moving(name):
         return
     with promotion_turn(name):
-        registry.mend_move(workspace, name)
+        registry.complete_move(workspace, name)
     champion = registry.load_version(name, registry.CHAMPION)
     if champion is not None:  # the process that was killed may not have told
         tell_promoted(champion)
@@ -58,8 +58,8 @@ def find_faults(workspace: Workspace, name: str) -> tuple[str, ...]:
         return (str(error),)
     faults = [] if trouble is None else [str(trouble)]
     if kept.deleted:
-        mend = f"`mlflow runs restore --run-id {kept.run_id}` brings it back."
-        faults.append(f"ledger of {name}: its run {kept.run_id} was deleted, so that nothing can be promoted. {mend}")
+        hint = f"`mlflow runs restore --run-id {kept.run_id}` brings it back."
+        faults.append(f"ledger of {name}: its run {kept.run_id} was deleted, so that nothing can be promoted. {hint}")
     return (*faults, *(registry.find_damage(champion, workspace.adapters) if champion else ()))
 
 
@@ -95,7 +95,7 @@ def find_champion_at(name: str, when: str) -> dict[str, Any]:
             f"--at {when!r}",
             expected="a past date or time such as 2026-11-24 or 2026-11-24T15:30+01:00",
             found=found,
-            mend="Write it in that form.",
+            hint="Write it in that form.",
         )
     record = ledger.find_champion(ledger.load_records(name), moment)
     return {"at": min(moment, now).isoformat(timespec="seconds"), "champion_at": record and record.to_version}
@@ -114,7 +114,7 @@ def verify_ledger(workspace: Workspace, name: str, export: Path | None) -> dict[
             f"--against {export}",
             expected=f"a file that `tessera ledger export {name} FILE` wrote",
             found=str(error),
-            mend="Name that file.",
+            hint="Name that file.",
         ) from None
     kept = ledger.load_ledger(name)
     problems, notes = list(ledger.verify_records(name, lines)), list[str]()
@@ -140,7 +140,7 @@ def export_ledger(name: str, file: Path) -> dict[str, Any]:
             f"ledger of {name}",
             expected=f"a file that can be written at {file}",
             found=str(error),
-            mend="Name a file in a folder that exists.",
+            hint="Name a file in a folder that exists.",
         ) from None
     return {"domain": name, "records": len(texts), "file": str(file.resolve())}
 

@@ -73,7 +73,7 @@ def step(name: str, retries: int = 2) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
-    """Retry what time may mend: a lock, the system; never bad data or bad settings, nor a server that MLflow's client
+    """Retry what time may fix: a lock, the system; never bad data or bad settings, nor a server that MLflow's client
     has waited for already."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, TrackingError):

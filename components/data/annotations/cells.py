@@ -97,11 +97,11 @@ def load_sheet(layout: Csv | Parquet, file: Path, table: str) -> Sheet:
         sheet = _load_csv(layout, file, table) if isinstance(layout, Csv) else _load_parquet(file)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, csv.Error) as error:
         found = "an empty file" if file.stat().st_size == 0 else _brief(error)
-        mend = f"Save it as {form}." + _hint_form(layout, file)
-        raise DataError(f"table {table}", expected=f"a {layout.kind} table", found=found, mend=mend) from None
+        hint = f"Save it as {form}." + _hint_form(layout, file)
+        raise DataError(f"table {table}", expected=f"a {layout.kind} table", found=found, hint=hint) from None
     if sheet.frame.is_empty():
-        mend = "Write one line per image below the header."
-        raise DataError(f"table {table}", expected="at least one row", found="a header alone", mend=mend)
+        hint = "Write one line per image below the header."
+        raise DataError(f"table {table}", expected="at least one row", found="a header alone", hint=hint)
     return Sheet(_strip_names(sheet.frame, table), sheet.lines, sheet.notes)
 
 
@@ -145,9 +145,9 @@ def _load_csv(layout: Csv, file: Path, table: str) -> Sheet:
     for line, record in body:
         if len(_trim(record)) > width:
             expected, found = f"at most {width} columns, as in the header", f"{len(record)}"
-            mend = "Put quotes around cells that hold the delimiter, or name the right one." + _hint_form(layout, file)
+            hint = "Put quotes around cells that hold the delimiter, or name the right one." + _hint_form(layout, file)
             where = f"table {table}, line {line}"
-            raise DataError(where, expected=f"a csv table with {expected}", found=found, mend=mend)
+            raise DataError(where, expected=f"a csv table with {expected}", found=found, hint=hint)
     names = [name.strip() or f"column_{number}" for number, name in enumerate([*head, *[""] * (width - len(head))], 1)]
     cells = {
         number: [record[number] if number < len(record) else None for _, record in body] for number in range(width)
@@ -208,5 +208,5 @@ def _strip_names(frame: pl.DataFrame, table: str) -> pl.DataFrame:
 
 def _require_distinct(names: list[str], table: str) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        mend = "Rename one of them."
-        raise DataError(f"table {table}", expected="every column once", found=f"{twice[0]!r} twice", mend=mend)
+        hint = "Rename one of them."
+        raise DataError(f"table {table}", expected="every column once", found=f"{twice[0]!r} twice", hint=hint)

@@ -136,8 +136,8 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 
-def _contradict(path: str, what: str, first: object, second: object, mend: str) -> DataError:
-    return DataError(f"{path}, {what}", expected="one meaning", found=f"{first} and {second}", mend=mend)
+def _contradict(path: str, what: str, first: object, second: object, hint: str) -> DataError:
+    return DataError(f"{path}, {what}", expected="one meaning", found=f"{first} and {second}", hint=hint)
 
 
 def _name_categories(categories: Iterable[Entry], used: set[Id], path: str) -> dict[Id, str]:
@@ -145,29 +145,29 @@ def _name_categories(categories: Iterable[Entry], used: set[Id], path: str) -> d
     names: dict[Id, str] = {}
     for entry in categories:
         key, name = _identify(entry["id"]), str(entry.get("name") or "").strip()
-        mend = "Give every category its own id, and export the annotations again."
+        hint = "Give every category its own id, and export the annotations again."
         if names.get(key, name) != name:
-            raise _contradict(path, f"category id {entry['id']!r}", repr(names[key]), repr(name), mend)
+            raise _contradict(path, f"category id {entry['id']!r}", repr(names[key]), repr(name), hint)
         names[key] = name
     holders: dict[str, Id] = {}
     for key, name in names.items():
         if key in used and name and holders.setdefault(name, key) != key:
-            mend = "Join the two in the file, or rename one."
-            raise _contradict(path, f"category {name!r}", f"id {holders[name]!r}", f"id {key!r}", mend)
+            hint = "Join the two in the file, or rename one."
+            raise _contradict(path, f"category {name!r}", f"id {holders[name]!r}", f"id {key!r}", hint)
     return names
 
 
 def _add_picture(file: _File, entry: Entry, where: str) -> None:
     """The picture of an entry, by its id. Raises DataError where the id is another picture's already."""
     if not isinstance(name := entry.get("file_name"), str) or not name:
-        raise DataError(where, expected="an id and a file_name", found=repr(dict(entry))[:100], mend=EXPORT_AGAIN)
+        raise DataError(where, expected="an id and a file_name", found=repr(dict(entry))[:100], hint=EXPORT_AGAIN)
     picture, problem = resolve_picture(name, file.index, where)
     file.notes[ELSEWHERE] += is_outside(name) or not (problem or _is_end(name, picture))
     key, many = _identify(entry["id"]), file.wanted.many
     before = file.pictures.get(key)
     if before and before.path != picture:
-        mend = "Number the images anew, with their annotations, and export the file again."
-        raise _contradict(file.path, f"image id {entry['id']!r}", before.path, picture, mend)
+        hint = "Number the images anew, with their annotations, and export the file again."
+        raise _contradict(file.path, f"image id {entry['id']!r}", before.path, picture, hint)
     file.notes["images listed twice under one id"] += before is not None
     file.pictures[key] = Row(
         path=picture,
@@ -239,25 +239,25 @@ def _passed_over(annotation: Entry, wanted: Wanted) -> Iterator[str]:
 
 def _load_coco(file: Path, path: str, notes: Counter[str]) -> dict[str, list[Entry]]:
     """The three lists of a COCO file. Ids must be plain, because they are looked up."""
-    expected, mend = "a COCO file with the lists images, annotations and categories", "Export the file again."
+    expected, hint = "a COCO file with the lists images, annotations and categories", "Export the file again."
     try:
         data = file.read_bytes()
         content = json.loads(data)
         if re.search(rb"\\u[dD][89abAB]", data):  # halves of a sign, which no table can hold
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise DataError(path, expected=expected, found=f"no legal JSON: {brief(error)}", mend=mend) from None
+        raise DataError(path, expected=expected, found=f"no legal JSON: {brief(error)}", hint=hint) from None
     _leave_out_captions(content, notes)
     for key in ("images", "annotations", "categories"):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list):
-            raise DataError(path, expected=expected, found=f"no list {key!r}", mend=mend)
+            raise DataError(path, expected=expected, found=f"no list {key!r}", hint=hint)
         ids = ("image_id", "category_id") if key == "annotations" else ("id",)
         for number, entry in enumerate(entries):
             if not isinstance(entry, dict) or not all(_is_id(entry.get(name)) for name in ids):
                 found = repr(entry)[:100]
                 wanted = f"an entry with {' and '.join(ids)}"
-                raise DataError(f"{path}, {key}[{number}]", expected=wanted, found=found, mend=mend)
+                raise DataError(f"{path}, {key}[{number}]", expected=wanted, found=found, hint=hint)
     return content  # type: ignore[no-any-return]
 
 

@@ -242,10 +242,10 @@ def _refuse_other_alphabets(layout: Csv, file: Path) -> None:
     able = [name for name in ALPHABETS if _can_decode(data, name)]
     found = f"bytes that read {words[0]!r} in {layout.encoding}, what Windows writes in western Europe"
     lines = [f"`{_write_option(layout, encoding=name)}`" for name in able[:4] or ["cp1251"]]
-    mend = (
+    hint = (
         f"Save it as UTF-8, or name its encoding: {', '.join(lines)}, or `encoding: {layout.encoding}` if that is it."
     )
-    raise UnclearTableError(f"table {layout.table}", expected="text in UTF-8", found=found, mend=mend)
+    raise UnclearTableError(f"table {layout.table}", expected="text in UTF-8", found=found, hint=hint)
 
 
 def _can_decode(data: bytes, encoding: str) -> bool:
@@ -350,7 +350,7 @@ def _is_one_hot(frame: pl.DataFrame, flags: list[str], layout: Table) -> bool:
         f"table {layout.table}, columns {', '.join(flags[:12])}",
         expected="a 1 in exactly one of the columns of 0 and 1, or rows that may have any number",
         found=found,
-        mend=f"Where a picture has one label: `{_write_option(layout, one_hot=True)}`, which puts the other rows into "
+        hint=f"Where a picture has one label: `{_write_option(layout, one_hot=True)}`, which puts the other rows into "
         f"quarantine. Where it may show several or none: `{_write_option(layout, one_hot=False)}`. Take columns that "
         "are no class out of the table.",
     )
@@ -367,7 +367,7 @@ def _refuse_joined(frame: pl.DataFrame, layout: Table) -> None:
                 f"table {layout.table}, column {layout.label!r}",
                 expected="one label per picture, or several with the mark that joins them",
                 found=f"{min(known)!r}, beside its parts as labels of their own",
-                mend=f"Where a picture may show several: `{_write_option(layout, separator=mark)}`. Where such a cell "
+                hint=f"Where a picture may show several: `{_write_option(layout, separator=mark)}`. Where such a cell "
                 f"is one label: `{_write_option(layout, label=layout.label)}`.",
             )
 
@@ -382,10 +382,10 @@ def _may_be_label(column: pl.Series) -> bool:
 def unclear_columns(frame: pl.DataFrame, layout: Table, expected: str, able: Sequence[str], option: str) -> DataError:
     """The error that names the columns and the line to write."""
     found = f"the columns {', '.join(map(repr, able[:12]))}"
-    mend = f"Name the one that is meant: `{_write_option(layout, **{option: able[0]})}`."
+    hint = f"Name the one that is meant: `{_write_option(layout, **{option: able[0]})}`."
     known = option != "image" or len(able) < len(frame.columns)
     kind = UnclearTableError if known else DataError
-    return kind(f"table {layout.table}", expected=expected, found=found, mend=mend)
+    return kind(f"table {layout.table}", expected=expected, found=found, hint=hint)
 
 
 def _write_option(layout: Table, **options: Any) -> str:
@@ -428,8 +428,8 @@ def _refuse_shares(frame: pl.DataFrame, names: Sequence[str], layout: Table) -> 
     numbers = [number for name in names for text in _texts(frame, name) for number in parse_numbers(text)]
     if max(numbers) <= 1 and any(0 < number < 1 for number in numbers):
         where, found = f"table {layout.table}, columns {', '.join(names)}", "numbers from 0 to 1, shares of the picture"
-        mend = "Multiply them by the width and height of their picture."
-        raise UnclearTableError(where, expected="boxes in pixels", found=found, mend=mend)
+        hint = "Multiply them by the width and height of their picture."
+        raise UnclearTableError(where, expected="boxes in pixels", found=found, hint=hint)
 
 
 def _is_number_column(frame: pl.DataFrame, name: str) -> bool:
@@ -460,8 +460,8 @@ def _find_box_form(
             size &= a + c <= limits[0] + 2 and b + d <= limits[1] + 2
     if corners and size:
         both = f"column {layout.crop!r}, whose numbers may be corners (x0 y0 x1 y1) or a size (x y width height)"
-        mend = f"Say which: `{_write_option(layout, box_form='size')}`, or the same with `box_form: corners`."
-        raise UnclearTableError(f"table {layout.table}", expected="boxes that have one meaning", found=both, mend=mend)
+        hint = f"Say which: `{_write_option(layout, box_form='size')}`, or the same with `box_form: corners`."
+        raise UnclearTableError(f"table {layout.table}", expected="boxes that have one meaning", found=both, hint=hint)
     return "size" if size else "corners"
 
 

@@ -23,7 +23,7 @@ class Foreign(NamedTuple):
 
     name: str
     example: str
-    mend: str
+    hint: str
 
 
 DICOM = "Export the images as 8-bit PNG or JPEG with the intensity window that is meant (your viewer, or dcmtk)."
@@ -46,7 +46,7 @@ _PICTURES = (
     ("a volume", ".nii .nii.gz .nrrd .mha .mhd .lif .nd2 .oib .oif", "Export the slices that are meant as 8-bit PNG."),
 )
 #: Pictures that are not read, by suffix: what they are and what to do.
-PICTURES = {suffix: (name, mend) for name, suffixes, mend in _PICTURES for suffix in suffixes.split()}
+PICTURES = {suffix: (name, hint) for name, suffixes, hint in _PICTURES for suffix in suffixes.split()}
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z")
 CONTAINERS = (".npy", ".npz", ".h5", ".hdf5", ".tfrecord", ".tfrecords", ".mat", ".lmdb")
 #: First bytes of files whose name has no suffix, as hospital archives leave them.
@@ -64,8 +64,8 @@ def find_foreign_pictures(raw: Path, files: Iterable[str]) -> dict[str, Reason]:
         lower = path.lower()
         suffix = ".nii.gz" if lower.endswith(".nii.gz") else posixpath.splitext(lower)[1]
         if suffix in PICTURES:
-            name, mend = PICTURES[suffix]
-            found[path] = reason(f"an image ({', '.join(SUFFIXES)})", f"{name} ({suffix})", mend)
+            name, hint = PICTURES[suffix]
+            found[path] = reason(f"an image ({', '.join(SUFFIXES)})", f"{name} ({suffix})", hint)
         elif not suffix.strip(".0123456789") and (known := _read_magic(raw / path)):
             found[path] = reason(f"an image ({', '.join(SUFFIXES)})", known[0], known[1])
     return found
@@ -74,7 +74,7 @@ def find_foreign_pictures(raw: Path, files: Iterable[str]) -> dict[str, Reason]:
 def _read_magic(path: Path) -> tuple[str, str] | None:
     with path.open("rb") as file:
         start = file.read(132)
-    return next(((name, mend) for place, magic, name, mend in _MAGIC if start[place:].startswith(magic)), None)
+    return next(((name, hint) for place, magic, name, hint in _MAGIC if start[place:].startswith(magic)), None)
 
 
 def refuse_foreign_pictures(raw: Path, files: Sequence[str], foreign: Mapping[str, Reason]) -> None:
@@ -85,15 +85,15 @@ def refuse_foreign_pictures(raw: Path, files: Sequence[str], foreign: Mapping[st
     listed = ", ".join(f"{count:,} with {suffix}" for suffix, count in kinds.most_common(4))
     if foreign:
         why = next(iter(foreign.values()))
-        found, mend = why.found, why.mend
+        found, hint = why.found, why.hint
     elif inner := [path for path in files if path.lower().endswith(ARCHIVES)]:
-        found, mend, listed = f"{inner[0]}, an archive", "Unpack it first.", f"{len(inner):,} such files"
+        found, hint, listed = f"{inner[0]}, an archive", "Unpack it first.", f"{len(inner):,} such files"
     elif kept := [path for path in files if path.lower().endswith(CONTAINERS)]:
-        found, mend, listed = f"{kept[0]}, a container", CONTAINER, f"{len(kept):,} such files"
+        found, hint, listed = f"{kept[0]}, a container", CONTAINER, f"{len(kept):,} such files"
     else:
         return
     raise DataError(
-        f"images in {raw}", expected=f"images ({', '.join(SUFFIXES)})", found=f"{found}: {listed}", mend=mend
+        f"images in {raw}", expected=f"images ({', '.join(SUFFIXES)})", found=f"{found}: {listed}", hint=hint
     )
 
 
@@ -104,7 +104,7 @@ def refuse_foreign(raw: Path, files: Sequence[str], where: str, hint: str = "") 
             where,
             expected="annotations in a format that is read (folders, csv, parquet, Pascal VOC, COCO, YOLO or masks)",
             found=f"{found.name} (as in {found.example}), which is not read yet",
-            mend=found.mend + hint,
+            hint=found.hint + hint,
         )
 
 

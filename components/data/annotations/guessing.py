@@ -326,8 +326,8 @@ def refuse_layout(raw: Path, layout: Layout, expected: str, found: str) -> NoRet
     """Raise the DataError of a tree that is not what the layout says, with what it looks like instead."""
     files = walk_files(raw) if raw.is_dir() else []
     refuse_foreign_pictures(raw, files, find_foreign_pictures(raw, files))
-    mend = f"Correct the layout (`--layout`, or `layout` in domain.yaml) or the folder.{hint_layout(raw, layout)}"
-    raise DataError(f"{raw} as layout {layout.kind}", expected=expected, found=found, mend=mend)
+    hint = f"Correct the layout (`--layout`, or `layout` in domain.yaml) or the folder.{hint_layout(raw, layout)}"
+    raise DataError(f"{raw} as layout {layout.kind}", expected=expected, found=found, hint=hint)
 
 
 def hint_layout(raw: Path, layout: Layout, *, same_kind: bool = True) -> str:
@@ -348,4 +348,4 @@ def hint_foreign(raw: Path) -> str:
     foreign = find_foreign(raw, walk_files(raw) if raw.is_dir() else [])
     if foreign is None:
         return ""
-    return f" There is {foreign.name} (as in {foreign.example}), which is not read yet. {foreign.mend}"
+    return f" There is {foreign.name} (as in {foreign.example}), which is not read yet. {foreign.hint}"

@@ -109,8 +109,8 @@ def require_raw(raw: Path) -> None:
     if raw.is_dir() and any(raw.iterdir()):
         return
     found = "an empty folder" if raw.is_dir() else "no such folder"
-    mend = "Bring images in with `tessera import`, or fetch a recorded version with `dvc pull`."
-    raise DataError(f"raw images {raw}", expected="a folder of images", found=found, mend=mend)
+    hint = "Bring images in with `tessera import`, or fetch a recorded version with `dvc pull`."
+    raise DataError(f"raw images {raw}", expected="a folder of images", found=found, hint=hint)
 
 
 def read_layout(layout: Layout, raw: Path, wanted: Wanted) -> Reading:
@@ -196,8 +196,8 @@ def _read_class_folders(raw: Path, base: str, parts: Mapping[str, str], masks: "
             continue
         if not rest:
             if _is_picture(path):
-                mend = "Move it into the folder of its class."
-                beside = reason("an image inside a class folder", "one beside them", mend)
+                hint = "Move it into the folder of its class."
+                beside = reason("an image inside a class folder", "one beside them", hint)
                 rows.append(Row(path=path, columns=columns, problem=beside))
             continue
         problem = not_an_image(path)
@@ -262,9 +262,9 @@ def _without_shared_masks(rows: list[Row]) -> list[Row]:
     for row in rows:
         if row.mask and not row.crop:
             claims.setdefault(row.mask, set()).add(row.path)
-    mend = "Rename one image and give it its own mask."
+    hint = "Rename one image and give it its own mask."
     return [
-        replace(row, mask=None, boxes=(), problem=reason("its own mask", found, mend))
+        replace(row, mask=None, boxes=(), problem=reason("its own mask", found, hint))
         if len(others := claims.get(row.mask or "", set())) > 1
         and (found := f"the mask {row.mask} shared by {', '.join(sorted(others))}")
         else row
@@ -312,9 +312,9 @@ def _hold_to_given(rows: list[Row], account: Account, raw: Path) -> list[Row]:
     """
     found = ", ".join(f"{name} {count:,}" for name, count in account.given.items()) or "no split"
     if not {"train", "test"} <= set(account.given):
-        mend = "Add what is missing, or take `split: given` out of domain.yaml: then Tessera splits by groups."
+        hint = "Add what is missing, or take `split: given` out of domain.yaml: then Tessera splits by groups."
         where = f"split: given of {raw}"
-        raise DataError(where, expected="pictures for train and for test (val may be missing)", found=found, mend=mend)
+        raise DataError(where, expected="pictures for train and for test (val may be missing)", found=found, hint=hint)
     problem = reason("a split that the tree or table names (train, val or test)", "none", "Name it, or remove the row.")
     held = []
     for row in rows:
@@ -362,7 +362,7 @@ def _require_columns(domain: Domain, columns: Sequence[str]) -> None:
         f"layout {domain.layout.kind}",
         expected=f"no columns for `group` and `slices`, which only the layouts {', '.join(WITH_COLUMNS)} have",
         found=", ".join(name for name in columns if name not in parts),
-        mend="Describe the images in a table with the layout csv, name the folder with a part in angle brackets "
+        hint="Describe the images in a table with the layout csv, name the folder with a part in angle brackets "
         "(`images: <lot>`), or remove these keys.",
     )
 
@@ -389,5 +389,5 @@ def _require_known_labels(rows: list[Row], domain: Domain, raw: Path) -> None:
         f"label {label!r} ({count} times, first at {first})",
         expected=f"one of the classes {', '.join(domain.classes)}",
         found=", ".join(sorted(map(repr, counts))[:10]) + more,
-        mend=f"Add it to `classes` in domain.yaml, or rename or remove it.{hint}",
+        hint=f"Add it to `classes` in domain.yaml, or rename or remove it.{hint}",
     )

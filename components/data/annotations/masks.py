@@ -52,8 +52,8 @@ def _read_all(read: Callable[[str], list[Row]], paths: Iterable[str]) -> list[Ro
 
 
 def _no_mask(path: str, found: list[str], what: str) -> Row:
-    mend = f"Add the {what}, or remove the picture."
-    return Row(path=path, problem=reason(f"one {what} of the same name", ", ".join(found[:4]) or "none", mend))
+    hint = f"Add the {what}, or remove the picture."
+    return Row(path=path, problem=reason(f"one {what} of the same name", ", ".join(found[:4]) or "none", hint))
 
 
 def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted: Wanted) -> list[Row]:
@@ -64,8 +64,8 @@ def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted
         _require_lossless(found[0])
         ids = read_ids(raw / found[0])
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
-        mend = "Save instance ids as one 8- or 16-bit channel, 0 = background."
-        return [Row(path=path, problem=reason(f"an id mask {found[0]}", brief(error), mend))]
+        hint = "Save instance ids as one 8- or 16-bit channel, 0 = background."
+        return [Row(path=path, problem=reason(f"an id mask {found[0]}", brief(error), hint))]
     around = (square_around(box, ids.shape[1], ids.shape[0]) for box in find_boxes(ids))
     squares = list(dict.fromkeys(around))  # two instances in one place are one crop
     seed = find_digest(raw, path, wanted.digests) or "0"
@@ -91,8 +91,8 @@ def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted)
         _require_lossless(found[0])
         areas = count_values(raw / found[0], _in_colour(layout))
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
-        mend = "Save it as PNG with one 8- or 16-bit channel of class ids, or with the colours given in `ids`."
-        return Row(path=path, problem=reason(f"a mask {found[0]}", brief(error), mend))
+        hint = "Save it as PNG with one 8- or 16-bit channel of class ids, or with the colours given in `ids`."
+        return Row(path=path, problem=reason(f"a mask {found[0]}", brief(error), hint))
     names = {value: _name_of(value, layout) for value in areas}
     if unknown := {value: areas[value] for value, name in names.items() if name is None}:
         problem = _explain_unknown(unknown, found[0], layout)
@@ -107,8 +107,8 @@ def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted)
         several = ", ".join(
             f"{name} ({area:,} pixels)" for name, area in sorted(shown.items(), key=lambda item: -item[1])
         )
-        mend = "Choose the task multilabel, or take the others out of the mask."
-        problem = reason(f"one class in the mask {found[0]}", several, mend)
+        hint = "Choose the task multilabel, or take the others out of the mask."
+        problem = reason(f"one class in the mask {found[0]}", several, hint)
         return Row(path=path, mask=found[0], problem=problem, several=True)
     return Row(path=path, label=next(iter(shown), layout.background), mask=found[0])
 
@@ -168,5 +168,5 @@ def _explain_unknown(unknown: dict[int, int], mask: str, layout: Masks) -> Reaso
     most = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))[:4]
     listed = ", ".join(f"{form.format(value)} ({area:,} pixels)" for value, area in most)
     more = f" and {len(unknown) - 4} more values" if len(unknown) > 4 else ""
-    mend = "Add the value to `ids` or `ignore` in domain.yaml, or correct the mask (JPEG changes colours: use PNG)."
-    return reason(f"the values of `ids` in the mask {mask}", listed + more, mend)
+    hint = "Add the value to `ids` or `ignore` in domain.yaml, or correct the mask (JPEG changes colours: use PNG)."
+    return reason(f"the values of `ids` in the mask {mask}", listed + more, hint)

@@ -55,9 +55,9 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     split = find_split_column(sheet.frame)
     names += [name for name in (split, layout.mask, layout.boxes, *_crop_columns(layout)) if name]
     if missing := [name for name in dict.fromkeys(names) if name not in sheet.frame.columns]:
-        mend = "Name one of these columns in domain.yaml, or add it" + ("." if layout.kind == "parquet" else CSV_MEND)
+        hint = "Name one of these columns in domain.yaml, or add it" + ("." if layout.kind == "parquet" else CSV_MEND)
         found = f"the columns {', '.join(map(repr, sheet.frame.columns))}"
-        raise DataError(f"table {table}", expected=f"the columns {', '.join(missing)}", found=found, mend=mend)
+        raise DataError(f"table {table}", expected=f"the columns {', '.join(missing)}", found=found, hint=hint)
     if "split" in sheet.frame.columns:  # which `split: given` keeps
         wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))
         names.append("split")
@@ -152,12 +152,12 @@ def _resolve_cell(text: str, lines: _Lines, where: str) -> tuple[str, Reason | N
 
 def _one_picture(text: str, path: str, found: list[str], index: Index, where: str) -> tuple[str, Reason | None]:
     if len(found) > 1:
-        mend = "Write the path from the table's folder instead of the bare name."
-        raise DataError(where, expected=f"one file {text!r}", found=", ".join(found[:4]), mend=mend)
+        hint = "Write the path from the table's folder instead of the bare name."
+        raise DataError(where, expected=f"one file {text!r}", found=", ".join(found[:4]), hint=hint)
     if found:
         return found[0], not_an_image(found[0])
-    mend = "Add the image, or remove its line."
-    return path, reason(f"the listed image {text}", index.describe_missing(text), mend)
+    hint = "Add the image, or remove its line."
+    return path, reason(f"the listed image {text}", index.describe_missing(text), hint)
 
 
 def parse_boxes(text: str | None, form: str = "corners") -> tuple[list[Box], Reason | None]:
@@ -169,9 +169,9 @@ def parse_boxes(text: str | None, form: str = "corners") -> tuple[list[Box], Rea
             x0, y0, x1, y1 = numbers if form == "corners" else _from_size(*numbers)
             boxes.append((round(x0), round(y0), round(x1), round(y1)))
         elif part.strip():
-            mend = "Write pixels, several boxes joined by `;`."
+            hint = "Write pixels, several boxes joined by `;`."
             expected = "boxes as `x0 y0 x1 y1`" if form == "corners" else "boxes as `x y width height`"
-            return [], reason(expected, repr(part.strip()), mend)
+            return [], reason(expected, repr(part.strip()), hint)
     return boxes, None
 
 
@@ -195,8 +195,8 @@ def _as_text(frame: pl.DataFrame, names: list[str], layout: Csv | Parquet, table
         if isinstance(kind, pl.List) and not kind.inner.is_nested():
             column = column.cast(pl.List(pl.String)).list.join(layout.separator or ";")
         elif kind.is_nested() or kind == pl.Binary:
-            mend = "Save the column as text or numbers, or as lists of them, and the images as files."
-            raise DataError(f"table {table}, column {name!r}", expected="plain values", found=str(kind), mend=mend)
+            hint = "Save the column as text or numbers, or as lists of them, and the images as files."
+            raise DataError(f"table {table}, column {name!r}", expected="plain values", found=str(kind), hint=hint)
         columns.append(column.cast(pl.String).str.strip_chars().replace("", None).alias(name))
     return frame.select(columns)
 
@@ -244,18 +244,18 @@ def _read_labels(lines: _Lines, record: Record, where: str) -> tuple[list[str], 
         cell = _require_cell(record, name, where)
         flag = FLAGS.get(cell.lower())
         if flag is None:
-            mend = "Write 1 where the picture shows the class; or name the `separator` that joins labels in one column."
-            raise DataError(where, expected=f"0 or 1 in column {name!r}", found=repr(cell), mend=mend)
+            hint = "Write 1 where the picture shows the class; or name the `separator` that joins labels in one column."
+            raise DataError(where, expected=f"0 or 1 in column {name!r}", found=repr(cell), hint=hint)
         labels += [name] if flag else []
     if wanted.many or len(labels) == 1:
         return labels, None
     found = f"{', '.join(labels) or 'none'} in {where}"
-    mend = "Correct the line, or choose the task multilabel."
-    return [], reason("a 1 in exactly one column of the classes", found, mend)
+    hint = "Correct the line, or choose the task multilabel."
+    return [], reason("a 1 in exactly one column of the classes", found, hint)
 
 
 def _require_cell(record: Record, name: str, where: str) -> str:
     if not (value := record[name]):
-        mend = "Fill it in, or remove the line."
-        raise DataError(where, expected=f"a value in column {name!r}", found="an empty cell", mend=mend)
+        hint = "Fill it in, or remove the line."
+        raise DataError(where, expected=f"a value in column {name!r}", found="an empty cell", hint=hint)
     return value

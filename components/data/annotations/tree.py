@@ -114,12 +114,12 @@ def _visible(raw: Path, folder: Path) -> Iterator[Path]:
 def _require_plain(path: Path) -> None:
     """Reading a pipe waits for ever, and a name that is no Unicode fits into no table."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise DataError(str(path), expected="plain files", found="a pipe, socket or device", mend="Remove it.")
+        raise DataError(str(path), expected="plain files", found="a pipe, socket or device", hint="Remove it.")
     try:
         path.name.encode()
     except UnicodeEncodeError:
-        mend = "Rename it."
-        raise DataError(ascii(str(path)), expected="a file name in UTF-8", found="other bytes", mend=mend) from None
+        hint = "Rename it."
+        raise DataError(ascii(str(path)), expected="a file name in UTF-8", found="other bytes", hint=hint) from None
 
 
 def _require_name(text: str, where: str) -> None:
@@ -127,11 +127,11 @@ def _require_name(text: str, where: str) -> None:
     try:
         parts = text.encode().replace(b"\\", b"/").split(b"/")
     except UnicodeEncodeError:
-        mend = "Write the path as Unicode text."
-        raise DataError(where, expected="a path", found=ascii(text)[:200], mend=mend) from None
+        hint = "Write the path as Unicode text."
+        raise DataError(where, expected="a path", found=ascii(text)[:200], hint=hint) from None
     if max(map(len, parts)) > LONGEST_NAME or len(text) > LONGEST_PATH:
-        expected, mend = f"names of at most {LONGEST_NAME} bytes", "Correct the path."
-        raise DataError(where, expected=expected, found=f"{text[:60]!r}, {len(text):,} signs in all", mend=mend)
+        expected, hint = f"names of at most {LONGEST_NAME} bytes", "Correct the path."
+        raise DataError(where, expected=expected, found=f"{text[:60]!r}, {len(text):,} signs in all", hint=hint)
 
 
 def require_inside(raw: Path, path: Path) -> None:
@@ -144,7 +144,7 @@ def require_inside(raw: Path, path: Path) -> None:
         str(path),
         expected="a file inside the raw folder, so that a data version holds all of it",
         found=f"a link to {target}",
-        mend="Copy the file in (with DVC: `dvc config cache.type copy`, then `dvc checkout --relink`).",
+        hint="Copy the file in (with DVC: `dvc config cache.type copy`, then `dvc checkout --relink`).",
     )
 
 
@@ -155,8 +155,8 @@ def resolve_inside(text: str, base: str, where: str) -> str:
     path = posixpath.normpath(posixpath.join(base, plain))
     outside = plain.startswith("/") or path == ".." or path.startswith("../") or re.match(r"[A-Za-z]:/", plain)
     if outside or "\0" in text:
-        mend = "Copy the file into the raw folder and write its path from there."
-        raise DataError(where, expected="a path inside the raw folder", found=repr(text), mend=mend)
+        hint = "Copy the file into the raw folder and write its path from there."
+        raise DataError(where, expected="a path inside the raw folder", found=repr(text), hint=hint)
     return "" if path == "." else path
 
 

@@ -45,8 +45,8 @@ def read_voc(layout: Voc, raw: Path, _wanted: Wanted) -> Reading:
         else:
             rows += found
     seen |= ignored.keys()
-    mend = "Add its annotation file, or remove the picture."
-    problem = reason("an annotation file of the same name", "none", mend)
+    hint = "Add its annotation file, or remove the picture."
+    problem = reason("an annotation file of the same name", "none", hint)
     rows += [Row(path=path, problem=problem) for path in pictures if path not in seen]
     return Reading(rows, ignored, dict(+notes))
 
@@ -76,9 +76,9 @@ def _voc_rows(
         notes.update(note for element in elements for note in _passed_over(element))
         return found, [Row(path=found, label=label, crop=crop, stated_size=size) for label, crop in objects]
     except (ElementTree.ParseError, ValueError, OverflowError, OSError) as error:
-        mend = "Export the annotation again."
+        hint = "Export the annotation again."
         picture = next(iter(beside), path)
-        return None, [Row(path=picture, problem=reason(f"a Pascal VOC annotation {path}", brief(error), mend))]
+        return None, [Row(path=picture, problem=reason(f"a Pascal VOC annotation {path}", brief(error), hint))]
 
 
 def _stem(path: str) -> str:
@@ -118,13 +118,13 @@ def _choose_picture(named: str, beside: list[str], path: str, index: Index) -> t
     if len(found_all) == 1:
         return found_all[0], None
     files = ", ".join(found_all[:4]) or index.describe_missing(named or _stem(path))
-    mend = "Correct <filename>, or add the picture."
-    return "", reason(f"one picture {named or _stem(path)!r} of {path}", files, mend)
+    hint = "Correct <filename>, or add the picture."
+    return "", reason(f"one picture {named or _stem(path)!r} of {path}", files, hint)
 
 
 def _claimed_twice(picture: str, files: list[str]) -> Reason:
-    mend = "Keep the right one, or correct <filename>."
-    return reason(f"one annotation file of {picture}", " and ".join(files[:4]), mend)
+    hint = "Keep the right one, or correct <filename>."
+    return reason(f"one annotation file of {picture}", " and ".join(files[:4]), hint)
 
 
 def _passed_over(element: ElementTree.Element) -> Iterator[str]:

@@ -89,12 +89,12 @@ def _load_names(layout: Yolo, raw: Path) -> tuple[str, dict[str, Any]]:
     found = find_names_files(raw, walk_files(raw))
     if len({tuple(sorted(names.items())) for names in found.values()}) > 1:
         said = " and ".join(f"{path} ({', '.join(names.values())})" for path, names in list(found.items())[:3])
-        mend = f"Name the one that is right: `--layout '{{kind: yolo, names: {next(iter(found))}}}'`."
-        raise DataError(f"class names in {raw}", expected="one list of names", found=said, mend=mend)
+        hint = f"Name the one that is right: `--layout '{{kind: yolo, names: {next(iter(found))}}}'`."
+        raise DataError(f"class names in {raw}", expected="one list of names", found=said, hint=hint)
     if not found:
         refuse_bad_names(raw, walk_files(raw))
-        mend = "Add data.yaml with `names: [first, second]`, or classes.txt with one name per line, in order."
-        raise DataError(f"layout yolo of {raw}", expected="a file that names the classes", found="none", mend=mend)
+        hint = "Add data.yaml with `names: [first, second]`, or classes.txt with one name per line, in order."
+        raise DataError(f"layout yolo of {raw}", expected="a file that names the classes", found="none", hint=hint)
     path = next(iter(found))
     return path, load_facts(raw / path, path)
 
@@ -152,20 +152,20 @@ def _refuse_other_forms(raw: Path, read: Mapping[str, _Labels]) -> None:
 
 
 def _refuse_form(raw: Path, form: str, where: str) -> DataError:
-    mend = "Export the annotations as boxes (YOLO detection: `class cx cy width height` per line), VOC or COCO."
+    hint = "Export the annotations as boxes (YOLO detection: `class cx cy width height` per line), VOC or COCO."
     return DataError(
-        f"layout yolo of {raw}", expected="boxes", found=f"{form}, which is not read yet ({where})", mend=mend
+        f"layout yolo of {raw}", expected="boxes", found=f"{form}, which is not read yet ({where})", hint=hint
     )
 
 
 def _rows_of(picture: str, path: str, labels: _Labels, claimed: list[str], raw: Path, split: str | None) -> list[Row]:
     columns = {"split": split} if split else {}
     if len(claimed) > 1:
-        mend = "Rename the pictures, and give each its own label file."
-        problem = reason("a label file of its own", f"{path} shared by {' and '.join(claimed[:4])}", mend)
+        hint = "Rename the pictures, and give each its own label file."
+        problem = reason("a label file of its own", f"{path} shared by {' and '.join(claimed[:4])}", hint)
         return [Row(path=picture, columns=columns, problem=problem)]
     if labels.problem:
-        why = Reason(labels.problem.expected, f"{labels.problem.found} of {path}", labels.problem.mend)
+        why = Reason(labels.problem.expected, f"{labels.problem.found} of {path}", labels.problem.hint)
         return [Row(path=picture, columns=columns, problem=why)]
     size = read_size(raw / picture) if labels.objects else None
     if size is None and labels.objects:  # which validation explains
@@ -192,8 +192,8 @@ def _find_orphans(
             continue
         labels = _read_labels(raw / path, names)
         if labels.objects or labels.form or ((raw / path).stat().st_size == 0):
-            mend = "Add the picture, or remove the label file."
-            rows.append(Row(path=path, problem=reason("a picture of the same name as the label file", "none", mend)))
+            hint = "Add the picture, or remove the label file."
+            rows.append(Row(path=path, problem=reason("a picture of the same name as the label file", "none", hint)))
         elif posixpath.splitext(posixpath.basename(path))[0].lower() not in LISTS:
             others += 1
     return rows, {"text files that hold no labels, passed over": others} if others else {}

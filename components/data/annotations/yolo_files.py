@@ -148,7 +148,7 @@ def _check_names(names: object, count: object, path: str) -> dict[int, str]:
 
 
 def _no_names(path: str, found: str) -> DataError:
-    mend = (
+    hint = (
         "Write `names: [first, second]` (data.yaml), or one name per line (classes.txt), in the order of the numbers."
     )
-    return DataError(path, expected="one name for each class number", found=found, mend=mend)
+    return DataError(path, expected="one name for each class number", found=found, hint=hint)

@@ -73,10 +73,10 @@ def open_upright(
             picture = stack.enter_context(open_picture(source, max_megapixels)).decode_plain()
         except UnfitPicture as error:
             why = error.reason
-            raise DataError(name, expected=why.expected, found=why.found, mend=why.mend) from None
+            raise DataError(name, expected=why.expected, found=why.found, hint=why.hint) from None
         except UNDECODABLE as error:
-            mend = "Export it again as JPEG or PNG."
-            raise DataError(name, expected="a readable image", found=str(error), mend=mend) from None
+            hint = "Export it again as JPEG or PNG."
+            raise DataError(name, expected="a readable image", found=str(error), hint=hint) from None
         yield picture
 
 
@@ -131,15 +131,15 @@ def _decode_file(
     try:
         content = path.read_bytes()
     except OSError as error:
-        mend = "Fetch the data version again with `dvc checkout`."
+        hint = "Fetch the data version again with `dvc checkout`."
         found = error.strerror or str(error)
-        raise DataError(str(path), expected="a readable image", found=found, mend=mend) from None
+        raise DataError(str(path), expected="a readable image", found=found, hint=hint) from None
     if hashlib.sha256(content).hexdigest() != rows[0][1].partition("#")[0]:
         raise DataError(
             str(path),
             expected="the file that the manifest was made from",
             found="other bytes: it changed since",
-            mend="Run the command again: it reads the images anew.",
+            hint="Run the command again: it reads the images anew.",
         )
     with open_upright(io.BytesIO(content), str(path), max_megapixels) as picture:
         return [_shrink(picture, img_size, crop) for _, _, crop in rows]

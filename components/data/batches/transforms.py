@@ -135,24 +135,24 @@ def require_fit(recipe: str | Record, img_size: int) -> None:
         except Exception as error:  # noqa: BLE001  whatever a transform raises is about the user's choice of it
             name = _find_culprit(first.pipeline, image)
             found = f"{name}: {_brief(error)}"
-            mend = "Correct or remove it; a transform has the image alone to work on."
-            raise DomainError("augmentation", expected="transforms that work", found=found, mend=mend) from None
+            hint = "Correct or remove it; a transform has the image alone to work on."
+            raise DomainError("augmentation", expected="transforms that work", found=found, hint=hint) from None
         found = "another picture for the same seed, epoch and index"
-        mend = "Remove the transform that draws its own random numbers."
-        raise DomainError("augmentation", expected="a repeatable pipeline", found=found, mend=mend)
+        hint = "Remove the transform that draws its own random numbers."
+        raise DomainError("augmentation", expected="a repeatable pipeline", found=found, hint=hint)
 
 
 def _read_pipeline(path: Path) -> dict[str, Any]:
     expected = 'a pipeline as `albumentations.save(pipeline, path, data_format="yaml")` writes it'
-    mend = "Write it so, or name a preset: none, industrial, pathology, xray."
+    hint = "Write it so, or name a preset: none, industrial, pathology, xray."
     try:
         record = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DomainError(f"augmentation {path}", expected=expected, found="no such file", mend=mend) from None
+        raise DomainError(f"augmentation {path}", expected=expected, found="no such file", hint=hint) from None
     except (OSError, ValueError) as error:
-        raise DomainError(f"augmentation {path}", expected=expected, found=_brief(error), mend=mend) from None
+        raise DomainError(f"augmentation {path}", expected=expected, found=_brief(error), hint=hint) from None
     if not isinstance(record, dict) or not isinstance(record.get("transform"), dict):
-        raise DomainError(f"augmentation {path}", expected=expected, found="no key `transform`", mend=mend)
+        raise DomainError(f"augmentation {path}", expected=expected, found="no key `transform`", hint=hint)
     return record
 
 
@@ -168,21 +168,21 @@ def _create_transform(A: Any, node: Any, where: str) -> Any:  # noqa: N803
     if "transforms" in legal:
         inner = arguments.get("transforms")
         if not isinstance(inner, list):
-            mend = "List them below the key `transforms`."
-            raise DomainError(what, expected="a list of transforms", found=repr(inner)[:80], mend=mend)
+            hint = "List them below the key `transforms`."
+            raise DomainError(what, expected="a list of transforms", found=repr(inner)[:80], hint=hint)
         arguments["transforms"] = [_create_transform(A, child, where) for child in inner]
     try:
         made = kind(**arguments)
     except (ValueError, TypeError) as error:
-        expected, mend = "arguments as albumentations documents them", "Correct them."
-        raise DomainError(what, expected=expected, found=_brief(error), mend=mend) from None
+        expected, hint = "arguments as albumentations documents them", "Correct them."
+        raise DomainError(what, expected=expected, found=_brief(error), hint=hint) from None
     written = {*legal, *ASIDE, *made.to_dict_private()}  # some classes save more than they take: PadIfNeeded's padding
     for key in node:
         if key not in written:
             close = difflib.get_close_matches(str(key), legal, 1)
-            mend = f"Did you mean {close[0]!r}? Rename or remove it." if close else "Rename or remove it."
+            hint = f"Did you mean {close[0]!r}? Rename or remove it." if close else "Rename or remove it."
             found = f"the unknown argument {key!r}"
-            raise DomainError(what, expected=f"one of {', '.join(legal)}", found=found, mend=mend)
+            raise DomainError(what, expected=f"one of {', '.join(legal)}", found=found, hint=hint)
     return made
 
 
@@ -202,12 +202,12 @@ def _find_class(A: Any, node: Any, where: str) -> Any:  # noqa: N803
         close = difflib.get_close_matches(name or "", kinds, 1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         found = f"{CLASS}: {full}" if full else f"no {CLASS}"
-        mend = f"Only these are made from a file, nothing of anybody else's.{hint}"
-        raise DomainError(where, expected="transforms of albumentations itself", found=found, mend=mend)
+        hint = f"Only these are made from a file, nothing of anybody else's.{hint}"
+        raise DomainError(where, expected="transforms of albumentations itself", found=found, hint=hint)
     if "metadata_key" in inspect.signature(kinds[name].__init__).parameters:
         expected = "transforms that need the image alone"
-        mend = "Remove it: what it reads from elsewhere would be in no fingerprint."
-        raise DomainError(where, expected=expected, found=f"{name}, which wants other pictures or fonts", mend=mend)
+        hint = "Remove it: what it reads from elsewhere would be in no fingerprint."
+        raise DomainError(where, expected=expected, found=f"{name}, which wants other pictures or fonts", hint=hint)
     return kinds[name]
 
 
@@ -218,7 +218,7 @@ def _misshapen(what: str, pipeline: Any, before: Image, after: NDArray[Any]) -> 
         what,
         expected=f"the shape and type of the image kept, {_describe(before)}",
         found=f"{_describe(after)} (by {names})",
-        mend="Remove it, or bring the image back to its size; resizing and scaling to floats happen outside.",
+        hint="Remove it, or bring the image back to its size; resizing and scaling to floats happen outside.",
     )
 
 

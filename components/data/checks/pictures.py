@@ -1,6 +1,6 @@
 """Looking at one image file: decode it fully, say why it is unfit, and measure what validation needs.
 
-A reason reads like our errors: expected, found, how to mend. Everything Pillow decodes passes through here
+A reason reads like our errors: expected, found, how to fix. Everything Pillow decodes passes through here
 before anything is trained on it, so a damaged file is met in the report and not in the middle of a run.
 """
 
@@ -282,7 +282,7 @@ def _mask_size(path: Path, limits: Validation) -> tuple[int, int] | Reason:
             return opened.decode().size
     except UNDECODABLE as error:
         found = explain_unfit(path, error)
-        return Reason(f"{found.expected} as the mask {path.name}", found.found, found.mend)
+        return Reason(f"{found.expected} as the mask {path.name}", found.found, found.hint)
 
 
 def _to_plain(picture: Upright) -> Upright:

@@ -93,7 +93,7 @@ def _verdict(validated: Validated) -> str:
         text = f"{validated.fit.height:,} {_noun(validated)} may be trained on."
         return f'<div class="verdict"><b>Fit.</b> {text}</div>{warnings}'
     problems = "".join(f"<li>{escape(_sentence(str(problem)))}</li>" for problem in validated.problems)
-    head = "<b>Not fit.</b> Nothing is trained on these images until this is mended:"
+    head = "<b>Not fit.</b> Nothing is trained on these images until this is fixed:"
     return f'<div class="verdict no">{head}<ul>{problems}</ul></div>{warnings}'
 
 
@@ -119,9 +119,9 @@ def _counts(validated: Validated) -> str:
 def _todo(validated: Validated) -> str:
     """What to do, the most frequent first: a line for every kind of trouble, leading to its pictures."""
     lines = [
-        f'<li><a href="#{_anchor(mend)}">{len(items):,} in quarantine</a>: expected {escape(_kind(items))}. '
-        f"<b>{escape(mend)}</b></li>"
-        for mend, items in _by_mend(validated).items()
+        f'<li><a href="#{_anchor(hint)}">{len(items):,} in quarantine</a>: expected {escape(_kind(items))}. '
+        f"<b>{escape(hint)}</b></li>"
+        for hint, items in _by_hint(validated).items()
     ]
     for kind in dict.fromkeys(item.kind for item in validated.outliers):
         number = sum(item.kind == kind for item in validated.outliers)
@@ -210,35 +210,35 @@ def _histogram(
 
 
 def _quarantine(validated: Validated, raw: Path) -> str:
-    """Every kind of trouble under what mends it."""
+    """Every kind of trouble under what fixes it."""
     if not validated.quarantined:
         return "<h2>Quarantine</h2><p>Empty: every image could be used.</p>"
     rows, shown = list[str](), 0
     head = "<tr><th>picture</th><th>file</th><th>label</th><th>why it is kept out</th></tr>"
-    for mend, items in _by_mend(validated).items():
+    for hint, items in _by_hint(validated).items():
         count = f"<span class=quiet>({len(items):,})</span>"
-        rows.append(f'<tr class=kind id="{_anchor(mend)}"><td colspan=4><b>{escape(mend)}</b> {count}</td></tr>')
+        rows.append(f'<tr class=kind id="{_anchor(hint)}"><td colspan=4><b>{escape(hint)}</b> {count}</td></tr>')
         for item in items[:MAX_LISTED]:
             rows.append(_quarantine_row(item, raw, validated, shown < MAX_THUMBNAILS))
             shown += 1
         if len(items) > MAX_LISTED:
             rows.append(f"<tr><td colspan=4>And {len(items) - MAX_LISTED:,} more.</td></tr>")
     note = (
-        "<p>These are left out of training. Mend the files, import them again, and they come back. "
+        "<p>These are left out of training. Fix the files, import them again, and they come back. "
         "The whole list is in <code>validation.json</code>.</p>"
     )
     return f"<h2>Quarantine</h2>{note}<table class=q>{head}{''.join(rows)}</table>"
 
 
-def _by_mend(validated: Validated) -> dict[str, list[Quarantined]]:
+def _by_hint(validated: Validated) -> dict[str, list[Quarantined]]:
     """Quarantined files by what is to be done, the most frequent first.
 
-    One entry a file and reason: twelve crops of one damaged file are one thing to mend.
+    One entry a file and reason: twelve crops of one damaged file are one thing to fix.
     """
     listed = {(item.path, item.reason): item for item in reversed(validated.quarantined)}
     kinds: dict[str, list[Quarantined]] = {}
     for item in reversed(listed.values()):
-        kinds.setdefault(item.reason.mend, []).append(item)
+        kinds.setdefault(item.reason.hint, []).append(item)
     return dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
 
 
@@ -248,8 +248,8 @@ def _kind(items: Sequence[Quarantined]) -> str:
     return said[0] if len(said) == 1 else f"{said[0]}, and the like"
 
 
-def _anchor(mend: str) -> str:
-    return f"q{hashlib.sha256(mend.encode()).hexdigest()[:8]}"
+def _anchor(hint: str) -> str:
+    return f"q{hashlib.sha256(hint.encode()).hexdigest()[:8]}"
 
 
 def _outliers(validated: Validated, raw: Path) -> str:

@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
     expected: str
     found: str
-    mend: str
+    hint: str
 
     def __str__(self) -> str:
         return Reason(*self)
@@ -154,9 +154,9 @@ def require_valid(validated: Validated, report: Path) -> None:
     if validated.ok:
         return
     more = f" ({len(validated.problems) - 1} more after this one)" if len(validated.problems) > 1 else ""
-    expected, found, mend = validated.problems[0]
-    mend = f"{mend} The pictures are in {report}."
-    raise CheckFailed(f"validation of {validated.domain.name}", expected=expected, found=found + more, mend=mend)
+    expected, found, hint = validated.problems[0]
+    hint = f"{hint} The pictures are in {report}."
+    raise CheckFailed(f"validation of {validated.domain.name}", expected=expected, found=found + more, hint=hint)
 
 
 # Rows
@@ -257,14 +257,14 @@ def _explain_repeats(records: list[Record], keys: Sequence[Hashable], labels: Se
 
 
 def _repeated(kept: Record) -> Reason:
-    mend = "Nothing needs doing; remove the copy to keep this list short."
-    return Reason("each picture once", f"the same content as {_name(kept)}, which is kept", mend)
+    hint = "Nothing needs doing; remove the copy to keep this list short."
+    return Reason("each picture once", f"the same content as {_name(kept)}, which is kept", hint)
 
 
 def _contradicted(others: list[Record]) -> Reason:
     names = ", ".join(f"{_name(other)} ({other['label']})" for other in others[:3])
-    mend = "Decide which label is right and remove the other copy; all are left out until then."
-    return Reason("one label a picture", f"a label conflict: the same content as {names}", mend)
+    hint = "Decide which label is right and remove the other copy; all are left out until then."
+    return Reason("one label a picture", f"a label conflict: the same content as {names}", hint)
 
 
 # Groups
@@ -316,8 +316,8 @@ def _problems_of_columns(fit: list[Record], domain: Domain) -> list[Problem]:
         if empty:
             column = domain.group if name == "group" else name
             found = f"{len(empty)} empty, first at {empty[0]}"
-            mend = "Fill in the column, or take it out of domain.yaml."
-            problems.append(Problem(f"a value in column {column!r} of every image", found, mend))
+            hint = "Fill in the column, or take it out of domain.yaml."
+            problems.append(Problem(f"a value in column {column!r} of every image", found, hint))
     return problems
 
 
@@ -329,14 +329,14 @@ def _problems_of_counts(
     if len(reasons) > floors.max_quarantined * images:
         expected = f"at most {floors.max_quarantined:.1%} of the images in quarantine (validation.max_quarantined)"
         found = f"{len(reasons)} of {images} ({len(reasons) / images:.1%})"
-        mend = "Mend the files listed in the report, or raise the ceiling if they are meant to be left out."
-        problems.append(Problem(expected, found, mend))
+        hint = "Fix the files listed in the report, or raise the ceiling if they are meant to be left out."
+        problems.append(Problem(expected, found, hint))
     for label, counts in classes.items():
         for kind, floor in (("images", floors.min_images_per_class), ("groups", floors.min_groups_per_class)):
             if counts[kind] < floor:
                 expected = f"at least {floor} {kind} of class {label!r} (validation.min_{kind}_per_class)"
-                mend = "Add some, or take the class out of domain.yaml."
-                problems.append(Problem(expected, str(counts[kind]), mend))
+                hint = "Add some, or take the class out of domain.yaml."
+                problems.append(Problem(expected, str(counts[kind]), hint))
                 break  # too few images are too few groups as well
     return problems
 
@@ -378,7 +378,7 @@ def warn_of_huge_groups(frame: pl.DataFrame) -> list[str]:
     """A group lies on one side whole and counts as one thing seen: a large one leaves a split little choice, and one
     that holds most of a class decides what that class is worth."""
     large, whole = find_large_groups(frame), frame["id"].n_unique()
-    mend = (
+    hint = (
         "Look at the largest groups in the report. Where they are not one thing, correct the group column, or join no "
         "near duplicates (groups: {near_duplicates: report}); else add images from other groups."
     )
@@ -386,14 +386,14 @@ def warn_of_huge_groups(frame: pl.DataFrame) -> list[str]:
     if large:
         told = ", ".join(f"{name[:16]!r} {count} ({count / whole:.0%})" for name, count in large[:3])
         more = f" and {len(large) - 3} more" if len(large) > 3 else ""
-        warnings.append(f"Groups of more than {LARGE:.0%} of the {whole:,} images: {told}{more}. {mend}")
+        warnings.append(f"Groups of more than {LARGE:.0%} of the {whole:,} images: {told}{more}. {hint}")
     rows = by_class(frame).select("id", "label", "group").drop_nulls("group")
     inside = rows.group_by("label", "group").len()
     totals = rows.group_by("label").len().rename({"len": "total"})
     huge = inside.join(totals, on="label").filter(pl.col("len") > HUGE * pl.col("total")).sort("label")
     if rows["group"].n_unique() > 1 and not huge.is_empty():
         told = ", ".join(f"{count} of {total} of {label!r}" for label, _, count, total in huge.rows())
-        warnings.append(f"One group holds most of a class, so that one side has hardly any of it: {told}. {mend}")
+        warnings.append(f"One group holds most of a class, so that one side has hardly any of it: {told}. {hint}")
     return warnings
 
 

@@ -58,33 +58,33 @@ Image.core.set_block_size(BLOCK)  # type: ignore[attr-defined]  # as PILLOW_BLOC
 
 
 class Reason(str):
-    """Why a file is unfit, as one sentence, and its parts: what was expected, what was found, how to mend it."""
+    """Why a file is unfit, as one sentence, and its parts: what was expected, what was found, how to fix it."""
 
     expected: str
     found: str
-    mend: str
+    hint: str
 
-    def __new__(cls, expected: str, found: str, mend: str) -> "Reason":
-        parts = [" ".join(part.splitlines()) for part in (expected, found, mend)]
+    def __new__(cls, expected: str, found: str, hint: str) -> "Reason":
+        parts = [" ".join(part.splitlines()) for part in (expected, found, hint)]
         made = super().__new__(cls, f"expected {parts[0]}; found {parts[1]}. {parts[2]}")
-        made.expected, made.found, made.mend = parts
+        made.expected, made.found, made.hint = parts
         return made
 
     @property
     def lines(self) -> str:
         """The parts on a line each, for a table: `parse_reason` reads it."""
-        return f"expected {self.expected}\nfound {self.found}\n{self.mend}"
+        return f"expected {self.expected}\nfound {self.found}\n{self.hint}"
 
 
-def reason(expected: str, found: str, mend: str) -> Reason:
+def reason(expected: str, found: str, hint: str) -> Reason:
     """Why a file is unfit."""
-    return Reason(expected, found, mend)
+    return Reason(expected, found, hint)
 
 
 def parse_reason(lines: str) -> Reason:
     """The reason whose `lines` these are."""
-    expected, found, mend = lines.split("\n")
-    return Reason(expected.removeprefix("expected "), found.removeprefix("found "), mend)
+    expected, found, hint = lines.split("\n")
+    return Reason(expected.removeprefix("expected "), found.removeprefix("found "), hint)
 
 
 class UnfitPicture(ValueError):  # noqa: N818
@@ -215,8 +215,8 @@ class Opened:
         self.require_plain()
         picture = self.decode()
         if not picture.is_opaque():
-            mend = "Flatten it onto the background that is meant."
-            raise UnfitPicture(Reason("an opaque image", "transparent pixels", mend))
+            hint = "Flatten it onto the background that is meant."
+            raise UnfitPicture(Reason("an opaque image", "transparent pixels", hint))
         return picture
 
 
@@ -347,15 +347,15 @@ def damaged(found: str) -> Reason:
 
 def _find_form(image: Image.Image) -> Reason | None:
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a photograph and its preview
-        mend = "Export the frame that is meant as a single image."
-        return Reason("one picture a file", f"{getattr(image, 'n_frames', 0)} frames (animated or many pages)", mend)
+        hint = "Export the frame that is meant as a single image."
+        return Reason("one picture a file", f"{getattr(image, 'n_frames', 0)} frames (animated or many pages)", hint)
     deep = image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in getattr(image, "tile", []))
     if deep:
-        mend = "Convert it to 8 bits with the intensity window that is meant."
-        return Reason("8 bits a channel", f"16-bit or deeper pixels (mode {image.mode})", mend)
+        hint = "Convert it to 8 bits with the intensity window that is meant."
+        return Reason("8 bits a channel", f"16-bit or deeper pixels (mode {image.mode})", hint)
     if image.mode not in MODES:
-        mend = "Convert it to RGB, with its colour profile applied."
-        return Reason("a grey or RGB image", f"colour mode {image.mode}", mend)
+        hint = "Convert it to RGB, with its colour profile applied."
+        return Reason("a grey or RGB image", f"colour mode {image.mode}", hint)
     return None
 
 

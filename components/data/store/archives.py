@@ -54,8 +54,8 @@ def unpacked(source: Path, scratch: Path) -> Iterator[Path]:
     form = source.name.lower()
     if not source.is_file() or not form.endswith(SUFFIXES):
         found = "another file" if source.is_file() else "nothing there"
-        mend = "Name the folder or the archive that holds the images."
-        raise DataError(f"import of {source}", expected=f"a folder or {', '.join(SUFFIXES)}", found=found, mend=mend)
+        hint = "Name the folder or the archive that holds the images."
+        raise DataError(f"import of {source}", expected=f"a folder or {', '.join(SUFFIXES)}", found=found, hint=hint)
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="import-", dir=scratch) as folder:
         content = Path(folder) / "content"
@@ -187,5 +187,5 @@ def _unpack_tar(source: Path, content: Path, budget: _Budget) -> None:
 
 
 def _refusal(source: Path, expected: str, found: str) -> DataError:
-    mend = "Pack the images again, or unpack the archive yourself and import the folder."
-    return DataError(f"archive {source}", expected=expected, found=found, mend=mend)
+    hint = "Pack the images again, or unpack the archive yourself and import the folder."
+    return DataError(f"archive {source}", expected=expected, found=found, hint=hint)

@@ -86,7 +86,7 @@ def require_same_layout(domain: Domain, layout: str | None, domain_file: Path) -
         f"--layout {layout}",
         expected=f"{render_layout(domain.layout)}, as {domain_file} says",
         found=render_layout(asked),
-        mend="Leave --layout out, or change the file.",
+        hint="Leave --layout out, or change the file.",
     )
 
 
@@ -119,7 +119,7 @@ def _choose_layout(source: Path, layout: str | None) -> tuple[Layout, bool]:
     if suggested is None:
         refuse_unclear_tables(source, files)
         error = _refuse_choice(source, "a folder whose layout can be told", _explain_unknown(files))
-        refuse_unclear_tables(source, files, any_error="--layout '" not in error.mend)  # nothing else says more
+        refuse_unclear_tables(source, files, any_error="--layout '" not in error.hint)  # nothing else says more
         raise error
     if isinstance(suggested, Csv | Parquet):
         _refuse_rivals(source, files, suggested)
@@ -186,14 +186,14 @@ def _require_classes(source: Path, described: Described) -> None:
     if len(described.classes) > 1:
         return
     problem = next((f"; {row.path}: {row.problem}".rstrip(".") for row in described.reading.rows if row.problem), "")
-    mend = "Add pictures of another class, or name the layout that is meant with `--layout`."
+    hint = "Add pictures of another class, or name the layout that is meant with `--layout`."
     if isinstance(described.layout, Masks):
-        mend += """ Masks in colours: `--layout '{kind: masks, ids: {scratch: "#ff0000"}}'`."""
+        hint += """ Masks in colours: `--layout '{kind: masks, ids: {scratch: "#ff0000"}}'`."""
     raise DataError(
         f"{source} as layout {render_layout(described.layout)}",
         expected="at least two classes",
         found=f"{', '.join(described.classes) or 'none'}{problem}",
-        mend=mend + hint_foreign(source),
+        hint=hint + hint_foreign(source),
     )
 
 
@@ -250,8 +250,8 @@ def _refuse_choice(source: Path, expected: str, found: str) -> DomainError:
             "\nTables that name parts of the pictures can be joined into one; a column `split` then says train, val "
         )
         listed += "or test."
-    mend = f"{listed}{chr(10) if lines else ' '}data/README.md shows what each layout looks like."
-    return DomainError(f"layout of {source}", expected=expected, found=found, mend=mend)
+    hint = f"{listed}{chr(10) if lines else ' '}data/README.md shows what each layout looks like."
+    return DomainError(f"layout of {source}", expected=expected, found=found, hint=hint)
 
 
 def _write(layout: Layout) -> str:

@@ -37,11 +37,11 @@ def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: P
     form: one of FORMS. The folder appears whole or not at all. Raises DataError when it is there already.
     """
     if form not in FORMS:
-        mend = "Name one of these with `--format`."
-        raise DataError("export", expected=f"one of {', '.join(FORMS)}", found=form, mend=mend)
+        hint = "Name one of these with `--format`."
+        raise DataError("export", expected=f"one of {', '.join(FORMS)}", found=form, hint=hint)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         found = "a folder with something in it" if target.is_dir() else "a file"
-        raise DataError(f"export to {target}", expected="a new or empty folder", found=found, mend="Name another one.")
+        raise DataError(f"export to {target}", expected="a new or empty folder", found=found, hint="Name another one.")
     with whole_folder(target) as fresh:
         layout = FORMS[form](manifest, _read_further(manifest, domain, raw), domain, fresh)
         files = sorted({*manifest["path"], *manifest["mask"].drop_nulls()})
@@ -124,9 +124,9 @@ def _choose_separator(domain: Domain) -> str:
 def _write_coco(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Coco:
     """annotations.json; what COCO has no word for stands as further keys, which readers of COCO pass over."""
     if clash := COCO_WORDS & set(domain.slices):
-        mend = "Rename the column, or export as csv."
+        hint = "Rename the column, or export as csv."
         expected = "slices whose names COCO does not use itself"
-        raise DomainError(f"export of {domain.name}", expected=expected, found=", ".join(sorted(clash)), mend=mend)
+        raise DomainError(f"export of {domain.name}", expected=expected, found=", ".join(sorted(clash)), hint=hint)
     numbers = {name: number for number, name in enumerate(domain.classes, 1)}
     images: dict[str, dict[str, Any]] = {}
     annotations: list[dict[str, Any]] = []

@@ -54,12 +54,12 @@ def find_standing(workspace: Workspace, name: str, *, replace: bool, force: bool
         except (DataError, VersioningError) as error:
             held = [named.md5 for named in versions.list_versions(workspace, name)]
             if not replace or not (force or versioning.read_version(workspace, name).md5 in held):
-                mend = "If the remote has moved, say where to with `dvc remote modify NAME url URL`; if the folder is "
-                mend += "the whole set, give `--replace`" + (
+                hint = "If the remote has moved, say where to with `dvc remote modify NAME url URL`; if the folder is "
+                hint += "the whole set, give `--replace`" + (
                     " and `--force`: no version holds them." if replace else "."
                 )
                 expected = f"the images that data/{name}/raw.dvc names, to see what becomes of them"
-                raise DataError(f"import into {name}", expected=expected, found=error.found, mend=mend) from None
+                raise DataError(f"import into {name}", expected=expected, found=error.found, hint=hint) from None
     return Standing(workspace, name)
 
 
@@ -108,7 +108,7 @@ def compare(
             f"import into {there.name}",
             expected="new files, or the same content, at paths that are in use",
             found=f"other content at {_name_some(clashes)}",
-            mend="Rename the new files if they are other pictures; give `--force` if they shall take the place of the "
+            hint="Rename the new files if they are other pictures; give `--force` if they shall take the place of the "
             "old ones, or `--replace` if the folder is the whole set and all else shall go.",
         )
     kept = old - differ
@@ -132,7 +132,7 @@ def _require_held(there: Standing, leaving: set[str], staying: set[str | None]) 
             f"import into {there.name} with --replace",
             expected="a named version that holds the pictures which go",
             found=f"none that holds {_name_some(lost)}{doubt}",
-            mend=f"Leave `--replace` out to add to them, keep them with `tessera version {there.name}` first, or give "
+            hint=f"Leave `--replace` out to add to them, keep them with `tessera version {there.name}` first, or give "
             "`--force`, too, if they may go for good.",
         )
 
@@ -162,7 +162,7 @@ def require_labels_kept(there: Standing, domain: Domain, change: Change, new: pl
         f"import into {there.name}",
         expected="the same labels for a picture in both places",
         found=f"for {path} {texts[0]} in place, {texts[1]} in the folder, {texts[2]} from both{more}",
-        mend="Correct one of the two, or give `--replace` if the folder is the whole set.",
+        hint="Correct one of the two, or give `--replace` if the folder is the whole set.",
     )
 
 
@@ -287,5 +287,5 @@ def _match(old: list[dict[str, Any]], new: list[dict[str, Any]], key: str) -> di
 
 
 def _refuse_merge(path: str, expected: str, found: str) -> DataError:
-    mend = "Write both in one form, or give `--replace` if the folder is the whole set."
-    return DataError(f"{path} of the new images", expected=expected, found=found, mend=mend)
+    hint = "Write both in one form, or give `--replace` if the folder is the whole set."
+    return DataError(f"{path} of the new images", expected=expected, found=found, hint=hint)

@@ -127,12 +127,12 @@ def read_lock(path: Path) -> dict[str, Any]:
     """The stages of a dvc.lock; none where there is no such file. Raises VersioningError for a damaged one."""
     if not path.exists():
         return {}
-    mend = "Undo the damage (`git checkout -- dvc.lock`; after a merge resolve it), or remove it: all stages run again."
-    stages = read_yaml(path, mend, VersioningError).get("stages", {})
+    hint = "Undo the damage (`git checkout -- dvc.lock`; after a merge resolve it), or remove it: all stages run again."
+    stages = read_yaml(path, hint, VersioningError).get("stages", {})
     damaged = not isinstance(stages, dict) or next((name for name in stages if not _is_stage(stages[name])), None)
     if damaged:
         found = "no mapping" if damaged is True else f"a stage {damaged!r} without paths and md5s"
-        raise VersioningError(str(path), expected="`stages` as DVC writes them", found=found, mend=mend)
+        raise VersioningError(str(path), expected="`stages` as DVC writes them", found=found, hint=hint)
     return dict(stages)
 
 

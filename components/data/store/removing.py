@@ -66,9 +66,9 @@ def _no_retrain(workspace: Workspace, name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        mend = "Wait for its end, or end it with Ctrl-C, and give the command again."
+        hint = "Wait for its end, or end it with Ctrl-C, and give the command again."
         expected, found = "no retrain of it at work", "one that is"
-        raise VersioningError(f"removal of {name}", expected=expected, found=found, mend=mend) from None
+        raise VersioningError(f"removal of {name}", expected=expected, found=found, hint=hint) from None
     try:
         yield
     finally:
@@ -91,7 +91,7 @@ def _require_named(workspace: Workspace, name: str, md5: str, force: bool) -> No
         f"removal of {name}",
         expected="images that are a named version, so that they can be had again",
         found="images that no version holds",
-        mend=f"Name them first with `tessera version {name}`, or give `--force` if they may go.",
+        hint=f"Name them first with `tessera version {name}`, or give `--force` if they may go.",
     )
 
 

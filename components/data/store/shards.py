@@ -74,8 +74,8 @@ def _unpack(shard: Path, folder: Path, there: set[str]) -> list[str]:
     unpack_tar(shard, scratch)
     files = sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
     if twice := there.intersection(files):
-        mend = "Import the images again from a folder; `tessera import` writes the shards."
-        raise DataError(str(shard), expected="each file in one shard", found=f"{min(twice)!r} in two", mend=mend)
+        hint = "Import the images again from a folder; `tessera import` writes the shards."
+        raise DataError(str(shard), expected="each file in one shard", found=f"{min(twice)!r} in two", hint=hint)
     for path in files:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch / path, folder / path)

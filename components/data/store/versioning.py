@@ -43,7 +43,7 @@ BUSY_SECONDS = 0.5
 #: Seconds that a command waits for another one which works on the same domain.
 PATIENCE = 60.0
 
-#: What the storage libraries below DVC say, what is wrong then, and what mends it.
+#: What the storage libraries below DVC say, what is wrong then, and what fixes it.
 REMOTE_TROUBLE = (
     (
         r"credential|Permission denied for user|Forbidden|InvalidAccessKey|SignatureDoesNot|Access ?Denied|\b40[13]\b",
@@ -83,7 +83,7 @@ def require_repository(workspace: Workspace) -> None:
             f"workspace {workspace.root}",
             expected="a git repository, as .dvc/config says",
             found="no .git folder here or above",
-            mend="Clone the project with git (or run `git init` here), or work elsewhere with `--workspace DIR`.",
+            hint="Clone the project with git (or run `git init` here), or work elsewhere with `--workspace DIR`.",
         )
     if not (workspace.root / "dvc.yaml").exists():
         _write_domains(workspace, [], REPOSITORY)
@@ -176,7 +176,7 @@ def fetch_objects(workspace: Workspace, md5s: Iterable[str], *, whole: bool = Fa
             describe_remote(workspace),
             expected="every file of the data version there, or in the cache here",
             found=f"{len(missing)} of its files in neither",
-            mend="If it has moved, say where to with `dvc remote modify NAME url URL`; or send the version again, with "
+            hint="If it has moved, say where to with `dvc remote modify NAME url URL`; or send the version again, with "
             "`tessera version` in a workspace that has it.",
         )
     return cache
@@ -204,7 +204,7 @@ def _copy_object(cache: Path, md5: str, target: Path, workspace: Workspace) -> N
             describe_remote(workspace),
             expected=f"the file {md5} whole",
             found="other content under its name, which is now out of the cache",
-            mend="Run the same command again to fetch it anew; if that fails, the remote's copy is damaged.",
+            hint="Run the same command again to fetch it anew; if that fails, the remote's copy is damaged.",
         )
     target.write_bytes(data)
 
@@ -236,7 +236,7 @@ def _read_config(workspace: Workspace) -> configparser.RawConfigParser:
             f"DVC's settings in {files[0].parent}",
             expected="`config` and `config.local` as DVC writes them",
             found=" ".join(str(error).split())[:300],
-            mend="Correct that line; with git: `git diff -- .dvc/config`, `git checkout -- .dvc/config`.",
+            hint="Correct that line; with git: `git diff -- .dvc/config`, `git checkout -- .dvc/config`.",
         ) from None
     return config
 
@@ -247,22 +247,22 @@ def _section(remote: str) -> str:
 
 def read_version(workspace: Workspace, name: str) -> DataVersion:
     """What raw.dvc says. Raises VersioningError when it is missing or damaged."""
-    pointer, mend = workspace.raw(name).with_suffix(".dvc"), f"Run `dvc add data/{name}/raw`."
+    pointer, hint = workspace.raw(name).with_suffix(".dvc"), f"Run `dvc add data/{name}/raw`."
     try:
-        return parse_pointer(pointer.read_text(), str(pointer), mend)
+        return parse_pointer(pointer.read_text(), str(pointer), hint)
     except (OSError, UnicodeDecodeError) as error:
         expected, found = "a DVC pointer with an md5", str(error)
-        raise VersioningError(str(pointer), expected=expected, found=found, mend=mend) from None
+        raise VersioningError(str(pointer), expected=expected, found=found, hint=hint) from None
 
 
-def parse_pointer(text: str, where: str, mend: str) -> DataVersion:
+def parse_pointer(text: str, where: str, hint: str) -> DataVersion:
     """The version in the text of a raw.dvc."""
     try:
         out = yaml.safe_load(text)["outs"][0]
         return DataVersion(md5=out["md5"], files=out.get("nfiles", 1), size=out["size"])
     except (yaml.YAMLError, ValidationError, KeyError, IndexError, TypeError) as error:
         expected, found = "a DVC pointer with an md5", " ".join(str(error).split())[:200]
-        raise VersioningError(where, expected=expected, found=found, mend=mend) from None
+        raise VersioningError(where, expected=expected, found=found, hint=hint) from None
 
 
 def read_output(workspace: Workspace, stage: str, name: str, file: str) -> str:
@@ -279,7 +279,7 @@ def restore_raw(workspace: Workspace, name: str) -> None:
         f"raw images of {name}",
         expected=f"a folder {raw} with images, or raw.dvc beside it and its files in the DVC cache or remote",
         found="neither" if not raw.with_suffix(".dvc").exists() else "a raw.dvc whose files are nowhere",
-        mend=f"Bring the images in with `tessera import SOURCE --domain {name}{replace}`"
+        hint=f"Bring the images in with `tessera import SOURCE --domain {name}{replace}`"
         + (", or make them with `tessera demo --data-only`." if name == "surface_defects" else "."),
     )
     if not raw.with_suffix(".dvc").exists():
@@ -352,7 +352,7 @@ def _choose_remote(workspace: Workspace, config: configparser.RawConfigParser) -
             f"DVC's settings in {workspace.root / '.dvc'}",
             expected="a default remote, where the images are sent",
             found=f"none; there is {', '.join(section.strip(chr(39)) for section in named)}",
-            mend="Choose one with `dvc remote default NAME`.",
+            hint="Choose one with `dvc remote default NAME`.",
         )
     _dvc(workspace, "remote", "add", "--default", "local", str(workspace.state / "dvc-remote"))
 
@@ -374,16 +374,16 @@ def _create_repository(workspace: Workspace) -> None:
 
 def _read_domains(workspace: Workspace) -> list[str]:
     """The words in dvc.yaml. Raises VersioningError for a file that is damaged or not ours."""
-    path, mend = workspace.root / "dvc.yaml", "Undo the damage (`git checkout -- dvc.yaml`; after a merge resolve it)."
+    path, hint = workspace.root / "dvc.yaml", "Undo the damage (`git checkout -- dvc.yaml`; after a merge resolve it)."
     if not path.is_file():
-        raise VersioningError(str(path), expected="a file with the data stages", found="no such file", mend=mend)
+        raise VersioningError(str(path), expected="a file with the data stages", found="no such file", hint=hint)
     try:
-        domains = read_yaml(path, mend, VersioningError)["vars"][0]["domains"] or []
+        domains = read_yaml(path, hint, VersioningError)["vars"][0]["domains"] or []
     except (KeyError, IndexError, TypeError):
         domains = None
     if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
         expected = "`vars: [{domains: [...]}]` with the names of the domains"
-        raise VersioningError(str(path), expected=expected, found="none", mend=mend)
+        raise VersioningError(str(path), expected=expected, found="none", hint=hint)
     return domains
 
 
@@ -422,9 +422,9 @@ def hold_domain(workspace: Workspace, name: str, doing: str, patience: float | N
     """
     patience = PATIENCE if patience is None else patience
     if not re.fullmatch(NAME_PATTERN, name):  # it becomes a file's name
-        mend = "Choose another one."
+        hint = "Choose another one."
         expected = "small letters, digits and _, a letter first, 63 at most"
-        raise DomainError("name of a domain", expected=expected, found=repr(name), mend=mend)
+        raise DomainError("name of a domain", expected=expected, found=repr(name), hint=hint)
     lock = FileLock(workspace.state / "locks" / f"domain-{name}.lock", is_singleton=True, thread_local=False)
     try:
         _acquire(lock, doing, f"{name} is in use by {{}}", patience)
@@ -433,7 +433,7 @@ def hold_domain(workspace: Workspace, name: str, doing: str, patience: float | N
             f"`{doing}`",
             expected=f"no other command at work on {name}",
             found=f"{_read_holder(Path(lock.lock_file))}, for more than {patience:.0f} s",
-            mend="Give the command again when that one has ended; ending it with Ctrl-C or `kill` loses no image.",
+            hint="Give the command again when that one has ended; ending it with Ctrl-C or `kill` loses no image.",
         ) from None
     try:
         yield
@@ -535,9 +535,9 @@ def _explain(workspace: Workspace, arguments: Sequence[str], done: subprocess.Co
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
     found = _without_secrets(" ".join(errors)) or f"exit code {done.returncode}"
     if arguments[0] in ("push", "pull", "fetch"):
-        for pattern, expected, mend in REMOTE_TROUBLE:
+        for pattern, expected, hint in REMOTE_TROUBLE:
             if re.search(pattern, found):
-                return RemoteError(describe_remote(workspace), expected=expected, found=found, mend=mend)
+                return RemoteError(describe_remote(workspace), expected=expected, found=found, hint=hint)
     for number in DISK_TROUBLE:
         if os.strerror(number) in found:
             return describe_disk_trouble(workspace.root, OSError(number, os.strerror(number)))
@@ -545,7 +545,7 @@ def _explain(workspace: Workspace, arguments: Sequence[str], done: subprocess.Co
         f"dvc {' '.join(arguments)}",
         expected="DVC to succeed",
         found=found,
-        mend=f"Try it by hand in {workspace.root}; `tessera doctor` checks the installation.",
+        hint=f"Try it by hand in {workspace.root}; `tessera doctor` checks the installation.",
     )
 
 

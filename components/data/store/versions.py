@@ -98,10 +98,10 @@ def find_version(workspace: Workspace, name: str) -> NamedVersion:
     hint = " In a clone, `git fetch --tags` brings names that were given elsewhere." if uses_git(workspace) else ""
     what, doing = f"data version {name}", f"name the images here with `tessera version {name.partition('@')[0]}`.{hint}"
     if not known:
-        found, mend = "no named version yet", f"{doing[0].upper()}{doing[1:]}"
+        found, hint = "no named version yet", f"{doing[0].upper()}{doing[1:]}"
     else:
-        found, mend = f"only {', '.join(named.name for named in known)}", f"Choose one of these, or {doing}"
-    raise VersioningError(what, expected="the name of a version", found=found, mend=mend)
+        found, hint = f"only {', '.join(named.name for named in known)}", f"Choose one of these, or {doing}"
+    raise VersioningError(what, expected="the name of a version", found=found, hint=hint)
 
 
 def checkout_version(workspace: Workspace, domain: Domain, name: str) -> NamedVersion:
@@ -228,7 +228,7 @@ def _require_identity(workspace: Workspace) -> None:
             "name of a data version",
             expected="git to know who you are, since a name is a commit and a tag",
             found="no user.name and user.email",
-            mend='Run `git config user.name "..."` and `git config user.email ...`, then the same command again.',
+            hint='Run `git config user.name "..."` and `git config user.email ...`, then the same command again.',
         )
 
 
@@ -248,7 +248,7 @@ def _is_there(workspace: Workspace, domain: str, wanted: NamedVersion) -> bool:
         f"checkout of {wanted.name}",
         expected=f"images in {raw} that are a named version, so that they can be had again",
         found="changes that no version holds",
-        mend=f"Keep them with `tessera version {domain}`, or move the folder away if they may go.",
+        hint=f"Keep them with `tessera version {domain}`, or move the folder away if they may go.",
     )
 
 
@@ -271,8 +271,8 @@ def _recall_remote(workspace: Workspace, named: NamedVersion, error: RemoteError
         config.read_string(text)
         then = versioning.describe_remote_of(config)
         if then != versioning.describe_remote(workspace):
-            mend = f"When the version was named its files went to the {then}. {error.mend}"
-            return RemoteError(error.what, expected=error.expected, found=error.found, mend=mend)
+            hint = f"When the version was named its files went to the {then}. {error.hint}"
+            return RemoteError(error.what, expected=error.expected, found=error.found, hint=hint)
     return error
 
 
@@ -309,8 +309,8 @@ def _read_file(path: Path) -> list[NamedVersion]:
         return [NamedVersion.model_validate(record) for record in records]
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValidationError) as error:
         found = " ".join(str(error).split())[:200]
-        mend = "Restore the file from a copy; the images themselves are in the DVC cache and remote."
-        raise VersioningError(str(path), expected="a list of version records", found=found, mend=mend) from None
+        hint = "Restore the file from a copy; the images themselves are in the DVC cache and remote."
+        raise VersioningError(str(path), expected="a list of version records", found=found, hint=hint) from None
 
 
 def _git(workspace: Workspace, *arguments: str) -> None:
@@ -322,5 +322,5 @@ def _git(workspace: Workspace, *arguments: str) -> None:
             f"git {arguments[0]} in {workspace.root}",
             expected="git to keep the name of a data version",
             found=" ".join((done.stderr or done.stdout).split())[:300],
-            mend="Mend what git says and run the same command again; the images are recorded and pushed already.",
+            hint="Fix what git says and run the same command again; the images are recorded and pushed already.",
         )

@@ -213,7 +213,7 @@ def pretrain(
     goes on from its step and ends where the new number says. Raises BackboneError when `out` exists.
     """
     if out.exists():
-        raise BackboneError(f"pretraining {out}", expected="no such file", found="one", mend="Choose another --out.")
+        raise BackboneError(f"pretraining {out}", expected="no such file", found="one", hint="Choose another --out.")
     run = Run(teacher, settings)
     load_checkpoint(checkpoint_path(out), run)
     saved = time.monotonic()
@@ -221,7 +221,7 @@ def pretrain(
         loss, final = run.train_step()
         if not math.isfinite(loss):
             raise BackboneError(f"pretraining {out}", expected="a finite loss", found=f"{loss} at step {run.step}",
-                                mend="Choose another --seed.")  # fmt: skip
+                                hint="Choose another --seed.")  # fmt: skip
         if progress:
             progress(run.step, settings.steps, loss, final)
         if time.monotonic() - saved >= save_seconds:
@@ -270,11 +270,11 @@ def load_checkpoint(path: Path, run: Run) -> None:
             tensors: Tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
     except SafetensorError as error:
         raise BackboneError(f"checkpoint {path}", expected="a whole file", found=str(error),
-                            mend="Remove it to start again.") from None  # fmt: skip
+                            hint="Remove it to start again.") from None  # fmt: skip
     step = facts.pop("step")
     if facts != _facts(run):
         raise BackboneError(f"checkpoint {path}", expected=str(_facts(run)), found=str(facts),
-                            mend="Start with the options it was made with, or choose another --out.")  # fmt: skip
+                            hint="Start with the options it was made with, or choose another --out.")  # fmt: skip
     run.restore(tensors, step)
 
 

@@ -47,7 +47,7 @@ def create_tuners(candidates: Sequence[Mapping[str, Any]], where: str = "candida
             where,
             expected="a different label for every candidate",
             found=f"{', '.join(twice)} more than once",
-            mend="Remove one, or give each its own `name: ...`.",
+            hint="Remove one, or give each its own `name: ...`.",
         )
     return tuners
 
@@ -61,7 +61,7 @@ def _create_tuner(candidate: Mapping[str, Any], where: str) -> Tuner:
             where,
             expected=f"a kind among {', '.join(TUNERS)}",
             found="no kind" if kind is None else f"kind: {kind}",
-            mend=f"{hint}Name one of these.",
+            hint=f"{hint}Name one of these.",
         )
     try:
         return TUNERS[str(kind)].model_validate(candidate)

@@ -1,0 +1,231 @@
+"""Commands on a domain's images: import, check, preview, export, versions."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.app import (
+    DomainArgument,
+    JsonOption,
+    Outcome,
+    OverridesOption,
+    WorkspaceOption,
+    app,
+    execute,
+    shower,
+    watched,
+)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="The folder, or the .zip or .tar archive, that holds the images.")],
+    domain: Annotated[str, typer.Option("--domain", help="Name of the domain; a new one gets a domain.yaml.")],
+    layout: Annotated[
+        str | None,
+        typer.Option("--layout", metavar="KIND", help="A kind, or '{kind: csv, image: file}'; guessed when left out."),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option("--group", help="The column that names the group (lot, patient, part).")
+    ] = None,
+    shards: Annotated[
+        bool, typer.Option("--shards", help="Keep the images in tars, for sets past 100,000; it stays so.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Make the domain's images the same as SOURCE, instead of adding to them.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite images, or with --replace drop those that no version holds.")
+    ] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Add a folder of images to a domain, or make it one, versioned by DVC."""
+
+    def act(place: Any) -> Outcome:
+        from components.data.accounts import explain_given, summarise
+        from components.data.annotations.names import warn_of_alike
+        from components.data.store import importing, versioning
+
+        versioning.require_repository(place)
+        with versioning.hold_domain(place, domain, f"tessera import of {domain}"):
+            imported = importing.import_folder(
+                place, source, domain, layout, group, shards=shards, replace=replace, force=force
+            )
+            versioning.register_domain(place, domain)
+            version = versioning.record_version(place, domain)
+            versioning.push_version(place, domain)
+        known, read = imported.domain, imported.understood
+        facts: dict[str, Any] = {"domain": domain, "layout": known.layout.kind, "classes": list(known.classes)}
+        facts |= {"data_version": version.md5, "files": version.files, "raw": str(place.raw(domain))}
+        facts |= {count: getattr(imported, count) for count in ("added", "removed", "changed", "kept")}
+        facts |= {"pictures": read.pictures, "notes": dict(read.account.notes), "given_split": dict(read.account.given)}
+        understood = summarise(known, read.rows)
+        facts |= {"understood": understood, "hints": explain_given(read.account, known)}
+        return facts | {"warnings": warn_of_alike(understood["classes"])}
+
+    execute(act, shower("show_import"), as_json, workspace)
+
+
+@app.command()
+def check(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Read, validate and split the images; say what is wrong with them."""
+
+    def act(place: Any) -> Outcome:
+        from flows.commands.check import check as run
+
+        with watched(as_json):
+            return run(place, domain)
+
+    execute(act, shower("show_check"), as_json, workspace, failed=lambda outcome: not outcome["ok"])
+
+
+@app.command()
+def remove(
+    domain: DomainArgument,
+    force: Annotated[bool, typer.Option("--force", help="Even if no named version holds the images.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Remove a domain's images and what was made of them; its ledger, models and named versions stay."""
+
+    def act(place: Any) -> Outcome:
+        from components.data.store.removing import remove_domain
+
+        return remove_domain(place, domain, force=force)
+
+    execute(act, shower("show_removal"), as_json, workspace)
+
+
+@app.command()
+def schema(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Every key of domain.yaml with its default and meaning; --json is the JSON schema, for editors."""
+    if as_json:
+        from flows.commands.schema import create_schema
+
+        typer.echo(json.dumps(create_schema(), indent=1))
+        return
+    from flows.commands.console import show_schema
+    from flows.commands.schema import describe_keys
+
+    show_schema(describe_keys())
+
+
+@app.command()
+def preview(
+    domain: DomainArgument,
+    images: Annotated[int, typer.Option("--images", min=1, max=200, help="How many, of all classes together.")] = 12,
+    overrides: OverridesOption = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Draw a sheet of training images as augmentation will show them, with masks and boxes."""
+
+    def act(place: Any) -> Outcome:
+        from flows.commands.preview import preview as run
+
+        with watched(as_json):
+            return run(place, domain, overrides or [], images)
+
+    def show(outcome: Outcome) -> None:
+        from flows.commands import console
+
+        console.OUT.print(outcome["path"], soft_wrap=True, markup=False)
+
+    execute(act, show, as_json, workspace)
+
+
+@app.command()
+def export(
+    domain: DomainArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    form: Annotated[str, typer.Option("--format", metavar="csv|coco", help="How the labels are written.")] = "csv",
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the fit images with labels, groups and splits as COCO or csv, for other tools or another workspace."""
+
+    def act(place: Any) -> Outcome:
+        from components.data.manifest import load_manifest
+        from components.data.store import exporting, versioning
+        from components.data.store.shards import open_images
+        from components.domain.reading import load_domain
+
+        known = load_domain(place.domain_file(domain))
+        versioning.require_repository(place)
+        with versioning.hold_domain(place, domain, f"tessera export {domain}"):
+            versioning.register_domain(place, domain)
+            versioning.refresh(place, domain)
+            manifest = load_manifest(place.derived(domain) / "manifest.parquet", known)
+            return exporting.export_manifest(manifest, known, open_images(place, domain), folder, form)
+
+    def show(outcome: Outcome) -> None:
+        from flows.commands import console
+
+        console.OUT.print(
+            f"{domain}: {outcome['rows']} rows, {outcome['files']} files in {outcome['folder']}", markup=False
+        )
+
+    execute(act, show, as_json, workspace)
+
+
+@app.command()
+def version(
+    domain: DomainArgument,
+    message: Annotated[str, typer.Option("--message", "-m", help="What is new, for those who read the list.")] = "",
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Record the images as they are, push them to the remote and name them DOMAIN@v1, v2, ..."""
+
+    def act(place: Any) -> Outcome:
+        from components.data.store.versioning import uses_git
+        from components.data.store.versions import name_version
+        from components.domain.reading import load_domain
+
+        named, new = name_version(place, load_domain(place.domain_file(domain)), message)
+        if new:
+            from flows.server.events import tell_versioned
+
+            tell_versioned(domain, named.model_dump(mode="json"))
+        status = "named" if new else "unchanged"
+        return {"domain": domain, "status": status, "git": uses_git(place), "version": named.model_dump(mode="json")}
+
+    execute(act, shower("show_version"), as_json, workspace)
+
+
+@app.command()
+def versions(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """List the named versions of the images, with counts and what changed between them."""
+
+    def act(place: Any) -> Outcome:
+        from components.data.store import versioning
+        from components.data.store.versions import list_versions
+        from components.domain.reading import load_domain
+
+        load_domain(place.domain_file(domain))
+        versioning.require_repository(place)
+        return {"domain": domain, "versions": [named.model_dump(mode="json") for named in list_versions(place, domain)]}
+
+    execute(act, shower("show_versions"), as_json, workspace)
+
+
+@app.command()
+def checkout(
+    name: Annotated[str, typer.Argument(metavar="DOMAIN@vN", help="A name that `tessera versions` lists.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Bring back the images of a named version, from the remote where they are not here."""
+
+    def act(place: Any) -> Outcome:
+        from components.data.store.versions import checkout_version
+        from components.domain.reading import load_domain
+
+        domain = load_domain(place.domain_file(name.partition("@")[0]))
+        named = checkout_version(place, domain, name)
+        return {"domain": domain.name, "raw": str(place.raw(domain.name)), "version": named.model_dump(mode="json")}
+
+    execute(act, shower("show_checkout"), as_json, workspace)

@@ -1,0 +1,356 @@
+"""Commands on candidates and champions: retrain, compare, promote, history, predict."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.app import (
+    DomainArgument,
+    JsonOption,
+    Outcome,
+    OverridesOption,
+    WorkspaceOption,
+    app,
+    execute,
+    shower,
+    watched,
+)
+
+ledger_app = typer.Typer(no_args_is_help=True, help="The record of every promotion: verify, export or restore it.")
+app.add_typer(ledger_app, name="ledger")
+
+
+@app.command()
+def demo(
+    data_only: Annotated[bool, typer.Option("--data-only", help="Make and import the images, then stop.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Make the bundled domain, retrain it, promote the best adapter and predict with it."""
+
+    def act(place: Any) -> Outcome:
+        from flows.commands import demo as steps
+
+        with watched(as_json):
+            made = steps.create_domain(place)
+        if data_only:
+            return made
+        outcome = _retrain(place, steps.DOMAIN, [], False, as_json)
+        if outcome["status"] == "unchanged" or outcome["champion_version"] is None:
+            return outcome
+        return {**outcome, "predictions": steps.predict_samples(place)["predictions"]}
+
+    def show(outcome: Outcome) -> None:
+        from flows.commands import console
+
+        if "status" not in outcome:
+            console.OUT.print(f"{outcome['domain']}: {outcome['files']} files in {outcome['raw']}", markup=False)
+            return
+        console.show_retrain(outcome)
+        if "predictions" in outcome:
+            console.OUT.print()
+            console.show_predictions({**outcome, "version": outcome["champion_version"]})
+
+    execute(act, show, as_json, workspace, failed=lambda outcome: outcome.get("status") in ("held", "rejected"))
+
+
+@app.command()
+def retrain(
+    domain: DomainArgument,
+    overrides: OverridesOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Train again even if nothing changed.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Train every candidate, gate the best, promote it if it passes."""
+
+    def act(place: Any) -> Outcome:
+        return _retrain(place, domain, overrides or [], force, as_json)
+
+    execute(
+        act,
+        shower("show_retrain"),
+        as_json,
+        workspace,
+        failed=lambda outcome: outcome["status"] in ("held", "rejected"),
+    )
+
+
+@app.command()
+def compare(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Show what every candidate of the last retrain reached and cost, and draw it."""
+
+    def act(place: Any) -> Outcome:
+        from flows.steps.compare import compare as run
+
+        return run(place, domain)
+
+    execute(act, shower("show_comparison"), as_json, workspace)
+
+
+@app.command()
+def promote(
+    domain: DomainArgument,
+    version: Annotated[int | None, typer.Argument(help="A registered version; the challenger when left out.")] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Judge a version against the champion on the same images; promote it if it passes."""
+
+    def act(place: Any) -> Outcome:
+        return _run_flow("promote", place, domain, as_json, version=version)
+
+    execute(act, shower("show_records"), as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PROMOTE")
+
+
+@app.command()
+def approve(
+    domain: DomainArgument,
+    version: Annotated[int, typer.Argument(help="The version that was held for approval.")],
+    by: Annotated[str, typer.Option("--by", metavar="NAME", help="Who agrees; the ledger keeps it.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the ledger.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Agree to a version that `gates.approval` holds; it is promoted if the other gates still agree."""
+
+    def act(place: Any) -> Outcome:
+        from flows.steps.judge import Approval
+
+        return _run_flow("promote", place, domain, as_json, version=version, approval=Approval(by, reason))
+
+    execute(act, shower("show_records"), as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PROMOTE")
+
+
+@app.command()
+def reproduce(
+    domain: DomainArgument,
+    version: Annotated[int, typer.Argument(help="A registered version.")],
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="How far balanced accuracies may be apart on another kind of machine; "
+            "default what chance would explain on so many held-out images.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Train a version again from the images, code, settings and seed it names; say whether it is the same."""
+
+    def act(place: Any) -> Outcome:
+        return _run_flow("reproduce", place, domain, as_json, version=version, tolerance=tolerance)
+
+    def show(outcome: Outcome) -> None:
+        from flows.commands import console
+
+        console.OUT.print(f"{outcome['verdict']}  {outcome['reason']}", markup=False)
+
+    execute(act, show, as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PASS")
+
+
+@app.command()
+def rollback(
+    domain: DomainArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the ledger.")] = "rolled back by hand",
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Make the previous champion the champion again."""
+
+    def act(place: Any) -> Outcome:
+        from flows.plan import load_checked_domain
+        from flows.steps.history import rollback as run
+
+        load_checked_domain(place, domain)
+        return run(place, domain, reason)
+
+    execute(act, shower("show_records"), as_json, workspace)
+
+
+@app.command()
+def history(
+    domain: DomainArgument,
+    at: Annotated[str | None, typer.Option("--at", metavar="DATE", help="Who was champion then?")] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Who was champion, when and why."""
+
+    def act(place: Any) -> Outcome:
+        from flows.steps.history import describe_history, find_champion_at, open_registry, require_ledger
+
+        require_ledger(place, domain)
+        open_registry(place, domain)
+        return describe_history(domain) | ({} if at is None else find_champion_at(domain, at))
+
+    execute(act, shower("show_records"), as_json, workspace)
+
+
+@ledger_app.command("verify")
+def verify_ledger(
+    domain: DomainArgument,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="FILE", help="An earlier export, which it must begin with.")
+    ] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Find records that were altered, removed or reordered, and a champion that no record explains."""
+
+    def act(place: Any) -> Outcome:
+        from flows.steps.history import open_registry, require_ledger
+        from flows.steps.history import verify_ledger as run
+
+        require_ledger(place, domain)
+        open_registry(place, domain)
+        return run(place, domain, against)
+
+    execute(act, shower("show_ledger"), as_json, workspace, failed=lambda outcome: bool(outcome["problems"]))
+
+
+@ledger_app.command("restore")
+def restore_ledger(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Put the alias `champion` back to where the last record left it, after somebody moved it by hand."""
+
+    def act(place: Any) -> Outcome:
+        from flows.plan import load_checked_domain
+        from flows.steps.history import open_registry, restore
+
+        load_checked_domain(place, domain)
+        open_registry(place, domain)
+        return restore(place, domain)
+
+    execute(act, shower("show_restored"), as_json, workspace)
+
+
+@ledger_app.command("export")
+def export_ledger(
+    domain: DomainArgument,
+    file: Annotated[Path, typer.Argument(help="Where to write it, one JSON record a line.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the ledger as it is stored, a line a record: each names the sha256 of the line before."""
+
+    def act(place: Any) -> Outcome:
+        from flows.steps.history import export_ledger as run
+        from flows.steps.history import open_registry, require_ledger
+
+        require_ledger(place, domain)
+        open_registry(place, domain)
+        return run(domain, file)
+
+    execute(act, shower("show_export"), as_json, workspace)
+
+
+@app.command()
+def predict(
+    domain: DomainArgument,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, or folders: all images below them, sorted.")
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option("--box", metavar="X0,Y0,X1,Y1", help="A box in the one image, in pixels; may be given again."),
+    ] = None,
+    boxes: Annotated[
+        Path | None, typer.Option("--boxes", metavar="FILE", help="Boxes of many images: csv, COCO .json or VOC .xml.")
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="The champion was trained on crops, and each image is such a crop already.")
+    ] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Classify images, or boxes in them, with the domain's champion; exit code 0 only if all were answered."""
+    from flows.commands.predict import exit_code
+    from flows.commands.predict import predict as run
+
+    def act(place: Any) -> Outcome:
+        from flows.plan import load_checked_domain
+
+        load_checked_domain(place, domain)
+        outcome = run(place, domain, images or [], boxes=box or [], boxes_file=boxes, whole=whole)
+        for warning in outcome["warnings"]:
+            typer.echo(f"tessera: warning: {warning}", err=True)
+        return outcome
+
+    execute(act, shower("show_predictions"), as_json, workspace, failed=exit_code)
+
+
+def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json: bool) -> dict[str, Any]:
+    """Look first whether the answer is known: that takes seconds and needs no Prefect server.
+
+    Where it cannot be known Prefect's server and the data stages begin at once, in processes of their own, while this
+    one loads what comes next; where it is likely not known, for nothing lies where a retrain leaves it, the server
+    does: a wrong guess costs time alone.
+    """
+    with watched(as_json):
+        from flows.plan import create_plan, load_checked_domain, require_trainable
+        from flows.progress import report
+        from flows.server.prefect_boot import EmbeddedPrefect, require_named_server
+
+        report("stage", title="look for changes")
+        require_trainable(load_checked_domain(place, domain, overrides))  # a typo is told before a server starts
+        require_named_server()
+        certain = force or not place.has_results()
+        server = EmbeddedPrefect(place) if certain else None
+        plan = create_plan(place, domain, overrides)
+        if certain:
+            plan.begin_stages()
+        elif not plan.folder.exists():
+            server = EmbeddedPrefect(place)
+        from components.tracking import runs
+        from flows.processes.training import prepare
+        from flows.steps.history import mark_unchanged
+
+        runs.connect(place)
+        known = None if force else runs.find_retrain(domain, plan.fingerprint)
+        if known is not None:
+            return mark_unchanged(domain, known)
+        if plan.domain.work_pool is None:
+            prepare(plan.domain)
+        return _start(server, "retrain", place, domain, overrides=overrides, force=force)
+
+
+def _run_flow(name: str, place: Any, domain: str, as_json: bool, **parameters: Any) -> dict[str, Any]:
+    """A flow on a version; a typo in the domain or its number is reported before a server starts."""
+    with watched(as_json):
+        from components.promotion.registry import require_challenger
+        from flows.plan import load_checked_domain
+        from flows.processes.training import prepare
+        from flows.server.prefect_boot import EmbeddedPrefect, require_named_server
+        from flows.steps.history import open_registry
+
+        checked = load_checked_domain(place, domain)
+        open_registry(place, domain)
+        require_challenger(domain, parameters["version"])
+        require_named_server()
+        server = EmbeddedPrefect(place)
+        if name == "promote" and checked.work_pool is None:
+            prepare(checked)
+        return _start(server, name, place, domain, **parameters)
+
+
+def _start(server: Any, name: str, place: Any, domain: str, **parameters: Any) -> dict[str, Any]:
+    """The flow in flows/NAME.py, on the Prefect server that is configured or the one that was brought along."""
+    from importlib import import_module
+
+    from flows.progress import report
+    from flows.server.prefect_boot import EmbeddedPrefect, require_server
+
+    report("stage", title="start Prefect")
+    server = server or EmbeddedPrefect(place)
+    server.use()
+    require_server()
+    run = getattr(import_module(f"flows.{name}"), name)
+    server.wait()
+    from prefect import tags
+
+    with tags("tessera", domain):  # as a deployment's runs have them: by these `status` and `doctor` find them
+        outcome: dict[str, Any] = run(domain=domain, workspace=str(place.root), **parameters)
+    return outcome

@@ -1,0 +1,91 @@
+"""Commands on servers and installations: status, doctor, deploy, up, down."""
+
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.app import JsonOption, Outcome, WorkspaceOption, app, execute, shower
+
+
+@app.command()
+def doctor(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Check the installation and say how to fix what is wrong."""
+
+    def act(place: Any) -> Outcome:
+        from flows.commands.doctor import doctor as run
+
+        return run(place)
+
+    # A full disk is among what it has to tell.
+    execute(act, shower("show_doctor"), as_json, workspace, failed=lambda outcome: not outcome["ok"], full_too=True)
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Draw it again every few seconds until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Every domain in one table: data, champion, last run and verdict, next run, workers."""
+
+    def act(place: Any) -> Outcome:
+        from flows.commands.status import status as run
+
+        if watch and not as_json:
+            from flows.commands import console
+            from flows.progress import make_harmless
+
+            console.watch(lambda: make_harmless(run(place)), console.draw_status)
+        return run(place)
+
+    execute(act, shower("show_status"), as_json, workspace)
+
+
+@app.command()
+def deploy(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Bring the Prefect server to what the domain files say: pools, deployments, schedules, automations."""
+
+    def act(place: Any) -> Outcome:
+        from flows.server.schedules import deploy as run
+
+        return {"deployed": [row.model_dump() for row in run(place)]}
+
+    def unreadable(outcome: Outcome) -> bool:
+        return any(row["change"] == "unreadable" for row in outcome["deployed"])
+
+    execute(act, shower("show_deployed"), as_json, workspace, failed=unreadable)
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[int | None, typer.Option("--prefect-port", help="4200 or the next free one.")] = None,
+    mlflow_port: Annotated[int | None, typer.Option("--mlflow-port", help="5000 or the next free one.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Run Prefect, MLflow and workers on loopback until Ctrl-C or `tessera down`; what crashes is started again."""
+
+    def act(place: Any) -> Outcome:
+        from flows.commands import console
+        from flows.server.services import Ports, run_services
+
+        # Unwrapped, so that the commands it prints can be copied.
+        ports = Ports(prefect_port, mlflow_port)
+        run_services(place, ports, lambda text: console.OUT.print(text, soft_wrap=True, highlight=False, markup=False))
+        return {}
+
+    execute(act, lambda _: None, False, workspace, joins=False)
+
+
+@app.command()
+def down(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Stop what `tessera up` runs for this workspace."""
+
+    def act(place: Any) -> Outcome:
+        from flows.server.services import stop_services
+
+        return {"stopped": stop_services(place)}
+
+    def show(outcome: Outcome) -> None:
+        typer.echo("Stopped." if outcome["stopped"] else "Nothing was up.")
+
+    execute(act, show, as_json, workspace, joins=False)
