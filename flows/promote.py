@@ -10,7 +10,7 @@ from components.data.store.versioning import hold_domain
 from components.errors import PromotionError
 from components.promotion import registry
 from components.promotion.registry import Version
-from components.tracking import runs
+from components.tracking import outcomes, store
 from components.workspace import Workspace
 from flows.plan import Plan, load_checked_domain
 from flows.processes.training import prepare
@@ -113,6 +113,6 @@ def _describe(domain: str, challenger: int, decision: dict[str, Any]) -> dict[st
 @step("publish verdict")
 def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     """The verdict as a page of the flow run and in MLflow."""
-    runs.connect(plan.workspace)
-    runs.log_verdict(parent, outcome)
+    store.connect(plan.workspace)
+    outcomes.log_verdict(parent, outcome)
     show("promote", plan.domain.name, retrain_page.render_verdict(outcome), "Verdict and what each gate found")

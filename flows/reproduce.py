@@ -25,7 +25,7 @@ from components.promotion import registry
 from components.promotion.gates import score_frame
 from components.promotion.registry import Version
 from components.records import PROBABILITY, Job, Result, load_predictions, load_result
-from components.tracking import runs
+from components.tracking import artifacts
 from components.workspace import REPOSITORY, Workspace
 from flows.plan import hash_code
 from flows.processes.training import run_recorded
@@ -82,8 +82,8 @@ def find_record(workspace: Workspace, name: str, number: int, scratch: Path) -> 
     open_registry(workspace, name)
     found = registry.require_version(name, number)
     point_to(found.run_id, f"{name}-{number}")
-    before = require(load_result(runs.fetch_training(found.run_id, scratch)), "result")
-    runs.fetch_file(found.run_id, "predictions.parquet", scratch / "predictions.parquet")
+    before = require(load_result(artifacts.fetch_training(found.run_id, scratch)), "result")
+    artifacts.fetch_file(found.run_id, "predictions.parquet", scratch / "predictions.parquet")
     job: dict[str, Any] = json.loads((scratch / "training" / "job.json").read_text())
     return found, before.model_copy(update={"folder": scratch}), job
 

@@ -18,7 +18,7 @@ from components.models.tuners import Tuner, create_tuners
 from components.promotion import registry
 from components.promotion.registry import Version
 from components.records import Job, load_result
-from components.tracking import runs
+from components.tracking import artifacts, outcomes, store
 from components.workspace import Workspace
 from flows.plan import Plan, hash_code
 from flows.processes.training import prepare
@@ -120,8 +120,8 @@ def _train_and_promote(
 @step("look for a known answer")
 def find_known(plan: Plan) -> dict[str, Any] | None:
     """The outcome of an earlier retrain of the same data, settings and code."""
-    runs.connect(plan.workspace)
-    known = runs.find_retrain(plan.domain.name, plan.fingerprint)
+    store.connect(plan.workspace)
+    known = outcomes.find_retrain(plan.domain.name, plan.fingerprint)
     return None if known is None else mark_unchanged(plan.domain.name, known)
 
 
@@ -142,7 +142,7 @@ def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[
 
 @step("search candidate", retries=1)
 def search_candidate(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
-    runs.connect(plan.workspace)
+    store.connect(plan.workspace)
     search = search_options if find_pool(plan.domain) is None else search_on_pool
     return search(plan, parent, tuner, fresh)
 
@@ -158,7 +158,7 @@ def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[dict[str, Any
 @step("train candidate", retries=1)
 def train_candidate(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
     """Train in a child process or on a worker, told to MLflow and Prefect as it goes on; returns the row."""
-    runs.connect(plan.workspace)
+    store.connect(plan.workspace)
     known = load_result(job.folder) is not None
     if find_pool(plan.domain) is None:
         row = train_job(plan, parent, name, job)
@@ -172,7 +172,7 @@ def train_candidate(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -
 @step("register challenger")
 def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
     """The winner as a version of the domain's registered model; one adapter is never registered twice."""
-    runs.connect(plan.workspace)
+    store.connect(plan.workspace)
     name, adapter = plan.domain.name, Path(best["folder"]) / "adapter"
     known = find_registered(plan.workspace, name, adapter)
     if known is not None:
@@ -180,11 +180,11 @@ def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
             registry.point_challenger(name, known.version)
         return known.version
     code = {"git_commit": plan.code, "code_sha256": hash_code()}
-    runs.log_code(best["run_id"], code)
+    artifacts.log_code(best["run_id"], code)
     return registry.register_challenger(
         name,
         best["run_id"],
-        runs.log_model(best["run_id"], adapter),
+        artifacts.log_model(best["run_id"], adapter),
         adapter_sha256=best["adapter_sha256"],
         tuner=best["tuner"],
         data_version=plan.version.md5,
@@ -215,13 +215,13 @@ def find_registered(workspace: Workspace, name: str, adapter: Path) -> Version |
 @step("publish report")
 def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow."""
-    runs.connect(plan.workspace)
+    store.connect(plan.workspace)
     picture = draw_picture(outcome, plan.folder / PICTURE)
     path = retrain_page.write_report(plan, outcome, picture, parent)
     best = next(row for row in outcome["candidates"] if row["selected"])
     result = require(load_result(plan.folder / f"{best['tuner']}-s{best['seed']}"), "result")
     page, text = write_card(Card(plan, outcome, result, parent))
     tags = {"test score": f"{best['test']['value']:.3f}"}
-    runs.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, tags)
-    runs.log_result(parent, outcome, [path, picture])
+    artifacts.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, tags)
+    outcomes.log_result(parent, outcome, [path, picture])
     show("retrain", plan.domain.name, retrain_page.render_markdown(outcome), "Candidates and verdict")

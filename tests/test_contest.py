@@ -23,7 +23,7 @@ from servers import Servers, find_postgres
 from components.errors import ChampionMoved
 from components.promotion import ledger, registry
 from components.promotion.registry import CHAMPION, PREVIOUS, Judgement, Version, contest, load_version
-from components.tracking import runs
+from components.tracking import store
 from components.workspace import Workspace
 
 FORK = get_context("fork")
@@ -48,7 +48,7 @@ def postgresql(tmp_path: Path) -> Iterator[str]:
 def work(uri: str, place: Workspace, act: Callable[[], Any], answer: Any = None) -> None:
     """In a forked child: connect, act, and hand over what came of it."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
-    runs.connect(place)
+    store.connect(place)
     made = act()
     if answer is not None:
         answer.send(made)

@@ -17,7 +17,7 @@ from samples import write_folders
 from components.data.store import versioning
 from components.data.store.versioning import record_version
 from components.errors import TrackingError
-from components.tracking import runs
+from components.tracking import artifacts
 from components.workspace import REPOSITORY, Workspace
 from flows.processes.fetched import KEPT, KEPT_SECONDS, Data, hold_fetched, remove_old
 
@@ -38,7 +38,7 @@ def create_data(home: Workspace, number: int) -> Data:
     manifest.write_bytes(b"manifest %d" % number)
     client = mlflow.MlflowClient()
     run = client.create_run("0").info.run_id
-    runs.log_data(run, manifest)
+    artifacts.log_data(run, manifest)
     version = versioning.read_version(home, "tiles")
     return Data("tiles", version.md5, hashlib.sha256(manifest.read_bytes()).hexdigest(), run)
 

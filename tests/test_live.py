@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from components.errors import TrackingError
 from components.records import Rung
-from components.tracking import live, runs
+from components.tracking import candidates, live, runs
 from components.tracking.live import Live, Point
 from components.workspace import Workspace
 from flows.commands import screen
@@ -165,7 +165,7 @@ def test_a_candidate_told_live_is_logged_whole(workspace: Workspace, parent: str
         wait_for(lambda: told.run_id is not None)
     for later in result.history[1:]:
         told.add(later)
-    run_id = runs.log_candidate(parent, domain, result, row, workspace.root / "raw", told)
+    run_id = candidates.log_candidate(parent, domain, result, row, workspace.root / "raw", told)
     assert run_id == told.run_id
     run = get_run(run_id)
     assert (run.info.status, run.data.tags["tessera.adapter_sha256"]) == ("FINISHED", result.adapter_sha256)
@@ -180,17 +180,17 @@ def test_trials_are_kept_where_the_runs_are(workspace: Workspace, parent: str) -
     facts = {"tuner": {"kind": "vpt", "lr": 0.1}, "seed": 1, "loss": 0.3, "seconds": 2.0}
     rungs = [Rung(epochs=epochs, score=epochs / 10, **facts) for epochs in (3, 9)]
     run_id = runs.start_child(parent, "vpt · trial 4", role="trial", tuner="vpt-deep", trial="4")
-    assert runs.find_trials("tiny", FINGERPRINT, "vpt-deep") == {}
+    assert candidates.find_trials("tiny", FINGERPRINT, "vpt-deep") == {}
     for known in (rungs[:1], rungs):
-        runs.log_trial(run_id, 4, known, {"lr": 0.1})
+        candidates.log_trial(run_id, 4, known, {"lr": 0.1})
         assert get_run(run_id).info.status == "FINISHED"
-        assert runs.find_trials("tiny", FINGERPRINT, "vpt-deep") == {4: (run_id, tuple(known))}
+        assert candidates.find_trials("tiny", FINGERPRINT, "vpt-deep") == {4: (run_id, tuple(known))}
         assert runs.continue_child(run_id) == ()
         assert get_run(run_id).info.status == "RUNNING"
-    assert runs.find_trials("tiny", "other", "vpt-deep") == {}
-    assert runs.find_trials("tiny", FINGERPRINT, "vapt") == {}
-    assert runs.find_trials("unknown", FINGERPRINT, "vpt-deep") == {}
-    assert runs.find_trials("tiny", FINGERPRINT, "vpt-deep", parent="other") == {}
+    assert candidates.find_trials("tiny", "other", "vpt-deep") == {}
+    assert candidates.find_trials("tiny", FINGERPRINT, "vapt") == {}
+    assert candidates.find_trials("unknown", FINGERPRINT, "vpt-deep") == {}
+    assert candidates.find_trials("tiny", FINGERPRINT, "vpt-deep", parent="other") == {}
     assert get_run(run_id).data.metrics["search/score"] == 0.9
 
 

@@ -24,7 +24,7 @@ from components.promotion import ledger, registry
 from components.records import Result, load_predictions
 from components.serving.predictor import Predictor
 from components.serving.questions import ask, find_pictures, parse_box
-from components.tracking import runs
+from components.tracking import artifacts, runs
 from components.workspace import Workspace
 from flows import retrain
 from flows.commands.doctor import check_champions
@@ -62,7 +62,7 @@ def cut_up(folder: Path) -> None:
 
 def register(domain: Domain, result: Result) -> registry.Version:
     run_id = runs.start_parent(domain, tiny.DATA_VERSION, "f", "c0ffee")
-    uri = runs.log_model(run_id, result.folder / "adapter")
+    uri = artifacts.log_model(run_id, result.folder / "adapter")
     facts = {"adapter_sha256": result.adapter_sha256, "tuner": result.label, "data_version": tiny.DATA_VERSION}
     version = registry.register_challenger(domain.name, run_id, uri, **facts)
     found = registry.load_version(domain.name, version)

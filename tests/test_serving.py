@@ -26,7 +26,7 @@ from components.errors import AdapterError, DataError, PromotionError
 from components.promotion import registry
 from components.records import Result, load_predictions
 from components.serving.predictor import Predictor
-from components.tracking import runs
+from components.tracking import artifacts, runs, store
 from components.workspace import Workspace
 
 
@@ -48,10 +48,10 @@ def predictor(result: Result) -> Predictor:
 @pytest.fixture(scope="module")
 def champion(workspace: Workspace, result: Result) -> registry.Version:
     """The adapter logged as a model, registered and promoted."""
-    runs.connect(workspace)
+    store.connect(workspace)
     domain = tiny.create_domain()
     run_id = runs.start_parent(domain, tiny.DATA_VERSION, "f", "c0ffee")
-    uri = runs.log_model(run_id, result.folder / "adapter")
+    uri = artifacts.log_model(run_id, result.folder / "adapter")
     facts = {"adapter_sha256": result.adapter_sha256, "tuner": result.label, "data_version": tiny.DATA_VERSION}
     version = registry.register_challenger(domain.name, run_id, uri, **facts)
     return registry.set_champion(workspace, domain.name, version, expected=None, reason="first")

@@ -20,7 +20,7 @@ from PIL import Image
 from components.errors import DataError, TrackingError
 from components.records import Result, load_predictions
 from components.reports import pictures
-from components.tracking import runs
+from components.tracking import artifacts, candidates, outcomes, runs, store
 from components.workspace import Workspace
 
 COMMIT = "c0ffee00" * 5
@@ -49,7 +49,7 @@ def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[
     """One whole retrain; returns its ids and outcome."""
     domain = tiny.create_domain()
     parent = runs.start_parent(domain, tiny.DATA_VERSION, "fingerprint-1", COMMIT)
-    child = runs.log_candidate(parent, domain, result, row, workspace.root / "raw")
+    child = candidates.log_candidate(parent, domain, result, row, workspace.root / "raw")
     failed = runs.start_child(parent, "vapt · seed 3", role="candidate", tuner="vapt", seed="3")
     runs.end_child(failed, "FAILED", "killed by signal 9")
     outcome = {
@@ -62,8 +62,8 @@ def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[
     }
     report = workspace.root / "report.html"
     report.write_text("<html>")
-    runs.log_data(parent, report)
-    runs.log_result(parent, outcome, [report])
+    artifacts.log_data(parent, report)
+    outcomes.log_result(parent, outcome, [report])
     runs.end_parent(parent)
     return {"parent": parent, "child": child, "failed": failed, "outcome": outcome}
 
@@ -91,7 +91,7 @@ def test_the_tree_of_runs(finished: dict[str, Any]) -> None:
 
 def test_an_interval_that_is_not_known_is_no_metric(row: dict[str, Any]) -> None:
     unknown = row | {"test": {"value": 0.9, "low": None, "high": None, "groups": 2}}
-    told = {name for name in runs._summarise(unknown) if name.startswith("test/")}
+    told = {name for name in candidates.summarise_row(unknown) if name.startswith("test/")}
     assert told == {"test/balanced_accuracy"}
 
 
@@ -184,7 +184,7 @@ def test_the_chosen_epoch_counts_not_the_last(workspace: Workspace, result: Resu
     domain = tiny.create_domain(name="chosen")
     parent = runs.start_parent(domain, tiny.DATA_VERSION, "chosen", COMMIT)
     ended_badly = result.model_copy(update={"history": tuple(worse)})
-    child = runs.log_candidate(parent, domain, ended_badly, row, workspace.root / "raw")
+    child = candidates.log_candidate(parent, domain, ended_badly, row, workspace.root / "raw")
     assert get_run(child).data.metrics["val/loss"] == result.metrics["val/loss"]
     runs.end_parent(parent)
 
@@ -196,13 +196,13 @@ def test_the_duration_is_that_of_the_training(finished: dict[str, Any], result: 
 
 def test_logging_a_model_leaves_the_runs_as_they_were(finished: dict[str, Any], result: Result) -> None:
     before = get_run(finished["child"]).info
-    uri = runs.log_model(finished["child"], result.folder / "adapter")
+    uri = artifacts.log_model(finished["child"], result.folder / "adapter")
     after = get_run(finished["child"])
     assert uri.startswith("models:/m-")
     assert (after.info.status, after.info.end_time) == ("FINISHED", before.end_time)
     assert [f"models:/{model.model_id}" for model in after.outputs.model_outputs] == [uri]
     parent = runs.start_parent(tiny.create_domain(name="parent"), tiny.DATA_VERSION, "parent", COMMIT)
-    runs.log_model(parent, result.folder / "adapter")
+    artifacts.log_model(parent, result.folder / "adapter")
     assert get_run(parent).info.status == "RUNNING"
     runs.end_parent(parent)
 
@@ -234,33 +234,33 @@ def test_artifacts_are_in_the_workspace(workspace: Workspace, finished: dict[str
 
 
 def test_a_known_fingerprint_is_answered(finished: dict[str, Any]) -> None:
-    assert runs.find_retrain("tiny", "fingerprint-1") == finished["outcome"]
-    assert runs.find_retrain("tiny", "fingerprint-2") is None
-    assert runs.find_retrain("unknown", "fingerprint-1") is None
-    assert runs.load_last_result("tiny") == finished["outcome"]
-    assert runs.load_last_result("unknown") is None
+    assert outcomes.find_retrain("tiny", "fingerprint-1") == finished["outcome"]
+    assert outcomes.find_retrain("tiny", "fingerprint-2") is None
+    assert outcomes.find_retrain("unknown", "fingerprint-1") is None
+    assert outcomes.load_last_result("tiny") == finished["outcome"]
+    assert outcomes.load_last_result("unknown") is None
 
 
 @pytest.mark.parametrize("ending", ["FAILED", "KILLED"])
 def test_only_a_finished_retrain_is_an_answer(workspace: Workspace, ending: runs.Ending) -> None:
     run_id = runs.start_parent(tiny.create_domain(name="other"), tiny.DATA_VERSION, ending, COMMIT)
-    runs.log_result(run_id, {"verdict": "HOLD", "reason": ""})
+    outcomes.log_result(run_id, {"verdict": "HOLD", "reason": ""})
     runs.end_parent(run_id, ending)
-    assert runs.find_retrain("other", ending) is None
+    assert outcomes.find_retrain("other", ending) is None
 
 
 def test_a_finished_retrain_without_a_result_is_no_answer(workspace: Workspace) -> None:
     runs.end_parent(runs.start_parent(tiny.create_domain(name="other"), tiny.DATA_VERSION, "bare", COMMIT))
-    assert runs.find_retrain("other", "bare") is None
+    assert outcomes.find_retrain("other", "bare") is None
 
 
 def test_the_latest_answer_wins(workspace: Workspace) -> None:
     for reason in ("first", "second"):
         run_id = runs.start_parent(tiny.create_domain(name="again"), tiny.DATA_VERSION, "same", COMMIT)
-        runs.log_result(run_id, {"verdict": "HOLD", "reason": reason})
+        outcomes.log_result(run_id, {"verdict": "HOLD", "reason": reason})
         runs.end_parent(run_id)
         time.sleep(0.01)
-    answer = runs.find_retrain("again", "same")
+    answer = outcomes.find_retrain("again", "same")
     assert answer is not None
     assert answer["reason"] == "second"
 
@@ -271,7 +271,7 @@ def test_a_candidate_that_cannot_be_logged_is_failed(workspace: Workspace, resul
     domain = tiny.create_domain(name="broken")
     parent = runs.start_parent(domain, tiny.DATA_VERSION, "broken", COMMIT)
     with pytest.raises(DataError, match="expected a readable image"):
-        runs.log_candidate(parent, domain, result, row, workspace.root / "no-such-folder")
+        candidates.log_candidate(parent, domain, result, row, workspace.root / "no-such-folder")
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("broken").experiment_id
     (child,) = client.search_runs([experiment], "tags.`tessera.role` = 'candidate'")
@@ -299,18 +299,18 @@ def test_odd_class_names_are_logged(workspace: Workspace) -> None:
     run_id = runs.start_parent(tiny.create_domain(name="odd"), tiny.DATA_VERSION, "odd", COMMIT)
     client = mlflow.MlflowClient()
     names = ["recall/größe", "recall/a(b)", "recall/$x_1$", "recall/100 %"]
-    runs._log_metrics(client, run_id, dict.fromkeys(names, 0.5), step=0, when=0)
+    store.log_metrics(client, run_id, dict.fromkeys(names, 0.5), step=0, when=0)
     assert {"recall/größe", "recall/a_b_", "recall/_x_1_", "recall/100 _"} <= set(get_run(run_id).data.metrics)
 
 
 def test_settings_become_parameters() -> None:
     nested = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None, "f": False}
-    assert runs.flatten(nested) == {"a.b": "1", "a.c.d": "[1, 2]", "f": "False"}
+    assert store.flatten(nested) == {"a.b": "1", "a.c.d": "[1, 2]", "f": "False"}
 
 
 def test_a_result_must_be_json(workspace: Workspace, finished: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        runs.log_result(finished["parent"], {"score": float("nan")})
+        outcomes.log_result(finished["parent"], {"score": float("nan")})
 
 
 def test_a_server_that_is_away_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,18 +320,18 @@ def test_a_server_that_is_away_is_told_at_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:secret@127.0.0.1:{port}")
     started = time.monotonic()
     with pytest.raises(TrackingError, match="expected an answer within 5 s; found none") as caught:
-        runs.connect(Workspace(tmp_path))
+        store.connect(Workspace(tmp_path))
     assert time.monotonic() - started < 2
     assert "secret" not in str(caught.value)
     assert "MLFLOW_TRACKING_URI" in caught.value.hint
 
 
 def test_a_server_that_hangs_is_told_within_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "SERVER_SECONDS", 0.3)
+    monkeypatch.setattr(store, "SERVER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(TrackingError, match="timed out"):
-            runs.connect(Workspace(tmp_path))
+            store.connect(Workspace(tmp_path))
 
 
 def test_a_server_in_trouble_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +345,7 @@ def test_a_server_in_trouble_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Thread(target=server.handle_request, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(TrackingError, match="the answer 503"):
-            runs.connect(Workspace(tmp_path))
+            store.connect(Workspace(tmp_path))
 
 
 def test_a_damaged_store_is_told(tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,9 +353,9 @@ def test_a_damaged_store_is_told(tmp_path: Path, workspace: Workspace, monkeypat
     broken.write_bytes(b"no database at all " * 1000)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{broken}")
     with pytest.raises(TrackingError, match="file is not a database"):
-        runs.connect(Workspace(tmp_path))
+        store.connect(Workspace(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    runs.connect(workspace)
+    store.connect(workspace)
 
 
 def test_nothing_logged_says_where_a_picture_was_taken(
@@ -373,7 +373,7 @@ def test_nothing_logged_says_where_a_picture_was_taken(
     assert b"SecretMaker" in target.read_bytes()
     domain = tiny.create_domain()
     parent = runs.start_parent(domain, tiny.DATA_VERSION, "fingerprint-gps", COMMIT)
-    child = runs.log_candidate(parent, domain, result, row, tmp_path / "raw")
+    child = candidates.log_candidate(parent, domain, result, row, tmp_path / "raw")
     runs.end_parent(parent)
     artifacts = [path for path in (workspace.state / "mlflow").rglob("*") if path.is_file() and child in path.parts]
     assert any(path.name == "samples.png" for path in artifacts)
@@ -387,7 +387,8 @@ def test_nothing_logged_says_where_a_picture_was_taken(
 
 def test_tracking_imports_nothing_heavy() -> None:
     heavy = "('torch', 'mlflow', 'matplotlib', 'scipy')"
-    code = f"import sys, components.tracking.runs; print([name for name in {heavy} if name in sys.modules])"
+    rooms = "components.tracking.outcomes, components.tracking.runs"
+    code = f"import sys, {rooms}; print([name for name in {heavy} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ what he has overwritten. `contest` judges again when somebody else was faster.
 
 The file lock of the workspace, and the turn that `flows.server.turns` takes from a Prefect server for machines that
 share one, spare promoters work that would be in vain: nothing rests on them. An alias that was moved by hand is never
-touched, and `ledger.verify_records` reports it. All functions speak to the store that `tracking.connect` chose.
+touched, and `ledger.verify_records` reports it. All functions speak to the store that `store.connect` chose.
 """
 
 import os
@@ -647,7 +647,7 @@ def _require_registered(version: Version, folder: Path, hint: str) -> None:
 
 
 def _read_binding(model_uri: str) -> str:
-    """The hash of adapter.json that `tracking.log_model` left in the model's metadata."""
+    """The hash of adapter.json that `artifacts.log_model` left in the model's metadata."""
     from mlflow.models import get_model_info
 
     if not model_uri.startswith(LOGGED):

@@ -9,7 +9,7 @@ from components.data.store import proofs
 from components.monitoring.drift import measure_drift
 from components.promotion.registry import Version
 from components.sealed import load_known, save_known
-from components.tracking import runs
+from components.tracking import artifacts
 from components.workspace import Workspace
 
 
@@ -26,7 +26,7 @@ def find_drift(workspace: Workspace, champion: Version, md5: str, locked: Mappin
     known = load_known(path) or {}
     if known.get("of") != key:
         seen, derived = path.with_suffix(".parquet"), workspace.derived(name)
-        if not runs.fetch_manifest(champion.run_id, seen):
+        if not artifacts.fetch_manifest(champion.run_id, seen):
             return None
         frames = load_frame(seen), load_frame(derived / "manifest.parquet"), load_features(derived / "features.parquet")
         known = {"of": key, "drift": measure_drift(*frames).model_dump(mode="json")}

@@ -304,12 +304,12 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
             plan.begin_stages()
         elif not plan.folder.exists():
             server = EmbeddedPrefect(place)
-        from components.tracking import runs
+        from components.tracking import outcomes, store
         from flows.processes.training import prepare
         from flows.steps.history import mark_unchanged
 
-        runs.connect(place)
-        known = None if force else runs.find_retrain(domain, plan.fingerprint)
+        store.connect(place)
+        known = None if force else outcomes.find_retrain(domain, plan.fingerprint)
         if known is not None:
             return mark_unchanged(domain, known)
         if plan.domain.work_pool is None:

@@ -10,7 +10,7 @@ from components.data.store.versions import list_versions
 from components.domain.domain import Domain
 from components.errors import TesseraError, TrackingError
 from components.promotion import ledger, registry
-from components.tracking import runs
+from components.tracking import candidates, outcomes, runs, store
 from components.workspace import Workspace
 from flows.commands.drift import find_drift
 from flows.server.prefect_boot import find_server, why_silent
@@ -21,14 +21,14 @@ ONLINE_SECONDS = 120.0  # a worker tells of itself every 30
 
 def status(workspace: Workspace) -> dict[str, Any]:
     """All domains that have images, and the servers asked."""
-    runs.connect(workspace)
+    store.connect(workspace)
     domains = load_domains(workspace)
     server, locked = _ask_prefect(domains.read), proofs.load_locked(workspace)
     rows = [_try_describe(workspace, domain, _find_runs(server, domain.name), locked) for domain in domains.read]
     rows += [_describe_unread(name, error) for name, error in domains.unread.items()]
     return {
         "workspace": str(workspace.root),
-        "mlflow": runs.hide_password(workspace.tracking_uri),
+        "mlflow": store.hide_password(workspace.tracking_uri),
         "prefect": server["url"],
         "pools": server["pools"],
         "domains": sorted(rows, key=lambda row: str(row["domain"])),
@@ -71,7 +71,7 @@ def _describe(
     here = read_version(workspace, domain.name)
     named = [version.name for version in list_versions(workspace, domain.name) if version.md5 == here.md5]
     champion = registry.load_version(domain.name, registry.CHAMPION)
-    last = runs.load_last_result(domain.name)
+    last = outcomes.load_last_result(domain.name)
     return {
         "domain": domain.name,
         "data_version": here.md5,
@@ -106,7 +106,7 @@ def _find_score(last: Mapping[str, Any] | None, version: int, run_id: str) -> di
         row = next((row for row in last["candidates"] if row.get("selected")), None)
         if row is not None:
             return dict(row["test"])
-    return runs.load_test_score(run_id)
+    return candidates.load_test_score(run_id)
 
 
 def _ask_prefect(domains: list[Domain]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from components.data.store import versions
 from components.data.store.versioning import read_version, require_repository
 from components.errors import TrackingError
 from components.files import whole_file
-from components.tracking import runs
+from components.tracking import artifacts
 from components.workspace import Workspace
 
 KEPT, KEPT_SECONDS = 2, 30 * 86400.0
@@ -121,7 +121,7 @@ def _manifest(place: Workspace, data: Data) -> Path:
 
 def _fetch_manifest(data: Data, target: Path) -> None:
     with whole_file(target) as partial:
-        runs.fetch_file(data.run_id, "data/manifest.parquet", partial)
+        artifacts.fetch_file(data.run_id, "data/manifest.parquet", partial)
         found = hashlib.sha256(partial.read_bytes()).hexdigest()
         if found != data.manifest:
             raise TrackingError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from components.promotion.gates import score_frame
 from components.records import Job, Result, load_predictions, load_result
-from components.tracking import runs
+from components.tracking import candidates, runs
 from flows.plan import Plan
 from flows.processes.training import run_job
 from flows.steps.follow import follow_epochs, live_run, progress_bar
@@ -35,9 +35,9 @@ def train_job(plan: Plan, parent: str, name: str, job: Job) -> dict[str, Any]:
         ):
             result = run_job(job, name)
     row = describe_result(plan, result)
-    run_id = runs.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, parent)
+    run_id = candidates.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, parent)
     if run_id is None:
-        run_id = runs.log_candidate(parent, plan.domain, result, row, job.raw, live)
+        run_id = candidates.log_candidate(parent, plan.domain, result, row, job.raw, live)
     elif live is not None and live.run_id is not None:
         runs.end_child(live.run_id, "KILLED", f"run {run_id} is of the same candidate and was finished before")
     return row | {"run_id": run_id}

@@ -12,7 +12,7 @@ from components.files import whole_file
 from components.promotion.gates import compare_frames, score_frame
 from components.promotion.statistics import Interval
 from components.records import load_predictions
-from components.tracking import runs
+from components.tracking import outcomes, store
 from components.tracking.pages import render_ends
 from components.workspace import Workspace
 from flows.plan import Plan, load_checked_domain
@@ -23,8 +23,8 @@ PICTURE = "comparison.png"
 def compare(workspace: Workspace, name: str) -> dict[str, Any]:
     """The outcome of the last retrain, with the path of its picture."""
     load_checked_domain(workspace, name)
-    runs.connect(workspace)
-    last = runs.load_last_result(name)
+    store.connect(workspace)
+    last = outcomes.load_last_result(name)
     if last is None or "tuners" not in last:
         found = "none" if last is None else "one by an older version of Tessera"
         hint = f"Run `tessera retrain {name}` first."

@@ -29,7 +29,7 @@ from components.errors import TrackingError, TrainingError, WorkspaceError
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import registry
 from components.records import Job, load_result
-from components.tracking import runs
+from components.tracking import artifacts, candidates, runs, store
 from components.workspace import Workspace, find_workspace
 from flows.plan import Plan, hash_code
 from flows.processes.fetched import Data, hold_fetched, is_here
@@ -94,10 +94,10 @@ def find_pool(domain: Domain) -> str | None:
 def train_on_pool(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
     """Have a worker train the candidate, and bring its files to where they would be if it was trained here."""
     label, own = name.rpartition("-s")[0], parent if fresh else None
-    found = runs.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, own)
+    found = candidates.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, own)
     if found is None:
         send(_write_order(plan, parent, "train", name, job.tuner, fresh), _require_pool(plan))
-        found = runs.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, own)
+        found = candidates.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, own)
     if found is None:
         raise TrackingError(
             f"candidate {name}",
@@ -108,7 +108,7 @@ def train_on_pool(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> 
     runs.adopt_child(parent, found)
     result = load_result(job.folder)
     if result is None or fresh:
-        result = runs.fetch_candidate(found, job.folder)
+        result = artifacts.fetch_candidate(found, job.folder)
     return describe_result(plan, result) | {"run_id": found}
 
 
@@ -125,7 +125,7 @@ def score_on_pool(plan: Plan, parent: str, registered: int) -> None:
     if load_result(folder) is None:
         # fresh: the scores are left with this run
         send(_write_order(plan, parent, "score", name, {}, True, registered), _require_pool(plan))
-        runs.fetch_score(parent, name, folder)
+        artifacts.fetch_score(parent, name, folder)
 
 
 def _require_pool(plan: Plan) -> str:
@@ -300,7 +300,7 @@ def train_candidate(order: dict[str, Any]) -> None:
     wanted = Order.model_validate(order)
     home = find_workspace()
     home.activate()
-    runs.connect(home, patient=True)  # the sender used it a moment ago
+    store.connect(home, patient=True)  # the sender used it a moment ago
     with receive(wanted, home) as plan:
         _obey(wanted, plan)
 
@@ -310,7 +310,7 @@ def _obey(wanted: Order, plan: Plan) -> None:
         version = registry.load_version(plan.domain.name, wanted.registered)
         if version is None:
             raise LookupError(f"{wanted.name} of {plan.domain.name} is not registered any more")
-        runs.log_score(wanted.parent, wanted.name, score_version(plan, version).folder)
+        artifacts.log_score(wanted.parent, wanted.name, score_version(plan, version).folder)
         return
     (tuner,) = plan.tuners
     if wanted.action == "search":

@@ -14,11 +14,11 @@ from flows.server.turns import promotion_turn
 
 def require_ledger(workspace: Workspace, name: str) -> None:
     """Raise DomainError unless the domain is here, or was removed and left a ledger."""
-    from components.tracking import runs
+    from components.tracking import store
     from flows.plan import load_checked_domain
 
     if not workspace.domain_file(name).exists() and workspace.has_results():
-        runs.connect(workspace)
+        store.connect(workspace)
         if ledger.load_texts(name):
             return
     load_checked_domain(workspace, name)
@@ -26,9 +26,9 @@ def require_ledger(workspace: Workspace, name: str) -> None:
 
 def open_registry(workspace: Workspace, name: str) -> None:
     """Connect, and end a promotion that was killed between its writes."""
-    from components.tracking import runs
+    from components.tracking import store
 
-    runs.connect(workspace)
+    store.connect(workspace)
     if not registry.is_moving(name):
         return
     with promotion_turn(name):

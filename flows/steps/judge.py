@@ -12,7 +12,7 @@ from components.promotion import ledger, registry
 from components.promotion.gates import Context, Decision, decide
 from components.promotion.registry import Judgement, Version
 from components.records import Result, load_predictions
-from components.tracking import runs
+from components.tracking import artifacts
 from flows.plan import Plan, hash_code
 from flows.processes.training import run_job
 from flows.progress import report
@@ -124,7 +124,7 @@ def _record(plan: Plan, challenger: Version, decision: Decision, approval: Appro
     """What a record says of the judgement it rests on, which is kept before it; who approved it answers for it."""
     text = ledger.write_evidence(decision.model_dump(mode="json"))
     evidence = ledger.hash_text(text)
-    runs.log_evidence(challenger.run_id, evidence, text)
+    artifacts.log_evidence(challenger.run_id, evidence, text)
     groups = next((int(found.evidence["groups"]) for found in decision.findings if "groups" in found.evidence), 0)
     return Judgement(
         reason=decision.reason,

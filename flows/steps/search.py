@@ -9,7 +9,7 @@ from components.domain.settings import Search, Training
 from components.models.tuners import Tuner
 from components.records import JOB_FILE, Job, Rung, load_rung, write_rung
 from components.reports.words import render_options
-from components.tracking import runs
+from components.tracking import candidates, runs
 from components.training.search import Found, Trial, count_epochs, read_options, search_tuner
 from flows.plan import Plan
 from flows.processes.training import run_trial
@@ -40,7 +40,7 @@ class Climber:
             rung = known or run_trial(job, name)
         run_id = live.run_id or self._open_run(trial)[0]
         own = read_options(trial.tuner, self.tuner)
-        runs.log_trial(run_id, trial.number, (*trial.rungs, rung), own, live.missing)
+        candidates.log_trial(run_id, trial.number, (*trial.rungs, rung), own, live.missing)
         return rung
 
     def forget(self, trial: Trial) -> None:
@@ -77,7 +77,7 @@ def search_options(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[s
     search, training, label = plan.domain.search, plan.domain.training, tuner.label
     if search is None:
         raise ValueError("the domain asks for no search")
-    stored = runs.find_trials(plan.domain.name, plan.fingerprint, label, parent if fresh else None)
+    stored = candidates.find_trials(plan.domain.name, plan.fingerprint, label, parent if fresh else None)
     climber, meter = Climber(plan, parent, tuner, stored), Meter(search, training)
     report("search", name=label)
     with progress_bar(f"{plan.domain.name}-{label}-search", f"search of {label}") as show:

@@ -21,7 +21,7 @@ from components.errors import TesseraError, TrackingError, VersioningError
 from components.promotion import registry
 from components.promotion.registry import Version
 from components.records import load_result
-from components.tracking import runs
+from components.tracking import artifacts, runs, store
 from components.workspace import Workspace, find_workspace
 from flows.plan import Plan, create_plan, require_trainable
 from flows.progress import Event, listening, report
@@ -77,7 +77,7 @@ def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
     has waited for already."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, TrackingError):
-        return not runs.is_server(find_workspace().tracking_uri)
+        return not store.is_server(find_workspace().tracking_uri)
     return not isinstance(error, TesseraError) or isinstance(error, VersioningError)
 
 
@@ -150,9 +150,9 @@ def run_stage(stages: Stages, stage: str) -> None:
 
 @step("open MLflow run")
 def start_run(plan: Plan, role: runs.Role) -> str:
-    runs.connect(plan.workspace)
+    store.connect(plan.workspace)
     parent = runs.start_parent(plan.domain, plan.version.md5, plan.fingerprint, plan.code, role)
-    runs.log_data(parent, plan.manifest, plan.validation_report)
+    artifacts.log_data(parent, plan.manifest, plan.validation_report)
     link(parent, plan.domain.name)
     return parent
 
@@ -172,14 +172,14 @@ def recording(plan: Plan, role: runs.Role) -> Iterator[str]:
 @step("score challenger")
 def score_challenger(plan: Plan, parent: str, version: int) -> None:
     """Where a gate limits what serving takes, on this machine in any case."""
-    runs.connect(plan.workspace)
+    store.connect(plan.workspace)
     _score(plan, parent, registry.require_version(plan.domain.name, version), here=limits_serving(plan.domain))
 
 
 @step("score champion")
 def score_champion(plan: Plan, parent: str, challenger: int) -> None:
     """The gate finds the scores. A champion that comes in between is scored by the gate itself."""
-    runs.connect(plan.workspace)
+    store.connect(plan.workspace)
     champion = registry.load_version(plan.domain.name, registry.CHAMPION)
     if champion is not None and champion.version != challenger:
         _score(plan, parent, champion)

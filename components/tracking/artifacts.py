@@ -1,0 +1,209 @@
+"""Files of a run: the adapter, its predictions, the model to register, its card and the evidence of a verdict."""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from components.errors import TrackingError
+from components.files import whole_file
+from components.models.adapter import hash_meta, load_meta
+from components.records import HEAT_FILE, PROBABILITY, Result, write_result
+from components.tracking.pages import CARDS, DATA, EVIDENCE, link_run
+from components.tracking.store import refusals
+
+RESULT_FILE = "result.json"
+SCORES = "scores"  # artifact folder of registered versions' predictions
+MOST_DESCRIPTION = 5000  # characters: the store's column
+TRAINING = "training"  # artifact folder of what a training process was told and left
+CODE_FILE = f"{TRAINING}/code.json"
+PYFUNC_FILE = Path(__file__).parents[1] / "serving" / "pyfunc.py"
+#: What the served model needs beside Tessera itself, which is not on PyPI and must not be guessed from there.
+REQUIREMENTS = ("mlflow", "torch", "timm", "safetensors", "pillow", "numpy", "polars", "pydantic", "scikit-learn")
+
+
+def log_data(parent: str, *files: Path) -> None:
+    """Leave the manifest, for workers that have none, and the validation report with the parent run."""
+    import mlflow
+
+    with refusals():
+        for path in files:
+            mlflow.MlflowClient().log_artifact(parent, str(path), DATA)
+
+
+def fetch_file(run_id: str, path: str, target: Path) -> None:
+    """One artifact of a run as this file, there whole or not at all."""
+    import mlflow
+
+    with refusals(), whole_file(target) as partial, tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        os.replace(mlflow.MlflowClient().download_artifacts(run_id, path, folder), partial)
+
+
+def fetch_manifest(run_id: str, target: Path) -> bool:
+    """The manifest that a candidate's retrain left, as this file; False where there is none any more."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with refusals():
+        client = mlflow.MlflowClient()
+        try:
+            parent = client.get_run(run_id).data.tags.get("mlflow.parentRunId", "")
+            there = {item.path for item in client.list_artifacts(parent, "data")} if parent else set()
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+    if "data/manifest.parquet" not in there:
+        return False
+    fetch_file(parent, "data/manifest.parquet", target)
+    return True
+
+
+def fetch_candidate(run_id: str, folder: Path) -> Result:
+    """What a worker's training left, put into `folder` as if it had been trained there; the result comes last."""
+    import mlflow
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULT_FILE).unlink(missing_ok=True)
+    with refusals():
+        client = mlflow.MlflowClient()
+        for name in ("adapter", "predictions.parquet", HEAT_FILE):
+            client.download_artifacts(run_id, name, str(folder))
+    return _fetch_result(run_id, f"{TRAINING}/{RESULT_FILE}", folder)
+
+
+def log_score(parent: str, name: str, folder: Path) -> None:
+    """What scoring a registered version left, with the retrain that asked for it; the result comes last."""
+    import mlflow
+
+    with refusals():
+        for file in ("predictions.parquet", RESULT_FILE):
+            mlflow.MlflowClient().log_artifact(parent, str(folder / file), f"{SCORES}/{name}")
+
+
+def fetch_score(parent: str, name: str, folder: Path) -> None:
+    """The same, put into `folder` as if it had been scored there."""
+    fetch_file(parent, f"{SCORES}/{name}/predictions.parquet", folder / "predictions.parquet")
+    _fetch_result(parent, f"{SCORES}/{name}/{RESULT_FILE}", folder)
+
+
+def _fetch_result(run_id: str, path: str, folder: Path) -> Result:
+    partial = folder / f"{RESULT_FILE}.partial"
+    fetch_file(run_id, path, partial)
+    result = Result.model_validate(json.loads(partial.read_text()) | {"folder": str(folder)})
+    write_result(result)
+    partial.unlink()
+    return result
+
+
+def log_model(run_id: str, adapter: Path) -> str:
+    """Log an adapter folder to its run as a pyfunc from code; returns the model's URI for the registry."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    meta = load_meta(adapter)
+    # Every adapter has the column `box`: MLflow drops what it does not know, and a box must never be passed over.
+    inputs = [ColSpec("string", "image"), ColSpec("string", "box", required=False)]
+    outputs = [ColSpec("string", "label"), *(ColSpec("double", f"{PROBABILITY}{name}") for name in meta.classes)]
+    with refusals(), _reopened(run_id), warnings.catch_warnings():
+        # MLflow would run inference on an example to find what is stated here: the signature and the requirements.
+        warnings.filterwarnings("ignore", message=".*An input example was not provided")
+        logged = mlflow.pyfunc.log_model(
+            name="model",  # its files are listed among the run's own, where adapter/ is taken
+            python_model=str(PYFUNC_FILE),
+            artifacts={"adapter": str(adapter)},
+            pip_requirements=[f"{name}=={installed_version(name)}" for name in REQUIREMENTS],
+            signature=ModelSignature(
+                Schema(inputs), Schema(outputs), ParamSchema([ParamSpec("whole", "boolean", False)])
+            ),
+            metadata={
+                "adapter_sha256": meta.adapter_sha256,
+                "adapter_json_sha256": hash_meta(adapter),
+                "tuner": meta.label,
+                "classes": list(meta.classes),
+                "input": meta.input.kind if meta.input else "unknown",
+            },
+        )
+    return str(logged.model_uri)
+
+
+def log_code(run_id: str, code: Mapping[str, str]) -> None:
+    """Which code a registered version was trained with: its commit, and the sha256 of what results depend on."""
+    import mlflow
+
+    with refusals():
+        mlflow.MlflowClient().log_text(run_id, json.dumps(dict(code), indent=1), CODE_FILE)
+
+
+def fetch_training(run_id: str, folder: Path) -> Path:
+    """What the training of a registered version was told and left, and `data/manifest.parquet`, into a folder.
+
+    Raises TrackingError where the run has none.
+    """
+    import mlflow
+
+    with refusals():
+        client = mlflow.MlflowClient()
+        parent = client.get_run(run_id).data.tags["mlflow.parentRunId"]
+        if CODE_FILE not in {item.path for item in client.list_artifacts(run_id, TRAINING)}:
+            raise TrackingError(
+                f"run {run_id}",
+                expected=f"the artifact {CODE_FILE}, as a retrain leaves it with the version it registers",
+                found="none",
+                hint="Versions from before there were any cannot be trained again: retrain the domain.",
+            )
+        client.download_artifacts(parent, DATA, str(folder))  # whole folders: a file alone would lose its place
+        return Path(client.download_artifacts(run_id, TRAINING, str(folder)))
+
+
+def log_card(run_id: str, domain: str, version: int, page: Path, text: Path, tags: Mapping[str, str]) -> None:
+    """The model card with the run, and its words as the description of the registered version.
+
+    tags: what the list of versions is to show beside the aliases.
+    """
+    import mlflow
+
+    _, _, words = text.read_text(encoding="utf-8").partition("\n\n")  # without the title: MLflow's list shows the start
+    summary, _, rest = words.partition("\n\n")
+    with refusals():
+        client = mlflow.MlflowClient()
+        card = link_run(client.get_run(run_id).info.experiment_id, run_id, f"{CARDS}/{page.name}")
+        told = f"{summary}\n\n[The same with its pictures]({card}), of the run.\n\n{rest}"
+        for path in (page, text):
+            client.log_artifact(run_id, str(path), CARDS)
+        client.update_model_version(domain, str(version), told[:MOST_DESCRIPTION])
+        for key, value in tags.items():
+            client.set_model_version_tag(domain, str(version), key, value)
+
+
+def log_evidence(run_id: str, sha256: str, text: str) -> None:
+    """What the gates found of a version, with its run and under the hash that its record in the ledger names."""
+    import mlflow
+
+    with refusals():
+        mlflow.MlflowClient().log_text(run_id, text, f"{EVIDENCE}/{sha256}.json")
+
+
+@contextmanager
+def _reopened(run_id: str) -> Iterator[None]:
+    """The run as the fluent API's active one, as `log_model` demands; its status and end stay as they were.
+
+    Left alone, MLflow would close a parent that goes on, and count the minutes since a training into its duration.
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    before = client.get_run(run_id).info
+    try:
+        with mlflow.start_run(run_id=run_id, nested=True):
+            yield
+    finally:
+        if before.status == "RUNNING":
+            client.update_run(run_id, status="RUNNING")
+        else:
+            client.set_terminated(run_id, before.status, end_time=before.end_time)
