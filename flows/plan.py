@@ -21,7 +21,7 @@ from components.errors import DomainError
 from components.models.embedded import load_card
 from components.models.hub import EMBEDDED, choose_backbone
 from components.models.tuners import Tuner, create_tuners
-from components.promotion.gates import require_gates
+from components.promotion.gates.decide import require_gates
 from components.records import Job
 from components.training.search import Trial, choose_seed
 from components.workspace import REPOSITORY, Workspace

@@ -8,8 +8,8 @@ from typing import Any
 
 from components.data.store.versioning import hold_domain
 from components.errors import PromotionError
-from components.promotion import registry
-from components.promotion.registry import Version
+from components.promotion import aliases, versions
+from components.promotion.versions import Version
 from components.tracking import outcomes, store
 from components.workspace import Workspace
 from flows.plan import Plan, load_checked_domain
@@ -83,7 +83,7 @@ def find_versions(
     if approval is not None:
         _require_approval(name, number, approval, asked=domain.gates.approval)
     open_registry(workspace, name)
-    return registry.require_challenger(name, number), registry.load_version(name, registry.CHAMPION)
+    return aliases.require_challenger(name, number), versions.load_version(name, versions.CHAMPION)
 
 
 def _require_approval(name: str, number: int | None, approval: Approval, asked: bool) -> None:

@@ -21,9 +21,9 @@ from components.data.store.versions import restore_copy
 from components.domain.domain import Domain
 from components.errors import PromotionError
 from components.models.adapter import load_meta
-from components.promotion import registry
-from components.promotion.gates import score_frame
-from components.promotion.registry import Version
+from components.promotion import versions
+from components.promotion.evidence import score_frame
+from components.promotion.versions import Version
 from components.records import PROBABILITY, Job, Result, load_predictions, load_result
 from components.tracking import artifacts
 from components.workspace import REPOSITORY, Workspace
@@ -80,7 +80,7 @@ def reproduce(
 def find_record(workspace: Workspace, name: str, number: int, scratch: Path) -> tuple[Version, Result, dict[str, Any]]:
     """The version, what its training left, and what that was told; the manifest comes along, as a file."""
     open_registry(workspace, name)
-    found = registry.require_version(name, number)
+    found = versions.require_version(name, number)
     point_to(found.run_id, f"{name}-{number}")
     before = require(load_result(artifacts.fetch_training(found.run_id, scratch)), "result")
     artifacts.fetch_file(found.run_id, "predictions.parquet", scratch / "predictions.parquet")
@@ -186,7 +186,7 @@ def _find_difference(workspace: Workspace, version: Version, before: Result, aft
         for key in sorted(row.keys() & again.keys()):
             if row[key] != again[key]:
                 return f"They part at epoch {row['epoch']:.0f}: {key} {row[key]!r} then, {again[key]!r} now.{kind}"
-    adapter = registry.fetch_adapter(version, workspace.adapters)
+    adapter = versions.fetch_adapter(version, workspace.adapters)
     if load_meta(adapter).adapter_sha256 == before.adapter_sha256 != after.adapter_sha256:
         return f"Every epoch's numbers agree, the weights do not; {_describe_predictions(before, after)}.{kind}"
     return f"The registered weights are not those that its own training left.{kind}"

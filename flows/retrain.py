@@ -15,8 +15,8 @@ from components.data.store.versioning import hold_domain
 from components.errors import PromotionError
 from components.models.adapter import hash_meta, load_meta, require_intact
 from components.models.tuners import Tuner, create_tuners
-from components.promotion import registry
-from components.promotion.registry import Version
+from components.promotion import aliases, versions
+from components.promotion.versions import Version
 from components.records import Job, load_result
 from components.tracking import artifacts, outcomes, store
 from components.workspace import Workspace
@@ -176,12 +176,12 @@ def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
     name, adapter = plan.domain.name, Path(best["folder"]) / "adapter"
     known = find_registered(plan.workspace, name, adapter)
     if known is not None:
-        if not {registry.CHALLENGER, registry.CHAMPION} & set(known.aliases):
-            registry.point_challenger(name, known.version)
+        if not {versions.CHALLENGER, versions.CHAMPION} & set(known.aliases):
+            aliases.point_challenger(name, known.version)
         return known.version
     code = {"git_commit": plan.code, "code_sha256": hash_code()}
     artifacts.log_code(best["run_id"], code)
-    return registry.register_challenger(
+    return aliases.register_challenger(
         name,
         best["run_id"],
         artifacts.log_model(best["run_id"], adapter),
@@ -199,16 +199,16 @@ def find_registered(workspace: Workspace, name: str, adapter: Path) -> Version |
     adapter is not as training left it.
     """
     meta = require_intact(adapter)
-    for version in registry.find_versions(name, meta.adapter_sha256):
+    for version in versions.find_versions(name, meta.adapter_sha256):
         if version.adapter_json_sha256 == hash_meta(adapter):
-            return registry.load_version(name, version.version)  # with its aliases, which a search leaves out
+            return versions.load_version(name, version.version)  # with its aliases, which a search leaves out
         try:
-            there = load_meta(registry.fetch_adapter(version, workspace.adapters))
+            there = load_meta(versions.fetch_adapter(version, workspace.adapters))
         except PromotionError as error:
             report("note", text=f"Version {version.version} is passed over: {error}")
             continue
         if there.answering == meta.answering:
-            return registry.load_version(name, version.version)
+            return versions.load_version(name, version.version)
     return None
 
 

@@ -21,8 +21,9 @@ import pytest
 from servers import Servers, find_postgres
 
 from components.errors import ChampionMoved
-from components.promotion import ledger, registry
-from components.promotion.registry import CHAMPION, PREVIOUS, Judgement, Version, contest, load_version
+from components.promotion import aliases, contest, ledger, verify
+from components.promotion.contest import Judgement, judge_until_settled
+from components.promotion.versions import CHAMPION, PREVIOUS, Version, load_version
 from components.tracking import store
 from components.workspace import Workspace
 
@@ -72,7 +73,7 @@ def ask(uri: str, place: Workspace, act: Callable[[], Any]) -> Any:
 
 def register(domain: str, versions: int) -> None:
     for _ in range(versions):
-        registry.register_challenger(domain, "", "file:///nowhere", adapter_sha256="", tuner="vpt", data_version="d")
+        aliases.register_challenger(domain, "", "file:///nowhere", adapter_sha256="", tuner="vpt", data_version="d")
 
 
 def judge(round_: int, version: int, champion: Version | None) -> Judgement:
@@ -92,7 +93,7 @@ def compete(place: Workspace, names: list[str], number: int, gate: Any) -> None:
     try:
         for round_ in range(ROUNDS):
             gate.wait(300)
-            contest(place, names[round_ % DOMAINS], number, partial(judge, round_, number))
+            judge_until_settled(place, names[round_ % DOMAINS], number, partial(judge, round_, number))
     except BaseException:
         gate.abort()  # nobody waits for one that failed
         raise
@@ -102,7 +103,7 @@ def describe(domain: str) -> tuple[int | None, int | None, tuple[str, ...], list
     champion, previous = load_version(domain, CHAMPION), load_version(domain, PREVIOUS)
     records = [(r.action, r.from_version, r.to_version, r.reason) for r in ledger.load_records(domain)]
     numbers = [found and found.version for found in (champion, previous)]
-    return numbers[0], numbers[1], ledger.verify_records(domain), records
+    return numbers[0], numbers[1], verify.verify_records(domain), records
 
 
 @pytest.mark.slow
@@ -161,21 +162,21 @@ def test_a_move_killed_at_any_write_is_ended_or_never_was(tmp_path: Path, sqlite
         for action, write in kills:
             register(f"{action}{write}", 3)
             for before, after in ((None, 1), (1, 2)):
-                registry.set_champion(place, f"{action}{write}", after, expected=before, reason="first")
+                contest.set_champion(place, f"{action}{write}", after, expected=before, reason="first")
 
     def move_and_die(action: str, write: int) -> None:
         stop_at(write, signal.SIGKILL)
         domain = f"{action}{write}"
         if action == "promote":
-            registry.set_champion(place, domain, 3, expected=2, reason="better")
+            contest.set_champion(place, domain, 3, expected=2, reason="better")
         else:
-            registry.rollback(place, domain, "worse in use")
+            contest.rollback(place, domain, "worse in use")
 
     def look(action: str, write: int) -> tuple[bool, Any]:
         domain = f"{action}{write}"
-        interrupted = registry.is_moving(domain)
-        registry.complete_move(place, domain)
-        assert not registry.is_moving(domain)
+        interrupted = aliases.is_moving(domain)
+        aliases.complete_move(place, domain)
+        assert not aliases.is_moving(domain)
         return interrupted, describe(domain)
 
     ask(sqlite, place, prepare)
@@ -200,22 +201,22 @@ def test_who_was_frozen_and_wakes_up_overwrites_nothing(tmp_path: Path, sqlite: 
         for write in freezes:
             register(f"frozen{write}", 4)
             for before, after in ((None, 1), (1, 2)):
-                registry.set_champion(here, f"frozen{write}", after, expected=before, reason="first")
+                contest.set_champion(here, f"frozen{write}", after, expected=before, reason="first")
 
     def freeze_and_wake(write: int) -> None:
         stop_at(write, signal.SIGSTOP)
         with suppress(ChampionMoved):
-            registry.set_champion(there, f"frozen{write}", 3, expected=2, reason="better")
+            contest.set_champion(there, f"frozen{write}", 3, expected=2, reason="better")
 
     def promote_meanwhile(write: int) -> None:
         found = load_version(f"frozen{write}", CHAMPION)
-        registry.complete_move(here, f"frozen{write}")
+        aliases.complete_move(here, f"frozen{write}")
         champion = load_version(f"frozen{write}", CHAMPION)
         assert (found and found.version, champion and champion.version) == (
             3 if write == 4 else 2,
             2 if write == 1 else 3,
         )
-        registry.set_champion(here, f"frozen{write}", 4, expected=champion and champion.version, reason="better still")
+        contest.set_champion(here, f"frozen{write}", 4, expected=champion and champion.version, reason="better still")
 
     ask(sqlite, here, prepare)
     for write in freezes:
@@ -236,7 +237,7 @@ def test_the_lock_of_a_killed_promoter_is_free(tmp_path: Path, sqlite: str) -> N
     ask(sqlite, place, lambda: register("tiles", 1))
 
     def hold() -> None:
-        with registry.lock_domain(place, "tiles"):
+        with aliases.lock_domain(place, "tiles"):
             (tmp_path / "held").touch()
             time.sleep(60)
 
@@ -246,5 +247,5 @@ def test_the_lock_of_a_killed_promoter_is_free(tmp_path: Path, sqlite: str) -> N
     process.kill()
     process.join()
     begun = time.monotonic()
-    ask(sqlite, place, lambda: registry.set_champion(place, "tiles", 1, expected=None, reason="first").version)
-    assert time.monotonic() - begun < registry.LOCK_SECONDS / 2
+    ask(sqlite, place, lambda: contest.set_champion(place, "tiles", 1, expected=None, reason="first").version)
+    assert time.monotonic() - begun < aliases.LOCK_SECONDS / 2

@@ -18,7 +18,7 @@ from conftest import free_port
 from cryptography.fernet import Fernet
 from servers import Servers, answers, wait_until
 
-from components.promotion import registry
+from components.promotion import aliases, contest
 from components.workspace import Workspace
 
 SECRET = "follows-promotions-5e1f"
@@ -75,9 +75,9 @@ def test_mlflow_tells_each_alias_that_moves(
         mlflow.MlflowClient().create_webhook("serving", address, ["model_version_alias.created"], secret=SECRET)
         facts = {"adapter_sha256": "", "tuner": "vpt", "data_version": "d"}
         for version, before in ((1, None), (2, 1)):
-            registry.register_challenger("parts", "", "s3://nowhere/model", **facts)
-            registry.set_champion(place, "parts", version, expected=before, reason="better")
-        registry.rollback(place, "parts", "worse in use")
+            aliases.register_challenger("parts", "", "s3://nowhere/model", **facts)
+            contest.set_champion(place, "parts", version, expected=before, reason="better")
+        contest.rollback(place, "parts", "worse in use")
         told = [receiver.got.get(timeout=60) for _ in range(7)]
     assert all(signed for signed, _ in told)
     assert {(message["entity"], message["action"]) for _, message in told} == {("model_version_alias", "created")}

@@ -9,7 +9,8 @@ import pytest
 from tiny import CLASSES, create_domain, predict
 
 from components.errors import DomainError, PromotionError
-from components.promotion.gates import GATES, Context, Decision, Finding, decide, require_gates
+from components.promotion.gates.base import Context, Decision, Finding
+from components.promotion.gates.decide import GATES, decide, require_gates
 
 TRUTH = [CLASSES[k % 3] for k in range(240)]
 
@@ -210,7 +211,7 @@ def test_random_weights_are_mentioned() -> None:
 
 def test_gates_import_nothing_heavy() -> None:
     heavy = "('torch', 'mlflow', 'scipy')"
-    code = f"import sys, components.promotion.gates; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, components.promotion.gates.decide; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

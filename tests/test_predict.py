@@ -20,7 +20,7 @@ from components.domain.domain import Domain
 from components.errors import DataError, PromotionError, TesseraError
 from components.models.adapter import load_meta
 from components.models.weights import save_adapter
-from components.promotion import ledger, registry
+from components.promotion import aliases, contest, ledger, verify, versions
 from components.records import Result, load_predictions
 from components.serving.predictor import Predictor
 from components.serving.questions import ask, find_pictures, parse_box
@@ -60,12 +60,12 @@ def cut_up(folder: Path) -> None:
     pl.DataFrame(crops, schema_overrides=schema).sort("path", "id").write_parquet(folder / "manifest.parquet")
 
 
-def register(domain: Domain, result: Result) -> registry.Version:
+def register(domain: Domain, result: Result) -> versions.Version:
     run_id = runs.start_parent(domain, tiny.DATA_VERSION, "f", "c0ffee")
     uri = artifacts.log_model(run_id, result.folder / "adapter")
     facts = {"adapter_sha256": result.adapter_sha256, "tuner": result.label, "data_version": tiny.DATA_VERSION}
-    version = registry.register_challenger(domain.name, run_id, uri, **facts)
-    found = registry.load_version(domain.name, version)
+    version = aliases.register_challenger(domain.name, run_id, uri, **facts)
+    found = versions.load_version(domain.name, version)
     assert found is not None
     return found
 
@@ -78,7 +78,7 @@ def crops(workspace: Workspace) -> Result:
     cut_up(folder)
     result = tiny.train(folder, domain, {"kind": "linear"})
     version = register(domain, result)
-    registry.set_champion(workspace, "parts", version.version, expected=None, reason="first")
+    contest.set_champion(workspace, "parts", version.version, expected=None, reason="first")
     return result
 
 
@@ -89,7 +89,7 @@ def pictures(workspace: Workspace) -> Result:
     folder.mkdir()
     result = tiny.train(folder, domain, {"kind": "linear"})
     version = register(domain, result)
-    registry.set_champion(workspace, "plain", version.version, expected=None, reason="first")
+    contest.set_champion(workspace, "plain", version.version, expected=None, reason="first")
     return result
 
 
@@ -414,8 +414,8 @@ def test_an_edited_adapter_is_refused_everywhere(
     import mlflow
 
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))
-    champion = registry.require_champion("plain")
-    cached = registry.fetch_adapter(champion, workspace.adapters)
+    champion = aliases.require_champion("plain")
+    cached = versions.fetch_adapter(champion, workspace.adapters)
     (stored,) = (workspace.state / "mlflow" / "artifacts" / "plain").glob("models/*/**/adapter")
     with kept(cached), kept(stored):
         edit(cached if where == "cache" else stored, crops)
@@ -472,10 +472,10 @@ def test_an_edited_tag_is_refused(
 def test_what_is_from_before_works_and_is_called_not_bound(
     pictures: Result, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_read_binding", lambda uri: "")
+    monkeypatch.setattr(aliases, "read_binding", lambda uri: "")
     domain = create_domain("older", "folders")
     version = register(domain, pictures)
-    registry.set_champion(workspace, "older", version.version, expected=None, reason="first")
+    contest.set_champion(workspace, "older", version.version, expected=None, reason="first")
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))
     outcome = predict(workspace, "older", [path])
     assert exit_code(outcome) == 0
@@ -500,18 +500,18 @@ def test_an_adapter_is_registered_once_through_a_kill(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "_set_alias", kill)
+        patch.setattr(aliases, "_set_alias", kill)
         with pytest.raises(Killed):
             register(domain, pictures)
-    assert registry.load_version("once", registry.CHALLENGER) is None
+    assert versions.load_version("once", versions.CHALLENGER) is None
     found = retrain.find_registered(workspace, "once", pictures.folder / "adapter")
     assert found is not None
     assert found.version == 1
     facts = {"adapter_sha256": pictures.adapter_sha256, "tuner": "linear", "data_version": tiny.DATA_VERSION}
-    assert registry.register_challenger("once", found.run_id, found.source, **facts) == 1
-    challenger = registry.load_version("once", registry.CHALLENGER)
+    assert aliases.register_challenger("once", found.run_id, found.source, **facts) == 1
+    challenger = versions.load_version("once", versions.CHALLENGER)
     assert challenger is not None
-    assert (challenger.version, registry.load_version("once", 2)) == (1, None)
+    assert (challenger.version, versions.load_version("once", 2)) == (1, None)
 
 
 def test_other_answers_are_another_adapter(pictures: Result, workspace: Workspace, tmp_path: Path) -> None:
@@ -527,12 +527,12 @@ def test_a_champion_moved_by_hand_is_told_and_restored(
 ) -> None:
     import mlflow
 
-    monkeypatch.setattr(registry, "PATIENCE", 0.0)
+    monkeypatch.setattr(aliases, "PATIENCE", 0.0)
     client, domain = mlflow.MlflowClient(), create_domain("moved", "folders")
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))
     for expected in (None, 1):
         version = register(domain, pictures).version
-        registry.set_champion(workspace, "moved", version, expected=expected, reason="better")
+        contest.set_champion(workspace, "moved", version, expected=expected, reason="better")
     (workspace.root / "data" / "moved").mkdir(parents=True)
     (workspace.root / "data" / "moved" / "domain.yaml").write_text("")
     for move, words in (
@@ -547,7 +547,7 @@ def test_a_champion_moved_by_hand_is_told_and_restored(
         restored = history.restore(workspace, "moved")
         assert (restored["champion_version"], restored["found"]) == (2, words)
         assert predict(workspace, "moved", [path])["version"] == 2
-        assert ledger.verify_records("moved") == ()
+        assert verify.verify_records("moved") == ()
         assert check_champions(workspace).state == "ok"
     client.delete_model_version("moved", "2")
     with pytest.raises(PromotionError, match="version 2 was deleted, which MLflow cannot undo") as caught:
@@ -560,14 +560,14 @@ def test_an_alias_without_any_record_serves_nothing(
 ) -> None:
     import mlflow
 
-    monkeypatch.setattr(registry, "PATIENCE", 0.0)
+    monkeypatch.setattr(aliases, "PATIENCE", 0.0)
     register(create_domain("byhand", "folders"), pictures)
     mlflow.MlflowClient().set_registered_model_alias("byhand", "champion", "1")
     with pytest.raises(PromotionError, match="no record of the ledger made one"):
-        registry.require_champion("byhand")
+        aliases.require_champion("byhand")
     assert history.restore(workspace, "byhand")["champion_version"] is None
     with pytest.raises(PromotionError, match="expected a champion; found none"):
-        registry.require_champion("byhand")
+        aliases.require_champion("byhand")
 
 
 def test_what_was_deleted_in_mlflow_is_said(pictures: Result, workspace: Workspace) -> None:
@@ -575,7 +575,7 @@ def test_what_was_deleted_in_mlflow_is_said(pictures: Result, workspace: Workspa
 
     client = mlflow.MlflowClient()
     version = register(create_domain("deleted", "folders"), pictures)
-    registry.set_champion(workspace, "deleted", version.version, expected=None, reason="first")
+    contest.set_champion(workspace, "deleted", version.version, expected=None, reason="first")
     client.delete_run(version.run_id)  # the version has its own copy of the adapter
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))
     assert predict(workspace, "deleted", [path])["answered"] == 1

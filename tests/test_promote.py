@@ -82,7 +82,7 @@ def create_client(place: Path) -> Any:
 
 
 def test_where_two_trainings_part_is_told() -> None:
-    from components.promotion.registry import Version
+    from components.promotion.versions import Version
 
     facts = {"label": "vpt", "seed": 0, "metrics": {}, "trainable_params": 1, "head_params": 1, "share": 0.1}
     more = {"seconds": 1, "adapter_bytes": 1, "adapter_sha256": "a", "split_sha256": "s", "folder": Path()}

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from components.errors import PromotionError
-from components.promotion import ledger, registry
-from components.promotion.registry import load_version, register_challenger, rollback, set_champion
+from components.promotion import aliases, contest, ledger, verify
+from components.promotion.aliases import register_challenger
+from components.promotion.contest import rollback, set_champion
+from components.promotion.versions import CHALLENGER, CHAMPION, PREVIOUS, load_version
 from components.workspace import Workspace
 
 Register = Callable[..., int]
@@ -55,15 +57,15 @@ def edit(workspace: Workspace, domain: str, number: int, text: str | None) -> No
 def test_registering_numbers_the_versions_and_moves_challenger(
     workspace: Workspace, domain: str, register: Register
 ) -> None:
-    assert load_version(domain, registry.CHALLENGER) is None
+    assert load_version(domain, CHALLENGER) is None
     assert [register(), register(tuner="linear", git_commit="c0ffee")] == [1, 2]
-    version = load_version(domain, registry.CHALLENGER)
+    version = load_version(domain, CHALLENGER)
     assert version is not None
     assert (version.version, version.tuner, version.git_commit) == (2, "linear", "c0ffee")
     assert version.aliases == ("challenger",)
     assert load_version(domain, 1) is not None
     assert load_version(domain, 3) is None
-    assert load_version(domain, registry.CHAMPION) is None
+    assert load_version(domain, CHAMPION) is None
 
 
 def test_promotion_moves_the_aliases_and_leaves_a_record(workspace: Workspace, domain: str, register: Register) -> None:
@@ -74,14 +76,14 @@ def test_promotion_moves_the_aliases_and_leaves_a_record(workspace: Workspace, d
     )
     assert champion.version == second
     assert champion.aliases == ("challenger", "champion")
-    previous = load_version(domain, registry.PREVIOUS)
+    previous = load_version(domain, PREVIOUS)
     assert previous is not None
     assert previous.version == first
     one, two = ledger.load_records(domain)
     assert (one.from_version, one.to_version, two.from_version, two.to_version) == (None, 1, 1, 2)
     assert (two.who, two.action, two.verdict, two.evidence_sha256) == ("ada", "promote", "PROMOTE", "e" * 64)
     assert two.data_version == champion.data_version
-    assert ledger.verify_records(domain) == ()
+    assert verify.verify_records(domain) == ()
 
 
 def test_the_models_page_tells_who_serves_and_why(workspace: Workspace, domain: str, register: Register) -> None:
@@ -90,7 +92,7 @@ def test_the_models_page_tells_who_serves_and_why(workspace: Workspace, domain: 
     first, second = register(), register()
     set_champion(workspace, domain, first, expected=None, reason="first", who="ada")
     set_champion(workspace, domain, second, expected=first, reason="better | by far\nand away " * 40)
-    registry.describe_model(domain)
+    contest.describe_model(domain)
     page = mlflow.MlflowClient().get_registered_model(domain).description
     assert "**Champion: version 2.**" in page
     newest, oldest = [line for line in page.splitlines() if line.startswith("- 2")]
@@ -98,7 +100,7 @@ def test_the_models_page_tells_who_serves_and_why(workspace: Workspace, domain: 
     assert oldest.endswith(" UTC, ada: **promoted version 1 in place of no champion**. first")
     judge(workspace, domain, 1, 2, 40)
     rollback(workspace, domain, "worse in use")
-    registry.describe_model(domain)
+    contest.describe_model(domain)
     told = [
         line for line in mlflow.MlflowClient().get_registered_model(domain).description.splitlines() if "**" in line
     ]
@@ -112,7 +114,7 @@ def test_the_list_of_experiments_tells_who_serves(workspace: Workspace, domain: 
     client = mlflow.MlflowClient()
     experiment = client.create_experiment(domain)
     set_champion(workspace, domain, register(), expected=None, reason="first")
-    registry.describe_model(domain)
+    contest.describe_model(domain)
     assert client.get_experiment(experiment).tags["champion"] == "version 1"
     page = client.get_registered_model(domain).description
     assert f"(#/experiments/{experiment}/runs?viewStateShareKey=candidates&" in page
@@ -151,14 +153,14 @@ def test_rollback_goes_back_and_forth(workspace: Workspace, domain: str, registe
     records = ledger.load_records(domain)
     assert [(r.action, r.from_version, r.to_version) for r in records[2:]] == [("rollback", 2, 1), ("rollback", 1, 2)]
     assert records[2].reason == "false alarms on line 3"
-    assert ledger.verify_records(domain) == ()
+    assert verify.verify_records(domain) == ()
 
 
 def test_rollback_of_a_domain_without_a_model(workspace: Workspace, domain: str) -> None:
     with pytest.raises(PromotionError, match="champion none, previous none"):
         rollback(workspace, domain, "nothing there")
     assert ledger.load_records(domain) == ()
-    assert ledger.verify_records(domain) == ()
+    assert verify.verify_records(domain) == ()
 
 
 def test_eight_threads_never_lose_an_update(workspace: Workspace, domain: str, register: Register) -> None:
@@ -166,7 +168,7 @@ def test_eight_threads_never_lose_an_update(workspace: Workspace, domain: str, r
     set_champion(workspace, domain, versions[0], expected=None, reason="first")
 
     def promote(version: int) -> bool:
-        champion = load_version(domain, registry.CHAMPION)
+        champion = load_version(domain, CHAMPION)
         assert champion is not None
         try:
             set_champion(workspace, domain, version, expected=champion.version, reason=f"judged: {champion.version}")
@@ -180,7 +182,7 @@ def test_eight_threads_never_lose_an_update(workspace: Workspace, domain: str, r
     assert sum(won) == len(records) - 1 >= 1
     assert {record.to_version for record in records[1:]} == {v for v, w in zip(versions[1:], won, strict=True) if w}
     assert all(record.reason == f"judged: {record.from_version}" for record in records[1:])
-    assert ledger.verify_records(domain) == ()
+    assert verify.verify_records(domain) == ()
 
 
 def test_threads_against_one_champion_have_one_winner(workspace: Workspace, domain: str, register: Register) -> None:
@@ -203,7 +205,7 @@ def test_processes_never_lose_an_update(workspace: Workspace, domain: str, regis
     versions = [register() for _ in range(4)]
     code = (
         "import sys\nfrom pathlib import Path\nfrom components.tracking import store\nfrom components.errors import *\n"
-        "from components.promotion.registry import set_champion\nfrom components.workspace import Workspace\n"
+        "from components.promotion.contest import set_champion\nfrom components.workspace import Workspace\n"
         "place = Workspace(Path(sys.argv[1])); store.connect(place); sys.stdin.readline()\n"
         "try: set_champion(place, sys.argv[2], int(sys.argv[3]), expected=None, reason='first')\n"
         "except PromotionError: sys.exit(3)\n"
@@ -215,7 +217,7 @@ def test_processes_never_lose_an_update(workspace: Workspace, domain: str, regis
     for process in started:
         process.communicate(b"go\n")
     assert sorted(process.returncode for process in started) == [0, 3, 3, 3]
-    assert ledger.verify_records(domain) == ()
+    assert verify.verify_records(domain) == ()
 
 
 def test_registering_from_threads(workspace: Workspace, register: Register) -> None:
@@ -236,12 +238,12 @@ def test_an_altered_record_is_found(workspace: Workspace, domain: str, register:
     for number, told in ((2, "record 3 was written"), (3, "the tag tessera.settled was written")):
         text = ledger.load_texts(domain)[number]
         edit(workspace, domain, number, text.replace("better", "bribed"))
-        assert ledger.verify_records(domain) == (f"record {number} is altered: {told} after another text",)
+        assert verify.verify_records(domain) == (f"record {number} is altered: {told} after another text",)
         edit(workspace, domain, number, text)
-    assert ledger.verify_records(domain) == ()
+    assert verify.verify_records(domain) == ()
     edit(workspace, domain, 2, "not JSON")
-    registry.describe_model(domain)  # says so, and does not fail
-    assert "record 2 is altered: it can no longer be read" in ledger.verify_records(domain)
+    contest.describe_model(domain)  # says so, and does not fail
+    assert "record 2 is altered: it can no longer be read" in verify.verify_records(domain)
     with pytest.raises(PromotionError, match="record 2"):
         ledger.load_records(domain)
     assert rollback(workspace, domain, "all the same").version == 2
@@ -252,13 +254,13 @@ def test_a_missing_record_is_found(workspace: Workspace, domain: str, register: 
     judge(workspace, domain, 1, 3, 40)
     third, fourth = (ledger.load_texts(domain)[number] for number in (3, 4))
     edit(workspace, domain, 4, None)  # it moved nothing, and is missed all the same
-    assert ledger.verify_records(domain) == ("record 4 is missing",)
+    assert verify.verify_records(domain) == ("record 4 is missing",)
     edit(workspace, domain, 4, fourth)
     edit(workspace, domain, 2, None)
-    assert ledger.verify_records(domain) == ("record 2 is missing",)
+    assert verify.verify_records(domain) == ("record 2 is missing",)
     edit(workspace, domain, 2, third)
     edit(workspace, domain, 3, ledger.load_texts(domain)[1])
-    problems = ledger.verify_records(domain)
+    problems = verify.verify_records(domain)
     assert "record 2 is altered: it calls itself record 3" in problems
     assert "record 3 is altered: it calls itself record 1" in problems
 
@@ -271,16 +273,16 @@ def test_a_chain_written_anew_is_found_by_an_earlier_export(
     promote_three(workspace, domain, register)
     exported = [text for _, text in sorted(ledger.load_texts(domain).items())]
     judge(workspace, domain, 1, 3, 40)
-    assert ledger.verify_records(domain, exported) == ()
+    assert verify.verify_records(domain, exported) == ()
     before = ledger.START
     for record in ledger.load_records(domain):
         text = record.model_copy(update={"before": before, "who": "eve"}).model_dump_json()
         edit(workspace, domain, record.number, text)
         before = ledger.hash_text(text)
     mlflow.MlflowClient().set_registered_model_tag(domain, ledger.SETTLED, f"4 {before}")
-    assert ledger.verify_records(domain) == ()
+    assert verify.verify_records(domain) == ()
     told = tuple(f"record {number} is not the one that was exported" for number in (1, 2, 3))
-    assert ledger.verify_records(domain, exported) == told
+    assert verify.verify_records(domain, exported) == told
 
 
 def test_mlflow_itself_neither_alters_nor_deletes_a_record(
@@ -294,12 +296,12 @@ def test_mlflow_itself_neither_alters_nor_deletes_a_record(
     with pytest.raises(MlflowException, match="Changing param values is not allowed"):
         mlflow.MlflowClient().log_param(run_id, "000002", "bribed")
     mlflow.MlflowClient().delete_run(run_id)  # until `mlflow gc` it is all there
-    assert ledger.verify_records(domain) == (f"the run {run_id} that holds the records was deleted: restore it",)
+    assert verify.verify_records(domain) == (f"the run {run_id} that holds the records was deleted: restore it",)
     with pytest.raises(PromotionError, match=f"mlflow runs restore --run-id {run_id}"):
         rollback(workspace, domain, "where nothing can be recorded nothing moves")
-    assert getattr(load_version(domain, registry.CHAMPION), "version", None) == 3
+    assert getattr(load_version(domain, CHAMPION), "version", None) == 3
     mlflow.MlflowClient().delete_registered_model_tag(domain, ledger.LEDGER)
-    (problem,) = ledger.verify_records(domain)
+    (problem,) = verify.verify_records(domain)
     assert "found no such tag" in problem
 
 
@@ -308,7 +310,7 @@ def test_a_model_made_by_hand_gets_a_ledger(workspace: Workspace, domain: str, r
 
     mlflow.MlflowClient().create_registered_model(domain)
     promote_three(workspace, domain, register)
-    assert ledger.verify_records(domain) == ()
+    assert verify.verify_records(domain) == ()
 
 
 def test_an_alias_moved_by_hand_is_found(workspace: Workspace, domain: str, register: Register) -> None:
@@ -316,10 +318,10 @@ def test_an_alias_moved_by_hand_is_found(workspace: Workspace, domain: str, regi
 
     promote_three(workspace, domain, register)
     mlflow.MlflowClient().set_registered_model_alias(domain, "champion", "1")
-    (problem,) = ledger.verify_records(domain)
+    (problem,) = verify.verify_records(domain)
     assert "the champion is version 1 but the last record ends at 3" in problem
     set_champion(workspace, domain, 2, expected=1, reason="goes on from there")
-    (problem,) = ledger.verify_records(domain)
+    (problem,) = verify.verify_records(domain)
     assert "between records 3 and 4 the champion went from version 3 to 1 without a record" in problem
 
 
@@ -329,7 +331,7 @@ def test_a_long_reason_is_cut_and_fits_the_store(workspace: Workspace, domain: s
     assert len(record.reason) == ledger.MOST_REASON
     assert record.reason.endswith("…")
     assert len(ledger.load_texts(domain)[1]) <= ledger.MOST_CHARACTERS
-    assert ledger.verify_records(domain) == ()
+    assert verify.verify_records(domain) == ()
 
 
 def test_a_record_that_cannot_fit_is_refused_before_anything_moves(
@@ -337,7 +339,7 @@ def test_a_record_that_cannot_fit_is_refused_before_anything_moves(
 ) -> None:
     with pytest.raises(PromotionError, match="at most 5000 characters"):
         set_champion(workspace, domain, register(), expected=None, reason="", who="x" * 6000)
-    assert load_version(domain, registry.CHAMPION) is None
+    assert load_version(domain, CHAMPION) is None
 
 
 def test_the_evidence_hash_ignores_the_order_of_keys() -> None:
@@ -363,20 +365,20 @@ def test_records_are_readable_json(workspace: Workspace, domain: str, register: 
 def test_a_lock_that_is_held_is_told(workspace: Workspace, domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from filelock import FileLock
 
-    monkeypatch.setattr(registry, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(aliases, "LOCK_SECONDS", 0.1)
     path = workspace.state / "locks" / f"{domain}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         FileLock(path),
         pytest.raises(PromotionError, match="no other promotion"),
-        registry.lock_domain(workspace, domain),
+        aliases.lock_domain(workspace, domain),
     ):
         pass
 
 
 def judge(workspace: Workspace, domain: str, version: int, expected: int | None, groups: int, sha: str = "e") -> None:
     facts = {"reason": "undecided", "verdict": "HOLD", "test_groups": groups}
-    registry.record_judgement(workspace, domain, version, expected=expected, evidence_sha256=sha * 64, **facts)
+    contest.record_judgement(workspace, domain, version, expected=expected, evidence_sha256=sha * 64, **facts)
 
 
 def test_a_judgement_is_recorded_once_and_moves_nothing(workspace: Workspace, domain: str, register: Register) -> None:
@@ -387,9 +389,9 @@ def test_a_judgement_is_recorded_once_and_moves_nothing(workspace: Workspace, do
     set_champion(workspace, domain, third, expected=first, reason="better", test_groups=40)
     records = ledger.load_records(domain)
     assert [(record.action, record.to_version) for record in records] == [("promote", 1), ("judge", 2), ("promote", 3)]
-    assert ledger.verify_records(domain) == ()
+    assert verify.verify_records(domain) == ()
     assert rollback(workspace, domain, "back").version == first
-    assert ledger.verify_records(domain) == ()
+    assert verify.verify_records(domain) == ()
     with pytest.raises(PromotionError, match="somebody else moved it"):
         judge(workspace, domain, second, third, 40, sha="f")
 

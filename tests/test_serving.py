@@ -23,7 +23,7 @@ import tiny
 from PIL import Image
 
 from components.errors import AdapterError, DataError, PromotionError
-from components.promotion import registry
+from components.promotion import aliases, contest, versions
 from components.records import Result, load_predictions
 from components.serving.predictor import Predictor
 from components.tracking import artifacts, runs, store
@@ -46,15 +46,15 @@ def predictor(result: Result) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def champion(workspace: Workspace, result: Result) -> registry.Version:
+def champion(workspace: Workspace, result: Result) -> versions.Version:
     """The adapter logged as a model, registered and promoted."""
     store.connect(workspace)
     domain = tiny.create_domain()
     run_id = runs.start_parent(domain, tiny.DATA_VERSION, "f", "c0ffee")
     uri = artifacts.log_model(run_id, result.folder / "adapter")
     facts = {"adapter_sha256": result.adapter_sha256, "tuner": result.label, "data_version": tiny.DATA_VERSION}
-    version = registry.register_challenger(domain.name, run_id, uri, **facts)
-    return registry.set_champion(workspace, domain.name, version, expected=None, reason="first")
+    version = aliases.register_challenger(domain.name, run_id, uri, **facts)
+    return contest.set_champion(workspace, domain.name, version, expected=None, reason="first")
 
 
 def encode(path: Path) -> str:
@@ -103,7 +103,7 @@ def test_a_damaged_adapter_is_refused(result: Result, tmp_path: Path) -> None:
         Predictor(tmp_path)
 
 
-def test_the_champion_loads_by_alias(champion: registry.Version, predictor: Predictor, workspace: Workspace) -> None:
+def test_the_champion_loads_by_alias(champion: versions.Version, predictor: Predictor, workspace: Workspace) -> None:
     import mlflow
     import pandas as pd
 
@@ -116,7 +116,7 @@ def test_the_champion_loads_by_alias(champion: registry.Version, predictor: Pred
     assert answer["p_red"].to_numpy() == pytest.approx([one.probabilities["red"] for one in expected], abs=1e-6)
 
 
-def test_nothing_in_the_model_is_pickled(champion: registry.Version, workspace: Workspace) -> None:
+def test_nothing_in_the_model_is_pickled(champion: versions.Version, workspace: Workspace) -> None:
     (folder,) = (workspace.state / "mlflow" / "artifacts" / "tiny" / "models").iterdir()
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert {"adapter.safetensors", "adapter.json", "pyfunc.py", "MLmodel"} <= names
@@ -127,7 +127,7 @@ def test_nothing_in_the_model_is_pickled(champion: registry.Version, workspace: 
 
 
 @pytest.mark.parametrize("text", ["!!!", base64.b64encode(b"no image").decode(), ""])
-def test_a_request_that_is_no_image_is_refused(champion: registry.Version, workspace: Workspace, text: str) -> None:
+def test_a_request_that_is_no_image_is_refused(champion: versions.Version, workspace: Workspace, text: str) -> None:
     import mlflow
     import pandas as pd
 
@@ -137,15 +137,15 @@ def test_a_request_that_is_no_image_is_refused(champion: registry.Version, works
         model.predict(pd.DataFrame({"image": [good, text]}))
 
 
-def test_fetched_adapters_are_those_registered(champion: registry.Version, result: Result, tmp_path: Path) -> None:
-    folder = registry.fetch_adapter(champion, tmp_path)
+def test_fetched_adapters_are_those_registered(champion: versions.Version, result: Result, tmp_path: Path) -> None:
+    folder = versions.fetch_adapter(champion, tmp_path)
     ours = result.folder / "adapter" / "adapter.safetensors"
     assert (folder / "adapter.safetensors").read_bytes() == ours.read_bytes()
-    assert registry.fetch_adapter(champion, tmp_path) == folder
+    assert versions.fetch_adapter(champion, tmp_path) == folder
     assert list(tmp_path.iterdir()) == [folder]
     other = champion.model_copy(update={"adapter_sha256": "0" * 64})
     with pytest.raises(PromotionError, match=f"found {result.adapter_sha256}"):
-        registry.fetch_adapter(other, tmp_path)
+        versions.fetch_adapter(other, tmp_path)
 
 
 @contextlib.contextmanager
@@ -186,7 +186,7 @@ def ask(url: str, rows: list[str]) -> Any:
 
 @pytest.mark.slow
 def test_mlflow_models_serve_answers(
-    champion: registry.Version, predictor: Predictor, workspace: Workspace, tmp_path: Path
+    champion: versions.Version, predictor: Predictor, workspace: Workspace, tmp_path: Path
 ) -> None:
     path = next((workspace.root / "raw").rglob("*.png"))
     (expected,) = predictor.predict([path])

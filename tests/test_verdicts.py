@@ -14,7 +14,9 @@ from rich.console import Console
 from schemas import TUNERS
 
 from components.models.tuners import create_tuners
-from components.promotion.gates import Context, decide, score_frame
+from components.promotion.evidence import score_frame
+from components.promotion.gates.base import Context
+from components.promotion.gates.decide import decide
 from components.records import Result
 from components.reports import words
 from components.reports.pictures import draw_comparison

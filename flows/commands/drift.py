@@ -7,7 +7,7 @@ from components.data.checks.features import load_features
 from components.data.manifest import load_frame
 from components.data.store import proofs
 from components.monitoring.drift import measure_drift
-from components.promotion.registry import Version
+from components.promotion.versions import Version
 from components.sealed import load_known, save_known
 from components.tracking import artifacts
 from components.workspace import Workspace

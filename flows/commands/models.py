@@ -320,7 +320,7 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
 def _run_flow(name: str, place: Any, domain: str, as_json: bool, **parameters: Any) -> dict[str, Any]:
     """A flow on a version; a typo in the domain or its number is reported before a server starts."""
     with watched(as_json):
-        from components.promotion.registry import require_challenger
+        from components.promotion.aliases import require_challenger
         from flows.plan import load_checked_domain
         from flows.processes.training import prepare
         from flows.server.prefect_boot import EmbeddedPrefect, require_named_server

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError
-from components.promotion import registry
+from components.promotion import aliases, versions
 from components.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def predict(
 
     asked = ask(paths, [parse_box(text, f"--box {text}") for text in boxes], boxes_file)
     open_registry(workspace, name)
-    champion = registry.require_champion(name)
-    adapter = registry.fetch_adapter(champion, workspace.adapters)
+    champion = aliases.require_champion(name)
+    adapter = versions.fetch_adapter(champion, workspace.adapters)
     questions = [one for one in asked.questions if not isinstance(one, DataError)]
     require_boxes(load_meta(adapter), questions, whole=whole)
     from components.serving.predictor import Predictor  # here, so that a refusal need not load torch

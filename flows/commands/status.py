@@ -9,7 +9,7 @@ from components.data.store.versioning import read_version
 from components.data.store.versions import list_versions
 from components.domain.domain import Domain
 from components.errors import TesseraError, TrackingError
-from components.promotion import ledger, registry
+from components.promotion import aliases, ledger, versions
 from components.tracking import candidates, outcomes, runs, store
 from components.workspace import Workspace
 from flows.commands.drift import find_drift
@@ -70,7 +70,7 @@ def _describe(
 ) -> dict[str, Any]:
     here = read_version(workspace, domain.name)
     named = [version.name for version in list_versions(workspace, domain.name) if version.md5 == here.md5]
-    champion = registry.load_version(domain.name, registry.CHAMPION)
+    champion = versions.load_version(domain.name, versions.CHAMPION)
     last = outcomes.load_last_result(domain.name)
     return {
         "domain": domain.name,
@@ -80,7 +80,7 @@ def _describe(
         "champion_version": None if champion is None else champion.version,
         "champion_data": None if champion is None else champion.data_version,
         "rolled_back_from": None if champion is None else _find_rollback(domain.name, champion.version),
-        "champion_trouble": None if (trouble := registry.find_trouble(domain.name)) is None else trouble.to_dict(),
+        "champion_trouble": None if (trouble := aliases.find_trouble(domain.name)) is None else trouble.to_dict(),
         "champion_score": None if champion is None else _find_score(last, champion.version, champion.run_id),
         "drift": None if champion is None else find_drift(workspace, champion, here.md5, locked),
         "verdict": None if last is None else last.get("verdict"),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from components.promotion.registry import Version
+from components.promotion.versions import Version
 from flows.progress import report
 from flows.server.prefect_boot import find_server
 from flows.server.schedules import VERSIONED, name_resource

@@ -6,7 +6,7 @@ What is here runs where the training runs: in the retrain flow's own process, or
 from collections.abc import Sequence
 from typing import Any
 
-from components.promotion.gates import score_frame
+from components.promotion.evidence import score_frame
 from components.records import Job, Result, load_predictions, load_result
 from components.tracking import candidates, runs
 from flows.plan import Plan

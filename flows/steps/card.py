@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from components.files import write_whole
-from components.promotion.gates import score_frame
+from components.promotion.evidence import score_frame
 from components.records import HEAT_FILE, Result, load_predictions
 from components.reports.pictures import draw_calibration, draw_confusion, draw_heat
 from components.reports.words import list_gains

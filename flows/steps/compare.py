@@ -9,7 +9,7 @@ import polars as pl
 
 from components.errors import PromotionError
 from components.files import whole_file
-from components.promotion.gates import compare_frames, score_frame
+from components.promotion.evidence import compare_frames, score_frame
 from components.promotion.statistics import Interval
 from components.records import load_predictions
 from components.tracking import outcomes, store

@@ -27,7 +27,7 @@ from components.domain.domain import Domain
 from components.domain.strict import Strict
 from components.errors import TrackingError, TrainingError, WorkspaceError
 from components.models.tuners import Tuner, create_tuners
-from components.promotion import registry
+from components.promotion import versions
 from components.records import Job, load_result
 from components.tracking import artifacts, candidates, runs, store
 from components.workspace import Workspace, find_workspace
@@ -307,7 +307,7 @@ def train_candidate(order: dict[str, Any]) -> None:
 
 def _obey(wanted: Order, plan: Plan) -> None:
     if wanted.registered is not None:
-        version = registry.load_version(plan.domain.name, wanted.registered)
+        version = versions.load_version(plan.domain.name, wanted.registered)
         if version is None:
             raise LookupError(f"{wanted.name} of {plan.domain.name} is not registered any more")
         artifacts.log_score(wanted.parent, wanted.name, score_version(plan, version).folder)

@@ -6,7 +6,7 @@ from typing import Any
 
 from components.errors import PromotionError
 from components.files import write_whole
-from components.promotion import ledger, registry
+from components.promotion import aliases, contest, ledger, verify, versions
 from components.workspace import Workspace
 from flows.server.events import tell_promoted
 from flows.server.turns import promotion_turn
@@ -29,11 +29,11 @@ def open_registry(workspace: Workspace, name: str) -> None:
     from components.tracking import store
 
     store.connect(workspace)
-    if not registry.is_moving(name):
+    if not aliases.is_moving(name):
         return
     with promotion_turn(name):
-        registry.complete_move(workspace, name)
-    champion = registry.load_version(name, registry.CHAMPION)
+        aliases.complete_move(workspace, name)
+    champion = versions.load_version(name, versions.CHAMPION)
     if champion is not None:  # the process that was killed may not have told
         tell_promoted(champion)
 
@@ -42,8 +42,8 @@ def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
     """Champion and previous change places."""
     open_registry(workspace, name)
     with promotion_turn(name):
-        champion = registry.rollback(workspace, name, reason)
-    registry.describe_model(name)
+        champion = contest.rollback(workspace, name, reason)
+    contest.describe_model(name)
     tell_promoted(champion)
     return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
 
@@ -51,8 +51,8 @@ def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
 def find_faults(workspace: Workspace, name: str) -> tuple[str, ...]:
     """What is wrong with a domain's champion: it was moved by hand, or its adapter is not the registered one."""
     try:
-        trouble = registry.find_trouble(name)
-        champion = None if trouble else registry.load_version(name, registry.CHAMPION)
+        trouble = aliases.find_trouble(name)
+        champion = None if trouble else versions.load_version(name, versions.CHAMPION)
         kept = ledger.load_ledger(name)
     except PromotionError as error:
         return (str(error),)
@@ -60,16 +60,16 @@ def find_faults(workspace: Workspace, name: str) -> tuple[str, ...]:
     if kept.deleted:
         hint = f"`mlflow runs restore --run-id {kept.run_id}` brings it back."
         faults.append(f"ledger of {name}: its run {kept.run_id} was deleted, so that nothing can be promoted. {hint}")
-    return (*faults, *(registry.find_damage(champion, workspace.adapters) if champion else ()))
+    return (*faults, *(versions.find_damage(champion, workspace.adapters) if champion else ()))
 
 
 def restore(workspace: Workspace, name: str) -> dict[str, Any]:
     """The aliases as the ledger's last record has them."""
-    trouble = registry.find_trouble(name)
+    trouble = aliases.find_trouble(name)
     with promotion_turn(name):
-        champion = registry.restore_champion(workspace, name)
+        champion = aliases.restore_champion(workspace, name)
     if trouble is not None:
-        registry.describe_model(name)
+        contest.describe_model(name)
         if champion is not None:
             tell_promoted(champion)
     version = None if champion is None else champion.version
@@ -117,13 +117,13 @@ def verify_ledger(workspace: Workspace, name: str, export: Path | None) -> dict[
             hint="Name that file.",
         ) from None
     kept = ledger.load_ledger(name)
-    problems, notes = list(ledger.verify_records(name, lines)), list[str]()
+    problems, notes = list(verify.verify_records(name, lines)), list[str]()
     for number in sorted(ledger.find_served(kept)):
-        version = registry.load_version(name, number)
+        version = versions.load_version(name, number)
         if version is None:
             notes.append(f"version {number} was deleted in MLflow: its adapter cannot be proven")
             continue
-        problems += registry.find_damage(version, workspace.adapters)
+        problems += versions.find_damage(version, workspace.adapters)
         if not version.adapter_json_sha256:
             notes.append(f"version {number} is not bound: only its weights can be proven, not its classes")
     return {"domain": name, "records": len(kept.texts), "problems": problems, "notes": notes}
@@ -147,13 +147,13 @@ def export_ledger(name: str, file: Path) -> dict[str, Any]:
 
 def mark_unchanged(name: str, known: dict[str, Any]) -> dict[str, Any]:
     """An earlier retrain's outcome as the answer now; the champion may have moved since."""
-    champion = registry.load_version(name, registry.CHAMPION)
+    champion = versions.load_version(name, versions.CHAMPION)
     return known | {"status": "unchanged", "champion_version": None if champion is None else champion.version}
 
 
 def describe_history(name: str) -> dict[str, Any]:
     """What `history` and `rollback` print, and `promote` beside its verdict."""
-    champion = registry.load_version(name, registry.CHAMPION)
+    champion = versions.load_version(name, versions.CHAMPION)
     records = [
         {
             "number": record.number,
@@ -176,5 +176,5 @@ def describe_history(name: str) -> dict[str, Any]:
         "verdict": None,
         "champion_version": None if champion is None else champion.version,
         "records": records,
-        "ledger_problems": list(ledger.verify_records(name)),
+        "ledger_problems": list(verify.verify_records(name)),
     }

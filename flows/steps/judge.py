@@ -1,6 +1,6 @@
 """A verdict: challenger and champion scored on the same test images, and the alias moved if the gates agree.
 
-The flows `retrain` and `promote` both come to `contest`; nothing here knows which of them, or any flow at all.
+The flows `retrain` and `promote` both call `settle_challenger`; nothing here knows which of them, or any flow at all.
 """
 
 from dataclasses import dataclass
@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from components.domain.domain import Domain
-from components.promotion import ledger, registry
-from components.promotion.gates import Context, Decision, decide
-from components.promotion.registry import Judgement, Version
+from components.promotion import contest, ledger, versions
+from components.promotion.contest import Judgement
+from components.promotion.gates.base import Context, Decision
+from components.promotion.gates.decide import decide
+from components.promotion.versions import Version
 from components.records import Result, load_predictions
 from components.tracking import artifacts
 from flows.plan import Plan, hash_code
@@ -31,7 +33,7 @@ class Approval:
         return f"{self.by}: {self.reason}"
 
 
-def contest(
+def settle_challenger(
     plan: Plan, scored: Result, challenger: Version, approval: Approval | None = None
 ) -> tuple[Decision, Version | None]:
     """Judge the challenger and let the verdict take effect, both anew where somebody moved the champion in between.
@@ -48,10 +50,10 @@ def contest(
         return _record(plan, challenger, decisions[-1], approval)
 
     turn = partial(promotion_turn, name)
-    judgement, champion = registry.contest(plan.workspace, name, challenger.version, judge_against, turn)
+    judgement, champion = contest.judge_until_settled(plan.workspace, name, challenger.version, judge_against, turn)
     if judgement is None:
         return describe_champion(challenger.version), champion
-    registry.describe_model(name)
+    contest.describe_model(name)
     if judgement.verdict == "PROMOTE" and champion is not None:
         tell_promoted(champion)
     return decisions[-1], champion
@@ -112,7 +114,7 @@ def describe_champion(version: int) -> Decision:
 
 def score_version(plan: Plan, version: Version) -> Result:
     """A registered version's predictions on the plan's held-out images."""
-    adapter = registry.fetch_adapter(version, plan.workspace.adapters)
+    adapter = versions.fetch_adapter(version, plan.workspace.adapters)
     return run_job(plan.create_score_job(adapter, score_folder(plan, version.version)), f"version-{version.version}")
 
 

@@ -18,8 +18,8 @@ from prefect.tasks import Task
 from components.data.store import versioning
 from components.data.store.pipeline import Stages
 from components.errors import TesseraError, TrackingError, VersioningError
-from components.promotion import registry
-from components.promotion.registry import Version
+from components.promotion import versions
+from components.promotion.versions import Version
 from components.records import load_result
 from components.tracking import artifacts, runs, store
 from components.workspace import Workspace, find_workspace
@@ -29,7 +29,7 @@ from flows.server.links import link, write_key
 from flows.steps import retrain_page
 from flows.steps.dispatch import find_pool, following, score_on_pool
 from flows.steps.history import open_registry
-from flows.steps.judge import Approval, contest, limits_serving, score_version
+from flows.steps.judge import Approval, limits_serving, score_version, settle_challenger
 
 Made = TypeVar("Made")
 
@@ -173,14 +173,14 @@ def recording(plan: Plan, role: runs.Role) -> Iterator[str]:
 def score_challenger(plan: Plan, parent: str, version: int) -> None:
     """Where a gate limits what serving takes, on this machine in any case."""
     store.connect(plan.workspace)
-    _score(plan, parent, registry.require_version(plan.domain.name, version), here=limits_serving(plan.domain))
+    _score(plan, parent, versions.require_version(plan.domain.name, version), here=limits_serving(plan.domain))
 
 
 @step("score champion")
 def score_champion(plan: Plan, parent: str, challenger: int) -> None:
     """The gate finds the scores. A champion that comes in between is scored by the gate itself."""
     store.connect(plan.workspace)
-    champion = registry.load_version(plan.domain.name, registry.CHAMPION)
+    champion = versions.load_version(plan.domain.name, versions.CHAMPION)
     if champion is not None and champion.version != challenger:
         _score(plan, parent, champion)
 
@@ -202,8 +202,8 @@ def gate_and_promote(
     scores: the folder of the version's predictions.
     """
     open_registry(plan.workspace, plan.domain.name)
-    challenger = registry.require_version(plan.domain.name, version)
-    decision, champion = contest(plan, require(load_result(scores), "result"), challenger, approval)
+    challenger = versions.require_version(plan.domain.name, version)
+    decision, champion = settle_challenger(plan, require(load_result(scores), "result"), challenger, approval)
     return decision.model_dump(mode="json"), None if champion is None else champion.version
 
 

@@ -1,0 +1,172 @@
+"""Gates on how good the answers are: floor, improvement, costs, calibration; and warnings per class."""
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from components.domain.domain import Domain
+from components.promotion.evidence import compare_frames, encode_classes, score_frame
+from components.promotion.gates.base import STRICTEST, Context, Finding, Verdict, require_limit
+from components.promotion.gates.sentences import ask_for_groups, count, points, show, to_evidence
+from components.promotion.statistics import (
+    FEWEST_GROUPS,
+    WORN_OUT,
+    Interval,
+    bootstrap_mean,
+    correct_confidence,
+    count_discordant,
+    count_groups,
+    groups_to_decide,
+    mcnemar,
+    widen,
+    widening,
+)
+from components.records import PROBABILITY
+from components.training.metrics import expected_calibration_error
+
+
+def check_floor(context: Context) -> Finding | None:
+    """Is the challenger surely good enough to be used at all?"""
+    domain, frame = context.domain, context.challenger
+    chance = 1 / len(domain.classes)
+    floor = domain.gates.floor
+    score = score_frame(frame, domain)
+    need = chance if floor is None else floor
+    verdict: Verdict = "HOLD"
+    if score.low is not None:
+        verdict = "PROMOTE" if (score.low > chance if floor is None else score.low >= floor) else "REJECT"
+    goal = f"guessing among {len(domain.classes)} classes, {points(chance)}" if floor is None else f"the floor {floor}"
+    verb = "is surely above" if verdict == "PROMOTE" else "is not surely above"
+    images = f"{frame.height} test images of {count_groups(score.groups)}"
+    reason = f"On {images} the balanced accuracy {show(score)} {verb} {goal}."
+    more = {} if score.low is not None else {"more_groups": float(FEWEST_GROUPS - score.groups)}
+    reason += f" {ask_for_groups(score)}" if more else ""
+    evidence = to_evidence(score) | {"floor": need, "images": float(frame.height), "groups": float(score.groups)} | more
+    return Finding(gate="floor", verdict=verdict, reason=reason, evidence=evidence)
+
+
+def check_improvement(context: Context) -> Finding | None:
+    """Is the challenger surely better than the champion, on the very same images?"""
+    if context.champion is None:
+        return Finding(gate="improvement", verdict="PROMOTE", reason="First champion: floors only.", evidence={})
+    effect, level, wear = _compare_corrected(context, context.champion)
+    groups = context.challenger["group"].n_unique()
+    evidence = to_evidence(effect) | {"images": float(context.challenger.height), "groups": float(groups)}
+    evidence |= {"looks": context.looks, "confidence": level} | _count_changes(context, context.champion)
+    told = f"Against the champion the balanced accuracy changes by {show(effect, signed=True)}"
+    worn = f" {_explain_wear(context, level)}" if wear >= WORN_OUT else ""
+    if effect.is_above(0):
+        reason = f"{told}: surely better.{worn}"
+        return Finding(gate="improvement", verdict="PROMOTE", reason=reason, evidence=evidence)
+    if effect.is_below(0):
+        return Finding(gate="improvement", verdict="REJECT", reason=f"{told}: surely worse.{worn}", evidence=evidence)
+    more = groups_to_decide(effect, groups)
+    if more is None:
+        advice = "The difference is too small for more test data of this kind to decide it."
+    else:
+        evidence = evidence | {"more_groups": float(more)}
+        advice = f"Were it real, about {count(more, 'further test group')} would show it."
+        advice = ask_for_groups(effect) if effect.low is None else advice
+    return Finding(gate="improvement", verdict="HOLD", reason=f"{told}: undecided. {advice}{worn}", evidence=evidence)
+
+
+def _compare_corrected(context: Context, champion: pl.DataFrame) -> tuple[Interval, float, float]:
+    """The difference at the level that so many looks leave, that level, and how much wider it made the interval."""
+    effect = compare_frames(context.challenger, champion, context.domain)
+    groups, asked = context.challenger["group"].n_unique(), context.domain.gates.confidence
+    level = correct_confidence(asked, context.looks)
+    return widen(effect, asked, level, groups, reach=(-1.0, 1.0)), level, widening(asked, level, groups)
+
+
+def _count_changes(context: Context, champion: pl.DataFrame) -> dict[str, float | str]:
+    """McNemar's test beside the interval: images that only one of the two has right."""
+    ours, theirs = context.challenger.sort("id"), champion.sort("id")
+    columns = (ours["label"], ours["predicted"], theirs["predicted"])
+    gained, lost = count_discordant(*(encode_classes(column, context.domain) for column in columns))
+    return {"only_challenger_right": gained, "only_champion_right": lost, "mcnemar_p": mcnemar(gained, lost)}
+
+
+def _explain_wear(context: Context, level: float) -> str:
+    return (
+        f"The test set is worn out: at look {context.looks:.3g} the interval must hold with {100 * level:.2f} %, and a "
+        "difference must be more than twice what a fresh set would show. Label new test groups."
+    )
+
+
+def check_costs(context: Context) -> Finding | None:
+    """Do the mistakes cost more, each weighed as the domain says?"""
+    domain, gates = context.domain, context.domain.gates
+    if not gates.costs:
+        return None
+    most = max([1.0, *(cost for row in gates.costs.values() for cost in row.values())])
+    ours = _count_costs(context.challenger, domain)
+    groups = context.challenger.sort("id")["group"].to_numpy()
+    mean = bootstrap_mean(ours, groups, (0.0, most), gates.confidence)
+    told = f"not known, {count_groups(mean.groups)}"
+    told = told if mean.low is None else f"between {mean.low:.3g} and {mean.high:.3g}"
+    reason = f"Mistakes cost {mean.value:.3g} an image ({told}), a plain one being 1."
+    evidence = to_evidence(mean)
+    verdict: Verdict = "PROMOTE"
+    if gates.max_cost is not None:
+        evidence |= {"max_cost": gates.max_cost}
+        verdict = "PROMOTE" if mean.value <= gates.max_cost else "REJECT"
+        reason += f" That is {'within' if verdict == 'PROMOTE' else 'over'} the limit of {gates.max_cost:g}."
+    if context.champion is not None:
+        differences = ours - _count_costs(context.champion, domain)
+        change = bootstrap_mean(differences, groups, (-most, most), gates.confidence)
+        evidence |= {f"change/{end}": value for end, value in to_evidence(change).items()}
+        compared, sentence = _judge_costs(change)
+        reason += f" Against the champion {sentence}"
+        verdict = min(verdict, compared, key=STRICTEST.index)
+    return Finding(gate="costs", verdict=verdict, reason=reason, evidence=evidence)
+
+
+def _judge_costs(change: Interval) -> tuple[Verdict, str]:
+    """change: of the cost of an image."""
+    if change.low is None:
+        return "HOLD", f"{change.value:+.3g}: undecided. {ask_for_groups(change)}"
+    told = f"{change.value:+.3g} ({change.low:+.3g} to {change.high:+.3g})"
+    if change.is_above(0):
+        return "REJECT", f"{told}: surely more."
+    return "PROMOTE", f"{told}: {'surely less' if change.is_below(0) else 'not surely another amount'}."
+
+
+def _count_costs(frame: pl.DataFrame, domain: Domain) -> NDArray[np.float64]:
+    """What the answer for each image costs, in the order of their ids."""
+    pairs = frame.sort("id").select("label", "predicted").iter_rows()
+    return np.array([domain.gates.cost(*pair) for pair in pairs])
+
+
+def check_calibration(context: Context) -> Finding | None:
+    """Is a probability of 90 % right nine times in ten? The adapter's temperature is in these already."""
+    limit = context.domain.gates.max_ece
+    if limit is None:
+        return None
+    chances = context.challenger.select(f"{PROBABILITY}{name}" for name in context.domain.classes).to_numpy()
+    error = expected_calibration_error(encode_classes(context.challenger["label"], context.domain), chances)
+    return require_limit("calibration", f"The calibration error is {error:.3f}", {"ece": error, "max_ece": limit})
+
+
+def warn_of_classes(frame: pl.DataFrame, domain: Domain) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A sentence for each class whose recall is not surely above that of guessing, and the names of those at chance.
+
+    A class of which too few groups are there to know is at chance only where its recall is. frame: predictions of one
+    split.
+    """
+    chance, sentences, at_chance = 1 / len(domain.classes), [], []
+    for name in domain.classes:
+        rows = frame.filter(pl.col("label") == name)
+        if rows.is_empty():
+            sentences.append(f"Class {name}: no test image, so nothing is known of it.")
+            continue
+        recall = score_frame(rows, domain)
+        if recall.is_above(chance):
+            continue
+        told = f"Class {name}: recall {show(recall)} on {count(rows.height, 'test image')}"
+        if recall.low is None:
+            sentences.append(f"{told}, too few groups to know whether that is better than guessing.")
+        else:
+            sentences.append(f"{told}, not surely better than guessing among {len(domain.classes)}, {points(chance)}.")
+        if recall.low is not None or recall.value <= chance:
+            at_chance.append(name)
+    return tuple(sentences), tuple(at_chance)
