@@ -190,7 +190,7 @@ def test_an_unclear_table_is_refused_with_its_columns_and_the_line_to_write(tmp_
         ("image,label,label\n" + lines("{0},{1},{1}"), "'label' twice"),
         ("image,label\n" + lines("{}.PNG,{}"), "a column that names pictures of this folder"),
         ("", "an empty file"),
-        ("image,label\n", "a header alone"),
+        ("image,label\n", "only a header"),
     ],
 )
 def test_a_table_that_nothing_else_explains_is_refused_for_its_own_fault(tmp_path, text, words):

@@ -215,7 +215,7 @@ ERRORS = [
     Case(
         "folders where there are none",
         lambda raw: (empty_raw(raw), save_picture(raw / "a.png", 1)),
-        ("one folder a class", "no such folders"),
+        ("one folder per class", "no such folders"),
     ),
     Case(
         "a missing images folder",
@@ -239,7 +239,7 @@ ERRORS = [
     ),
     Case("no table", remove("labels.csv"), ("the table labels.csv", "no such file"), CSV),
     Case("empty csv", write("labels.csv", b""), ("an empty file", "header line"), CSV),
-    Case("csv of a header alone", table(), ("at least one row", "a header alone"), CSV),
+    Case("csv with only a header", table(), ("at least one row", "only a header"), CSV),
     Case(
         "csv that is an image",
         lambda raw: picture(1).save(raw / "labels.csv", format="PNG"),
@@ -317,7 +317,7 @@ ERRORS = [
     Case(
         "broken JSON",
         write("annotations.json", b'{"images": [\n}'),
-        ("no legal JSON", "line 2 column 1"),
+        ("invalid JSON", "line 2 column 1"),
         COCO,
     ),
     Case("JSON of another kind", write("annotations.json", b"[]"), ("the lists images", "no list 'images'"), COCO),

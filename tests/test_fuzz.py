@@ -217,5 +217,5 @@ def test_deep_and_encoded_annotations_are_refused(tmp_path):
     text = (raw / "annotations.json").read_text()
     for spoilt in ("[" * 200_000, text.replace("cracked", "\\ud800"), text.replace("p0.jpg", "\\ud800.jpg")):
         (raw / "annotations.json").write_text(spoilt)
-        with pytest.raises(DataError, match="no legal JSON"):
+        with pytest.raises(DataError, match="invalid JSON"):
             read_rows(make_domain(layout="coco"), raw)

@@ -32,7 +32,7 @@ from samples import (
 )
 
 from components.data.accounts import explain_given, warn_of_ignored
-from components.data.annotations.foreign import MENDS, PICTURES
+from components.data.annotations.foreign import HINTS, PICTURES
 from components.data.annotations.layouts import read_tree
 from components.data.stages import STAGES
 from components.data.store.describing import describe_folder, write_domain
@@ -608,7 +608,7 @@ def test_what_is_not_read_is_refused_by_name_at_import_and_in_check(tmp_path, na
     with pytest.raises(DataError) as caught:
         understand(tmp_path)
     assert name in str(caught.value), str(caught.value)
-    assert any(hint in caught.value.hint for hint in [*MENDS.values(), *(hint for _, hint in PICTURES.values())]) or (
+    assert any(hint in caught.value.hint for hint in [*HINTS.values(), *(hint for _, hint in PICTURES.values())]) or (
         any(word in caught.value.hint for word in ("csv", "8-bit", "Unpack"))
     )
     for kind in ("folders", "voc", "coco"):

@@ -69,7 +69,7 @@ def test_features_that_cannot_tell_are_no_witness():
     judgement = find_suspects(frame, weak, [])
     assert judgement.suspects == ()
     assert judgement.accuracy < 0.5
-    assert "too few to speak against a label" in judgement.note
+    assert "too little to cast doubt on a label" in judgement.note
 
 
 def test_a_label_is_as_doubtful_as_the_model_deserves():

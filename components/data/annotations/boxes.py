@@ -1,4 +1,4 @@
-"""Boxes of annotations: numbers that can be pixels, and edges that stand out of their picture by a little."""
+"""Boxes of annotations: checks their numbers, and clips boxes that exceed their picture by a little."""
 
 import math
 from collections import Counter
@@ -10,15 +10,15 @@ from components.data.annotations.columns import read_size
 from components.data.manifest import Reading, Row
 from components.data.sources.images import Box
 
-EDGE = 2  # pixels: what rounding, and counting from 1 instead of 0, put over an edge
+EDGE = 2  # pixels by which rounding, and counting from 1 instead of 0, can exceed an edge
 CLIPPED = f"boxes up to {EDGE} pixels over the edge of their picture, clipped"
 
 
 def clip_boxes(reading: Reading, raw: Path) -> Reading:
-    """The reading with boxes that stand up to EDGE pixels out of their picture cut at its edge, and counted.
+    """Clip boxes that exceed their picture by up to EDGE pixels, and count them in the reading's notes.
 
-    The size is the one that the annotation states, which validation compares with the picture's, else the picture's.
-    A box that stands out further stays, and validation refuses it.
+    The size is the one that the annotation states (validation compares it with the picture's), else the picture's own.
+    A box that exceeds it further stays as it is, and validation refuses it.
     """
     sizes: dict[str, tuple[int, int] | None] = {}
     notes = Counter(reading.notes)
@@ -35,7 +35,7 @@ def _clip_row(row: Row, raw: Path, sizes: dict[str, tuple[int, int] | None], not
         if row.path not in sizes:
             sizes[row.path] = read_size(raw / row.path)
         size = sizes[row.path]
-    if size is None:  # which validation explains
+    if size is None:  # validation reports why the picture has no size
         return row
     clipped = [clip(box, *size) for box in written]
     if clipped == written:
@@ -45,7 +45,7 @@ def _clip_row(row: Row, raw: Path, sizes: dict[str, tuple[int, int] | None], not
 
 
 def clip(box: Box, width: int, height: int) -> Box:
-    """The box cut at the picture's edges where it stands out by at most EDGE pixels; else the box itself."""
+    """The box clipped to the picture where it exceeds it by at most EDGE pixels; else the box unchanged."""
     x0, y0, x1, y1 = box
     if min(x0, y0) < -EDGE or x1 > width + EDGE or y1 > height + EDGE:
         return box
@@ -54,12 +54,12 @@ def clip(box: Box, width: int, height: int) -> Box:
 
 
 def count_marked(marks: Iterable[str], words: str) -> dict[str, int]:
-    """Notes of how often each mark was found: `{"objects marked difficult, read as any other": 3}`."""
+    """Notes with the number of times each mark was found: `{"objects marked difficult, read as any other": 3}`."""
     return {words.format(mark): number for mark, number in sorted(Counter(marks).items())}
 
 
 def is_number(value: object) -> bool:
-    """A finite number that fits a column of pixels, or its text."""
+    """Whether `value` is a finite number below 1e9 (as a number or as text), so that it can be a pixel coordinate."""
     try:
         return not isinstance(value, bool) and math.isfinite(float(value)) and abs(float(value)) < 1e9  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

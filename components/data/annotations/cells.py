@@ -1,4 +1,7 @@
-"""The bytes of a table as a frame of text, whatever program wrote them: encoding, delimiter, header, empty lines."""
+"""Reads a table's bytes into a frame of text, whatever program wrote them.
+
+Finds the encoding and the delimiter; handles headers, comments, empty lines and trailing delimiters.
+"""
 
 import csv
 import io
@@ -14,13 +17,13 @@ from components.errors import DataError
 
 DELIMITERS = (",", ";", "\t", "|")
 PLAIN = ("utf-8", "utf8", "utf-8-sig")  # names under which UTF-8 is declared
-SAMPLE = 200  # records from which the form is judged
+SAMPLE = 200  # records from which encoding and delimiter are guessed
 BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as it was read. lines: of each row, its line in the file (csv) or its number from 1 (parquet)."""
+    """A table as it was read. lines: for each row its line in the file (csv) or its number from 1 (parquet)."""
 
     frame: pl.DataFrame
     lines: list[int]
@@ -28,17 +31,17 @@ class Sheet:
 
 
 def find_form(data: bytes, encoding: str | None = None) -> dict[str, str]:
-    """`encoding` and `delimiter` of a csv file, as options of the layout. Raises ValueError for what is no text."""
+    """`encoding` and `delimiter` of a csv file, as options of the layout. Raises ValueError if `data` is not text."""
     encoding = encoding or find_encoding(data)
     return {"encoding": encoding, "delimiter": find_delimiter(decode(data, encoding))}
 
 
 def find_encoding(data: bytes) -> str:
-    """By its byte order mark, else UTF-8 where it is legal, else what Windows writes in western Europe."""
+    """The encoding by byte order mark, else UTF-8 where the bytes are valid, else cp1252 (Windows, western Europe)."""
     for mark, name in BOMS:
         if data.startswith(mark):
             return name
-    if data[:400].count(b"\0") > len(data[:400]) // 4:  # two bytes per sign, and no mark
+    if data[:400].count(b"\0") > len(data[:400]) // 4:  # two bytes per character, and no byte order mark
         return "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
     for name in ("utf-8", "cp1252"):
         try:
@@ -50,14 +53,17 @@ def find_encoding(data: bytes) -> str:
 
 
 def find_strange_words(text: str) -> list[str]:
-    """Words that are mostly other signs than ASCII, where most words with such signs are: no western European text."""
+    """Words that are mostly non-ASCII, if that holds for most words with non-ASCII characters; else none.
+
+    Such words show that the text is not in a western European encoding.
+    """
     words = re.findall(r"[^\s,;|\"'()/\\]*[^\x00-\x7f][^\s,;|\"'()/\\]*", text)
     strange = [word for word in words if len(word) > 2 and sum(sign > "\x7f" for sign in word) > 0.6 * len(word)]
     return strange if 2 * len(strange) > len(words) else []
 
 
 def decode(data: bytes, encoding: str) -> str:
-    """The text, with `\\n` at the end of every line. Raises ValueError for another encoding, and for no text."""
+    """The text, with `\\n` as line end. Raises ValueError for bytes in another encoding, or that are not text."""
     if data.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"%PDF")):
         raise ValueError("a picture or document instead of text")
     if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
@@ -70,7 +76,7 @@ def decode(data: bytes, encoding: str) -> str:
 
 
 def find_delimiter(text: str) -> str:
-    """The mark that splits the first line into columns and the other lines into as many; a comma where none does."""
+    """The delimiter that splits most lines into as many columns as the first line; a comma where none does."""
     if declared := re.match(r"sep=(.)\n", text):
         return declared[1]
     best, most = ",", 1.0
@@ -88,31 +94,31 @@ def find_delimiter(text: str) -> str:
 
 
 def load_sheet(layout: Csv | Parquet, file: Path, table: str) -> Sheet:
-    """The whole table; everything in a csv is text. Raises DataError for what cannot be read.
+    """Load the whole table; all values of a csv are text. Raises DataError if the file cannot be read.
 
-    table: its path below raw/, for messages.
+    table: the file's path below raw/, for messages.
     """
     form = "comma-separated UTF-8 text with a header line" if layout.kind == "csv" else "parquet"
     try:
         sheet = _load_csv(layout, file, table) if isinstance(layout, Csv) else _load_parquet(file)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, csv.Error) as error:
         found = "an empty file" if file.stat().st_size == 0 else _brief(error)
-        hint = f"Save it as {form}." + _hint_form(layout, file)
+        hint = f"Save the table as {form}." + _hint_form(layout, file)
         raise DataError(f"table {table}", expected=f"a {layout.kind} table", found=found, hint=hint) from None
     if sheet.frame.is_empty():
         hint = "Write one line per image below the header."
-        raise DataError(f"table {table}", expected="at least one row", found="a header alone", hint=hint)
+        raise DataError(f"table {table}", expected="at least one row", found="only a header", hint=hint)
     return Sheet(_strip_names(sheet.frame, table), sheet.lines, sheet.notes)
 
 
 def _brief(error: BaseException) -> str:
     if isinstance(error, UnicodeError):
-        return "bytes that are no text in its `encoding`"
+        return "bytes that are not valid text in the table's `encoding`"
     return " ".join(str(error).split())[:200]
 
 
 def _hint_form(layout: Csv | Parquet, file: Path) -> str:
-    """What the file looks like, where that is not what the layout says."""
+    """A sentence with the encoding and delimiter that the file seems to have, where the layout says otherwise."""
     if not isinstance(layout, Csv):
         return ""
     try:
@@ -124,7 +130,7 @@ def _hint_form(layout: Csv | Parquet, file: Path) -> str:
 
 def describe_form(options: dict[str, str]) -> str:
     listed = ", ".join(f"{key}: {value!r}" for key, value in options.items())
-    return f" Or write what it looks like into `layout` in domain.yaml: `{listed}`." if options else ""
+    return f" Or write the form that it seems to have into `layout` in domain.yaml: `{listed}`." if options else ""
 
 
 def _load_parquet(file: Path) -> Sheet:
@@ -145,7 +151,7 @@ def _load_csv(layout: Csv, file: Path, table: str) -> Sheet:
     for line, record in body:
         if len(_trim(record)) > width:
             expected, found = f"at most {width} columns, as in the header", f"{len(record)}"
-            hint = "Put quotes around cells that hold the delimiter, or name the right one." + _hint_form(layout, file)
+            hint = "Quote cells that contain the delimiter, or name the right delimiter." + _hint_form(layout, file)
             where = f"table {table}, line {line}"
             raise DataError(where, expected=f"a csv table with {expected}", found=found, hint=hint)
     names = [name.strip() or f"column_{number}" for number, name in enumerate([*head, *[""] * (width - len(head))], 1)]
@@ -164,7 +170,7 @@ def _filled(cell: str | None) -> bool:
 
 
 def _records(text: str, delimiter: str, most: int | None = None) -> list[tuple[int, list[str]]]:
-    """(line, cells) of every record that is not empty; the comment above a header goes. Raises csv.Error."""
+    """(line, cells) of every record that is not empty, without the comments above a header. Raises csv.Error."""
     start = text.index("\n") + 1 if re.match(r"sep=.\n", text) else 0
     reader = csv.reader(io.StringIO(text[start:]), delimiter=delimiter, skipinitialspace=True, strict=True)
     records, line = [], 1 + bool(start)
@@ -182,18 +188,18 @@ def _records(text: str, delimiter: str, most: int | None = None) -> list[tuple[i
 
 
 def _is_comment(record: list[str], following: list[str]) -> bool:
-    """A line above the header that starts with `#` and has other columns than the next one."""
+    """Whether a line above the header starts with `#` and has another number of columns than the next line."""
     return record[0].lstrip().startswith("#") and len(record) != len(following)
 
 
 def _without_comments(body: list[tuple[int, list[str]]], width: int) -> tuple[list[tuple[int, list[str]]], int]:
-    """Records but for lines that start with `#` and have fewer columns than the header; how many those are."""
+    """Records without lines that start with `#` and have fewer columns than the header, and the number of those."""
     kept = [(line, record) for line, record in body if not (record[0].startswith("#") and len(record) < width)]
     return kept, len(body) - len(kept)
 
 
 def _trim(record: list[str]) -> list[str]:
-    """Without the empty cells that stand after trailing delimiters."""
+    """The record without the empty cells after trailing delimiters."""
     end = len(record)
     while end and not record[end - 1].strip():
         end -= 1

@@ -1,4 +1,4 @@
-"""COCO: each annotation's box becomes one crop of its picture, or each picture has all its categories."""
+"""COCO: each annotation's box becomes one crop of its picture; for multilabel, each picture gets all its categories."""
 
 import json
 import math
@@ -46,7 +46,7 @@ EXPORT_AGAIN = "Export the file again."
 
 @dataclass(frozen=True)
 class _File:
-    """One COCO file, which is a space of ids of its own."""
+    """One COCO file; its ids are unique only within the file."""
 
     path: str
     wanted: Wanted
@@ -57,13 +57,16 @@ class _File:
 
 
 def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> Reading:
-    """A row an annotation, cut out by its box, or, where all labels are wanted, a row a picture."""
+    """One row per annotation, cropped by its box; for multilabel, one row per picture with all its labels.
+
+    Raises DataError for a file that is not COCO, or whose ids contradict one another.
+    """
     images = require_folder(raw, layout.images, layout)
     pictures = [path for path in walk_files(raw, images) if path.lower().endswith(SUFFIXES)]
     if not pictures:
         refuse_layout(raw, layout, f"images in {layout.images!r}", "none")
     index, rows, listed, notes = Index(walk_files(raw), images), list[Row](), list[Row](), Counter[str]()
-    wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))  # which `split: given` keeps
+    wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))  # needed by `split: given`
     for path, parts in _annotation_files(layout, raw).items():
         found, entries = _coco_rows(path, raw, index, wanted, notes)
         rows += [replace(row, columns={**row.columns, **parts}) for row in found]
@@ -75,7 +78,7 @@ def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> Reading:
 
 
 def read_coco_file(file: Path, index: Index) -> Reading:
-    """The boxes of one file anywhere on disk, in pictures of the index; a row without one where a picture has none."""
+    """The boxes of one file anywhere on disk, in pictures of the index; a picture without boxes gives a row without."""
     notes = Counter[str]()
     rows, listed = _coco_rows(file.name, file.parent, index, Wanted(), notes)
     named = {row.path for row in rows}
@@ -83,7 +86,7 @@ def read_coco_file(file: Path, index: Index) -> Reading:
 
 
 def _annotation_files(layout: Coco, raw: Path) -> dict[str, dict[str, str]]:
-    """The files that `annotations` names, each with the split that its name speaks of."""
+    """The files that `annotations` names, each with the split that its name contains."""
     if PART.search(layout.annotations):
         if matched := match_parts(layout.annotations, walk_files(raw)):
             return {path: name_columns(parts) for path, parts in matched.items()}
@@ -100,7 +103,7 @@ def _annotation_files(layout: Coco, raw: Path) -> dict[str, dict[str, str]]:
 
 
 def _coco_rows(path: str, raw: Path, index: Index, wanted: Wanted, notes: Counter[str]) -> tuple[list[Row], list[Row]]:
-    """Rows of one file, and a row for every picture it lists, with or without annotations."""
+    """The rows of one file, and one row for every picture that it lists, with or without annotations."""
     content = _load_coco(raw / path, path, notes)
     numbered = [(number, entry) for number, entry in enumerate(content["annotations"]) if not _is_crowd(entry)]
     notes[CROWDS] += len(content["annotations"]) - len(numbered)
@@ -120,7 +123,7 @@ def _coco_rows(path: str, raw: Path, index: Index, wanted: Wanted, notes: Counte
 
 
 def _identify(value: object) -> Id:
-    """An id as it is looked up: 3, 3.0 and "3" are one id, for the file they stand in means one thing by them."""
+    """An id in the form in which it is looked up: 3, 3.0 and "3" are the same id within one file."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and re.fullmatch(r"0|-?[1-9]\d{0,17}", value.strip()):
@@ -141,7 +144,10 @@ def _contradict(path: str, what: str, first: object, second: object, hint: str) 
 
 
 def _name_categories(categories: Iterable[Entry], used: set[Id], path: str) -> dict[Id, str]:
-    """The name of every id. Raises DataError for an id of two names, and for a name of two ids that are both used."""
+    """The name of every category id.
+
+    Raises DataError for an id with two names, and for a name with two ids that are both used.
+    """
     names: dict[Id, str] = {}
     for entry in categories:
         key, name = _identify(entry["id"]), str(entry.get("name") or "").strip()
@@ -158,7 +164,7 @@ def _name_categories(categories: Iterable[Entry], used: set[Id], path: str) -> d
 
 
 def _add_picture(file: _File, entry: Entry, where: str) -> None:
-    """The picture of an entry, by its id. Raises DataError where the id is another picture's already."""
+    """Register the picture of an entry under its id. Raises DataError if the id belongs to another picture."""
     if not isinstance(name := entry.get("file_name"), str) or not name:
         raise DataError(where, expected="an id and a file_name", found=repr(dict(entry))[:100], hint=EXPORT_AGAIN)
     picture, problem = resolve_picture(name, file.index, where)
@@ -166,7 +172,7 @@ def _add_picture(file: _File, entry: Entry, where: str) -> None:
     key, many = _identify(entry["id"]), file.wanted.many
     before = file.pictures.get(key)
     if before and before.path != picture:
-        hint = "Number the images anew, with their annotations, and export the file again."
+        hint = "Give the images and their annotations new ids, and export the file again."
         raise _contradict(file.path, f"image id {entry['id']!r}", before.path, picture, hint)
     file.notes["images listed twice under one id"] += before is not None
     file.pictures[key] = Row(
@@ -181,13 +187,13 @@ def _add_picture(file: _File, entry: Entry, where: str) -> None:
 
 
 def _is_end(name: str, picture: str) -> bool:
-    """Whether a name is a bare one, or the end of its picture's path."""
+    """Whether a name is a bare file name, or the end of its picture's path."""
     plain = posixpath.normpath(name.replace("\\", "/"))
     return "/" not in plain or f"/{picture}".endswith(f"/{plain}")
 
 
 def _refuse_two_ids(file: _File, annotated: set[Id]) -> None:
-    """Give a problem to pictures that are listed under several ids, each with annotations of its own."""
+    """Give a problem to pictures that are listed under several ids, if several of these have annotations."""
     ids: dict[str, list[Id]] = {}
     for key, picture in file.pictures.items():
         ids.setdefault(picture.path, []).append(key)
@@ -198,13 +204,13 @@ def _refuse_two_ids(file: _File, annotated: set[Id]) -> None:
             file.notes["images listed twice, annotated under one id alone"] += 1
             continue
         found = f"the ids {' and '.join(map(repr, both[:4]))} of {path} in {file.path}"
-        problem = reason("one id per picture", found, "Keep one of them, and number its annotations by it.")
+        problem = reason("one id per picture", found, "Keep one id, and use it in all annotations of the picture.")
         for key in keys:
             file.pictures[key] = replace(file.pictures[key], problem=problem)
 
 
 def _count_annotation_ids(file: _File, numbered: Iterable[tuple[int, Entry]]) -> None:
-    """Nothing is looked up by the id of an annotation, so that two that share one are both read."""
+    """Note annotation ids that occur twice. Both annotations are read, because nothing is looked up by these ids."""
     first: dict[Id, Entry] = {}
     twice = []
     for _, entry in numbered:
@@ -226,7 +232,7 @@ def _is_crowd(annotation: Entry) -> bool:
 
 
 def _passed_over(annotation: Entry, wanted: Wanted) -> Iterator[str]:
-    """What an annotation says that no row holds."""
+    """A note for everything in an annotation that no row holds."""
     attributes = annotation.get("attributes")
     marks = {**attributes, **annotation} if isinstance(attributes, dict) else annotation
     for mark in MARKS:
@@ -238,15 +244,15 @@ def _passed_over(annotation: Entry, wanted: Wanted) -> Iterator[str]:
 
 
 def _load_coco(file: Path, path: str, notes: Counter[str]) -> dict[str, list[Entry]]:
-    """The three lists of a COCO file. Ids must be plain, because they are looked up."""
+    """The three lists of a COCO file. Raises DataError if a list is missing, or an id is not a number or a text."""
     expected, hint = "a COCO file with the lists images, annotations and categories", "Export the file again."
     try:
         data = file.read_bytes()
         content = json.loads(data)
-        if re.search(rb"\\u[dD][89abAB]", data):  # halves of a sign, which no table can hold
+        if re.search(rb"\\u[dD][89abAB]", data):  # lone surrogates, which no table can hold
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise DataError(path, expected=expected, found=f"no legal JSON: {brief(error)}", hint=hint) from None
+        raise DataError(path, expected=expected, found=f"invalid JSON: {brief(error)}", hint=hint) from None
     _leave_out_captions(content, notes)
     for key in ("images", "annotations", "categories"):
         entries = content.get(key) if isinstance(content, dict) else None
@@ -266,7 +272,7 @@ def _is_caption(entry: object) -> bool:
 
 
 def _leave_out_captions(content: Any, notes: Counter[str]) -> None:
-    """COCO keeps sentences about its pictures in files like those of its boxes."""
+    """Remove captions, which COCO stores in files of the same form as boxes, and note their number."""
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if isinstance(annotations, list):
         kept = [
@@ -281,7 +287,7 @@ def _leave_out_captions(content: Any, notes: Counter[str]) -> None:
 
 
 def _coco_row(file: _File, annotation: Entry, number: int) -> Row:
-    """One annotation; what is wrong with it becomes the row's problem, at its picture where that is known."""
+    """The row of one annotation. A fault becomes the row's problem, with the picture's path if that is known."""
     where, many = f"{file.path}, annotations[{number}]", file.wanted.many
     picture = file.pictures.get(_identify(annotation["image_id"]))
     label = file.names.get(_identify(annotation["category_id"]))
@@ -310,7 +316,7 @@ def _coco_row(file: _File, annotation: Entry, number: int) -> Row:
 
 
 def _coco_box(annotation: Entry) -> Box | None:
-    """The box in whole pixels, ends exclusive; from the polygons where there is no box; None where neither will do."""
+    """The box in whole pixels, ends exclusive; from the segmentation if there is no bbox; None if neither is valid."""
     bbox, polygons = annotation.get("bbox") or None, annotation.get("segmentation")
     if isinstance(bbox, list) and len(bbox) == 4 and all(is_number(value) for value in bbox):
         x, y, width, height = map(float, bbox)
@@ -324,9 +330,9 @@ def _coco_box(annotation: Entry) -> Box | None:
 
 
 def _run_box(mask: Entry) -> Box | None:
-    """The extent of a run-length mask, `{"counts": [...] or "...", "size": [height, width]}`; None where it has none.
+    """The extent of a run-length mask, `{"counts": [...] or "...", "size": [height, width]}`; None if it is empty.
 
-    The counts are runs of pixels off and on in turn, column by column.
+    The counts are the lengths of alternating runs of 0 and 1, column by column.
     """
     counts, size = mask.get("counts"), mask.get("size")
     counts = _unpack_counts(counts) if isinstance(counts, str) else counts
@@ -345,7 +351,10 @@ def _run_box(mask: Entry) -> Box | None:
 
 
 def _unpack_counts(text: str) -> list[int] | None:
-    """The counts of a packed run-length mask: five bits per sign, the lowest first; from the third on differences."""
+    """The counts of a compressed run-length mask; None if the text is invalid.
+
+    A character holds five bits, the lowest first; from the third count on, the text holds differences.
+    """
     counts, value, shift = list[int](), 0, 0
     for sign in text:
         code = ord(sign) - 48
@@ -372,7 +381,7 @@ def _coco_size(entry: Entry) -> tuple[int, int] | None:
 
 
 def _join_labels(pictures: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
-    """One row a picture, with the labels of all its annotations; what cannot be read stays a row of its own."""
+    """One row per picture with the labels of all its annotations; an annotation with a problem keeps its own row."""
     joined = {row.path: row for row in pictures}
     broken = []
     for row in rows:
@@ -393,7 +402,10 @@ def _join_labels(pictures: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
 
 
 def _columns(entry: Entry, wanted: Wanted, above: Mapping[str, str | None] | None = None) -> dict[str, str | None]:
-    """The keys wanted, and the split where one is named; of an annotation what its picture has, where it has none."""
+    """The values of the columns wanted, and the split if one is named.
+
+    above: the columns of the annotation's picture, which fill in what the annotation lacks.
+    """
     found = {name: _text(entry.get(name)) or (above or {}).get(name) for name in (*wanted.columns, "split")}
     return {name: value for name, value in found.items() if value is not None or name in wanted.columns}
 
@@ -412,5 +424,5 @@ def list_further_keys(domain: Domain, raw: Path) -> list[str]:
 
 
 def _text(value: object) -> str | None:
-    """A further key as text; what is no plain value counts as missing."""
+    """The value of a further key as text; None for a list or an object."""
     return str(value).strip() or None if isinstance(value, str | int | float) and not isinstance(value, bool) else None

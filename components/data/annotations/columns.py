@@ -1,7 +1,7 @@
-"""Which table describes the pictures, and which of its columns say what.
+"""Finds the table that describes the pictures, and the meaning of its columns.
 
-A table describes pictures when one column names them and another one, or several of 0 and 1, label them. What is found
-becomes options of the layout, so that it is written down; what a user named is not searched for.
+A table describes pictures if one column names them and another column, or several columns of 0 and 1, label them. What
+is found becomes options of the layout, so that domain.yaml states it. What a user named is not searched for.
 """
 
 import posixpath
@@ -24,8 +24,8 @@ from components.errors import DataError, TesseraError
 
 TABLES = {"csv": (".csv", ".tsv", ".tab"), "parquet": (".parquet",)}
 FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-UNKNOWN = ("", "-1", "-1.0", "nan", "na", "n/a", "null", "none", "?", "u")  # beside 0 and 1: nobody knows
-#: Words by which columns are known, the best first; compared without case, blanks and underscores.
+UNKNOWN = ("", "-1", "-1.0", "nan", "na", "n/a", "null", "none", "?", "u")  # cells beside 0 and 1 that mean "not known"
+#: Names that identify columns, the best first; compared without case, blanks and underscores.
 IMAGE_WORDS = (
     *("image", "images", "imagepath", "imagefile", "imagefilename", "imagename", "img", "imgpath", "imgname"),
     *("file", "files", "filename", "filepath", "path", "picture", "photo", "imageid", "imgid", "id", "name", "uid"),
@@ -36,7 +36,7 @@ LABEL_WORDS = (
     *("groundtruth", "gt", "annotation", "tag", "tags", "y", "classid", "labelid", "categoryid", "type", "quality"),
 )
 WEAK = ("type", "quality", "severity", "tag", "tags", "annotation")
-#: Columns that divide, number or measure pictures: never a label, whatever stands in them.
+#: Columns that divide, number or measure pictures: never the label, whatever they contain.
 NO_LABELS = {
     *("fold", "folds", "kfold", "split", "set", "subset", "partition", "phase", "usage", "istrain", "train", "istest"),
     *("test", "isval", "isvalid", "val", "valid", "validation", "index", "unnamed0", "id", "width", "height", "size"),
@@ -55,22 +55,22 @@ SIZES = (
     *(("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height")),
     *(("bboxx", "bboxy", "bboxwidth", "bboxheight"), ("bboxx", "bboxy", "bboxw", "bboxh")),
 )
-SAMPLE = 200  # rows from which a column is judged
-ALPHABETS = ("cp1251", "gb18030", "shift_jis", "big5", "euc_kr", "cp1253", "cp1250")  # for tables without any mark
-NEARLY = 0.8  # share of rows with exactly one 1 from which on the others may be mistakes
-MOST_CLASSES = 100  # different values in a column of labels that no name gives away
+SAMPLE = 200  # rows by which a column is judged
+ALPHABETS = ("cp1251", "gb18030", "shift_jis", "big5", "euc_kr", "cp1253", "cp1250")  # for tables without a mark
+NEARLY = 0.8  # if at least this share of rows has exactly one 1, the other rows may be mistakes
+MOST_CLASSES = 100  # most different values in a label column that is not identified by its name
 
 Table = Csv | Parquet
 T = TypeVar("T", bound=Csv | Parquet)
 
 
 class UnclearTableError(DataError):
-    """A table that names pictures; which column says what about them is not clear."""
+    """A table names pictures, but the meaning of its columns is not clear."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A table that describes pictures. sure: by the name of its columns, not only because nothing else is left."""
+    """A table that describes pictures. sure: whether the names of its columns say so, not only the lack of others."""
 
     layout: Table
     pictures: frozenset[str]
@@ -78,7 +78,7 @@ class Found:
 
 
 def suggest_table(raw: Path, files: Sequence[str]) -> Found | None:
-    """The table that describes most pictures, with its options filled in; None where none does."""
+    """The table that describes most pictures, with its options filled in; None if no table describes any."""
     return min(
         list_described(raw, files),
         key=lambda each: (-len(each.pictures), each.layout.table.count("/"), each.layout.table),
@@ -87,7 +87,7 @@ def suggest_table(raw: Path, files: Sequence[str]) -> Found | None:
 
 
 def list_described(raw: Path, files: Sequence[str]) -> list[Found]:
-    """Every table whose options can be filled in."""
+    """All tables whose options can be filled in."""
     found = []
     for kind in (Csv, Parquet):
         for path in list_tables(kind().kind, files):
@@ -99,14 +99,14 @@ def list_described(raw: Path, files: Sequence[str]) -> list[Found]:
 
 
 def is_weakly_named(layout: Table) -> bool:
-    """Whether the column of labels has a name that many tables give to something else."""
+    """Whether the label column has a name that many tables use for something else."""
     return _word(layout.label) in WEAK
 
 
 def refuse_unclear_tables(raw: Path, files: Sequence[str], *, any_error: bool = False) -> None:
-    """Raise the DataError of a table that names pictures, but says in several columns or in none what they are.
+    """Raise the DataError of a table that names pictures, but labels them in several columns or in none.
 
-    any_error: also that of a table which may be about anything.
+    any_error: also raise the error of a table that may describe something else.
     """
     for kind in (Csv, Parquet):
         for path in list_tables(kind().kind, files):
@@ -118,16 +118,16 @@ def refuse_unclear_tables(raw: Path, files: Sequence[str], *, any_error: bool = 
 
 
 def list_tables(kind: str, files: Iterable[str]) -> list[str]:
-    """Tables of a kind, the one on top first."""
+    """Paths of the tables of a kind, those in upper folders first."""
     return sorted(
         (path for path in files if path.lower().endswith(TABLES[kind])), key=lambda path: (path.count("/"), path)
     )
 
 
 def complete_table(layout: Table, raw: Path) -> Table:
-    """The layout with everything found that it does not name.
+    """The layout with all options that it does not name filled in from the table.
 
-    Raises DataError with the `--layout` line to write where more than one column will do, or none.
+    Raises DataError with the `--layout` line to write if several columns fit an option, or none.
     """
     files = walk_files(raw)
     if "table" in layout.model_fields_set:
@@ -146,10 +146,10 @@ def complete_table(layout: Table, raw: Path) -> Table:
 
 
 def find_flags(frame: pl.DataFrame, layout: Table) -> tuple[str, ...]:
-    """Columns that hold 0 and 1: the classes of a table with a column for each.
+    """Columns that hold 0 and 1: the classes of a table with one column per class.
 
-    A column that also has marks for "not known" is one of them where others have none, so that no class is lost: who
-    reads the table refuses such a cell by its line.
+    A column that also contains marks for "not known" counts if others contain none, so that no class is lost; the
+    reader of the table then refuses such a cell and names its line.
     """
     plain = [
         name
@@ -164,7 +164,7 @@ def find_flags(frame: pl.DataFrame, layout: Table) -> tuple[str, ...]:
 
 
 def find_pictures(text: str, index: Index) -> list[str]:
-    """Pictures that a cell names: from the table's folder, from the top, by bare name or stem, or by a path's end."""
+    """Pictures that a cell names: by path from the table's folder or the top, by name or stem, or by a path's end."""
     plain, outside = posixpath.normpath(text.replace("\\", "/")), is_outside(text)
     found = [] if outside else index.find(text)
     if not found and not outside and plain in index.files:
@@ -174,7 +174,7 @@ def find_pictures(text: str, index: Index) -> list[str]:
 
 
 def is_outside(text: str) -> bool:
-    """Whether a path starts elsewhere than in the raw folder, as another machine's does."""
+    """Whether a path is absolute or leads out of the raw folder, like a path from another machine."""
     plain = posixpath.normpath(text.replace("\\", "/"))
     return plain.startswith(("/", "../")) or re.match(r"[A-Za-z]:/", plain) is not None
 
@@ -185,7 +185,7 @@ def find_split_column(frame: pl.DataFrame) -> str | None:
 
 
 def _search(layout: Table, raw: Path, files: Sequence[str]) -> Found:
-    """Fill in one table's options. Raises DataError."""
+    """Fill in the options of one table. Raises DataError if they cannot be determined."""
     table = resolve_inside(layout.table, "", "layout.table")
     if not (raw / table).is_file():
         return Found(layout, frozenset(), sure=False)
@@ -209,7 +209,7 @@ def _search(layout: Table, raw: Path, files: Sequence[str]) -> Found:
 
 
 def _with(layout: T, **options: Any) -> T:
-    """A changed copy; what is a default stays unnamed."""
+    """A copy with changed options; options with their default value stay unnamed."""
     fields = type(layout).model_fields
     named = {name: getattr(layout, name) for name in layout.model_fields_set} | {
         name: value for name, value in options.items() if value != fields[name].default or name == "table"
@@ -225,7 +225,7 @@ def _find_csv_form(layout: Csv, file: Path, index: Index) -> Csv:
     try:
         found = find_form(file.read_bytes(), layout.encoding if "encoding" in named else None)
     except (ValueError, OSError):
-        return layout  # whose reader says what is wrong
+        return layout  # its reader reports what is wrong
     chosen = _with(layout, **{name: value for name, value in found.items() if name not in named})
     if "encoding" not in named:
         _refuse_other_alphabets(chosen, file)
@@ -235,7 +235,7 @@ def _find_csv_form(layout: Csv, file: Path, index: Index) -> Csv:
 
 
 def _refuse_other_alphabets(layout: Csv, file: Path) -> None:
-    """Raise UnclearTableError where the only sign of an encoding is that its words make no sense in western Europe."""
+    """Raise UnclearTableError if the bytes are text only in a western European encoding, and give no words in it."""
     data = file.read_bytes()
     if layout.encoding not in ("cp1252", "latin-1") or not (words := find_strange_words(decode(data, layout.encoding))):
         return
@@ -257,7 +257,7 @@ def _can_decode(data: bytes, encoding: str) -> bool:
 
 
 def _starts_with_data(layout: Table, file: Path, index: Index) -> bool:
-    """Whether the first line names a picture, as no header does."""
+    """Whether the first line names a picture, which a header does not."""
     try:
         header = load_sheet(layout, file, file.name).frame.columns
     except DataError:
@@ -266,7 +266,7 @@ def _starts_with_data(layout: Table, file: Path, index: Index) -> bool:
 
 
 def _without_mistaken_separator(layout: Table) -> Table:
-    """`separator` joins labels; where it stands between the columns instead, that is what `delimiter` says."""
+    """The layout without a `separator` that is the `delimiter`: `separator` joins labels, not columns."""
     if not isinstance(layout, Csv) or layout.separator is None or layout.separator != layout.delimiter:
         return layout
     return Csv.model_validate({name: getattr(layout, name) for name in layout.model_fields_set - {"separator"}})
@@ -280,7 +280,7 @@ def _word(name: str) -> str:
 
 
 def _texts(frame: pl.DataFrame, name: str, most: int | None = None) -> list[str]:
-    """Cells that are not empty, evenly spread where there are more than `most`."""
+    """The cells of a column that are not empty; at most about `most` of them, evenly spread."""
     column = frame[name]
     if column.dtype.is_nested() or column.dtype == pl.Binary:
         return []
@@ -290,7 +290,7 @@ def _texts(frame: pl.DataFrame, name: str, most: int | None = None) -> list[str]
 
 
 def _find_image(sheet: Sheet, index: Index, layout: Table) -> str:
-    """The column most of whose cells name pictures; by its name where several do."""
+    """The column whose cells name pictures; if several do, the one with the best name. Raises DataError if unclear."""
     shares = {}
     for name in sheet.frame.columns:
         texts = _texts(sheet.frame, name, SAMPLE)
@@ -310,7 +310,10 @@ def _find_image(sheet: Sheet, index: Index, layout: Table) -> str:
 
 
 def _find_label(frame: pl.DataFrame, layout: Table) -> tuple[str | None, bool, bool]:
-    """(column, one_hot, sure): the column of labels, None where columns of 0 and 1 are the classes."""
+    """(column, one_hot, sure) of the labels; the column is None if columns of 0 and 1 are the classes.
+
+    Raises UnclearTableError if several columns may be the label, or none.
+    """
     taken = {layout.image, layout.mask, layout.boxes, *_box_columns(layout)}
     others = [name for name in frame.columns if name not in taken and _texts(frame, name, SAMPLE)]
     worded = sorted((name for name in others if _word(name) in LABEL_WORDS), key=lambda n: LABEL_WORDS.index(_word(n)))
@@ -329,13 +332,16 @@ def _find_label(frame: pl.DataFrame, layout: Table) -> tuple[str | None, bool, b
 
 
 def _say_the_same(frame: pl.DataFrame, names: list[str]) -> bool:
-    """Whether the columns name the same classes by other words: `class_name` and `class_id`."""
+    """Whether the columns name the same classes in different words, such as `class_name` and `class_id`."""
     whole = frame.select(names).unique().height
     return all(frame[name].n_unique() == whole for name in names)
 
 
 def _is_one_hot(frame: pl.DataFrame, flags: list[str], layout: Table) -> bool:
-    """Whether every row has exactly one 1. Raises UnclearTableError where nearly all do, or all but for one column."""
+    """Whether every row has exactly one 1.
+
+    Raises UnclearTableError if nearly all rows do, or all rows without one of the columns.
+    """
     texts = frame.select(pl.col(flags).cast(pl.String).str.strip_chars().str.to_lowercase())
     ones = texts.select(pl.all().replace_strict(FLAGS, default=None).cast(pl.Int64))
     single = ones.select(pl.sum_horizontal(pl.all()) == 1).to_series()
@@ -351,13 +357,13 @@ def _is_one_hot(frame: pl.DataFrame, flags: list[str], layout: Table) -> bool:
         expected="a 1 in exactly one of the columns of 0 and 1, or rows that may have any number",
         found=found,
         hint=f"Where a picture has one label: `{_write_option(layout, one_hot=True)}`, which puts the other rows into "
-        f"quarantine. Where it may show several or none: `{_write_option(layout, one_hot=False)}`. Take columns that "
-        "are no class out of the table.",
+        f"quarantine. Where it may show several or none: `{_write_option(layout, one_hot=False)}`. Remove columns that "
+        "are not a class from the table.",
     )
 
 
 def _refuse_joined(frame: pl.DataFrame, layout: Table) -> None:
-    """Raise UnclearTableError where cells of labels look like several labels, joined."""
+    """Raise UnclearTableError if cells of the label column look like several joined labels."""
     values = set(_texts(frame, layout.label)) if layout.label in frame.columns and not layout.separator else set()
     for mark in "|;,":
         joined = [value for value in values if mark in value]
@@ -366,30 +372,30 @@ def _refuse_joined(frame: pl.DataFrame, layout: Table) -> None:
             raise UnclearTableError(
                 f"table {layout.table}, column {layout.label!r}",
                 expected="one label per picture, or several with the mark that joins them",
-                found=f"{min(known)!r}, beside its parts as labels of their own",
+                found=f"{min(known)!r}, and its parts as labels in other rows",
                 hint=f"Where a picture may show several: `{_write_option(layout, separator=mark)}`. Where such a cell "
                 f"is one label: `{_write_option(layout, label=layout.label)}`.",
             )
 
 
 def _may_be_label(column: pl.Series) -> bool:
-    """Few values, most of them more than once."""
+    """Whether a column has few different values, most of which occur more than once."""
     if column.dtype.is_nested() or column.dtype == pl.Binary:
         return False
     return 2 <= column.drop_nulls().n_unique() <= min(MOST_CLASSES, max(2, len(column) // 2))
 
 
 def unclear_columns(frame: pl.DataFrame, layout: Table, expected: str, able: Sequence[str], option: str) -> DataError:
-    """The error that names the columns and the line to write."""
+    """The error that names the possible columns and the `--layout` line to write."""
     found = f"the columns {', '.join(map(repr, able[:12]))}"
-    hint = f"Name the one that is meant: `{_write_option(layout, **{option: able[0]})}`."
+    hint = f"Name the right one: `{_write_option(layout, **{option: able[0]})}`."
     known = option != "image" or len(able) < len(frame.columns)
     kind = UnclearTableError if known else DataError
     return kind(f"table {layout.table}", expected=expected, found=found, hint=hint)
 
 
 def _write_option(layout: Table, **options: Any) -> str:
-    """The `--layout` line that names these options besides those known."""
+    """The `--layout` line with these options and those that the layout already names."""
     named = {name: getattr(layout, name) for name in type(layout).model_fields if name in layout.model_fields_set}
     text = yaml.safe_dump({"kind": layout.kind} | named | options, default_flow_style=True, sort_keys=False, width=9999)
     text = text.strip() if '"' in text else text.strip().replace("'", '"')
@@ -404,7 +410,7 @@ def _box_columns(layout: Table) -> tuple[str, ...]:
 
 
 def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> Table:
-    """Columns that hold a box per row."""
+    """The layout with the columns that hold one box per row, if there are any."""
     if "crop" in layout.model_fields_set:
         return layout
     words = {_word(name): name for name in reversed(frame.columns)}
@@ -424,7 +430,7 @@ def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> 
 
 
 def _refuse_shares(frame: pl.DataFrame, names: Sequence[str], layout: Table) -> None:
-    """Raise UnclearTableError where no number of a box is over 1, and some are between."""
+    """Raise UnclearTableError if the numbers of the boxes are shares: none above 1, and some between 0 and 1."""
     numbers = [number for name in names for text in _texts(frame, name) for number in parse_numbers(text)]
     if max(numbers) <= 1 and any(0 < number < 1 for number in numbers):
         where, found = f"table {layout.table}, columns {', '.join(names)}", "numbers from 0 to 1, shares of the picture"
@@ -438,7 +444,7 @@ def _is_number_column(frame: pl.DataFrame, name: str) -> bool:
 
 
 def parse_numbers(text: str | None) -> list[float]:
-    """`[1, 2.5, 3, 4]`, `(1 2 3 4)`, `1 2 3 4` as numbers; nothing where anything else stands there."""
+    """The numbers in `[1, 2.5, 3, 4]`, `(1 2 3 4)` or `1 2 3 4`; an empty list for any other text."""
     plain = re.sub(r"[\[\](),\s]+", " ", text or "").split()
     if all(re.fullmatch(r"-?\d{1,9}(\.\d*)?", part) for part in plain):
         return [float(part) for part in plain]
@@ -448,7 +454,7 @@ def parse_numbers(text: str | None) -> list[float]:
 def _find_box_form(
     layout: Table, frame: pl.DataFrame, boxes: Sequence[tuple[int, list[float]]], raw: Path, index: Index
 ) -> Literal["corners", "size"]:
-    """Corners or size: the reading that keeps boxes inside their pictures. Raises DataError where both do."""
+    """Corners or size: the form in which boxes lie inside their pictures. Raises UnclearTableError if both fit."""
     if _word(str(layout.crop)) == "crop" or "box_form" in layout.model_fields_set:
         return layout.box_form
     corners = all(x1 > x0 and y1 > y0 for _, (x0, y0, x1, y1) in boxes)
@@ -460,13 +466,13 @@ def _find_box_form(
             size &= a + c <= limits[0] + 2 and b + d <= limits[1] + 2
     if corners and size:
         both = f"column {layout.crop!r}, whose numbers may be corners (x0 y0 x1 y1) or a size (x y width height)"
-        hint = f"Say which: `{_write_option(layout, box_form='size')}`, or the same with `box_form: corners`."
+        hint = f"Name the form: `{_write_option(layout, box_form='size')}`, or the same with `box_form: corners`."
         raise UnclearTableError(f"table {layout.table}", expected="boxes that have one meaning", found=both, hint=hint)
     return "size" if size else "corners"
 
 
 def read_size(file: Path) -> tuple[int, int] | None:
-    """Upright width and height by the file's header; None where it has none."""
+    """Width and height in pixels, after EXIF rotation, from the file's header; None if it cannot be read."""
     try:
         with Image.open(file, formats=FORMATS) as opened:
             sideways = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)

@@ -1,4 +1,4 @@
-"""Crops out of instance-id masks: a square around each instance, and squares of background without any."""
+"""Crops from instance-id masks: a square around each instance, and squares of background without instances."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,10 +9,11 @@ from PIL import Image
 
 from components.data.sources.images import FORMATS, Box
 
-MIN_CROP = 24  # pixels: less shows no surroundings of an instance
+MIN_CROP = 24  # pixels: a smaller crop shows no surroundings of the instance
 
 
 def read_ids(path: Path) -> NDArray[np.int64]:
+    """The id of every pixel, (H, W). Raises ValueError for a mask with several channels or with float values."""
     with Image.open(path, formats=FORMATS) as opened:
         ids = np.asarray(opened)
     if ids.ndim != 2 or ids.dtype.kind not in "uib":
@@ -21,7 +22,7 @@ def read_ids(path: Path) -> NDArray[np.int64]:
 
 
 def find_boxes(ids: NDArray[np.int64]) -> list[Box]:
-    """x0, y0, x1, y1 (ends exclusive) of every id but 0, in the order of the ids."""
+    """Boxes (x0, y0, x1, y1; ends exclusive) of every id except 0, in the order of the ids."""
     y, x = np.nonzero(ids)
     unique, number = np.unique(ids[y, x], return_inverse=True)
     low = np.full((unique.size, 2), max(ids.shape), dtype=np.int64)
@@ -32,7 +33,7 @@ def find_boxes(ids: NDArray[np.int64]) -> list[Box]:
 
 
 def square_around(box: Box, width: int, height: int) -> Box:
-    """A square half as large again as the box, moved into the picture where it would stand out."""
+    """A square with 1.5 times the box's longer side, shifted to lie inside the picture."""
     x0, y0, x1, y1 = box
     side = min(max(round(1.5 * max(x1 - x0, y1 - y0)), MIN_CROP), width, height)
     left = min(max((x0 + x1 - side) // 2, 0), width - side)
@@ -41,9 +42,9 @@ def square_around(box: Box, width: int, height: int) -> Box:
 
 
 def draw_background(ids: NDArray[np.int64], sides: Iterable[int], digest: str, tries: int = 256) -> list[Box]:
-    """A square without any instance for every side, as far as `tries` random places show one.
+    """For each side length, a square without any instance, if `tries` random places contain one.
 
-    The places depend on the file's sha256 alone: the same picture is always cut the same way.
+    The places depend only on the file's sha256 (`digest`), so a picture always gives the same crops.
     """
     rng = np.random.default_rng(int(digest[:16], 16))
     height, width = ids.shape

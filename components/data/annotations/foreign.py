@@ -1,4 +1,4 @@
-"""What Tessera finds and does not read yet, by name, with what to do: formats of pictures and of annotations."""
+"""Formats of pictures and annotations that Tessera recognises but does not read yet, with a hint for each."""
 
 import json
 import posixpath
@@ -11,24 +11,24 @@ from typing import Any, NamedTuple
 from components.data.sources.images import SUFFIXES, Reason, reason
 from components.errors import DataError
 
-LOOK = 12  # files of one kind that are looked at
-LARGE = 20_000_000  # bytes: a JSON file past this size is no file per picture
-START = 4096  # bytes of a text file that are looked at
+LOOK = 12  # files of one kind that are inspected
+LARGE = 20_000_000  # bytes: a JSON file above this size cannot belong to one picture
+START = 4096  # bytes of a text file that are inspected
 
 Json = Any
 
 
 class Foreign(NamedTuple):
-    """A format of annotations that is not read: its name, one file of it and what to do."""
+    """A format of annotations that is not read: its name, one file as an example, and what to do."""
 
     name: str
     example: str
     hint: str
 
 
-DICOM = "Export the images as 8-bit PNG or JPEG with the intensity window that is meant (your viewer, or dcmtk)."
-SLIDE = "Cut the regions that are meant into tiles, PNG or JPEG (QuPath or OpenSlide do that)."
-VIDEO = "Extract the frames that are meant as images, for instance with `ffmpeg -i FILE frames/%06d.png`."
+DICOM = "Export the images as 8-bit PNG or JPEG with the intensity window you need (with your viewer, or dcmtk)."
+SLIDE = "Cut the regions of interest into tiles, PNG or JPEG (QuPath or OpenSlide do that)."
+VIDEO = "Extract the frames you need as images, for instance with `ffmpeg -i FILE frames/%06d.png`."
 CONTAINER = "Save the images as files and their labels as a csv."
 FURTHER = ".heic .heif .hif .avif .jxl .jp2 .j2k .jpx .jpf .psd .svg .tga .ico .exr .hdr .pbm .pgm .ppm .pnm"
 
@@ -43,13 +43,13 @@ _PICTURES = (
         "Develop it into PNG or JPEG.",
     ),
     ("a video", ".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .flv .mts .m2ts", VIDEO),
-    ("a volume", ".nii .nii.gz .nrrd .mha .mhd .lif .nd2 .oib .oif", "Export the slices that are meant as 8-bit PNG."),
+    ("a volume", ".nii .nii.gz .nrrd .mha .mhd .lif .nd2 .oib .oif", "Export the slices you need as 8-bit PNG."),
 )
-#: Pictures that are not read, by suffix: what they are and what to do.
+#: Formats of pictures that are not read: suffix to (name, hint).
 PICTURES = {suffix: (name, hint) for name, suffixes, hint in _PICTURES for suffix in suffixes.split()}
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z")
 CONTAINERS = (".npy", ".npz", ".h5", ".hdf5", ".tfrecord", ".tfrecords", ".mat", ".lmdb")
-#: First bytes of files whose name has no suffix, as hospital archives leave them.
+#: (offset, first bytes, name, hint) of files without a suffix, as hospital archives export them.
 _MAGIC = (
     (0, b"\xff\xd8\xff", "a JPEG without a suffix", "Rename it to .jpg."),
     (0, b"\x89PNG", "a PNG without a suffix", "Rename it to .png."),
@@ -58,7 +58,7 @@ _MAGIC = (
 
 
 def find_foreign_pictures(raw: Path, files: Iterable[str]) -> dict[str, Reason]:
-    """Pictures (slides, volumes, videos) in formats that are not read, each with what it is and what to do."""
+    """Pictures (also slides, volumes, videos) in formats that are not read, each with its format and what to do."""
     found = {}
     for path in files:
         lower = path.lower()
@@ -78,7 +78,7 @@ def _read_magic(path: Path) -> tuple[str, str] | None:
 
 
 def refuse_foreign_pictures(raw: Path, files: Sequence[str], foreign: Mapping[str, Reason]) -> None:
-    """Raise DataError where no picture is in a format that is read and some are in others, or in containers."""
+    """Raise DataError if no picture is in a format that is read, and some are in other formats or in containers."""
     if any(path.lower().endswith(SUFFIXES) for path in files):
         return
     kinds = Counter(posixpath.splitext(path.lower())[1] or "no suffix" for path in foreign)
@@ -98,7 +98,7 @@ def refuse_foreign_pictures(raw: Path, files: Sequence[str], foreign: Mapping[st
 
 
 def refuse_foreign(raw: Path, files: Sequence[str], where: str, hint: str = "") -> None:
-    """Raise DataError where the annotations are of a format that is known by name and not read."""
+    """Raise DataError if the annotations are in a known format that is not read."""
     if found := find_foreign(raw, files):
         raise DataError(
             where,
@@ -109,20 +109,20 @@ def refuse_foreign(raw: Path, files: Sequence[str], where: str, hint: str = "") 
 
 
 def find_foreign(raw: Path, files: Sequence[str]) -> Foreign | None:
-    """The first known format of annotations that is not read; None where there is none."""
+    """The first known format of annotations that is not read; None if there is none."""
     stems = {_stem(path) for path in files if path.lower().endswith(SUFFIXES)}
     for suffix, name_of in ((".json", _name_json), (".geojson", _name_json), (".xml", _name_xml), (".csv", _name_csv)):
         for path in _sample(files, suffix):
             if name := name_of(raw / path):
-                return Foreign(name, path, MENDS[name])
+                return Foreign(name, path, HINTS[name])
     texts = [path for path in files if path.lower().endswith(".txt") and _stem(path) in stems]
     names = [name for path in texts[:LOOK] if (name := _name_text(raw / path))]
     known = next((name for name in names if names.count(name) * 2 > len(names)), None)
-    return Foreign(known, texts[0], MENDS[known]) if known and known != YOLO else None
+    return Foreign(known, texts[0], HINTS[known]) if known and known != YOLO else None
 
 
 def _sample(files: Sequence[str], suffix: str) -> list[str]:
-    """The first files of every folder, a dozen in all: small sets differ in kind by folder."""
+    """The first file of every folder, then further ones, LOOK in all: formats often differ between folders."""
     named = [path for path in files if path.lower().endswith(suffix)]
     firsts = {posixpath.dirname(path): path for path in reversed(named)}
     return list(dict.fromkeys([*firsts.values(), *named]))[:LOOK]
@@ -202,7 +202,7 @@ def _are_points(entries: Sequence[Json]) -> bool:
 
 
 def _is_point(entry: Json) -> bool:
-    """`[x, y]`, `[x, y, seen]` or `{"x": ..., "y": ...}`, and nothing that could be a box."""
+    """Whether an entry is `[x, y]`, `[x, y, seen]` or `{"x": ..., "y": ...}`, and cannot be a box."""
     if isinstance(entry, dict):
         return {"x", "y"} <= set(entry) and not set(entry) & {"width", "height", "w", "h", "x2", "xmax"}
     return isinstance(entry, list) and len(entry) in (2, 3) and all(isinstance(v, int | float) for v in entry)
@@ -245,7 +245,7 @@ def _name_csv(path: Path) -> str | None:
 
 
 def _name_text(path: Path) -> str | None:
-    """The format of a text file of numbers beside a picture; None where its lines are no such thing."""
+    """The format of a text file of numbers beside a picture; None if its lines are in no known format."""
     lines = [re.split(r"[\s,;]+", line.strip()) for line in _read_start(path).splitlines()[:LOOK] if line.strip()]
     names = {_name_line(cells) for cells in lines}
     return names.pop() if len(names) == 1 else None
@@ -280,7 +280,7 @@ def _read_start(path: Path) -> str:
     return text if len(data) < START else text.rpartition("\n")[0] or text
 
 
-MENDS = {
+HINTS = {
     LABELME: "Convert it to COCO or Pascal VOC (`labelme2coco.py` and `labelme2voc.py` are among the examples in "
     "LabelMe's repository), or sort the pictures into one folder per class.",
     STUDIO: "In Label Studio choose Export, then `COCO` or `Pascal VOC XML` (or `CSV` for one label per picture).",

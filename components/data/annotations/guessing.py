@@ -1,4 +1,4 @@
-"""Which layout a raw folder looks like, and the error that says so when another one was declared."""
+"""Guesses the layout of a raw folder, and raises the error for a folder that does not fit its declared layout."""
 
 import posixpath
 import re
@@ -27,12 +27,12 @@ from components.errors import DataError
 COCO_KEYS = (b'"images"', b'"annotations"', b'"categories"')
 SPLIT_TOKEN = re.compile(rf"(?<![a-z])(?:{'|'.join(SPLIT_WORDS)})(?:\d{{4}})?(?![a-z])", re.IGNORECASE)
 _ROLES = "images image imgs img jpegimages pictures data labels annotations masks raw"
-ROLES = frozenset(_ROLES.split())  # names of folders that are never classes
+ROLES = frozenset(_ROLES.split())  # folder names that are never class names
 _LABELS = """
     good bad ok nok ng io nio normal abnormal anomaly anomalous defect defective defects defect_free pass fail passed
     failed positive negative pos neg benign malignant healthy diseased sick tumor tumour no_tumor yes no true false 0 1
 """
-LABELS = frozenset(_LABELS.split())  # names that are labels wherever they stand
+LABELS = frozenset(_LABELS.split())  # names that are class names at any level
 GROUPS = re.compile(
     r"(?i)(patient|lot|batch|slide|case|subject|part|site|plate|wafer|session|sample|day|line)s?[-_ ]?\w*"
 )
@@ -41,15 +41,15 @@ Folder = tuple[str, ...]  # the parts of a folder's path
 
 
 def guess_layout(raw: Path) -> str | None:
-    """The kind of layout a folder looks like, None when it looks like none."""
+    """The kind of layout that a folder looks like; None if it looks like none."""
     suggested = suggest_layout(raw)
     return suggested.kind if suggested else None
 
 
 def suggest_layout(raw: Path) -> Layout | None:
-    """The layout a folder looks like, with the names of its sub-folders or its table filled in.
+    """The layout that a folder looks like, with the names of its sub-folders or its table filled in.
 
-    Annotation files come first, because they say most; then tables; then the folders themselves.
+    Annotation files are tried first, because they say most; then tables; then the folders themselves.
     """
     files = walk_files(raw) if raw.is_dir() else []
     roles = find_roles(raw, files)
@@ -64,7 +64,7 @@ def suggest_layout(raw: Path) -> Layout | None:
 
 
 def _count_pictures(files: list[str], table: Found) -> int:
-    """Pictures in the folders of which a table names some: it does not describe masks and what lies elsewhere."""
+    """The number of pictures in folders of which the table names some; it does not describe masks and other folders."""
     folders = {posixpath.dirname(path) for path in table.pictures}
     return sum(path.lower().endswith(SUFFIXES) and posixpath.dirname(path) in folders for path in files)
 
@@ -92,7 +92,7 @@ def _suggest_voc(raw: Path, files: Sequence[str], roles: Roles) -> Layout | None
 
 
 def _generalise_pair(images: Iterable[str], annotations: Iterable[str]) -> tuple[str, str] | None:
-    """Both with the part `<folder>` where several folders differ by one name alone, the same names in both."""
+    """Both paths with the part `<folder>`, if each is a set of folders that differ only by one name, equal in both."""
     pieces = [[folder.split("/") for folder in folders] for folders in (images, annotations)]
     if min(map(len, pieces)) < 2 or any(len({*map(len, folders)}) > 1 for folders in pieces):
         return None
@@ -145,7 +145,7 @@ def _is_coco(path: Path) -> bool:
 
 
 def _largest(folders: dict[str, int] | Counter[str]) -> str:
-    """The folder that holds most; folders that differ by the name of a split alone are one, with the part `<split>`."""
+    """The folder with the most files. Folders that differ only by a split's name are one, with the part `<split>`."""
     together = defaultdict[str, list[str]](list)
     for folder in folders:
         together[_generalise(folder)].append(folder)
@@ -166,7 +166,7 @@ def _generalise(folder: str) -> str:
 
 
 def suggest_by_folders(raw: Path, roles: Roles) -> Layout | None:
-    """Class folders, with masks where there are such, or pictures with masks; None where it cannot be told."""
+    """Class folders (with masks, if there are any), or pictures with masks; None if neither fits."""
     folders = {tuple(path.split("/")[:-1]) for path in roles.pictures}
     template = find_template(folders)
     if template is not None:
@@ -185,7 +185,10 @@ def suggest_by_folders(raw: Path, roles: Roles) -> Layout | None:
 
 
 def find_template(folders: Iterable[Folder]) -> Folder | None:
-    """The path above the class folders, with parts in angle brackets for splits, groups and others; None without."""
+    """The path above the class folders, with parts in angle brackets for splits, groups and others.
+
+    None if there are no class folders.
+    """
     known = set(folders)
     if len(known) < 2:
         return None
@@ -203,7 +206,7 @@ def find_template(folders: Iterable[Folder]) -> Folder | None:
 
 
 def _below_splits(shared: Folder, below: set[Folder]) -> Folder | None:
-    """The template of folders that begin with a split; None where a split has one folder alone and no other has it."""
+    """The template of folders that begin with a split; None if one split has a single folder that no other has."""
     seconds = {first: {folder[1] for folder in below if folder[0] == first} for first, *_ in below}
     doubled = all(len(names) == 1 and find_split(min(names)) == find_split(first) for first, names in seconds.items())
     if doubled and all(len(folder) > 2 for folder in below):  # `seg_train/seg_train/sea`
@@ -212,13 +215,13 @@ def _below_splits(shared: Folder, below: set[Folder]) -> Folder | None:
     if inner == () and all(len(folder) == 2 for folder in below):
         for first, names in seconds.items():
             others = set().union(*(seconds[other] for other in seconds if other != first))
-            if len(names) == 1 and not names & others:  # `test/unknown`, `test/images`: no class, as it seems
+            if len(names) == 1 and not names & others:  # `test/unknown`, `test/images`: no class
                 return None
     return _prefix((*shared, "<split>"), inner)
 
 
 def _inside(folders: set[Folder]) -> Folder | None:
-    """As `find_template`, where a single class folder is one as well: the other split may lack the others."""
+    """As `find_template`, but a single class folder is enough: another split may have the other classes."""
     if len(folders) == 1:
         only = next(iter(folders))
         return None if only[-1].casefold() in ROLES else only[:-1]
@@ -226,17 +229,17 @@ def _inside(folders: set[Folder]) -> Folder | None:
 
 
 def _find_class_level(below: set[Folder], firsts: set[str]) -> Folder | None:
-    """Which of the first two levels is the class, where no picture lies directly below the first."""
+    """Which of the first two levels is the class, if no picture lies directly below the first level."""
     pairs = {folder[:2] for folder in below}
     seconds = Counter(second for _, second in pairs)
     numbered = _are_groups(firsts), _are_groups(seconds)
     named = _are_named_groups(firsts), _are_named_groups(seconds)
     numbered = named if named[0] != named[1] else numbered
-    part = "<group>" if numbered[0] and len(firsts) > 2 else "<folder>"  # two groups fill no three splits
+    part = "<group>" if numbered[0] and len(firsts) > 2 else "<folder>"  # two groups cannot fill three splits
     if all(map(find_split, seconds)):
         deeper = {folder[2:] for folder in below}
         return ("<class>", "<split>") if () in deeper else _prefix((part, "<split>"), _inside(deeper))
-    if len(seconds) == 1:  # a folder that stands below each of the first says nothing
+    if len(seconds) == 1:  # a folder that lies below each of the first distinguishes nothing
         without = {(folder[0], *folder[2:]) for folder in below}
         level = _find_class_level(without, firsts) if all(len(folder) > 1 for folder in without) else ()
         return (level[0], *seconds, *level[1:]) if level else level
@@ -259,7 +262,7 @@ def _are_named_groups(names: Iterable[str]) -> bool:
 
 
 def _prefix(shared: Folder, rest: Folder | None) -> Folder | None:
-    """Both together, unless a part would be named twice."""
+    """Both paths joined; None if a part would occur twice."""
     return None if rest is None or set(shared) & set(rest) & {"<split>", "<group>", "<folder>"} else (*shared, *rest)
 
 
@@ -270,7 +273,7 @@ def _common(folders: set[Folder]) -> Folder:
 
 
 def _find_masks_base(images: str, template: Folder, folders: set[Folder], roles: Roles) -> str | None:
-    """The folder above the classes' masks, with the parts of `images`; None where there is none or more than one."""
+    """The folder above the masks of the classes, with the parts of `images`; None if there is none or more than one."""
     if not roles.masks:
         return None
     if roles.beside:
@@ -293,7 +296,7 @@ def _find_masks_base(images: str, template: Folder, folders: set[Folder], roles:
 
 
 def list_choices(raw: Path) -> list[Layout]:
-    """Layouts that a folder could be meant as, for a person to choose from."""
+    """Layouts that may describe the folder, for a person to choose from."""
     files = walk_files(raw)
     roles = find_roles(raw, files)
     found: list[Layout | None] = [suggest_layout(raw), suggest_by_folders(raw, roles)]
@@ -314,7 +317,7 @@ def list_choices(raw: Path) -> list[Layout]:
 
 
 def require_folder(raw: Path, text: str, layout: Layout) -> str:
-    """A folder the layout names, relative to raw/; DataError when it is not there."""
+    """The path, relative to raw/, of a folder that the layout names. Raises DataError if it does not exist."""
     path = resolve_inside(text, "", f"layout {layout.kind}")
     if not (raw / path).is_dir():
         refuse_layout(raw, layout, f"a folder {text!r}", "no such folder")
@@ -323,7 +326,7 @@ def require_folder(raw: Path, text: str, layout: Layout) -> str:
 
 
 def refuse_layout(raw: Path, layout: Layout, expected: str, found: str) -> NoReturn:
-    """Raise the DataError of a tree that is not what the layout says, with what it looks like instead."""
+    """Raise the DataError for a tree that does not fit its layout, with the layout that it looks like."""
     files = walk_files(raw) if raw.is_dir() else []
     refuse_foreign_pictures(raw, files, find_foreign_pictures(raw, files))
     hint = f"Correct the layout (`--layout`, or `layout` in domain.yaml) or the folder.{hint_layout(raw, layout)}"
@@ -331,9 +334,9 @@ def refuse_layout(raw: Path, layout: Layout, expected: str, found: str) -> NoRet
 
 
 def hint_layout(raw: Path, layout: Layout, *, same_kind: bool = True) -> str:
-    """` This looks like ...` with the line to write, where the folder looks like another layout; else nothing.
+    """A sentence with the layout that the folder looks like, if that is another one; else an empty text.
 
-    same_kind: say so too where only the options differ.
+    same_kind: whether a layout of the same kind with other options counts as another one.
     """
     if foreign := hint_foreign(raw):
         return foreign
@@ -344,7 +347,7 @@ def hint_layout(raw: Path, layout: Layout, *, same_kind: bool = True) -> str:
 
 
 def hint_foreign(raw: Path) -> str:
-    """` There is ...` with what to do, where the folder has annotations of a format that is not read; else nothing."""
+    """A sentence with what to do, if the folder has annotations in a format that is not read; else an empty text."""
     foreign = find_foreign(raw, walk_files(raw) if raw.is_dir() else [])
     if foreign is None:
         return ""

@@ -1,9 +1,9 @@
-"""Raw trees to rows: one reader a layout, and the dict that names them.
+"""Raw trees to rows: one reader per layout, and the dict READERS that names them.
 
-A reader only says what the tree says; whether files can be decoded is validation's business. What one file
-gets wrong becomes that row's `problem` and ends in quarantine; what makes the whole tree doubtful (no images,
-an unknown class, a path that leads out of raw/) is a DataError. No reader opens a file it did not find by
-walking raw/ itself, so nothing outside it is ever read.
+A reader only reports what the tree contains; validation checks later whether files can be decoded. A fault of one
+file becomes the `problem` of its row, which ends in quarantine. A fault of the whole tree (no images, an unknown
+class, a path that leads out of raw/) raises DataError. A reader opens only files that it found by walking raw/, so
+nothing outside raw/ is ever read.
 """
 
 import difflib
@@ -50,9 +50,10 @@ Reader = Callable[[Any, Path, Wanted], Reading]
 
 @dataclass(frozen=True)
 class Understood:
-    """A raw folder as its domain understands it: the frame of rows.parquet, and what became of every picture.
+    """A raw folder as its domain's layout reads it.
 
-    pictures: their counts by the rows that have no problem yet.
+    rows: the frame of rows.parquet. account: what became of every picture. pictures: the counts of the account, where
+    all rows without a problem count as used.
     """
 
     rows: pl.DataFrame
@@ -61,16 +62,16 @@ class Understood:
 
 
 def read_rows(domain: Domain, raw: Path, digests: SupportsDigest | None = None) -> pl.DataFrame:
-    """All samples of the raw folder as rows.parquet holds them; see `read_tree`."""
+    """All samples of the raw folder, as rows.parquet holds them; see `read_tree`."""
     return read_tree(domain, raw, digests).rows
 
 
 def read_tree(domain: Domain, raw: Path, digests: SupportsDigest | None = None) -> Understood:
-    """All samples of the raw folder, unvalidated, and the account of its pictures.
+    """All samples of the raw folder, not yet validated, and the account of its pictures.
 
-    `digests` knows the hashes of files that did not change (`Digests`); without it all are read.
+    digests: the hashes of unchanged files (`Digests`); without it every file is hashed.
 
-    Raises DataError when the tree does not fit the layout, or holds a label that is no class of the domain.
+    Raises DataError if the tree does not fit the layout, or contains a label that is no class of the domain.
     """
     require_raw(raw)
     columns = tuple(dict.fromkeys([*([domain.group] if domain.group else []), *domain.slices]))
@@ -96,7 +97,7 @@ def read_tree(domain: Domain, raw: Path, digests: SupportsDigest | None = None) 
 
 
 def find_classes(layout: Layout, raw: Path, *, many: bool = False) -> list[str]:
-    """The labels a raw folder holds, sorted: what a new domain may write as its classes."""
+    """The labels that a raw folder contains, sorted: the classes of a new domain. many: several labels per picture."""
     require_raw(raw)
     if isinstance(layout, Instances):
         return sorted((layout.background, layout.label))
@@ -105,7 +106,7 @@ def find_classes(layout: Layout, raw: Path, *, many: bool = False) -> list[str]:
 
 
 def require_raw(raw: Path) -> None:
-    """Raise DataError unless there is a raw folder with something in it."""
+    """Raise DataError unless the raw folder exists and is not empty."""
     if raw.is_dir() and any(raw.iterdir()):
         return
     found = "an empty folder" if raw.is_dir() else "no such folder"
@@ -114,9 +115,9 @@ def require_raw(raw: Path) -> None:
 
 
 def read_layout(layout: Layout, raw: Path, wanted: Wanted) -> Reading:
-    """The reading of one layout, or of all the layouts that the parts in angle brackets make of it.
+    """Read a raw folder by a layout; a layout with parts in angle brackets is read once per folder that matches.
 
-    The names of these parts become columns of the rows.
+    The names at these parts become columns of the rows. Raises DataError if nothing fits the layout.
     """
     if isinstance(layout, Folders) or not isinstance(layout, Tree) or not layout.parts:
         reading = READERS[layout.kind](layout, raw, wanted)
@@ -138,14 +139,14 @@ def read_layout(layout: Layout, raw: Path, wanted: Wanted) -> Reading:
                 rows.append(replace(row, columns={**row.columns, **name_columns(parts)}))
         ignored |= reading.ignored
         notes.update(reading.notes)
-    rows += [found[0] for found in orphans.values() if len(found) == readings]  # a file that no folder has a picture of
+    rows += [found[0] for found in orphans.values() if len(found) == readings]  # files without a picture in any folder
     if not rows:
         refuse_layout(raw, layout, f"annotated images in folders like {layout.images!r}", "none")
     return Reading(rows, ignored, notes)
 
 
 def _expand(layout: Tree, raw: Path) -> Iterator[tuple[Any, dict[str, str], str | None]]:
-    """A layout per folder that `images` stands for, the names of its parts, and which further path is missing."""
+    """For each folder that `images` matches: its layout, the names of its parts, and a further path that is missing."""
     files = walk_files(raw)
     folders = list_folders(files)
     for base, parts in match_parts(layout.images, folders).items():
@@ -160,7 +161,7 @@ def _expand(layout: Tree, raw: Path) -> Iterator[tuple[Any, dict[str, str], str 
 
 
 def read_folders(layout: Folders, raw: Path, _wanted: Wanted) -> Reading:
-    """A row an image below a class folder. A class that has a folder of masks needs one for each image."""
+    """One row per image below a class folder. If a class has a folder of masks, each of its images needs a mask."""
     files = walk_files(raw)
     folders = list_folders(files)
     bases = match_parts(layout.images, folders) if layout.parts else {require_folder(raw, layout.images, layout): {}}
@@ -170,19 +171,19 @@ def read_folders(layout: Folders, raw: Path, _wanted: Wanted) -> Reading:
         masks = None
         if layout.masks:
             where = fill_parts(layout.masks, parts, folders)
-            if where is not None:  # a split without any mask needs no folder for them
+            if where is not None:  # a split without masks needs no folder for them
                 folder = require_folder(raw, where, layout)
                 masks = known.setdefault(folder, _Masks(raw, folder, beside=layout.masks == layout.images))
         rows += _read_class_folders(raw, base, parts, masks)
     if not any(row.label for row in rows):
-        refuse_layout(raw, layout, f"one folder a class with images in {layout.images!r}", "no such folders")
+        refuse_layout(raw, layout, f"one folder per class with images in {layout.images!r}", "no such folders")
     return Reading(rows)
 
 
 def _read_class_folders(raw: Path, base: str, parts: Mapping[str, str], masks: "_Masks | None") -> list[Row]:
-    """The rows of one folder; the class is the folder below, or the part `<class>` of its path.
+    """The rows of one folder; the class is the name of the folder below it, or the part `<class>` of its path.
 
-    A folder without any picture is no class.
+    A folder without pictures is not a class.
     """
     rows, columns, files = [], name_columns(parts), walk_files(raw, base)
     depth = base.count("/") + 1 if base else 0
@@ -211,7 +212,7 @@ def _is_picture(path: str) -> bool:
     return path.lower().endswith(SUFFIXES)
 
 
-VOC_ORDER = ("trainval", "train", "val", "test")  # later lists know better
+VOC_ORDER = ("trainval", "train", "val", "test")  # later lists take precedence
 VOC_LIST = re.compile(r"(^|/)ImageSets/(Main/)?(trainval|train|val|test)\.txt$", re.IGNORECASE)
 
 READERS: dict[str, Reader] = {
@@ -230,7 +231,7 @@ READERS: dict[str, Reader] = {
 
 
 class _Masks:
-    """Masks by class and stem, `<base>/<class>/<same stem>.*` or `..._mask.*`; or beside their pictures."""
+    """Finds masks by class and stem, `<base>/<class>/<same stem>.*` or `..._mask.*`, or beside their pictures."""
 
     def __init__(self, raw: Path, base: str, *, beside: bool) -> None:
         self.base, self.beside = base, beside
@@ -245,11 +246,11 @@ class _Masks:
         self.labels = {posixpath.relpath(stem, base or ".").split("/")[0] for stem in self.files}
 
     def holds(self, path: str) -> bool:
-        """Whether a file lies among the masks."""
+        """Whether a file is a mask, or lies in the folder of masks."""
         return path in self.masks if self.beside else path.startswith(f"{self.base}/")
 
     def find(self, path: str, label: str, rest: str) -> str | None:
-        """The mask of an image; a name that is not there where it has none, for validation to say so."""
+        """The mask of an image. If it is missing, the name it should have, so that validation reports it."""
         if self.beside:
             return self.files.get(path)
         stem = posixpath.join(self.base, label, posixpath.splitext(rest)[0])
@@ -257,7 +258,7 @@ class _Masks:
 
 
 def _without_shared_masks(rows: list[Row]) -> list[Row]:
-    """Give a problem to pictures that claim one mask between them, as `a.jpg` and `a.png` in one folder do."""
+    """Give a problem to pictures that share one mask, such as `a.jpg` and `a.png` in one folder."""
     claims: dict[str, set[str]] = {}
     for row in rows:
         if row.mask and not row.crop:
@@ -272,11 +273,11 @@ def _without_shared_masks(rows: list[Row]) -> list[Row]:
     ]
 
 
-# Splits that the tree or table names
+# Splits that the tree or a table names
 
 
 def _with_published_lists(reading: Reading, raw: Path) -> Reading:
-    """The split of every VOC picture that a list in ImageSets/Main names, as the column `split`."""
+    """The reading with the column `split` for every VOC picture that a list in ImageSets/Main names."""
     sets: dict[str, str] = {}
     lists = [path for path in walk_files(raw) if VOC_LIST.search(path)]
     for path in sorted(lists, key=lambda path: VOC_ORDER.index(stem_of(path).casefold())):
@@ -293,26 +294,26 @@ def _with_published_lists(reading: Reading, raw: Path) -> Reading:
 
 
 def _listed_name(line: str) -> str:
-    """The stem that a line of a list names: `p1`, `p1 -1`, `p 1.jpg`, `JPEGImages/p1.jpg`."""
+    """The stem that a line of a list names, such as `p1`, `p1 -1`, `p 1.jpg` or `JPEGImages/p1.jpg`."""
     name = re.sub(r"\s+-?[01]$", "", line.strip()).replace("\\", "/")
     return stem_of(name) if _is_picture(name) else posixpath.basename(name)
 
 
 def _count_given(rows: list[Row]) -> dict[str, int]:
-    """Pictures per split, where every name that the column `split` holds is one of a split."""
+    """The number of pictures per split; empty if the column `split` contains a name that is not one of a split."""
     given = {row.path: row.columns["split"] for row in rows if row.columns.get("split")}
     found = [find_split(name or "") for name in given.values()]
     return {} if None in found else dict(Counter(name for name in found if name))
 
 
 def _hold_to_given(rows: list[Row], account: Account, raw: Path) -> list[Row]:
-    """Rows with their given split by its plain name, or with a problem where they have none.
+    """Rows with the plain name of their given split, or with a problem if they have none.
 
-    Raises DataError unless the tree gives pictures to train and to test.
+    Raises DataError unless the tree assigns pictures to train and to test.
     """
     found = ", ".join(f"{name} {count:,}" for name, count in account.given.items()) or "no split"
     if not {"train", "test"} <= set(account.given):
-        hint = "Add what is missing, or take `split: given` out of domain.yaml: then Tessera splits by groups."
+        hint = "Add the missing split, or remove `split: given` from domain.yaml: then Tessera splits by groups."
         where = f"split: given of {raw}"
         raise DataError(where, expected="pictures for train and for test (val may be missing)", found=found, hint=hint)
     problem = reason("a split that the tree or table names (train, val or test)", "none", "Name it, or remove the row.")
@@ -328,7 +329,7 @@ def _hold_to_given(rows: list[Row], account: Account, raw: Path) -> list[Row]:
 
 
 def account_of(layout: Layout, reading: Reading, raw: Path) -> Account:
-    """The account of a reading: a picture that no row names is ignored, for the reader's reason or its place."""
+    """The account of a reading. A picture that no row names is ignored, for the reader's reason or for its place."""
     files = walk_files(raw)
     return _account(layout, reading, files, find_foreign_pictures(raw, files))
 
@@ -336,7 +337,7 @@ def account_of(layout: Layout, reading: Reading, raw: Path) -> Account:
 def _account(layout: Layout, reading: Reading, files: list[str], foreign: Mapping[str, Reason]) -> Account:
     pictures = [path for path in files if path in foreign or _is_picture(path)]
     named = {row.path for row in reading.rows} | {row.mask for row in reading.rows}
-    elsewhere = f"It lies outside of what `layout: {render_layout(layout)}` reads, or is named by nothing there."
+    elsewhere = f"It lies outside of what `layout: {render_layout(layout)}` reads, or no annotation names it."
     ignored = {
         path: reading.ignored.get(path) or foreign.get(path) or elsewhere for path in pictures if path not in named
     }
@@ -348,13 +349,13 @@ def _name_foreign(row: Row, foreign: Mapping[str, Reason]) -> Row:
 
 
 def _refuse_unread(raw: Path, files: list[str], foreign: Mapping[str, Reason]) -> None:
-    """Raise DataError where what is there is known by name and not read."""
+    """Raise DataError if annotations or pictures are in a known format that is not read."""
     refuse_foreign(raw, files, f"annotations in {raw}")
     refuse_foreign_pictures(raw, files, foreign)
 
 
 def _require_columns(domain: Domain, columns: Sequence[str]) -> None:
-    """Raise DataError where `group` or `slices` name columns that the layout cannot have."""
+    """Raise DataError if `group` or `slices` name columns that the layout cannot have."""
     parts = domain.layout.parts if isinstance(domain.layout, Tree) else ()
     if set(columns) <= set(parts) or domain.layout.kind in WITH_COLUMNS:
         return

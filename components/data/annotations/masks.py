@@ -18,13 +18,16 @@ from components.domain.layouts import Instances, Masks
 
 
 def read_instances(layout: Instances, raw: Path, wanted: Wanted) -> Reading:
-    """A row an instance, and as many of background, cut out as squares; the id mask becomes the row's mask."""
+    """One row per instance, and as many rows of background, cropped as squares. The id mask is the mask of each row."""
     pictures, index = _pair(raw, layout, layout.images, layout.instances, "id masks")
     return Reading(_read_all(lambda path: _instance_rows(path, layout, raw, index, wanted), pictures))
 
 
 def read_masks(layout: Masks, raw: Path, wanted: Wanted) -> Reading:
-    """A row a picture with the class its mask shows, or with all of them; masks without a picture are rows, too."""
+    """One row per picture with the class that its mask shows (multilabel: all classes).
+
+    A mask without a picture gives a row with a problem.
+    """
     pictures, index = _pair(raw, layout, layout.images, layout.masks, "masks")
     rows = _read_all(lambda path: [_mask_row(path, layout, raw, index, wanted)], pictures)
     stems = {stem_of(path) for path in pictures}
@@ -46,7 +49,7 @@ def _pair(raw: Path, layout: Instances | Masks, images: str, masks: str, what: s
 
 
 def _read_all(read: Callable[[str], list[Row]], paths: Iterable[str]) -> list[Row]:
-    """Several files at a time, in their order: Pillow and numpy free the interpreter."""
+    """Read files in threads, and return the rows in the order of `paths`: Pillow and numpy release the GIL."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return [row for rows in pool.map(read, paths) for row in rows]
 
@@ -67,7 +70,7 @@ def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted
         hint = "Save instance ids as one 8- or 16-bit channel, 0 = background."
         return [Row(path=path, problem=reason(f"an id mask {found[0]}", brief(error), hint))]
     around = (square_around(box, ids.shape[1], ids.shape[0]) for box in find_boxes(ids))
-    squares = list(dict.fromkeys(around))  # two instances in one place are one crop
+    squares = list(dict.fromkeys(around))  # two instances with the same square are one crop
     seed = find_digest(raw, path, wanted.digests) or "0"
     empty = draw_background(ids, [x1 - x0 for x0, _, x1, _ in squares], seed)
     labelled = [(layout.label, crop) for crop in squares] + [(layout.background, crop) for crop in empty]
@@ -75,9 +78,9 @@ def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted
 
 
 def _require_lossless(path: str) -> None:
-    """Raise ValueError for a mask whose numbers its format changes."""
+    """Raise ValueError for a mask in a format whose compression changes its values."""
     if path.lower().endswith((".jpg", ".jpeg")):
-        raise ValueError("a JPEG, whose compression makes other numbers of those that were written")
+        raise ValueError("a JPEG, whose compression changes the numbers that were written")
 
 
 # Semantic masks
@@ -114,7 +117,10 @@ def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted)
 
 
 def count_values(path: Path, colours: bool) -> dict[int, int]:
-    """Pixels of every class id in a mask, or of every colour as 0xRRGGBB."""
+    """The number of pixels of every class id in a mask, or of every colour as 0xRRGGBB.
+
+    Raises ValueError for an image whose mode cannot hold ids or colours.
+    """
     with Image.open(path, formats=FORMATS) as opened:
         if getattr(opened, "n_frames", 1) > 1:
             raise ValueError("several frames")
@@ -125,7 +131,7 @@ def count_values(path: Path, colours: bool) -> dict[int, int]:
     elif pixels.ndim == 3 and mode in ("LA", "RGBA") and pixels[..., -1].min() < 255:
         raise ValueError(f"an image of mode {mode} with transparent pixels")
     elif pixels.ndim == 3 and mode in ("LA", "RGB", "RGBA") and _is_grey(pixels, mode):
-        pixels = pixels[..., 0]  # ids saved as grey in several channels
+        pixels = pixels[..., 0]  # ids that were saved as grey in several channels
     if pixels.ndim != 2 or pixels.dtype.kind not in "uib" or (pixels.dtype.kind == "i" and pixels.min() < 0):
         raise ValueError(f"an image of mode {mode}")
     return _count(pixels)
@@ -152,7 +158,7 @@ def _number(value: int | str) -> int:
 
 
 def _name_of(value: int, layout: Masks) -> str | None:
-    """The class of a value, "" for one to be ignored, None for one that is no class."""
+    """The class of a value; "" for a value to be ignored, None for a value that is not declared."""
     if value in map(_number, layout.ignore):
         return ""
     names = {_number(number): name for name, number in layout.ids.items()}

@@ -1,4 +1,4 @@
-"""Class names: those that look alike, and labels that a domain joins under one class (`rename`)."""
+"""Class names: finds names that look alike, and joins labels under one class where the domain says so (`rename`)."""
 
 import re
 import unicodedata
@@ -9,7 +9,7 @@ import yaml
 
 from components.data.manifest import Reading
 
-#: Characters that are seen as a dash or a minus.
+#: Characters that look like a dash or a minus.
 DASHES = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 #: Format characters, such as zero width space, soft hyphen and byte order mark; fillers; variation selectors.
 INVISIBLE = re.compile(
@@ -18,12 +18,12 @@ INVISIBLE = re.compile(
 )
 
 
-#: Cyrillic and Greek letters, and the Latin ones that they look like.
+#: Cyrillic and Greek letters, and the Latin letters that they look like.
 TWINS = str.maketrans("асеорхуіѕјԁАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο", "aceopxyisjdABEKMHOPCTXABEZHIKMNOPTYXo")
 
 
 def _without_gaps(name: str) -> str:
-    """Without blanks, underscores and dashes; between digits, where they may mean something, as one blank."""
+    """Remove blanks, underscores and dashes; between digits, where they may have a meaning, keep one blank."""
     return re.sub(r"(?<=\d) (?=\d)", "\0", re.sub(r"[\s_-]+", " ", name).strip()).replace(" ", "").replace("\0", " ")
 
 
@@ -31,7 +31,7 @@ def _as_number(name: str) -> str:
     return repr(float(name)) if re.fullmatch(r"[-+]?\d+(\.\d*)?", name) else name
 
 
-#: What two names may differ in and still be meant as one, in the order in which it is taken away.
+#: Differences between two names that may mean the same class, in the order in which they are removed.
 STEPS: dict[str, Callable[[str], str]] = {
     "invisible characters": lambda name: INVISIBLE.sub("", name),
     "kinds of dashes": lambda name: DASHES.sub("-", name),
@@ -45,7 +45,7 @@ STEPS: dict[str, Callable[[str], str]] = {
 
 
 def find_alike(names: Iterable[str]) -> list[list[str]]:
-    """Names that are one name but for what STEPS takes away, each such group in its order."""
+    """Groups of names that become equal after all STEPS; each group keeps the order of `names`."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_fold(name), []).append(name)
@@ -53,16 +53,16 @@ def find_alike(names: Iterable[str]) -> list[list[str]]:
 
 
 def warn_of_alike(counts: Mapping[str, int]) -> list[str]:
-    """A line per group of classes that look alike, and what to write where they are one.
+    """One warning per group of classes that look alike, with the line to write if they are one class.
 
-    counts: images of every class; the largest is the one to keep.
+    counts: number of images per class. The warning proposes to keep the class with the most images.
     """
     warnings = []
     for group in find_alike(counts):
         kept = max(group, key=lambda name: (counts[name], _is_plain(name)))
         others = {name: kept for name in group if name != kept}
         shown = ", ".join(f"{_show(name)} ({counts[name]})" for name in group)
-        # escapes, so that an editor shows what differs
+        # safe_dump writes escapes, so that an editor shows the difference
         line = yaml.safe_dump({"rename": others}, default_flow_style=True, width=10_000).strip()[1:-1]
         warnings.append(
             f"Classes whose names differ in {' and '.join(_differences(group))} alone: {shown}. If they are one class, "
@@ -72,7 +72,7 @@ def warn_of_alike(counts: Mapping[str, int]) -> list[str]:
 
 
 def rename_labels(reading: Reading, rename: Mapping[str, str]) -> Reading:
-    """The reading with every label that the domain renames under its class."""
+    """The reading with every label replaced as `rename` says."""
     if not rename:
         return reading
     rows = [
@@ -93,7 +93,7 @@ def _fold(name: str, but: str = "") -> str:
 
 
 def _differences(group: list[str]) -> list[str]:
-    """Steps without which the names are still different."""
+    """The steps that are needed to make the names of a group equal."""
     return [step for step in STEPS if len({_fold(name, step) for name in group}) > 1] or ["characters that look alike"]
 
 
@@ -102,5 +102,5 @@ def _is_plain(name: str) -> bool:
 
 
 def _show(name: str) -> str:
-    """In quotes; signs that could not be told from others as escapes."""
+    """The name in quotes; characters that cannot be distinguished by eye are written as escapes."""
     return repr(name) if _is_plain(name) and not DASHES.search(name) else ascii(name)

@@ -1,4 +1,4 @@
-"""Which image files of a raw folder are pictures and which are masks of them, by name, stem and content."""
+"""Decides by name, stem and content which image files of a raw folder are pictures and which are masks of them."""
 
 import posixpath
 from collections import defaultdict
@@ -19,15 +19,15 @@ _MASKS = """
 """
 MASK_FOLDERS = frozenset(_MASKS.split())
 INSTANCE_FOLDERS = frozenset(("instances", "instance", "instance_masks", "instance_ids", "segmentationobject"))
-ALIKE = 0.8  # share of masks that must have a picture of the same stem
-SAMPLES = 3  # files of a folder that are decoded
-VALUES = 24  # values that make up nearly all pixels of a mask
+ALIKE = 0.8  # share of masks that must have a picture with the same stem
+SAMPLES = 3  # files per folder that are decoded
+VALUES = 24  # a mask's VALUES most frequent values make up MOST of its pixels
 MOST = 0.99
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Pictures, and masks of them; beside: the masks lie in the folders of their pictures."""
+    """Paths of pictures and of their masks. beside: whether the masks lie in the same folders as their pictures."""
 
     pictures: tuple[str, ...]
     masks: tuple[str, ...] = ()
@@ -35,7 +35,10 @@ class Roles:
 
 
 def find_roles(raw: Path, files: Iterable[str]) -> Roles:
-    """Which of the image files are masks: named so and of a picture's stem, or of its stem and with few values."""
+    """Find the masks among the image files.
+
+    A mask has the stem of a picture, and either lies in a folder with a mask's name or has only few values.
+    """
     images = [path for path in files if path.lower().endswith(SUFFIXES)]
     if beside := find_masks_beside(images):
         return Roles(tuple(path for path in images if path not in beside), tuple(sorted(beside)), beside=True)
@@ -52,19 +55,19 @@ def find_roles(raw: Path, files: Iterable[str]) -> Roles:
 
 
 def is_instances(folder: str) -> bool:
-    """Whether a folder's name says that its masks hold numbers of instances."""
+    """Whether the folder's name says that its masks hold instance ids."""
     return bool(INSTANCE_FOLDERS & set(folder.casefold().split("/")))
 
 
 def find_values(raw: Path, masks: Sequence[str], most: int = 20) -> set[int]:
-    """Values of the first masks of one channel."""
+    """The values that occur in the first `most` masks, of those with one channel."""
     found = set[int]()
     for path in masks[:most]:
         try:
             with Image.open(raw / path, formats=FORMATS) as opened:
                 if opened.mode in ("L", "P", "1"):
                     found |= set(np.unique(np.asarray(opened)).astype(int).tolist())
-        except (Image.DecompressionBombError, *UNDECODABLE):  # which reading puts into quarantine by name
+        except (Image.DecompressionBombError, *UNDECODABLE):  # reading quarantines this mask later
             continue
     return found
 
@@ -74,7 +77,7 @@ def _share(paths: Sequence[str], stems: set[str]) -> float:
 
 
 def _find_by_content(raw: Path, by_folder: dict[str, list[str]]) -> list[str]:
-    """Folders under any name that hold the stems of another folder beside them and look like masks, as it does not."""
+    """Folders of masks under any name: they hold the stems of a sibling folder and look like masks, unlike it."""
     masks = []
     stems = {folder: {stem_of(path) for path in paths} for folder, paths in by_folder.items()}
     for folder, paths in by_folder.items():
@@ -91,12 +94,12 @@ def _find_by_content(raw: Path, by_folder: dict[str, list[str]]) -> list[str]:
 
 
 def _look_like_masks(raw: Path, paths: Sequence[str], folder: str = "") -> bool:
-    """Whether a few values make up the first files, or their folder says that they hold numbers of instances."""
+    """Whether the first files consist of few values, or their folder's name says that they hold instance ids."""
     return is_instances(folder) or all(has_few_values(raw / path) for path in paths[:SAMPLES])
 
 
 def has_few_values(path: Path) -> bool:
-    """Whether a few values make up nearly all pixels, as of a mask; False for what cannot be decoded."""
+    """Whether few values make up nearly all pixels, as in a mask; False for a file that cannot be decoded."""
     try:
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > 50_000_000:

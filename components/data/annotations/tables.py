@@ -1,4 +1,4 @@
-"""Tables to rows: csv and parquet, with one label a line or any number of them."""
+"""Tables to rows: csv and parquet, with one label or several labels per line."""
 
 import posixpath
 from collections import Counter
@@ -27,12 +27,12 @@ from components.errors import DataError
 Record = dict[str, str | None]
 ELSEWHERE = "paths from another place, found by their ends"
 NO_OBJECT = Reason("a label or a box", "a line without either: a picture without any object", "Nothing needs doing.")
-CSV_MEND = "; the separator must be a comma, or the `delimiter` that `layout` names."
+CSV_HINT = "; the separator must be a comma, or the `delimiter` that `layout` names."
 
 
 @dataclass(frozen=True)
 class _Lines:
-    """What a table's lines are read with. classes: columns of 0 and 1, where labels stand in such."""
+    """What is needed to read a table's lines. classes: the columns of 0 and 1, if these hold the labels."""
 
     layout: Csv | Parquet
     index: Index
@@ -43,9 +43,9 @@ class _Lines:
 
 
 def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
-    """A row a line of the table. A bare file name is looked for everywhere below the table's folder.
+    """One row per line of the table. A bare file name is looked up everywhere below the table's folder.
 
-    Pictures beside listed ones that no line lists are rows with a problem.
+    Pictures that no line lists, in folders of listed ones, are rows with a problem.
     """
     table = resolve_inside(layout.table, "", "layout.table")
     sheet = _load(layout, raw, table)
@@ -55,10 +55,10 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     split = find_split_column(sheet.frame)
     names += [name for name in (split, layout.mask, layout.boxes, *_crop_columns(layout)) if name]
     if missing := [name for name in dict.fromkeys(names) if name not in sheet.frame.columns]:
-        hint = "Name one of these columns in domain.yaml, or add it" + ("." if layout.kind == "parquet" else CSV_MEND)
+        hint = "Name one of these columns in domain.yaml, or add it" + ("." if layout.kind == "parquet" else CSV_HINT)
         found = f"the columns {', '.join(map(repr, sheet.frame.columns))}"
         raise DataError(f"table {table}", expected=f"the columns {', '.join(missing)}", found=found, hint=hint)
-    if "split" in sheet.frame.columns:  # which `split: given` keeps
+    if "split" in sheet.frame.columns:  # needed by `split: given`
         wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))
         names.append("split")
     files = walk_files(raw)
@@ -81,14 +81,14 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
 
 
 def looks_multilabel(layout: Csv | Parquet, raw: Path) -> bool:
-    """Whether a table has no column of labels, but columns of 0 and 1, or a column that joins labels."""
+    """Whether the table has several labels per row: columns of 0 and 1 without a label column, or joined labels."""
     frame = _load(layout, raw, resolve_inside(layout.table, "", "layout.table")).frame
     many = layout.label not in frame.columns and len(find_flags(frame, layout)) >= 2
     return not layout.one_hot and (bool(layout.separator) or many)
 
 
 def list_further_columns(domain: Domain, raw: Path) -> list[str]:
-    """Columns of a domain's table that it does not use; none where there is no table."""
+    """Columns of a domain's table that the domain does not use; none where there is no table."""
     layout = domain.layout
     if not isinstance(layout, Csv | Parquet) or not (raw / layout.table).is_file():
         return []
@@ -111,7 +111,7 @@ def _crop_columns(layout: Csv | Parquet) -> tuple[str, ...]:
 
 
 def find_unlisted(files: list[str], rows: list[Row], expected: str) -> list[Row]:
-    """A row with a problem for every picture that no row names, in folders of which rows name some."""
+    """A row with a problem for every picture that no row names, in folders that contain named pictures."""
     named = {row.path for row in rows} | {row.mask for row in rows}
     folders = {posixpath.dirname(row.path) for row in rows}
     problem = reason(expected, "none", "Add it, or take the picture out of the folder.")
@@ -123,7 +123,10 @@ def find_unlisted(files: list[str], rows: list[Row], expected: str) -> list[Row]
 
 
 def resolve_picture(text: str, index: Index, where: str) -> tuple[str, Reason | None]:
-    """A file that an annotation names, relative to raw/, and what is wrong with it."""
+    """The path, relative to raw/, of a picture that an annotation names, and what is wrong with it.
+
+    Raises DataError for a name that leads out of raw/ or that several files have.
+    """
     if is_outside(text) and (found := index.find_by_tail(text)):
         return _one_picture(text, found[0], found, index, where)
     path = resolve_inside(text, index.base, where)
@@ -132,7 +135,7 @@ def resolve_picture(text: str, index: Index, where: str) -> tuple[str, Reason | 
 
 
 def _find_elsewhere(text: str, index: Index) -> list[str]:
-    """Files of the index's folder that a path with folders ends in, written from another folder or as a link."""
+    """Files below the index's folder whose path ends like `text`, a path from another folder or a link."""
     below = f"{index.base}/" if index.base else ""
     return (
         [path for path in index.find_by_tail(text) if path.startswith(below)] if "/" in text.replace("\\", "/") else []
@@ -140,7 +143,7 @@ def _find_elsewhere(text: str, index: Index) -> list[str]:
 
 
 def _resolve_cell(text: str, lines: _Lines, where: str) -> tuple[str, Reason | None]:
-    """A file that a table names, which may have been written on another machine."""
+    """As `resolve_picture`, for a table, which may have been written on another machine."""
     found = find_pictures(text, lines.index)
     if not found:
         return resolve_picture(text, lines.index, where)
@@ -161,7 +164,10 @@ def _one_picture(text: str, path: str, found: list[str], index: Index, where: st
 
 
 def parse_boxes(text: str | None, form: str = "corners") -> tuple[list[Box], Reason | None]:
-    """`x0 y0 x1 y1; x0 y0 x1 y1` (form: size: `x y width height`) in whole pixels, or what is wrong with them."""
+    """Boxes of a cell in whole pixels, and what is wrong with the cell.
+
+    text: `x0 y0 x1 y1; x0 y0 x1 y1`, or with the form `size`: `x y width height; ...`.
+    """
     boxes: list[Box] = []
     for part in (text or "").split(";"):
         numbers = parse_numbers(part)
@@ -180,7 +186,7 @@ def _from_size(x: float, y: float, width: float, height: float) -> tuple[float, 
 
 
 def _load(layout: Csv | Parquet, raw: Path, table: str) -> Sheet:
-    """The whole table; of a csv everything is text."""
+    """Load the table; all values of a csv are text. Raises DataError if it is missing or cannot be read."""
     if not (raw / table).is_file():
         refuse_layout(raw, layout, f"the table {table}", "no such file")
     require_inside(raw, raw / table)
@@ -188,7 +194,7 @@ def _load(layout: Csv | Parquet, raw: Path, table: str) -> Sheet:
 
 
 def _as_text(frame: pl.DataFrame, names: list[str], layout: Csv | Parquet, table: str) -> pl.DataFrame:
-    """The columns wanted as text without blanks around it; an empty cell is None, a list is joined."""
+    """The columns `names` as stripped text: an empty cell is None, a list is joined. Raises DataError for structs."""
     columns = []
     for name in dict.fromkeys(names):
         kind, column = frame.schema[name], pl.col(name)
@@ -209,7 +215,7 @@ def _read_line(lines: _Lines, record: Record, where: str) -> Row:
     boxes, box_problem = parse_boxes(record[layout.boxes] if layout.boxes else None, layout.box_form)
     crops, crop_problem = parse_boxes(_crop_text(layout, record), layout.box_form)
     if len(crops) > 1:
-        crop_problem = reason("one crop a row", f"{len(crops)}", "Write a row for each.")
+        crop_problem = reason("one crop per row", f"{len(crops)}", "Write a row for each crop.")
     if not wanted.many and layout.crop and not layout.one_hot and not record[layout.label] and not crops:
         return Row(path=path, problem=problem or crop_problem or NO_OBJECT)
     labels, label_problem = _read_labels(lines, record, where)
@@ -232,7 +238,10 @@ def _crop_text(layout: Csv | Parquet, record: Record) -> str | None:
 
 
 def _read_labels(lines: _Lines, record: Record, where: str) -> tuple[list[str], Reason | None]:
-    """The labels of a line, exactly one where one is wanted, or why there is none."""
+    """The labels of a line (exactly one unless the task takes several), or why there are none.
+
+    Raises DataError for a cell that holds neither 0 nor 1 in a column of 0 and 1.
+    """
     layout, wanted = lines.layout, lines.wanted
     if not wanted.many and not layout.one_hot:
         return [_require_cell(record, layout.label, where)], None

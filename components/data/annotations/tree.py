@@ -1,4 +1,4 @@
-"""The raw folder as a set of files that surely lie inside it: walked, indexed, never followed out of."""
+"""The raw folder as a set of files: walks and indexes it, and refuses every link and path that leads out of it."""
 
 import os
 import posixpath
@@ -12,7 +12,7 @@ from pathlib import Path
 from components.domain.layouts import PART
 from components.errors import DataError
 
-LONGEST_NAME, LONGEST_PATH = 255, 2000  # bytes of a name on every common disk; signs of a path below raw/
+LONGEST_NAME, LONGEST_PATH = 255, 2000  # bytes of a name on every common disk; characters of a path below raw/
 JUNK = ("thumbs.db", "desktop.ini", "__macosx")
 
 
@@ -31,6 +31,7 @@ class Index:
                 self._masks.setdefault(bare, []).append(path)
 
     def find(self, text: str) -> list[str]:
+        """Files that `text` names: by its path from the base folder, else by bare name or stem."""
         for written in (text, text.replace("\\", "/")):  # a backslash may be a separator, or part of a name
             exact = posixpath.normpath(posixpath.join(self.base, written))
             if exact in self.files:
@@ -38,7 +39,7 @@ class Index:
         return [path for path in self._names.get(text, []) if not self.base or path.startswith(f"{self.base}/")]
 
     def find_alike(self, name: str) -> list[str]:
-        """Files whose names differ from this one in suffix, case or the encoding of accents alone."""
+        """Files whose names differ from `name` only in suffix, case or the encoding of accents."""
         found = self._folded_stems.get(_fold(stem_of(name)), [])
         return [path for path in found if not self.base or path.startswith(f"{self.base}/")]
 
@@ -50,10 +51,10 @@ class Index:
         return stems
 
     def find_by_tail(self, text: str) -> list[str]:
-        """Files whose path ends as a path from elsewhere does: `D:\\set\\img\\a.jpg`, `../input/img/a.jpg`.
+        """Files whose path ends like a path from elsewhere: `D:\\set\\img\\a.jpg`, `../input/img/a.jpg`.
 
-        The longest end decides. Where the folder it names is here and the file is not, the file is missing, and no
-        shorter end may find another one.
+        The longest matching end decides. If the folder that it names exists but the file does not, the file is missing,
+        and no shorter end may match another file.
         """
         parts = [part for part in posixpath.normpath(text.replace("\\", "/")).split("/") if part not in ("", "..")]
         same_name = self._names.get(parts[-1], []) if parts else []
@@ -67,18 +68,18 @@ class Index:
 
     @cached_property
     def _folder_tails(self) -> frozenset[str]:
-        """Every end of every folder's path: `b/c` and `c` of `a/b/c`."""
+        """Every end of every folder's path: for `a/b/c` also `b/c` and `c`."""
         folders = {posixpath.dirname(path) for path in self.files}
         parts = [folder.split("/") for folder in folders if folder]
         return frozenset("/".join(names[start:]) for names in parts for start in range(len(names)))
 
     def find_mask(self, picture: str) -> list[str]:
-        """Masks of a picture: files of the same stem, else those that are called `<stem>_mask` or the like."""
+        """Masks of a picture: files with the same stem, else files called `<stem>_mask` or similar."""
         stem = stem_of(picture)
         return self.find(stem) or [path for path in self._masks.get(stem, []) if path.startswith(self.base)]
 
     def describe_missing(self, text: str) -> str:
-        """`no such file`, and the file whose name differs in case or in the encoding of its accents alone."""
+        """`no such file`, and a file whose name differs only in case or the encoding of accents, if there is one."""
         wanted = _fold(posixpath.basename(text.replace("\\", "/")))
         close = next((path for path in sorted(self.files) if _fold(posixpath.basename(path)) == wanted), None)
         return "no such file" + (f", but {close}" if close else "")
@@ -89,12 +90,15 @@ def _fold(name: str) -> str:
 
 
 def walk_files(raw: Path, base: str = "") -> list[str]:
-    """Every visible file below raw/base, posix and relative to raw, sorted."""
+    """Every visible file below raw/base, as sorted POSIX paths relative to raw.
+
+    Raises DataError for a link that leads out, a pipe or device, and a name that is not UTF-8.
+    """
     return sorted(path.relative_to(raw).as_posix() for path in _visible(raw, raw / base))
 
 
 def is_junk(name: str) -> bool:
-    """Hidden, or left by a system's file browser."""
+    """Whether a file or folder is hidden, or was left by a system's file browser."""
     return name.startswith(".") or name.lower() in JUNK
 
 
@@ -112,7 +116,7 @@ def _visible(raw: Path, folder: Path) -> Iterator[Path]:
 
 
 def _require_plain(path: Path) -> None:
-    """Reading a pipe waits for ever, and a name that is no Unicode fits into no table."""
+    """Raise DataError for a pipe or device, which would block the reader, and for a name that is not UTF-8."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise DataError(str(path), expected="plain files", found="a pipe, socket or device", hint="Remove it.")
     try:
@@ -123,7 +127,7 @@ def _require_plain(path: Path) -> None:
 
 
 def _require_name(text: str, where: str) -> None:
-    """Names that no file can have make the system raise wherever they are looked for."""
+    """Raise DataError for a name that no file can have: the system would raise wherever it is looked up."""
     try:
         parts = text.encode().replace(b"\\", b"/").split(b"/")
     except UnicodeEncodeError:
@@ -131,13 +135,14 @@ def _require_name(text: str, where: str) -> None:
         raise DataError(where, expected="a path", found=ascii(text)[:200], hint=hint) from None
     if max(map(len, parts)) > LONGEST_NAME or len(text) > LONGEST_PATH:
         expected, hint = f"names of at most {LONGEST_NAME} bytes", "Correct the path."
-        raise DataError(where, expected=expected, found=f"{text[:60]!r}, {len(text):,} signs in all", hint=hint)
+        raise DataError(where, expected=expected, found=f"{text[:60]!r}, {len(text):,} characters in all", hint=hint)
 
 
 def require_inside(raw: Path, path: Path) -> None:
-    if path == raw:  # which may itself be a link, for all we care
+    """Raise DataError for a link that leads out of `raw`, to a folder, or nowhere."""
+    if path == raw:  # the raw folder itself may be a link
         return
-    target = Path(os.path.realpath(path))  # resolve() raises on links that go round in a circle
+    target = Path(os.path.realpath(path))  # resolve() raises for circular links
     if target.is_relative_to(raw.resolve()) and not (path.is_symlink() and (path.is_dir() or not path.exists())):
         return
     raise DataError(
@@ -149,7 +154,10 @@ def require_inside(raw: Path, path: Path) -> None:
 
 
 def resolve_inside(text: str, base: str, where: str) -> str:
-    """A path written in a table or a domain file, relative to raw/; DataError when it leads out of it."""
+    """A path from a table or a domain file, normalised and relative to raw/. Raises DataError if it leads out of raw/.
+
+    base: the folder that `text` is relative to. where: the place of the text, for the message.
+    """
     _require_name(text, where)
     plain = text.replace("\\", "/")
     path = posixpath.normpath(posixpath.join(base, plain))
@@ -160,7 +168,7 @@ def resolve_inside(text: str, base: str, where: str) -> str:
     return "" if path == "." else path
 
 
-# Parts of a path that stand for a split, or for any folder
+# Parts of a path that mean a split, or any folder
 
 
 SPLIT_WORDS = {
@@ -173,16 +181,16 @@ _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def find_split(name: str) -> str | None:
-    """The split that a name speaks of (`Train`, `valid`, `train2017`, `test_set`): train, val or test, else None."""
+    """The split that a name contains (`Train`, `valid`, `train2017`, `test_set`): train, val or test, else None."""
     apart = _HUMP.sub(" ", name).casefold()  # `trainA`, `TestImages`
     found = {SPLIT_WORDS[word] for word in _NO_WORD.split(apart) if word in SPLIT_WORDS}
     return found.pop() if len(found) == 1 else None
 
 
 def match_parts(template: str, paths: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The paths that a path with parts in angle brackets stands for, each with the name found at every part.
+    """The paths that match a template with parts in angle brackets, each with the names found at the parts.
 
-    `<split>` stands for names of splits alone.
+    `<split>` matches only names of splits.
     """
     pieces = re.split(r"(<[a-z][a-z0-9_]*>)", posixpath.normpath(template))
     named = (f"(?P<{piece[1:-1]}>[^/]+)" if PART.fullmatch(piece) else re.escape(piece) for piece in pieces)
@@ -192,14 +200,14 @@ def match_parts(template: str, paths: Iterable[str]) -> dict[str, dict[str, str]
 
 
 def name_columns(parts: Mapping[str, str]) -> dict[str, str]:
-    """What the parts of a path are worth as columns: splits by their plain names, the class not at all."""
+    """The parts of a path as columns of a row: a split by its plain name, without the class."""
     return {
         name: (find_split(text) or text) if name == "split" else text for name, text in parts.items() if name != "class"
     }
 
 
 def fill_parts(template: str, parts: Mapping[str, str], paths: Iterable[str]) -> str | None:
-    """The one of `paths` that the template stands for where its parts are named so (`valid` is `val`), or None."""
+    """The one of `paths` that matches the template with these parts (`valid` equals `val`); None if there is none."""
     if not PART.search(template):
         return template
     wanted = name_columns(parts)
@@ -208,7 +216,7 @@ def fill_parts(template: str, parts: Mapping[str, str], paths: Iterable[str]) ->
 
 
 def list_folders(files: Iterable[str]) -> list[str]:
-    """Every folder that lies above one of the files, posix, sorted; the top is ''."""
+    """Every folder above one of the files, as sorted POSIX paths; the top folder is ''."""
     folders = {""}
     for path in files:
         folder = posixpath.dirname(path)
@@ -235,13 +243,13 @@ def stem_of(path: str) -> str:
 
 
 def bare_stem(path: str) -> str:
-    """The stem without what makes it a mask's: `a` of `a_mask.png`, `mask_a.png` and `a.png`."""
+    """The stem without the words that mark a mask: `a` for `a_mask.png`, `mask_a.png` and `a.png`."""
     match = _MASK_NAME.fullmatch(stem_of(path))
     return match[1] if match else stem_of(path)
 
 
 def find_masks_beside(pictures: Iterable[str]) -> dict[str, str]:
-    """Masks that lie beside their pictures (`a_mask.png` beside `a.jpg`): mask to picture."""
+    """Masks that lie beside their pictures (`a_mask.png` beside `a.jpg`), as a dict from mask to picture."""
     placed = {(posixpath.dirname(path), stem_of(path)): path for path in pictures}
     bare = {path: (folder, bare_stem(path)) for (folder, _), path in placed.items()}
     return {path: placed[key] for path, key in bare.items() if placed.get(key, path) != path}

@@ -20,9 +20,10 @@ DETAILS = {"polygon": "polygons", "part": "parts of objects", "attributes": "att
 
 
 def read_voc(layout: Voc, raw: Path, _wanted: Wanted) -> Reading:
-    """A row an annotated object, cut out by its box. A picture annotated as empty gives no row, and is ignored.
+    """One row per annotated object, cropped by its box. A picture annotated as empty gives no row and is ignored.
 
-    The picture of a file is the one that `<filename>` names, or has its own stem; `<folder>` and `<path>` never decide.
+    The picture of an annotation file is the one that `<filename>` names, or the one with the file's stem; `<folder>`
+    and `<path>` are never used.
     """
     images, annotations = require_folder(raw, layout.images, layout), require_folder(raw, layout.annotations, layout)
     pictures = [path for path in walk_files(raw, images) if path.lower().endswith(SUFFIXES)]
@@ -52,7 +53,7 @@ def read_voc(layout: Voc, raw: Path, _wanted: Wanted) -> Reading:
 
 
 def read_voc_file(file: Path, index: Index) -> Reading:
-    """The boxes of one file anywhere on disk, in its picture of the index; a row without one where it has none."""
+    """The boxes of one file anywhere on disk, for its picture in the index; a row without a box where it has none."""
     notes = Counter[str]()
     picture, rows = _voc_rows(file.name, file.parent, index, "", notes)
     return Reading(rows or [Row(path=picture or file.name)], notes=dict(+notes))
@@ -86,7 +87,7 @@ def _stem(path: str) -> str:
 
 
 def _beside(path: str, annotations: str, index: Index) -> list[str]:
-    """Pictures with the stem of an annotation file; the one in the same sub-folder where there are several."""
+    """Pictures with the stem of an annotation file; where there are several, those in the same sub-folder."""
     found = index.find(_stem(path))
     inner = posixpath.dirname(posixpath.relpath(path, annotations or "."))
     same = [picture for picture in found if posixpath.dirname(posixpath.relpath(picture, index.base or ".")) == inner]
@@ -100,7 +101,7 @@ def _named(text: str, index: Index) -> list[str]:
 
 
 def _named_alike(text: str, index: Index) -> list[str]:
-    """Pictures whose names differ from `<filename>` in suffix, case or the encoding of accents alone."""
+    """Pictures whose names differ from `<filename>` only in suffix, case or the encoding of accents."""
     name = posixpath.basename(text.replace("\\", "/"))
     return index.find_alike(name) if name.lower().endswith(SUFFIXES) else []
 
@@ -128,7 +129,7 @@ def _claimed_twice(picture: str, files: list[str]) -> Reason:
 
 
 def _passed_over(element: ElementTree.Element) -> Iterator[str]:
-    """What an object says besides its name and box."""
+    """A note for every mark and detail of an object that Tessera does not use."""
     for flag in FLAGS:
         if (element.findtext(flag) or "").strip().lower() not in ("", "0", "false", "no", "unspecified"):
             yield f"objects marked {flag}, read as any other"
@@ -138,22 +139,25 @@ def _passed_over(element: ElementTree.Element) -> Iterator[str]:
 
 
 def _parse_xml(data: bytes) -> ElementTree.Element:
-    if b"\0" in data:  # would hide what is looked for next
+    if b"\0" in data:  # zero bytes would hide the declarations that are refused next
         raise ValueError("UTF-16 text or binary data instead of UTF-8")
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # nothing VOC needs, and how small files blow up
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # VOC needs neither, and small files with them can fill the memory
         raise ValueError("a document type or entity declaration")
     return ElementTree.fromstring(data)
 
 
 def _parse_size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """Width and height where the file states them; some tools write 0."""
+    """Width and height if the file states them; None if not, or if it states 0, as some tools do."""
     texts = [root.findtext(f"size/{key}") for key in ("width", "height")]
     width, height = (int(text) if text and text.strip().isdecimal() else 0 for text in texts)
     return (width, height) if 0 < width < 10**6 and 0 < height < 10**6 else None
 
 
 def _parse_object(element: ElementTree.Element, number: int) -> tuple[str, Box]:
-    """Name and box; VOC counts pixels from 1 and includes the last, though some tools start at 0."""
+    """Name and box of an object. VOC counts pixels from 1 and includes the last one; some tools start at 0.
+
+    Raises ValueError for an object without a name, without a box, or with a rotated box.
+    """
     label, box = (element.findtext("name") or "").strip(), element.find("bndbox")
     if box is None and element.find("robndbox") is not None:
         raise ValueError(f"a rotated box (robndbox, object {number}), which is not read")

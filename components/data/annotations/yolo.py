@@ -1,4 +1,4 @@
-"""YOLO: a text file per picture with `class cx cy width height` per line, as shares of the picture; a crop per line."""
+"""YOLO: one text file per picture, one crop per line: `class cx cy width height`, in shares of the picture's size."""
 
 import math
 import posixpath
@@ -19,9 +19,9 @@ from components.errors import DataError
 
 BACKGROUND = "annotated as background: its label file is empty"
 LISTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-OVER = 0.1  # shares by which a box may be larger than its picture; how many pixels that is decides later
-SLACK = 1e-4  # shares: what writing few digits puts over 1
-#: What lines of another length than 5 are.
+OVER = 0.1  # share by which a box may exceed its picture here; `clip_boxes` and validation check the pixels later
+SLACK = 1e-4  # share by which rounding to few digits can exceed 1
+#: What a line with another number of values than 5 means.
 FORMS = {
     6: "a box with a confidence (six numbers), as a model predicts it",
     9: "an oriented box or an outline of four corners (nine numbers)",
@@ -32,7 +32,7 @@ OUTLINE, KEYPOINTS = "an outline (a polygon, as segmentation has it)", "a box wi
 
 @dataclass(frozen=True)
 class _Labels:
-    """One label file. form: what its lines are, where that is nothing that is read; problem: why it is unfit."""
+    """One label file. form: what its lines are, if Tessera does not read them; problem: why the file is unfit."""
 
     objects: list[tuple[str, tuple[float, float, float, float]]] = field(default_factory=list)
     form: str | None = None
@@ -40,10 +40,11 @@ class _Labels:
 
 
 def read_yolo(layout: Yolo, raw: Path, _wanted: Wanted) -> Reading:
-    """A row per line of every label file, cut out by its box. A picture whose file is empty is background, and ignored.
+    """One row per line of every label file, cropped by its box. A picture with an empty label file is background
+    and is ignored.
 
-    The column `split` says train, val or test where data.yaml, a list or a folder does.
-    Raises DataError where no file names the classes, and where the labels are no boxes.
+    The column `split` is train, val or test where data.yaml, a list or a folder names it.
+    Raises DataError if no file names the classes, or if the labels are not boxes.
     """
     images, labels = require_folder(raw, layout.images, layout), require_folder(raw, layout.labels, layout)
     pictures = [path for path in walk_files(raw, images) if path.lower().endswith(SUFFIXES)]
@@ -79,7 +80,7 @@ def read_yolo(layout: Yolo, raw: Path, _wanted: Wanted) -> Reading:
 
 
 def _load_names(layout: Yolo, raw: Path) -> tuple[str, dict[str, Any]]:
-    """The file that names the classes, and what it says, `names` as {number: name}. Raises DataError."""
+    """The file that names the classes, and its content with `names` as {number: name}. Raises DataError."""
     if layout.names is not None:
         path = resolve_inside(layout.names, "", "layout.names")
         if not (raw / path).is_file():
@@ -88,9 +89,9 @@ def _load_names(layout: Yolo, raw: Path) -> tuple[str, dict[str, Any]]:
         return path, load_facts(raw / path, path)
     found = find_names_files(raw, walk_files(raw))
     if len({tuple(sorted(names.items())) for names in found.values()}) > 1:
-        said = " and ".join(f"{path} ({', '.join(names.values())})" for path, names in list(found.items())[:3])
-        hint = f"Name the one that is right: `--layout '{{kind: yolo, names: {next(iter(found))}}}'`."
-        raise DataError(f"class names in {raw}", expected="one list of names", found=said, hint=hint)
+        lists = " and ".join(f"{path} ({', '.join(names.values())})" for path, names in list(found.items())[:3])
+        hint = f"Name the right one: `--layout '{{kind: yolo, names: {next(iter(found))}}}'`."
+        raise DataError(f"class names in {raw}", expected="one list of names", found=lists, hint=hint)
     if not found:
         refuse_bad_names(raw, walk_files(raw))
         hint = "Add data.yaml with `names: [first, second]`, or classes.txt with one name per line, in order."
@@ -137,14 +138,14 @@ def _unfit(expected: str, found: str) -> Reason:
 
 
 def _name_of(text: str, value: float | None, names: Mapping[int, str]) -> tuple[str, tuple[str, str] | None]:
-    """The name of a class number, or what was expected and found instead."""
+    """The name of a class number, and, where there is none, what was expected and found."""
     if value is None or not math.isfinite(value) or value != int(value) or int(value) not in names:
         return "", (f"one of the class numbers {', '.join(map(str, sorted(names)[:20]))}", f"class {text[:40]}")
     return names[int(value)], None
 
 
 def _refuse_other_forms(raw: Path, read: Mapping[str, _Labels]) -> None:
-    """Raise DataError where most label files hold something else than boxes."""
+    """Raise DataError if most label files hold something other than boxes."""
     filled = [(path, labels) for path, labels in read.items() if labels.objects or labels.problem]
     other = [(path, labels.form) for path, labels in filled if labels.form]
     if other and 2 * len(other) > len(filled):
@@ -168,14 +169,14 @@ def _rows_of(picture: str, path: str, labels: _Labels, claimed: list[str], raw: 
         why = Reason(labels.problem.expected, f"{labels.problem.found} of {path}", labels.problem.hint)
         return [Row(path=picture, columns=columns, problem=why)]
     size = read_size(raw / picture) if labels.objects else None
-    if size is None and labels.objects:  # which validation explains
+    if size is None and labels.objects:  # validation reports why the picture has no size
         return [Row(path=picture, label=labels.objects[0][0], columns=columns)]
     boxes = [(name, _to_pixels(shares, *size)) for name, shares in labels.objects] if size else []
     return [Row(path=picture, label=name, crop=box, stated_size=size, columns=columns) for name, box in boxes]
 
 
 def _to_pixels(shares: tuple[float, float, float, float], width: int, height: int) -> Box:
-    """Centre and size as shares of the picture to corners in whole pixels, ends exclusive."""
+    """Convert centre and size in shares of the picture to corners in whole pixels, ends exclusive."""
     x, y, w, h = shares
     left, right = (x - w / 2) * width, (x + w / 2) * width
     top, bottom = (y - h / 2) * height, (y + h / 2) * height
@@ -185,7 +186,7 @@ def _to_pixels(shares: tuple[float, float, float, float], width: int, height: in
 def _find_orphans(
     raw: Path, texts: Sequence[str], source: str, names: Mapping[int, str]
 ) -> tuple[list[Row], dict[str, int]]:
-    """A row with a problem for label files without a picture; other text files are counted."""
+    """A row with a problem for each label file without a picture, and a note with the number of other text files."""
     rows, others = [], 0
     for path in texts:
         if path == source or posixpath.basename(path).lower() in ("classes.txt", "labels.txt", "names.txt"):
@@ -203,7 +204,7 @@ def _find_orphans(
 
 
 def _find_splits(raw: Path, facts: Mapping[str, Any], pictures: Sequence[str]) -> dict[str, str]:
-    """The split of every picture of which data.yaml, a list of files or a folder's name says one."""
+    """The split of every picture for which data.yaml, a list of files or a folder's name gives one."""
     index, found = Index(pictures, ""), dict[str, str]()
     for picture in pictures:
         parts = [LISTS[part] for part in picture.lower().split("/")[:-1] if part in LISTS]
@@ -224,7 +225,7 @@ def _find_splits(raw: Path, facts: Mapping[str, Any], pictures: Sequence[str]) -
 
 
 def _find_folder(text: str, folders: set[str]) -> str | None:
-    """The folder that ends as a path from elsewhere does: `../train/images`, `/content/set/images/train`."""
+    """The folder whose path ends like a path from elsewhere: `../train/images`, `/content/set/images/train`."""
     parts = [part for part in posixpath.normpath(text.replace("\\", "/")).split("/") if part not in ("", ".", "..")]
     above = {"/".join(folder.split("/")[:depth]) for folder in folders for depth in range(1, folder.count("/") + 2)}
     return next((tail for start in range(len(parts)) if (tail := "/".join(parts[start:])) in above), None)

@@ -1,4 +1,4 @@
-"""YOLO's files: which label file belongs to which picture, and which file names the classes."""
+"""YOLO's files: finds the label file of each picture, and the file that names the classes."""
 
 import posixpath
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ LARGEST = 1_000_000  # bytes of a file that names classes
 
 
 def suggest_yolo(raw: Path, files: Sequence[str]) -> Yolo | None:
-    """The layout, where pictures have text files of shares beside them or in `labels`; else None."""
+    """The layout, if pictures have text files with YOLO lines beside them or in `labels`; else None."""
     pictures = [path for path in files if path.lower().endswith(SUFFIXES)]
     texts = {path for path in files if path.lower().endswith(".txt")}
     images, labels = _find_bases(pictures, texts)
@@ -30,7 +30,7 @@ def suggest_yolo(raw: Path, files: Sequence[str]) -> Yolo | None:
 
 
 def _find_bases(pictures: Sequence[str], texts: Iterable[str]) -> tuple[str, str]:
-    """`images` and `labels` beside one another where all pictures lie below such a folder, else the top for both."""
+    """The sibling folders `images` and `labels`, if they hold all pictures and labels; else the top folder for both."""
     parents = {path.split("/images/")[0] if "/images/" in path else "" for path in (f"/{p}" for p in pictures)}
     parent = next(iter(parents)).removeprefix("/") if len(parents) == 1 else ""
     images, labels = posixpath.join(parent, "images"), posixpath.join(parent, "labels")
@@ -41,7 +41,7 @@ def _find_bases(pictures: Sequence[str], texts: Iterable[str]) -> tuple[str, str
 
 
 def _find_other_bases(pictures: Sequence[str], texts: Iterable[str]) -> tuple[str, str] | None:
-    """Two folders of other names (`Images` and `Labels`, `JPEGImages` and `labels`) that hold equal trees of stems."""
+    """Two folders with other names (`Images` and `Labels`, `JPEGImages` and `labels`) that hold the same stems."""
     stems = {posixpath.splitext(path)[0] for path in pictures}
     written = [posixpath.splitext(path)[0] for path in texts if posixpath.splitext(path)[0] not in stems]
     tops = [sorted({stem.partition("/")[0] for stem in found if "/" in stem}) for found in (stems, written)]
@@ -55,8 +55,11 @@ def _find_other_bases(pictures: Sequence[str], texts: Iterable[str]) -> tuple[st
 
 
 def pair_labels(pictures: Sequence[str], texts: set[str], images: str, labels: str) -> dict[str, str]:
-    """The label file of every picture that has one: at the same place below `labels`, in the folder `labels` beside
-    its `images`, beside itself, or, where `labels` has no sub-folders, of its name."""
+    """The label file of every picture that has one.
+
+    It lies at the same place below `labels`, in the folder `labels` beside the picture's `images`, beside the picture,
+    or, where `labels` has no sub-folders, anywhere in `labels` with the picture's stem.
+    """
     flat = all(posixpath.dirname(path) == labels for path in texts if path.startswith(f"{labels}/" if labels else ""))
     pairs = {}
     for picture in pictures:
@@ -73,7 +76,7 @@ def pair_labels(pictures: Sequence[str], texts: set[str], images: str, labels: s
 
 
 def _looks_like_shares(file: Path) -> bool:
-    """Whether the first line is a small number and then shares, of whatever form."""
+    """Whether the first line is a class number followed by at least four numbers between 0 and 1."""
     with file.open("rb") as opened:
         first = opened.read(4096).decode("utf-8-sig", "replace").strip().partition("\n")[0].split()
     try:
@@ -87,7 +90,7 @@ def _looks_like_shares(file: Path) -> bool:
 
 
 def find_names_files(raw: Path, files: Iterable[str]) -> dict[str, dict[int, str]]:
-    """Names by number of every file that holds some, the one to prefer first."""
+    """For every file that names classes, its names by number; the preferred file comes first."""
     found = {}
     for path in sorted(files, key=lambda path: (not path.endswith((".yaml", ".yml")), path.count("/"), path)):
         name = posixpath.basename(path).lower()
@@ -100,7 +103,7 @@ def find_names_files(raw: Path, files: Iterable[str]) -> dict[str, dict[int, str
 
 
 def refuse_bad_names(raw: Path, files: Iterable[str]) -> None:
-    """Raise the DataError of the first file that should name the classes: `data.yaml`, `classes.txt`, `obj.names`."""
+    """Raise the DataError of the first bad file among those that should name the classes, such as `data.yaml`."""
     for path in files:
         name = posixpath.basename(path).lower()
         if name in (*TEXTS, "data.yaml", "data.yml", "dataset.yaml") or name.endswith(".names"):
@@ -108,9 +111,9 @@ def refuse_bad_names(raw: Path, files: Iterable[str]) -> None:
 
 
 def load_facts(file: Path, path: str) -> dict[str, Any]:
-    """What data.yaml says, `names` as {number: name}; of a text file the names alone, one per line.
+    """The content of data.yaml with `names` as {number: name}; from a text file (one name per line) only `names`.
 
-    Raises DataError or DomainError.
+    Raises DataError for names that are missing or ambiguous, DomainError for a file that is not valid YAML.
     """
     if file.stat().st_size > LARGEST:
         raise _no_names(path, f"{file.stat().st_size:,} bytes")
@@ -133,7 +136,7 @@ def _check_names(names: object, count: object, path: str) -> dict[int, str]:
     checked: dict[int, str] = {}
     for key, name in numbered.items():
         if isinstance(name, bool):
-            raise _no_names(path, f"{name} for the number {key}, as YAML reads yes, no, on and off without quotes")
+            raise _no_names(path, f"{name} for the number {key}: YAML reads yes, no, on and off without quotes so")
         if not str(key).strip().isdecimal() or isinstance(key, bool) or not str(name).strip() or isinstance(name, dict):
             raise _no_names(path, f"{key!r}: {name!r}"[:80])
         if int(key) in checked:

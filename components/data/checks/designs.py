@@ -1,10 +1,10 @@
-"""Where one design is repeated, copies are told from other parts by what the design does not predict.
+"""Repeated designs: distinguishes copies of a picture from other parts of the same design.
 
-Any two parts of one design agree in most cells, so agreement alone says nothing there. What the design makes of a
-picture is seen on its *strangers*: pictures of the same set, too far in features to be its duplicates. Laid over the
-picture they predict it. What they do not predict (grain, scratches, dirt) is the picture's own, and two pictures are
-duplicates only if these remainders correlate. Where strangers do not agree with the picture no design is shared, and
-nothing is asked: a first test on thumbnails costs 1 ms per picture.
+Any two parts of one design agree in most cells, so agreement alone does not show that two pictures are duplicates. The
+*strangers* of a picture (pictures of the same set, too far away in feature space to be its duplicates) show the design:
+laid over the picture, they predict it. What they do not predict (grain, scratches, dirt) belongs to the picture alone,
+and two pictures are duplicates only if these remainders correlate. If the strangers do not agree with the picture, no
+design is shared and this test is skipped; a first test on thumbnails decides that in 1 ms per picture.
 """
 
 import hashlib
@@ -34,29 +34,29 @@ from components.data.checks.matching import (
     turn_picture,
 )
 
-COARSE = 64  # pixels of the longer side at which a place is looked for
-THUMB_SHADE = 2.0  # pixels of a thumbnail; what changes more slowly is light
-FINE = 96  # pixels of the longer side at which it is refined
-STEPS = 25  # of the refinement
+COARSE = 64  # pixels of the longer side when a placement is searched
+THUMB_SHADE = 2.0  # pixels of a thumbnail: slower changes are illumination
+FINE = 96  # pixels of the longer side when the placement is refined
+STEPS = 25  # iterations of the refinement
 TURNS = 8
-CORRELATES = 0.3  # within a cell, of what the design leaves; by chance one cell in six does
-TRACE = 0.0005  # square of the local contrast: below this nothing is left of a cell
-RIDGE = 1e-3  # keeps a regression on nearly blank cells finite
+CORRELATES = 0.3  # correlation of the remainders within a cell; by chance one cell in six reaches it
+TRACE = 0.0005  # squared local contrast below which a cell has no remainder
+RIDGE = 1e-3  # keeps the regression finite on nearly blank cells
 
-CROWD = 1024  # pictures of a set, at most, that strangers are taken from
-NEAR = 12  # nearest pictures in features, among which duplicates are looked for: these are no strangers
-MANY, LAID = 24, 12  # strangers that are placed, and of these the best that are laid over the picture
-FEW = 4  # strangers at least: with fewer no design is shared, or none that could be predicted
+CROWD = 1024  # strangers are drawn from at most this many pictures of the set
+NEAR = 12  # the nearest pictures in feature space may be duplicates, so they are not strangers
+MANY, LAID = 24, 12  # number of strangers that are placed, and of the best of these that are laid over the picture
+FEW = 4  # fewest strangers that can predict a design; with fewer, no design is shared
 ALIKE = 0.5  # correlation of thumbnails; of 100 pictures of tissue, nuclei or boards 95 stay under .46, cells reach .8
-SHARED = 0.35  # agreement from which a stranger shares the design: half of what a duplicate needs
-RELATIVE = 0.9  # remaining agreement, given the other strangers, from which a stranger is a duplicate itself
+SHARED = 0.35  # least agreement of a stranger that shares the design: half of what a duplicate needs
+RELATIVE = 0.9  # a stranger with at least this remaining agreement, given the other strangers, is itself a duplicate
 PURGES = 4
-KEPT = 64  # pictures whose strangers are kept in memory: 2 MB each
-OUTLINES = 2000  # kept in memory: 0.1 MB each
+KEPT = 64  # number of pictures whose strangers are kept in memory, 2 MB each
+OUTLINES = 2000  # number of outlines kept in memory, 0.1 MB each
 
 
 class Outline(NamedTuple):
-    """A picture at COARSE (h, w), of unit energy; its spectrum, zero padded as `_transform` does; and at FINE."""
+    """A picture at COARSE (h, w) with unit energy, its zero-padded spectrum (`_transform`), and the picture at FINE."""
 
     small: NDArray[np.float32]
     spectrum: NDArray[np.complex64]
@@ -64,14 +64,14 @@ class Outline(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a picture lies on another one, both at COARSE, and how well they correlate there (at most 1)."""
+    """The placement of a picture on another one, both at COARSE, and their correlation there (at most 1)."""
 
     peak: float
     fit: Fit
 
 
 class Stranger(NamedTuple):
-    """A picture of the set laid over another one, and the share of cells in which the two agree."""
+    """A picture of the set, laid over another one, and the share of cells in which the two agree."""
 
     number: int
     cells: Cells
@@ -81,8 +81,8 @@ class Stranger(NamedTuple):
 class Designs:
     """The strangers of every picture of a set.
 
-    names: contents, sorted. greys: thumbnails (N, S, S). features: (N, D), which do not depend on the set, so that a
-    set that grew leaves most pictures their strangers. sketch: returns the sketch of a picture.
+    names: contents, sorted. greys: thumbnails (N, S, S). features: (N, D), independent of the set, so that most
+    pictures keep their strangers when the set grows. sketch: returns the sketch of a picture.
     """
 
     def __init__(
@@ -102,15 +102,15 @@ class Designs:
         self.is_repeated = lru_cache(None)(self._is_repeated)
 
     def name(self, here: int, fit: Fit, related: Callable[[int], bool]) -> str:
-        """A name for all that `measure` depends on, beside the two pictures and the code."""
+        """A name for everything that `measure` depends on besides the two pictures and the code."""
         chosen = [f"{self.names[each]} {related(each)}" for each in self.choose(here)]
         return hashlib.sha256("\n".join([*chosen, fit.tobytes().hex()]).encode()).hexdigest()[:16]
 
     def measure(self, here: int, there: int, fit: Fit, related: Callable[[int], bool]) -> float | None:
-        """Share of cells of a picture in which another one correlates with it beyond what strangers predict.
+        """The share of cells in which two pictures correlate beyond the strangers' prediction; None without a design.
 
-        fit: places of the other to places here. related: whether a stranger is known to be a duplicate of either.
-        None where no design is shared.
+        fit: maps places of the picture `there` to places of the picture `here`. related: whether a stranger is known to
+        be a duplicate of either picture.
         """
         if not self.is_repeated(here):
             return None
@@ -122,13 +122,13 @@ class Designs:
         return measure_remaining(to_cells(blur(detail)), laid, [each.cells for each in strangers])
 
     def _choose(self, index: int) -> list[int]:
-        """At most MANY pictures, drawn with a chance of one in their rank of nearness in features: near ones share a
-        design where it is rare in the set, far ones are no duplicates.
+        """Draw at most MANY strangers, each with probability 1 / (its rank by distance in feature space).
 
-        Every picture has one draw by its name, and those with the least product of rank and draw are taken: so a
-        newcomer to the set takes the place of one, or of none.
+        Near pictures share the design even if it is rare in the set; far ones are not duplicates. Every picture has one
+        random number derived from its name, and those with the smallest product of rank and number are taken. A picture
+        that is added to the set therefore replaces at most one stranger.
         """
-        # In whole halvings, for a share that changed with every newcomer would change the choice of all.
+        # The share is halved in whole steps: a share that changed with every added picture would change all choices.
         halvings = max(max(len(self.directions) - 1, 0).bit_length() - CROWD.bit_length() + 1, 0)
         crowd = len(self.directions) >> halvings
         order = np.argsort(-(self.directions[:crowd] @ self.directions[index]), kind="stable")
@@ -138,7 +138,7 @@ class Designs:
         return [int(other) for other in order[np.argsort(ranks * self.draws[order], kind="stable")[:MANY]]]
 
     def _is_repeated(self, index: int) -> bool:
-        """Do thumbnails of strangers resemble the picture's? One in six suffices to look at them closely."""
+        """Whether thumbnails of strangers resemble the picture's. One in six is enough for a closer comparison."""
         chosen = self.choose(index)[: MANY // 2]
         if len(chosen) < FEW / 2:
             return False
@@ -149,17 +149,17 @@ class Designs:
         return bool(peaks[max(len(peaks) // 6 - 1, 0)] >= ALIKE)
 
     def _create_thumb(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.complex64]]:
-        """The thumbnail without light and shade, and its spectrum."""
+        """The thumbnail without illumination, and its spectrum."""
         small = _normalise(flatten(self.greys[index], THUMB_SHADE))
         return small, _transform([small], small.shape[0])[0]
 
     def _find_strangers(self, index: int) -> list[Stranger]:
-        """Of the LAID pictures that fit best those that share the design, without those that turn out duplicates."""
+        """Of the LAID pictures that fit best: those that share the design and are not duplicates."""
         chosen, outline, sketch = self.choose(index), self.outline(index), self.sketch(index)
         places = find_places(outline, [self.outline(other) for other in chosen])
         best = sorted(zip(chosen, places, strict=True), key=lambda each: (-each[1].peak, each[0]))[:LAID]
         if len(best) < FEW or best[FEW - 1][1].peak < ALIKE:
-            return []  # what thumbnails promised is not kept
+            return []  # the closer comparison does not confirm the thumbnails
         laid = []
         for other, place in best:
             detail = self.sketch(other).detail
@@ -171,7 +171,7 @@ class Designs:
 
 
 def _drop_relatives(first: NDArray[np.float32], laid: list[Stranger]) -> list[Stranger]:
-    """Without strangers that share with the picture what the other strangers do not predict."""
+    """Remove strangers that share with the picture what the other strangers do not predict: they are duplicates."""
     for _ in range(PURGES):
         if len(laid) <= FEW:
             break
@@ -189,13 +189,13 @@ def _drop_relatives(first: NDArray[np.float32], laid: list[Stranger]) -> list[St
 
 
 def create_outline(sketch: Sketch) -> Outline:
-    """Once per picture."""
+    """The outline of a picture; computed once per picture."""
     small = _normalise(_shrink(sketch.detail, COARSE))
     return Outline(small, _transform([small], COARSE)[0], _shrink(sketch.detail, FINE))
 
 
 def find_places(first: Outline, others: Sequence[Outline]) -> list[Place]:
-    """Where each of the others lies on the first: the best of eight turns and of shifts up to half a side."""
+    """The placement of each of the others on the first: the best of eight orientations and shifts up to half a side."""
     places = []
     for found in _correlate_turned(first.small, [other.spectrum for other in others], COARSE):
         turn, y, x = (int(at) for at in np.unravel_index(int(found.argmax()), found.shape))
@@ -207,8 +207,8 @@ def find_places(first: Outline, others: Sequence[Outline]) -> list[Place]:
 
 
 def refine_place(first: Outline, other: Outline, place: Place, shapes: tuple[tuple[int, ...], ...]) -> Fit:
-    """The affine fit at full size (h, w) of both that correlates most (Evangelidis and Psarakis 2008,
-    https://doi.org/10.1109/TPAMI.2008.113); the place itself where the two have too little in common."""
+    """The affine fit at full size (h, w) with the highest correlation (Evangelidis and Psarakis 2008,
+    https://doi.org/10.1109/TPAMI.2008.113); the given placement if the pictures have too little in common."""
     import cv2
 
     here, there = (place_scale(each.small.shape, each.fine.shape) for each in (first, other))
@@ -224,7 +224,7 @@ def refine_place(first: Outline, other: Outline, place: Place, shapes: tuple[tup
         if error.code != cv2.Error.StsNoConv:
             raise
     except np.linalg.LinAlgError:
-        pass  # refined to a line
+        pass  # the refinement collapsed to a line
     here, there = (place_scale(each.fine.shape, shape) for each, shape in zip((first, other), shapes, strict=True))
     return np.asarray(here @ fit @ np.linalg.inv(there))
 
@@ -232,11 +232,11 @@ def refine_place(first: Outline, other: Outline, place: Place, shapes: tuple[tup
 def measure_remaining(
     first: NDArray[np.float32], second: Cells, strangers: Sequence[Cells], component: bool = True
 ) -> float:
-    """Share of cells in which two pictures correlate without what strangers laid over the first predict of them.
+    """The share of cells in which two pictures correlate after what strangers predict is removed from both.
 
-    first: (cells, CELL * CELL). Taken off are the strangers' mean, its slopes, which absorb a fit that is off by a
-    fraction of a pixel, and with `component` that in which the strangers differ most from one another. 0 where too
-    few cells hold anything else.
+    first: (cells, CELL * CELL). Removed are the strangers' mean, its slopes (they absorb a fit that is off by a
+    fraction of a pixel) and, with `component`, the strangers' first principal component. Returns 0 if too few cells
+    have a remainder.
     """
     regressors = np.stack([np.ones_like(first), *_predict(strangers, component)], axis=1)  # (cells, R, CELL * CELL)
     both = np.stack([first, second.detail], axis=1)
@@ -249,7 +249,7 @@ def measure_remaining(
 
 
 def _predict(strangers: Sequence[Cells], component: bool) -> list[NDArray[np.float32]]:
-    """What strangers predict of each cell: their mean, its slopes, and their first principal component."""
+    """The regressors for each cell: the strangers' mean, its slopes, and their first principal component."""
     covered = np.stack([each.covered for each in strangers]).astype(np.float32)[..., None]
     details = np.stack([each.detail for each in strangers])
     mean = (covered * details).sum(axis=0) / np.maximum(covered.sum(axis=0), 1)
@@ -266,8 +266,10 @@ def _predict(strangers: Sequence[Cells], component: bool) -> list[NDArray[np.flo
 def _correlate_turned(
     first: NDArray[np.float32], spectra: Sequence[NDArray[np.complex64]], side: int
 ) -> NDArray[np.float32]:
-    """Correlation of each of the others with the first in eight turns at every shift (K, TURNS, y, x) up to half a
-    side; -1 beyond. Negative shifts count from the end."""
+    """Correlation of each of the others with the first, in eight orientations and at every shift: (K, TURNS, y, x).
+
+    Shifts of more than half a side have -1. Negative shifts count from the end of an axis.
+    """
     from scipy.fft import irfft2
 
     turned = _transform([turn_picture(first, turn) for turn in range(TURNS)], side).conj()
@@ -280,12 +282,12 @@ def _correlate_turned(
 
 
 def _padded(side: int) -> int:
-    """So that what is shifted by half a side meets nothing but zeros at the other end."""
+    """The padded side length at which a picture shifted by half a side overlaps only zeros at the other end."""
     return 2 * (side - side // 4)
 
 
 def _transform(pictures: Sequence[NDArray[np.float32]], side: int) -> NDArray[np.complex64]:
-    """Spectra of pictures (h, w), zero padded to one size."""
+    """Spectra of pictures (h, w), zero-padded to one size."""
     from scipy.fft import rfft2
 
     padded = np.zeros((len(pictures), _padded(side), _padded(side)), np.float32)
@@ -295,7 +297,7 @@ def _transform(pictures: Sequence[NDArray[np.float32]], side: int) -> NDArray[np
 
 
 def _normalise(small: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean 0, energy 1."""
+    """The picture with mean 0 and energy 1."""
     centred = small - small.mean()
     return np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), np.float32)
 

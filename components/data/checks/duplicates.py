@@ -1,16 +1,15 @@
-"""Near duplicates: the same thing photographed, saved, turned, cut or exposed again, which no split may tear apart.
+"""Near duplicates: the same thing photographed, saved, turned, cut or exposed again. They must be in one split.
 
-Candidates come cheap, and a pair counts only when `matching` has looked at both pictures. Look-alikes: thumbnails that
-are alike in one of eight positions. Neighbours: nearest in a frozen backbone's features, a few ranks at a time; a
-picture that has found a relative looks further.
+Candidates are found cheaply, and a pair counts only if `matching` confirms it on both pictures. There are two kinds of
+candidates: look-alikes, whose thumbnails match in one of eight orientations, and neighbours, the nearest pictures in a
+frozen backbone's feature space. Neighbours are tried a few ranks at a time; a picture that has a duplicate tries more.
 
-What the pictures of a set share anyway makes no duplicates. A fixture or a background: the agreement of arbitrary pairs
-is measured first, and a pair has to stand out from it. A design that is repeated: a pair has to agree in what `designs`
+What all pictures of a set share does not make duplicates. For a common fixture or background, the agreement of
+arbitrary pairs is measured first, and a pair must exceed it. For a repeated design, a pair must agree in what `designs`
 cannot predict from other pictures of that design.
 
-The result is a function of the pictures and `bits` alone: a search of a set that grew, or one that was killed and
-started again, finds what a search from the start finds. Looks and answers that are known from earlier are not
-repeated.
+The result depends only on the pictures and on `bits`: a search of a set that grew, or one that was killed and
+restarted, finds the same as a search from the start. Comparisons and answers from an earlier search are reused.
 """
 
 import hashlib
@@ -33,16 +32,16 @@ from components.data.checks.matching import MIN_AGREEMENT, Fit, Match, Sketch, m
 Result = TypeVar("Result")
 Pair = tuple[str, str]  # contents, the smaller first
 
-RANKS, ROUNDS = 3, 4  # neighbours a round
-ARBITRARY = 96  # pairs that tell what any two pictures share
-MIN_REMAINING = 0.8  # of cells that two parts must agree in beyond their design; of 162 pairs of solar cells none did
-CERTAIN = 0.95  # remaining agreement from which parts of one design are one part, not just cut from one piece
-KEEP_EVERY = 10_000  # looks
-SKETCHES = 7_000  # kept in memory: 0.12 MB each
+RANKS, ROUNDS = 3, 4  # neighbours per round, and number of rounds
+ARBITRARY = 96  # number of arbitrary pairs that measure what any two pictures share
+MIN_REMAINING = 0.8  # share of cells in which duplicates agree beyond their design; no pair of 162 solar cells did
+CERTAIN = 0.95  # remaining agreement above which two pictures show one part, not two parts cut from one piece
+KEEP_EVERY = 10_000  # comparisons between two calls of `keep`
+SKETCHES = 7_000  # number of sketches kept in memory, 0.12 MB each
 
 
 class Look(NamedTuple):
-    """One comparison: contents, the smaller first, and the turn of the second, or POINTS."""
+    """One comparison: two contents, the smaller first, and the orientation of the second picture, or POINTS."""
 
     first: str
     second: str
@@ -50,8 +49,8 @@ class Look(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What remains of the agreement of a picture with another one without the design that they share: their contents,
-    and a name for what predicts the design."""
+    """Asks how much two pictures agree beyond the design that they share: their contents, and a name for what predicts
+    the design."""
 
     here: str
     there: str
@@ -59,15 +58,15 @@ class Question(NamedTuple):
 
 
 Looks = Mapping[Look, Match]
-Answers = Mapping[Question, float | None]  # None where no design is shared
+Answers = Mapping[Question, float | None]  # None if no design is shared
 
 
 @dataclass(frozen=True)
 class Found:
-    """Every look, every answer, and the pairs of near duplicates with what remains of their agreement without the
-    design that they share (None where none is shared).
+    """All comparisons, all answers, and the near duplicates with their agreement beyond a shared design (None if no
+    design is shared).
 
-    among: names the pictures and bits of a search that came to its end; None for one that did not.
+    among: the name of the pictures and bits if the search was completed, else None.
     """
 
     looks: Looks = field(default_factory=dict)
@@ -80,12 +79,12 @@ NOTHING = Found()
 
 
 def is_certain(remaining: float | None) -> bool:
-    """Whether near duplicates surely show one thing. Parts of one design may be sisters, cut from one piece."""
+    """Whether near duplicates certainly show one thing. Parts of one design may also be sisters, cut from one piece."""
     return remaining is None or remaining >= CERTAIN
 
 
 class Pictures(NamedTuple):
-    """Pictures by content, sorted; thumbnails (N, THUMBNAIL, THUMBNAIL), features (N, D), and how to read one."""
+    """Pictures by content, sorted: thumbnails (N, THUMBNAIL, THUMBNAIL), features (N, D), and how to read a picture."""
 
     contents: Sequence[str]
     greys: NDArray[np.float32]
@@ -94,17 +93,17 @@ class Pictures(NamedTuple):
 
 
 def name_search(contents: Sequence[str], bits: int) -> str:
-    """A name for all that the result depends on, apart from the code."""
+    """A name for everything that the result depends on, except the code."""
     return hashlib.sha256("\n".join([str(bits), *contents]).encode()).hexdigest()[:16]
 
 
 def find_near_duplicates(
     pictures: Pictures, bits: int, known: Found = NOTHING, keep: Callable[[Found], None] = lambda found: None
 ) -> Found:
-    """Compare all candidates, as far as a pair could join two groups.
+    """Find near duplicates; a candidate pair is compared only if it could join two groups.
 
-    known: an earlier search, of these or other pictures. keep: is called now and then with the looks so far, for the
-    case that the process ends early.
+    known: the result of an earlier search, of these or other pictures. keep: is called now and then with the result so
+    far, in case the process ends early.
     """
     among = name_search(pictures.contents, bits)
     if known.among == among:
@@ -119,7 +118,7 @@ def find_near_duplicates(
 
 
 class _Search:
-    """What was looked at so far, and which pictures are joined by it."""
+    """The state of a search: the comparisons so far, and the pictures that they join."""
 
     def __init__(self, pictures: Pictures, known: Found, keep: Callable[[Found], None]) -> None:
         self.names, self.known, self.keep = pictures.contents, known, keep
@@ -127,7 +126,7 @@ class _Search:
         self.answers: dict[Question, float | None] = {}
         self.near: dict[Pair, float | None] = {}
         self.refused: set[Pair] = set()
-        self.needed: float = np.inf  # nothing is joined before it is known what any two pictures share
+        self.needed: float = np.inf  # no pair is joined before `measure_shared` has set the threshold
         self.parent = list(range(len(pictures.contents)))
         self.related: set[int] = set()
         self.repeated: set[int] = set()  # pictures whose design others share
@@ -135,16 +134,16 @@ class _Search:
         self.designs = Designs(pictures.contents, pictures.greys, pictures.features, self.sketch)
 
     def measure_shared(self) -> None:
-        """What do arbitrary pictures share? Half of the rest is asked for on top."""
+        """Measure the agreement of arbitrary pairs. A duplicate must exceed it by half of the distance that is left."""
         arbitrary = [LookAlike(i, j, POINTS) for i, j in pairwise(range(min(len(self.names), ARBITRARY + 1)))]
         matches = self._match(arbitrary)
-        # Where nine pictures make three groups a third of all pairs are duplicates; half of them never are.
+        # The median is safe: even if nine pictures form three groups, only a third of all pairs are duplicates.
         shared = float(np.median([match.agreement for match in matches] or [0]))
         self.needed = max(MIN_AGREEMENT, (1 + shared) / 2)
         self._join(dict(zip(arbitrary, matches, strict=True)))
 
     def look_around(self, directions: NDArray[np.float32]) -> None:
-        """Every picture at its RANKS nearest; those with relatives further, round by round."""
+        """Compare every picture with its RANKS nearest; those with duplicates also with further ones, in rounds."""
         nearest = dict[int, list[int]]()
         for reach in range(RANKS, RANKS * ROUNDS + 1, RANKS):
             rows = range(len(self.names)) if reach == RANKS else sorted(self.related)
@@ -154,7 +153,7 @@ class _Search:
             self.look([LookAlike(i, j, POINTS) for i, j in sorted(pairs)])
 
     def look(self, candidates: Sequence[LookAlike]) -> None:
-        """Match those candidates whose pictures are not joined yet: by points, else as their thumbnails look alike."""
+        """Match the candidates whose pictures are not joined yet: by points, else in the thumbnails' orientation."""
         apart = [each._replace(turn=POINTS) for each in candidates if self.root(each.i) != self.root(each.j)]
         best = dict(zip(apart, self._match(apart), strict=True))
         turned = [each for each in candidates if each.turn != POINTS]
@@ -173,7 +172,7 @@ class _Search:
         return index
 
     def _match(self, looks: Sequence[LookAlike]) -> list[Match]:
-        """The match of each, from memory where it is known."""
+        """The match of each candidate; known matches are reused."""
         keys = [self._name(each) for each in looks]
         self.looks |= {key: self.known.looks[key] for key in keys if key in self.known.looks}
         new = [each for each, key in zip(looks, keys, strict=True) if key not in self.looks]
@@ -192,9 +191,9 @@ class _Search:
         return match_sketches(first, second) if each.turn == POINTS else match_turned(first, second, each.turn)
 
     def _join(self, best: Mapping[LookAlike, Match]) -> None:
-        """Join the pairs that agree, also in what the design that they may share does not predict.
+        """Join the pairs that agree; if they share a design, they must also agree beyond it.
 
-        Joins are made when all are measured, so that the order and the number of threads do not matter.
+        Pairs are joined after all are measured, so that neither the order nor the number of threads matters.
         """
         agreed = [each for each, match in best.items() if match.agreement >= self.needed]
         agreed = [each for each in agreed if (self.names[each.i], self.names[each.j]) not in self.refused]
@@ -220,7 +219,7 @@ class _Search:
             self.parent[self.root(each.i)] = self.root(each.j)
 
     def _ask(self, here: int, there: int, fit: Fit, roots: Sequence[int]) -> dict[Question, float | None]:
-        """What remains without the design that they may share, from memory where it is known."""
+        """The agreement of two pictures beyond a design that they may share; known answers are reused."""
 
         def is_related(other: int) -> bool:
             return roots[other] in (roots[here], roots[there])
@@ -232,16 +231,18 @@ class _Search:
 
 
 def _run(work: Callable[[LookAlike], Result], items: Sequence[LookAlike]) -> list[Result]:
-    """In as many threads as there are cores."""
-    # OpenCV and numpy free the interpreter; threads of BLAS beside ours only wait for one another, on full cores.
+    """Run `work` on every item, with one thread per core."""
+    # OpenCV and numpy release the GIL. Further BLAS threads would only wait for one another and keep the cores busy.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(work, items))
 
 
 def keep_close(pairs: Sequence[LookAlike], count: int) -> list[LookAlike]:
-    """The pairs among `count` pictures in an order in which each picture's own come shortly after one another, so that
-    it is sketched once, however many pictures there are: along the narrowest band of their graph
-    (Cuthill and McKee 1969, https://doi.org/10.1145/800195.805928)."""
+    """The pairs among `count` pictures, ordered so that the pairs of one picture follow one another closely.
+
+    Each picture is then sketched only once, however many pictures there are. The order follows the narrowest band of
+    the pairs' graph (Cuthill and McKee 1969, https://doi.org/10.1145/800195.805928).
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import reverse_cuthill_mckee
 
@@ -255,7 +256,7 @@ def keep_close(pairs: Sequence[LookAlike], count: int) -> list[LookAlike]:
 
 
 def standardise(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, D) of unit length, each feature standardised over the set."""
+    """Features (N, D), each standardised over the set, then rows scaled to unit length."""
     if not len(features):
         return features
     spread = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
@@ -263,7 +264,7 @@ def standardise(features: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def find_neighbours(directions: NDArray[np.float32], rows: Sequence[int], count: int) -> NDArray[np.int64]:
-    """Indices (len(rows), count) of what is nearest to each row by cosine among (N, D) of unit length."""
+    """Indices (len(rows), count) of the nearest vectors to each row, by cosine among (N, D) vectors of unit length."""
     count = max(min(count, len(directions) - 1), 0)
     found = np.zeros((len(rows), count), np.int64)
     for start in range(0, len(rows) if count else 0, CHUNK):
@@ -277,7 +278,7 @@ def find_neighbours(directions: NDArray[np.float32], rows: Sequence[int], count:
 
 
 def join_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:
-    """Groups after joining those that a pair connects; a joined group bears its smallest member's name."""
+    """The groups after joining those that a pair connects; a joined group gets the smallest of its groups' names."""
     parent = {group: group for group in groups}
     for i, j in pairs:
         a, b = _root(parent, groups[i]), _root(parent, groups[j])
@@ -293,7 +294,7 @@ def _root(parent: dict[str, str], group: str) -> str:
 
 
 def find_repeats(keys: Sequence[Hashable], labels: Sequence[Hashable]) -> tuple[dict[int, int], dict[int, list[int]]]:
-    """Exact duplicates: index -> the index kept in its stead, and index -> all that contradict one another."""
+    """Exact duplicates: index to the index that is kept instead, and index to all that contradict one another."""
     members: dict[Hashable, list[int]] = {}
     for index, key in enumerate(keys):
         members.setdefault(key, []).append(index)

@@ -1,6 +1,6 @@
-"""What the features stage leaves: features.parquet and matches.parquet, as the later data stages read them.
+"""Reads the outputs of the features stage, features.parquet and matches.parquet, for the later data stages.
 
-They are made by `components.models.features`, because a network is no business of this room; numbers are kept as bytes.
+`components.models.features` writes them, because `components.data` imports no torch. Vectors are stored as bytes.
 """
 
 from pathlib import Path
@@ -18,30 +18,30 @@ FEATURES = {"key": pl.String, "feature": pl.Binary, "grey": pl.Binary, "backbone
 MATCHES: dict[str, pl.DataType | type[pl.DataType]] = {
     "first": pl.String,
     "second": pl.String,
-    "turn": pl.Int64,  # of the second picture, POINTS where matched points turned it; null in an answer
+    "turn": pl.Int64,  # orientation of the second picture, POINTS if matched points determined it; null in an answer
     "inliers": pl.Int64,
     "agreement": pl.Float64,
     "fit": pl.List(pl.Float64),
     "near": pl.Boolean,
-    "remaining": pl.Float64,  # of near duplicates and answers where a design is shared: the agreement without it
-    "strangers": pl.String,  # of an answer: what predicted the design; null in a look
+    "remaining": pl.Float64,  # agreement of near duplicates and answers beyond a shared design; null without one
+    "strangers": pl.String,  # in an answer the name of what predicted the design; null in a comparison
     "method": pl.Int64,
-    "among": pl.String,  # the search that came to its end
+    "among": pl.String,  # the name of the completed search
 }
 
 
 def content_of(identity: str) -> str:
-    """The sha256 of the file in a row's id."""
+    """The sha256 of the file, from a row's id."""
     return identity.partition("#")[0]
 
 
 def sample_key(content: str, crop: Box | None) -> str:
-    """Name of a picture, or of a crop of it, wherever it lies in the tree and whatever else is cut from it."""
+    """The key of a picture or crop. It depends on the content and the box, not on the path or on other crops."""
     return content if crop is None else f"{content}:{','.join(map(str, crop))}"
 
 
 def load_features(file: Path) -> pl.DataFrame:
-    """Empty where there is no such file yet, or it is damaged."""
+    """The features of earlier runs; empty if the file is missing or damaged."""
     return load_cache(file, FEATURES)
 
 
@@ -53,7 +53,7 @@ def decode_features(frame: pl.DataFrame) -> NDArray[np.float32]:
 
 
 def load_known(file: Path) -> Found:
-    """What is known by the present method; nothing where there is no such file yet, or it is damaged, or of an earlier
+    """The results of earlier searches with the present method; empty if the file is missing, damaged or of an earlier
     release."""
     frame = load_cache(file, MATCHES).filter(pl.col("method") == METHOD)
     is_look = pl.col("strangers").is_null()
@@ -66,12 +66,12 @@ def load_known(file: Path) -> Found:
 
 
 def load_near_duplicates(file: Path) -> list[Pair]:
-    """Pairs of contents that show one thing, or at least share a picture."""
+    """Pairs of contents that show one thing, or parts of one piece."""
     return list(_near_of(load_frame(file)))
 
 
 def load_sisters(file: Path) -> set[Pair]:
-    """Near duplicates that share a picture but may be different things, such as parts cut from one piece."""
+    """Near duplicates that may be different things, such as two parts cut from one piece."""
     return {pair for pair, remaining in _near_of(load_frame(file)).items() if not is_certain(remaining)}
 
 

@@ -1,8 +1,8 @@
-"""What decoding a file told, kept by the file's content: a picture that was fit once is not decoded again.
+"""Cache of what decoding found, by the file's content: a picture that was fit once is not decoded again.
 
-Kept are fit pictures only, so that a file in quarantine is looked at anew in every run. The file's name is made of all
-that a finding depends on besides the content: the code of the checks and of this module, Pillow, and the limits a
-single file is held to. Lost or damaged, it is made again.
+Only fit pictures are cached, so a quarantined file is decoded in every run. The cache file's name depends on everything
+that a finding depends on besides the content: the code of the checks and of this module, Pillow's version, and the
+limits for a single file. A lost or damaged cache is rebuilt.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from components.data.manifest import load_cache, save_frame
 from components.data.sources.images import Box
 from components.domain.settings import Validation
 
-#: Settings about the whole; every other one may change what is said of a single file.
+#: Settings about the set as a whole; every other setting may change the finding of a single file.
 OF_THE_WHOLE = {"min_images_per_class", "min_groups_per_class", "max_quarantined", "near_duplicate_bits"}
 SCHEMA = {"key": pl.String, "facts": pl.String}
 
@@ -28,7 +28,7 @@ SCHEMA = {"key": pl.String, "facts": pl.String}
 def inspect_changed(
     raw: Path, crops: Mapping[str, Iterable[Box]], digests: Mapping[str, str], limits: Validation, cache: Path
 ) -> dict[str, Picture]:
-    """`inspect_images`, but for files whose content (sha256 by path in `digests`) was fit before."""
+    """As `inspect_images`, but files whose content was fit before are not decoded. digests: sha256 by path."""
     file = cache / f"findings-{name_rules(limits)}.parquet"
     keys = {path: _key(digests[path], boxes) for path, boxes in crops.items() if path in digests}
     known = _load(file)
@@ -38,7 +38,7 @@ def inspect_changed(
     if fresh:
         for other in cache.glob("findings-*.parquet"):
             if other != file:
-                other.unlink(missing_ok=True)  # of other code or limits
+                other.unlink(missing_ok=True)  # a cache for other code or limits
         whole = known | fresh
         save_frame(pl.DataFrame({"key": list(whole), "facts": list(whole.values())}, schema=SCHEMA), file)
     return {path: pictures.get(path) or looked[path] for path in crops}

@@ -1,11 +1,12 @@
 """Labels that may be wrong, by confident learning over frozen features (https://arxiv.org/abs/1911.00068).
 
-A linear discriminant that never saw an image's group says what it takes the image for; cleanlab compares that with the
-label given. A disagreement alone means little where features are weak, so the chance that a label is wrong is
-calibrated on the same predictions: each label is the class itself or, with a chance learned from all of them, any
-other (`judge_labels`). Only what is more likely wrong than DOUBT is listed, nothing at all where features recognise
-too little to be a witness. What near duplicates say of each other comes first. Nothing is changed: a suspicion is
-shown with the picture, and a person decides. benchmarks/labels.py holds what that is worth.
+A linear discriminant that was fitted without an image's group predicts its class, and cleanlab compares the prediction
+with the given label. A disagreement alone means little if the features are weak, so the probability that a label is
+wrong is calibrated on the same predictions: a label is the class itself or, with a probability estimated from all
+images, any other class (`judge_labels`). Only labels that are wrong with a probability above DOUBT are listed, and none
+if the features recognise the classes too badly. Near duplicates with different labels are listed first. Nothing is
+changed: the report shows each suspicion with its picture, and a person decides. benchmarks/labels.py measures how many
+suspicions are right.
 """
 
 import hashlib
@@ -23,19 +24,19 @@ from components.data.checks.features import content_of, decode_features, sample_
 from components.data.sources.images import Box
 
 FOLDS = 5
-SHRINKAGE = 0.3  # of the covariance towards a sphere; several hundred features, often fewer images
+SHRINKAGE = 0.3  # of the covariance towards a sphere: there are several hundred features and often fewer images
 TEMPERATURES = np.exp(np.linspace(-1.5, 3.5, 41))
-ROUNDS = 30  # of expectation and maximisation; the share of wrong labels settles in ten
-CLEAN = 20.0  # images: as much is a set's word that it has no wrong label worth beforehand
-DOUBT = 0.7  # chance of being wrong from which a label is listed
-WITNESS = 0.75  # balanced accuracy on groups not seen, from which features may speak against a label
+ROUNDS = 30  # rounds of expectation and maximisation; the share of wrong labels converges in ten
+CLEAN = 20.0  # weight, in images, of the prior that a set has no wrong label
+DOUBT = 0.7  # a label is listed if it is wrong with at least this probability
+WITNESS = 0.75  # features may cast doubt on labels if their balanced accuracy on unseen groups is at least this
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A label that does not fit, and what speaks for the given one (0..1), the less the worse."""
+    """A label that does not fit its image. score: how far the given label is supported, 0..1; a low score is bad."""
 
     path: str
     crop: Box | None
@@ -50,10 +51,10 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Suspicious labels, the worst first, and what the features are worth as a witness.
+    """Suspicious labels, the worst first, and how well the features recognise the classes.
 
-    accuracy: balanced, on groups not seen; None where there are too few groups to learn from. expected: the share of
-    the suspicions by features that should be right.
+    accuracy: balanced accuracy on unseen groups; None if there are too few groups to fit. expected: the expected share
+    of right suspicions among those by features.
     """
 
     suspects: tuple[Suspect, ...] = ()
@@ -62,22 +63,22 @@ class Judgement:
 
     @property
     def note(self) -> str:
-        """What to think of the list, for a person."""
+        """A sentence for the report on how reliable the list is."""
         if self.accuracy is None:
-            return "Features did not judge the labels: a class has too few groups to learn from."
-        seen = f"Frozen features recognise {self.accuracy:.0%} of groups they have not seen (balanced accuracy)"
+            return "Labels were not checked by features: a class has too few groups to learn from."
+        seen = f"Frozen features reach a balanced accuracy of {self.accuracy:.0%} on unseen groups"
         if self.accuracy < WITNESS:
-            return f"{seen}: too few to speak against a label ({WITNESS:.0%} are asked for)."
+            return f"{seen}, too little to cast doubt on a label ({WITNESS:.0%} are required)."
         if self.expected is None:
-            return f"{seen} and speak against no label."
-        return f"{seen}. Of the labels they speak against, about {self.expected:.0%} should be wrong."
+            return f"{seen} and cast doubt on no label."
+        return f"{seen}. Of the labels that they doubt, about {self.expected:.0%} should be wrong."
 
     def to_record(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy, "expected_wrong": self.expected, "note": self.note}
 
 
 def find_suspects(frame: pl.DataFrame, features: pl.DataFrame, near: Sequence[Pair]) -> Judgement:
-    """Suspicious labels among the rows of valid.parquet. near: pairs that certainly show one thing."""
+    """The suspicious labels among the rows of valid.parquet. near: pairs that certainly show one thing."""
     known = {} if frame.is_empty() else _suspect_near_duplicates(frame, near)
     predicted = None if frame.is_empty() else predict_labels(frame, features)
     accuracy, expected = None, None
@@ -96,8 +97,10 @@ def find_suspects(frame: pl.DataFrame, features: pl.DataFrame, near: Sequence[Pa
 
 
 def predict_labels(frame: pl.DataFrame, features: pl.DataFrame) -> tuple[Values, list[str]] | None:
-    """Log chances (N, classes) of every row by a model that did not see its group, and the classes; None where too
-    few groups leave nothing to learn from."""
+    """Log probabilities (N, classes) of every row by a model fitted without its group, and the classes.
+
+    None if there are too few groups to fit a model.
+    """
     groups = frame.group_by("label").agg(pl.col("group").n_unique())
     folds = min(FOLDS, *groups["group"].to_list())
     classes = sorted(groups["label"])
@@ -109,16 +112,16 @@ def predict_labels(frame: pl.DataFrame, features: pl.DataFrame) -> tuple[Values,
     labels = np.searchsorted(classes, frame["label"].to_numpy())
     fold = _deal_groups(frame["label"].to_list(), frame["group"].to_list(), folds)
     if any(len(set(labels[fold != number])) < len(classes) for number in range(folds)):
-        return None  # a class whose groups are all in one fold
+        return None  # all groups of a class are in one fold
     return predict_by_folds(inputs, labels, fold, len(classes)), classes
 
 
 def predict_by_folds(
     inputs: NDArray[np.float32], labels: NDArray[np.int64], fold: NDArray[np.int64], classes: int
 ) -> Values:
-    """Log chances (N, classes) by linear discriminants, each learned from all folds but the row's own.
+    """Log probabilities (N, classes) by linear discriminants, each fitted to all folds except the row's own.
 
-    Their sums are taken once a fold, so five models cost little more than one.
+    The sums are computed once per fold, so five models cost little more than one.
     """
     spread = inputs - inputs.mean(axis=0)
     spread /= np.maximum(spread.std(axis=0), 1e-6)
@@ -142,12 +145,12 @@ def predict_by_folds(
 def find_label_issues(
     labels: Sequence[str], chances: Values, classes: Sequence[str]
 ) -> tuple[list[tuple[int, str, float]], float]:
-    """Row, class suggested, and chance that the label given is right, of those that may be wrong; and the balanced
-    accuracy of the model, without which nobody is suspected."""
+    """For labels that may be wrong: row, suggested class and probability that the given label is right. Also the
+    model's balanced accuracy; if it is too low, no label is suspected."""
     given = np.searchsorted(classes, labels)
     suggested = chances.argmax(axis=1)
     wrong = judge_labels(chances, given)
-    weight = 1 - wrong  # a model is not to blame for a label that is wrong
+    weight = 1 - wrong  # a wrong label is no error of the model
     hits = weight * (suggested == given)
     shares = [hits[given == number].sum() / weight[given == number].sum() for number in range(len(classes))]
     accuracy = round(float(np.mean(shares)), 3)
@@ -163,11 +166,12 @@ def find_label_issues(
 
 
 def judge_labels(chances: Values, given: NDArray[np.int64]) -> Values:
-    """Chance (N,) that each label given is wrong, from log chances (N, classes) by a model that did not see it.
+    """The probability (N,) that each given label is wrong.
 
-    A label is the class itself with the model's chance for it, once its confidence is tempered; or, in a share of the
-    rows, any of the others. Temperature and share are those under which the labels given are likeliest: what a weak
-    model gets wrong speaks for a higher temperature, what a good one gets wrong for wrong labels.
+    chances: log probabilities (N, classes) by a model that did not see the row. A label is the true class with the
+    model's probability after temperature scaling or, in a share of the rows, any other class. Temperature and share
+    maximise the likelihood of the given labels: errors of a weak model raise the temperature, errors of a good model
+    raise the share of wrong labels.
     """
     others = chances.shape[1] - 1
     best, answer = -np.inf, np.zeros(len(given))
@@ -185,7 +189,7 @@ def judge_labels(chances: Values, given: NDArray[np.int64]) -> Values:
 
 
 def _deal_groups(labels: Sequence[str], groups: Sequence[str], folds: int) -> NDArray[np.int64]:
-    """A fold for every row: groups are dealt in turn, class by class, by a hash of their names."""
+    """The fold of every row. Groups are dealt to folds in turn, class by class, in the order of their hashed names."""
     inside = defaultdict[str, Counter[str]](Counter)
     for label, group in zip(labels, groups, strict=True):
         inside[group][label] += 1
@@ -201,9 +205,9 @@ def _log_softmax(values: Values) -> Values:
 
 
 def _suspect_near_duplicates(frame: pl.DataFrame, near: Sequence[Pair]) -> dict[int, tuple[str, float, str]]:
-    """Pictures that show one thing under several labels: each that is not labelled as most are, or all on a tie.
+    """Pictures that show one thing under several labels: those that differ from the majority, or all if there is none.
 
-    Only whole pictures: two crops of one thing may well be of two classes.
+    This holds for whole pictures only: two crops of one thing may be of two classes.
     """
     rows = {content_of(row[0]): index for index, row in enumerate(frame.select("id", "crop").rows()) if row[1] is None}
     labels, paths = frame["label"].to_list(), frame["path"].to_list()

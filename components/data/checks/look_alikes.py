@@ -1,8 +1,8 @@
-"""Look-alikes: pairs of pictures whose thumbnails are alike in one of eight positions; candidates, not yet duplicates.
+"""Look-alikes: pairs of pictures whose thumbnails match in one of eight orientations, as candidates for duplicates.
 
-64-bit perceptual hashes (signs of the lowest 8 x 8 cosine coefficients of a 32 x 32 grey picture,
-https://www.phash.org) of one picture as it lies and of the other one's eight turns and mirrors differ in few bits, and
-their detail correlates, because the lowest coefficients of blank parts only say how the light falls.
+Two conditions hold for a pair. The 64-bit perceptual hashes (signs of the lowest 8 x 8 cosine coefficients of a 32 x 32
+grey picture, https://www.phash.org) of one picture and of one of the other's eight orientations differ in few bits. And
+their detail correlates, because in blank pictures the lowest coefficients only describe the illumination.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from components.data.checks.pictures import THUMBNAIL
 
-LOW = 8  # coefficients with u + v below this may be light and shade: no detail
-MIN_DETAIL = 2.0  # grey levels, root mean square; real photographs of even dark tiles have 3 and more
-MIN_CORRELATION = 0.7  # of detail; 0.6 to 0.8 give much the same candidates on photographs of tiles
+LOW = 8  # coefficients with u + v below this may be illumination, so they are not detail
+MIN_DETAIL = 2.0  # grey levels, root mean square; photographs of uniformly dark tiles still have 3 and more
+MIN_CORRELATION = 0.7  # correlation of detail; 0.6 to 0.8 give nearly the same candidates on photographs of tiles
 CHUNK = 256  # rows of a distance matrix at a time: 100 MB for 50,000 pictures
 TURNS = 8
-MOST_LOOK_ALIKES = 8  # per picture
-POINTS = -1  # instead of a turn: wherever matched points put the second picture
+MOST_LOOK_ALIKES = 8  # most candidates per picture
+POINTS = -1  # in place of an orientation: matched points determine the placement of the second picture
 
 
 class LookAlike(NamedTuple):
-    """Pictures i < j; the second, turned so, looks like the first."""
+    """Pictures i < j: the second, in orientation `turn`, looks like the first."""
 
     i: int
     j: int
@@ -31,7 +31,10 @@ class LookAlike(NamedTuple):
 
 
 def find_look_alikes(greys: NDArray[np.float32], bits: int) -> list[LookAlike]:
-    """Pairs of grey thumbnails (N, THUMBNAIL, THUMBNAIL) that look alike in one of eight positions."""
+    """Pairs of grey thumbnails (N, THUMBNAIL, THUMBNAIL) that match in one of eight orientations.
+
+    bits: largest number of bits in which the hashes of a pair may differ.
+    """
     spectra = cosine_transform(greys)
     low, details = spectra[:, :8, :8], detail_of(spectra)
     strength = np.linalg.norm(details, axis=(1, 2))
@@ -40,7 +43,7 @@ def find_look_alikes(greys: NDArray[np.float32], bits: int) -> list[LookAlike]:
     for turn in range(TURNS):
         turned = hash_spectra(turn_spectra(low, turn))
         for i, j in _find_close(lying, turned, bits):
-            strong = strength[i] * strength[j] >= MIN_CORRELATION  # no two blank pictures correlate
+            strong = strength[i] * strength[j] >= MIN_CORRELATION  # blank pictures never correlate
             i, j = i[strong], j[strong]
             for start in range(0, len(i), CHUNK):
                 a, b = i[start : start + CHUNK], j[start : start + CHUNK]
@@ -52,9 +55,9 @@ def find_look_alikes(greys: NDArray[np.float32], bits: int) -> list[LookAlike]:
 
 
 def find_alike_parts(greys: NDArray[np.float32], rows: Sequence[int], count: int) -> list[LookAlike]:
-    """For parts of one design (rows), the pictures whose thumbnails are most alike once the mean part is taken off.
+    """For parts of one design (`rows`), the pictures whose thumbnails match best after the mean part is subtracted.
 
-    Hashes and features see the design above all, so that a copy is not among the first there.
+    Hashes and features mainly describe the design, so a copy is not among the nearest by them.
     """
     if not rows:
         return []
@@ -70,13 +73,13 @@ def find_alike_parts(greys: NDArray[np.float32], rows: Sequence[int], count: int
         nearest = np.argsort(-best, axis=1, kind="stable")[:, : min(count, len(greys) - 1)]
         for row, others, ways in zip(part.tolist(), nearest.tolist(), turns.tolist(), strict=True):
             for other in others:
-                turn = ways[other] if row < other or ways[other] >= 4 else -ways[other] % 4  # the other way round
+                turn = ways[other] if row < other or ways[other] >= 4 else -ways[other] % 4  # the inverse orientation
                 found.setdefault((min(row, other), max(row, other)), turn)
     return [LookAlike(i, j, turn) for (i, j), turn in sorted(found.items())]
 
 
 def _directions(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, ...) as (N, D) of unit length."""
+    """Arrays (N, ...) as vectors (N, D) of unit length."""
     flat = values.reshape(len(values), -1)
     return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6), np.float32)
 
@@ -84,7 +87,7 @@ def _directions(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def _find_close(
     lying: NDArray[np.uint64], turned: NDArray[np.uint64], bits: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows i and columns j > i whose hashes, j's turned, differ in no more than so many bits."""
+    """Indices i < j whose hashes, j's in one orientation, differ in at most `bits` bits."""
     for start in range(0, len(lying), CHUNK):
         near = np.bitwise_count(lying[start : start + CHUNK, None] ^ turned[start:]) <= bits
         row, column = np.nonzero(np.triu(near, 1))
@@ -92,7 +95,7 @@ def _find_close(
 
 
 def _nearest_look_alikes(best: dict[tuple[int, int], tuple[float, int]]) -> list[LookAlike]:
-    """Those that are among the nearest of one of their two."""
+    """The pairs that are among the MOST_LOOK_ALIKES nearest of at least one of their pictures."""
     counts: dict[int, int] = {}
     kept = []
     for (i, j), (_, turn) in sorted(best.items(), key=lambda item: (-item[1][0], item[0])):
@@ -103,7 +106,7 @@ def _nearest_look_alikes(best: dict[tuple[int, int], tuple[float, int]]) -> list
 
 
 def cosine_transform(greys: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Orthonormal two-dimensional DCT-II of (N, S, S)."""
+    """The orthonormal two-dimensional DCT-II of pictures (N, S, S)."""
     k = np.arange(THUMBNAIL)
     basis = np.cos(np.pi * (2 * k[None, :] + 1) * k[:, None] / (2 * THUMBNAIL)) * np.sqrt(2 / THUMBNAIL)
     basis[0] /= np.sqrt(2)
@@ -112,7 +115,7 @@ def cosine_transform(greys: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def turn_spectra(spectra: NDArray[np.float32], turn: int) -> NDArray[np.float32]:
-    """Cosine transforms (N, U, U), or their lowest coefficients, of the pictures turned as `turn_picture` does.
+    """The cosine transforms (N, U, U), or their lowest coefficients, after turning the pictures as `turn_picture` does.
 
     A transposed picture has a transposed spectrum, and a mirror changes the signs of every second coefficient.
     """
@@ -123,7 +126,7 @@ def turn_spectra(spectra: NDArray[np.float32], turn: int) -> NDArray[np.float32]
 
 
 def hash_spectra(spectra: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """One 64-bit hash a spectrum: which of the lowest 8 x 8 coefficients exceed their median, mean left out."""
+    """One 64-bit hash per spectrum: which of the lowest 8 x 8 coefficients, without the mean, exceed their median."""
     low = spectra[:, :8, :8].reshape(len(spectra), 64).copy()
     low[:, 0] = 0
     above = low > np.median(low[:, 1:], axis=1, keepdims=True)
@@ -131,9 +134,9 @@ def hash_spectra(spectra: NDArray[np.float32]) -> NDArray[np.uint64]:
 
 
 def detail_of(spectra: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, S, S): everything finer than light and shade, of unit length where there is enough of it.
+    """The detail (N, S, S): coefficients finer than illumination, scaled to unit length if there is enough detail.
 
-    By Parseval the dot product of two is the correlation of their detail.
+    By Parseval's theorem, the dot product of two details is the correlation of the pictures' detail.
     """
     order = np.add.outer(np.arange(THUMBNAIL), np.arange(THUMBNAIL))
     detail = np.where(order >= LOW, spectra, 0)

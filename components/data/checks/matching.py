@@ -1,10 +1,10 @@
-"""Do two pictures show one thing? Points matched under a similarity, then every part of the overlap compared.
+"""Decides whether two pictures show one thing: matches points under a similarity, then compares the whole overlap.
 
 Points alone (SIFT, https://doi.org/10.1023/B:VISI.0000029664.99615.94; inliers of a similarity by RANSAC) would join
-pictures that merely share a frame, a fixture or a printed label. So the second picture is laid over the first, the fit
-refined first, because copies may be sheared, and the overlap is cut into cells: the agreement is the share of cells in
-which both hold the same detail. Light and shade are divided out beforehand, which makes exposures alike. A mirrored
-picture costs no second look at it: mirroring only reorders a SIFT descriptor.
+pictures that only share a frame, a fixture or a printed label. Therefore the fit is refined (copies may be sheared),
+the second picture is laid over the first, and the overlap is divided into cells. The agreement is the share of cells in
+which both pictures have the same detail. Illumination is divided out first, so that exposures become comparable. A
+mirrored picture needs no second set of points: mirroring only reorders a SIFT descriptor.
 """
 
 from collections.abc import Sequence
@@ -17,39 +17,39 @@ from numpy.typing import NDArray
 
 from components.data.sources.images import MAX_MEGAPIXELS, open_picture
 
-METHOD = 2  # counts up when the same pictures would match otherwise: what was seen before is looked at again
-SIDE = 192  # pixels of the longer side: enough points, 15 ms
+METHOD = 2  # increase when the same pictures would match differently: earlier comparisons are then repeated
+SIDE = 192  # pixels of the longer side: gives enough points in 15 ms
 POINTS = 300
 CELL = 16  # pixels: an object of a tenth of the picture's area covers a dozen cells
-SHADE = 8.0  # pixels: what changes more slowly is light
-GRAIN = 1.5  # pixels: what changes faster is noise, or a fit that is off by one
-MIN_CONTRAST = 2.0  # grey levels: less detail is noise of the camera
+SHADE = 8.0  # pixels: slower changes are illumination
+GRAIN = 1.5  # pixels: faster changes are noise, or a fit that is off by one pixel
+MIN_CONTRAST = 2.0  # grey levels: less detail is camera noise
 MIN_INLIERS = 8  # of 400 pairs of different tissue none had more than 4
-MIN_OVERLAP = 1 / 3  # of the smaller picture: less may be a printed label, or the next tile's margin
-AGREES = 0.5  # correlation within a cell
-MIN_AGREEMENT = 0.7  # of 100 true pairs of tissue, sheared ones too, 95 have more; of others none has any
-BLANK = 0.01  # square of the local contrast: below this a cell holds no detail
+MIN_OVERLAP = 1 / 3  # of the smaller picture: less may be a printed label, or the margin of the next tile
+AGREES = 0.5  # correlation above which a cell agrees
+MIN_AGREEMENT = 0.7  # 95 of 100 true pairs of tissue, also sheared ones, have more; other pairs have 0
+BLANK = 0.01  # squared local contrast below which a cell has no detail
 MIN_CELLS = 4
-REACH = 3.0  # pixels between a point and where the fit wants it
-SLACK = 16.0  # pixels within which the refined fit looks for more matches
+REACH = 3.0  # pixels between a point and its place under the fit, at most
+SLACK = 16.0  # pixels within which the refinement searches more matches
 RATIO = 0.8  # of distances to the nearest and second nearest descriptor, as Lowe has it
 MAX_ZOOM = 3.0
 
 Fit = NDArray[np.float64]  # (3, 3): places (x, y, 1) of the second picture -> places of the first
 
-#: Of a descriptor (rows, columns, directions): rows and directions reversed, as a mirror does.
+#: Permutation of a descriptor (rows, columns, directions) under mirroring: rows and directions are reversed.
 MIRRORED = np.arange(128).reshape(4, 4, 8)[::-1][:, :, -np.arange(8) % 8].ravel()
 
 
 class Points(NamedTuple):
-    """Places (N, 2) as x, y, and SIFT descriptors (N, 128)."""
+    """Places (N, 2) as x, y, and SIFT descriptors (N, 128) of the points."""
 
     places: NDArray[np.float32]
     descriptors: NDArray[np.uint8]
 
 
 class Sketch:
-    """What is kept of a picture to compare it: its detail (h, w) in 1/32 of the local contrast, and its points."""
+    """The data by which a picture is compared: its detail (h, w) in 1/32 of the local contrast, and its points."""
 
     def __init__(self, grey: NDArray[np.uint8]) -> None:
         self.grey = grey
@@ -58,16 +58,16 @@ class Sketch:
 
     @property
     def points(self) -> Points:
-        """Found at the first demand: they cost four times as much as the rest, and strangers need none."""
-        if self._points is None:  # two threads at once find the same
+        """The points, computed at first use: they cost four times as much as the rest, and strangers need none."""
+        if self._points is None:  # two threads may both compute the same points
             self._points = find_points(self.grey)
         return self._points
 
 
 @dataclass(frozen=True)
 class Match:
-    """How well two pictures fit: points in place, the share of the overlap that agrees (0 where nothing fits), and the
-    fit under which it does, row by row: places of the second picture, turned or mirrored, to places of the first."""
+    """How well two pictures fit: the number of points in place, the share of the overlap that agrees (0 without a fit),
+    and the fit, row by row: places of the second picture, turned or mirrored, to places of the first."""
 
     inliers: int = 0
     agreement: float = 0.0
@@ -75,7 +75,7 @@ class Match:
 
 
 def read_grey(path: Path, side: int = SIDE, max_megapixels: float = MAX_MEGAPIXELS) -> NDArray[np.uint8]:
-    """The upright picture in grey, its longer side `side` pixels."""
+    """The upright picture in grey, resized to a longer side of `side` pixels."""
     with open_picture(path, max_megapixels) as opened:
         opened.image.draft("L", (2 * side, 2 * side))
         picture = opened.decode()
@@ -85,7 +85,7 @@ def read_grey(path: Path, side: int = SIDE, max_megapixels: float = MAX_MEGAPIXE
 
 
 def find_points(grey: NDArray[np.uint8]) -> Points:
-    """The POINTS strongest of a grey picture (h, w)."""
+    """The POINTS strongest points of a grey picture (h, w)."""
     import cv2
 
     detail = flatten(grey)
@@ -98,7 +98,7 @@ def find_points(grey: NDArray[np.uint8]) -> Points:
 
 
 def match_sketches(first: Sketch, second: Sketch) -> Match:
-    """Wherever the second picture lies in the first: turned, moved, smaller, larger or mirrored."""
+    """Match two pictures by points: the second may be turned, moved, smaller, larger or mirrored."""
     import cv2
 
     if min(len(first.points.places), len(second.points.places)) < MIN_INLIERS:
@@ -120,7 +120,7 @@ def match_sketches(first: Sketch, second: Sketch) -> Match:
         ):
             best = inliers, fit, here, there, mirrored
         if inliers > len(here) / 2:
-            break  # a picture is not its own mirror image
+            break  # a pair that matches need not be tried mirrored
     if best is None:
         return Match()
     inliers, fit, here, there, mirrored = best
@@ -129,7 +129,7 @@ def match_sketches(first: Sketch, second: Sketch) -> Match:
 
 
 def match_turned(first: Sketch, second: Sketch, turn: int) -> Match:
-    """For pictures without points: the second turned as `turn_picture` does, and laid over the whole of the first."""
+    """Match pictures without points: the second is turned as `turn_picture` does and laid over the whole first one."""
     height, width = second.detail.shape
     turned = (width, height) if turn % 2 else (height, width)
     fit = place_scale(turned, (first.detail.shape[0], first.detail.shape[1])) @ place_turn((height, width), turn)
@@ -143,13 +143,13 @@ def _best_match(inliers: int, first: Sketch, second: Sketch, fits: Sequence[Fit]
 
 
 def turn_picture(picture: NDArray[Any], turn: int) -> NDArray[Any]:
-    """One of the eight ways a picture (..., h, w) can lie on a square: quarter turns, and mirrored from 4 on."""
+    """The picture (..., h, w) in one of its eight orientations: quarter turns 0 to 3, mirrored from 4 on."""
     turned = np.rot90(picture, turn % 4, axes=(-2, -1))
     return turned if turn < 4 else turned[..., ::-1]
 
 
 def place_turn(shape: tuple[int, int], turn: int) -> Fit:
-    """Where `turn_picture` puts the places of a picture (h, w)."""
+    """The fit that maps places of a picture (h, w) to their places after `turn_picture`."""
     height, width = shape
     fit = np.eye(3)
     for _ in range(turn % 4):
@@ -159,13 +159,13 @@ def place_turn(shape: tuple[int, int], turn: int) -> Fit:
 
 
 def place_scale(shape: tuple[int, ...], size: tuple[int, ...]) -> Fit:
-    """Where resizing from one (h, w) to another puts places; pixels are squares, their middles the places."""
+    """The fit that maps places under resizing from one (h, w) to another. A place is the middle of a square pixel."""
     y, x = size[0] / shape[0], size[1] / shape[1]
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
 def flatten(grey: NDArray[Any], shade: float = SHADE) -> NDArray[np.float32]:
-    """The picture without its shade, in units of its local contrast. shade: pixels; what changes more slowly goes."""
+    """The picture without illumination, in units of its local contrast. shade: pixels; slower changes are removed."""
     import cv2
 
     picture = grey.astype(np.float32)
@@ -177,7 +177,7 @@ def flatten(grey: NDArray[Any], shade: float = SHADE) -> NDArray[np.float32]:
 def _match_points(
     first: Sketch, second: Sketch, units: tuple[NDArray[np.float32], NDArray[np.float32]], mirrored: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Places in both pictures of the points that are each other's nearest, and clearly so."""
+    """Places in both pictures of the points that are each other's nearest and pass the ratio test."""
     here, there = units
     alike = here @ (there[:, MIRRORED] if mirrored else there).T
     rows = np.arange(len(alike))
@@ -186,7 +186,7 @@ def _match_points(
     alike[rows, nearest] = -1
     clear = np.flatnonzero((1 - top) < RATIO**2 * (1 - alike.max(axis=1)))
     alike[rows, nearest] = top
-    chosen = clear[alike[:, nearest[clear]].argmax(axis=0) == clear]  # few are clear: fewer columns to look through
+    chosen = clear[alike[:, nearest[clear]].argmax(axis=0) == clear]  # only clear columns: they are few
     points = second.points.places[nearest[chosen]]
     if mirrored:
         points = np.array([second.detail.shape[1] - 1, 0], np.float32) + points * np.array([-1, 1], np.float32)
@@ -194,13 +194,13 @@ def _match_points(
 
 
 def _unit(descriptors: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """RootSIFT (Arandjelovic and Zisserman 2012): dot products are Hellinger's."""
+    """RootSIFT (Arandjelovic and Zisserman 2012): dot products become Hellinger kernels."""
     values = descriptors.astype(np.float32)
     return np.asarray(np.sqrt(values / np.maximum(values.sum(axis=1, keepdims=True), 1)), dtype=np.float32)
 
 
 def _refine(fit: NDArray[np.float64], here: NDArray[np.float32], there: NDArray[np.float32]) -> list[NDArray[Any]]:
-    """The similarity, and what shear and perspective make of it by the matches it nearly explains."""
+    """The similarity, and its refinements by shear and perspective, from the matches that it nearly explains."""
     import cv2
 
     fits = [np.vstack([fit, [0, 0, 1]])]
@@ -218,9 +218,9 @@ def _refine(fit: NDArray[np.float64], here: NDArray[np.float32], there: NDArray[
 
 
 def measure_agreement(here: NDArray[np.int8], there: NDArray[np.int8], fit: Fit) -> float:
-    """Share of the cells of the overlap that correlate; 0 where the overlap is too small to tell.
+    """The share of the overlap's cells that correlate; 0 if the overlap is too small.
 
-    Blank cells, in which neither picture has detail, say nothing and are left out.
+    Cells in which neither picture has detail are not counted.
     """
     first, second = to_cells(blur(here)), lay_cells(there, fit, here.shape)
     inside = second.covered
@@ -232,14 +232,14 @@ def measure_agreement(here: NDArray[np.int8], there: NDArray[np.int8], fit: Fit)
 
 
 class Cells(NamedTuple):
-    """A picture laid over another one: its detail (cells, CELL * CELL) there, and which cells it covers."""
+    """A picture laid over another one: its detail (cells, CELL * CELL), and which cells of the other it covers."""
 
     detail: NDArray[np.float32]
     covered: NDArray[np.bool_]
 
 
 def lay_cells(detail: NDArray[np.int8], fit: Fit, shape: tuple[int, ...]) -> Cells:
-    """The cells of the picture (h, w) of another that this one falls on."""
+    """The detail of a picture in the cells of another one of shape (h, w), under the fit."""
     import cv2
 
     size = (shape[1], shape[0])
@@ -249,14 +249,14 @@ def lay_cells(detail: NDArray[np.int8], fit: Fit, shape: tuple[int, ...]) -> Cel
 
 
 def blur(detail: NDArray[Any]) -> NDArray[np.float32]:
-    """Detail in units of the local contrast, without grain."""
+    """The detail without grain, in units of the local contrast."""
     import cv2
 
     return np.asarray(cv2.GaussianBlur(detail.astype(np.float32) / 32, (0, 0), GRAIN), np.float32)
 
 
 def correlate(first: NDArray[np.float32], second: NDArray[np.float32], blank: float) -> NDArray[np.float32]:
-    """Correlation of each cell (cells, CELL * CELL) of two pictures, without those that are blank in both."""
+    """The correlation of each cell (cells, CELL * CELL) of two pictures, without the cells that are blank in both."""
     first, second = (cells - cells.mean(axis=1, keepdims=True) for cells in (first, second))
     one, two = (first * first).mean(axis=1), (second * second).mean(axis=1)
     seen = np.maximum(one, two) > blank
@@ -264,7 +264,7 @@ def correlate(first: NDArray[np.float32], second: NDArray[np.float32], blank: fl
 
 
 def to_cells(picture: NDArray[Any]) -> NDArray[Any]:
-    """(h, w) as (cells, CELL * CELL); what is left over at the edges is left out."""
+    """A picture (h, w) as cells (cells, CELL * CELL); pixels beyond the last whole cell are dropped."""
     rows, columns = picture.shape[0] // CELL, picture.shape[1] // CELL
     cut = picture[: rows * CELL, : columns * CELL].reshape(rows, CELL, columns, CELL)
     return cut.swapaxes(1, 2).reshape(-1, CELL * CELL)

@@ -1,7 +1,7 @@
-"""Pictures that look unlike the rest of their domain: blurred, too dark, too bright. They are warned of, never removed.
+"""Pictures that look unlike the rest of their domain: blurred, too dark, too bright. They get a warning and stay.
 
-What is normal differs between domains (a smear is never as sharp as a casting), so nothing is compared with a fixed
-number: an outlier lies far from the domain's own median, in robust deviations *and* by an amount one can see.
+What is normal differs between domains (a smear is never as sharp as a casting), so there is no fixed limit: an outlier
+is far from the domain's own median, both in robust deviations *and* by a visible amount.
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from components.data.checks.pictures import Picture
 
 Values = NDArray[np.float64]
 
-FEWEST = 20  # pictures: fewer have no distribution
-DEVIATIONS = 4.0  # of the normal distribution that the median absolute deviation stands for
-TIMES_LESS_SHARP = 4.0  # than the median, at least
-SHARE_MORE = 0.10  # of all pixels clipped more than in the median picture, at least
+FEWEST = 20  # fewest pictures for which a distribution is estimated
+DEVIATIONS = 4.0  # standard deviations, estimated from the median absolute deviation
+TIMES_LESS_SHARP = 4.0  # a blurred picture is at least this many times less sharp than the median
+SHARE_MORE = 0.10  # an over- or underexposed picture has at least this share more clipped pixels than the median
 
 
 @dataclass(frozen=True)
 class Outlier:
-    """A fit picture that deserves a look, and why."""
+    """A fit picture that a person should look at, and why."""
 
     kind: str
     path: str
@@ -37,7 +37,7 @@ MEND = {
 
 
 def find_outliers(pictures: Mapping[str, Picture]) -> tuple[Outlier, ...]:
-    """Outliers among fit files by path, the furthest of each kind first."""
+    """The outliers among fit pictures (by path), the furthest of each kind first."""
     if len(pictures) < FEWEST:
         return ()
     paths = sorted(pictures)
@@ -57,7 +57,7 @@ def find_outliers(pictures: Mapping[str, Picture]) -> tuple[Outlier, ...]:
 
 
 def _far(values: Values, least: float) -> list[int]:
-    """Indices of values far above the median, the furthest first."""
+    """Indices of values far above the median, the furthest first. least: least distance from the median that counts."""
     above = values - np.median(values)
     deviation = 1.4826 * float(np.median(np.abs(above)))
     far = np.flatnonzero(above > max(DEVIATIONS * deviation, least))
