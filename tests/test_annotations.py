@@ -1005,7 +1005,7 @@ def test_small_values_are_never_called_one_value(tmp_path):
     Image.fromarray(np.eye(40, 48, dtype=np.uint8)).save(tmp_path / "ids.png")
     Image.fromarray(np.full((40, 48), 7, np.uint8)).save(tmp_path / "flat.png")
     problems = [inspect_image(tmp_path / name, (), Validation()).problem for name in ("ids.png", "flat.png")]
-    assert "the values 0 to 1 alone, as the class ids of a mask" in problems[0]
+    assert "only the values 0 to 1, like the class ids of a mask" in problems[0]
     assert "one value in every pixel" in problems[1]
 
 

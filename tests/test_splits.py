@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from samples import make_domain
 
 from components.data.splits import (
-    ASIDE,
     DIGITS,
+    EXCLUDED,
     GUARD,
     Line,
     assign_splits,
@@ -84,30 +84,30 @@ def test_nothing_old_moves_no_group_straddles_and_no_test_image_is_ever_trained_
             seed=seed + version,
         )
         memory, sides = assigned.memory, sides_of(assigned)
-        now = {str(number): sides.get(str(number), ASIDE) for number in there}
+        now = {str(number): sides.get(str(number), EXCLUDED) for number in there}
         assert {name: now[name] for name in seen if name in now} == {name: seen[name] for name in seen if name in now}
         seen |= now
-        assert all(ASIDE in (now[str(a)], now[str(b)]) or now[str(a)] == now[str(b)] for a, b in pairs)
-        assert {item.path.removesuffix(".png") for item in assigned.aside} == {n for n in now if now[n] == ASIDE}
+        assert all(EXCLUDED in (now[str(a)], now[str(b)]) or now[str(a)] == now[str(b)] for a, b in pairs)
+        assert {item.path.removesuffix(".png") for item in assigned.excluded} == {n for n in now if now[n] == EXCLUDED}
         for column in (assigned.frame["group"], [images[int(name)][1] or name for name in sides]):
             both = pl.DataFrame({"group": column, "split": assigned.frame["split"]})
             assert (both.group_by("group").agg(pl.col("split").n_unique())["split"] <= 1).all()
 
 
-def test_what_is_put_aside_joins_no_groups():
+def test_an_excluded_image_joins_no_groups():
     """It ties two lots, one on each side: they keep names of their own."""
     first = assign(range(4), "a", ["lot0", "lot0", "lot0", "lot4"])
     lots = ["lot4" if number in (3, 8) else "lot0" for number in range(26)]
     grown = assign(range(26), "a", lots, [(25, 8)], first.memory)
-    assert {item.path for item in grown.aside} == {"8.png", "25.png"}
+    assert {item.path for item in grown.excluded} == {"8.png", "25.png"}
     assert (grown.frame.group_by("group").agg(pl.col("split").n_unique())["split"] == 1).all()
 
 
-def test_one_import_puts_nothing_aside_and_is_the_same_in_any_order():
+def test_one_import_excludes_nothing_and_is_the_same_in_any_order():
     names = [f"{number:02}" for number in range(40)]
     pairs = [(names[k], names[k + 1]) for k in range(0, 40, 4)]
     first = assign(names, pairs=pairs)
-    assert first.aside == ()
+    assert first.excluded == ()
     assert sides_of(assign(names[::-1], pairs=pairs[::-1])) == sides_of(first)
 
 
@@ -127,19 +127,19 @@ def test_what_ties_train_to_test_belongs_to_neither_and_stays_out():
     memory = place(a="train", c="test")
     bridge = assign(["a", "c", "x", "y"], pairs=[("x", "a"), ("x", "y"), ("y", "c")], memory=memory)
     assert sides_of(bridge) == {"a": "train", "c": "test"}
-    assert {(item.path, item.reason) for item in bridge.aside} == {
-        ("x.png", "it ties test and train together"),
-        ("y.png", "it ties test and train together"),
+    assert {(item.path, item.reason) for item in bridge.excluded} == {
+        ("x.png", "it connects test and train"),
+        ("y.png", "it connects test and train"),
     }
     later = assign(["a", "x", "z"], pairs=[("x", "a"), ("z", "x")], memory=bridge.memory)
     assert sides_of(later) == {"a": "train"}
-    assert {item.path for item in later.aside} == {"x.png", "z.png"}
+    assert {item.path for item in later.excluded} == {"x.png", "z.png"}
 
 
 def test_old_neighbours_across_sides_leave_the_better_guarded_one():
     assigned = assign(["a", "c"], pairs=[("a", "c")], memory=place(a="train", c="test"))
     assert sides_of(assigned) == {"c": "test"}
-    assert assigned.aside[0].reason == "it was in train and shows the same as c.png, which is in test"
+    assert assigned.excluded[0].reason == "it was in train and shows the same as c.png, which is in test"
 
 
 def test_a_lot_keeps_its_side_when_all_its_images_are_replaced():
@@ -251,7 +251,7 @@ def test_too_few_test_groups_are_told_with_how_many_would_do():
 
 
 def test_every_side_has_its_rank():
-    assert sorted(GUARD, key=GUARD.__getitem__) == [ASIDE, "train", "val", "test"]
+    assert sorted(GUARD, key=GUARD.__getitem__) == [EXCLUDED, "train", "val", "test"]
 
 
 # A given split
@@ -271,15 +271,15 @@ NO_VAL = {name: side for name, side in GIVEN.items() if side != "val"}
 def test_a_given_split_is_kept_as_it_stands():
     assigned = assign_given(GIVEN)
     assert sides_of(assigned) == GIVEN
-    assert assigned.aside == ()
+    assert assigned.excluded == ()
 
 
 def test_what_lies_on_two_given_sides_leaves_the_one_that_guards_less():
     assigned = assign_given(GIVEN, pairs=[("train0", "test0"), ("val1", "test1"), ("train2", "val2")])
-    assert {item.path for item in assigned.aside} == {"train0.png", "val1.png", "train2.png"}
-    assert "shows the same as test0.png, which is in test" in next(iter(assigned.aside)).reason
+    assert {item.path for item in assigned.excluded} == {"train0.png", "val1.png", "train2.png"}
+    assert "shows the same as test0.png, which is in test" in next(iter(assigned.excluded)).reason
     lots = ["L" if name in ("train5", "test5") else None for name in GIVEN]
-    assert {item.path for item in assign_given(GIVEN, lots=lots).aside} == {"train5.png"}
+    assert {item.path for item in assign_given(GIVEN, lots=lots).excluded} == {"train5.png"}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -301,7 +301,7 @@ def test_a_missing_val_is_drawn_from_train_alone_by_groups_and_remembered(seed):
 
 def test_a_given_split_that_contradicts_what_is_remembered_is_refused():
     memory = assign_given(GIVEN).memory
-    with pytest.raises(DataError, match=r"1 images given to other sides, such as train0.png: test instead of train"):
+    with pytest.raises(DataError, match=r"1 images given to other splits, such as train0.png: test instead of train"):
         assign_given(GIVEN | {"train0": "test"}, memory)
 
 
@@ -310,8 +310,8 @@ def test_a_given_split_that_contradicts_what_is_remembered_is_refused():
     [
         ((60, 15, 25), ""),
         ((60, 19, 21), ""),  # four points
-        ((50, 25, 25), "train holds 50% instead of 60%, val holds 25% instead of 15%"),
-        ((60, 6, 34), "val holds 6% instead of 15%, test holds 34% instead of 25%"),
+        ((50, 25, 25), "train has 50% instead of 60%, val has 25% instead of 15%"),
+        ((60, 6, 34), "val has 6% instead of 15%, test has 34% instead of 25%"),
     ],
 )
 def test_a_split_far_from_its_share_of_the_images_is_warned_of(counts, told):

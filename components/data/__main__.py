@@ -1,7 +1,7 @@
-"""`python -m components.data STAGE DOMAIN`: one data stage in this workspace, as dvc.yaml calls it.
+"""`python -m components.data STAGE DOMAIN`: runs one data stage in this workspace, as dvc.yaml calls it.
 
-The workspace is TESSERA_WORKSPACE, or the current folder. On an error of ours one paragraph goes to stderr,
-and as JSON to the file named by TESSERA_ERROR_FILE, for the process that started this one.
+The workspace is TESSERA_WORKSPACE, or the current folder. A TesseraError is written as one paragraph to stderr, and as
+JSON to the file that TESSERA_ERROR_FILE names, for the process that started this one.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from components.workspace import Workspace, find_workspace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the stage named; returns the exit code."""
+    """Run the stage that the arguments name; return the exit code."""
     return run_stages("python -m components.data", STAGES, arguments, table=True)
 
 
@@ -30,10 +30,10 @@ def run_stages(
     arguments: Sequence[str] | None,
     table: bool = False,
 ) -> int:
-    """The command line over a table of stages; `table` is the one command without a domain."""
+    """The command line for a dict of stages. table: offer the command `table`, which takes no domain."""
     parser = argparse.ArgumentParser(prog=program, description="Run one data stage.")
     parser.add_argument("stage", choices=[*stages, "table"] if table else list(stages))
-    parser.add_argument("domain", nargs="?", help="folder below data/" + ("; not wanted by `table`" if table else ""))
+    parser.add_argument("domain", nargs="?", help="folder below data/" + ("; none for `table`" if table else ""))
     options = parser.parse_args(arguments)
     if (options.domain is None) != (options.stage == "table"):
         parser.error(f"name a domain after {', '.join(stages)}" + (", and none after table" if table else ""))

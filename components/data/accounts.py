@@ -1,8 +1,8 @@
 """What became of every picture of a raw folder: used, quarantined, or ignored with the reason.
 
-A picture counts once, however many samples are cut from it. It is *used* where a fit sample shows it or has it as its
-mask, *quarantined* where samples name it and none of them is fit, and *ignored* where no sample names it. Pictures in
-formats that are not read are found as well. Hence found = used + quarantined + ignored, always.
+A picture counts once, however many samples are cut from it. It is *used* if a fit sample shows it or has it as its
+mask, *quarantined* if samples name it and none of them is fit, and *ignored* if no sample names it. Pictures in formats
+that are not read are counted as found, too. Hence always found = used + quarantined + ignored.
 """
 
 import json
@@ -21,16 +21,16 @@ from components.domain.reading import render_layout
 from components.errors import DataError
 from components.files import write_whole
 
-FEW = 3  # ignored pictures that deserve no warning
+FEW = 3  # most ignored pictures that give no warning
 EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Account:
-    """What reading a raw folder found beside its rows.
+    """What reading a raw folder found besides its rows.
 
-    found: the number of pictures. ignored: those that no row names, with the reason. notes: annotations that were
-    passed over or corrected, counted. given: pictures per split that the tree or table names.
+    found: the number of pictures. ignored: pictures that no row names, with the reason. notes: counts of annotations
+    that were skipped or corrected. given: number of pictures per split that the tree or table names.
     """
 
     found: int
@@ -39,7 +39,7 @@ class Account:
     given: Mapping[str, int] = field(default_factory=dict)
 
     def count_pictures(self, fit: pl.DataFrame) -> dict[str, Any]:
-        """Found, used (as masks: of which), quarantined and ignored, where `fit` holds the rows that are used."""
+        """The counts of found, used (of these: masks), quarantined and ignored pictures. fit: the rows in use."""
         masks = {path for path in fit["mask"].drop_nulls().unique() if path.lower().endswith(SUFFIXES)}
         shown = set(fit["path"].unique())
         used = len(shown | masks)
@@ -58,17 +58,17 @@ class Account:
 
 
 def load_account(path: Path) -> Account:
-    """What `Account.save` wrote. Raises DataError where it is missing or damaged."""
+    """Read what `Account.save` wrote. Raises DataError if it is missing or damaged."""
     try:
         return Account(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         found = " ".join(str(error).split())[:200]
-        hint = "Run `tessera check`, which makes it again."
+        hint = "Run `tessera check`, which writes it again."
         raise DataError(str(path), expected="the account of the manifest stage", found=found, hint=hint) from None
 
 
 def summarise(domain: Domain, rows: pl.DataFrame) -> dict[str, Any]:
-    """What was understood of the images: layout, task, samples per class, groups, and a few labelled samples."""
+    """How the images were read: layout, task, samples per class, groups, and a few labelled samples."""
     counts = dict(by_class(rows).group_by("label").len().iter_rows())
     named = rows["group"].drop_nulls().n_unique() if domain.group else rows["path"].n_unique()
     return {
@@ -85,7 +85,7 @@ def summarise(domain: Domain, rows: pl.DataFrame) -> dict[str, Any]:
 
 
 def _pick(rows: pl.DataFrame, domain: Domain) -> list[dict[str, Any]]:
-    """The first sample of each class, then further ones."""
+    """A few samples as examples: the first one of each class, then further ones."""
     firsts = rows.unique("label", keep="first", maintain_order=True).to_dicts()
     order = {label: place for place, label in enumerate(domain.classes)}
     firsts.sort(key=lambda row: order.get(row["label"], len(order)))
@@ -94,7 +94,7 @@ def _pick(rows: pl.DataFrame, domain: Domain) -> list[dict[str, Any]]:
 
 
 def explain_given(account: Account, domain: Domain) -> list[str]:
-    """The line that says what became of the split which the tree or table names."""
+    """A line that says whether the split that the tree or table names is kept; empty if it names none."""
     if not account.given:
         return []
     counts = ", ".join(f"{split} {account.given[split]:,}" for split in SPLITS if split in account.given)
@@ -105,7 +105,7 @@ def explain_given(account: Account, domain: Domain) -> list[str]:
 
 
 def warn_of_ignored(pictures: Mapping[str, Any]) -> list[str]:
-    """One line where more than a few pictures are ignored: how many, and the most frequent reason."""
+    """A line with the number of ignored pictures and the most frequent reason, if there are more than FEW."""
     ignored = pictures["ignored"]
     if len(ignored) <= FEW:
         return []
@@ -116,5 +116,5 @@ def warn_of_ignored(pictures: Mapping[str, Any]) -> list[str]:
 
 
 def group_reasons(reasons: Iterable[str]) -> list[tuple[str, int]]:
-    """Reasons and how often each is given, the most frequent first."""
+    """Each reason and its count, the most frequent first."""
     return Counter(reasons).most_common()

@@ -1,4 +1,4 @@
-"""data/README.md: the domains and the layouts, made from their own files by `python -m components.data table`."""
+"""data/README.md: the domains and the layouts, written from their own files by `python -m components.data table`."""
 
 import inspect
 
@@ -9,7 +9,7 @@ from components.workspace import Workspace
 
 HEAD = """# Domains
 
-Made from the `domain.yaml` files by `python -m components.data table`; do not edit.
+Generated from the `domain.yaml` files by `python -m components.data table`; do not edit.
 
 | domain | what | task | classes | layout | images' source | licence |
 |---|---|---|---|---|---|---|
@@ -18,33 +18,33 @@ Made from the `domain.yaml` files by `python -m components.data table`; do not e
 LAYOUTS_HEAD = """
 ## Bringing images in
 
-`tessera import FOLDER --domain NAME` makes a domain, and the same command with another folder adds to it: `+30 -0 ~1`
-counts the files added, removed and changed (`--json`: `added`, `removed`, `changed`, `kept`). Nothing that is in
-place goes away by adding. Tables, COCO files and lists of splits of the same path are merged, where both have the
-same columns and say the same of a picture that both list. Any other file of the same path needs the same content;
-`--force` lets the new one take its place. Where the folder is the whole set, `--replace` makes the domain the same as
-the folder. It refuses to drop or overwrite pictures that no named version (`tessera version NAME`) holds, unless
-`--force` is given, too. Images that a clone has not fetched yet are fetched first.
+`tessera import FOLDER --domain NAME` creates a domain, and the same command with another folder adds to it: `+30 -0 ~1`
+counts the files added, removed and changed (`--json`: `added`, `removed`, `changed`, `kept`). Adding never removes a
+file. Tables, COCO files and lists of splits with the same path are merged, if both have the same columns and agree on
+the pictures that both list. Any other file with the same path must have the same content; `--force` replaces it. If the
+folder is the whole set, `--replace` makes the domain identical to the folder. It refuses to drop or overwrite pictures
+that no named version (`tessera version NAME`) holds, unless `--force` is given as well. Images that a clone has not
+fetched yet are fetched first.
 
-`tessera remove NAME` takes the images and all that was made of them out of the workspace, under the same condition.
-The ledger, the registered models, named versions and DVC's cache and remote stay, and `splits.csv`, so that a later
-import of the same images cannot put a training image into the test. `tessera schema` lists every key of domain.yaml.
+`tessera remove NAME` removes the images and everything derived from them from the workspace, under the same condition.
+The ledger, the registered models, named versions and DVC's cache and remote stay, and so does `splits.csv`, so that a
+later import of the same images cannot put a training image into test. `tessera schema` lists every key of domain.yaml.
 
 ## Layouts
 
-What `layout:` in domain.yaml and `tessera import --layout` may say. Write the name alone, or the name and its options:
+The values of `layout:` in domain.yaml and of `tessera import --layout`. Write the name alone, or the name with options:
 `layout: {kind: folders, images: images, masks: masks}`.
 """
 
 
 def render_table(workspace: Workspace) -> str:
-    """Every domain of the workspace as one line of a Markdown table, then what each layout looks like."""
+    """The text of data/README.md: a Markdown table with one line per domain, then a description of each layout."""
     files = sorted((workspace.root / "data").glob("*/domain.yaml"))
     return HEAD + "".join(_line(load_domain(path)) for path in files) + LAYOUTS_HEAD + "".join(map(_explain, LAYOUTS))
 
 
 def _explain(kind: str) -> str:
-    """A layout in its own words, and its options with their defaults."""
+    """The paragraph of a layout: the docstring of its record, and its options with their defaults."""
     record = LAYOUTS[kind]
     options = {name: field.default for name, field in record.model_fields.items() if name != "kind"}
     listed = ", ".join(f"`{name}: {value if value else 'none'}`" for name, value in options.items())

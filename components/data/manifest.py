@@ -1,9 +1,9 @@
-"""The manifest: one row a sample, and the schema that every later step may rely on.
+"""The manifest: one row per sample, and the schema that every later step relies on.
 
-    rows.parquet      what the layout says; a row the layout could not make sense of carries its `problem`: what was
-                      expected, what was found and how to fix it, a line each
-    valid.parquet     the fit rows, with upright sizes and groups that near duplicates share
-    manifest.parquet  the same with `split`
+    rows.parquet      the samples as the layout's reader found them. A row that could not be read has a `problem`: what
+                      was expected, what was found and how to fix it, one line each
+    valid.parquet     the fit rows, with upright sizes, and with groups that join near duplicates
+    manifest.parquet  the same with the column `split`
 
 Frames are eager (pandera skips data checks on lazy ones) and sorted by (path, id), so that the same images
 give the same bytes.
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 BOXES = pl.List(pl.List(pl.Int64))
-UNLABELLED = "(none)"  # how a picture without any label of a multilabel domain is called where people read
+UNLABELLED = "(none)"  # shown as the label of a picture without labels in a multilabel domain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One sample as a layout reads it; paths are posix, relative to raw/.
+    """One sample as a layout's reader found it; paths are POSIX paths relative to raw/.
 
-    label: the one label; of a multilabel domain `labels` instead, all of them. stated_size: width and height as the
-    annotation gives them, for validation to compare. several: the problem is that its mask shows several classes.
+    label: the label; a multilabel domain has `labels` instead. stated_size: width and height that the annotation
+    states; validation compares them with the picture's. several: the row's problem is a mask with several classes.
     """
 
     path: str
@@ -53,10 +53,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a layout makes of a raw folder.
+    """What a layout's reader found in a raw folder.
 
-    ignored: pictures that the layout leaves out, each with the reason; pictures that no reader names are added by
-    `read_rows`. notes: what was passed over or corrected, counted: `{"crowd annotations (iscrowd: 1) left out": 3}`.
+    ignored: pictures that the reader leaves out, with the reason; `read_rows` adds those that no reader names. notes:
+    counts of what was skipped or corrected, such as `{"crowd annotations (iscrowd: 1) left out": 3}`.
     """
 
     rows: list[Row]
@@ -65,17 +65,17 @@ class Reading:
 
 
 class SupportsDigest(Protocol):
-    """Something that knows the sha256 of a file by its path below raw/."""
+    """An object that returns the sha256 of a file by its path below raw/."""
 
     def __getitem__(self, path: str) -> str | None: ...
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a reader is asked for: further columns, and all labels of a picture (`many`) instead of one."""
+    """What a reader must return: further columns, and all labels of a picture (`many`) instead of one."""
 
     columns: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()  # empty: whatever there is
+    classes: tuple[str, ...] = ()  # empty: all labels that occur
     many: bool = False
     rename: Mapping[str, str] = field(default_factory=dict)  # labels as written, to classes
     digests: SupportsDigest | None = None  # hashes that are known; None: read the file
@@ -98,14 +98,14 @@ def row_columns(domain: Domain) -> dict[str, pl.DataType]:
 
 
 def manifest_columns(domain: Domain, *, split: bool) -> list[str]:
-    """Names of the columns of valid.parquet, and of manifest.parquet where `split`."""
+    """Names of the columns of valid.parquet; with `split`, of manifest.parquet."""
     labels = ["labels"] if domain.task == "multilabel" else []
     first = ["id", "path", "label", *labels, "width", "height", "group", "mask", "boxes", "crop", *domain.slices]
     return [*first, "split"] if split else first
 
 
 def create_rows(rows: Iterable[Row], domain: Domain, raw: Path, known: SupportsDigest | None = None) -> pl.DataFrame:
-    """The frame of rows.parquet: ids are the files' contents, with the place of the crop where a file is cut up."""
+    """The frame of rows.parquet. An id is the sha256 of the file, and of a crop also its box: `sha256#x0,y0,x1,y1`."""
     digests: dict[str, str | None] = {}
     records = []
     for row in rows:
@@ -132,20 +132,20 @@ def create_rows(rows: Iterable[Row], domain: Domain, raw: Path, known: SupportsD
 
 
 def by_class(frame: pl.DataFrame) -> pl.DataFrame:
-    """One line an image and class, what counts by class are made of; the frame itself where an image has one label."""
+    """One row per (image, class) pair, for counts per class; the frame itself if images have one label."""
     if "labels" not in frame.columns:
         return frame
     return frame.with_columns(label="labels").explode("label").drop_nulls("label")
 
 
 def find_digest(raw: Path, path: str, known: SupportsDigest | None) -> str | None:
-    """The sha256 of a file below raw/, from those that know it or from its bytes."""
+    """The sha256 of a file below raw/, from `known` or else from its bytes; None if there is no such file."""
     return hash_file(raw / path) if known is None else known[path]
 
 
 def create_schema(domain: Domain, *, split: bool) -> "DataFrameSchema":
-    """What a manifest of this domain must keep, as pandera checks it."""
-    import pandera.polars as pa  # one second of import, wanted only where frames are checked
+    """The pandera schema of a manifest of this domain."""
+    import pandera.polars as pa  # takes one second, so only where frames are checked
 
     columns = {
         "id": pa.Column(pl.String, pa.Check.str_matches(r"^[0-9a-f]{64}(#\d+,\d+,\d+,\d+)?$"), unique=True),
@@ -171,22 +171,22 @@ def create_schema(domain: Domain, *, split: bool) -> "DataFrameSchema":
 
 
 def require_manifest(frame: pl.DataFrame, domain: Domain, what: str, *, split: bool) -> pl.DataFrame:
-    """The frame itself when it keeps the schema; DataError with every failed check otherwise."""
+    """Return the frame if it fits its schema. Raises DataError with every failed check otherwise."""
     return require_schema(frame, create_schema(domain, split=split), what)
 
 
 def require_schema(frame: pl.DataFrame, schema: "DataFrameSchema", what: str) -> pl.DataFrame:
-    """The frame itself when it keeps the schema; DataError with every failed check otherwise."""
+    """Return the frame if it fits its schema. Raises DataError with every failed check otherwise."""
     if failures := find_failures(frame, schema):
         more = f" and {len(failures) - 5} more" if len(failures) > 5 else ""
         hint = "Run the data stages again with `dvc repro`; domain.yaml may have changed since."
         found = "; ".join(failures[:5]) + more
-        raise DataError(what, expected="a manifest that keeps its schema", found=found, hint=hint)
+        raise DataError(what, expected="a manifest that fits its schema", found=found, hint=hint)
     return frame
 
 
 def find_failures(frame: pl.DataFrame, schema: "DataFrameSchema") -> list[str]:
-    """Every check that failed and for what, as far as pandera can list them."""
+    """The failed checks, each with the value that failed, as far as pandera lists them."""
     from pandera.errors import SchemaError, SchemaErrors
 
     try:
@@ -203,20 +203,20 @@ def find_failures(frame: pl.DataFrame, schema: "DataFrameSchema") -> list[str]:
 
 
 def load_manifest(path: Path, domain: Domain, *, split: bool = True) -> pl.DataFrame:
-    """Read manifest.parquet (or valid.parquet, `split=False`) and hold it to the schema."""
+    """Read manifest.parquet (or valid.parquet, with `split=False`) and check its schema. Raises DataError."""
     return require_manifest(load_frame(path), domain, str(path), split=split)
 
 
 def load_samples(path: Path, domain: Domain) -> pl.DataFrame:
-    """Read manifest.parquet for training, which has no use for masks and boxes, and hold the rest to the schema."""
+    """Read manifest.parquet without masks and boxes, which training does not use. Raises DataError."""
     unread = ["mask", "boxes"]
     schema = create_schema(domain, split=True).remove_columns(unread)
     return require_schema(load_frame(path).drop(unread, strict=False), schema, str(path))
 
 
 def load_frame(path: Path) -> pl.DataFrame:
-    """Read one of the stages' parquet files; DataError when it is missing or damaged."""
-    expected, hint = "a parquet file of the data stages", "Run `dvc repro`, or `tessera retrain`, which does."
+    """Read a parquet file of the data stages. Raises DataError if it is missing or damaged."""
+    expected, hint = "a parquet file of the data stages", "Run `dvc repro`, or `tessera retrain`, which runs it."
     try:
         data = path.read_bytes()
         if is_sealed(data) is False:
@@ -231,8 +231,8 @@ def load_frame(path: Path) -> pl.DataFrame:
 
 
 def load_cache(path: Path, schema: Mapping[str, "pl.DataType | type[pl.DataType]"]) -> pl.DataFrame:
-    """A table of what is known. Empty where there is none, and where it is damaged or of another version, which is
-    logged: then it is made again.
+    """Read a cached table. It is empty if the file is missing, and, with a log line, if the file is damaged or of
+    another version; the caller then rebuilds it.
     """
     empty = pl.DataFrame(schema=schema)
     if (data := read_sealed(path)) is None:
@@ -249,7 +249,7 @@ def load_cache(path: Path, schema: Mapping[str, "pl.DataType | type[pl.DataType]
 
 
 def save_frame(frame: pl.DataFrame, path: Path) -> None:
-    """Write parquet whose bytes depend on the frame alone, with a checksum of them all among its metadata."""
+    """Write parquet whose bytes depend only on the frame, with a checksum of all bytes in its metadata."""
     buffer = io.BytesIO()
     frame.rechunk().write_parquet(buffer, compression="zstd", statistics=False, metadata={"seal": SEAL})
     write_whole(path, seal(buffer.getvalue()))

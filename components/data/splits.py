@@ -1,16 +1,18 @@
-"""Splits that last: every group gets its side once, and data/<domain>/splits.csv remembers it.
+"""Permanent splits: every group is assigned to a split once, and data/<domain>/splits.csv remembers it.
 
-The file is committed beside raw.dvc, a line an image (the first digits of its sha256), so that a split is versioned
-with its images, can be read in a diff, and is the same on a fresh clone. What is in it never moves: not when images are
-added, nor when new ones join or bridge old groups, nor when shares or seed change; those speak for new groups alone.
-Lines of images that have gone stay, in case they come back.
+The file is committed beside raw.dvc, with one line per image (the first digits of its sha256). A split is therefore
+versioned with its images, readable in a diff, and the same on a fresh clone. An image in the file never moves to
+another split: not when images are added, not when new images join or connect old groups, not when shares or seed
+change; shares and seed apply to new groups only. Lines of removed images stay, in case the images return.
 
-A new group takes the side of those it is near to. Without any, groups come in the order of a hash of seed and name,
-the rarest classes first, and each goes where its classes lack most: as stratified as groups allow. What ties two
-sides together belongs to neither: it is put aside, and told. With `split: given` a new image takes the side that the
-tree or table names; one in train that is near to one in test goes, as it does among old images. Where old images turn
-out to be near to each other across sides, the one whose side guards less goes: test is worth more than validation,
-validation more than training.
+A new group takes the split of the images that it is near to. Groups without such images are assigned in the order of a
+hash of seed and name, those with the rarest classes first, each to the split in which its classes lack most: as
+stratified as groups allow. An image that is near to groups in two different splits is excluded from both and reported.
+If old images turn out to be near to each other across splits, the image in the less protected split is excluded: test
+is protected more than validation, validation more than training. With `split: given`, a new image takes the split that
+the tree or table names; an image of train that is near to one of test is excluded.
+
+In this module `sides` maps a content to the name of its split, because `split` is the section of domain.yaml.
 """
 
 import csv
@@ -33,43 +35,46 @@ from components.domain.settings import Split
 from components.errors import CheckFailed, DataError
 from components.files import write_whole
 
-ASIDE = "none"
-GUARD = {"test": 3, "val": 2, "train": 1, ASIDE: 0}
-DIGITS = 16  # of a sha256: one chance in ten million that two of a million images share them
+EXCLUDED = "none"
+GUARD = {"test": 3, "val": 2, "train": 1, EXCLUDED: 0}
+DIGITS = 16  # of a sha256: two of a million images share them with a probability of one in ten million
 HEAD = ("content", "group", "split")
-OFF = 0.05  # of the images; a split may miss its share by as much without a warning
-RECALL, WIDTH = 0.9, 0.3  # a class is decided where an interval around this recall is no wider than this
+OFF = 0.05  # share of the images by which a split may miss its share without a warning
+RECALL, WIDTH = 0.9, 0.3  # a class has enough test groups if the interval of this recall is not wider than this
 
 
 class Line(NamedTuple):
-    """What is remembered of a content: its lot or patient where a column names it, else '', and its side."""
+    """What splits.csv stores for a content: its group if a column names it (lot, patient), else '', and its split."""
 
     group: str
     split: str
 
 
 @dataclass(frozen=True)
-class Aside:
-    """An image that no side may have, and why."""
+class Excluded:
+    """An image that may be in no split, and why."""
 
     path: str
     reason: str
 
 
-GIVEN_MEND = (
-    "Take `split: given` out of domain.yaml and remove splits.csv, and Tessera splits by groups; or add images of the "
+GIVEN_HINT = (
+    "Remove `split: given` from domain.yaml and remove splits.csv: then Tessera splits by groups. Or add images of the "
     "class to the splits that lack it."
 )
 
-Memory = Mapping[str, Line]  # by the first digits of the content
+Memory = Mapping[str, Line]  # the content of splits.csv, by the first digits of the content's sha256
 
 
 @dataclass(frozen=True)
 class Assigned:
-    """The frame with `split`, less what was put aside; its groups hold only what is on one side."""
+    """frame: valid.parquet with the column `split`, without excluded images; each of its groups is in one split.
+
+    memory: the new content of splits.csv.
+    """
 
     frame: pl.DataFrame
-    aside: tuple[Aside, ...]
+    excluded: tuple[Excluded, ...]
     memory: Memory
 
 
@@ -81,12 +86,13 @@ def assign_splits(
     split: Split,
     given: Mapping[str, str] | None = None,
 ) -> Assigned:
-    """A side for every row of valid.parquet.
+    """Assign every row of valid.parquet to a split.
 
-    named: the group of each row as a column gives it, None without one. pairs: contents near to each other. given: the
-    published split of every content, which is kept; where none is in val, groups of train are drawn for it.
+    named: the group of each row as a column names it, None without one. pairs: near duplicates, by content. memory: the
+    content of splits.csv. given: the published split of every content, which is kept; if no content is in val, groups
+    of train are drawn for it.
 
-    Raises DataError where `memory` contradicts what is given.
+    Raises DataError if `memory` contradicts `given`.
     """
     contents = [content_of(identity) for identity in frame["id"]]
     groups = dict(zip(contents, (group or "" for group in named), strict=True))
@@ -97,17 +103,17 @@ def assign_splits(
     reasons = _part_old(sides, groups, near, paths)
     for content in carve or ():
         if sides[content] == "train":
-            del sides[content]  # to be drawn for train or val
+            del sides[content]  # assigned below to train or val
     fresh = _place_new(sides, groups, near, memory, reasons)
     for content in carve or ():
-        if sides.get(content) == "test":  # which a remembered image of its group is in
-            sides[content], reasons[content] = ASIDE, "it is given to train, and its group is in test"
+        if sides.get(content) == "test":  # a remembered image of its group is in test
+            sides[content], reasons[content] = EXCLUDED, "it is given to train, and its group is in test"
     choices = SPLITS if carve is None else ("train", "val")
     labels = defaultdict[str, set[str]](set)
     for identity, label in by_class(frame).select("id", "label").iter_rows():
         labels[content_of(identity)].add(label)
     for content in contents:
-        labels[content] = labels[content] or {""}  # a picture of several labels may have none
+        labels[content] = labels[content] or {""}  # a multilabel picture may have no label
     for members, side in _stratify(fresh, _name_groups(sides, groups, near), sides, labels, split, choices):
         sides |= dict.fromkeys(members, side)
     joined = _name_groups(sides, groups, near)
@@ -115,14 +121,14 @@ def assign_splits(
         pl.Series("group", [joined[content] for content in contents], dtype=pl.String),
         pl.Series("split", [sides[content] for content in contents], dtype=pl.String),
     )
-    told = [Aside(path, reasons.get(content, "it was put aside before")) for path, content, side in
-            zip(frame["path"], contents, placed["split"], strict=True) if side == ASIDE]  # fmt: skip
+    excluded = [Excluded(path, reasons.get(content, "it was excluded before")) for path, content, side in
+                zip(frame["path"], contents, placed["split"], strict=True) if side == EXCLUDED]  # fmt: skip
     lines = {content[:DIGITS]: Line(groups[content], side) for content, side in sides.items()}
-    return Assigned(placed.filter(pl.col("split") != ASIDE), tuple(dict.fromkeys(told)), {**memory, **lines})
+    return Assigned(placed.filter(pl.col("split") != EXCLUDED), tuple(dict.fromkeys(excluded)), {**memory, **lines})
 
 
 def list_given(rows: pl.DataFrame) -> dict[str, str]:
-    """The split that rows.parquet gives each content; of one that is in several, the best guarded."""
+    """The split that rows.parquet names for each content; for a content in several splits, the most protected one."""
     given: dict[str, str] = {}
     for identity, side in rows.filter(pl.col("problem").is_null()).select("id", "given").drop_nulls().iter_rows():
         content = content_of(identity)
@@ -131,23 +137,24 @@ def list_given(rows: pl.DataFrame) -> dict[str, str]:
 
 
 def _keep_given(sides: dict[str, str], given: Mapping[str, str], paths: Mapping[str, str]) -> list[str] | None:
-    """Give new contents, in place, the side that the tree names; returns those of train that may become val.
+    """Add new contents to `sides` with the split that the tree names; return those of train that may become val.
 
-    None where there is a val: then nothing is drawn. Raises DataError where an old content is on another side.
+    Returns None if the tree names a val, so that none is drawn. Raises DataError for an old content in another split.
     """
     carves = "val" not in given.values()
     legal = {
-        content: {side, ASIDE} | ({"val"} if carves and side == "train" else set()) for content, side in given.items()
+        content: {side, EXCLUDED} | ({"val"} if carves and side == "train" else set())
+        for content, side in given.items()
     }
     if wrong := [content for content, side in sides.items() if side not in legal[content]]:
         first = wrong[0]
         raise DataError(
             "split: given",
-            expected="the sides that splits.csv remembers, or no splits.csv",
-            found=f"{len(wrong):,} images given to other sides, such as {paths[first]}: {given[first]} instead of "
+            expected="the splits that splits.csv remembers, or no splits.csv",
+            found=f"{len(wrong):,} images given to other splits, such as {paths[first]}: {given[first]} instead of "
             f"{sides[first]}",
-            hint="Take `split: given` out of domain.yaml; or remove splits.csv to take the given split from now on: "
-            "scores from before can then not be compared with later ones.",
+            hint="Remove `split: given` from domain.yaml; or remove splits.csv to use the given split from now on. "
+            "Earlier scores can then not be compared with later ones.",
         )
     new = [content for content in given if content not in sides]
     sides |= {content: given[content] for content in new}
@@ -157,7 +164,7 @@ def _keep_given(sides: dict[str, str], given: Mapping[str, str], paths: Mapping[
 def _part_old(
     sides: dict[str, str], groups: Mapping[str, str], near: Sequence[Pair], paths: Mapping[str, str]
 ) -> dict[str, str]:
-    """Put aside, in place, old contents that are near to a better guarded side; returns why."""
+    """Exclude old contents that are near to a more protected split (in `sides`); return the reason by content."""
     reasons = {}
     known = defaultdict[str, set[str]](set)
     for content, side in sides.items():
@@ -167,8 +174,8 @@ def _part_old(
     ties += [(content, best[groups[content] or content], groups[content]) for content in sides]
     before = dict(sides)
     for content, side, what in ties:
-        if ASIDE not in (before[content], side) and GUARD[before[content]] < GUARD[side]:
-            sides[content] = ASIDE
+        if EXCLUDED not in (before[content], side) and GUARD[before[content]] < GUARD[side]:
+            sides[content] = EXCLUDED
             reasons[content] = f"it was in {before[content]} and shows the same as {what}, which is in {side}"
     return reasons
 
@@ -180,13 +187,13 @@ def _place_new(
     memory: Memory,
     reasons: dict[str, str],
 ) -> list[list[str]]:
-    """Give new contents, in place, the one side they touch; returns the groups that touch none."""
+    """Add new contents to `sides` if they are near to one split; return the groups that are near to none."""
     lots = defaultdict[str, set[str]](set)
     for line in memory.values():
-        if line.group and line.split != ASIDE:
+        if line.group and line.split != EXCLUDED:
             lots[line.group].add(line.split)
     new = sorted(content for content in groups if content not in sides)
-    # A lot that has its side gives it to each image; a new one stays together.
+    # Images of a lot that has a split take that split; images of a new lot stay together.
     homes = [f"lot {groups[c]}" if groups[c] and groups[c] not in lots else f"content {c}" for c in new]
     place = {content: index for index, content in enumerate(new)}
     joined = join_groups(homes, [(place[a], place[b]) for a, b in near if a in place and b in place])
@@ -199,21 +206,21 @@ def _place_new(
             touched[joined[place[a]]].add(sides[b])
     for home, found in touched.items():
         if found:
-            side = next(iter(found)) if len(found) == 1 else ASIDE
+            side = next(iter(found)) if len(found) == 1 else EXCLUDED
             sides |= dict.fromkeys(members[home], side)
         if len(found) > 1:
             ties = " and ".join(sorted(found, key=GUARD.__getitem__, reverse=True))
-            reasons |= dict.fromkeys(members[home], f"it ties {ties} together")
-        elif found == {ASIDE}:
-            reasons |= dict.fromkeys(members[home], "it shows the same as an image that was put aside")
+            reasons |= dict.fromkeys(members[home], f"it connects {ties}")
+        elif found == {EXCLUDED}:
+            reasons |= dict.fromkeys(members[home], "it shows the same as an image that was excluded")
     return [members[home] for home, found in touched.items() if not found]
 
 
 def _name_groups(sides: Mapping[str, str], groups: Mapping[str, str], near: Sequence[Pair]) -> dict[str, str]:
-    """The group of every content that has a side: near ones on one side are one group, named by its smallest."""
+    """The group of every content with a split. Near contents in one split are one group with its smallest name."""
     placed = list(sides)
     index = {content: number for number, content in enumerate(placed)}
-    together = [(a, b) for a, b in near if a in index and b in index and sides[a] == sides[b] != ASIDE]
+    together = [(a, b) for a, b in near if a in index and b in index and sides[a] == sides[b] != EXCLUDED]
     pairs = [(index[a], index[b]) for a, b in together]
     return dict(zip(placed, join_groups([groups[content] or content for content in placed], pairs), strict=True))
 
@@ -226,7 +233,7 @@ def _stratify(
     split: Split,
     choices: Sequence[str] = SPLITS,
 ) -> list[tuple[Sequence[str], str]]:
-    """A side for every fresh group: where its classes lack most of what they should have of all groups there are."""
+    """The split of every new group: the one in which its classes lack most of their share of all groups."""
     have = Counter[tuple[str, str]]()
     for _, side, label in {
         (joined[content], side, label) for content, side in sides.items() for label in labels[content]
@@ -258,7 +265,7 @@ def _stratify(
 
 
 def _share(total: int, split: Split, choices: Sequence[str]) -> dict[str, float]:
-    """Groups of a class that each side should have; at least one where there are as many groups as sides."""
+    """The number of groups of a class that each split should have; at least one, if there are enough groups."""
     floor = 1 if total >= len(choices) else 0
     held = {side: max(floor, getattr(split, side) * total) for side in choices if side != "train"}
     return {"train": total - sum(held.values()), **held}
@@ -272,7 +279,7 @@ def _draw(name: str, seed: int) -> str:
 
 
 def load_memory(file: Path) -> Memory:
-    """Empty where nothing was split yet; DataError where the file is damaged or edited into nonsense."""
+    """Read splits.csv; empty if it does not exist yet. Raises DataError if the file is damaged."""
     if not file.exists():
         return {}
     try:
@@ -290,7 +297,7 @@ def load_memory(file: Path) -> Memory:
 
 
 def save_memory(memory: Memory, file: Path) -> None:
-    """Sorted by content, so that a version's diff shows what was added and nothing else."""
+    """Write splits.csv, sorted by content, so that a diff shows only what was added."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([HEAD, *((content, *memory[content]) for content in sorted(memory))])
@@ -300,13 +307,13 @@ def save_memory(memory: Memory, file: Path) -> None:
 def _damaged(file: Path, found: str) -> DataError:
     return DataError(
         str(file),
-        expected=f"a line an image: {', '.join(HEAD)}, each content once, split one of {', '.join(GUARD)}",
+        expected=f"one line per image: {', '.join(HEAD)}, each content once, split one of {', '.join(GUARD)}",
         found=found,
-        hint="Take the file as git has it (`git checkout` it). Without it every image is split anew.",
+        hint="Restore the file from git (`git checkout`). Without it every image is split anew.",
     )
 
 
-# What the sides are worth
+# Whether the splits are large enough
 
 
 def count_groups(frame: pl.DataFrame, classes: tuple[str, ...]) -> dict[str, dict[str, int]]:
@@ -332,22 +339,22 @@ def require_floors(frame: pl.DataFrame, domain: Domain) -> None:
         f"split of {domain.name}",
         expected="at least one group of every class in train, val and test",
         found="; ".join(gaps),
-        hint=GIVEN_MEND
+        hint=GIVEN_HINT
         if domain.split.given
-        else f"Add images from further groups (lots, patients, slides), or remove data/{domain.name}/splits.csv, which "
-        "splits everything anew: scores from before can then not be compared with later ones.",
+        else f"Add images from further groups (lots, patients, slides), or remove data/{domain.name}/splits.csv to "
+        "split everything anew. Earlier scores can then not be compared with later ones.",
     )
 
 
 def interval_of(groups: int, recall: float = RECALL, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927) of a recall seen on so many groups."""
+    """Wilson's interval (1927) of a recall that was measured on this number of groups; z = 1.96 gives 95 %."""
     centre = (recall + z * z / (2 * groups)) / (1 + z * z / groups)
     half = z / (1 + z * z / groups) * math.sqrt(recall * (1 - recall) / groups + z * z / (4 * groups * groups))
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def groups_needed() -> int:
-    """Test groups from which on a class is decided."""
+    """The number of test groups at which the interval of a class's recall is no wider than WIDTH."""
     count = 1
     while (ends := interval_of(count))[1] - ends[0] > WIDTH:
         count += 1
@@ -355,9 +362,9 @@ def groups_needed() -> int:
 
 
 def warn_of_shares(frame: pl.DataFrame, split: Split) -> list[str]:
-    """A split whose share of the images is far from what the domain asks for: large groups lie on one side whole.
+    """A warning if splits miss their share of the images by more than OFF, as large groups can cause.
 
-    Nothing is said of a split that was given.
+    A given split gets no warning.
     """
     if split.given:
         return []
@@ -367,15 +374,15 @@ def warn_of_shares(frame: pl.DataFrame, split: Split) -> list[str]:
     off = {side: share for side, share in wanted.items() if abs(counts[side] / whole - share) > OFF}
     if not off:
         return []
-    told = ", ".join(f"{side} holds {counts[side] / whole:.0%} instead of {share:.0%}" for side, share in off.items())
+    listed = ", ".join(f"{side} has {counts[side] / whole:.0%} instead of {share:.0%}" for side, share in off.items())
     return [
-        f"Splits off their share of the images by more than {OFF * 100:.0f} points: {told}. Groups are not divided and "
-        "are counted, not their images: look at the largest groups in the report, or add images from other groups."
+        f"Splits off their share of the images by more than {OFF * 100:.0f} points: {listed}. Shares count groups, and "
+        "groups are not divided: look at the largest groups in the report, or add images from other groups."
     ]
 
 
 def warn_of_few_groups(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What too few test groups mean: images of one group say the same thing many times."""
+    """A warning for classes with too few test groups: images of one group are not independent evidence."""
     needed = groups_needed()
     few = {label: sides["test"] for label, sides in counts.items() if 0 < sides["test"] < needed}
     if not few:
@@ -384,6 +391,6 @@ def warn_of_few_groups(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     low, high = interval_of(worst)
     names = ", ".join(f"{label} {count}" for label, count in few.items())
     return [
-        f"Few groups in test: {names}. With {worst}, a recall of {RECALL:.0%} is known to lie between {low:.0%} and "
-        f"{high:.0%} only; {needed} a class narrow that to {WIDTH * 100:.0f} points."
+        f"Few groups in test: {names}. With {worst}, a recall of {RECALL:.0%} is only known to be between {low:.0%} "
+        f"and {high:.0%}; {needed} groups per class narrow that to {WIDTH * 100:.0f} points."
     ]

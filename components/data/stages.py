@@ -1,4 +1,4 @@
-"""The data stages, as dvc.yaml runs them: thin shells that read files, call one pure function, write files."""
+"""The data stages that dvc.yaml runs: each reads files, calls one pure function and writes files."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from components.workspace import Workspace
 
 
 def run_manifest(workspace: Workspace, domain: Domain) -> None:
-    """raw/ -> rows.parquet, and account.json: what became of every picture."""
+    """raw/ -> rows.parquet and account.json (what became of every picture)."""
     raw = open_images(workspace, domain.name)
     digests = Digests(raw, workspace.cache)
     understood, folder = read_tree(domain, raw, digests), workspace.derived(domain.name)
@@ -38,7 +38,7 @@ def run_manifest(workspace: Workspace, domain: Domain) -> None:
 
 
 def run_validate(workspace: Workspace, domain: Domain) -> None:
-    """rows.parquet -> valid.parquet, validation.json, validation.html; then CheckFailed if a check said no."""
+    """rows.parquet -> valid.parquet, validation.json and validation.html. Then raises CheckFailed if a check failed."""
     from components.data.checks.labels import find_suspects
     from components.data.checks.report import render_report
     from components.data.checks.validation import check_rows, require_valid
@@ -63,17 +63,17 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
 
 
 def run_split(workspace: Workspace, domain: Domain) -> None:
-    """valid.parquet -> manifest.parquet, aside.json and splits.csv, which is read before; CheckFailed when a class
-    misses a split. What was split anew is remembered only when all is well.
+    """valid.parquet and splits.csv -> manifest.parquet, aside.json (excluded images) and the new splits.csv.
 
-    valid.parquet is as its writer held it to the schema a moment ago; who reads manifest.parquet holds it again.
+    Raises CheckFailed if a class has no group in a split; splits.csv then stays as it is. valid.parquet is not checked
+    again, because its writer has just checked it; every reader of manifest.parquet checks that file.
     """
     folder = workspace.derived(domain.name)
     assigned = _assign(workspace, domain, load_frame(folder / "valid.parquet"))
     require_floors(by_class(assigned.frame), domain)
     save_frame(assigned.frame, folder / "manifest.parquet")
-    aside = json.dumps([asdict(item) for item in assigned.aside], indent=1, ensure_ascii=False)
-    write_whole(folder / "aside.json", f"{aside}\n".encode())
+    excluded = json.dumps([asdict(item) for item in assigned.excluded], indent=1, ensure_ascii=False)
+    write_whole(folder / "aside.json", f"{excluded}\n".encode())
     save_memory(assigned.memory, workspace.splits(domain.name))
 
 

@@ -29,7 +29,7 @@ class Outlier:
     found: str
 
 
-MEND = {
+HINTS = {
     "blurred": "If the focus was lost, take the picture again or remove it; if the part is smooth, leave it.",
     "too dark": "If light was missing, expose it again or remove it; if the scene is dark, leave it.",
     "too bright": "If the sensor was saturated, expose it again or remove it; if the scene is bright, leave it.",

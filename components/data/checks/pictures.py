@@ -1,7 +1,7 @@
-"""Looking at one image file: decode it fully, say why it is unfit, and measure what validation needs.
+"""Inspects one image file: decodes it fully, says why it is unfit, and measures what validation needs.
 
-A reason reads like our errors: expected, found, how to fix. Everything Pillow decodes passes through here
-before anything is trained on it, so a damaged file is met in the report and not in the middle of a run.
+A reason has the parts of an error: expected, found, how to fix it. Every image passes through here before anything is
+trained on it, so a damaged file appears in the report and not in the middle of a run.
 """
 
 import io
@@ -32,26 +32,26 @@ from components.data.sources.images import (
 )
 from components.domain.settings import Validation
 
-PART = 32  # files a thread takes at a time
-THUMBNAIL = 32  # side of the grey picture that near duplicates are found by
-LOOK = 256  # pixels: about the side at which looks are measured, because a backbone sees no finer detail
-NOISE = 2  # grey levels: what lossy compression makes of one value
+PART = 32  # files that a thread takes at a time
+THUMBNAIL = 32  # side in pixels of the grey thumbnail by which near duplicates are found
+LOOK = 256  # approximate side in pixels at which brightness and sharpness are measured: backbones see no finer detail
+NOISE = 2  # grey levels by which lossy compression changes a constant picture
 LOSSY = ("JPEG", "MPO", "WEBP")
-SMALL = 48_000  # bytes: below, a file is decoded sooner than threads take turns
+SMALL = 48_000  # bytes: smaller files are decoded faster than threads switch
 DARK, BRIGHT = 5, 250  # grey levels up to and from which a pixel counts as clipped
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What one decoding of a file tells: why it is unfit, or its upright size and its looks.
+    """The result of decoding a file: why it is unfit, or its upright size and its measurements.
 
-    A function of the file's bytes, the crops and the limits alone.
+    It depends only on the file's bytes, the crops and the limits.
     """
 
     problem: Reason | None = None
     width: int = 0
     height: int = 0
-    turned: bool = False  # EXIF says that it is stored on its side or mirrored
+    turned: bool = False  # EXIF says that it is stored rotated or mirrored
     brightness: float = 0.0  # mean of the grey picture, 0..255
     sharpness: float = 0.0  # mean square of the Laplacian
     dark: float = 0.0  # share of pixels at most DARK
@@ -60,10 +60,10 @@ class Picture:
 
 
 def inspect_images(raw: Path, crops: Mapping[str, Iterable[Box]], limits: Validation) -> dict[str, Picture]:
-    """Decode every file named (with the crops wanted of it).
+    """Decode the files, given as a dict from path to crops.
 
-    Several at a time where they are large, because Pillow frees the interpreter; for small ones threads only wait for
-    each other.
+    Large files are decoded in threads, because Pillow releases the GIL; with small files threads only wait for one
+    another.
     """
     paths = list(crops)
     parts = [paths[start : start + PART] for start in range(0, len(paths), PART)]
@@ -78,7 +78,7 @@ def inspect_images(raw: Path, crops: Mapping[str, Iterable[Box]], limits: Valida
 
 
 def _are_small(raw: Path, paths: Sequence[str]) -> bool:
-    """By the first few: a domain's files are of one kind."""
+    """Whether the files are small, judged by the first few: the files of a domain are similar."""
     found = [size for path in paths[:PART] if (size := _file_size(raw / path))]
     return sum(found) < SMALL * len(found)
 
@@ -91,10 +91,10 @@ def _file_size(path: Path) -> int:
 
 
 def inspect_image(path: Path | IO[bytes], crops: Iterable[Box], limits: Validation) -> Picture:
-    """Decode one file, or one that is open, to its last pixel.
+    """Decode one file (a path or an open file) to its last pixel.
 
-    Looks need the grey picture at LOOK pixels, and a JPEG's decoder gives it for less: it reads every byte as always,
-    but makes no colours and no detail finer than that. Crops are cut from all pixels.
+    The measurements need a grey picture of LOOK pixels. A JPEG decoder produces it at lower cost: it still reads every
+    byte, but computes no colours and no finer detail. Crops are cut from all pixels.
     """
     wanted = list(crops)
     try:
@@ -121,8 +121,8 @@ def inspect_image(path: Path | IO[bytes], crops: Iterable[Box], limits: Validati
 
 
 def _describe(grey: NDArray[np.uint8], size: tuple[int, int], turned: bool, flat: frozenset[Box]) -> Picture:
-    """The looks of a fit picture, measured on its small grey copy."""
-    import cv2  # loads slower than all the rest of this module
+    """The measurements of a fit picture, taken on its small grey copy."""
+    import cv2  # imported here because it loads slower than the rest of this module
 
     return Picture(
         width=size[0],
@@ -137,9 +137,9 @@ def _describe(grey: NDArray[np.uint8], size: tuple[int, int], turned: bool, flat
 
 
 def measure_sharpness(grey: NDArray[np.uint8]) -> float:
-    """Mean square of the Laplacian, which blur takes away.
+    """The mean square of the Laplacian, which blur reduces.
 
-    Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, ICPR 2000; the Laplacian's mean is next to 0.
+    Pech-Pacheco et al. (Diatom autofocusing in brightfield microscopy, ICPR 2000) take its variance; its mean is 0.
     """
     import cv2
 
@@ -150,10 +150,10 @@ def measure_sharpness(grey: NDArray[np.uint8]) -> float:
 
 
 def read_fit_picture(source: Path | IO[bytes] | Image.Image, limits: Validation) -> Image.Image:
-    """Upright RGB pixels of a picture that `tessera check` would take: what serving reads, so that both refuse alike.
+    """The upright RGB pixels of a picture. Serving reads pictures by it, so that it refuses what `tessera check` does.
 
-    Raises UnfitPicture, a ValueError, with the reason that `check` gives. A picture in memory is checked as far as it
-    is not decoded yet: its size, form and transparency. The header is held to `limits` before any pixel is decoded.
+    Raises UnfitPicture, a ValueError, with the reason that `check` gives. The header is checked against `limits` before
+    any pixel is decoded. Of a picture in memory only size, mode and transparency are checked.
     """
     if isinstance(source, Image.Image):
         problem = _too_small(source.size, limits) if min(source.size) < limits.min_side else None
@@ -166,14 +166,14 @@ def read_fit_picture(source: Path | IO[bytes] | Image.Image, limits: Validation)
 
 
 def inspect_masks(raw: Path, paths: Iterable[str], limits: Validation) -> dict[str, tuple[int, int] | Reason]:
-    """Upright (width, height) of every mask, or why it cannot be used."""
+    """The upright (width, height) of every mask, or why it cannot be used."""
     unique = sorted(set(paths))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(unique, pool.map(lambda path: _mask_size(raw / path, limits), unique), strict=True))
 
 
 def unfit_boxes(boxes: Iterable[Box], width: int, height: int, what: str) -> Reason | None:
-    """The first box that is empty, upside down or outside the picture."""
+    """The reason if a box is empty, inverted or outside the picture; None if all boxes are valid."""
     for box in boxes:
         if _outside(box, width, height):
             expected = f"{what} x0 y0 x1 y1 with x0 < x1, y0 < y1 inside the {width} x {height} picture"
@@ -188,7 +188,7 @@ def unfit_crop(crop: Box, size: tuple[int, int], limits: Validation, *, flat: bo
     width, height = crop[2] - crop[0], crop[3] - crop[1]
     if min(width, height) < limits.min_side:
         expected = f"an object of at least {limits.min_side} x {limits.min_side} pixels (validation.min_side)"
-        return reason(expected, f"{width} x {height}", "Remove the box, or lower the floor.")
+        return reason(expected, f"{width} x {height}", "Remove the box, or lower the minimum.")
     if flat:
         return reason("an object in the box", "one value in every pixel", "Correct or remove the box.")
     return None
@@ -196,14 +196,14 @@ def unfit_crop(crop: Box, size: tuple[int, int], limits: Validation, *, flat: bo
 
 def require_fit_crop(upright: Image.Image, crop: Box, limits: Validation) -> None:
     """Raise UnfitPicture, with the reason that `tessera check` gives, unless this crop of a picture is fit."""
-    problem = unfit_crop(crop, upright.size, limits, flat=False)  # first, for Pillow cuts no box that is upside down
+    problem = unfit_crop(crop, upright.size, limits, flat=False)  # before cutting: Pillow rejects inverted boxes
     problem = problem or unfit_crop(crop, upright.size, limits, flat=Upright(upright).is_flat(crop))
     if problem:
         raise UnfitPicture(problem)
 
 
 def create_thumbnail(path: Path, crop: Box | None, side: int, max_megapixels: float) -> bytes | None:
-    """A small JPEG for the report, of unfit files too where they can be decoded at all; else None."""
+    """A small JPEG for the report, also of unfit files; None if the file cannot be decoded."""
     try:
         with open_picture(path, max_megapixels) as opened:
             picture = _to_plain(opened.decode(whole=False))
@@ -220,11 +220,11 @@ def create_thumbnail(path: Path, crop: Box | None, side: int, max_megapixels: fl
 
 def _too_small(size: tuple[int, int], limits: Validation) -> Reason:
     expected = f"sides of at least {limits.min_side} pixels (validation.min_side)"
-    return Reason(expected, f"{size[0]} x {size[1]}", "Remove it, or lower the floor.")
+    return Reason(expected, f"{size[0]} x {size[1]}", "Remove it, or lower the minimum.")
 
 
 def _has_one_value(grey: NDArray[np.uint8]) -> bool:
-    """As far as a grey copy tells."""
+    """Whether a grey copy has one value in every pixel, up to NOISE."""
     import cv2
 
     least, most, *_ = cv2.minMaxLoc(grey)
@@ -232,9 +232,9 @@ def _has_one_value(grey: NDArray[np.uint8]) -> bool:
 
 
 def _explain_flat(path: Path | IO[bytes], limits: Validation) -> str | None:
-    """What a file without anything to see holds, by all its pixels and colours; None where there is something.
+    """What a picture without content contains (one value, or the class ids of a mask); None if it has content.
 
-    What was not compressed with loss has its exact values: few small ones are the ids of a mask.
+    All pixels and colours are read. Losslessly compressed files keep exact values, so few small values are mask ids.
     """
     _rewind(path)
     with open_picture(path, limits.max_megapixels) as opened:
@@ -244,7 +244,7 @@ def _explain_flat(path: Path | IO[bytes], limits: Validation) -> str | None:
         return None
     if opened.image.format in LOSSY or not span:
         return "one value in every pixel (all black, white or grey)"
-    return f"the values {least.min()} to {most.max()} alone, as the class ids of a mask"
+    return f"only the values {least.min()} to {most.max()}, like the class ids of a mask"
 
 
 def _outside(box: Box, width: int, height: int) -> bool:
@@ -262,21 +262,21 @@ def _is_empty(source: Path | IO[bytes]) -> bool:
 
 
 def explain_unfit(path: Path | IO[bytes], error: BaseException) -> Reason:
-    """Why a file is unfit whose opening or decoding raised one of UNDECODABLE."""
+    """The reason for a file whose opening or decoding raised one of UNDECODABLE."""
     if isinstance(error, UnfitPicture):
         return error.reason
     if isinstance(error, FileNotFoundError):
         return Reason("a file", "no such file", "Add the image or remove its row.")
     if isinstance(error, UnidentifiedImageError):
-        found = "an empty file" if _is_empty(path) else "a file that is no such image, whatever its name says"
+        found = "an empty file" if _is_empty(path) else "a file in another format, whatever its name says"
         return Reason(f"an image ({', '.join(FORMATS)})", found, "Export it again, or remove it.")
     return damaged(brief(error))
 
 
 def _mask_size(path: Path, limits: Validation) -> tuple[int, int] | Reason:
-    """Of the whole file: it is decoded to its end."""
+    """The size of a mask, or why it cannot be used. The file is decoded to its end."""
     if not path.is_file():
-        return Reason(f"its mask {path.name}", "no such file", "Add the mask, or take it out of the layout.")
+        return Reason(f"its mask {path.name}", "no such file", "Add the mask, or remove it from the layout.")
     try:
         with open_picture(path, limits.max_megapixels) as opened:
             return opened.decode().size
@@ -286,7 +286,7 @@ def _mask_size(path: Path, limits: Validation) -> tuple[int, int] | Reason:
 
 
 def _to_plain(picture: Upright) -> Upright:
-    """What can be looked at: deep pixels are stretched to what 8 bits can show."""
+    """The picture for display: pixels of more than 8 bits are stretched to 8 bits."""
     if not picture.stored.mode.startswith(("I", "F")):
         return picture
     values = np.nan_to_num(np.asarray(picture.stored, dtype=np.float64))

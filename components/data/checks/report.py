@@ -1,6 +1,6 @@
-"""validation.html: one file with everything in it, that reads without scripts, network or this program.
+"""validation.html: one self-contained file that needs no scripts, no network and no Tessera.
 
-No time, no host, no absolute path stands in it: the same images give the same bytes.
+It contains no time, host or absolute path, so that the same images give the same bytes.
 """
 
 import base64
@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from components.data.checks.outliers import MEND
+from components.data.checks.outliers import HINTS
 from components.data.checks.pictures import create_thumbnail
 from components.data.checks.validation import Quarantined, Validated, find_large_groups
 from components.data.manifest import SPLITS, by_class
 
 MAX_PAIRS = 50
 MAX_GROUPS = 5
-MAX_LOOKS = 24  # outliers a kind
-MAX_LISTED = 1000  # quarantined rows a kind
+MAX_LOOKS = 24  # outliers per kind
+MAX_LISTED = 1000  # quarantined rows per kind
 MAX_SUSPECTS = 50
-MAX_THUMBNAILS = 300  # of quarantined rows; the rest is listed without a picture
-SAMPLES = 8  # pictures a class
+MAX_THUMBNAILS = 300  # thumbnails of quarantined rows; further rows are listed without one
+SAMPLES = 8  # pictures per class
 SIDE = 112
 
 STYLE = """
@@ -64,7 +64,7 @@ justify-content:center;text-align:center}
 
 
 def render_report(validated: Validated, raw: Path, split: pl.DataFrame | None = None) -> str:
-    """The whole page. split: the fit rows with their column `split`, for the table of classes."""
+    """The page as HTML. split: the fit rows with their column `split`, for the table of classes."""
     domain = validated.domain
     title = f"Validation of {domain.title or domain.name}"
     parts = [
@@ -98,7 +98,7 @@ def _verdict(validated: Validated) -> str:
 
 
 def _noun(validated: Validated) -> str:
-    """What one row is: a picture, or a crop of one."""
+    """The word for the samples: pictures or crops."""
     return "crops" if validated.fit["crop"].null_count() < validated.fit.height else "images"
 
 
@@ -117,7 +117,7 @@ def _counts(validated: Validated) -> str:
 
 
 def _todo(validated: Validated) -> str:
-    """What to do, the most frequent first: a line for every kind of trouble, leading to its pictures."""
+    """The list of what to do: one line per kind of problem with a link to its pictures, the most frequent first."""
     lines = [
         f'<li><a href="#{_anchor(hint)}">{len(items):,} in quarantine</a>: expected {escape(_kind(items))}. '
         f"<b>{escape(hint)}</b></li>"
@@ -125,7 +125,7 @@ def _todo(validated: Validated) -> str:
     ]
     for kind in dict.fromkeys(item.kind for item in validated.outliers):
         number = sum(item.kind == kind for item in validated.outliers)
-        lines.append(f'<li><a href="#looks">{number:,} {kind}</a> compared with the rest. <b>{MEND[kind]}</b></li>')
+        lines.append(f'<li><a href="#looks">{number:,} {kind}</a> compared with the rest. <b>{HINTS[kind]}</b></li>')
     if validated.suspects:
         number = len(validated.suspects)
         lines.append(
@@ -145,14 +145,14 @@ def _classes(validated: Validated, raw: Path, split: pl.DataFrame | None) -> str
         lines.append(f'<tr><td>{escape(label)}</td>{cells}<td class="mid">{bar}</td></tr>')
     head = f'<tr><th>class</th><th class="n">{_noun(validated)}</th><th class="n">groups</th>'
     head += "".join(f'<th class="n">{side}</th>' for side in SPLITS) if sides else ""
-    note = f"Each side of the split as {_noun(validated)} / groups; only groups count as independent."
+    note = f"Each split as {_noun(validated)} / groups; only groups count as independent."
     note = f"<p>{note}</p>" if sides else ""
     samples = "".join(_samples(validated, raw, label) for label in validated.classes)
     return f"<h2>Classes</h2>{note}<table>{head}<th></th></tr>{''.join(lines)}</table>{samples}"
 
 
 def _count_sides(split: pl.DataFrame | None) -> dict[tuple[str, str], tuple[int, int]]:
-    """Images and groups by class and side."""
+    """The number of images and groups by class and split."""
     if split is None:
         return {}
     counted = by_class(split).group_by("label", "split").agg(pl.len(), pl.col("group").n_unique())
@@ -164,7 +164,7 @@ def _side_cell(counts: tuple[int, int] | None) -> str:
 
 
 def _samples(validated: Validated, raw: Path, label: str) -> str:
-    """Pictures of one class, spread evenly over its rows."""
+    """Sample pictures of one class, evenly spread over its rows."""
     rows = by_class(validated.fit).filter(pl.col("label") == label)
     if rows.is_empty():
         return ""
@@ -194,7 +194,7 @@ def _charts(validated: Validated) -> str:
 def _histogram(
     values: "np.ndarray[tuple[int], np.dtype[np.float64]]", low: float, high: float, caption: str, power: bool = False
 ) -> str:
-    """Bars as inline SVG, 24 bins; `power`: the values are powers of ten."""
+    """A histogram with 24 bins as inline SVG. power: the values are logarithms to base 10."""
     high = high if high > low else low + 1
     first, last = (f"{10**end:,.4g}" if power else f"{end:.0f}" for end in (low, high))
     counts, _ = np.histogram(values, bins=24, range=(low, high))
@@ -210,11 +210,11 @@ def _histogram(
 
 
 def _quarantine(validated: Validated, raw: Path) -> str:
-    """Every kind of trouble under what fixes it."""
+    """The table of quarantined files, grouped by what to do."""
     if not validated.quarantined:
         return "<h2>Quarantine</h2><p>Empty: every image could be used.</p>"
     rows, shown = list[str](), 0
-    head = "<tr><th>picture</th><th>file</th><th>label</th><th>why it is kept out</th></tr>"
+    head = "<tr><th>picture</th><th>file</th><th>label</th><th>why it is not used</th></tr>"
     for hint, items in _by_hint(validated).items():
         count = f"<span class=quiet>({len(items):,})</span>"
         rows.append(f'<tr class=kind id="{_anchor(hint)}"><td colspan=4><b>{escape(hint)}</b> {count}</td></tr>')
@@ -231,9 +231,9 @@ def _quarantine(validated: Validated, raw: Path) -> str:
 
 
 def _by_hint(validated: Validated) -> dict[str, list[Quarantined]]:
-    """Quarantined files by what is to be done, the most frequent first.
+    """Quarantined files by what to do, the most frequent first.
 
-    One entry a file and reason: twelve crops of one damaged file are one thing to fix.
+    One entry per file and reason: twelve crops of one damaged file are one thing to fix.
     """
     listed = {(item.path, item.reason): item for item in reversed(validated.quarantined)}
     kinds: dict[str, list[Quarantined]] = {}
@@ -243,9 +243,9 @@ def _by_hint(validated: Validated) -> dict[str, list[Quarantined]]:
 
 
 def _kind(items: Sequence[Quarantined]) -> str:
-    """What was expected of these; where each names another file or size, in the words of one."""
-    said = list(dict.fromkeys(item.reason.expected for item in items))
-    return said[0] if len(said) == 1 else f"{said[0]}, and the like"
+    """What was expected of these files; if each names another file or size, that of the first one."""
+    expected = list(dict.fromkeys(item.reason.expected for item in items))
+    return expected[0] if len(expected) == 1 else f"{expected[0]}, and similar"
 
 
 def _anchor(hint: str) -> str:
@@ -265,8 +265,8 @@ def _outliers(validated: Validated, raw: Path) -> str:
         )
         more = f", the furthest {MAX_LOOKS} of them shown" if len(items) > MAX_LOOKS else ""
         title = f"<h3>{kind.capitalize()} <span class=quiet>({len(items):,}{more})</span></h3>"
-        parts.append(f'{title}<p>{escape(MEND[kind])}</p><div class="looks">{cards}</div>')
-    note = "<p>Compared with the domain's own pictures. Nothing is left out for its looks.</p>"
+        parts.append(f'{title}<p>{escape(HINTS[kind])}</p><div class="looks">{cards}</div>')
+    note = "<p>Compared with the domain's own pictures. These pictures are used all the same.</p>"
     return f'<h2 id="looks">Unlike the rest</h2>{note}{"".join(parts)}'
 
 
@@ -280,7 +280,7 @@ def _quarantine_row(item: Quarantined, raw: Path, validated: Validated, shown: b
 
 
 def _groups(validated: Validated, raw: Path) -> str:
-    """Pictures of every group that holds a large share of the images."""
+    """Sample pictures of every group that holds a large share of the images."""
     large = find_large_groups(validated.fit)
     if not large:
         return ""
@@ -294,21 +294,21 @@ def _groups(validated: Validated, raw: Path) -> str:
         title = f"{escape(name[:40])} <span class=quiet>({count:,} images, {len(chosen)} shown)</span>"
         parts.append(f'<h3>{title}</h3><div class="row">{pictures}</div>')
     note = (
-        "<p>A group lies on one side of the split whole. If these pictures are not one thing, correct the group "
+        "<p>A group is in one split as a whole. If these pictures are not one thing, correct the group "
         "column, or write <code>groups: {near_duplicates: report}</code> in <code>domain.yaml</code>.</p>"
     )
     return f'<h2 id="groups">Large groups</h2>{note}{"".join(parts)}'
 
 
 def _pairs(validated: Validated, raw: Path) -> str:
-    """Pairs that show one thing, then those that share a picture."""
+    """Pairs that show one thing, then pairs that share a picture."""
     kinds = [[pair for pair in validated.near_duplicates if (pair in validated.sisters) == sister] for sister in (0, 1)]
     joined = validated.domain.groups.near_duplicates == "join"
-    fate = "share a group and stay on one side of the split" if joined else "are shown only, and may lie on two sides"
+    fate = "share a group and are in one split" if joined else "are only shown, and may be in two splits"
     notes = (
         f"Pictures that look like one thing taken twice {fate}.",
         f"These parts of one design also agree in what the design does not explain, such as parts cut from one piece. "
-        f"They may be different parts, so different labels are no mistake; they {fate}.",
+        f"They may be different parts, so different labels are not a mistake; they {fate}.",
     )
     titles = ("Near duplicates", "Pairs that share a picture")
     return "".join(
@@ -319,7 +319,7 @@ def _pairs(validated: Validated, raw: Path) -> str:
 
 
 def _pair_cards(title: str, note: str, pairs: Sequence[tuple[str, str]], validated: Validated, raw: Path) -> str:
-    labels: dict[str, set[str]] = {}  # of all that is cut from a picture
+    labels: dict[str, set[str]] = {}  # by path, of all crops of the picture
     for path, label in validated.fit.select("path", "label").rows():
         labels.setdefault(path, set()).add(label)
     shown = sorted(pairs, key=lambda pair: bool(labels[pair[0]] & labels[pair[1]]))[:MAX_PAIRS]
@@ -340,8 +340,8 @@ def _suspects(validated: Validated, raw: Path) -> str:
         return f"{title}{note}"
     shown = validated.suspects[:MAX_SUSPECTS]
     note += (
-        "<p>Nothing was changed: look, and correct the label where it is wrong. The score is the chance that the label "
-        f"given is right; shown are the {len(shown)} lowest of {len(validated.suspects):,}.</p>"
+        "<p>Nothing was changed: look, and correct the label where it is wrong. The score is the probability that the "
+        f"given label is right; shown are the {len(shown)} lowest of {len(validated.suspects):,}.</p>"
     )
     rows = "".join(
         f'<tr><td>{_picture(raw, each.path, each.crop, validated)}</td><td class="path">'
@@ -355,7 +355,7 @@ def _suspects(validated: Validated, raw: Path) -> str:
 
 
 def _box(crop: Sequence[int] | None) -> str:
-    """A crop's corners beside the name of its picture, which has other crops, too."""
+    """The corners of a crop, to distinguish it from other crops of the same picture."""
     return f" <span class=quiet>{' '.join(map(str, crop))}</span>" if crop else ""
 
 

@@ -1,7 +1,7 @@
-"""Validation: which rows are fit to learn from, why the others are not, and whether the rest will do.
+"""Validation: which rows can be trained on, why the others cannot, and whether the remaining ones are enough.
 
-A bad image never becomes a black tensor: it is quarantined with its reason. A problem is about the whole
-(too many in quarantine, a class under its floor) and stops the run, after the report is written.
+A bad image never becomes a black tensor: it is quarantined with its reason. A problem concerns the set as a whole (too
+many images in quarantine, a class below its minimum) and stops the run after the report is written.
 """
 
 import posixpath
@@ -17,7 +17,7 @@ from components.data.annotations.names import warn_of_alike
 from components.data.checks.duplicates import Pair, find_repeats, join_groups
 from components.data.checks.findings import inspect_changed
 from components.data.checks.labels import Judgement, Suspect
-from components.data.checks.outliers import MEND, Outlier, find_outliers
+from components.data.checks.outliers import HINTS, Outlier, find_outliers
 from components.data.checks.pictures import Picture, inspect_images, inspect_masks, unfit_boxes, unfit_crop
 from components.data.manifest import by_class, manifest_columns, require_manifest
 from components.data.sources.images import Box, Reason, parse_reason
@@ -32,7 +32,7 @@ Record = dict[str, Any]  # one row of rows.parquet
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that is kept out, and why."""
+    """A row that is not used, and why."""
 
     path: str
     label: str | None
@@ -41,7 +41,7 @@ class Quarantined:
 
 
 class Problem(NamedTuple):
-    """What is wrong with the whole, in the three parts of an error."""
+    """What is wrong with the set as a whole, in the three parts of an error."""
 
     expected: str
     found: str
@@ -53,7 +53,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Validated:
-    """What validation found: the fit rows as valid.parquet holds them, and everything the report shows."""
+    """The result of validation: the fit rows, as valid.parquet holds them, and everything that the report shows."""
 
     domain: Domain
     images: int  # samples read
@@ -65,8 +65,8 @@ class Validated:
     warnings: tuple[str, ...]
     pictures: dict[str, Picture]  # of every fit file
     outliers: tuple[Outlier, ...]
-    sisters: frozenset[tuple[str, str]] = frozenset()  # of near_duplicates, those that may show different things
-    judgement: Judgement | None = None  # of the labels, where there is one label an image and features are at hand
+    sisters: frozenset[tuple[str, str]] = frozenset()  # those near_duplicates that may show different things
+    judgement: Judgement | None = None  # the check of the labels, if images have one label and features exist
 
     @property
     def ok(self) -> bool:
@@ -106,10 +106,10 @@ def check_rows(
     cache: Path | None = None,
     sisters: Set[Pair] = frozenset(),
 ) -> Validated:
-    """Decode every image, quarantine what is unfit, join near duplicates, hold the rest to the floors.
+    """Decode every image, quarantine unfit rows, join near duplicates, and check the minimum counts.
 
-    near: pairs of contents that show one thing; of these, sisters may show different ones, such as parts cut from one
-    piece. cache: a folder for what was found in fit files, so that they are decoded once for all runs.
+    near: near duplicates, by content. sisters: those of them that may show different things, such as parts cut from one
+    piece. cache: a folder for what decoding found in fit files, so that later runs need not decode them again.
     """
     records = rows.to_dicts()
     pictures = _inspect(records, raw, domain, cache)
@@ -150,7 +150,7 @@ def check_rows(
 
 
 def require_valid(validated: Validated, report: Path) -> None:
-    """Raise CheckFailed with the first problem when there is any."""
+    """Raise CheckFailed with the first problem, if there is one."""
     if validated.ok:
         return
     more = f" ({len(validated.problems) - 1} more after this one)" if len(validated.problems) > 1 else ""
@@ -163,7 +163,7 @@ def require_valid(validated: Validated, report: Path) -> None:
 
 
 def _inspect(records: list[Record], raw: Path, domain: Domain, cache: Path | None) -> dict[str, Picture]:
-    """Decode every file once, with all crops wanted of it."""
+    """Decode every file once and inspect all its crops."""
     crops: dict[str, list[Box]] = {}
     for record in records:
         if record["problem"] is None:
@@ -175,7 +175,7 @@ def _inspect(records: list[Record], raw: Path, domain: Domain, cache: Path | Non
 
 
 def find_unfit(records: list[Record], pictures: dict[str, Picture], raw: Path, domain: Domain) -> dict[int, Reason]:
-    """Index of every row that is unfit by itself, and why."""
+    """The index of every row that is unfit by itself, and why."""
     paths = (record["mask"] for record in records if record["mask"] and record["problem"] is None)
     masks = inspect_masks(raw, paths, domain.validation)
     reasons = {}
@@ -206,7 +206,10 @@ def _unfit(
 
 
 def _wrong_size(stated: list[int], picture: Picture) -> Reason:
-    """Boxes drawn on another picture lie in the wrong places, and most easily so where EXIF turns it."""
+    """The reason for a picture whose size is not the annotated one: its boxes would be in the wrong places.
+
+    This happens most easily if EXIF turns the picture.
+    """
     expected = f"a picture of {stated[0]} x {stated[1]} pixels, as its annotation says"
     found = f"{picture.width} x {picture.height}" + (", turned by EXIF" if picture.turned else "")
     return Reason(expected, found, "Annotate the picture as it is shown, or put back the one that was annotated.")
@@ -219,9 +222,9 @@ def _unfit_crop(record: Record, picture: Picture, domain: Domain) -> Reason | No
 
 
 def find_duplicates(records: list[Record], unfit: Mapping[int, Reason]) -> dict[int, Reason]:
-    """Rows whose content another row has too, and why they go: repeats of the first, or contradictions.
+    """Rows whose content another row has, too, and why they are not used: they repeat the first, or contradict others.
 
-    First whole files, then the crops that are left, for objects annotated twice.
+    Whole files are compared first, then the remaining crops, for objects that were annotated twice.
     """
     fit = [index for index in range(len(records)) if index not in unfit]
     reasons = _duplicate_files(records, fit)
@@ -229,7 +232,7 @@ def find_duplicates(records: list[Record], unfit: Mapping[int, Reason]) -> dict[
 
 
 def _duplicate_files(records: list[Record], fit: list[int]) -> dict[int, Reason]:
-    """Crops of one file belong together, so that its annotation is compared as a whole."""
+    """Rows of duplicate files. Crops of one file are compared as a whole, because they are one annotation."""
     units: dict[tuple[str, int], list[int]] = {}
     for index in fit:
         record = records[index]
@@ -264,7 +267,7 @@ def _repeated(kept: Record) -> Reason:
 def _contradicted(others: list[Record]) -> Reason:
     names = ", ".join(f"{_name(other)} ({other['label']})" for other in others[:3])
     hint = "Decide which label is right and remove the other copy; all are left out until then."
-    return Reason("one label a picture", f"a label conflict: the same content as {names}", hint)
+    return Reason("one label per picture", f"a label conflict: the same content as {names}", hint)
 
 
 # Groups
@@ -273,7 +276,10 @@ def _contradicted(others: list[Record]) -> Reason:
 def group_rows(
     fit: list[Record], near: Sequence[Pair], domain: Domain
 ) -> tuple[list[str | None], list[tuple[str, str]]]:
-    """The group of every fit row, near duplicates joined where the domain says so, and these as pairs of paths."""
+    """The group of every fit row, and the near duplicates as pairs of paths.
+
+    Near duplicates are joined into one group if the domain says so (`groups.near_duplicates`).
+    """
     base = [record["group"] if domain.group else _content(record) for record in fit]
     named = [group for group in base if group]
     place = {index: order for order, index in enumerate(index for index, group in enumerate(base) if group)}
@@ -286,7 +292,7 @@ def group_rows(
 
 
 def count_classes(frame: pl.DataFrame, domain: Domain) -> dict[str, dict[str, int]]:
-    """Images and groups of every class of the domain, of those without any too."""
+    """The number of images and groups of every class of the domain, also of classes without any."""
     found = by_class(frame).group_by("label").agg(pl.len().alias("images"), pl.col("group").n_unique().alias("groups"))
     counts = {label: {"images": images, "groups": groups} for label, images, groups in found.rows()}
     return {label: counts.get(label, {"images": 0, "groups": 0}) for label in domain.classes}
@@ -304,11 +310,11 @@ def _fit_frame(
     return frame.select(manifest_columns(domain, split=False)).sort("path", "id")
 
 
-# Problems: paragraphs about the whole
+# Problems of the set as a whole
 
 
 def _problems_of_columns(fit: list[Record], domain: Domain) -> list[Problem]:
-    """A group or slice column with empty cells: nothing may guess what stands there."""
+    """A problem for each group or slice column with empty cells, because their values cannot be guessed."""
     names = dict.fromkeys([*(["group"] if domain.group else []), *domain.slices])
     problems = list[Problem]()
     for name in names:
@@ -316,7 +322,7 @@ def _problems_of_columns(fit: list[Record], domain: Domain) -> list[Problem]:
         if empty:
             column = domain.group if name == "group" else name
             found = f"{len(empty)} empty, first at {empty[0]}"
-            hint = "Fill in the column, or take it out of domain.yaml."
+            hint = "Fill in the column, or remove it from domain.yaml."
             problems.append(Problem(f"a value in column {column!r} of every image", found, hint))
     return problems
 
@@ -329,20 +335,20 @@ def _problems_of_counts(
     if len(reasons) > floors.max_quarantined * images:
         expected = f"at most {floors.max_quarantined:.1%} of the images in quarantine (validation.max_quarantined)"
         found = f"{len(reasons)} of {images} ({len(reasons) / images:.1%})"
-        hint = "Fix the files listed in the report, or raise the ceiling if they are meant to be left out."
+        hint = "Fix the files listed in the report, or raise the limit if they should be left out."
         problems.append(Problem(expected, found, hint))
     for label, counts in classes.items():
         for kind, floor in (("images", floors.min_images_per_class), ("groups", floors.min_groups_per_class)):
             if counts[kind] < floor:
                 expected = f"at least {floor} {kind} of class {label!r} (validation.min_{kind}_per_class)"
-                hint = "Add some, or take the class out of domain.yaml."
+                hint = "Add some, or remove the class from domain.yaml."
                 problems.append(Problem(expected, str(counts[kind]), hint))
-                break  # too few images are too few groups as well
+                break  # too few images are often also too few groups: one problem per class
     return problems
 
 
 def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -> list[str]:
-    """What deserves a look but stops nothing."""
+    """Warnings that a person should look at; they do not stop the run."""
     warnings = []
     labels: dict[str, set[str]] = {}
     for record in fit:
@@ -353,7 +359,7 @@ def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -
         if twice:
             warnings.append(
                 f"Names in more than one folder, with different pictures: {len(twice)} (such as {twice[0]!r}). "
-                "They are kept apart by their folders; rename them if they were meant to be one picture."
+                "They are distinguished by their folders; rename them if they should be one picture."
             )
     mixed = [pair for pair in pairs if not labels[pair[0]] & labels[pair[1]]]
     if mixed:
@@ -365,8 +371,10 @@ def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -
 
 
 def find_large_groups(frame: pl.DataFrame) -> list[tuple[str, int]]:
-    """Groups of more than LARGE of the images, the largest first, and how many each holds; none where there is one
-    group only, or where a picture or two are as much."""
+    """Groups with more than the share LARGE of the images (and more than two), with their counts, the largest first.
+
+    Empty if there is only one group.
+    """
     sizes = (
         frame.drop_nulls("group").unique("id").group_by("group").len().sort("len", "group", descending=[True, False])
     )
@@ -375,25 +383,25 @@ def find_large_groups(frame: pl.DataFrame) -> list[tuple[str, int]]:
 
 
 def warn_of_huge_groups(frame: pl.DataFrame) -> list[str]:
-    """A group lies on one side whole and counts as one thing seen: a large one leaves a split little choice, and one
-    that holds most of a class decides what that class is worth."""
+    """Warnings about large groups. A group is in one split as a whole and counts as one independent observation: a
+    large group leaves little choice for the splits, and one that holds most of a class decides that class's score."""
     large, whole = find_large_groups(frame), frame["id"].n_unique()
     hint = (
-        "Look at the largest groups in the report. Where they are not one thing, correct the group column, or join no "
+        "Look at the largest groups in the report. If they are not one thing, correct the group column, or do not join "
         "near duplicates (groups: {near_duplicates: report}); else add images from other groups."
     )
     warnings = []
     if large:
-        told = ", ".join(f"{name[:16]!r} {count} ({count / whole:.0%})" for name, count in large[:3])
+        listed = ", ".join(f"{name[:16]!r} {count} ({count / whole:.0%})" for name, count in large[:3])
         more = f" and {len(large) - 3} more" if len(large) > 3 else ""
-        warnings.append(f"Groups of more than {LARGE:.0%} of the {whole:,} images: {told}{more}. {hint}")
+        warnings.append(f"Groups of more than {LARGE:.0%} of the {whole:,} images: {listed}{more}. {hint}")
     rows = by_class(frame).select("id", "label", "group").drop_nulls("group")
     inside = rows.group_by("label", "group").len()
     totals = rows.group_by("label").len().rename({"len": "total"})
     huge = inside.join(totals, on="label").filter(pl.col("len") > HUGE * pl.col("total")).sort("label")
     if rows["group"].n_unique() > 1 and not huge.is_empty():
-        told = ", ".join(f"{count} of {total} of {label!r}" for label, _, count, total in huge.rows())
-        warnings.append(f"One group holds most of a class, so that one side has hardly any of it: {told}. {hint}")
+        listed = ", ".join(f"{count} of {total} of {label!r}" for label, _, count, total in huge.rows())
+        warnings.append(f"One group holds most of a class, so that a split has hardly any of it: {listed}. {hint}")
     return warnings
 
 
@@ -407,12 +415,12 @@ def _warn_of_turned(pictures: dict[str, Picture]) -> list[str]:
 
 
 def _warn_of_looks(outliers: Sequence[Outlier]) -> list[str]:
-    """A line a kind; the report shows their pictures instead."""
+    """One line per kind of outlier; the report shows the pictures instead."""
     warnings = []
     for kind, number in Counter(item.kind for item in outliers).items():
         first = next(item for item in outliers if item.kind == kind)
         warnings.append(
-            f"Pictures {kind} compared with the rest: {number} (first: {first.path}, {first.found}). {MEND[kind]}"
+            f"Pictures {kind} compared with the rest: {number} (first: {first.path}, {first.found}). {HINTS[kind]}"
         )
     return warnings
 
