@@ -246,7 +246,7 @@ def test_too_few_test_groups_are_told_with_how_many_would_do():
     told = warn_of_few_groups({"good": {"test": needed}, "crack": {"test": 5}})
     assert len(told) == 1
     assert "crack 5" in told[0]
-    assert f"{needed} a class" in told[0]
+    assert f"{needed} groups per class" in told[0]
     assert warn_of_few_groups({"good": {"test": needed}}) == []
 
 
