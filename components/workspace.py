@@ -74,7 +74,7 @@ class Workspace:
         return self.state / "data" / name
 
     def runs(self, name: str) -> Path:
-        """Adapters, checkpoints and reports of retrains, one folder a fingerprint."""
+        """Adapters, checkpoints and reports of retrains, one folder per key."""
         return self.state / "runs" / name
 
     @property

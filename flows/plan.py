@@ -1,8 +1,7 @@
-"""What a retrain would do, decided before anything heavy starts: the domain, its candidates, its data, its name."""
+"""What a retrain would do, decided before anything heavy starts: the domain, its candidates, its data, its keys."""
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,16 @@ from components.data.store.versioning import DataVersion
 from components.domain.domain import Domain
 from components.domain.reading import load_domain
 from components.errors import DomainError
+from components.files import hash_file
+from components.keys import Code, candidate_key, manifest_key, read_code, score_key, trial_key, verdict_key
 from components.models.embedded import load_card
 from components.models.hub import EMBEDDED, choose_backbone
 from components.models.tuners import Tuner, create_tuners
 from components.promotion.gates.decide import require_gates
 from components.records import Job
-from components.training.search import Trial, choose_seed
-from components.workspace import REPOSITORY, Workspace
+from components.training.search import Trial, choose_seed, plan_rungs
+from components.workspace import Workspace
 from flows.progress import report
-
-#: Keys of domain.yaml that describe or schedule; changing them changes no result.
-UNRELATED = {"title", "description", "intended_use", "source", "licence", "citation", "schedule", "work_pool"}
-
 
 #: Keys that `--set` may change for one run. All others are read from domain.yaml by the data stages, the schedules or
 #: the pages, where an override of one run would be ignored.
@@ -38,23 +35,76 @@ OVERRIDABLE = {"augmentation", "backbone", "img_size", "candidates", "training",
 
 @dataclass(frozen=True)
 class Plan:
-    """One retrain: everything its outcome depends on, and the fingerprint over it."""
+    """One retrain: everything its outcome depends on, and the keys over it.
+
+    code: git commit. sources: hashes of the code. backbone: sha256 of its file, or a name of timm's.
+    manifest_sha256, verdict_key: empty until the manifest is known, by `with_manifest` or `settle`.
+    """
 
     workspace: Workspace
     domain: Domain
     tuners: tuple[Tuner, ...]
     version: DataVersion
     code: str
-    fingerprint: str
-    base: str = ""  # fingerprint of all but splits.csv
+    sources: Code
+    backbone: str
+    manifest_sha256: str = ""
+    verdict_key: str = ""
+
+    @property
+    def manifest_key(self) -> str:
+        """Key of the data stages' results, with splits.csv as it is now."""
+        memory = [(content, *line) for content, line in load_memory(self.workspace.splits(self.domain.name)).items()]
+        return manifest_key(self.version.md5, memory, self.settings, self.sources)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.domain.model_dump(mode="json")
+
+    def with_manifest(self, sha256: str) -> "Plan":
+        """The plan with all its keys, for a manifest that is known by its hash."""
+        plan = replace(self, manifest_sha256=sha256)
+        seeds = self.domain.training.seeds
+        keys = [plan.candidate_key(tuner.model_dump(mode="json"), seed) for tuner in self.tuners for seed in seeds]
+        return replace(plan, verdict_key=verdict_key(keys, self.settings, self.sources))
 
     def settle(self) -> "Plan":
-        """The plan with the splits as they are now, after the split stage has given new groups theirs."""
-        return replace(self, fingerprint=_name_run(self.base, self.workspace.splits(self.domain.name)))
+        """The plan with the manifest as the data stages have left it. Raises LookupError where there is none."""
+        if (sha256 := hash_file(self.manifest)) is None:
+            raise LookupError(f"the data stages left no {self.manifest}")
+        return self.with_manifest(sha256)
+
+    def candidate_key(self, tuner: Mapping[str, Any], seed: int) -> str:
+        """Key of one training. tuner: all its options. Raises ValueError before the manifest is known."""
+        return candidate_key(self._manifest(), self.backbone, self.settings, self.sources, tuner, seed)
+
+    def trial_key(self, own: Tuner, trial: Tuner) -> str:
+        """Key of a trial in the search of the candidate `own`. Raises ValueError where the domain asks for none."""
+        if self.domain.search is None:
+            raise ValueError("the domain asks for no search")
+        rungs = plan_rungs(self.domain.search, self.domain.training)
+        training = self.candidate_key(trial.model_dump(mode="json"), choose_seed(self.domain.training))
+        return trial_key(training, own.model_dump(mode="json"), rungs)
+
+    def _manifest(self) -> str:
+        if not self.manifest_sha256:
+            raise ValueError("the manifest is not known yet")
+        return self.manifest_sha256
 
     @property
     def folder(self) -> Path:
-        return self.workspace.runs(self.domain.name) / self.fingerprint[:16]
+        """Report and model card of this retrain."""
+        return self._folder(self.verdict_key)
+
+    @property
+    def scores(self) -> Path:
+        """Scores of registered versions on this manifest."""
+        return self._folder(score_key(self._manifest(), self.settings, self.sources))
+
+    def _folder(self, key: str) -> Path:
+        if not key:
+            raise ValueError("the key is not known yet")
+        return self.workspace.runs(self.domain.name) / key[:16]
 
     @property
     def manifest(self) -> Path:
@@ -82,27 +132,27 @@ class Plan:
         """Let DVC work on the data stages from now on, unless it will be wanted again to push these images."""
         if versioning.find_remote_folder(self.workspace, self.domain.name) is not None:
             versioning.push_version(self.workspace, self.domain.name)
-            pipeline.begin_stages(self.workspace, self.domain.name, self.version.md5, hash_code())
+            pipeline.begin_stages(self.workspace, self.domain.name, self.version.md5, self.sources.data)
 
     def create_stages(self) -> pipeline.Stages:
         """The data stages for these images and this code, begun or not."""
-        return pipeline.create_stages(self.workspace, self.domain.name, self.version.md5, hash_code())
+        return pipeline.create_stages(self.workspace, self.domain.name, self.version.md5, self.sources.data)
 
     def create_jobs(self) -> dict[str, Job]:
-        """One training job a candidate and seed, by its display name."""
+        """One training job per candidate and seed, by its display name."""
         jobs = {}
         for tuner in self.tuners:
             for seed in self.domain.training.seeds:
-                name = f"{tuner.label}-s{seed}"
-                settings = tuner.model_dump(mode="json")
-                jobs[name] = self._job(action="train", folder=self.folder / name, tuner=settings, seed=seed)
+                name, options = f"{tuner.label}-s{seed}", tuner.model_dump(mode="json")
+                folder = self._folder(self.candidate_key(options, seed)) / name
+                jobs[name] = self._job(action="train", folder=folder, tuner=options, seed=seed)
         return jobs
 
-    def create_trial_job(self, label: str, trial: Trial, until_epoch: int) -> Job:
-        """A trial of the candidate's search, up to a rung; one folder a trial, for it goes on from there."""
+    def create_trial_job(self, own: Tuner, trial: Trial, until_epoch: int) -> Job:
+        """A trial in the search of the candidate `own`, up to a rung; each has one folder, to go on from there."""
         return self._job(
             action="train",
-            folder=self.folder / "search" / label / f"trial-{trial.number:03}",
+            folder=self._folder(self.trial_key(own, trial.tuner)) / f"trial-{trial.number:03}",
             tuner=trial.tuner.model_dump(mode="json"),
             seed=choose_seed(self.domain.training),
             until_epoch=until_epoch,
@@ -175,22 +225,8 @@ def create_plan(workspace: Workspace, name: str, overrides: Sequence[str] = ()) 
     version = versioning.record_version(workspace, name)
     tuners = create_tuners(domain.candidates)
     _note_without_effect(tuners)
-    facts = {
-        "data": version.md5,
-        "domain": domain.model_dump(mode="json", exclude=UNRELATED | {"candidates"}),
-        "tuners": [tuner.model_dump(mode="json") for tuner in tuners],
-        "backbone": _hash_backbone(domain.backbone),
-        "code": hash_code(),
-    }
-    base = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    fingerprint = _name_run(base, workspace.splits(name))
-    return Plan(workspace, domain, tuners, version, versioning.git_commit(), fingerprint, base)
-
-
-def _name_run(base: str, splits: Path) -> str:
-    """The fingerprint: of everything else, and of the split that every image has by splits.csv."""
-    memory = sorted(load_memory(splits).items())
-    return hashlib.sha256(json.dumps([base, memory]).encode()).hexdigest()
+    sources, backbone = read_code(workspace.cache), hash_backbone(domain.backbone)
+    return Plan(workspace, domain, tuners, version, versioning.git_commit(), sources, backbone)
 
 
 def _note_without_effect(tuners: Sequence[Tuner]) -> None:
@@ -201,22 +237,14 @@ def _note_without_effect(tuners: Sequence[Tuner]) -> None:
             report("note", text=text)
 
 
-def hash_code() -> str:
-    """Name of the code that results depend on: everything in components, wherever it is installed."""
-    digest = hashlib.sha256()
-    for path in sorted((REPOSITORY / "components").rglob("*.py")):
-        digest.update(path.relative_to(REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
 def known_size(domain: Domain) -> int | None:
     """The size of training images; None where the domain leaves it to a backbone that is not loaded here."""
     return domain.img_size or (load_card().img_size if domain.backbone == EMBEDDED else None)
 
 
-def _hash_backbone(name: str) -> str:
+def hash_backbone(name: str) -> str:
     """A local weights file by its bytes, the embedded one by its card; a timm name says enough."""
     if name == EMBEDDED:
         return load_card().file_sha256
     path = Path(name)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix == ".safetensors" and path.is_file() else name
+    return (hash_file(path) if path.suffix == ".safetensors" else None) or name

@@ -20,6 +20,7 @@ import polars as pl
 from components.data.store.versions import restore_copy
 from components.domain.domain import Domain
 from components.errors import PromotionError
+from components.keys import read_code
 from components.models.adapter import load_meta
 from components.promotion import versions
 from components.promotion.evidence import score_frame
@@ -27,7 +28,6 @@ from components.promotion.versions import Version
 from components.records import PROBABILITY, Job, Result, load_predictions, load_result
 from components.tracking import artifacts
 from components.workspace import REPOSITORY, Workspace
-from flows.plan import hash_code
 from flows.processes.training import run_recorded
 from flows.progress import report
 from flows.server.links import point_to
@@ -61,7 +61,7 @@ def reproduce(
         scratch.mkdir(parents=True)
         report("stage", title=f"restore what version {version} was made from")
         found, before, job = find_record(place, domain, version, scratch)
-        code = restore_code(scratch)
+        code = restore_code(place, scratch)
         restore_images(place, job["data_version"], scratch)
         report("stage", title="train it again")
         after = train_again(job, f"version {version} again", code, scratch)
@@ -108,10 +108,11 @@ def train_again(job: dict[str, Any], name: str, code: Path, scratch: Path) -> Re
 
 
 @step("restore code")
-def restore_code(scratch: Path) -> Path:
-    """The folder of the code that trained it."""
+def restore_code(workspace: Workspace, scratch: Path) -> Path:
+    """The folder of the code that trained it: this code where its hash is the same, else its commit."""
     told = json.loads((scratch / "training" / "code.json").read_text())
-    if told["code_sha256"] == hash_code():
+    ours = read_code(workspace.cache).training
+    if told["code_sha256"] == ours:
         return REPOSITORY
     commit = str(told["git_commit"])
     done = subprocess.run(["git", "archive", commit, "components"], cwd=REPOSITORY, capture_output=True, check=False)
@@ -119,7 +120,7 @@ def restore_code(scratch: Path) -> Path:
         raise PromotionError(
             "the code of the training",
             expected=f"code with the sha256 {told['code_sha256'][:12]}, here or as a commit of this repository",
-            found=f"{hash_code()[:12]} here, and the commit {commit!r} cannot be had",
+            found=f"{ours[:12]} here, and the commit {commit!r} cannot be had",
             hint="Check out the code it was trained with, where that was committed.",
         )
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:

@@ -20,10 +20,11 @@ from components.promotion.versions import Version
 from components.records import Job, load_result
 from components.tracking import artifacts, outcomes, store
 from components.workspace import Workspace
-from flows.plan import Plan, hash_code
+from flows.plan import Plan
 from flows.processes.training import prepare
 from flows.progress import report
 from flows.steps import retrain_page
+from flows.steps.beginning import know_manifest
 from flows.steps.candidates import select_candidate, train_job
 from flows.steps.card import Card, write_card
 from flows.steps.compare import PICTURE, draw_picture, summarise_tuners
@@ -69,6 +70,7 @@ def retrain(
             report("stage", title="version images")
             plan = version_images(place, domain, overrides or [])
             report("stage-done", title="versioned images", note=f"{plan.version.files} files, {plan.version.md5[:12]}")
+            plan = know_manifest(plan)
             if not force and (known := find_known(plan)) is not None:
                 return dict(known)
             if find_pool(plan.domain) is None:
@@ -76,7 +78,7 @@ def retrain(
             summary = prepare_data(plan)
             plan = plan.settle()
             if force:
-                shutil.rmtree(plan.folder, ignore_errors=True)
+                shutil.rmtree(plan.scores, ignore_errors=True)
         with recording(plan, "retrain") as parent:
             plan, searches = search_candidates(plan, parent, fresh=force)
             outcome = _train_and_promote(plan, parent, searches, summary, started, fresh=force)
@@ -105,7 +107,8 @@ def _train_and_promote(
         "warnings": decision["warnings"],
         "champion_version": champion,
         "challenger_version": version,
-        "fingerprint": plan.fingerprint,
+        "manifest_key": plan.manifest_key,
+        "verdict_key": plan.verdict_key,
         "backbone": best["backbone"],
         "tuners": summarise_tuners(plan, rows, searches),
         "candidates": [{key: row[key] for key in row if key not in ("backbone", "folder")} for row in rows],
@@ -119,9 +122,9 @@ def _train_and_promote(
 
 @step("look for a known answer")
 def find_known(plan: Plan) -> dict[str, Any] | None:
-    """The outcome of an earlier retrain of the same data, settings and code."""
+    """The outcome of an earlier retrain with the same key; None where even the manifest is not known."""
     store.connect(plan.workspace)
-    known = outcomes.find_retrain(plan.domain.name, plan.fingerprint)
+    known = outcomes.find_retrain(plan.domain.name, plan.verdict_key) if plan.verdict_key else None
     return None if known is None else mark_unchanged(plan.domain.name, known)
 
 
@@ -150,6 +153,9 @@ def search_candidate(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict
 def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[dict[str, Any]]:
     """The candidates' rows: all at once on the domain's work pool, else one after the other here."""
     jobs = plan.create_jobs()
+    if fresh:
+        for job in jobs.values():
+            shutil.rmtree(job.folder, ignore_errors=True)
     tasks = [train_candidate.with_options(task_run_name=f"train {name}") for name in jobs]
     report("candidates", count=len(jobs), epochs=plan.domain.training.epochs)
     return run_all(plan, tasks, [(plan, parent, name, job, fresh) for name, job in jobs.items()])
@@ -161,7 +167,7 @@ def train_candidate(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -
     store.connect(plan.workspace)
     known = load_result(job.folder) is not None
     if find_pool(plan.domain) is None:
-        row = train_job(plan, parent, name, job)
+        row = train_job(plan, parent, name, job, fresh)
     else:
         row = train_on_pool(plan, parent, name, job, fresh)
     note = "finished earlier" if known else f"val {row['val']:.3f} in {row['seconds']:.0f} s"
@@ -179,7 +185,7 @@ def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
         if not {versions.CHALLENGER, versions.CHAMPION} & set(known.aliases):
             aliases.point_challenger(name, known.version)
         return known.version
-    code = {"git_commit": plan.code, "code_sha256": hash_code()}
+    code = {"git_commit": plan.code, "code_sha256": plan.sources.training}
     artifacts.log_code(best["run_id"], code)
     return aliases.register_challenger(
         name,
@@ -219,7 +225,8 @@ def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     picture = draw_picture(outcome, plan.folder / PICTURE)
     path = retrain_page.write_report(plan, outcome, picture, parent)
     best = next(row for row in outcome["candidates"] if row["selected"])
-    result = require(load_result(plan.folder / f"{best['tuner']}-s{best['seed']}"), "result")
+    job = plan.create_jobs()[f"{best['tuner']}-s{best['seed']}"]
+    result = require(load_result(job.folder), "result")
     page, text = write_card(Card(plan, outcome, result, parent))
     tags = {"test score": f"{best['test']['value']:.3f}"}
     artifacts.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, tags)

@@ -188,7 +188,7 @@ def require_one_of_everything(team: Team, versions: int) -> None:
     runs = team.ask_mlflow("POST", "runs/search", experiment_ids=["1"], filter="attributes.status = 'FINISHED'")["runs"]
     tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in runs]
     candidates = [tag for tag in tags if tag["tessera.role"] == "candidate"]
-    told = [(tag["tessera.fingerprint"], tag["tessera.tuner"], tag["tessera.seed"]) for tag in candidates]
+    told = [(tag["tessera.candidate_key"], tag["tessera.tuner"], tag["tessera.seed"]) for tag in candidates]
     assert len(told) == len(set(told))
     assert count_versions(team) == versions + 1
 

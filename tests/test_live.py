@@ -21,7 +21,7 @@ from flows.progress import Pace, format_left, report
 from flows.steps.follow import follow_epochs, live_run
 
 COMMIT = "c0ffee00" * 5
-FINGERPRINT = "live"
+KEY = "live"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def workspace(mlflow_workspace: Workspace) -> Workspace:
 
 @pytest.fixture
 def parent(workspace: Workspace) -> str:
-    return runs.start_parent(tiny.create_domain(), tiny.DATA_VERSION, FINGERPRINT, COMMIT)
+    return runs.start_parent(tiny.create_domain(), tiny.DATA_VERSION, KEY, COMMIT)
 
 
 def tell(name: str, epoch: int, **facts: float) -> None:
@@ -179,18 +179,18 @@ def test_a_candidate_told_live_is_logged_whole(workspace: Workspace, parent: str
 def test_trials_are_kept_where_the_runs_are(workspace: Workspace, parent: str) -> None:
     facts = {"tuner": {"kind": "vpt", "lr": 0.1}, "seed": 1, "loss": 0.3, "seconds": 2.0}
     rungs = [Rung(epochs=epochs, score=epochs / 10, **facts) for epochs in (3, 9)]
-    run_id = runs.start_child(parent, "vpt · trial 4", role="trial", tuner="vpt-deep", trial="4")
-    assert candidates.find_trials("tiny", FINGERPRINT, "vpt-deep") == {}
+    run_id = runs.start_child(parent, "vpt · trial 4", role="trial", tuner="vpt-deep", trial="4", candidate_key=KEY)
+    assert candidates.find_trial("tiny", KEY) is None
     for known in (rungs[:1], rungs):
         candidates.log_trial(run_id, 4, known, {"lr": 0.1})
         assert get_run(run_id).info.status == "FINISHED"
-        assert candidates.find_trials("tiny", FINGERPRINT, "vpt-deep") == {4: (run_id, tuple(known))}
+        assert candidates.find_trial("tiny", KEY) == (run_id, tuple(known))
         assert runs.continue_child(run_id) == ()
         assert get_run(run_id).info.status == "RUNNING"
-    assert candidates.find_trials("tiny", "other", "vpt-deep") == {}
-    assert candidates.find_trials("tiny", FINGERPRINT, "vapt") == {}
-    assert candidates.find_trials("unknown", FINGERPRINT, "vpt-deep") == {}
-    assert candidates.find_trials("tiny", FINGERPRINT, "vpt-deep", parent="other") == {}
+    assert candidates.find_trial("tiny", KEY, parent) == (run_id, tuple(rungs))
+    assert candidates.find_trial("tiny", "other") is None
+    assert candidates.find_trial("unknown", KEY) is None
+    assert candidates.find_trial("tiny", KEY, parent="other") is None
     assert get_run(run_id).data.metrics["search/score"] == 0.9
 
 

@@ -235,7 +235,7 @@ def test_the_champion_is_scored_on_the_pool(team: Team, retrained: Answer) -> No
     new = [run for run in team.runs("train_candidate") if run["id"] not in before]
     (run,) = [run for run in new if run["name"].startswith(f"score {DOMAIN} version-")]
     assert run["state_type"] == "COMPLETED"
-    place = Path(answer.outcome["report"]).parent / run["name"].rpartition(" ")[2]
+    (place,) = (team.head / ".tessera" / "runs" / DOMAIN).glob(f"*/{run['name'].rpartition(' ')[2]}")
     found = load_result(place)
     assert found is not None
     assert found.metrics["test/balanced_accuracy"] > 0

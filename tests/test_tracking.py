@@ -48,8 +48,9 @@ def row(result: Result) -> dict[str, Any]:
 def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[str, Any]:
     """One whole retrain; returns its ids and outcome."""
     domain = tiny.create_domain()
-    parent = runs.start_parent(domain, tiny.DATA_VERSION, "fingerprint-1", COMMIT)
-    child = candidates.log_candidate(parent, domain, result, row, workspace.root / "raw")
+    keys = {"manifest_key": "manifest-1", "manifest_sha256": "0123"}
+    parent = runs.start_parent(domain, tiny.DATA_VERSION, "verdict-1", COMMIT, **keys)
+    child = candidates.log_candidate(parent, domain, result, row, workspace.root / "raw", key="candidate-1")
     failed = runs.start_child(parent, "vapt · seed 3", role="candidate", tuner="vapt", seed="3")
     runs.end_child(failed, "FAILED", "killed by signal 9")
     outcome = {
@@ -104,7 +105,7 @@ def test_a_candidate_carries_its_lineage(finished: dict[str, Any], result: Resul
         "data_version": tiny.DATA_VERSION,
         "split_sha256": result.split_sha256,
         "git_commit": COMMIT,
-        "fingerprint": "fingerprint-1",
+        "candidate_key": "candidate-1",
         "backbone": "embedded",
         "backbone_sha256": result.backbone["sha256"],
         "backbone_trained": "true",
@@ -233,10 +234,30 @@ def test_artifacts_are_in_the_workspace(workspace: Workspace, finished: dict[str
     assert (folder / "artifacts" / "adapter" / "adapter.json").is_file()
 
 
-def test_a_known_fingerprint_is_answered(finished: dict[str, Any]) -> None:
-    assert outcomes.find_retrain("tiny", "fingerprint-1") == finished["outcome"]
-    assert outcomes.find_retrain("tiny", "fingerprint-2") is None
-    assert outcomes.find_retrain("unknown", "fingerprint-1") is None
+def test_each_result_is_found_by_its_key(finished: dict[str, Any], result: Result) -> None:
+    assert outcomes.find_retrain("tiny", "verdict-1") == finished["outcome"]
+    assert outcomes.find_retrain("tiny", "verdict-2") is None
+    assert outcomes.find_retrain("unknown", "verdict-1") is None
+    assert runs.find_manifest("tiny", "manifest-1") == "0123"
+    assert runs.find_manifest("tiny", "manifest-2") is None
+    assert runs.find_manifest("unknown", "manifest-1") is None
+    assert candidates.find_candidate("tiny", "candidate-1") == finished["child"]
+    assert candidates.find_candidate("tiny", "candidate-1", finished["parent"], result.adapter_sha256)
+    assert candidates.find_candidate("tiny", "candidate-2") is None
+    assert candidates.find_candidate("tiny", "candidate-1", "another parent") is None
+    assert candidates.find_candidate("tiny", "candidate-1", adapter_sha256="other weights") is None
+    assert candidates.find_candidate("unknown", "candidate-1") is None
+
+
+def test_a_child_leaves_a_retrain_without_an_outcome_only(workspace: Workspace, finished: dict[str, Any]) -> None:
+    killed, later = (runs.start_parent(tiny.create_domain(), tiny.DATA_VERSION, f"later-{k}", COMMIT) for k in (1, 2))
+    child = runs.start_child(killed, "vpt · seed 9", role="candidate", tuner="vpt-deep", seed="9")
+    for run_id, parent in ((child, later), (finished["child"], finished["parent"])):
+        runs.adopt_child(later, run_id)
+        assert get_run(run_id).data.tags["mlflow.parentRunId"] == parent
+
+
+def test_the_last_result_is_found_without_a_key(finished: dict[str, Any]) -> None:
     assert outcomes.load_last_result("tiny") == finished["outcome"]
     assert outcomes.load_last_result("unknown") is None
 
@@ -372,7 +393,7 @@ def test_nothing_logged_says_where_a_picture_was_taken(
         tile.save(target, format="JPEG", exif=exif, comment=b"SecretComment")
     assert b"SecretMaker" in target.read_bytes()
     domain = tiny.create_domain()
-    parent = runs.start_parent(domain, tiny.DATA_VERSION, "fingerprint-gps", COMMIT)
+    parent = runs.start_parent(domain, tiny.DATA_VERSION, "verdict-gps", COMMIT)
     child = candidates.log_candidate(parent, domain, result, row, tmp_path / "raw")
     runs.end_parent(parent)
     artifacts = [path for path in (workspace.state / "mlflow").rglob("*") if path.is_file() and child in path.parts]

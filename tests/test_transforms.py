@@ -107,7 +107,7 @@ def _flip(**changes: Any) -> dict[str, Any]:
         (_flip(__class_fullname__="evil.HorizontalFlip"), ("evil.HorizontalFlip",)),
         (_flip(__class_fullname__="Lambda"), ("Lambda",)),
         (_flip(__class_fullname__="DualTransform"), ("DualTransform",)),
-        (_flip(__class_fullname__="FDA", reference_images=["/etc/passwd"]), ("FDA", "fingerprint")),
+        (_flip(__class_fullname__="FDA", reference_images=["/etc/passwd"]), ("FDA", "would be in no key")),
         (_flip(propability=1), ("HorizontalFlip", "'propability'")),
         ({"__class_fullname__": "GaussNoise", "std_rang": [0, 1]}, ("GaussNoise", "'std_range'")),
         ({"__class_fullname__": "Blur", "blur_limit": "much"}, ("Blur", "blur_limit")),
@@ -142,7 +142,7 @@ def test_a_pipeline_that_does_not_fit_is_refused_by_name(transform: Any, words: 
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_the_content_of_the_file_is_in_the_fingerprint(tmp_path: Path, images: Path) -> None:
+def test_the_content_of_the_file_is_in_the_key_of_a_candidate(tmp_path: Path, images: Path) -> None:
     place = Workspace(create_workspace(tmp_path / "w", images, augmentation="augment.yaml"))
     place.activate()
     file = place.domain_file(DOMAIN).with_name("augment.yaml")
@@ -151,8 +151,9 @@ def test_the_content_of_the_file_is_in_the_fingerprint(tmp_path: Path, images: P
     file.rename(file.with_name("other.yaml"))
     moved = create_plan(place, DOMAIN, ["augmentation=other.yaml"])
     A.save(A.Compose([A.VerticalFlip()]), file, data_format="yaml")
-    assert first.fingerprint == moved.fingerprint != create_plan(place, DOMAIN).fingerprint
-    (job, *_) = first.create_jobs().values()
+    keys = [plan.with_manifest("0" * 64).verdict_key for plan in (first, moved, create_plan(place, DOMAIN))]
+    assert keys[0] == keys[1] != keys[2]
+    (job, *_) = first.with_manifest("0" * 64).create_jobs().values()
     assert create_pipeline(job.domain.augmentation) is not None
     assert load_domain(place.domain_file(DOMAIN)).augmentation == "augment.yaml"
 

@@ -59,12 +59,10 @@ def log_trial(
         client.set_terminated(run_id, "FINISHED")
 
 
-def find_trials(
-    domain: str, fingerprint: str, tuner: str, parent: str | None = None
-) -> dict[int, tuple[str, tuple[Rung, ...]]]:
-    """Run and rungs of every trial of the same data, settings and code, by its number.
+def find_trial(domain: str, key: str, parent: str | None = None) -> tuple[str, tuple[Rung, ...]] | None:
+    """Run and rungs of the trial with this `trial_key`, the latest where there are more.
 
-    parent: only those of this retrain; else those that earlier ones left, too.
+    parent: only that of this retrain; else what earlier ones left, too.
     """
     import mlflow
 
@@ -72,32 +70,37 @@ def find_trials(
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(domain)
         if experiment is None:
-            return {}
-        condition = match_tags(parent, role="trial", fingerprint=fingerprint, tuner=tuner)
-        runs = client.search_runs([experiment.experiment_id], condition, order_by=["attributes.start_time ASC"])
-    found = {}
-    for run in runs:
+            return None
+        condition = match_tags(parent, role="trial", candidate_key=key)
+        found = client.search_runs([experiment.experiment_id], condition, order_by=["attributes.start_time DESC"])
+    for run in found:
         tags = run.data.tags
         if f"{TAG}rungs" in tags:
             options = json.loads(tags[f"{TAG}options"])
-            rungs = tuple(Rung(tuner=options, **rung) for rung in json.loads(tags[f"{TAG}rungs"]))
-            found[int(tags[f"{TAG}trial"])] = (str(run.info.run_id), rungs)
-    return found
+            return str(run.info.run_id), tuple(Rung(tuner=options, **rung) for rung in json.loads(tags[f"{TAG}rungs"]))
+    return None
 
 
 def log_candidate(
-    parent: str, domain: Domain, result: Result, row: Mapping[str, Any], raw: Path, live: Live | None = None
+    parent: str,
+    domain: Domain,
+    result: Result,
+    row: Mapping[str, Any],
+    raw: Path,
+    live: Live | None = None,
+    key: str = "",
 ) -> str:
     """One trained candidate as a finished child run; `row` is its line of the table, with the test interval.
 
     live: has the run that was open while it was trained, and what that run lacks; without one a run is made.
+    key: its `candidate_key`, by which `find_candidate` finds the run.
     """
     import mlflow
 
     with refusals():
         client = mlflow.MlflowClient()
         above = client.get_run(parent)
-        tags = _create_candidate_tags(above, domain, result, row)
+        tags = _create_candidate_tags(above, domain, result, row) | create_tags(candidate_key=key)
         ended = int(time.time() * 1000)
         points = [] if live is None else live.missing
         if live is None or live.run_id is None:
@@ -120,10 +123,10 @@ def log_candidate(
         return run_id
 
 
-def find_candidate(domain: str, fingerprint: str, tuner: str, seed: int, parent: str | None = None) -> str | None:
-    """The finished run of one candidate and seed of the same data, settings and code; the latest where there are more.
+def find_candidate(domain: str, key: str, parent: str | None = None, adapter_sha256: str = "") -> str | None:
+    """The finished run of the candidate with this `candidate_key`; the latest where there are more.
 
-    parent: only that of this retrain; else what earlier ones left, too.
+    parent: only that of this retrain; else what earlier ones left, too. adapter_sha256: only one with these weights.
     """
     import mlflow
 
@@ -132,7 +135,8 @@ def find_candidate(domain: str, fingerprint: str, tuner: str, seed: int, parent:
         experiment = client.get_experiment_by_name(domain)
         if experiment is None:
             return None
-        condition = match_tags(parent, role="candidate", fingerprint=fingerprint, tuner=tuner, seed=str(seed))
+        weights = {"adapter_sha256": adapter_sha256} if adapter_sha256 else {}
+        condition = match_tags(parent, role="candidate", candidate_key=key, **weights)
         condition += " AND attributes.status = 'FINISHED'"
         newest = ["attributes.start_time DESC"]
         runs = client.search_runs([experiment.experiment_id], condition, max_results=1, order_by=newest)

@@ -57,9 +57,9 @@ def log_verdict(run_id: str, outcome: Mapping[str, Any]) -> None:
         set_tags(client, run_id, create_tags(verdict=verdict) | {NOTE: note})
 
 
-def find_retrain(domain: str, fingerprint: str) -> dict[str, Any] | None:
-    """The outcome of the latest finished retrain of exactly this data, configuration and code; None without one."""
-    return _load_latest(domain, f"AND tags.`{TAG}fingerprint` = '{fingerprint}'")
+def find_retrain(domain: str, verdict_key: str) -> dict[str, Any] | None:
+    """The outcome of the latest finished retrain with this key; None without one."""
+    return _load_latest(domain, f"AND tags.`{TAG}verdict_key` = '{verdict_key}'")
 
 
 def load_last_result(domain: str) -> dict[str, Any] | None:

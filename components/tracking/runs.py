@@ -28,7 +28,17 @@ from components.tracking.pages import (
     link_prefect,
     tag_experiment,
 )
-from components.tracking.store import TAG, create_tags, flatten, is_server, log_points, name_process, refusals, set_tags
+from components.tracking.store import (
+    TAG,
+    create_tags,
+    flatten,
+    is_server,
+    log_points,
+    match_tags,
+    name_process,
+    refusals,
+    set_tags,
+)
 
 #: How a run of MLflow's ended, in Prefect's words.
 ENDINGS = {"FINISHED": "Completed", "FAILED": "Failed", "KILLED": "Cancelled"}
@@ -39,8 +49,13 @@ Ending = Literal["FINISHED", "FAILED", "KILLED"]
 Role = Literal["retrain", "promote"]
 
 
-def start_parent(domain: Domain, data_version: str, fingerprint: str, git_commit: str, role: Role = "retrain") -> str:
-    """Open the run of one retrain or promotion and return its id; `end_parent` must follow."""
+def start_parent(
+    domain: Domain, data_version: str, verdict_key: str, git_commit: str, role: Role = "retrain", **keys: str
+) -> str:
+    """Open the run of one retrain or promotion and return its id; `end_parent` must follow.
+
+    keys: manifest_key and manifest_sha256, by which `find_manifest` knows what the data stages made.
+    """
     import mlflow
     from mlflow.entities import Param
 
@@ -52,10 +67,11 @@ def start_parent(domain: Domain, data_version: str, fingerprint: str, git_commit
             domain=domain.name,
             role=role,
             data_version=data_version,
-            fingerprint=fingerprint,
+            verdict_key=verdict_key,
             git_commit=git_commit,
             backbone=domain.backbone,
             process=name_process(),
+            **keys,
         )
         run_id = str(client.create_run(experiment, tags=tags, run_name=f"{role} {data_version[:8]}").info.run_id)
         params = flatten(domain.model_dump(mode="json", include={"training", "gates", "split", "augmentation"}))
@@ -80,11 +96,28 @@ def start_child(parent: str, name: str, **tags: str) -> str:
 
 
 def adopt_child(parent: str, run_id: str) -> None:
-    """A trial that an earlier retrain left becomes this one's."""
+    """A candidate or trial that an earlier retrain left becomes this one's, unless that one came to an outcome."""
     import mlflow
 
     with refusals():
-        mlflow.MlflowClient().set_tag(run_id, "mlflow.parentRunId", parent)
+        client = mlflow.MlflowClient()
+        above = client.get_run(run_id).data.tags.get("mlflow.parentRunId", "")
+        if above != parent and not (above and f"{TAG}result" in client.get_run(above).data.tags):
+            client.set_tag(run_id, "mlflow.parentRunId", parent)
+
+
+def find_manifest(domain: str, manifest_key: str) -> str | None:
+    """sha256 of the manifest that the data stages made for this key, as the latest run recorded it."""
+    import mlflow
+
+    with refusals():
+        client = mlflow.MlflowClient()
+        if (experiment := client.get_experiment_by_name(domain)) is None:
+            return None
+        wanted = match_tags(None, manifest_key=manifest_key)
+        newest = ["attributes.start_time DESC"]
+        found = client.search_runs([experiment.experiment_id], wanted, max_results=1, order_by=newest)
+    return found[0].data.tags.get(f"{TAG}manifest_sha256") if found else None
 
 
 def continue_child(run_id: str) -> tuple[int, ...]:
@@ -216,7 +249,7 @@ def has_died(run: Any) -> bool:
 
 def inherit_tags(above: Any) -> dict[str, str]:
     """What a candidate shares with its retrain."""
-    shared = [f"{TAG}{key}" for key in ("domain", "data_version", "fingerprint", "git_commit")]
+    shared = [f"{TAG}{key}" for key in ("domain", "data_version", "git_commit")]
     return {key: above.data.tags[key] for key in (*shared, "mlflow.source.git.commit") if key in above.data.tags}
 
 

@@ -302,14 +302,16 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
         plan = create_plan(place, domain, overrides)
         if certain:
             plan.begin_stages()
-        elif not plan.folder.exists():
-            server = EmbeddedPrefect(place)
         from components.tracking import outcomes, store
         from flows.processes.training import prepare
+        from flows.steps.beginning import know_manifest
         from flows.steps.history import mark_unchanged
 
+        plan = know_manifest(plan)
+        if not certain and not (plan.verdict_key and plan.folder.exists()):
+            server = EmbeddedPrefect(place)
         store.connect(place)
-        known = None if force else outcomes.find_retrain(domain, plan.fingerprint)
+        known = outcomes.find_retrain(domain, plan.verdict_key) if plan.verdict_key and not force else None
         if known is not None:
             return mark_unchanged(domain, known)
         if plan.domain.work_pool is None:

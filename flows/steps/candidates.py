@@ -8,22 +8,36 @@ from typing import Any
 
 from components.promotion.evidence import score_frame
 from components.records import Job, Result, load_predictions, load_result
-from components.tracking import candidates, runs
+from components.tracking import artifacts, candidates, runs
 from flows.plan import Plan
 from flows.processes.training import run_job
 from flows.steps.follow import follow_epochs, live_run, progress_bar
 
 
-def train_job(plan: Plan, parent: str, name: str, job: Job) -> dict[str, Any]:
+def find_trained(plan: Plan, parent: str, job: Job, fresh: bool) -> tuple[Result | None, str | None]:
+    """The result of a candidate that was trained before and its run, from disk or MLflow; None for what is missing.
+
+    fresh: only what this retrain, whose run is `parent`, has trained itself.
+    """
+    key, own = plan.candidate_key(job.tuner, job.seed), parent if fresh else None
+    result = load_result(job.folder)
+    if result is not None:
+        return result, candidates.find_candidate(plan.domain.name, key, own, result.adapter_sha256)
+    run_id = candidates.find_candidate(plan.domain.name, key, own)
+    return None if run_id is None else artifacts.fetch_candidate(run_id, job.folder), run_id
+
+
+def train_job(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
     """Train in a child process and log it as a child run of `parent`; returns the candidate's row.
 
-    A job that is finished is not trained again, only logged; nor is it logged where another worker was faster, to whom
-    the order went because nothing was heard of this one.
+    What was trained before is not trained again. A training that ends after another worker has logged the same weights
+    is not logged: the order was sent again because nothing was heard of this worker.
     """
     epochs, live, label = plan.domain.training.epochs, None, name.rpartition("-s")[0]
-    result = load_result(job.folder)
+    key = plan.candidate_key(job.tuner, job.seed)
+    result, run_id = find_trained(plan, parent, job, fresh)
     if result is None:
-        facts = {"role": "candidate", "tuner": label, "seed": str(job.seed)}
+        facts = {"role": "candidate", "tuner": label, "seed": str(job.seed), "candidate_key": key}
 
         def open_run() -> tuple[str, tuple[int, ...]]:
             return runs.start_child(parent, f"{label} · seed {job.seed}", **facts), ()
@@ -34,12 +48,13 @@ def train_job(plan: Plan, parent: str, name: str, job: Job) -> dict[str, Any]:
             follow_epochs(name, epochs, show),
         ):
             result = run_job(job, name)
+        _, run_id = find_trained(plan, parent, job, fresh)
     row = describe_result(plan, result)
-    run_id = candidates.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, parent)
     if run_id is None:
-        run_id = candidates.log_candidate(parent, plan.domain, result, row, job.raw, live)
+        run_id = candidates.log_candidate(parent, plan.domain, result, row, job.raw, live, key)
     elif live is not None and live.run_id is not None:
         runs.end_child(live.run_id, "KILLED", f"run {run_id} is of the same candidate and was finished before")
+    runs.adopt_child(parent, run_id)
     return row | {"run_id": run_id}
 
 

@@ -19,7 +19,7 @@ from components.records import HEAT_FILE, Result, load_predictions
 from components.reports.pictures import draw_calibration, draw_confusion, draw_heat
 from components.reports.words import list_gains
 from components.tracking.pages import CARD, DATA, EVIDENCE, name_verdict, render_ends, render_table, without_html
-from flows.plan import Plan, hash_code
+from flows.plan import Plan
 from flows.server.links import list_pages
 from flows.steps.retrain_page import COLOUR, STYLE, UNTRAINED, render_links, render_warnings, report_path
 
@@ -196,8 +196,8 @@ def _describe_lineage(card: Card) -> list[tuple[str, str]]:
         ("Validation report", f"{DATA}/{plan.validation_report.name} of MLflow run {card.parent}"),
         ("Split", f"sha256 {result.split_sha256}"),
         ("Backbone", f"{result.backbone['name']}, sha256 {result.backbone['sha256']}"),
-        ("Settings", f"fingerprint {outcome['fingerprint']}"),
-        ("Code", f"commit {plan.code}, sha256 {hash_code()}"),
+        ("Settings", f"key {outcome['verdict_key']}"),
+        ("Code", f"commit {plan.code}, sha256 {plan.sources.training}"),
         ("Environment", ", ".join(f"{key} {value}" for key, value in result.environment.items())),
         ("Adapter", f"sha256 {result.adapter_sha256}"),
         ("MLflow run", best["run_id"]),

@@ -26,17 +26,18 @@ from components.data.store.versioning import DataVersion
 from components.domain.domain import Domain
 from components.domain.strict import Strict
 from components.errors import TrackingError, TrainingError, WorkspaceError
+from components.keys import Code, read_code
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import versions
 from components.records import Job, load_result
 from components.tracking import artifacts, candidates, runs, store
 from components.workspace import Workspace, find_workspace
-from flows.plan import Plan, hash_code
+from flows.plan import Plan, hash_backbone
 from flows.processes.fetched import Data, hold_fetched, is_here
 from flows.progress import report
 from flows.server.links import link
 from flows.server.prefect_boot import find_server
-from flows.steps.candidates import describe_result, train_job
+from flows.steps.candidates import describe_result, find_trained, train_job
 from flows.steps.judge import score_folder, score_version
 from flows.steps.search import search_options
 
@@ -58,8 +59,8 @@ class Order(Strict):
     """One candidate to be searched or trained, or a registered version to be scored: what a worker must know of it.
 
     place: host and workspace of the sender, whose images are used where they are. fresh: nothing that an earlier
-    retrain made counts. manifest: sha256 of the manifest, which is an artifact of the parent run.
-    components: hash of the code that results depend on.
+    retrain made counts. manifest: sha256 of the manifest, which is an artifact of the parent run. sources: hashes of
+    the code that results depend on. work: key of the result.
     """
 
     action: Action
@@ -71,15 +72,15 @@ class Order(Strict):
     domain: Domain
     version: DataVersion
     code: str
-    components: str
-    fingerprint: str
+    sources: Code
+    work: str
     manifest: str
     place: str
 
     @property
     def key(self) -> str:
         """What two orders for the same work have in common; a fresh one is shared by nobody else."""
-        facts = [self.action, self.fingerprint, self.name, self.parent if self.fresh else ""]
+        facts = [self.action, self.domain.name, self.work, self.name, self.parent if self.fresh else ""]
         return f"order:{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}"
 
 
@@ -93,12 +94,15 @@ def find_pool(domain: Domain) -> str | None:
 
 def train_on_pool(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
     """Have a worker train the candidate, and bring its files to where they would be if it was trained here."""
-    label, own = name.rpartition("-s")[0], parent if fresh else None
-    found = candidates.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, own)
-    if found is None:
-        send(_write_order(plan, parent, "train", name, job.tuner, fresh), _require_pool(plan))
-        found = candidates.find_candidate(plan.domain.name, plan.fingerprint, label, job.seed, own)
-    if found is None:
+    result, found = find_trained(plan, parent, job, fresh)
+    if result is None or found is None:
+        work = plan.candidate_key(job.tuner, job.seed)
+        send(_write_order(plan, parent, "train", name, work, job.tuner, fresh), _require_pool(plan))
+        found = candidates.find_candidate(plan.domain.name, work, parent if fresh else None)
+        result, same = find_trained(plan, parent, job, fresh)
+        if found not in (None, same):  # what lay here before has other weights than those that the worker logged
+            result = artifacts.fetch_candidate(found, job.folder)
+    if result is None or found is None:
         raise TrackingError(
             f"candidate {name}",
             expected="its finished run in MLflow, now that its worker is done",
@@ -106,15 +110,13 @@ def train_on_pool(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> 
             hint="Worker and retrain must use one MLflow server: compare MLFLOW_TRACKING_URI of both.",
         )
     runs.adopt_child(parent, found)
-    result = load_result(job.folder)
-    if result is None or fresh:
-        result = artifacts.fetch_candidate(found, job.folder)
     return describe_result(plan, result) | {"run_id": found}
 
 
 def search_on_pool(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
     """Have a worker do the search; its trials are in MLflow then, from which the same search is read here."""
-    order = _write_order(plan, parent, "search", tuner.label, tuner.model_dump(mode="json"), fresh)
+    work, options = plan.trial_key(tuner, tuner), tuner.model_dump(mode="json")
+    order = _write_order(plan, parent, "search", tuner.label, work, options, fresh)
     send(order, _require_pool(plan))
     return search_options(plan, parent, tuner, fresh)
 
@@ -124,7 +126,8 @@ def score_on_pool(plan: Plan, parent: str, registered: int) -> None:
     name, folder = f"version-{registered}", score_folder(plan, registered)
     if load_result(folder) is None:
         # fresh: the scores are left with this run
-        send(_write_order(plan, parent, "score", name, {}, True, registered), _require_pool(plan))
+        order = _write_order(plan, parent, "score", name, plan.scores.name, {}, True, registered)
+        send(order, _require_pool(plan))
         artifacts.fetch_score(parent, name, folder)
 
 
@@ -139,6 +142,7 @@ def _write_order(
     parent: str,
     action: Action,
     name: str,
+    work: str,
     tuner: dict[str, Any],
     fresh: bool,
     registered: int | None = None,
@@ -157,9 +161,9 @@ def _write_order(
         domain=plan.domain.model_copy(update={"backbone": str(backbone)}),
         version=plan.version,
         code=plan.code,
-        components=hash_code(),
-        fingerprint=plan.fingerprint,
-        manifest=hashlib.sha256(plan.manifest.read_bytes()).hexdigest(),
+        sources=plan.sources,
+        work=work,
+        manifest=plan.manifest_sha256,
         place=_name_place(plan.workspace),
     )
 
@@ -318,8 +322,8 @@ def _obey(wanted: Order, plan: Plan) -> None:
         return
     job = plan.create_jobs()[wanted.name]
     if wanted.fresh:
-        job = job.model_copy(update={"folder": plan.folder / f"{wanted.name}-{wanted.parent[:12]}"})
-    row = train_job(plan, wanted.parent, wanted.name, job)
+        job = job.model_copy(update={"folder": job.folder.with_name(f"{wanted.name}-{wanted.parent[:12]}")})
+    row = train_job(plan, wanted.parent, wanted.name, job, wanted.fresh)
     link(row["run_id"], f"{plan.domain.name}-{wanted.name}")
     get_run_logger().info("%s: val %.3f, MLflow run %s", wanted.name, row["val"], row["run_id"])
 
@@ -327,11 +331,13 @@ def _obey(wanted: Order, plan: Plan) -> None:
 @contextmanager
 def receive(order: Order, home: Workspace) -> Iterator[Plan]:
     """The sender's plan on this machine, its images and manifest in place as long as the block runs."""
-    if order.components != hash_code():
+    sources = read_code(home.cache)
+    ours, theirs = ((code.training, order.action == "search" and code.search) for code in (sources, order.sources))
+    if ours != theirs:
         raise WorkspaceError(
             f"worker on {os.uname().nodename}",
             expected=f"the code of the retrain, git commit {order.code[:12]}",
-            found="other code in components/",
+            found="other code of the training process" if ours[0] != theirs[0] else "other code of the search",
             hint="Bring worker and sender to the same commit; a result is named by the code that made it.",
         )
     domain = order.domain
@@ -341,4 +347,5 @@ def receive(order: Order, home: Workspace) -> Iterator[Plan]:
     data = Data(domain.name, order.version.md5, order.manifest, order.parent)
     here = order.place == _name_place(home) and is_here(home, data)
     with nullcontext(home) if here else hold_fetched(home, data) as place:
-        yield Plan(place, domain, tuners, order.version, order.code, order.fingerprint)
+        backbone = hash_backbone(domain.backbone)
+        yield Plan(place, domain, tuners, order.version, order.code, sources, backbone, order.manifest)

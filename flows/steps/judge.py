@@ -15,7 +15,7 @@ from components.promotion.gates.decide import decide
 from components.promotion.versions import Version
 from components.records import Result, load_predictions
 from components.tracking import artifacts
-from flows.plan import Plan, hash_code
+from flows.plan import Plan
 from flows.processes.training import run_job
 from flows.progress import report
 from flows.server.events import tell_promoted
@@ -101,7 +101,7 @@ def _trace(plan: Plan, scored: Result, challenger: Version) -> dict[str, str]:
         "backbone_sha256": str(backbone.get("sha256", "")),
         "adapter_sha256": challenger.adapter_sha256,
         "run_id": challenger.run_id,
-        "code_sha256": hash_code(),
+        "code_sha256": plan.sources.training,
         "environment": ", ".join(f"{key} {value}" for key, value in scored.environment.items()),
         "test_images": plan.version.md5,
     }
@@ -119,7 +119,7 @@ def score_version(plan: Plan, version: Version) -> Result:
 
 
 def score_folder(plan: Plan, version: int) -> Path:
-    return plan.folder / f"version-{version}"
+    return plan.scores / f"version-{version}"
 
 
 def _record(plan: Plan, challenger: Version, decision: Decision, approval: Approval | None) -> Judgement:

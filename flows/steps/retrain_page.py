@@ -165,7 +165,7 @@ def _render_lineage(plan: Plan, outcome: Mapping[str, Any]) -> str:
         "images": f"{data['fit']} fit of {data['images']}, in {data['groups']} groups",
         "backbone": f"{backbone['name']}, sha256 {backbone['sha256']}",
         "code": plan.code,
-        "fingerprint": outcome["fingerprint"],
+        "key": outcome["verdict_key"],
         "challenger": f"version {outcome['challenger_version']}",
         "champion": f"version {outcome['champion_version']}" if outcome["champion_version"] else "none yet",
         "licence of the data": plan.domain.licence or "not stated in domain.yaml",

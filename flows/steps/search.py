@@ -1,13 +1,12 @@
 """One candidate's search: a training process and an MLflow run a trial; known ones from disk or from MLflow."""
 
-import json
 import shutil
 import time
 from typing import Any
 
 from components.domain.settings import Search, Training
 from components.models.tuners import Tuner
-from components.records import JOB_FILE, Job, Rung, load_rung, write_rung
+from components.records import Rung, load_rung, write_rung
 from components.reports.words import render_options
 from components.tracking import candidates, runs
 from components.training.search import Found, Trial, count_epochs, read_options, search_tuner
@@ -18,23 +17,25 @@ from flows.steps.follow import live_run, progress_bar
 
 
 class Climber:
-    """Trains the trials of one candidate up to their rungs, or knows how they went.
+    """Trains the trials of one candidate up to their rungs, or finds what earlier trainings of them scored.
 
-    stored: what MLflow has of them, by their number: run and rungs. runs: the run of each of this search.
+    fresh: only what this retrain has trained itself. runs: the MLflow run of each trial of this search, by its number.
     """
 
-    def __init__(self, plan: Plan, parent: str, tuner: Tuner, stored: dict[int, tuple[str, tuple[Rung, ...]]]) -> None:
-        self.plan, self.parent, self.tuner, self.stored = plan, parent, tuner, stored
+    def __init__(self, plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> None:
+        self.plan, self.parent, self.tuner, self.fresh = plan, parent, tuner, fresh
         self.runs: dict[int, str] = {}
+        self.stored: dict[int, tuple[Rung, ...]] = {}
 
     def climb(self, trial: Trial, epochs: int) -> Rung:
-        job = self.plan.create_trial_job(self.tuner.label, trial, epochs)
-        _clear_other(job)
-        known = load_rung(job.folder, epochs)
+        job = self.plan.create_trial_job(self.tuner, trial, epochs)
         told = next((rung for rung in self._find_stored(trial) if rung.epochs == epochs), None)
         if told is not None:
             write_rung(job.folder, told)
             return told
+        if self.fresh and not trial.rungs:
+            shutil.rmtree(job.folder, ignore_errors=True)
+        known = load_rung(job.folder, epochs)
         name = name_trial(self.tuner, trial)
         with live_run(name, lambda: self._open_run(trial)) as live:
             rung = known or run_trial(job, name)
@@ -45,25 +46,26 @@ class Climber:
 
     def forget(self, trial: Trial) -> None:
         """The checkpoint of a whole network is gigabytes."""
-        job = self.plan.create_trial_job(self.tuner.label, trial, 0)
+        job = self.plan.create_trial_job(self.tuner, trial, 0)
         (job.folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
     def _find_stored(self, trial: Trial) -> tuple[Rung, ...]:
-        """The trial's rungs in MLflow, whose run is this retrain's from now on."""
-        run_id, rungs = self.stored.get(trial.number, ("", ()))
-        if not rungs or rungs[0].tuner != trial.tuner.model_dump(mode="json"):
-            return ()
-        if trial.number not in self.runs:
-            runs.adopt_child(self.parent, run_id)
-            self.runs[trial.number] = run_id
-        return rungs
+        """The trial's rungs in MLflow, asked for once. The run they are in is the one that goes on."""
+        if trial.number not in self.stored:
+            key, own = self.plan.trial_key(self.tuner, trial.tuner), self.parent if self.fresh else None
+            run_id, self.stored[trial.number] = candidates.find_trial(self.plan.domain.name, key, own) or ("", ())
+            if run_id:
+                runs.adopt_child(self.parent, run_id)
+                self.runs[trial.number] = run_id
+        return self.stored[trial.number]
 
     def _open_run(self, trial: Trial) -> tuple[str, tuple[int, ...]]:
         """A promoted trial goes on in its run."""
         if trial.number in self.runs:
             run_id = self.runs[trial.number]
             return run_id, runs.continue_child(run_id)
-        facts = {"tuner": self.tuner.label, "trial": str(trial.number)}
+        key = self.plan.trial_key(self.tuner, trial.tuner)
+        facts = {"tuner": self.tuner.label, "trial": str(trial.number), "candidate_key": key}
         run_id = runs.start_child(self.parent, name_trial(self.tuner, trial), role="trial", **facts)
         self.runs[trial.number] = run_id
         return run_id, ()
@@ -77,8 +79,7 @@ def search_options(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[s
     search, training, label = plan.domain.search, plan.domain.training, tuner.label
     if search is None:
         raise ValueError("the domain asks for no search")
-    stored = candidates.find_trials(plan.domain.name, plan.fingerprint, label, parent if fresh else None)
-    climber, meter = Climber(plan, parent, tuner, stored), Meter(search, training)
+    climber, meter = Climber(plan, parent, tuner, fresh), Meter(search, training)
     report("search", name=label)
     with progress_bar(f"{plan.domain.name}-{label}-search", f"search of {label}") as show:
 
@@ -135,13 +136,6 @@ class Meter:
         self.used += rung.epochs - self.came_from if self.counts_epochs else rung.seconds
         if known:
             self.pace.left(self.used, resumed=True)
-
-
-def _clear_other(job: Job) -> None:
-    """Another version of Optuna proposes something else: what is left of it cannot be gone on from."""
-    path = job.folder / JOB_FILE
-    if path.exists() and json.loads(path.read_text())["tuner"] != job.tuner:
-        shutil.rmtree(job.folder)
 
 
 def describe_search(found: Found, own: Tuner) -> dict[str, Any]:

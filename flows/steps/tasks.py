@@ -151,7 +151,8 @@ def run_stage(stages: Stages, stage: str) -> None:
 @step("open MLflow run")
 def start_run(plan: Plan, role: runs.Role) -> str:
     store.connect(plan.workspace)
-    parent = runs.start_parent(plan.domain, plan.version.md5, plan.fingerprint, plan.code, role)
+    keys = {"manifest_key": plan.manifest_key, "manifest_sha256": plan.manifest_sha256}
+    parent = runs.start_parent(plan.domain, plan.version.md5, plan.verdict_key, plan.code, role, **keys)
     artifacts.log_data(parent, plan.manifest, plan.validation_report)
     link(parent, plan.domain.name)
     return parent

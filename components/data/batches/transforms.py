@@ -105,7 +105,7 @@ def create_pipeline(recipe: str | Record) -> Any:
 def embed_augmentation(domain: Domain, folder: Path) -> Domain:
     """The domain with the user's pipeline itself in the place of its file's name, relative to `folder`.
 
-    So the content is what fingerprints, jobs and MLflow see, and a file edited later changes no run under way.
+    So the content is what keys, jobs and MLflow see, and a file edited later changes no run under way.
     Raises DomainError for a file that is missing or holds anything but albumentations' own transforms.
     """
     if domain.augmentation in PRESETS:
@@ -206,7 +206,7 @@ def _find_class(A: Any, node: Any, where: str) -> Any:  # noqa: N803
         raise DomainError(where, expected="transforms of albumentations itself", found=found, hint=hint)
     if "metadata_key" in inspect.signature(kinds[name].__init__).parameters:
         expected = "transforms that need the image alone"
-        hint = "Remove it: what it reads from elsewhere would be in no fingerprint."
+        hint = "Remove it: what it reads from elsewhere would be in no key."
         raise DomainError(where, expected=expected, found=f"{name}, which wants other pictures or fonts", hint=hint)
     return kinds[name]
 
