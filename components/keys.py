@@ -34,7 +34,7 @@ PACKAGE = "components"
 DATA = ("components.data.stages", "components.models.features")
 TRAINING = ("components.training.__main__",)
 SEARCH = ("components.training.search",)
-GATES = ("components.promotion.gates",)
+GATES = ("components.promotion.gates.decide",)
 
 #: The fields of domain.yaml by the key they belong to. A test holds that each field is in one of these.
 OF_MANIFEST = frozenset(
