@@ -95,7 +95,7 @@ def measure_errors(case: dict[str, Any], tensors: dict[str, Tensor], way: Way) -
 def run(encoder: PromptedEncoder, tensors: dict[str, Tensor], dtype: torch.dtype, learn: bool = True) -> Tensor:
     """Features of the golden images, and the gradients of the golden loss where asked for."""
     images = (tensors["input.image_u8"].to(dtype) / 255 - 0.5) / 0.5
-    features: Tensor = encoder.to(dtype)(images)
+    features: Tensor = encoder.to(dtype)(images).pooled
     if learn:
         (features * tensors["loss.weight"]).sum().backward()  # type: ignore[no-untyped-call]
     return features.detach()

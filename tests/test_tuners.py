@@ -10,8 +10,10 @@ from vits import VITS, create_backbone, create_images, create_vit
 
 from components.errors import BackboneError, DomainError
 from components.models.backbones import require_plain_vit
+from components.models.encoders import PromptedEncoder
 from components.models.network import Network, create_network
 from components.models.prompts import average_regions, embed_images
+from components.models.tokens import Needs
 from components.models.tuners import TUNERS, Tuner, create_tuners
 from components.training.fit import create_optimizer
 
@@ -62,6 +64,75 @@ class TestOnEveryVit:
             together, alone = network(images), torch.cat([network(image[None]) for image in images])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
+    def test_every_part_is_the_same_whatever_else_is_asked_for(self, tuner: Tuner, options: dict[str, Any]) -> None:
+        """Pooled features, patches and layers, each alone and all at once; the last layer is the patches."""
+        network = create(tuner, options)
+        stir(network)
+        encoder, vit = network.eval().encoder, network.encoder.vit
+        images, last = create_images(vit), len(vit.blocks) - 1
+        with torch.no_grad():
+            whole = encoder(images, Needs(pooled=True, patches=True, layers=(0, last)))
+            pairs = [
+                (encoder(images).pooled, whole.pooled),
+                (encoder(images, Needs(patches=True)).patches, whole.patches),
+                (encoder(images, Needs(layers=(0,))).layers[0], whole.layers[0]),
+                (encoder(images, Needs(pooled=True, layers=(0,))).pooled, whole.pooled),
+                (whole.layers[1], whole.patches),
+            ]
+        for alone, together in pairs:
+            torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(whole.layers[0], whole.patches, atol=1e-2)
+        assert whole.grid == tuple(vit.patch_embed.grid_size)
+        assert whole.patches.shape == (2, whole.grid[0] * whole.grid[1], vit.embed_dim)
+
+    def test_only_the_blocks_that_are_asked_for_run(self, tuner: Tuner, options: dict[str, Any]) -> None:
+        encoder = create(tuner, options).eval().encoder
+        ran: list[int] = []
+        for block in encoder.vit.blocks:
+            mlp = getattr(block, "block", block).mlp
+            mlp.register_forward_hook(lambda module, inputs, out: ran.append(out.shape[1]))
+        images, depth = create_images(encoder.vit), len(encoder.vit.blocks)
+        for needs, blocks in [(Needs(layers=(0,)), 1), (Needs(layers=(1,)), 2), (Needs(patches=True), depth)]:
+            ran.clear()
+            encoder(images, needs)
+            assert len(ran) == blocks
+        assert ran[-1] >= encoder.vit.patch_embed.num_patches
+        ran.clear()
+        encoder(images)
+        first_alone = isinstance(encoder, PromptedEncoder) and encoder.vit.global_pool == "token"
+        assert (ran[-1] == 1) == first_alone
+
+
+def test_patches_lie_where_the_picture_has_them() -> None:
+    """On a grid that is not square, row after row: what changes in one patch of the image changes that token most."""
+    vit = create_vit({"img_size": (32, 64)})
+    encoder = create_tuners([{"kind": "vpt", "num_prompts": 3}])[0].apply(vit).eval()
+    images = create_images(vit)
+    changed = images.clone()
+    changed[:, :, 8:16, 40:48] += 5  # row 1, column 5
+    before, after = (encoder(some, Needs(layers=(0,))) for some in (images, changed))
+    assert before.grid == (4, 8)
+    moved = (after.layers[0] - before.layers[0]).norm(dim=-1).unflatten(1, before.grid)
+    assert [divmod(int(row.argmax()), 8) for row in moved] == [(1, 5)] * 2
+
+
+def test_a_head_gets_what_it_needs_and_nothing_else() -> None:
+    with pytest.raises(ValueError, match="reads pooled features, patches or layers"):
+        Needs()
+    for layers in ((1, 0), (0, 0), (-1,)):
+        with pytest.raises(ValueError, match="layers ascend"):
+            Needs(layers=layers)
+    vit = create_vit()
+    for kind in ("vpt", "lora"):
+        encoder = create_tuners([{"kind": kind}])[0].apply(vit).eval()
+        tokens = encoder(create_images(vit), Needs(layers=(1,)))
+        with pytest.raises(ValueError, match="pooled was not computed"):
+            _ = tokens.pooled
+        with pytest.raises(ValueError, match="patches was not computed"):
+            _ = tokens.patches
+        with pytest.raises(BackboneError, match="numbers below 3, the backbone's depth; found 1, 3"):
+            encoder(create_images(vit), Needs(layers=(1, 3)))
+
 
 @pytest.mark.parametrize("options", VIT_CASES)
 @pytest.mark.parametrize("tuner", MERGED_CASES)
@@ -70,12 +141,12 @@ def test_merged_it_is_a_plain_network_that_computes_the_same(tuner: Tuner, optio
     stir(network)
     encoder = network.encoder.eval()
     images = create_images(encoder.vit)
-    before = encoder(images)
+    before = encoder(images).pooled
     merged = encoder.merge()
     require_plain_vit(merged, "merged")
     assert merged.state_dict().keys() >= create_vit(options).state_dict().keys()
     torch.testing.assert_close(merged(images), before, atol=1e-5, rtol=1e-5)
-    assert torch.equal(encoder(images), before)
+    assert torch.equal(encoder(images).pooled, before)
     assert not {id(tensor) for tensor in merged.parameters()} & {id(tensor) for tensor in encoder.parameters()}
 
 
@@ -97,7 +168,7 @@ def test_at_the_start_it_is_exactly_the_backbone(kind: str, options: dict[str, A
     vit = create_vit(options)
     images = create_images(vit)
     encoder = create_tuners([{"kind": kind}])[0].apply(vit).eval()
-    assert torch.equal(encoder(images), vit(images))
+    assert torch.equal(encoder(images).pooled, vit(images))
 
 
 @pytest.mark.parametrize("options", VIT_CASES)
@@ -107,7 +178,7 @@ def test_without_prompts_it_is_timms_own_forward(options: dict[str, Any]) -> Non
     for kind in ("linear", "full"):
         (tuner,) = create_tuners([{"kind": kind}])
         encoder = tuner.apply(vit).eval()
-        torch.testing.assert_close(encoder(images), vit(images), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(encoder(images).pooled, vit(images), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", VIT_CASES)
@@ -123,7 +194,7 @@ def test_deep_prompts_act_as_extra_keys_and_values_only(options: dict[str, Any])
         # Prompts behind the patches instead of between: attention has no order, so only the strip may differ.
         x = block(torch.cat([x, prompts.expand(len(x), -1, -1)], dim=1))[:, :count]
     expected = vit.forward_head(vit.norm(x), pre_logits=True)
-    torch.testing.assert_close(encoder(images), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoder(images).pooled, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["avg", "avgmax", "max"])
@@ -198,9 +269,9 @@ def test_weights_held_in_bfloat16_give_what_autocast_gives(kind: str) -> None:
     images = create_images(vit)
     encoder.prepare(torch.float32, fused_attention=False)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        plain = encoder(images)
+        plain = encoder(images).pooled
         encoder.prepare(torch.bfloat16, fused_attention=False)
-        assert torch.equal(encoder(images), plain)
+        assert torch.equal(encoder(images).pooled, plain)
 
 
 @pytest.mark.parametrize("tuner", TUNER_CASES)

@@ -1,4 +1,7 @@
-"""Encoders: images to features, through a backbone of which some, none or all learns."""
+"""Encoders: images to tokens, through a backbone of which some, none or all parameters learn.
+
+`encoder(images, needs)` takes normalised images (B, 3, height, width) and returns the `Tokens` that a head needs.
+"""
 
 import copy
 from typing import TYPE_CHECKING, Literal, get_args
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 from components.models.fast import cast_backbone, forward_fast
 from components.models.inserts import merge_inserts
 from components.models.prompts import AdaptivePrompts, StaticPrompts, forward_prompted
+from components.models.tokens import POOLED, Needs, Tokens, forward_plain
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -18,7 +22,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 
 class PromptedEncoder(nn.Module):
-    """Images (B, 3, height, width) to features (B, D) through a frozen backbone; only the prompts learn.
+    """Images to tokens through a frozen backbone; only the prompts learn.
 
     The backbone is shared, not copied: any number of encoders may stand on one. It stays in eval mode
     whatever mode the encoder is in, so that train mode switches the prompts' dropout and nothing else.
@@ -41,17 +45,17 @@ class PromptedEncoder(nn.Module):
         self.vit = cast_backbone(self.vit, dtype)
         set_attention(self.vit, fused_attention)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, needs: Needs = POOLED) -> Tokens:
         if self.form == "textbook":
-            return forward_prompted(self.vit, images, self.prompts)
+            return forward_prompted(self.vit, images, self.prompts, needs)
         # The weights' own dtype decides: autocast would have norms and softmax in float32, and copies of every weight.
         with torch.autocast(images.device.type, enabled=False):
-            return forward_fast(self.vit, images, self.prompts)
+            return forward_fast(self.vit, images, self.prompts, needs)
 
 
 class TunedEncoder(nn.Module):
-    """Images (B, 3, height, width) to features (B, D) by timm's own forward, through a backbone with a few parts of
-    its own: a tuner replaces modules or parameters of `self.vit`, whose other weights are the shared backbone's.
+    """Images to tokens by timm's own forward, through a backbone with a few parts of its own: a tuner replaces modules
+    or parameters of `self.vit`, whose other weights are the shared backbone's.
 
     The backbone's modules stay in eval mode, so that train mode switches the tuner's dropout and no other.
     precise: endings of the names of matrices that stay float32, because what the tuner puts there reads them.
@@ -91,9 +95,8 @@ class TunedEncoder(nn.Module):
         merge_inserts(vit)
         return vit.requires_grad_(False).eval()
 
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.vit.forward_head(self.vit.forward_features(images), pre_logits=True)
-        return features
+    def forward(self, images: Tensor, needs: Needs = POOLED) -> Tokens:
+        return forward_plain(self.vit, images, needs)
 
 
 def share_weights(vit: "VisionTransformer") -> "VisionTransformer":
@@ -103,7 +106,7 @@ def share_weights(vit: "VisionTransformer") -> "VisionTransformer":
 
 
 class FullEncoder(nn.Module):
-    """Images to features through a backbone that learns with the rest: a copy, for the original is shared."""
+    """Images to tokens through a backbone that learns with the rest: a copy, because the original is shared."""
 
     def __init__(self, vit: "VisionTransformer") -> None:
         super().__init__()
@@ -114,9 +117,8 @@ class FullEncoder(nn.Module):
         """Nothing is frozen here: autocast decides where to compute in `dtype`."""
         set_attention(self.vit, fused_attention)
 
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.vit.forward_head(self.vit.forward_features(images), pre_logits=True)
-        return features
+    def forward(self, images: Tensor, needs: Needs = POOLED) -> Tokens:
+        return forward_plain(self.vit, images, needs)
 
 
 def set_attention(vit: "VisionTransformer", fused: bool) -> None:

@@ -8,6 +8,7 @@ import torch
 from components.models.fast import choose_attention
 from components.models.network import Network
 from components.models.team import ALONE, Team
+from components.models.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Engine:
         return network
 
     def forward(self, network: Network, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C) in float32 of uint8 images (B, 3, H, W), or of their features (B, D)."""
+        """Logits (B, C) in float32 of uint8 images (B, 3, H, W), or of their pooled features (B, D)."""
         if images.ndim == 2:
-            scores: torch.Tensor = network.head(images.to(self.device))
+            scores: torch.Tensor = network.head(Tokens(pooled=images.to(self.device)))
             return scores
         pixels = self.normalise(images)
         with self.autocast():

@@ -12,6 +12,7 @@ import copy
 import time
 import weakref
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from components.models.prompts import PromptSource, embed_images
+from components.models.tokens import POOLED, Needs, Tokens, read_tokens
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import Block, VisionTransformer
@@ -31,28 +33,35 @@ KEYS_MULTIPLE = 32  # of a vector register's numbers
 SCORES_BYTES = 4 << 20  # what stays near a processor core; 2 MB were slower for ViT-B
 
 
-def forward_fast(vit: "VisionTransformer", images: Tensor, source: PromptSource | None) -> Tensor:
-    """Pooled features (B, D) of normalised images (B, 3, height, width), in the dtype of the weights."""
+def forward_fast(
+    vit: "VisionTransformer", images: Tensor, source: PromptSource | None, needs: Needs = POOLED
+) -> Tokens:
+    """What a head needs of normalised images (B, 3, height, width), in the dtype of the weights."""
     x = embed_images(vit, images.to(vit.patch_embed.proj.weight.dtype))  # (B, S+HW, D)
-    prefix, last = vit.num_prefix_tokens, len(vit.blocks) - 1
-    reads_first_token = vit.global_pool == "token" and vit.attn_pool is None
+    prefix, depth = vit.num_prefix_tokens, needs.count_blocks(len(vit.blocks))
+    first_alone = needs.read_one_token(vit)
     flowing = 0  # prompts among the tokens: those of a shallow tuner, whose outputs flow on
-    for index, block in enumerate(vit.blocks):
+    layers = {}
+    for index, block in enumerate(islice(vit.blocks, depth)):
         prompts = source.answer_fast(index, x) if source else None  # (1, N, D) or (B, N, D)
         prompts = None if prompts is None else prompts.to(x.dtype)
         if prompts is not None and source is not None and source.flows:
             flowing = prompts.shape[1]
             x = torch.cat([x[:, :prefix], prompts.expand(len(x), -1, -1), x[:, prefix:]], dim=1)
             prompts = None
-        queries = 1 if index == last and reads_first_token else None
+        queries = 1 if first_alone and index == depth - 1 else None
         if vit.grad_checkpointing and torch.is_grad_enabled():
             x = checkpoint(run_block, block, x, prompts, queries, use_reentrant=False)
         else:
             x = run_block(block, x, prompts, queries)
-    if flowing and not reads_first_token:
-        x = torch.cat([x[:, :prefix], x[:, prefix + flowing :]], dim=1)
-    pooled: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
-    return pooled
+        if index in needs.layers:
+            layers[index] = _strip(x, prefix, flowing)
+    return read_tokens(vit, x if first_alone else _strip(x, prefix, flowing), layers, needs)
+
+
+def _strip(x: Tensor, prefix: int, flowing: int) -> Tensor:
+    """Tokens (B, S+N+HW, D) without the N prompts that flow with them."""
+    return torch.cat([x[:, :prefix], x[:, prefix + flowing :]], dim=1) if flowing else x
 
 
 def run_block(block: "Block", x: Tensor, prompts: Tensor | None, queries: int | None) -> Tensor:

@@ -120,6 +120,7 @@ def _compute(
     import torch
 
     from components.models.backbones import load_backbone
+    from components.models.tokens import Needs, forward_plain
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = load_backbone("embedded", SIDE)
@@ -130,9 +131,9 @@ def _compute(
         pixels[: len(views)] = [view.pixels for view in views]
         images = (torch.from_numpy(pixels).to(device).float() / 255 - mean) / std
         with torch.inference_mode():
-            states = vit.forward_features(images.permute(0, 3, 1, 2))
+            tokens = forward_plain(vit, images.permute(0, 3, 1, 2), Needs(pooled=True, patches=True))
             # The class token says what it is, the mean of the patches how it looks.
-            both = torch.cat([states[:, 0], states[:, vit.num_prefix_tokens :].mean(dim=1)], dim=1)
+            both = torch.cat([tokens.pooled, tokens.patches.mean(dim=1)], dim=1)
         stored = both.cpu().numpy().astype(np.float16)[: len(views)]
         columns = {"key": [view.key for view in views], "feature": [feature.tobytes() for feature in stored]}
         yield pl.DataFrame(

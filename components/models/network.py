@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from components.models.backbones import Backbone, require_plain_vit
+from components.models.tokens import POOLED, Tokens
 
 if TYPE_CHECKING:
     from components.models.tuners import Tuner
@@ -13,19 +14,31 @@ if TYPE_CHECKING:
 HEAD_STD = 0.01  # small, so that the first logits are near zero and the first loss near log(C)
 
 
+class LinearHead(nn.Linear):
+    """Logits (B, C) of the pooled features (B, D)."""
+
+    needs = POOLED
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__(features, num_classes)
+        nn.init.normal_(self.weight, std=HEAD_STD)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, tokens: Tokens) -> Tensor:  # type: ignore[override]  # tokens in the place of a tensor
+        return super().forward(tokens.pooled)
+
+
 class Network(nn.Module):
-    """Normalised images (B, 3, height, width) to logits (B, C). Plain fp32; casting is the trainer's business."""
+    """Normalised images (B, 3, height, width) to logits (B, C), in float32 until an engine prepares it."""
 
     def __init__(self, backbone: Backbone, tuner: "Tuner", num_classes: int) -> None:
         super().__init__()
         self.backbone_params = sum(parameter.numel() for parameter in backbone.vit.parameters())
         self.encoder = tuner.apply(backbone.vit)
-        self.head = nn.Linear(backbone.vit.num_features, num_classes)
-        nn.init.normal_(self.head.weight, std=HEAD_STD)
-        nn.init.zeros_(self.head.bias)
+        self.head = LinearHead(backbone.vit.num_features, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(images))
+        logits: Tensor = self.head(self.encoder(images, self.head.needs))
         return logits
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:

@@ -11,6 +11,7 @@ its prompt source alone: a module asked before every block, with the tokens that
 """
 
 import math
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  its usual name
 
 from components.errors import BackboneError
+from components.models.tokens import POOLED, Needs, Tokens, read_tokens
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -38,27 +40,31 @@ class PromptSource(Protocol):
     def answer_fast(self, index: int, x: Tensor, /) -> Tensor | None: ...
 
 
-def forward_prompted(vit: "VisionTransformer", images: Tensor, source: PromptSource | None) -> Tensor:
-    """Pooled features (B, D) of normalised images (B, 3, height, width)."""
+def forward_prompted(
+    vit: "VisionTransformer", images: Tensor, source: PromptSource | None, needs: Needs = POOLED
+) -> Tokens:
+    """What a head needs of normalised images (B, 3, height, width)."""
     x = embed_images(vit, images)  # (B, S+HW, D)
     prefix = vit.num_prefix_tokens
     prompts = x[:, :0]  # (B, 0, D)
-    for index, block in enumerate(vit.blocks):
+    layers = {}
+    for index, block in enumerate(islice(vit.blocks, needs.count_blocks(len(vit.blocks)))):
         fresh = source(index, x) if source else None
         prompts = prompts if fresh is None else fresh  # (B, N, D)
         mixed = block(torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1))  # (B, S+N+HW, D)
         end = prefix + prompts.shape[1]
         prompts = mixed[:, prefix:end]
         x = torch.cat([mixed[:, :prefix], mixed[:, end:]], dim=1)  # (B, S+HW, D)
-    # The prompts were stripped above, so that no pooling, whichever the backbone has, ever sees one.
-    pooled: Tensor = vit.forward_head(vit.norm(x), pre_logits=True)
-    return pooled
+        if index in needs.layers:
+            layers[index] = x
+    # The prompts were stripped above, so that no pooling and no head ever sees one.
+    return read_tokens(vit, x, layers, needs)
 
 
 def embed_images(vit: "VisionTransformer", images: Tensor) -> Tensor:
     """Tokens entering block 0, (B, S+HW, D): timm's own embedding, whichever way it places positions."""
     x = vit.patch_embed(images)
-    x = vit.patch_drop(vit._pos_embed(x))
+    x = vit.patch_drop(vit._pos_embed(x))  # timm has no public method that ends before the first block
     tokens: Tensor = vit.norm_pre(x)
     return tokens
 

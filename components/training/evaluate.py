@@ -19,13 +19,13 @@ from components.records import PROBABILITY
 
 @torch.no_grad()
 def extract_features(network: Network, samples: Samples, engine: Engine, batch_size: int) -> Features:
-    """The encoder's features of every sample, not augmented."""
+    """The pooled features of every sample, not augmented."""
     network.eval()
     plain = Samples(samples.pixels, samples.rows, samples.targets, None)
     parts = []
     for images, _ in create_loader(plain, batch_size):
         with engine.autocast():
-            parts.append(network.encoder(engine.normalise(images)).float().cpu())
+            parts.append(network.encoder(engine.normalise(images)).pooled.float().cpu())
     return Features(torch.cat(parts).numpy(), samples)
 
 
