@@ -24,6 +24,7 @@ from components.models.hub import EMBEDDED, choose_backbone
 from components.models.tuners import Tuner, create_tuners
 from components.promotion.gates.decide import require_gates
 from components.records import Job
+from components.tasks import create_task
 from components.training.search import Trial, choose_seed, plan_rungs
 from components.workspace import Workspace
 from flows.progress import report
@@ -180,6 +181,7 @@ def load_checked_domain(workspace: Workspace, name: str, overrides: Sequence[str
     domain = load_domain(workspace.domain_file(name), overrides)
     if domain.backbone.endswith(".safetensors"):  # a relative path is one in the workspace
         domain = domain.model_copy(update={"backbone": str(workspace.root / Path(domain.backbone).expanduser())})
+    create_task(domain, str(workspace.domain_file(name)))
     create_tuners(domain.candidates, f"{workspace.domain_file(name)}: candidates")
     require_gates(domain, str(workspace.domain_file(name)))
     return domain
@@ -200,12 +202,12 @@ def require_obeyed(overrides: Sequence[str], file: Path) -> None:
 
 def require_trainable(domain: Domain) -> None:
     """Raise DomainError for a task that can be checked but not learned yet."""
-    if domain.task == "classification":
+    if create_task(domain).annotation == "label":
         return
     raise DomainError(
         f"training of {domain.name}",
         expected="task: classification, the one that training is built for",
-        found=f"task: {domain.task}",
+        found=f"task: {domain.task_kind}",
         hint="`tessera check` and `tessera export` work on it; to train, give each image one label and change `task`.",
     )
 

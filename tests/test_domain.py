@@ -8,6 +8,7 @@ from components.domain.domain import Domain
 from components.domain.reading import load_domain
 from components.errors import DomainError
 from components.models.tuners import create_tuners
+from components.tasks import create_task
 from components.workspace import REPOSITORY
 
 SMALLEST = "name: tiles\ntask: classification\nclasses: [good, cracked]\nlayout: folders\n"
@@ -29,6 +30,7 @@ def test_smallest_legal_file_is_four_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "data").glob("*/domain.yaml")), ids=lambda p: p.parent.name)
 def test_shipped_domains_are_legal_and_cite(path: Path) -> None:
     domain = load_domain(path)
+    create_task(domain)
     create_tuners(domain.candidates)
     assert domain.source
     assert domain.licence
@@ -57,7 +59,7 @@ def test_shipped_domains_are_legal_and_cite(path: Path) -> None:
 )
 def test_mistakes_are_explained(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
     with pytest.raises(DomainError) as caught:
-        load_domain(_write(tmp_path, text))
+        create_task(load_domain(_write(tmp_path, text)))
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message

@@ -11,6 +11,7 @@ from tiny import CLASSES, create_domain, predict
 from components.errors import DomainError, PromotionError
 from components.promotion.gates.base import Context, Decision, Finding
 from components.promotion.gates.decide import GATES, decide, require_gates
+from components.tasks import create_task
 
 TRUTH = [CLASSES[k % 3] for k in range(240)]
 
@@ -281,8 +282,8 @@ def test_a_missed_defect_costs_twenty_false_alarms() -> None:
 
 
 def test_costs_of_strange_classes_are_refused() -> None:
-    with pytest.raises(DomainError, match=r"gates.costs speaks of blue; the classes are dark, light, red"):
-        create_domain(gates={"costs": {"*": {"blue": 20}}})
+    with pytest.raises(DomainError, match=r"classes dark, light, red; found gates.costs speaks of blue"):
+        create_task(create_domain(gates={"costs": {"*": {"blue": 20}}}))
 
 
 def test_a_leak_bad_data_and_a_gap_in_the_lineage_are_rejected() -> None:

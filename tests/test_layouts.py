@@ -30,6 +30,7 @@ from components.data.annotations.layouts import READERS, find_classes, read_rows
 from components.data.annotations.masks import count_values
 from components.domain.layouts import LAYOUTS, Coco, Csv, Folders, Instances, Masks, Parquet, Voc, Yolo
 from components.errors import DataError, DomainError
+from components.tasks import create_task
 
 
 def test_every_layout_has_a_reader():
@@ -316,12 +317,12 @@ def test_masks_in_colour_and_ids_in_three_equal_channels(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"task": "multilabel"}, "multilabel wants one of the layouts csv, parquet, coco, masks"),
-        ({"layout": {"kind": "csv", "separator": ";"}}, "only the task multilabel has a separator"),
+        ({"task": "multilabel"}, "one of the layouts csv, parquet, coco, masks for multilabel"),
+        ({"layout": {"kind": "csv", "separator": ";"}}, "Remove it, or choose the task multilabel"),
         ({"layout": {"kind": "masks", "ids": {"crack": "red"}}}, "whole numbers, or else colours"),
         ({"layout": {"kind": "masks", "ids": {"crack": 1, "pit": 1}}}, "one value to two classes"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes, words):
     with pytest.raises(DomainError, match=words):
-        make_domain(**changes)
+        create_task(make_domain(**changes))

@@ -16,9 +16,10 @@ from components.models.adapter import load_meta
 from components.models.team import Team
 from components.models.tuners import create_tuners
 from components.records import load_result
+from components.tasks.base import Problem
+from components.tasks.calibration import split_groups
 from components.training import probe, run
-from components.training.metrics import split_groups
-from components.training.probe import STRENGTHS, choose_strength, solve
+from components.training.probe import STRENGTHS, Choice, Head, choose_strength, solve, standardise
 from flows.plan import _note_without_effect
 from flows.progress import Event, listening
 
@@ -37,11 +38,19 @@ def draw(
     return features, targets, np.arange(len(targets)) // 3
 
 
+def solve_plain(features: Floats, targets: NDArray[np.int64], classes: int, strength: float) -> Head:
+    return solve(standardise(features), Problem(targets, classes, balanced=True), strength)
+
+
+def choose(features: Floats, targets: NDArray[np.int64], groups: NDArray[np.int64]) -> Choice:
+    return choose_strength(features, [Problem(targets, 2, balanced=True)], targets, groups, lambda: None)
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.01, 1e-4])
 @pytest.mark.parametrize("counts", [[40, 40], [60, 30, 9], [20] * 6])
 def test_it_is_what_scikit_learn_finds(counts: list[int], strength: float) -> None:
     features, targets, _ = draw(counts)
-    head = solve(features, targets, len(counts), strength)
+    head = solve_plain(features, targets, len(counts), strength)
     spread = np.where(np.arange(12) == 3, 1.0, features.std(axis=0))
     scaled = (features - features.mean(axis=0)) / spread
     other = LogisticRegression(C=1 / (strength * len(targets)), class_weight="balanced", tol=1e-8, max_iter=100_000)
@@ -53,7 +62,7 @@ def test_it_is_what_scikit_learn_finds(counts: list[int], strength: float) -> No
 
 def test_a_class_without_training_images_is_never_the_answer() -> None:
     features, targets, _ = draw([30, 30])
-    logs = solve(features, 2 * targets, 4, 0.01).predict_logs(features)
+    logs = solve_plain(features, 2 * targets, 4, 0.01).predict_logs(features)
     assert set(logs.argmax(axis=1)) == {0, 2}
     assert np.exp(logs[:, [1, 3]]).max() < 1e-3
 
@@ -63,17 +72,17 @@ def test_an_optimum_that_is_not_reached_is_an_error(monkeypatch: pytest.MonkeyPa
     broken = features.copy()
     broken[0, 0] = np.nan
     with pytest.raises(TrainingError, match="found nan"):
-        solve(broken, targets, 2, 0.01)
+        solve_plain(broken, targets, 2, 0.01)
     monkeypatch.setattr(probe, "MOST_STEPS", 3)
     with pytest.raises(TrainingError, match=r"expected a gradient of .* within 3 steps.*greater `strength`"):
-        solve(features, targets, 2, 1e-6)
+        solve_plain(features, targets, 2, 1e-6)
 
 
 def test_a_harder_problem_wants_more_strength() -> None:
     """Noise wants much, what a line separates wants little."""
     noise, targets, groups = draw([60, 60], size=40, shift=0.0)
     clear, _, _ = draw([60, 60], size=40, shift=3.0)
-    chosen = [choose_strength(features, targets, groups, 2, lambda: None) for features in (noise, clear)]
+    chosen = [choose(features, targets, groups) for features in (noise, clear)]
     assert chosen[0].strength > 10 * chosen[1].strength
     assert min(chosen[1].losses.values()) == chosen[1].losses[chosen[1].strength]
 
@@ -82,15 +91,15 @@ def test_the_choice_is_by_group() -> None:
     """Copies of an image, all of one group, would make any weight look right were they on both sides."""
     features, targets, _ = draw([20, 20], size=60, shift=0.2)
     many, labels = np.repeat(features, 8, axis=0), np.repeat(targets, 8)
-    together = choose_strength(many, labels, np.arange(320) // 8, 2, lambda: None)
-    apart = choose_strength(many, labels, np.arange(320), 2, lambda: None)
+    together = choose(many, labels, np.arange(320) // 8)
+    apart = choose(many, labels, np.arange(320))
     assert together.strength > 10 * apart.strength
 
 
 def test_no_strength_is_better_on_a_tie() -> None:
     """Features that say nothing at all leave every loss the same: the strongest wins."""
     constant = np.ones((12, 4))
-    found = choose_strength(constant, np.arange(12) % 2, np.arange(12), 2, lambda: None)
+    found = choose(constant, np.arange(12) % 2, np.arange(12))
     assert found.strength == STRENGTHS[0]
     assert len(found.losses) == probe.RISES + 1
 

@@ -21,16 +21,12 @@ from components.models.encoders import PromptedEncoder
 from components.models.engine import Engine
 from components.models.network import Network, create_network
 from components.models.tuners import TUNERS, create_tuners
+from components.tasks import CLASSIFICATION
+from components.tasks.calibration import fit_temperature
+from components.tasks.classification import weigh_classes
 from components.training.checkpoint import Checkpoint, Progress
 from components.training.evaluate import extract_features, predict_probabilities
-from components.training.fit import Loop, Recipe, Stopped, balance_classes, create_optimizer, fit, identify, scale_rate
-from components.training.metrics import (
-    apply_temperature,
-    calibrate,
-    expected_calibration_error,
-    fit_temperature,
-    score_predictions,
-)
+from components.training.fit import Loop, Recipe, Stopped, create_optimizer, fit, identify, scale_rate
 
 CLASSES = ("a", "b", "c")
 
@@ -268,24 +264,24 @@ def test_schedule_and_balance() -> None:
     assert max(rates) == pytest.approx(1.0)
     assert rates[0] < 0.1 < rates[9] < 1
     assert rates[-1] < 0.01
-    weights = balance_classes(np.array([0, 0, 0, 1]), 2)
-    assert (weights * torch.tensor([3.0, 1.0])).tolist() == pytest.approx([2.0, 2.0])
+    weights = weigh_classes(np.array([0, 0, 0, 1]), 2)
+    assert (weights * [3.0, 1.0]).tolist() == pytest.approx([2.0, 2.0])
 
 
 def test_metrics_by_hand() -> None:
     targets = np.array([0, 0, 0, 1])
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
-    scores = score_predictions(targets, probabilities, ("sound", "cracked"))
+    scores = CLASSIFICATION.metrics(targets, probabilities, ("sound", "cracked"))
     assert scores["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
     assert scores["recall/cracked"] == 1
     assert scores["accuracy"] == 0.75
-    assert expected_calibration_error(targets, probabilities) == pytest.approx(0.15)
+    assert CLASSIFICATION.calibration_error(targets, probabilities) == pytest.approx(0.15)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
 def test_metrics_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     targets, predicted = (np.array(column, np.int64) for column in zip(*pairs, strict=True))
-    scores = score_predictions(targets, np.eye(3)[predicted], CLASSES)
+    scores = CLASSIFICATION.metrics(targets, np.eye(3)[predicted], CLASSES)
     present = np.unique(targets)
     recalls = recall_score(targets, predicted, labels=present, average=None, zero_division=0.0)
     assert scores["balanced_accuracy"] == pytest.approx(recalls.mean())
@@ -301,18 +297,19 @@ def test_a_temperature_makes_probabilities_frequencies() -> None:
     logits = 2 * rng.normal(size=(4000, 3))
     honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     targets = (honest.cumsum(axis=1) < rng.random((4000, 1))).sum(axis=1)
-    sure = apply_temperature(honest, 1 / 3)
-    found = fit_temperature(targets, sure)
+    sure = CLASSIFICATION.rescale(honest, 1 / 3)
+    found = fit_temperature(CLASSIFICATION, targets, sure)
     assert found == pytest.approx(3, rel=0.1)
-    calibrated = apply_temperature(sure, found)
+    calibrated = CLASSIFICATION.rescale(sure, found)
     assert (calibrated.argmax(axis=1) == sure.argmax(axis=1)).all()
-    assert expected_calibration_error(targets, sure) > 0.1 > 0.03 > expected_calibration_error(targets, calibrated)
+    before, after = (CLASSIFICATION.calibration_error(targets, each) for each in (sure, calibrated))
+    assert before > 0.1 > 0.03 > after
 
 
 def test_a_few_images_that_are_all_right_make_nothing_certain() -> None:
     targets = np.arange(12) % 2
     probabilities = np.where(np.eye(2)[targets] == 1, 0.9, 0.1)
-    assert 0.3 < fit_temperature(targets, probabilities) < 1
+    assert 0.3 < fit_temperature(CLASSIFICATION, targets, probabilities) < 1
 
 
 def _overconfident(
@@ -323,13 +320,13 @@ def _overconfident(
     logits = 2 * rng.normal(size=(groups * size, 3))
     honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     targets = (honest.cumsum(axis=1) < rng.random((groups * size, 1))).sum(axis=1)
-    return targets, apply_temperature(honest, 1 / sharp)
+    return targets, CLASSIFICATION.rescale(honest, 1 / sharp)
 
 
 def test_calibration_is_kept_where_it_helps_other_groups() -> None:
     targets, sure = _overconfident(12, 30, 3)
-    found = calibrate(targets, sure, np.arange(360) // 30)
-    assert found.temperature == fit_temperature(targets, sure) > 2
+    found = CLASSIFICATION.calibrate(targets, sure, np.arange(360) // 30, CLASSES)
+    assert found.temperature == fit_temperature(CLASSIFICATION, targets, sure) > 2
     assert found.reason.startswith("temperature 2.") or found.reason.startswith("temperature 3.")
     assert "(12 groups)" in found.reason
 
@@ -340,8 +337,8 @@ def test_calibration_is_dropped_where_it_helps_only_the_groups_it_was_fitted_on(
     single = np.arange(30) % 3
     labels, chances = np.append(targets, single), np.concatenate([sure, 0.01 + 0.97 * np.eye(3)[single]])
     groups = np.append(np.arange(600) // 200, np.arange(3, 33))
-    assert fit_temperature(labels, chances) > 3
-    found = calibrate(labels, chances, groups)
+    assert fit_temperature(CLASSIFICATION, labels, chances) > 3
+    found = CLASSIFICATION.calibrate(labels, chances, groups, CLASSES)
     assert found.temperature == 1
     assert found.reason.startswith("not calibrated, for a temperature of")
     assert "(33 groups)" in found.reason
@@ -350,7 +347,7 @@ def test_calibration_is_dropped_where_it_helps_only_the_groups_it_was_fitted_on(
 @pytest.mark.parametrize("groups", [1, 2])
 def test_calibration_needs_three_groups(groups: int) -> None:
     targets, sure = _overconfident(groups, 100, 3)
-    found = calibrate(targets, sure, np.arange(100 * groups) // 100)
+    found = CLASSIFICATION.calibrate(targets, sure, np.arange(100 * groups) // 100, CLASSES)
     assert found.temperature == 1
     assert found.reason.startswith(f"not calibrated: validation has {groups} group")
 
@@ -374,5 +371,5 @@ def test_a_tie_on_validation_goes_to_the_lower_loss() -> None:
         weight.fill_(epoch)
         progress.epoch = epoch
         progress.history.append({"val/balanced_accuracy": score, "val/loss": loss})
-        progress.keep_if_best({"w": weight})
+        progress.keep_if_best({"w": weight}, "balanced_accuracy")
     assert (progress.best_epoch, progress.best["w"].item()) == (3, 3)

@@ -14,12 +14,13 @@ from typing import Any
 
 import polars as pl
 
-from components.data.manifest import SPLITS, UNLABELLED, by_class
+from components.data.manifest import SPLITS
 from components.data.sources.images import SUFFIXES
 from components.domain.domain import Domain
 from components.domain.reading import render_layout
 from components.errors import DataError
 from components.files import write_whole
+from components.tasks.base import UNLABELLED, by_class
 
 FEW = 3  # most ignored pictures that give no warning
 EXAMPLES = 3
@@ -73,7 +74,7 @@ def summarise(domain: Domain, rows: pl.DataFrame) -> dict[str, Any]:
     named = rows["group"].drop_nulls().n_unique() if domain.group else rows["path"].n_unique()
     return {
         "layout": render_layout(domain.layout),
-        "task": domain.task,
+        "task": domain.task_kind,
         "classes": {label: counts.get(label, 0) for label in domain.classes},
         "unlabelled": rows.filter(pl.col("label") == UNLABELLED).height,
         "samples": rows.height,

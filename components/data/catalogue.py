@@ -53,6 +53,6 @@ def _explain(kind: str) -> str:
 
 def _line(domain: Domain) -> str:
     classes = ", ".join(domain.classes)
-    cells = (domain.title or domain.name, domain.task, classes, domain.layout.kind, domain.source, domain.licence)
+    cells = (domain.title or domain.name, domain.task_kind, classes, domain.layout.kind, domain.source, domain.licence)
     texts = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
     return f"| [{domain.name}]({domain.name}/domain.yaml) | {' | '.join(texts)} |\n"

@@ -10,7 +10,7 @@ give the same bytes.
 """
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,21 +22,22 @@ from components.domain.domain import Domain
 from components.errors import DataError
 from components.files import hash_file, write_whole
 from components.sealed import SEAL, is_sealed, read_sealed, seal, warn_of_damage
+from components.tasks import create_task
 
 if TYPE_CHECKING:
     from pandera.polars import DataFrameSchema
 
 SPLITS = ("train", "val", "test")
 BOXES = pl.List(pl.List(pl.Int64))
-UNLABELLED = "(none)"  # shown as the label of a picture without labels in a multilabel domain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One sample as a layout's reader found it; paths are POSIX paths relative to raw/.
 
-    label: the label; a multilabel domain has `labels` instead. stated_size: width and height that the annotation
-    states; validation compares them with the picture's. several: the row's problem is a mask with several classes.
+    label: the label; `labels` instead where a picture has any number of them. stated_size: width and height that the
+    annotation states; validation compares them with the picture's. several: the row's problem is a mask with several
+    classes.
     """
 
     path: str
@@ -84,8 +85,7 @@ class Wanted:
 def row_columns(domain: Domain) -> dict[str, pl.DataType]:
     """Names and types of rows.parquet."""
     text = pl.String()
-    columns: dict[str, pl.DataType] = {"id": text, "path": text, "label": text}
-    columns |= {"labels": pl.List(pl.String)} if domain.task == "multilabel" else {}
+    columns: dict[str, pl.DataType] = {"id": text, "path": text, **create_task(domain).columns()}
     columns |= {
         "group": text,
         "mask": text,
@@ -99,15 +99,15 @@ def row_columns(domain: Domain) -> dict[str, pl.DataType]:
 
 def manifest_columns(domain: Domain, *, split: bool) -> list[str]:
     """Names of the columns of valid.parquet; with `split`, of manifest.parquet."""
-    labels = ["labels"] if domain.task == "multilabel" else []
-    first = ["id", "path", "label", *labels, "width", "height", "group", "mask", "boxes", "crop", *domain.slices]
+    said = create_task(domain).columns()
+    first = ["id", "path", *said, "width", "height", "group", "mask", "boxes", "crop", *domain.slices]
     return [*first, "split"] if split else first
 
 
 def create_rows(rows: Iterable[Row], domain: Domain, raw: Path, known: SupportsDigest | None = None) -> pl.DataFrame:
     """The frame of rows.parquet. An id is the sha256 of the file, and of a crop also its box: `sha256#x0,y0,x1,y1`."""
     digests: dict[str, str | None] = {}
-    records = []
+    task, records = create_task(domain), []
     for row in rows:
         if row.path not in digests:
             digests[row.path] = find_digest(raw, row.path, known)
@@ -117,25 +117,15 @@ def create_rows(rows: Iterable[Row], domain: Domain, raw: Path, known: SupportsD
         record: dict[str, Any] = {
             "id": identity,
             "path": row.path,
-            "label": row.label,
             "problem": row.problem and row.problem.lines,
         }
-        if domain.task == "multilabel" and row.labels is not None:
-            labels = sorted(set(row.labels), key=domain.classes.index)
-            record |= {"labels": labels, "label": " + ".join(labels) or UNLABELLED}
+        record |= task.annotate(row, domain.classes)
         record |= {"mask": row.mask, "group": row.columns.get(domain.group) if domain.group else None}
         record |= {"boxes": [list(box) for box in row.boxes], "crop": list(row.crop) if row.crop else None}
         record |= {"stated_size": list(row.stated_size) if row.stated_size else None}
         record |= {"given": row.columns.get("split")} if domain.split.given else {}
         records.append(record | {name: row.columns.get(name) for name in domain.slices})
     return pl.DataFrame(records, schema=row_columns(domain)).sort("path", "id", maintain_order=True)
-
-
-def by_class(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row per (image, class) pair, for counts per class; the frame itself if images have one label."""
-    if "labels" not in frame.columns:
-        return frame
-    return frame.with_columns(label="labels").explode("label").drop_nulls("label")
 
 
 def find_digest(raw: Path, path: str, known: SupportsDigest | None) -> str | None:
@@ -147,10 +137,11 @@ def create_schema(domain: Domain, *, split: bool) -> "DataFrameSchema":
     """The pandera schema of a manifest of this domain."""
     import pandera.polars as pa  # takes one second, so only where frames are checked
 
+    said, checks = create_task(domain).checks(domain.classes)
     columns = {
         "id": pa.Column(pl.String, pa.Check.str_matches(r"^[0-9a-f]{64}(#\d+,\d+,\d+,\d+)?$"), unique=True),
         "path": pa.Column(pl.String, pa.Check.str_length(min_value=1)),
-        "label": pa.Column(pl.String, pa.Check.isin(domain.classes)),
+        **said,
         "width": pa.Column(pl.Int64, pa.Check.ge(domain.validation.min_side)),
         "height": pa.Column(pl.Int64, pa.Check.ge(domain.validation.min_side)),
         "group": pa.Column(pl.String, pa.Check.str_length(min_value=1)),
@@ -159,11 +150,7 @@ def create_schema(domain: Domain, *, split: bool) -> "DataFrameSchema":
         "crop": pa.Column(pl.List(pl.Int64), nullable=True),
         **{name: pa.Column(pl.String) for name in domain.slices},
     }
-    checks = [pa.Check(_is_sorted, name="sorted by path and id")]
-    if domain.task == "multilabel":
-        columns["label"] = pa.Column(pl.String)
-        columns["labels"] = pa.Column(pl.List(pl.String))
-        checks.append(pa.Check(_knows_labels(domain.classes), name=f"labels in {', '.join(domain.classes)}"))
+    checks = [pa.Check(_is_sorted, name="sorted by path and id"), *checks]
     if split:
         columns["split"] = pa.Column(pl.String, pa.Check.isin(SPLITS))
         checks.append(pa.Check(_keeps_groups_together, name="every group in one split"))
@@ -258,14 +245,6 @@ def save_frame(frame: pl.DataFrame, path: Path) -> None:
 def _is_sorted(data: "object") -> bool:
     frame: pl.DataFrame = data.lazyframe.collect()  # type: ignore[attr-defined]
     return frame.select("path", "id").equals(frame.select("path", "id").sort("path", "id"))
-
-
-def _knows_labels(classes: Sequence[str]) -> "Callable[[object], bool]":
-    def check(data: "object") -> bool:
-        frame: pl.DataFrame = data.lazyframe.collect()  # type: ignore[attr-defined]
-        return set(frame["labels"].explode().drop_nulls()) <= set(classes)
-
-    return check
 
 
 def _keeps_groups_together(data: "object") -> bool:

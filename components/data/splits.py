@@ -29,11 +29,12 @@ import polars as pl
 
 from components.data.checks.duplicates import Pair, join_groups
 from components.data.checks.features import content_of
-from components.data.manifest import SPLITS, by_class
+from components.data.manifest import SPLITS
 from components.domain.domain import Domain
 from components.domain.settings import Split
 from components.errors import CheckFailed, DataError
 from components.files import write_whole
+from components.tasks.base import by_class
 
 EXCLUDED = "none"
 GUARD = {"test": 3, "val": 2, "train": 1, EXCLUDED: 0}

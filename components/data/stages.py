@@ -8,7 +8,7 @@ import polars as pl
 
 from components.data.annotations.layouts import read_tree
 from components.data.checks.features import load_features, load_near_duplicates, load_sisters
-from components.data.manifest import by_class, load_frame, save_frame
+from components.data.manifest import load_frame, save_frame
 from components.data.splits import (
     Assigned,
     assign_splits,
@@ -24,6 +24,8 @@ from components.data.store.digests import Digests
 from components.data.store.shards import open_images
 from components.domain.domain import Domain
 from components.files import write_whole
+from components.tasks import create_task
+from components.tasks.base import by_class
 from components.workspace import Workspace
 
 
@@ -47,7 +49,7 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
     near, sisters = load_near_duplicates(folder / "matches.parquet"), load_sisters(folder / "matches.parquet")
     rows, findings = load_frame(folder / "rows.parquet"), workspace.cache / "findings" / domain.name
     validated = check_rows(rows, raw, domain, near, findings, sisters)
-    if validated.ok and domain.task == "classification":
+    if validated.ok and create_task(domain).annotation == "label":
         features = load_features(folder / "features.parquet")
         judgement = find_suspects(validated.fit, features, [pair for pair in near if pair not in sisters])
         validated = replace(validated, judgement=judgement)

@@ -8,16 +8,16 @@ names the known ones) and frozen; everything has a default, so the smallest lega
     classes: [good, cracked]
     layout: folders
 
-Candidates are kept here as plain mappings: their options belong to the tuners, which check them
-(`components.models.tuners.create_tuners`), because a domain must not know about models.
+Task and candidates are kept here as they are written: their options belong to the tasks and tuners, which check them
+(`components.tasks.create_task`, `components.models.tuners.create_tuners`), because a domain knows neither.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from components.domain.layouts import RESERVED_COLUMNS, WITH_LABELS, Layout, Table
+from components.domain.layouts import RESERVED_COLUMNS, Layout
 from components.domain.settings import Gates, Groups, Schedule, Search, Split, Training, Validation
 from components.domain.strict import NAME_PATTERN, Strict
 
@@ -29,10 +29,9 @@ class Domain(Strict):
 
     name: str = Field(pattern=NAME_PATTERN)
     """Name of the domain, as its folder is called."""
-    task: Literal["classification", "multilabel"]
-    """`classification` gives an image one label; `multilabel` any number, and can be checked, split and exported, but
-    not trained yet."""
-    classes: tuple[str, ...] = Field(min_length=2)
+    task: str | Mapping[str, Any]
+    """What is predicted of an image: the name of a task, or a mapping with its options."""
+    classes: tuple[str, ...] = Field(min_length=1)
     """The labels that images may have."""
     layout: Layout
     """How the labels are kept: the name of a layout, or a mapping with its options."""
@@ -103,18 +102,6 @@ class Domain(Strict):
     def _split_by_name(cls, value: Any) -> Any:
         return {"given": True} if value == "given" else value
 
-    @field_validator("layout")
-    @classmethod
-    def _fits_task(cls, value: Layout, info: ValidationInfo) -> Layout:
-        many = info.data.get("task") == "multilabel"
-        if many and value.kind not in WITH_LABELS:
-            raise ValueError(f"the task multilabel wants one of the layouts {', '.join(WITH_LABELS)}")
-        if isinstance(value, Table) and value.separator and not many:
-            raise ValueError("only the task multilabel has a separator; what stands between columns is the `delimiter`")
-        if isinstance(value, Table) and value.one_hot and many:
-            raise ValueError("one_hot says that a row has one label; the task multilabel reads such columns without it")
-        return value
-
     @field_validator("candidates", mode="before")
     @classmethod
     def _candidates_by_name(cls, value: Any) -> Any:
@@ -139,11 +126,7 @@ class Domain(Strict):
 
     @field_validator("gates")
     @classmethod
-    def _costs_of_classes(cls, value: Gates, info: ValidationInfo) -> Gates:
-        known = info.data.get("classes", ())
-        named = {name for row in value.costs.values() for name in row} | set(value.costs) - {"*"}
-        if strangers := sorted(named - set(known)):
-            raise ValueError(f"gates.costs speaks of {', '.join(strangers)}; the classes are {', '.join(known)}")
+    def _limit_of_costs(cls, value: Gates) -> Gates:
         if value.max_cost is not None and not value.costs:
             raise ValueError("max_cost is a limit of `costs`: give these, too")
         return value
@@ -154,3 +137,8 @@ class Domain(Strict):
         if taken := set(value) & set(RESERVED_COLUMNS):
             raise ValueError(f"slice columns may not be called {', '.join(sorted(taken))}")
         return value
+
+    @property
+    def task_kind(self) -> str:
+        """The name of the task; its options are `create_task`'s business."""
+        return self.task if isinstance(self.task, str) else str(self.task.get("kind"))

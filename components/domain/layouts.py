@@ -247,4 +247,3 @@ LAYOUTS: dict[str, type[Folders | Csv | Parquet | Voc | Coco | Yolo | Instances 
     "masks": Masks,
 }
 WITH_COLUMNS = ("csv", "parquet", "coco")  # layouts that can hold a group and slices
-WITH_LABELS = ("csv", "parquet", "coco", "masks")  # layouts that can give one picture several labels

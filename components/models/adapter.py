@@ -18,16 +18,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError, field_validator
 
 from components.domain.strict import Strict
 from components.errors import AdapterError
 from components.models.tuners import Tuner
+from components.tasks import CLASSIFICATION, Member, TaskRecord
+from components.tasks.calibration import Calibration
 
 if TYPE_CHECKING:
     from components.models.backbones import Backbone
     from components.models.network import Network
 
+UNCALIBRATED: Final = Calibration()
 FORMAT_VERSION: Final = 1
 WEIGHTS_FILE, META_FILE = "adapter.safetensors", "adapter.json"
 RETRAIN = "Take an undamaged copy, or train it again."
@@ -75,8 +78,8 @@ class AdapterMeta(Strict):
 
     format_version: Literal[1] = FORMAT_VERSION
     tuner: Tuner
-    task: Literal["classification"] = "classification"
-    classes: tuple[str, ...] = Field(min_length=2)
+    task: TaskRecord
+    classes: tuple[str, ...] = Field(min_length=1)
     backbone: BackboneMeta
     data_version: str
     split_sha256: str
@@ -92,9 +95,20 @@ class AdapterMeta(Strict):
     share: float
     adapter_sha256: str = ""
 
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task_by_name(cls, value: Any) -> Any:
+        """Adapters of earlier releases name the task alone."""
+        return {"kind": value} if isinstance(value, str) else value
+
     @property
     def label(self) -> str:
         return self.tuner.label
+
+    @property
+    def calibrated(self) -> Calibration:
+        """How outputs become answers."""
+        return Calibration(self.temperature, self.calibration, self.thresholds)
 
     @property
     def answering(self) -> dict[str, Any]:
@@ -102,7 +116,7 @@ class AdapterMeta(Strict):
 
         The rest says how the adapter came about: data, code, scores.
         """
-        fields = {"tuner", "classes", "backbone", "thresholds", "temperature", "input", "adapter_sha256"}
+        fields = {"tuner", "task", "classes", "backbone", "thresholds", "temperature", "input", "adapter_sha256"}
         return self.model_dump(mode="json", include=fields)
 
     @staticmethod
@@ -117,15 +131,15 @@ class AdapterMeta(Strict):
         git_commit: str,
         seed: int,
         metrics: Mapping[str, float],
-        thresholds: Mapping[str, float] | None = None,
-        temperature: float = 1.0,
-        calibration: str = "",
+        calibration: Calibration = UNCALIBRATED,
         inputs: InputMeta | None = None,
+        task: Member = CLASSIFICATION,
     ) -> "AdapterMeta":
         """The record of a trained network; sizes are counted here, everything else is given."""
         tuned = network.num_trainable(with_head=False)
         return AdapterMeta(
             tuner=tuner,
+            task=task,
             classes=tuple(classes),
             backbone=BackboneMeta(**{key: getattr(backbone, key) for key in BackboneMeta.model_fields}),
             data_version=data_version,
@@ -133,9 +147,9 @@ class AdapterMeta(Strict):
             git_commit=git_commit,
             seed=seed,
             metrics=dict(metrics),
-            thresholds=dict(thresholds or {}),
-            temperature=temperature,
-            calibration=calibration,
+            thresholds=dict(calibration.thresholds),
+            temperature=calibration.temperature,
+            calibration=calibration.reason,
             input=inputs,
             trainable_params=tuned,
             head_params=network.num_trainable(with_head=True) - tuned,

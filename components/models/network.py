@@ -6,40 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from components.models.backbones import Backbone, require_plain_vit
-from components.models.tokens import POOLED, Tokens
+from components.models.heads import create_head
+from components.tasks import CLASSIFICATION, Task
 
 if TYPE_CHECKING:
     from components.models.tuners import Tuner
 
-HEAD_STD = 0.01  # small, so that the first logits are near zero and the first loss near log(C)
-
-
-class LinearHead(nn.Linear):
-    """Logits (B, C) of the pooled features (B, D)."""
-
-    needs = POOLED
-
-    def __init__(self, features: int, num_classes: int) -> None:
-        super().__init__(features, num_classes)
-        nn.init.normal_(self.weight, std=HEAD_STD)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, tokens: Tokens) -> Tensor:  # type: ignore[override]  # tokens in the place of a tensor
-        return super().forward(tokens.pooled)
-
 
 class Network(nn.Module):
-    """Normalised images (B, 3, height, width) to logits (B, C), in float32 until an engine prepares it."""
+    """Normalised images (B, 3, height, width) to the head's outputs, in float32 until an engine prepares it."""
 
-    def __init__(self, backbone: Backbone, tuner: "Tuner", num_classes: int) -> None:
+    def __init__(self, backbone: Backbone, tuner: "Tuner", num_classes: int, task: Task) -> None:
         super().__init__()
         self.backbone_params = sum(parameter.numel() for parameter in backbone.vit.parameters())
         self.encoder = tuner.apply(backbone.vit)
-        self.head = LinearHead(backbone.vit.num_features, num_classes)
+        self.head = create_head(task, backbone.vit.num_features, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(images, self.head.needs))
-        return logits
+        outputs: Tensor = self.head(self.encoder(images, self.head.needs))
+        return outputs
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that learns, by name: what an optimiser, a checkpoint and an adapter hold."""
@@ -56,9 +41,11 @@ class Network(nn.Module):
         return sum(count for name, count in counts.items() if with_head or not name.startswith("head."))
 
 
-def create_network(backbone: Backbone, tuner: "Tuner", num_classes: int, seed: int) -> Network:
+def create_network(
+    backbone: Backbone, tuner: "Tuner", num_classes: int, seed: int, task: Task = CLASSIFICATION
+) -> Network:
     """A fresh network in train mode. `seed` decides head and prompts; the caller's random state is left alone."""
     require_plain_vit(backbone.vit, backbone.name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed GPUs, unforked
-        return Network(backbone, tuner, num_classes)
+        return Network(backbone, tuner, num_classes, task)

@@ -56,7 +56,7 @@ def load_adapter(folder: Path, backbone: Backbone | None = None) -> tuple[Networ
     tensors, digest = _load_tensors(folder)
     backbone = backbone or load_backbone(meta.backbone.name, meta.backbone.img_size)
     _require_backbone(folder, meta, backbone)
-    network = create_network(backbone, meta.tuner, len(meta.classes), meta.seed)
+    network = create_network(backbone, meta.tuner, len(meta.classes), meta.seed, meta.task)
     parameters = network.trainable_parameters()
     _require_fit(folder, tensors, dict(parameters))
     require_digest(folder, meta, digest)  # last, for the others say more

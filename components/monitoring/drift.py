@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from components.data.checks.features import content_of, decode_features, sample_key
 from components.data.checks.look_alikes import CHUNK
 from components.domain.strict import Strict
+from components.tasks.base import by_class
 
 EXPECTED = 0.05
 FEWEST = 20  # pictures seen, in as many groups as a quarter of that: fewer have no 95 % to speak of
@@ -43,7 +44,8 @@ def measure_drift(seen: pl.DataFrame, present: pl.DataFrame, features: pl.DataFr
     fresh, share = fresh[:MOST], None
     if len(fresh) and len(known) > max(FEWEST, len(seen) / 2) and len(set(groups)) > FEWEST / 4:
         share = float(np.mean(find_unlike(known, groups, fresh)))
-    classes = {label: (_share(seen, label), _share(new, label)) for label in sorted(set(present["label"]))}
+    labels = sorted(set(by_class(present)["label"]))
+    classes = {label: (_share(seen, label), _share(new, label)) for label in labels}
     return Drift(new=len(new), images=len(fresh), share=share, classes=classes)
 
 
@@ -82,4 +84,4 @@ def _pick(rows: pl.DataFrame, vectors: dict[str, NDArray[np.float32]]) -> tuple[
 
 
 def _share(rows: pl.DataFrame, label: str) -> float:
-    return len(rows.filter(pl.col("label") == label)) / max(len(rows), 1)
+    return len(by_class(rows).filter(pl.col("label") == label)) / max(len(rows), 1)

@@ -1,4 +1,4 @@
-"""One adapter, ready to answer: images in, labels and probabilities out, prepared as evaluation prepares them.
+"""One adapter, ready to answer: images in, answers and probabilities out, prepared as evaluation prepares them.
 
 `adapter.json` says what an input is. An adapter that was trained on crops refuses whole pictures without boxes, one
 that was trained on pictures refuses boxes, and each box is cut by the functions that training cuts with. A picture
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from components.models.backbones import Backbone
 from components.models.engine import create_engine
 from components.models.weights import load_adapter
 from components.serving.questions import Question, Source, name_question, require_boxes
+from components.tasks.base import describe_answer
 
 UNKNOWN = (
     "This adapter was trained before adapter.json said what an input is: a whole picture, or the crop inside a box. "
@@ -38,14 +40,20 @@ UNKNOWN = (
 class Prediction:
     """The answer for one question.
 
-    path: empty where the image came from memory. box: as it was asked; crop: what was cut for it.
+    path: empty where the image came from memory. answer: `{"label": "crack"}`, or what else the task answers. box: as
+    it was asked; crop: what was cut for it.
     """
 
     path: str
-    label: str
+    answer: dict[str, Any]
     probabilities: dict[str, float]
     box: Box | None = None
     crop: Box | None = None
+
+    @property
+    def label(self) -> str:
+        """The answer as one text for people."""
+        return describe_answer(self.answer)
 
 
 class Predictor:
@@ -141,14 +149,15 @@ class Predictor:
 
     def _forward(self, pixels: Pixels) -> NDArray[np.float64]:
         """Calibrated probabilities (B, C) of images (B, H, W, 3)."""
-        logits = self.engine.forward(self.network, torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        rows: NDArray[np.float64] = (logits / self.meta.temperature).softmax(dim=-1).double().cpu().numpy()
+        outputs = self.engine.forward(self.network, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        rows: NDArray[np.float64] = self.network.head.decode(outputs, self.meta.temperature).double().cpu().numpy()
         return rows
 
     def _describe(self, look: "_Look", row: NDArray[np.float64]) -> Prediction:
+        (answer,) = self.meta.task.answer(row[None], self.classes, self.meta.calibrated)
         return Prediction(
             path=look.question.path,
-            label=self.classes[int(row.argmax())],
+            answer=answer,
             probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
             box=look.question.box,
             crop=look.crop,

@@ -1,7 +1,8 @@
 """An adapter as MLflow serves it: logged *as this file* with the adapter folder as its artifact, so nothing is pickled.
 
 A request is a table with a column `image` of base64 texts and, for an adapter that was trained on crops, a column `box`
-with "x0 y0 x1 y1" in pixels. The answer has one row per request row: `label` and, for every class, `p_<class>`. The
+with "x0 y0 x1 y1" in pixels. The answer has one row per request row: `label` (or `labels`, a list, where
+an image has any number of them) and, for every class, `p_<class>`. The
 parameter `whole` says that the images are crops already. Both `mlflow.pyfunc.load_model("models:/<domain>@champion")`
 and `mlflow models serve` with `--env-manager local` end here. The environment must have Tessera installed.
 
@@ -48,8 +49,8 @@ class AdapterModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow s
         for answer in self.predictor.answer(questions, whole=bool((params or {}).get("whole"))):
             if isinstance(answer, DataError):
                 raise answer
-            rows.append({"label": answer.label} | {f"p_{name}": p for name, p in answer.probabilities.items()})
-        return pd.DataFrame(rows, columns=["label", *(f"p_{name}" for name in self.predictor.classes)])
+            rows.append(answer.answer | {f"p_{name}": p for name, p in answer.probabilities.items()})
+        return pd.DataFrame(rows, columns=list(self.predictor.meta.task.outputs(self.predictor.classes)))
 
 
 def read_bound_hash(adapter: Path) -> str:

@@ -1,17 +1,36 @@
-"""What a score is made of, whatever the task: evidence by groups, of which every resample is one row of weights.
+"""What every task has: how an image is annotated, what a network learns from it, and what its answers are worth.
 
-Shapes: N images, G groups, R resamples, K counts per group.
+A score is a function of how often each group of images counts (`Evidence`), so that every resample of the bootstrap is
+one row of weights.
+
+Shapes: N images, C classes, G groups, R resamples, K counts per group.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
+
+from components.domain.domain import Domain
+from components.domain.layouts import LAYOUTS
+from components.domain.settings import Gates
+from components.domain.strict import Strict
+from components.errors import PromotionError
+from components.records import PROBABILITY
+from components.tasks.calibration import Calibration
+
+if TYPE_CHECKING:
+    from pandera.polars import Check, Column
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Annotation = Literal["label", "labels"]
+
+UNLABELLED = "(none)"  # what a picture without any label is called where people read
 
 
 class Evidence(Protocol):
@@ -83,3 +102,216 @@ def measure_mean(values: NDArray[np.generic], names: NDArray[np.generic]) -> Cou
     groups, number = number_groups(names)
     sums, images = sum_by_group(values, groups, number), sum_by_group(np.ones(len(groups)), groups, number)
     return CountEvidence(groups, sums, images, lambda sums, images: (sums / images)[:, 0])
+
+
+class Annotated(Protocol):
+    """A row of a layout as far as it says what its picture shows."""
+
+    @property
+    def label(self) -> str | None: ...
+
+    @property
+    def labels(self) -> Sequence[str] | None: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One logistic regression of those that a linear probe solves. targets: (N,) numbers below `classes`.
+
+    balanced: every class counts the same; else every image does.
+    """
+
+    targets: Ints
+    classes: int
+    balanced: bool
+
+
+class Task(Strict, ABC):
+    """The options of a task, and everything that depends on it outside the network's head.
+
+    A frame of predictions has the columns id, path, crop, group and split, those that describe the truth (`columns`),
+    the domain's slices, the answer (`answers`), and one probability per class (`p_<class>`).
+
+    metric: the score that selects, gates and is shown; in words for people, and those of one class alone likewise.
+    annotation: what is said of a picture: one label, or any number of them.
+    reads: the layouts that can say it.
+    """
+
+    kind: str
+    metric: ClassVar[str]
+    metric_words: ClassVar[str]
+    class_metric: ClassVar[str]
+    class_words: ClassVar[str]
+    annotation: ClassVar[Annotation]
+    reads: ClassVar[frozenset[str]] = frozenset(LAYOUTS)
+    fewest_classes: ClassVar[int] = 1
+
+    # The domain and its data
+
+    def find_misfit(self, domain: Domain) -> tuple[str, str, str] | None:
+        """What of the domain does not fit the task: expected, found, hint. None where all fits."""
+        kind = domain.layout.kind
+        if kind not in self.reads:
+            expected = f"one of the layouts {', '.join(name for name in LAYOUTS if name in self.reads)}"
+            return f"{expected} for {domain.task_kind}", f"layout: {kind}", "Change `layout` or `task`."
+        if len(domain.classes) < self.fewest_classes:
+            expected = f"at least {self.fewest_classes} classes for the task {domain.task_kind}"
+            return expected, ", ".join(domain.classes), "Add to `classes` what these are told apart from."
+        known = {*domain.classes, *self.cost_words}
+        named = {name for row in domain.gates.costs.values() for name in row} | set(domain.gates.costs) - {"*"}
+        if strangers := sorted(named - known):
+            more = "".join(f" and {word}" for word in self.cost_words)
+            expected = f"gates.costs of the classes {', '.join(domain.classes)}{more}"
+            return expected, f"gates.costs speaks of {', '.join(strangers)}", "Correct the names."
+        return None
+
+    @property
+    def cost_words(self) -> tuple[str, ...]:
+        """What `gates.costs` may name beside the classes."""
+        return ()
+
+    @abstractmethod
+    def columns(self) -> dict[str, pl.DataType]:
+        """Names and types of the manifest's columns that say what a sample shows; `label` is a text for people."""
+
+    @abstractmethod
+    def annotate(self, row: Annotated, classes: Sequence[str]) -> dict[str, Any]:
+        """These columns of one row; those that are missing are null."""
+
+    @abstractmethod
+    def checks(self, classes: Sequence[str]) -> "tuple[dict[str, Column], list[Check]]":
+        """What these columns must keep, as pandera checks it: by column, and of the whole frame."""
+
+    # What a network learns
+
+    @abstractmethod
+    def targets(self, manifest: pl.DataFrame, classes: Sequence[str]) -> NDArray[Any]:
+        """(N, ...) what is learned of each sample, as the head's loss takes it."""
+
+    @abstractmethod
+    def strata(self, targets: NDArray[Any]) -> Ints:
+        """(N,) the number of a kind of image, of which every fold of a cross-validation gets its share of groups."""
+
+    @abstractmethod
+    def problems(self, targets: NDArray[Any], classes: int) -> list[Problem]:
+        """What a linear probe solves; the head puts the solutions together (`Head.fill`)."""
+
+    @abstractmethod
+    def surprise(self, targets: NDArray[Any], probabilities: Floats) -> Floats:
+        """(N,) negative log likelihood of each image's truth in nats, from probabilities (N, C)."""
+
+    @abstractmethod
+    def calibrate(
+        self, targets: NDArray[Any], probabilities: Floats, groups: NDArray[np.generic], classes: Sequence[str]
+    ) -> Calibration:
+        """What makes validation's probabilities frequencies, and from which probability on a class is answered."""
+
+    @abstractmethod
+    def rescale(self, probabilities: Floats, temperature: float) -> Floats:
+        """(N, C) probabilities as they are with the logits divided by the temperature."""
+
+    # What answers are worth
+
+    @abstractmethod
+    def answer(self, probabilities: Floats, classes: Sequence[str], calibration: Calibration) -> list[dict[str, Any]]:
+        """(N, C) calibrated probabilities -> what each sample is answered: `{"label": ...}` or `{"labels": [...]}`."""
+
+    @abstractmethod
+    def answers(self, probabilities: Floats, classes: Sequence[str], calibration: Calibration) -> list[pl.Series]:
+        """The answers as columns of a frame of predictions, of the names that `evidence` reads."""
+
+    @abstractmethod
+    def metrics(
+        self,
+        targets: NDArray[Any],
+        probabilities: Floats,
+        classes: Sequence[str],
+        calibration: Calibration | None = None,
+    ) -> dict[str, float]:
+        """All scores of calibrated probabilities (N, C), the metric first, macro_f1 and ece among them.
+
+        calibration: None while training, before there is one.
+        """
+
+    @abstractmethod
+    def evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> Evidence:
+        """Evidence of the metric over a frame of predictions. Raises PromotionError for a class that is unknown."""
+
+    @abstractmethod
+    def class_evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, Evidence]:
+        """Evidence of each class's own score, in the order of the classes; those without an image are left out."""
+
+    @abstractmethod
+    def chance(self, frame: pl.DataFrame, classes: Sequence[str], of: str | None = None) -> float:
+        """The score that an answer without any knowledge reaches; `of`: the score of that class alone."""
+
+    @abstractmethod
+    def name_chance(self, classes: Sequence[str]) -> str:
+        """What such an answer is called."""
+
+    @abstractmethod
+    def costs(self, frame: pl.DataFrame, gates: Gates, classes: Sequence[str]) -> tuple[Floats, float]:
+        """What the answer for each image costs (N,), in the frame's order, and the most that one can cost."""
+
+    @abstractmethod
+    def calibration_error(self, targets: NDArray[Any], probabilities: Floats) -> float:
+        """How far probabilities (N, C) are from frequencies, 0 to 1."""
+
+    @abstractmethod
+    def ease(self, frame: pl.DataFrame) -> pl.Series:
+        """(N,) the probability of the truth: the least is the hardest image."""
+
+    @abstractmethod
+    def outputs(self, classes: Sequence[str]) -> dict[str, str]:
+        """Columns of a served answer and their MLflow types: `string`, `double`, or `strings` for a list."""
+
+    def hits(self, frame: pl.DataFrame) -> NDArray[np.bool_]:
+        """(N,) whether an answer is right altogether."""
+        hits: NDArray[np.bool_] = (frame["label"] == frame[PREDICTED]).to_numpy()
+        return hits
+
+    def describe_answers(self, frame: pl.DataFrame) -> pl.Series:
+        """(N,) what was answered, as a text like the column `label`."""
+        return frame[PREDICTED]
+
+    def frame_error(self, frame: pl.DataFrame, classes: Sequence[str]) -> float:
+        """The calibration error of a frame of predictions."""
+        return self.calibration_error(self.targets(frame, classes), read_probabilities(frame, classes))
+
+
+PREDICTED = "predicted"  # column of the answer, as a text
+
+
+def read_probabilities(frame: pl.DataFrame, classes: Sequence[str]) -> Floats:
+    """(N, C) of a frame of predictions."""
+    return frame.select(f"{PROBABILITY}{name}" for name in classes).to_numpy()
+
+
+def by_class(frame: pl.DataFrame) -> pl.DataFrame:
+    """One row per (image, label) pair, for counts by class; the frame itself where an image has one label."""
+    if "labels" not in frame.columns:
+        return frame
+    return frame.with_columns(label="labels").explode("label").drop_nulls("label")
+
+
+def number_names(names: pl.Series, classes: Sequence[str]) -> Ints:
+    """Class names to their places in `classes`. Raises PromotionError for a name that is none."""
+    known = {name: number for number, name in enumerate(classes)}
+    if strangers := sorted(set(names) - set(known)):
+        raise PromotionError(
+            "predictions",
+            expected=f"the classes {', '.join(classes)}",
+            found=f"{names.name} {', '.join(map(str, strangers))}",
+            hint="Score the model again with the classes of the present domain.yaml.",
+        )
+    return np.array([known[name] for name in names], dtype=np.int64)
+
+
+def describe_answer(answer: Mapping[str, Any]) -> str:
+    """What `Task.answer` says of one sample, as a text like the column `label`."""
+    return str(answer["label"]) if "label" in answer else name_labels(answer["labels"])
+
+
+def name_labels(labels: Sequence[str]) -> str:
+    """Labels as one text for people: `crack + rust`, or `(none)`."""
+    return " + ".join(labels) or UNLABELLED

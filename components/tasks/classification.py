@@ -1,10 +1,159 @@
 """One label per image. The metric is balanced accuracy, the mean of the per-class recalls: in inspection and pathology
-the rare class is the one that matters, and plain accuracy rewards ignoring it."""
+the rare class is the one that matters, and plain accuracy rewards ignoring it.
+
+By hand, because scikit-learn takes every training process a second to import; the tests compare the two.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from components.tasks.base import CountEvidence, Floats, Ints, number_groups
+from components.domain.domain import Domain
+from components.domain.layouts import Table
+from components.domain.settings import Gates
+from components.records import PROBABILITY
+from components.tasks.base import (
+    PREDICTED,
+    Annotated,
+    Annotation,
+    CountEvidence,
+    Evidence,
+    Floats,
+    Ints,
+    Problem,
+    Task,
+    number_groups,
+    number_names,
+)
+from components.tasks.calibration import TINY, Calibration, calibrate, measure_gaps
+
+if TYPE_CHECKING:
+    from pandera.polars import Check, Column
+
+
+class ClassificationTask(Task):
+    """`task: classification`"""
+
+    metric: ClassVar[str] = "balanced_accuracy"
+    metric_words: ClassVar[str] = "balanced accuracy"
+    class_metric: ClassVar[str] = "recall"
+    class_words: ClassVar[str] = "recall"
+    annotation: ClassVar[Annotation] = "label"
+    fewest_classes: ClassVar[int] = 2
+
+    kind: Literal["classification"] = "classification"
+    """An image has one label."""
+
+    def find_misfit(self, domain: Domain) -> tuple[str, str, str] | None:
+        if isinstance(domain.layout, Table) and domain.layout.separator:
+            hint = "Remove it, or choose the task multilabel; what stands between columns is the `delimiter`."
+            return "a layout of one label per image", f"separator: {domain.layout.separator!r}", hint
+        return super().find_misfit(domain)
+
+    def columns(self) -> dict[str, pl.DataType]:
+        return {"label": pl.String()}
+
+    def annotate(self, row: Annotated, classes: Sequence[str]) -> dict[str, Any]:
+        return {"label": row.label}
+
+    def checks(self, classes: Sequence[str]) -> "tuple[dict[str, Column], list[Check]]":
+        import pandera.polars as pa
+
+        return {"label": pa.Column(pl.String, pa.Check.isin(classes))}, []
+
+    def targets(self, manifest: pl.DataFrame, classes: Sequence[str]) -> Ints:
+        return number_names(manifest["label"], classes)
+
+    def strata(self, targets: Ints) -> Ints:
+        return targets
+
+    def problems(self, targets: Ints, classes: int) -> list[Problem]:
+        return [Problem(targets, classes, balanced=True)]
+
+    def surprise(self, targets: Ints, probabilities: Floats) -> Floats:
+        losses: Floats = -np.log(np.maximum(probabilities[np.arange(len(targets)), targets], TINY))
+        return losses
+
+    def calibrate(
+        self, targets: Ints, probabilities: Floats, groups: NDArray[np.generic], classes: Sequence[str]
+    ) -> Calibration:
+        return calibrate(self, targets, probabilities, groups, self.strata(targets))
+
+    def rescale(self, probabilities: Floats, temperature: float) -> Floats:
+        """Which class is first stays as it is."""
+        if temperature == 1:
+            return probabilities
+        scaled = np.log(np.maximum(probabilities, TINY)) / temperature
+        raised = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        shares: Floats = raised / raised.sum(axis=1, keepdims=True)
+        return shares
+
+    def answer(self, probabilities: Floats, classes: Sequence[str], calibration: Calibration) -> list[dict[str, Any]]:
+        return [{"label": classes[place]} for place in probabilities.argmax(axis=1)]
+
+    def answers(self, probabilities: Floats, classes: Sequence[str], calibration: Calibration) -> list[pl.Series]:
+        return [pl.Series(PREDICTED, np.array(classes)[probabilities.argmax(axis=1)])]
+
+    def metrics(
+        self, targets: Ints, probabilities: Floats, classes: Sequence[str], calibration: Calibration | None = None
+    ) -> dict[str, float]:
+        """balanced_accuracy, accuracy, macro_f1, ece and recall/<class>.
+
+        A class without an image here has no recall and is left out of the balanced accuracy.
+        """
+        predicted = probabilities.argmax(axis=1)
+        present = np.unique(targets)
+        confusion = np.zeros((len(classes), len(classes)), np.int64)  # by truth and prediction
+        np.add.at(confusion, (targets, predicted), 1)
+        hits, truths = confusion.diagonal()[present], confusion.sum(axis=1)[present]
+        calls, recalls = confusion.sum(axis=0)[present], hits / truths
+        return {
+            self.metric: float(recalls.mean()),
+            "accuracy": float(hits.sum() / len(targets)),
+            "macro_f1": float((2 * hits / (truths + calls)).mean()),
+            "ece": self.calibration_error(targets, probabilities),
+            **{f"recall/{classes[k]}": float(value) for k, value in zip(present, recalls, strict=True)},
+        }
+
+    def evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> Evidence:
+        labels, predicted = number_names(frame["label"], classes), number_names(frame[PREDICTED], classes)
+        return measure_recall(labels, predicted, frame["group"].to_numpy(), len(classes))
+
+    def class_evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, Evidence]:
+        """The recall of each class: the balanced accuracy of its images alone."""
+        parts = {name: frame.filter(pl.col("label") == name) for name in classes}
+        return {name: self.evidence(part, classes) for name, part in parts.items() if part.height}
+
+    def chance(self, frame: pl.DataFrame, classes: Sequence[str], of: str | None = None) -> float:
+        return 1 / len(classes)
+
+    def name_chance(self, classes: Sequence[str]) -> str:
+        return f"guessing among {len(classes)} classes"
+
+    def costs(self, frame: pl.DataFrame, gates: Gates, classes: Sequence[str]) -> tuple[Floats, float]:
+        most = max([1.0, *(cost for row in gates.costs.values() for cost in row.values())])
+        return np.array([gates.cost(*pair) for pair in frame.select("label", PREDICTED).iter_rows()]), most
+
+    def calibration_error(self, targets: Ints, probabilities: Floats) -> float:
+        """The gap between the probability of the answer and how often it is right."""
+        hits = probabilities.argmax(axis=1) == targets
+        return measure_gaps(probabilities.max(axis=1), hits)
+
+    def ease(self, frame: pl.DataFrame) -> pl.Series:
+        return pl.Series([row[f"{PROBABILITY}{row['label']}"] for row in frame.iter_rows(named=True)], dtype=pl.Float64)
+
+    def outputs(self, classes: Sequence[str]) -> dict[str, str]:
+        return {"label": "string"} | {f"{PROBABILITY}{name}": "double" for name in classes}
+
+
+def weigh_classes(targets: Ints, num_classes: int) -> Floats:
+    """Weights (C,) that make every class count the same in the loss; mean 1 over the images."""
+    counts = np.bincount(targets, minlength=num_classes).clip(1)
+    weights: Floats = len(targets) / (num_classes * counts)
+    return weights
 
 
 def measure_recall(labels: Ints, predicted: Ints, names: NDArray[np.generic], num_classes: int) -> CountEvidence:

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 from components.errors import TrackingError
 from components.files import whole_file
 from components.models.adapter import hash_meta, load_meta
-from components.records import HEAT_FILE, PROBABILITY, Result, write_result
+from components.records import HEAT_FILE, Result, write_result
 from components.tracking.pages import CARDS, DATA, EVIDENCE, link_run
 from components.tracking.store import refusals
 
@@ -104,12 +105,14 @@ def log_model(run_id: str, adapter: Path) -> str:
     """Log an adapter folder to its run as a pyfunc from code; returns the model's URI for the registry."""
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
 
     meta = load_meta(adapter)
     # Every adapter has the column `box`: MLflow drops what it does not know, and a box must never be passed over.
     inputs = [ColSpec("string", "image"), ColSpec("string", "box", required=False)]
-    outputs = [ColSpec("string", "label"), *(ColSpec("double", f"{PROBABILITY}{name}") for name in meta.classes)]
+    types: dict[str, Any] = {"string": "string", "double": "double", "strings": Array(DataType.string)}
+    outputs = [ColSpec(types[kind], name) for name, kind in meta.task.outputs(meta.classes).items()]
     with refusals(), _reopened(run_id), warnings.catch_warnings():
         # MLflow would run inference on an example to find what is stated here: the signature and the requirements.
         warnings.filterwarnings("ignore", message=".*An input example was not provided")
@@ -125,6 +128,7 @@ def log_model(run_id: str, adapter: Path) -> str:
                 "adapter_sha256": meta.adapter_sha256,
                 "adapter_json_sha256": hash_meta(adapter),
                 "tuner": meta.label,
+                "task": meta.task.kind,
                 "classes": list(meta.classes),
                 "input": meta.input.kind if meta.input else "unknown",
             },

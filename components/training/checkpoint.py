@@ -37,9 +37,9 @@ class Progress:
     losses: list[torch.Tensor] = field(default_factory=list)  # of the epoch's steps
     best: Tensors = field(default_factory=dict)
 
-    def keep_if_best(self, tensors: Tensors) -> None:
+    def keep_if_best(self, tensors: Tensors, metric: str) -> None:
         """Keep a copy of the weights when the last epoch is the best on validation; a tie goes to the lower loss."""
-        ranks = [(-row["val/balanced_accuracy"], row["val/loss"]) for row in self.history]
+        ranks = [(-row[f"val/{metric}"], row["val/loss"]) for row in self.history]
         if ranks[-1] == min(ranks):
             self.best_epoch = self.epoch
             self.best = {name: tensor.detach().clone() for name, tensor in tensors.items()}

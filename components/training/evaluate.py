@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Dataset
 
 from components.data.batches.loading import Features, Samples, create_loader
@@ -15,6 +14,8 @@ from components.domain.domain import Domain
 from components.models.engine import Engine
 from components.models.network import Network
 from components.records import PROBABILITY
+from components.tasks import create_task
+from components.tasks.calibration import Calibration
 
 
 @torch.no_grad()
@@ -33,28 +34,24 @@ def extract_features(network: Network, samples: Samples, engine: Engine, batch_s
 def predict_probabilities(
     network: Network, samples: Dataset[Any], engine: Engine, batch_size: int
 ) -> NDArray[np.float64]:
-    """Class probabilities (N, C) in the samples' order."""
+    """Probabilities (N, C) in the samples' order, not calibrated."""
     network.eval()
     parts = [
-        F.softmax(engine.forward(network, images), dim=-1).cpu() for images, _ in create_loader(samples, batch_size)
+        network.head.decode(engine.forward(network, images)).cpu() for images, _ in create_loader(samples, batch_size)
     ]
     probabilities: NDArray[np.float64] = torch.cat(parts).double().numpy()
     return probabilities
 
 
-def cross_entropy(targets: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    """Mean negative log likelihood in nats."""
-    likely = probabilities[np.arange(len(targets)), targets]
-    return float(-np.log(np.clip(likely, 1e-12, None)).mean())
-
-
-def frame_predictions(manifest: pl.DataFrame, probabilities: NDArray[np.float64], domain: Domain) -> pl.DataFrame:
-    """The rows of the manifest with what was predicted for them, one column a class."""
-    classes = np.array(domain.classes)
-    keep = ["id", "path", "crop", "group", "split", "label", *domain.slices]
+def frame_predictions(
+    manifest: pl.DataFrame, probabilities: NDArray[np.float64], domain: Domain, calibration: Calibration
+) -> pl.DataFrame:
+    """The rows of the manifest with what was answered for them, and one column of probabilities per class."""
+    task = create_task(domain)
+    keep = ["id", "path", "crop", "group", "split", *task.columns(), *domain.slices]
     columns = [pl.Series(f"{PROBABILITY}{name}", probabilities[:, k]) for k, name in enumerate(domain.classes)]
-    predicted = pl.Series("predicted", classes[probabilities.argmax(axis=1)])
-    return manifest.select(keep).with_columns(predicted, *columns)
+    answers = task.answers(probabilities, domain.classes, calibration)
+    return manifest.select(keep).with_columns(*answers, *columns)
 
 
 def hash_split(manifest: pl.DataFrame) -> str:

@@ -21,25 +21,27 @@ from components.models.encoders import PromptedEncoder
 from components.models.engine import Engine
 from components.models.fast import cast_backbone
 from components.models.network import Network
-from components.records import HEAT_FILE, PROBABILITY
+from components.records import HEAT_FILE
+from components.tasks import Task
 
 MOST = 12
 
 
-def write_heat(folder: Path, frame: pl.DataFrame, held_out: Samples, network: Network, engine: Engine) -> None:
+def write_heat(
+    folder: Path, frame: pl.DataFrame, task: Task, held_out: Samples, network: Network, engine: Engine
+) -> None:
     """Maps of the hardest test images, by id, for the model card; frame: their predictions, in the samples' order."""
     maps = {}
-    for row in choose_hardest(frame):
+    for row in choose_hardest(frame, task):
         image, _ = held_out[row]
         maps[frame["id"][row]] = map_heat(network, engine, torch.as_tensor(image)[None])
     save_file(maps, folder / HEAT_FILE)
 
 
-def choose_hardest(frame: pl.DataFrame) -> list[int]:
-    """Rows of the test images whose true class got the least probability."""
-    chances = [row[f"{PROBABILITY}{row['label']}"] for row in frame.iter_rows(named=True)]
-    ranked = frame.with_row_index("row").with_columns(chance=pl.Series(chances)).filter(pl.col("split") == "test")
-    return ranked.sort("chance", "id").head(MOST)["row"].to_list()
+def choose_hardest(frame: pl.DataFrame, task: Task) -> list[int]:
+    """Rows of the test images whose truth got the least probability."""
+    ranked = frame.with_row_index("row").with_columns(ease=task.ease(frame)).filter(pl.col("split") == "test")
+    return ranked.sort("ease", "id").head(MOST)["row"].to_list()
 
 
 def map_heat(network: Network, engine: Engine, image: torch.Tensor) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The loop: AdamW, warm-up and cosine, class-balanced cross entropy, the best epoch on validation wins.
+"""The loop: AdamW, warm-up and cosine, the head's weighted loss, the best epoch on validation wins.
 
 A candidate that learns a head alone has no loop: its optimum is computed (components/training/probe.py).
 
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
@@ -31,10 +30,11 @@ from components.models.network import Network
 from components.models.team import Team
 from components.models.tuners import Tuner
 from components.models.tuners.linear import LinearTuner
+from components.tasks import CLASSIFICATION, Task
+from components.tasks.base import Problem
 from components.training.checkpoint import Checkpoint, Progress, Tensors
-from components.training.evaluate import cross_entropy, extract_features, predict_probabilities
-from components.training.metrics import score_predictions, weigh_classes
-from components.training.probe import Choice, choose_strength, solve
+from components.training.evaluate import extract_features, predict_probabilities
+from components.training.probe import Choice, Head, choose_strength, solve, standardise, weigh_images
 
 Report = Callable[[dict[str, float]], None]
 CLIP_NORM = 1.0
@@ -50,13 +50,14 @@ class Stopped(Exception):  # noqa: N818  asked for, so no error
 
 @dataclass(frozen=True)
 class Recipe:
-    """One candidate's training: who learns, from what, for how long. origin: names of backbone and data, by hash."""
+    """One candidate's training: who learns what, and for how long. origin: names of backbone and data, by hash."""
 
     tuner: Tuner
     training: Training
     classes: tuple[str, ...]
     seed: int
     origin: str = ""
+    task: Task = CLASSIFICATION
 
 
 def fit(
@@ -81,7 +82,7 @@ def fit(
 
 
 class Learner(nn.Module):
-    """What learns, as one module: from images to logits (B, C) in float32."""
+    """What learns, as one module: from images to the head's outputs in float32."""
 
     def __init__(self, network: Network, engine: Engine) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class Loop:
             train, training.batch_size, workers=training.workers, order=self.order
         )
         self.learner = team.share(Learner(network, engine), engine.device)
-        self.balance = balance_classes(train.targets, len(recipe.classes))
+        self.balance = network.head.class_weights(train.targets)
         self.clock = time.monotonic()
 
     def create_order(self, train: Samples) -> StepOrder:
@@ -159,7 +160,7 @@ class Loop:
         progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, []
         row = {"epoch": float(progress.epoch), "train/loss": loss, **self.validate()}
         progress.history.append(row)
-        progress.keep_if_best(self.weights)
+        progress.keep_if_best(self.weights, self.recipe.task.metric)
         return row
 
     def validate(self) -> dict[str, float]:
@@ -188,7 +189,8 @@ class Loop:
         training, progress, team = self.recipe.training, self.progress, self.engine.team
         torch.manual_seed(self.draw_seed(team.rank))
         self._set_rate()
-        whole = team.total(self.balance[targets].sum())  # so that parts and shares add up to the batch's mean
+        # Over the whole batch, so that parts and shares add up to its mean.
+        whole = team.total(self.network.head.count(targets, self.balance))
         parts = list(zip(images.chunk(training.accumulate), targets.chunk(training.accumulate), strict=True))
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -215,10 +217,9 @@ class Loop:
             group["lr"] = self.recipe.tuner.lr * rate * group["lr_scale"]
 
     def measure(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Sum of the losses, each times its class's weight."""
+        """The sum of the images' weighted losses."""
         device = self.engine.device
-        logits, weight = self.learner(images), self.balance.to(device)
-        return F.cross_entropy(logits, targets.to(device), weight=weight, reduction="sum")
+        return self.network.head.loss(self.learner(images), targets.to(device), self.balance.to(device))
 
     def draw_seed(self, *purpose: int) -> int:
         """A number for one purpose of this step."""
@@ -249,23 +250,22 @@ def solve_head(
         if stop():
             raise Stopped("training stopped while the linear probe was solved")
 
-    started, classes = time.monotonic(), len(recipe.classes)
+    started, task, classes = time.monotonic(), recipe.task, len(recipe.classes)
     engine.prepare(network)
     sides = [extract_features(network, side, engine, 2 * recipe.training.batch_size) for side in (train, val)]
     features = [side.features.astype(np.float64) for side in sides]
     if strength is None:
         targets, groups = (np.concatenate(parts) for parts in zip(*map(_name_groups, (train, val)), strict=True))
-        choice = choose_strength(np.concatenate(features), targets, groups, classes, pause)
+        both = task.problems(targets, classes)
+        choice = choose_strength(np.concatenate(features), both, task.strata(targets), groups, pause)
     else:
         choice = Choice(strength, {})
     pause()
-    head = solve(features[0], train.targets, classes, choice.strength)
-    with torch.no_grad():
-        network.head.weight.copy_(torch.from_numpy(head.weight))
-        network.head.bias.copy_(torch.from_numpy(head.bias))
-    losses = -head.predict_logs(features[0])[np.arange(len(train.targets)), train.targets]
-    weights = weigh_classes(train.targets, classes)[train.targets]
-    row = {"epoch": 1.0, "strength": choice.strength, "train/loss": float((weights * losses).mean())}
+    known, problems = standardise(features[0]), task.problems(train.targets, classes)
+    solutions = [solve(known, problem, choice.strength) for problem in problems]
+    network.head.fill(solutions)
+    loss = float(np.mean([_measure(*pair, features[0]) for pair in zip(problems, solutions, strict=True)]))
+    row = {"epoch": 1.0, "strength": choice.strength, "train/loss": loss}
     row |= {"held_out/loss": choice.losses[choice.strength]} if choice.losses else {}
     probabilities = predict_probabilities(network, sides[1], engine, 2 * recipe.training.batch_size)
     row |= score_validation(val, probabilities, recipe)
@@ -274,7 +274,13 @@ def solve_head(
     return Progress(epoch=1, history=[row], best_epoch=1, seconds=time.monotonic() - started, best=best)
 
 
-def _name_groups(samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.generic]]:
+def _measure(problem: Problem, solution: Head, features: NDArray[np.float64]) -> float:
+    """The weighted mean loss of the images, without what the strength adds to it."""
+    losses = -solution.predict_logs(features)[np.arange(len(features)), problem.targets]
+    return float((weigh_images(problem) * losses).mean())
+
+
+def _name_groups(samples: Samples) -> tuple[NDArray[Any], NDArray[np.generic]]:
     """Targets and groups; an image whose group nobody told is one of its own."""
     groups = samples.rows.astype(str) if samples.groups is None else samples.groups
     return samples.targets, groups
@@ -282,12 +288,10 @@ def _name_groups(samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.generi
 
 def score_validation(val: Samples, probabilities: NDArray[np.float64], recipe: Recipe) -> dict[str, float]:
     """What an epoch's row says of the validation images."""
-    scores = score_predictions(val.targets, probabilities, recipe.classes)
-    return {
-        "val/loss": cross_entropy(val.targets, probabilities),
-        "val/balanced_accuracy": scores["balanced_accuracy"],
-        "val/macro_f1": scores["macro_f1"],
-    }
+    task = recipe.task
+    scores = task.metrics(val.targets, probabilities, recipe.classes)
+    shown = {f"val/{name}": scores[name] for name in (task.metric, "macro_f1")}
+    return {"val/loss": float(task.surprise(val.targets, probabilities).mean()), **shown}
 
 
 def identify(recipe: Recipe, engine: Engine, train: Samples, weights: Tensors) -> dict[str, str]:
@@ -298,6 +302,7 @@ def identify(recipe: Recipe, engine: Engine, train: Samples, weights: Tensors) -
         "candidate": recipe.tuner.model_dump_json(),
         "seed": str(recipe.seed),
         "training": recipe.training.model_dump_json(exclude=UNRELATED),
+        "task": recipe.task.model_dump_json(),
         "classes": ", ".join(recipe.classes),
         "backbone and data": recipe.origin,
         "training side": rows,
@@ -332,11 +337,6 @@ def scale_rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
 
-def balance_classes(targets: NDArray[np.int64], num_classes: int) -> torch.Tensor:
-    """Weights (C,) that make every class count the same in the loss; mean 1 over the images."""
-    return torch.from_numpy(weigh_classes(targets, num_classes)).float()
-
-
 def _require_share(train: Samples, training: Training, team: Team) -> None:
     fewest = min(training.batch_size, len(train))
     if fewest < team.size:
@@ -359,7 +359,7 @@ def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
 
 
 def _predict_together(network: Network, val: Samples, engine: Engine, batch_size: int) -> NDArray[np.float64]:
-    """Class probabilities (N, C), of which every process of the team computes its share."""
+    """Probabilities (N, C), of which every process of the team computes its share."""
     team = engine.team
     if team.size == 1 or len(val) < team.size:
         return predict_probabilities(network, val, engine, batch_size)

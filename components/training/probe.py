@@ -2,9 +2,10 @@
 
     min over W, b of  mean over images of w(class) * cross entropy + strength / 2 * |W|^2
 
-The features are standardised, the weights w make every class count the same (`weigh_classes`), and the biases are
-free. The problem is convex, so the answer is one: neither a seed nor a budget of epochs has a say. L-BFGS
-(Liu & Nocedal 1989, https://doi.org/10.1007/BF01589116) in float64 goes on until the gradient is as good as zero.
+The features are standardised, the weights w make every class count the same where the problem is balanced, and the
+biases are free. A task may consist of several problems (`Task.problems`), such as one per label. Each is convex, so the
+answer is one: neither a seed nor a budget of epochs has a say. L-BFGS (Liu & Nocedal 1989,
+https://doi.org/10.1007/BF01589116) in float64 goes on until the gradient is as good as zero.
 
 The strength is chosen by cross-validation over the groups of training and validation images together, by the same
 loss of the held-out images. Validation alone would decide by chance where it has a few groups only, and balanced
@@ -17,13 +18,16 @@ Shapes: N images, D features, C classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.errors import TrainingError
-from components.training.metrics import split_groups, weigh_classes
+from components.tasks.base import Problem
+from components.tasks.calibration import split_groups
+from components.tasks.classification import weigh_classes
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -60,35 +64,65 @@ class Choice:
 
 
 def choose_strength(
-    features: Floats, targets: Ints, groups: NDArray[np.generic], num_classes: int, pause: Callable[[], None]
+    features: Floats,
+    problems: Sequence[Problem],
+    strata: Ints,
+    groups: NDArray[np.generic],
+    pause: Callable[[], None],
 ) -> Choice:
     """Cross-validate STRENGTHS over the groups, from the strongest on. pause: called between two solutions, may raise.
 
-    Each class counts the same. On a tie the stronger one wins.
+    One strength for all problems, whose losses are added. strata: (N,), see `split_groups`. On a tie the stronger one
+    wins.
     """
-    folds = _choose_folds(targets, groups)
-    paths = [solve_path(features[~out], targets[~out], num_classes, STRENGTHS, NEARLY_FLAT) for out in folds]
-    weights = weigh_classes(targets, num_classes)[targets]
+    folds = _choose_folds(strata, groups)
+    trials = [_Trial(features, problems, held_out) for held_out in folds]
     losses: dict[float, float] = {}
     for strength in STRENGTHS:
-        total = 0.0
-        for held_out, path in zip(folds, paths, strict=True):
-            logs = next(path).predict_logs(features[held_out])
-            truth = targets[held_out]
-            total -= float(weights[held_out] @ logs[np.arange(len(truth)), truth])
-            pause()
-        losses[strength] = total / int(np.sum(folds))
+        losses[strength] = sum(trial.measure_next(pause) for trial in trials) / int(np.sum(folds))
         best = min(losses, key=losses.__getitem__)  # the first one
         if len(losses) - list(losses).index(best) > RISES:
             break
     return Choice(best, losses)
 
 
-def _choose_folds(targets: Ints, groups: NDArray[np.generic]) -> list[NDArray[np.bool_]]:
+class _Trial:
+    """All problems without the images of one fold, which measures their solutions from the strongest strength on."""
+
+    def __init__(self, features: Floats, problems: Sequence[Problem], held_out: NDArray[np.bool_]) -> None:
+        self.features = features[held_out]
+        known = standardise(features[~held_out])
+        self.paths = [solve_path(known, select(problem, ~held_out), STRENGTHS, NEARLY_FLAT) for problem in problems]
+        self.targets = [problem.targets[held_out] for problem in problems]
+        self.weights = [weigh_images(problem)[held_out] for problem in problems]
+
+    def measure_next(self, pause: Callable[[], None]) -> float:
+        """The weighted sum of the held-out images' losses at the next strength."""
+        total = 0.0
+        for path, truth, weights in zip(self.paths, self.targets, self.weights, strict=True):
+            logs = next(path).predict_logs(self.features)
+            total -= float(weights @ logs[np.arange(len(truth)), truth])
+            pause()
+        return total
+
+
+def weigh_images(problem: Problem) -> Floats:
+    """(N,) what each image counts, 1 on average."""
+    if not problem.balanced:
+        return np.ones(len(problem.targets))
+    return weigh_classes(problem.targets, problem.classes)[problem.targets]
+
+
+def select(problem: Problem, chosen: NDArray[np.bool_]) -> Problem:
+    """The problem of these images alone."""
+    return replace(problem, targets=problem.targets[chosen])
+
+
+def _choose_folds(strata: Ints, groups: NDArray[np.generic]) -> list[NDArray[np.bool_]]:
     """All folds, or the first ones of a set so large that they decide."""
     chosen: list[NDArray[np.bool_]] = []
-    seen = np.zeros(len(targets), np.bool_)
-    for held_out in split_groups(targets, groups):
+    seen = np.zeros(len(strata), np.bool_)
+    for held_out in split_groups(strata, groups):
         chosen.append(held_out)
         seen |= held_out
         if seen.sum() >= ENOUGH_IMAGES and len(np.unique(groups[seen])) >= ENOUGH_GROUPS:
@@ -96,37 +130,47 @@ def _choose_folds(targets: Ints, groups: NDArray[np.generic]) -> list[NDArray[np
     return chosen
 
 
-def solve(features: Floats, targets: Ints, num_classes: int, strength: float) -> Head:
+class Standardised(NamedTuple):
+    """Features (N, D) of mean 0 and spread 1, and the mean and spread (D,) they had."""
+
+    features: Floats
+    mean: Floats
+    spread: Floats
+
+
+def standardise(features: Floats) -> Standardised:
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    spread[spread <= TINY * max(1.0, float(spread.max()))] = np.inf  # a constant says nothing: its weight is zero
+    return Standardised((features - mean) / spread, mean, spread)
+
+
+def solve(known: Standardised, problem: Problem, strength: float) -> Head:
     """The optimum for one strength. Raises TrainingError where it is not reached."""
-    (head,) = solve_path(features, targets, num_classes, [strength])
+    (head,) = solve_path(known, problem, [strength])
     return head
 
 
-def solve_path(
-    features: Floats, targets: Ints, num_classes: int, strengths: Sequence[float], flat: float = FLAT
-) -> Iterator[Head]:
+def solve_path(known: Standardised, problem: Problem, strengths: Sequence[float], flat: float = FLAT) -> Iterator[Head]:
     """The optimum for each strength in turn, from where the one before was found: give the strongest first.
 
     flat: what counts as a gradient of zero.
     """
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    spread[spread <= TINY * max(1.0, float(spread.max()))] = np.inf  # a constant says nothing: its weight is zero
-    problem = _Problem((features - mean) / spread, targets, num_classes)
-    point = np.zeros(num_classes * (features.shape[1] + 1))
+    loss = _Loss(known.features, problem)
+    point = np.zeros(problem.classes * (known.features.shape[1] + 1))
     for strength in strengths:
-        point = problem.minimise(point, strength, flat)
-        weight, bias = problem.unpack(point)
-        folded = weight / spread
-        yield Head(folded, bias - folded @ mean)
+        point = loss.minimise(point, strength, flat)
+        weight, bias = loss.unpack(point)
+        folded = weight / known.spread
+        yield Head(folded, bias - folded @ known.mean)
 
 
-class _Problem:
+class _Loss:
     """One set of standardised features (N, D); a point is the weights (C, D) and biases (C,) as one vector."""
 
-    def __init__(self, features: Floats, targets: Ints, num_classes: int) -> None:
-        self.features, self.targets, self.num_classes = features, targets, num_classes
-        self.shares = weigh_classes(targets, num_classes)[targets] / len(targets)  # (N,), sum 1
-        self.rows = np.arange(len(targets))
+    def __init__(self, features: Floats, problem: Problem) -> None:
+        self.features, self.targets, self.num_classes = features, problem.targets, problem.classes
+        self.shares = weigh_images(problem) / len(problem.targets)  # (N,), sum 1
+        self.rows = np.arange(len(problem.targets))
 
     def unpack(self, point: Floats) -> tuple[Floats, Floats]:
         table = point.reshape(self.num_classes, -1)

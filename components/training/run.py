@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 
 from components.data.batches.loading import Samples
 from components.data.batches.pixels import Pixels, load_pixels
@@ -24,17 +23,12 @@ from components.models.team import ALONE, Team
 from components.models.tuners import Tuner, create_tuners
 from components.models.weights import load_adapter, save_adapter
 from components.records import Job, Result, Rung, write_result, write_rung
+from components.tasks import create_task
+from components.tasks.calibration import Calibration
 from components.training.checkpoint import remove_checkpoint
-from components.training.evaluate import cross_entropy, frame_predictions, hash_split, predict_probabilities
+from components.training.evaluate import frame_predictions, hash_split, predict_probabilities
 from components.training.explain import write_heat
 from components.training.fit import Recipe, fit
-from components.training.metrics import (
-    Calibration,
-    apply_temperature,
-    calibrate,
-    expected_calibration_error,
-    score_predictions,
-)
 from components.training.usage import Usage, measure_serving
 
 Tell = Callable[..., None]
@@ -73,7 +67,8 @@ def _train(
     (tuner,) = create_tuners([job.tuner])
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
     require_fit(job.domain.augmentation, backbone.img_size)
-    network = create_network(backbone, tuner, len(job.domain.classes), job.seed)
+    task = create_task(job.domain)
+    network = create_network(backbone, tuner, len(job.domain.classes), job.seed, task)
     pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache, job.domain.validation.max_megapixels)
     engine = create_engine(backbone.mean, backbone.std, job.domain.training.dtype, team)
     train = _samples(job, manifest, pixels, ["train"], Augmentation(job.domain.augmentation, job.seed))
@@ -82,7 +77,7 @@ def _train(
         epochs = 1 if network.learns_head_only else job.domain.training.epochs  # the one is solved
         tell("start", epochs=epochs, images=len(train), device=str(engine.device))
     origin = f"{backbone.sha256}, {job.data_version}"
-    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin)
+    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin, task)
     usage = Usage()
 
     def report(row: dict[str, float]) -> None:
@@ -126,9 +121,9 @@ def _save_adapter(
         git_commit=job.git_commit,
         seed=job.seed,
         metrics=metrics,
-        temperature=calibration.temperature,
-        calibration=calibration.reason,
+        calibration=calibration,
         inputs=_describe_input(job, manifest),
+        task=create_task(job.domain),
     )
     save_adapter(job.folder / "adapter", network, meta)
     return job.folder / "adapter"
@@ -150,7 +145,7 @@ def _describe_rung(job: Job, row: dict[str, float], started: float, error: str =
         tuner=job.tuner,
         seed=job.seed,
         epochs=job.until_epoch or 0,
-        score=row.get("val/balanced_accuracy", 0.0),
+        score=row.get(f"val/{create_task(job.domain).metric}", 0.0),
         loss=row.get("val/loss", 0.0),
         seconds=round(time.monotonic() - started, 3),
         error=error,
@@ -172,8 +167,7 @@ def _score(job: Job, manifest: pl.DataFrame) -> Result:
     engine = create_engine(tuple(meta.backbone.mean), tuple(meta.backbone.std), job.domain.training.dtype)
     pixels = load_pixels(manifest, job.raw, meta.backbone.img_size, job.cache, job.domain.validation.max_megapixels)
     costs = measure_serving(engine.prepare(network), engine, meta.backbone.img_size)  # before the batches of scoring
-    known = Calibration(meta.temperature, meta.calibration)
-    metrics, _ = _write_predictions(job, manifest, pixels, network, engine, known)
+    metrics, _ = _write_predictions(job, manifest, pixels, network, engine, meta.calibrated)
     return _result(job, manifest, engine, metrics | costs, (), 0.0, job.adapter)
 
 
@@ -181,12 +175,8 @@ def _samples(
     job: Job, manifest: pl.DataFrame, pixels: Pixels, splits: list[str], augmentation: Augmentation | None
 ) -> Samples:
     rows = np.flatnonzero(manifest["split"].is_in(splits).to_numpy())
-    return Samples(pixels, rows, _targets(job, manifest)[rows], augmentation, manifest["group"].to_numpy()[rows])
-
-
-def _targets(job: Job, manifest: pl.DataFrame) -> NDArray[np.int64]:
-    number = {name: k for k, name in enumerate(job.domain.classes)}
-    return np.array([number[label] for label in manifest["label"]], dtype=np.int64)
+    targets = create_task(job.domain).targets(manifest, job.domain.classes)
+    return Samples(pixels, rows, targets[rows], augmentation, manifest["group"].to_numpy()[rows])
 
 
 def _write_predictions(
@@ -199,27 +189,28 @@ def _write_predictions(
 ) -> tuple[dict[str, float], Calibration]:
     """Predict the held-out splits and write them, calibrated; returns their metrics as `<split>/<metric>`, and the
     calibration, found on validation where none is given. `loss` is that of the training, before it."""
+    task, classes = create_task(job.domain), job.domain.classes
     held_out = _samples(job, manifest, pixels, ["val", "test"], None)
     plain = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
     rows = manifest[held_out.rows]
     if calibration is None:
         seen = (rows["split"] == "val").to_numpy()
-        calibration = calibrate(held_out.targets[seen], plain[seen], rows["group"].to_numpy()[seen])
-    probabilities = apply_temperature(plain, calibration.temperature)
-    frame = frame_predictions(rows, probabilities, job.domain)
+        groups = rows["group"].to_numpy()[seen]
+        calibration = task.calibrate(held_out.targets[seen], plain[seen], groups, classes)
+    probabilities = task.rescale(plain, calibration.temperature)
+    frame = frame_predictions(rows, probabilities, job.domain, calibration)
     frame.write_parquet(job.folder / "predictions.parquet")
     if job.action == "train":
-        write_heat(job.folder, frame, held_out, network, engine)
+        write_heat(job.folder, frame, task, held_out, network, engine)
     metrics: dict[str, float] = {}
     for split in ("val", "test"):
         mask = (rows["split"] == split).to_numpy()
         targets = held_out.targets[mask]
-        scores = score_predictions(targets, probabilities[mask], job.domain.classes)
-        scores["ece_uncalibrated"] = expected_calibration_error(targets, plain[mask])
-        scores["loss"] = cross_entropy(targets, plain[mask])
+        scores = task.metrics(targets, probabilities[mask], classes, calibration)
+        scores["ece_uncalibrated"] = task.calibration_error(targets, plain[mask])
+        scores["loss"] = float(task.surprise(targets, plain[mask]).mean())
         if job.domain.gates.costs:
-            pairs = frame.filter(mask).select("label", "predicted").iter_rows()
-            scores["cost"] = float(np.mean([job.domain.gates.cost(*pair) for pair in pairs]))
+            scores["cost"] = float(task.costs(frame.filter(mask), job.domain.gates, classes)[0].mean())
         metrics |= {f"{split}/{name}": value for name, value in scores.items()}
     return metrics, calibration
 

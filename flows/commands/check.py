@@ -6,10 +6,11 @@ from typing import Any
 import polars as pl
 
 from components.data.accounts import explain_given, load_account, summarise
-from components.data.manifest import by_class, load_frame
+from components.data.manifest import load_frame
 from components.data.store.versioning import hold_domain
 from components.domain.reading import load_domain
 from components.errors import CheckFailed
+from components.tasks.base import by_class
 from components.workspace import Workspace
 from flows.plan import create_plan
 from flows.progress import report

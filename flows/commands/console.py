@@ -329,7 +329,9 @@ def show_predictions(outcome: Mapping[str, Any]) -> None:
     for row in outcome["predictions"]:
         cells = [escape(shorten_path(row["path"])), *([" ".join(map(str, row["box"] or ()))] if boxed else [])]
         if row["error"] is None:
-            table.add_row(*cells, escape(row["label"]), f"{row['probabilities'][row['label']]:.3f}")
+            said = row.get("labels", [row["label"]])
+            sure = ", ".join(f"{row['probabilities'][name]:.3f}" for name in said)
+            table.add_row(*cells, escape(row["label"]), sure)
         else:
             table.add_row(*cells, "[red]no answer[/]", "")
     OUT.print(table)

@@ -78,6 +78,7 @@ def _describe(asked: "Question | DataError", answer: "Prediction | DataError", v
         "box": answer.box,
         "crop": answer.crop,
         "label": answer.label,
+        **answer.answer,
         "probabilities": answer.probabilities,
         "model_version": version,
         "error": None,

@@ -44,6 +44,7 @@ from components.domain.domain import Domain
 from components.domain.layouts import PART, WITH_COLUMNS, Folders, Instances, Layout, Tree, Voc
 from components.domain.reading import render_layout
 from components.errors import DataError
+from components.tasks import create_task
 
 Reader = Callable[[Any, Path, Wanted], Reading]
 
@@ -76,7 +77,8 @@ def read_tree(domain: Domain, raw: Path, digests: SupportsDigest | None = None) 
     require_raw(raw)
     columns = tuple(dict.fromkeys([*([domain.group] if domain.group else []), *domain.slices]))
     _require_columns(domain, columns)
-    wanted = Wanted(columns, domain.classes, many=domain.task == "multilabel", rename=domain.rename, digests=digests)
+    many = create_task(domain).annotation == "labels"
+    wanted = Wanted(columns, domain.classes, many=many, rename=domain.rename, digests=digests)
     files = walk_files(raw)
     foreign = find_foreign_pictures(raw, files)
     reading = rename_labels(clip_boxes(read_layout(domain.layout, raw, wanted), raw), domain.rename)

@@ -23,6 +23,7 @@ from components.data.sources.images import SUFFIXES, Box, Reason, not_an_image, 
 from components.domain.domain import Domain
 from components.domain.layouts import Csv, Parquet
 from components.errors import DataError
+from components.tasks import create_task
 
 Record = dict[str, str | None]
 ELSEWHERE = "paths from another place, found by their ends"
@@ -93,7 +94,7 @@ def list_further_columns(domain: Domain, raw: Path) -> list[str]:
     if not isinstance(layout, Csv | Parquet) or not (raw / layout.table).is_file():
         return []
     frame = _load(layout, raw, resolve_inside(layout.table, "", "layout.table")).frame
-    flags = layout.one_hot or (domain.task == "multilabel" and not layout.separator)
+    flags = layout.one_hot or (create_task(domain).annotation == "labels" and not layout.separator)
     used = {layout.image, layout.mask, layout.boxes, *_crop_columns(layout), domain.group, *domain.slices}
     used |= {*domain.classes, *domain.rename} if flags else {layout.label}
     return [name for name in frame.columns if name not in used and not frame.schema[name].is_nested()]

@@ -16,17 +16,20 @@ from components.data.batches.transforms import Augmentation
 AHEAD = 2  # batches: one that is ready, one under way
 
 
-class Samples(Dataset[tuple[torch.Tensor, int]]):
-    """Rows of the pixel cache with their class numbers; augmented where an augmentation is given.
+Target = int | torch.Tensor  # a class's number, or what a task makes of more than one number
 
-    groups: the group of each row (N,), where known.
+
+class Samples(Dataset[tuple[torch.Tensor, Target]]):
+    """Rows of the pixel cache with their targets; augmented where an augmentation is given.
+
+    targets: (N, ...) as the task makes them. groups: the group of each row (N,), where known.
     """
 
     def __init__(
         self,
         pixels: Pixels,
         rows: NDArray[np.int64],
-        targets: NDArray[np.int64],
+        targets: NDArray[Any],
         augmentation: Augmentation | None,
         groups: NDArray[np.generic] | None = None,
     ) -> None:
@@ -41,13 +44,17 @@ class Samples(Dataset[tuple[torch.Tensor, int]]):
         """The place in `rows` of this epoch's sample `index`."""
         return index
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def target(self, place: int) -> Target:
+        found = self.targets[place]
+        return torch.from_numpy(found) if isinstance(found, np.ndarray) else int(found)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
         place = self.locate(index)
         row = int(self.rows[place])
         image = np.array(self.pixels[row])
         if self.augmentation is not None:
             image = self.augmentation(image, self.epoch, row)
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), int(self.targets[place])
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), self.target(place)
 
 
 class Features(Samples):
@@ -60,10 +67,10 @@ class Features(Samples):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
         self.samples.epoch = self.epoch
         place = self.samples.locate(index)
-        return torch.from_numpy(self.features[place]), int(self.targets[place])
+        return torch.from_numpy(self.features[place]), self.target(place)
 
 
 class StepOrder(Sampler[list[int]]):
@@ -118,7 +125,7 @@ def _make_ahead(batches: Iterator[Any]) -> Iterator[Any]:
 def create_loader(
     samples: Dataset[Any], batch_size: int, *, workers: int = 0, order: StepOrder | None = None
 ) -> DataLoader[Any]:
-    """Batches of (B, 3, H, W) uint8, or (B, D) features, and (B,) int64; in the samples' order without another."""
+    """Batches of (B, 3, H, W) uint8 or (B, D) features, and targets (B, ...), in the samples' order without another."""
     # A generator of its own: the loader would draw a number from torch's global one.
     # Forked, whatever the platform's habit, so that workers share the map: a pickled one would be a copy of all pixels.
     shared: dict[str, Any] = {

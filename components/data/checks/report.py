@@ -15,7 +15,8 @@ import polars as pl
 from components.data.checks.outliers import HINTS
 from components.data.checks.pictures import create_thumbnail
 from components.data.checks.validation import Quarantined, Validated, find_large_groups
-from components.data.manifest import SPLITS, by_class
+from components.data.manifest import SPLITS
+from components.tasks.base import by_class
 
 MAX_PAIRS = 50
 MAX_GROUPS = 5

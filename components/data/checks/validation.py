@@ -19,10 +19,11 @@ from components.data.checks.findings import inspect_changed
 from components.data.checks.labels import Judgement, Suspect
 from components.data.checks.outliers import HINTS, Outlier, find_outliers
 from components.data.checks.pictures import Picture, inspect_images, inspect_masks, unfit_boxes, unfit_crop
-from components.data.manifest import by_class, manifest_columns, require_manifest
+from components.data.manifest import manifest_columns, require_manifest
 from components.data.sources.images import Box, Reason, parse_reason
 from components.domain.domain import Domain
 from components.errors import CheckFailed
+from components.tasks.base import by_class
 
 HUGE = 0.5  # share of a class that one group should not exceed
 LARGE = 0.1  # share of all images that one group should not exceed

@@ -25,6 +25,7 @@ from components.domain.layouts import LAYOUTS, Csv, Folders, Instances, Layout, 
 from components.domain.reading import parse_domain, parse_layout, render_layout, write_layout
 from components.errors import DataError, DomainError, TesseraError
 from components.files import write_whole
+from components.tasks import choose_kind, create_task
 
 MANY = 0.05  # share of masks with several classes from which on the task is multilabel
 DROPPED = 3  # a guess that ignores one in so many pictures is refused
@@ -61,12 +62,14 @@ def describe_folder(source: Path, name: str, layout: str | None, group: str | No
         if isinstance(chosen, Folders):
             _refuse_masks_as_pictures(source, described)
     _require_classes(source, described)
-    facts: dict[str, Any] = {"name": name, "task": "multilabel" if described.many else "classification"}
+    facts: dict[str, Any] = {"name": name, "task": choose_kind("labels" if described.many else "label")}
     facts |= {"classes": described.classes, "layout": chosen.model_dump()}
     parts = chosen.parts if isinstance(chosen, Tree) else ()
     group = group or ("group" if "group" in parts else None)
     slices = [part for part in parts if part not in ("class", "split", group) and _divides(part, described.reading)]
-    return parse_domain(facts | ({"group": group} if group else {}) | {"slices": slices}, str(where))
+    domain = parse_domain(facts | ({"group": group} if group else {}) | {"slices": slices}, str(where))
+    create_task(domain, str(where))
+    return domain
 
 
 def _divides(part: str, reading: Reading) -> bool:

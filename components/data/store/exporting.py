@@ -22,6 +22,7 @@ from components.domain.domain import Domain
 from components.domain.layouts import Coco, Csv, Layout
 from components.errors import DataError, DomainError
 from components.files import whole_folder, write_whole
+from components.tasks import create_task
 
 SEPARATORS = (";", "|", "/", "\t", "\x1f")
 COCO_WORDS = {"file_name", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "whole"}
@@ -57,7 +58,7 @@ def _read_further(manifest: pl.DataFrame, domain: Domain, raw: Path) -> Further:
     names = list_further_columns(domain, raw) + list_further_keys(domain, raw)
     if not names:
         return manifest.select([])
-    many = domain.task == "multilabel"
+    many = create_task(domain).annotation == "labels"
     reading = read_layout(domain.layout, raw, Wanted(tuple(names), domain.classes, many=many, rename=domain.rename))
     values: dict[tuple[str, Box | None], Mapping[str, str | None]] = {}
     for row in clip_boxes(reading, raw).rows:
@@ -88,7 +89,7 @@ def _write_csv(manifest: pl.DataFrame, further: Further, domain: Domain, folder:
     given = {name: name for name in ("mask", "boxes", "crop") if _has(manifest, name)}
     separator = None
     columns = [pl.col("path").map_elements(_write_path, return_dtype=pl.String), pl.col("label")]
-    if domain.task == "multilabel":
+    if "labels" in manifest.columns:
         separator = _choose_separator(domain)
         columns[1] = pl.col("labels").list.join(separator).alias("label")
     columns += [_box_column(name) if name != "mask" else pl.col(name) for name in given]
@@ -135,7 +136,7 @@ def _write_coco(manifest: pl.DataFrame, further: Further, domain: Domain, folder
         first = {"id": len(images) + 1, "file_name": row["path"], "width": row["width"], "height": row["height"]}
         image = images.setdefault(row["path"], first)
         keys = {name: value for name, value in extra.items() if value is not None} | _further_keys(row, domain)
-        if domain.task == "multilabel":
+        if "labels" in manifest.columns:
             image |= keys  # a picture may have no annotation
             keys = {}
         for label in row.get("labels", [row["label"]]):

@@ -22,7 +22,7 @@ import yaml
 from pydantic import ValidationError
 
 from components.data.checks.features import content_of
-from components.data.manifest import by_class, load_frame
+from components.data.manifest import load_frame
 from components.data.store import versioning
 from components.data.store.objects import load_listing, locate_object
 from components.data.store.shards import NAME
@@ -31,6 +31,7 @@ from components.domain.domain import Domain
 from components.domain.strict import Strict
 from components.errors import RemoteError, VersioningError
 from components.files import settle_folder, write_whole
+from components.tasks.base import by_class
 from components.workspace import Workspace
 
 

@@ -21,8 +21,7 @@ from components.promotion.statistics import (
     widen,
     widening,
 )
-from components.records import PROBABILITY
-from components.training.metrics import expected_calibration_error
+from components.tasks import create_task
 
 
 def check_floor(context: Context) -> Finding | None:
@@ -142,8 +141,7 @@ def check_calibration(context: Context) -> Finding | None:
     limit = context.domain.gates.max_ece
     if limit is None:
         return None
-    chances = context.challenger.select(f"{PROBABILITY}{name}" for name in context.domain.classes).to_numpy()
-    error = expected_calibration_error(encode_classes(context.challenger["label"], context.domain), chances)
+    error = create_task(context.domain).frame_error(context.challenger, context.domain.classes)
     return require_limit("calibration", f"The calibration error is {error:.3f}", {"ece": error, "max_ece": limit})
 
 

@@ -1,0 +1,80 @@
+"""What every head has: from what the encoder made of an image to an answer, and the loss of that answer.
+
+Shapes: B images, D features, C classes; R problems of a linear probe.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from components.models.tokens import POOLED, Needs, Tokens
+
+HEAD_STD = 0.01  # small, so that the first logits are near zero and the first loss near that of a guess
+
+
+class Solution(Protocol):
+    """The answer to one problem of a linear probe: weight (K, D) and bias (K,)."""
+
+    @property
+    def weight(self) -> NDArray[np.float64]: ...
+
+    @property
+    def bias(self) -> NDArray[np.float64]: ...
+
+
+class Head(nn.Module, ABC):
+    """One task's last layer. Its parameters are `head.*` of an adapter.
+
+    needs: what of the encoder's output it reads.
+    """
+
+    needs: ClassVar[Needs] = POOLED
+
+    @abstractmethod
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Outputs of the network (B, ...), which `loss` and `decode` read."""
+
+    @abstractmethod
+    def class_weights(self, targets: NDArray[Any]) -> Tensor:
+        """(C,) from the targets of all training images: what keeps a rare class from being ignored."""
+
+    @abstractmethod
+    def count(self, targets: Tensor, weights: Tensor) -> Tensor:
+        """What the loss of a batch is divided by: a sum over its images, so that parts and processes add up.
+
+        It is wanted before the batch's first part is computed, hence it is not a result of `loss`.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """The sum of the images' losses, weighted."""
+
+    @abstractmethod
+    def decode(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+        """Probabilities (B, C)."""
+
+    @abstractmethod
+    def fill(self, solutions: Sequence[Solution]) -> None:
+        """Take the optimum of a linear probe: the solutions of the task's problems, in their order."""
+
+
+class LinearHead(nn.Linear, Head):
+    """Logits (B, C) of the pooled features (B, D)."""
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__(num_features, num_classes)
+        nn.init.normal_(self.weight, std=HEAD_STD)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, tokens: Tokens) -> Tensor:  # type: ignore[override]  # tokens in the place of a tensor
+        return super().forward(tokens.pooled)
+
+    def take(self, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+        with torch.no_grad():
+            self.weight.copy_(torch.from_numpy(weight))
+            self.bias.copy_(torch.from_numpy(bias))
