@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and files for their owner alone."""
+"""Files and folders that are written whole or not at all, and private files."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ PRIVATE = 0o600
 def write_whole(path: Path, data: bytes, *, mode: int | None = None, flush: bool = False) -> None:
     """Write `data` beside `path` and rename it, so that a reader sees the old file or the new one, never a part.
 
-    mode: permission bits of the new file, set before any byte is in it; left out, as the umask says.
-    flush: wait until the bytes are on the disk, for files that must outlive a power cut.
+    mode: permission bits of the new file, set before any byte is written; None: the default of the umask.
+    flush: wait until the bytes are on the disk, for files that must survive a power cut.
     """
     with whole_file(path) as partial:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666 if mode is None else mode)
         with open(descriptor, "wb") as file:
             if mode is not None:
-                os.fchmod(file.fileno(), mode)  # whatever the umask, and where a killed process left the file
+                os.fchmod(file.fileno(), mode)  # also if the umask differs, or a killed process left the file
             file.write(data)
             if flush:
                 file.flush()
@@ -32,7 +32,7 @@ def write_whole(path: Path, data: bytes, *, mode: int | None = None, flush: bool
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` for a library to write to; renamed to `path` when the block ends, removed when it fails."""
+    """A temporary path for a library to write to; renamed to `path` when the block ends, removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_partial(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -44,7 +44,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def open_private(path: Path) -> BinaryIO:
-    """A file to append to, made if it is missing, that nobody but its owner may read: not even between two calls."""
+    """Open a file to append to; only its owner may read it, from the moment it is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
     if os.fstat(descriptor).st_mode & 0o777 != PRIVATE:
@@ -53,7 +53,7 @@ def open_private(path: Path) -> BinaryIO:
 
 
 def remove_partial(path: Path) -> None:
-    """Remove what killed writers of `path` left beside it."""
+    """Remove the partial files that killed writers of `path` left beside it."""
     start, end = f".{path.name}.", ".partial"
     if not path.parent.is_dir():
         return
@@ -66,7 +66,7 @@ def remove_partial(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk and not only in the system's memory."""
+    """Wait until a file, or the list of names of a folder, is on the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -76,15 +76,15 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target` to fill; it takes the place of `target` when the block ends, unless it fails.
+    """An empty folder to fill; it replaces `target` when the block ends, unless the block fails.
 
-    A folder cannot be renamed over another one, so the old one is renamed aside first. A process killed at any point
-    leaves the old folder or the new one whole, and `settle_folder` puts it in place. Callers exclude one another.
+    A folder cannot be renamed over another one, so the old one is renamed first. A process killed at any point leaves
+    the old or the new folder whole, and `settle_folder` puts it in place. Callers must hold a lock on the target.
     """
-    target = Path(os.path.realpath(target))  # a link stays a link, and leads to the new folder
+    target = Path(os.path.realpath(target))  # a link stays a link, and points to the new folder
     settle_folder(target)
     fresh, aside = target.with_name(f".{target.name}-{os.getpid()}.partial"), _aside(target)
-    shutil.rmtree(fresh, ignore_errors=True)  # of a killed process with our number, as containers give them out
+    shutil.rmtree(fresh, ignore_errors=True)  # left by a killed process with our pid; containers reuse pids
     fresh.mkdir(parents=True)
     try:
         yield fresh
@@ -97,15 +97,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def settle_folder(target: Path) -> None:
-    """Finish or undo what a killed `whole_folder` left beside `target`, and remove what it had not finished.
+    """Complete or undo an interrupted `whole_folder` of `target`, and remove its unfinished folder.
 
-    A process that is still at work keeps its partial folder.
+    The partial folder of a process that is still running is kept.
     """
     target = Path(os.path.realpath(target))
     aside = _aside(target)
     if aside.exists() and not target.exists():
         os.replace(aside, target)
-    elif aside.exists():  # renamed first: half an old folder must never be taken for a whole one
+    elif aside.exists():  # renamed first, so that a half-removed folder is never taken for a whole one
         doomed = target.with_name(f".{target.name}-old-{os.getpid()}.partial")
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(aside, doomed)
@@ -116,7 +116,7 @@ def settle_folder(target: Path) -> None:
 
 
 def remove_whole(target: Path) -> None:
-    """Remove a file or a folder. A folder is renamed first: half of one must never be taken for a whole one."""
+    """Remove a file or a folder. A folder is renamed first, so that half of it is never taken for a whole one."""
     if target.is_symlink() or not target.is_dir():
         target.unlink(missing_ok=True)
         return
@@ -136,7 +136,7 @@ def _is_alive(number: str) -> bool:
 
 
 def hash_file(path: Path) -> str | None:
-    """sha256 of a file's bytes; None where there is no file to read."""
+    """The sha256 of a file's bytes; None if there is no file to read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

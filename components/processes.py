@@ -1,21 +1,21 @@
-"""Which process is meant, whatever became of its number: a pid is given to somebody else once its process is gone.
+"""Identifies processes even though pids are reused once a process has ended.
 
-identity = identify()           "4711@box:8f0c...:123456": pid, machine, boot, and when it started
-lives(identity)                 the same process, not another one under its number
-answers(pid)                    some process under that number, where nothing more was written down
-find_orphans(root, marks)       processes of a workspace whose starter is gone
+identity = identify()           "4711@box:8f0c...:123456": pid, machine, boot, and start time
+lives(identity)                 whether this very process still runs, not another one with its pid
+answers(pid)                    whether any process has this pid, if no identity was recorded
+find_orphans(root, marks)       processes of a workspace whose parent is gone
 """
 
 import os
 import socket
 from pathlib import Path
 
-#: In the environment of every child: the process that started it, as `identify` writes it.
+#: Environment variable of every child process: the identity of the process that started it (`identify`).
 STARTER = "TESSERA_STARTER"
 
 
 def identify(pid: int | None = None) -> str:
-    """A process so that no other one is ever taken for it; this one when none is named."""
+    """A text that identifies a process uniquely; without a pid, the current process."""
     number = os.getpid() if pid is None else pid
     return f"{number}@{socket.gethostname()}:{_read_start(number)}"
 
@@ -25,7 +25,7 @@ def read_pid(identity: str) -> int:
 
 
 def lives(identity: str) -> bool:
-    """Whether exactly this process runs on this machine. False for an identity that is no such text."""
+    """Whether exactly this process runs on this machine. False for a text that is not an identity."""
     number, _, place = identity.partition("@")
     if not number.isdecimal() or int(number) < 1 or place.rpartition(":")[2] == "gone":
         return False
@@ -33,9 +33,9 @@ def lives(identity: str) -> bool:
 
 
 def _read_start(pid: int) -> str:
-    """Boot and clock tick at which a process started; "gone" without one.
+    """The boot id and the clock tick at which a process started; "gone" if there is none.
 
-    Without /proc it is only known whether there is a process under that number.
+    Without /proc only the existence of a process with this pid is known.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -46,7 +46,7 @@ def _read_start(pid: int) -> str:
 
 
 def answers(pid: int) -> bool:
-    """Whether there is a process under that number, anybody's; False for a number that no process can have."""
+    """Whether any user's process has this pid; False for a number that cannot be a pid."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -57,9 +57,9 @@ def answers(pid: int) -> bool:
 
 
 def find_orphans(root: Path, marks: tuple[str, ...]) -> list[int]:
-    """Processes of the workspace with one of the marks on their command line, whose starter is gone.
+    """The pids of processes of the workspace with one of the marks on their command line, whose parent is gone.
 
-    What no starter has marked is an orphan where process 1 has inherited it.
+    A process without a recorded parent is an orphan if process 1 has inherited it.
     """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

@@ -1,4 +1,4 @@
-"""Where everything lives: one folder that holds domains, images and all state.
+"""The workspace: one folder that holds domains, images and all state.
 
     <root>/data/<domain>/      domain.yaml, raw/, raw.dvc, splits.csv
     <root>/dvc.yaml            the data stages
@@ -20,15 +20,15 @@ from components.errors import WorkspaceError
 from components.files import PRIVATE, write_whole
 from components.processes import STARTER, identify
 
-#: Below this no run can end well: a database, a server's home and a few adapters are written.
+#: Megabytes of free space that a run needs at least: for a database, a server's home and a few adapters.
 MIN_FREE_MB = 100
 
-#: System errors that speak of the disk and not of us.
+#: System errors that are about the disk, and not a defect of Tessera.
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-#: Telemetry and version checks that libraries switch on by themselves; a user's own setting wins.
+#: Switches off telemetry and version checks of libraries; a user's own setting takes precedence.
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -39,19 +39,19 @@ QUIET = {
 }
 
 
-#: Names of this machine that no proxy can reach for us.
+#: Names of this machine, which must not be reached through a proxy.
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-#: Folders of the state in which others must not write: what libraries keep there is unpickled or run by them.
+#: Folders of the state in which others must not write, because libraries unpickle or execute their content.
 STATE_FOLDERS = ("mlflow", "prefect", "logs", "locks", "dvc-site", "dvc-site/repo")
 
-#: Gigabytes that decoded pixels may take in `.tessera/cache`; TESSERA_CACHE_GB says otherwise.
+#: Gigabytes that decoded pixels may take in `.tessera/cache`; TESSERA_CACHE_GB overrides it.
 CACHE_GB = "20"
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths of one workspace; making one touches no disk."""
+    """The paths of one workspace. Creating the object does not touch the disk."""
 
     root: Path
 
@@ -66,11 +66,11 @@ class Workspace:
         return self.root / "data" / name / "raw"
 
     def splits(self, name: str) -> Path:
-        """Which side every image has been on, for good; belongs into git beside raw.dvc."""
+        """The file that remembers the split of every image; it belongs in git beside raw.dvc."""
         return self.root / "data" / name / "splits.csv"
 
     def derived(self, name: str) -> Path:
-        """What the DVC stages make of the raw images."""
+        """The folder of the DVC stages' outputs."""
         return self.state / "data" / name
 
     def runs(self, name: str) -> Path:
@@ -79,7 +79,7 @@ class Workspace:
 
     @property
     def cache(self) -> Path:
-        """What can be made again: decoded pixels."""
+        """The folder of caches, which can be rebuilt: decoded pixels, findings, hashes."""
         return self.state / "cache"
 
     @property
@@ -92,14 +92,14 @@ class Workspace:
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.state / 'mlflow' / 'mlflow.db'}"
 
     def has_results(self) -> bool:
-        """Whether anything may have been trained here: a server may know of it, a store that is not there cannot."""
+        """Whether there may be results: a tracking server may have some, a missing local store cannot."""
         return "MLFLOW_TRACKING_URI" in os.environ or (self.state / "mlflow" / "mlflow.db").exists()
 
     def activate(self) -> list[str]:
-        """Point the libraries of this process and its children at the state folder, make it, and close it to others.
+        """Point the libraries of this process and its children at the state folder; create it for its owner alone.
 
-        Returns what a person should know of that, a sentence each. Raises WorkspaceError when the folder cannot be
-        written, the libraries being pointed there all the same.
+        Returns sentences that a person should read. Raises WorkspaceError if the folder cannot be written; the
+        libraries point there all the same.
         """
         settings = QUIET | {
             "PREFECT_HOME": str(self.state / "prefect"),
@@ -117,15 +117,16 @@ class Workspace:
         except OSError as error:
             raise describe_disk_trouble(self.root, error) from None
         require_writable(self.root)
-        if not (ignore := self.state / ".gitignore").exists():  # whatever repository the workspace lies in
+        if not (ignore := self.state / ".gitignore").exists():  # for any git repository around the workspace
             write_whole(ignore, b"*\n")
         return notes
 
 
 def set_proxies_right(env: MutableMapping[str, str]) -> list[str]:
-    """No proxy for this machine's own addresses, and none that no library here can speak to; says which is left out.
+    """Exclude this machine's addresses from proxies, and remove proxies of an unsupported scheme from `env`.
 
-    Libraries read the lower or the upper case, some both: they say the same afterwards.
+    Returns a sentence for each removed proxy. Libraries read the variables in lower or upper case, or both, so both get
+    the same value.
     """
     known = [part.strip() for key in ("no_proxy", "NO_PROXY") for part in env.get(key, "").split(",") if part.strip()]
     if "*" not in known:
@@ -136,24 +137,24 @@ def set_proxies_right(env: MutableMapping[str, str]) -> list[str]:
         scheme, mark, _ = env.get(key, "").partition("://")
         if mark and scheme.lower() not in schemes:
             del env[key]
-            how = "`pip install socksio` for it" if scheme.lower().startswith("socks5") else "name an http:// proxy"
-            notes.append(f"{key} is not used, for a {scheme} proxy is not understood here; {how}.")
+            how = "`pip install socksio` adds them" if scheme.lower().startswith("socks5") else "name an http:// proxy"
+            notes.append(f"{key} is not used, because {scheme} proxies are not supported; {how}.")
     return notes
 
 
 def close_state(state: Path) -> list[str]:
-    """Make the state folder and what libraries keep in it, for its owner alone.
+    """Create the state folder and the libraries' folders in it, accessible to their owner alone.
 
-    Says so where others could have read a database there, or put something there that is run or unpickled.
+    Returns a sentence if other users could have read a database there, or written files that are executed or unpickled.
     """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (facts := state.stat()).st_uid != os.geteuid():
-        return [f"{state} belongs to another user, who can change what is run and loaded from it; use one of your own."]
+        return [f"{state} belongs to another user, who can change what is run and loaded from it; use your own folder."]
     notes = []
     if (mode := stat.S_IMODE(facts.st_mode)) & 0o077:
         state.chmod(0o700)
         if mode & 0o022 or any((state / name).exists() for name in STATE_FOLDERS):
-            notes.append(f"{state} was open to other users (mode {mode:o}): it is now for its owner alone (700).")
+            notes.append(f"{state} was open to other users (mode {mode:o}); now only its owner has access (700).")
     for name in STATE_FOLDERS:
         folder = state / name
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -167,13 +168,13 @@ def close_state(state: Path) -> list[str]:
 
 
 def find_workspace(path: Path | None = None) -> Workspace:
-    """The workspace named, or TESSERA_WORKSPACE, or the repository."""
+    """The workspace at `path`, or at TESSERA_WORKSPACE, or else the repository."""
     chosen = path or os.environ.get("TESSERA_WORKSPACE") or REPOSITORY
     return Workspace(Path(chosen).expanduser().resolve())
 
 
 def cache_limit() -> int:
-    """Bytes that decoded pixels may take. Raises WorkspaceError when TESSERA_CACHE_GB is no such number."""
+    """Bytes that decoded pixels may take. Raises WorkspaceError if TESSERA_CACHE_GB is not a positive number."""
     text = os.environ.get("TESSERA_CACHE_GB", CACHE_GB)
     try:
         gigabytes = float(text)
@@ -186,7 +187,7 @@ def cache_limit() -> int:
 
 
 def require_writable(root: Path) -> None:
-    """Raise WorkspaceError unless files can be made in `root` (which is made if it is missing) and it has some room."""
+    """Raise WorkspaceError unless files can be written in `root` (created if missing) and it has some free space."""
     probe = root / ".tessera" / f".write-probe-{os.getpid()}"
     try:
         probe.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -199,10 +200,10 @@ def require_writable(root: Path) -> None:
 
 
 def describe_disk_trouble(root: Path, error: OSError) -> WorkspaceError:
-    """A full, read-only or forbidden disk as an error that says which place and what to do."""
+    """The error for a full, read-only or forbidden disk, with the path and what to do."""
     return WorkspaceError(
         f"workspace {root}",
-        expected="a folder with room that may be written",
+        expected="a writable folder with free space",
         found=f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""),
         hint="Free some space, correct the permissions, or choose another with `--workspace DIR`; then run it again.",
     )

@@ -71,7 +71,7 @@ def test_a_damaged_table_or_fact_is_logged_and_nothing_is_known(
     with caplog.at_level(logging.WARNING):
         assert load_cache(table, SCHEMA).is_empty()
         assert load_fact(fact) is None
-    assert [record.getMessage().count("is made again") for record in caplog.records] == [1, 1]
+    assert [record.getMessage().count("is rebuilt") for record in caplog.records] == [1, 1]
 
 
 def test_a_table_of_other_columns_is_of_another_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -97,7 +97,7 @@ def test_damaged_pixels_are_decoded_again(
     (file,) = (tmp_path / "cache" / what).iterdir()
     file.write_bytes(damage(file.read_bytes()))
     np.testing.assert_array_equal(load(), expected)
-    assert "is made again" in caplog.text
+    assert "is rebuilt" in caplog.text
     caplog.clear()
     np.testing.assert_array_equal(load(), expected)
     assert not caplog.text
@@ -130,7 +130,7 @@ def test_data_stages_make_of_damaged_caches_what_a_fresh_run_makes(
     assert Digests(raw, workspace.cache).known == {}
     caplog.clear()
     assert run() == fresh
-    assert caplog.text.count("is made again") == len(caches)
+    assert caplog.text.count("is rebuilt") == len(caches)
 
 
 def test_a_person_hears_of_a_damaged_cache(workspace: Path) -> None:

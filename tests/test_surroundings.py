@@ -60,7 +60,7 @@ def test_a_cron_line_that_is_taken_means_the_same_to_prefect(cron: str) -> None:
 
 @pytest.mark.parametrize("cron", BAD_CRONS)
 def test_a_cron_line_of_other_forms_is_refused_at_the_door(cron: str) -> None:
-    with pytest.raises(ValueError, match="cron wants five fields, minute first"):
+    with pytest.raises(ValueError, match="cron needs five fields, minute first"):
         Schedule(cron=cron)
 
 

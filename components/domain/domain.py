@@ -1,7 +1,7 @@
-"""A domain: what is to be recognised, in which images, and under which terms.
+"""A domain: what to recognise, in which images, and under which terms.
 
-`data/<name>/domain.yaml` is the only file a user writes. It is strict (an unknown key is an error that
-names the known ones) and frozen; everything has a default, so the smallest legal file is four lines:
+`data/<name>/domain.yaml` is the only file that a user writes. It is strict (an unknown key is an error that
+names the known ones) and frozen. All other keys have a default, so the smallest legal file has four lines:
 
     name: tiles
     task: classification
@@ -36,19 +36,19 @@ class Domain(Strict):
     layout: Layout
     """How the labels are kept: the name of a layout, or a mapping with its options."""
     rename: Mapping[str, str] = {}
-    """Labels as they are written, and the class each belongs to: `{Good: good, NG: bad}`."""
+    """Labels as the images have them, and the class of each: `{Good: good, NG: bad}`."""
     group: str | None = None
-    """The column that names what belongs together (lot, patient, part): never in two splits."""
+    """The column that names the group of an image (lot, patient, part); a group is never in two splits."""
     groups: Groups = Groups()
-    """Which pictures are held together besides."""
+    """What else joins images into groups."""
     slices: tuple[str, ...] = ()
-    """Columns by whose values scores are told apart."""
+    """Columns by whose values scores are also reported separately."""
     split: Split = Split()
     """How groups are split."""
     validation: Validation = Validation()
-    """What the data must keep before anything is trained on them."""
+    """Limits that the images must satisfy before anything is trained on them."""
     augmentation: str | dict[str, Any] = "industrial"
-    """One of the presets, or a pipeline that albumentations saved: its `*.yaml` beside domain.yaml, or itself."""
+    """A preset, or a pipeline that albumentations saved: its `*.yaml` beside domain.yaml, or the content of it."""
     backbone: str = "auto"
     """`embedded`, a .safetensors path, a timm name, or `auto`: the hub's default if the hub answers, else the embedded
     one."""
@@ -65,16 +65,16 @@ class Domain(Strict):
     gates: Gates = Gates()
     """When a challenger may become champion."""
     schedule: Schedule | None = None
-    """When to retrain by itself; never when left out."""
+    """When to retrain automatically; never when left out."""
     work_pool: str | None = None
     """The Prefect work pool whose workers train the candidates; without one, or without a Prefect server, they are
     trained where the retrain runs."""
     title: str = ""
-    """Name of the domain for people."""
+    """Name of the domain for readers."""
     description: str = ""
     """What the images show."""
     intended_use: str = ""
-    """For whom and for what the adapters are; the model card says it first."""
+    """For whom and for what the adapters are made; the first section of the model card."""
     source: str = ""
     """Where the images come from."""
     licence: str = ""
@@ -89,7 +89,7 @@ class Domain(Strict):
         if strangers := sorted(set(value.values()) - set(known)):
             raise ValueError(f"renames to {', '.join(strangers)}; the classes are {', '.join(known)}")
         if both := sorted(set(value) & set(known)):
-            raise ValueError(f"renames {', '.join(map(repr, both))}, which `classes` names, too: take it out there")
+            raise ValueError(f"renames {', '.join(map(repr, both))}, which `classes` names, too: remove it there")
         return value
 
     @field_validator("layout", mode="before")
@@ -128,7 +128,7 @@ class Domain(Strict):
     @classmethod
     def _limit_of_costs(cls, value: Gates) -> Gates:
         if value.max_cost is not None and not value.costs:
-            raise ValueError("max_cost is a limit of `costs`: give these, too")
+            raise ValueError("max_cost is a limit on `costs`: write these, too")
         return value
 
     @field_validator("slices")

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from components.domain.strict import Strict
 
-PART = re.compile(r"<([a-z][a-z0-9_]*)>")  # of a folder's path in a layout: stands for every name
+PART = re.compile(r"<([a-z][a-z0-9_]*)>")  # a part of a folder's path in a layout that matches every name
 RESERVED_COLUMNS = (
     *("id", "path", "label", "labels", "group", "mask", "boxes", "crop"),
     *("width", "height", "split", "stated_size", "problem"),
@@ -16,7 +16,7 @@ RESERVED_COLUMNS = (
 
 
 class Tree(Strict):
-    """What layouts of folders have in common: a part `<name>` of `images` stands for every folder at that place."""
+    """The base of layouts with folders: a part `<name>` of `images` stands for every folder at that place."""
 
     images: str = "."
     """The folder of the pictures; a part `<name>` stands for every folder at that place."""
@@ -31,22 +31,22 @@ class Tree(Strict):
             raise ValueError("only `images` of the layout folders may hold the part <class>")
         known = set(PART.findall(info.data.get("images", value) or ""))
         if info.field_name != "images" and (strange := set(names) - known - {"split"}):
-            raise ValueError(f"the part <{strange.pop()}> is none of `images`")
+            raise ValueError(f"the part <{strange.pop()}> does not occur in `images`")
         return value
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts in angle brackets, which are columns of the rows."""
+        """Names of the parts in angle brackets; they become columns of the rows."""
         return tuple(PART.findall(self.images))
 
 
 class Folders(Tree):
-    """One folder per class: `<images>/<class>/*.jpg`, and masks `<masks>/<class>/<same stem>.png` where given.
+    """One folder per class: `<images>/<class>/*.jpg`, and optionally masks `<masks>/<class>/<same stem>.png`.
 
     A mask may also be called `<stem>_mask.png`, and `masks: .` takes masks that lie beside their pictures. A part of
     `images` in angle brackets stands for every folder at that place: `images: <split>` reads train/good and
     test/good, `<lot>` reads P00/good and P01/good, `<class>/<lot>` reads good/P00. Its name is a column that may
-    serve as `group` or as a slice, except that `<split>` stands for names of splits alone and serves `split: given`.
+    serve as `group` or as a slice, except that `<split>` matches only names of splits and serves `split: given`.
     The layouts voc, coco, instances and masks take such parts as well: `{kind: masks, images: <split>/images, masks:
     <split>/masks}`.
     """
@@ -56,11 +56,11 @@ class Folders(Tree):
     images: str = "."
     """The folder that holds one folder per class; a part `<name>` stands for every folder at that place."""
     masks: str | None = None
-    """The folder that holds the masks, in folders of the same names."""
+    """The folder that holds the masks, in folders with the names of the classes."""
 
 
 class Table(Strict):
-    """What a csv and a parquet table have in common."""
+    """The base of the layouts csv and parquet."""
 
     table: str = "labels.csv"
     """Path of the table below the images' folder."""
@@ -69,7 +69,7 @@ class Table(Strict):
     label: str = "label"
     """The column that names the class."""
     separator: str | None = Field(default=None, min_length=1)
-    """What stands between several labels in one cell (task `multilabel`)."""
+    """The mark between several labels in one cell (task `multilabel`)."""
     one_hot: bool = False
     """Whether each class has a column of 0 and 1, with exactly one 1 per row."""
     mask: str | None = None
@@ -83,16 +83,16 @@ class Table(Strict):
 
 
 class Csv(Table):
-    """One table, one row per image; paths in it are relative to the table or to the top folder.
+    """One table with one row per image; paths in it are relative to the table or to the top folder.
 
-    `tessera import` finds the table, its columns and its form, and writes them down; what `--layout` names is not
-    searched for. `delimiter` stands between columns, `header: false` says that the first line is data (the columns are
-    then `column_1`, `column_2` and so on). Any further column may serve as `group` or as a slice. `boxes` holds
-    `x0 y0 x1 y1` in pixels, several boxes joined by `;`. `crop` holds one such box, or names four columns
-    (`[xmin, ymin, xmax, ymax]`): the row is then that part of the picture; `box_form: size` says that boxes are
-    `x y width height`. `one_hot: true`: the table has one column of 0 and 1 per class, named as the class, with exactly
-    one 1 per row. With the task `multilabel` there are such columns with any number of 1s; or, where `separator` is
-    given, the column `label` holds all labels joined by it (none: an empty cell).
+    `tessera import` finds the table, its columns and its form, and writes them into domain.yaml; what `--layout` names
+    is not searched for. `delimiter` is the mark between columns. `header: false` says that the first line is data (the
+    columns are then `column_1`, `column_2` and so on). Any further column may serve as `group` or as a slice. `boxes`
+    holds `x0 y0 x1 y1` in pixels, several boxes joined by `;`. `crop` holds one such box, or names four columns
+    (`[xmin, ymin, xmax, ymax]`): the row is then that part of the picture. `box_form: size` says that boxes are
+    `x y width height`. `one_hot: true`: the table has one column of 0 and 1 per class, with the name of the class, and
+    exactly one 1 per row. With the task `multilabel` there are such columns with any number of 1s; or, with a
+    `separator`, the column `label` holds all labels joined by it (no label: an empty cell).
     """
 
     kind: Literal["csv"] = "csv"
@@ -102,13 +102,13 @@ class Csv(Table):
     encoding: str = "utf-8"
     """The encoding of the text."""
     header: bool = True
-    """Whether the first line names the columns; else they are `column_1`, `column_2` and so on."""
+    """Whether the first line names the columns; otherwise they are `column_1`, `column_2` and so on."""
 
     @field_validator("delimiter")
     @classmethod
     def _is_delimiter(cls, value: str) -> str:
         if value.isalnum() or value in '"\n\r':
-            raise ValueError("wants a mark that stands between columns, such as `;`")
+            raise ValueError("must be a mark between columns, such as `;`")
         return value
 
     @field_validator("encoding")
@@ -117,7 +117,7 @@ class Csv(Table):
         try:
             "".encode(value)
         except (LookupError, ValueError):  # ValueError: a zero byte in the name
-            raise ValueError("wants the name of a text encoding, such as utf-8, utf-16, cp1252") from None
+            raise ValueError("must be the name of a text encoding, such as utf-8, utf-16, cp1252") from None
         return value
 
 
@@ -133,7 +133,7 @@ class Parquet(Table):
 class Voc(Tree):
     """Pascal VOC: each annotated object becomes one crop, and all crops of a picture are one group.
 
-    The lists in ImageSets/Main, where there are any, name the split of a picture.
+    The lists in ImageSets/Main, if there are any, name the split of a picture.
     """
 
     kind: Literal["voc"] = "voc"
@@ -148,11 +148,10 @@ class Coco(Tree):
     """COCO instances: each annotation's box becomes one crop, and all crops of a picture are one group.
 
     `annotations` is one .json file or a folder of them, or, with the part `<split>`, one file per split
-    (`annotations/instances_<split>.json`, `<split>/_annotations.coco.json`). A segmentation gives its extent where
-    there is no box, and is not kept otherwise; crowds (`iscrowd: 1`) are passed over. Further keys of an annotation
-    or of its image may serve as `group` or as slices; `mask`, `boxes` and `whole: true` (the picture itself instead
-    of a crop) are read as `tessera export` writes them. With the task `multilabel` a row is a picture with all its
-    categories.
+    (`annotations/instances_<split>.json`, `<split>/_annotations.coco.json`). A segmentation gives its extent if there
+    is no box, and is not kept otherwise; crowds (`iscrowd: 1`) are ignored. Further keys of an annotation or of its
+    image may serve as `group` or as slices; `mask`, `boxes` and `whole: true` (the picture itself instead of a crop)
+    are read as `tessera export` writes them. With the task `multilabel` a row is a picture with all its categories.
     """
 
     kind: Literal["coco"] = "coco"
@@ -168,7 +167,7 @@ class Yolo(Strict):
 
     The label file of `<images>/train/a.jpg` is `<labels>/train/a.txt`, `labels` beside `images` (`train/images/a.jpg`,
     `train/labels/a.txt`), or `a.txt` beside the picture. `names` is the file that names the classes, data.yaml or a
-    text file with one name per line; found where it is left out. An empty label file means background.
+    text file with one name per line; it is searched for when left out. An empty label file means background.
     """
 
     kind: Literal["yolo"] = "yolo"
@@ -178,11 +177,11 @@ class Yolo(Strict):
     labels: str = "labels"
     """The folder of the label files."""
     names: str | None = None
-    """The file that names the classes, data.yaml or a text file; found where it is left out."""
+    """The file that names the classes, data.yaml or a text file; searched for when left out."""
 
 
 class Instances(Tree):
-    """Instance-id masks (0 = background): a crop an instance, and as many crops of empty background."""
+    """Instance-id masks (0 = background): one crop per instance, and as many crops of empty background."""
 
     kind: Literal["instances"] = "instances"
     """Masks with one number per object."""
@@ -201,9 +200,9 @@ class Masks(Tree):
 
     `ids` says which number in the mask, or which colour `"#rrggbb"`, is which class; left out, number k is `class_k`.
     The mask of `a.jpg` may also be called `a_mask.png`, and lie beside it (`masks: .`). 0 (black) is `background`,
-    the label of pictures that show nothing else; numbers or colours in `ignore` count for nothing. A picture that
-    shows several classes has no one label and goes to quarantine; the task `multilabel` takes them all, and
-    background is then no label.
+    the label of pictures that show nothing else; numbers or colours in `ignore` are not counted. A picture with several
+    classes has no single label and is quarantined; the task `multilabel` takes all its classes, and background is then
+    not a label.
     """
 
     kind: Literal["masks"] = "masks"
@@ -217,7 +216,7 @@ class Masks(Tree):
     background: str = "background"
     """The class of pictures that show nothing else; 0 (black) in the mask."""
     ignore: tuple[int | str, ...] = ()
-    """Numbers or colours that count for nothing."""
+    """Numbers or colours that are not counted."""
 
     @field_validator("ids", "ignore")
     @classmethod
@@ -226,7 +225,7 @@ class Masks(Tree):
         colours = [v for v in values if isinstance(v, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", v)]
         numbers = [v for v in values if isinstance(v, int) and 0 <= v < 2**32]
         if len(values) not in (len(colours), len(numbers)):
-            raise ValueError('wants whole numbers, or else colours such as "#ff0000" in quotes')
+            raise ValueError('must be whole numbers, or else colours such as "#ff0000" in quotes')
         if len({str(v).lower() for v in values}) != len(values):
             raise ValueError("gives one value to two classes")
         return value

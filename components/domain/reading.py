@@ -1,4 +1,4 @@
-"""domain.yaml read and checked: unknown keys, wrong values and overrides are errors that name the choices."""
+"""Reads and checks domain.yaml: unknown keys, wrong values and wrong overrides are errors that name the choices."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def load_domain(path: Path, overrides: Sequence[str] = ()) -> Domain:
             f"domain {path.parent.name!r}",
             expected=f"a file {path}",
             found=f"none; the domains here are: {', '.join(known) or 'none yet'}",
-            hint="Name one of these, or bring in a new one with `tessera import SOURCE --domain NAME --layout ...`.",
+            hint="Name one of these, or create a new one with `tessera import FOLDER --domain NAME`.",
         )
     raw = read_yaml(path)
     for text in overrides:
@@ -41,7 +41,7 @@ def load_domain(path: Path, overrides: Sequence[str] = ()) -> Domain:
 
 
 def parse_domain(raw: Mapping[str, Any], where: str) -> Domain:
-    """Check a mapping that claims to be a domain. `where` opens the error message."""
+    """Check the mapping of a domain. where: the beginning of the error message. Raises DomainError."""
     try:
         return Domain.model_validate(raw)
     except ValidationError as error:
@@ -49,9 +49,9 @@ def parse_domain(raw: Mapping[str, Any], where: str) -> Domain:
 
 
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> DomainError:
-    """Turn pydantic's report into one paragraph about the first and most telling mistake.
+    """Turn pydantic's report into one paragraph about the first and most informative mistake.
 
-    An unknown key is more telling than a missing one, which it often is with another spelling.
+    An unknown key is more informative than a missing one, because it often is the missing key with a typo.
     """
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -71,7 +71,7 @@ def explain(error: ValidationError, where: str, model: type[BaseModel]) -> Domai
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Keys legal at the place an unknown one was found; walks nested models, and layouts by their kind."""
+    """The legal keys at the place of an unknown key, in nested models and in layouts by their kind."""
     fields = model.model_fields
     for part in loc[:-1]:
         if isinstance(part, str) and part in LAYOUTS:
@@ -85,7 +85,7 @@ def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML: no alias, which may make a few lines into more text than any memory holds, and no key twice."""
+    """Plain YAML without aliases (a few lines of them can expand beyond any memory) and without duplicate keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -103,7 +103,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a text of plain YAML. Raises ValueError, which says what is wrong and where."""
+    """The value of a text in plain YAML. Raises ValueError that says what is wrong and where."""
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 99th of a month
@@ -111,7 +111,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path, hint: str = "Correct that line.", kind: type[TesseraError] = DomainError) -> dict[str, Any]:
-    """A mapping out of a file of plain YAML. Raises an error of that kind."""
+    """Read a mapping from a file in plain YAML. Raises an error of the class `kind`."""
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:  # a UnicodeDecodeError is one
@@ -123,7 +123,7 @@ def read_yaml(path: Path, hint: str = "Correct that line.", kind: type[TesseraEr
 
 
 def parse_layout(text: str, where: str = "--layout") -> Layout:
-    """A layout as a command line gives it: its kind, or the mapping that domain.yaml would hold. Raises DomainError."""
+    """The layout from a command line: its kind, or the mapping that domain.yaml would hold. Raises DomainError."""
     try:
         raw = parse_yaml(text)
     except ValueError as error:
@@ -147,20 +147,20 @@ def parse_layout(text: str, where: str = "--layout") -> Layout:
 
 
 def write_layout(layout: Layout) -> str | dict[str, Any]:
-    """A layout as domain.yaml holds it: its kind alone, or with the options that are not the default."""
+    """A layout as domain.yaml holds it: its kind alone, or with the options that differ from the default."""
     options = layout.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
     return {"kind": layout.kind, **options} if options else layout.kind
 
 
 def render_layout(layout: Layout) -> str:
-    """The same on one line of YAML, which `--layout` and `layout:` take."""
+    """A layout as one line of YAML, as `--layout` and `layout:` take it."""
     written = write_layout(layout)
     text = yaml.safe_dump(written, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
     return text.removesuffix("...\n").strip()
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
-    """Apply one `a.b.c=value` in place; a part that is a number picks from a list."""
+    """Apply one override `a.b.c=value` to `raw`; a part that is a number selects an item of a list."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         hint = "Write for example `--set training.epochs=5`."

@@ -19,20 +19,20 @@ class Split(Strict):
     val: float = Field(default=0.15, gt=0, lt=0.5)
     """Share of the groups for validation, on which candidates are selected."""
     test: float = Field(default=0.25, gt=0, lt=0.5)
-    """Share of the groups for the test, on which gates judge."""
+    """Share of the groups for test, on which gates judge."""
     seed: int = 0
     """Seed of the hash that splits new groups."""
     given: bool = False
-    """Keep the split that the tree or table names (`split: given` says the same). Where it has no val, the share `val`
+    """Keep the split that the tree or table names (`split: given` means the same). If it has no val, the share `val`
     of the groups in train becomes val."""
 
 
 class Groups(Strict):
-    """What holds images together besides their content or group column."""
+    """What joins images into groups besides their group column."""
 
     near_duplicates: Literal["off", "report", "join"] = "join"
-    """`join` keeps pictures that show one thing in one group, and so in one split; `report` finds and shows them but
-    joins nothing; `off` does not look for them."""
+    """`join` puts pictures that show one thing into one group, and so into one split; `report` finds and shows them but
+    joins nothing; `off` does not search for them."""
 
     @field_validator("near_duplicates", mode="before")
     @classmethod
@@ -41,12 +41,12 @@ class Groups(Strict):
 
 
 class Validation(Strict):
-    """Floors and ceilings the data must keep before anything is trained on them."""
+    """Limits that the images must satisfy before anything is trained on them."""
 
     min_images_per_class: int = Field(default=4, ge=2)
-    """Fewest fit images a class must have."""
+    """Fewest fit images that a class must have."""
     min_groups_per_class: int = Field(default=3, ge=3)
-    """Fewest groups a class must have, so that each split gets one."""
+    """Fewest groups that a class must have, so that each split gets one."""
     min_side: int = Field(default=16, ge=1)
     """Shortest side of a fit image in pixels."""
     max_megapixels: float = Field(default=100.0, gt=0)
@@ -54,16 +54,16 @@ class Validation(Strict):
     max_quarantined: float = Field(default=0.05, ge=0, le=1)
     """Largest share of unfit images with which a check still passes."""
     near_duplicate_bits: int = Field(default=4, ge=0, le=32)
-    """Most bits in which two images' perceptual hashes differ for a closer look at the pair."""
+    """Most bits in which the perceptual hashes of two images may differ for the pair to be compared closely."""
 
 
 class Training(Strict):
-    """One budget for every candidate, so that a method never wins by training longer."""
+    """The budget of every candidate; it is the same for all, so that no method wins by training longer."""
 
     epochs: int = Field(default=20, ge=1)
-    """Times that every training image is seen."""
+    """How many times every training image is used."""
     batch_size: int = Field(default=32, ge=2)
-    """Images per step, however it is computed: in `accumulate` parts, shared among `devices`."""
+    """Images per step, whether it is computed in `accumulate` parts or shared among `devices`."""
     warmup_epochs: float = Field(default=2.0, ge=0)
     """Epochs in which the learning rate rises to its peak."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
@@ -71,27 +71,27 @@ class Training(Strict):
     workers: int = Field(default=0, ge=0)
     """Processes that load images; 0 loads them in the training process."""
     accumulate: int = Field(default=1, ge=1)
-    """Parts in which a step is computed, one after the other, where memory is short."""
+    """Parts in which a step is computed, one after the other, if memory is short."""
     gradient_checkpointing: bool = False
-    """Less memory for a third more time."""
+    """Use less memory for a third more time."""
     devices: int = Field(default=1, ge=1, le=64)
-    """Processes, one per GPU where there are any, that share one training."""
+    """Number of processes (one per GPU, if there are any) that share one training."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What is computed in; `auto` is bfloat16 where the device has it."""
+    """Number format of the computation; `auto` is bfloat16 if the device supports it."""
     checkpoint_seconds: float = Field(default=10.0, ge=0)
     """Least seconds between two checkpoints."""
 
 
 class Search(Strict):
-    """How long each candidate's options are searched before the final seeds are trained; the same for all of them."""
+    """How long the options of each candidate are searched before the final seeds are trained; the same for all."""
 
     trials: int | None = Field(default=None, ge=2, le=1000)
     """Configurations tried per candidate."""
     seconds: float | None = Field(default=None, gt=0)
-    """Seconds of training processes, start to end; another machine may come to another result with them. Whichever of
-    `trials` and `seconds` is used up first ends the search."""
+    """Total seconds of the training processes; the result may then depend on the machine. The search ends when `trials`
+    or `seconds` is used up."""
     halving: int = Field(default=3, ge=2, le=10)
-    """One in so many trials goes on at each rung, and a rung has so many times the epochs of the one before."""
+    """At each rung one in `halving` trials continues, with `halving` times as many epochs."""
 
     @model_validator(mode="after")
     def _some_budget(self) -> "Search":
@@ -106,11 +106,11 @@ class Gates(Strict):
     use: tuple[str, ...] | None = Field(default=None, min_length=1)
     """The gates that judge; all when left out."""
     floor: float | None = Field(default=None, ge=0, le=1)
-    """What the lower end of the challenger's interval must reach; chance level when left out."""
+    """The value that the lower end of the challenger's interval must reach; chance level when left out."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Confidence of every interval."""
     slice_margin: float = Field(default=0.05, ge=0, le=1)
-    """How much worse any slice may get."""
+    """How much worse any slice may become."""
     max_adapter_mb: float | None = Field(default=None, gt=0)
     """Limit of the artifact's size in MB; none when left out."""
     max_ece: float | None = Field(default=None, gt=0, le=1)
@@ -120,15 +120,15 @@ class Gates(Strict):
     max_memory_mb: float | None = Field(default=None, gt=0)
     """Limit of memory in MB for one image on the device that judges; none when left out."""
     costs: Mapping[str, Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]] = {}
-    """What a mistake costs, by truth and prediction; others cost 1. `{"*": {good: 20}}`: a missed defect costs as much
-    as 20 false alarms."""
+    """The cost of a mistake, by true class and predicted class; other mistakes cost 1. `{"*": {good: 20}}`: a missed
+    defect costs as much as 20 false alarms."""
     max_cost: float | None = Field(default=None, ge=0)
     """Limit of the mean cost per image; none when left out."""
     approval: bool = False
-    """Whether a person must agree, too (`tessera approve`)."""
+    """Whether a person must approve, too (`tessera approve`)."""
 
     def cost(self, truth: str, predicted: str) -> float:
-        """Of taking one class for another; nothing where that is right."""
+        """The cost of predicting one class for another; 0 for the right class."""
         if truth == predicted:
             return 0.0
         known = (self.costs.get(row, {}).get(predicted) for row in (truth, "*"))
@@ -136,14 +136,14 @@ class Gates(Strict):
 
 
 class Schedule(Strict):
-    """When to retrain by itself: a cron line or an interval, and whenever a data version is named (`on_version`)."""
+    """When to retrain automatically: by a cron line or an interval, and when a data version is named (`on_version`)."""
 
     cron: str | None = None
-    """Five fields, minute first, as in `0 3 * * 1`."""
+    """Cron line with five fields, minute first, such as `0 3 * * 1`."""
     interval_hours: float | None = Field(default=None, ge=1 / 3600, le=24 * 3660)
     """Hours between two retrains."""
     timezone: str = "UTC"
-    """A name of the IANA database, by whose clock both are meant; changes of the clock are observed."""
+    """Time zone of both, a name of the IANA database; daylight saving time is observed."""
     on_version: bool = False
     """Retrain whenever a data version is named."""
 
@@ -158,16 +158,16 @@ class Schedule(Strict):
     @field_validator("cron")
     @classmethod
     def _five_fields(cls, value: str | None) -> str | None:
-        """What Prefect reads in the same way: a sixth field would mean seconds, to each at another end."""
+        """Accept only lines that Prefect reads in the same way: a sixth field would be seconds, at different ends."""
         if value is None:
             return None
         hint = "five fields, minute first, as in `0 3 * * 1` (Mondays at 03:00)"
         if len(value.split()) != 5 or not re.fullmatch(r"[\w*,/\- ]+", value.strip()):
-            raise ValueError(f"cron wants {hint}")
+            raise ValueError(f"cron needs {hint}")
         try:
             next(CronSim(value, datetime.now(UTC)))
         except (CronSimError, StopIteration) as error:
-            raise ValueError(f"cron wants {hint}; this one says: {error or 'a day that never comes'}") from None
+            raise ValueError(f"cron needs {hint}; the error is: {error or 'a day that never comes'}") from None
         return value
 
     @field_validator("timezone")
@@ -177,5 +177,5 @@ class Schedule(Strict):
         if value not in known:
             close = difflib.get_close_matches(value, [name for name in known if "/" in name], 1, cutoff=0.8)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"timezone wants a name such as Europe/Zurich or UTC{hint}")
+            raise ValueError(f"timezone must be a name such as Europe/Zurich or UTC{hint}")
         return value

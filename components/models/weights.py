@@ -40,7 +40,7 @@ def save_adapter(folder: Path, network: Network, meta: AdapterMeta) -> str:
         _write_folder(folder, {WEIGHTS_FILE: weights, META_FILE: text.encode()})
     except OSError as error:
         hint = "Free some space or correct the permissions, and train again; checkpoints are kept."
-        expected, found = "a folder with room that may be written", error.strerror or str(error)
+        expected, found = "a writable folder with free space", error.strerror or str(error)
         raise AdapterError(f"adapter {folder}", expected=expected, found=found, hint=hint) from None
     return digest
 
