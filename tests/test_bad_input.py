@@ -351,10 +351,10 @@ QUARANTINED = [
     Case("good/empty.png", write("good/empty.png", b""), ("an empty file",)),
     Case("good/cut.jpg", truncate("good/cut.jpg", 0.6), ("decoded to its end", "truncated")),
     Case("good/cut.png", truncate("good/cut.png", 0.4), ("decoded to its end",)),
-    Case("good/deep.png", deep, ("8 bits a channel", "16-bit", "intensity window")),
-    Case("good/deep.png", deep_colour, ("8 bits a channel", "16-bit")),
+    Case("good/deep.png", deep, ("8 bits per channel", "16-bit", "intensity window")),
+    Case("good/deep.png", deep_colour, ("8 bits per channel", "16-bit")),
     Case("good/inks.jpg", save("good/inks.jpg", picture(3).convert("CMYK")), ("colour mode CMYK", "Convert it to RGB")),
-    Case("good/moving.png", animate, ("one picture a file", "2 frames")),
+    Case("good/moving.png", animate, ("one picture per file", "2 frames")),
     Case("good/glass.png", transparent, ("transparent pixels", "Flatten")),
     Case("good/bomb.png", bomb, ("at most 100 megapixels", "validation.max_megapixels")),
     Case(
@@ -482,7 +482,12 @@ QUARANTINED = [
         MASKS,
     ),
     Case("images/p01.png", lambda raw: save_ids(raw / "masks/p01.png", [1], 30), ("48 x 40 pixels", "30 x 40"), MASKS),
-    Case("images/p00.png", write("masks/p00.png", b"text"), ("a mask masks/p00.png", "a file that is no image"), MASKS),
+    Case(
+        "images/p00.png",
+        write("masks/p00.png", b"text"),
+        ("a mask masks/p00.png", "a file that is not an image"),
+        MASKS,
+    ),
     Case(
         "good/dark.jpg",
         save("good/dark.jpg", Image.fromarray(np.random.default_rng(0).integers(0, 3, (40, 48), dtype=np.uint8))),
@@ -585,8 +590,8 @@ def test_deep_pixels_are_refused_wherever_they_are_decoded(tmp_path, mode):
     """Pillow clips 16 bits to white on its way to RGB."""
     values = np.linspace(0, 60_000, 48 * 40).reshape(40, 48)
     Image.fromarray(values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])).save(tmp_path / "a.tif")
-    assert "8 bits a channel" in str(inspect_image(tmp_path / "a.tif", (), Validation()).problem)
-    with pytest.raises(ValueError, match="8 bits a channel"):
+    assert "8 bits per channel" in str(inspect_image(tmp_path / "a.tif", (), Validation()).problem)
+    with pytest.raises(ValueError, match="8 bits per channel"):
         read_picture(tmp_path / "a.tif")
 
 
@@ -598,7 +603,7 @@ def _with_hole() -> Image.Image:
 
 UNSERVED = {
     "transparent": (_with_hole, "transparent pixels"),
-    "deep": (lambda: Image.fromarray(np.arange(48 * 40, dtype=np.uint16).reshape(40, 48) * 30), "8 bits a channel"),
+    "deep": (lambda: Image.fromarray(np.arange(48 * 40, dtype=np.uint16).reshape(40, 48) * 30), "8 bits per channel"),
     "large": (lambda: picture(1, 120, 100), "at most 0.01 megapixels"),
     "narrow": (lambda: picture(1, 48, 9), "sides of at least 16"),
     "one value": (lambda: Image.new("RGB", (48, 40), (7, 7, 7)), "one value in every pixel"),

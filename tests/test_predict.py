@@ -309,7 +309,7 @@ def _deepen(path: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "transparent": (_with_hole, "transparent pixels"),
-    "deep": (_deepen, "8 bits a channel"),
+    "deep": (_deepen, "8 bits per channel"),
     "large": (lambda path: Image.effect_noise((400, 200), 50).save(path), "at most 0.05 megapixels"),
     "narrow": (lambda path: Image.effect_noise((40, 9), 50).save(path), "sides of at least 16 pixels"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-300]), "decoded to its end"),

@@ -132,7 +132,7 @@ def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, text: Any, words:
         (A.RandomCrop(16, 16), ("RandomCrop", "32 x 32 x 3", "16 x 16 x 3")),
         (A.Compose([A.OneOf([A.HorizontalFlip(), A.Resize(48, 48)], p=1)]), ("by Resize", "48 x 48 x 3")),
         (A.Normalize(), ("Normalize", "float32")),
-        (A.MaskDropout(p=1), ("MaskDropout", "image alone")),
+        (A.MaskDropout(p=1), ("MaskDropout", "only the image")),
         (A.RandomCrop(64, 64, p=1), ("RandomCrop",)),
     ],
 )

@@ -4,12 +4,11 @@
     <cache>/pixels/<name>.partial   the same while it is being written, and <name>.lock, which its writer holds
     <cache>/sums/<name>.crc         CRC-32 of every image in it, (N,) little-endian uint32, and one over these
 
-A file is read once and compared with its checksums before it is mapped, by several threads; one that is not what was
-written is made again.
-A file is named by its content (ids, crops, size, decoder), so it is never stale. The locks are the kernel's own: a
-reader shares one on its file for as long as its map lives. A process that was killed holds nothing, so what it left is
-told from what is in use without guessing at process ids. Writers wait on a file apart: waiting for the pixels
-themselves would mean to wait until the last reader is done with them.
+Before a file is mapped, several threads read it once and compare it with its checksums; a damaged file is rebuilt. The
+name of a file depends on its content (ids, crops, size, decoder), so it is never stale. Locks are kernel locks: a
+reader holds a shared lock on its file as long as its map exists, and a killed process holds none. Files in use are
+therefore distinguished from leftovers without guessing about process ids. Writers lock a separate file, because waiting
+for a lock on the pixels would mean waiting for the last reader.
 """
 
 import contextlib
@@ -41,10 +40,10 @@ from components.workspace import DISK_TROUBLE, cache_limit, describe_disk_troubl
 
 Pixels = NDArray[np.uint8]
 
-#: Whatever may change the pixels that a file gives: the first number is ours, to be raised with `decode_image`.
+#: Everything that may change the decoded pixels; increase the first number when `decode_image` changes.
 DECODER = ("2", PIL.__version__)
 CHECKED = 64  # images that a thread compares with their checksums at a time
-BLOCK = 256  # files whose pixels may wait in memory for their turn to be written
+BLOCK = 256  # files whose pixels may wait in memory to be written
 
 
 def decode_image(
@@ -53,9 +52,9 @@ def decode_image(
     crop: Sequence[int] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Pixels:
-    """One image as (img_size, img_size, 3) uint8: EXIF turned, cut to `crop`, resized without keeping the aspect.
+    """One image as (img_size, img_size, 3) uint8: upright, cut to `crop`, resized without keeping the aspect ratio.
 
-    Raises DataError naming a file that cannot be read.
+    Raises DataError that names a file which cannot be read.
     """
     with open_upright(source, str(source), max_megapixels) as picture:
         return _shrink(picture, img_size, crop)
@@ -65,8 +64,8 @@ def decode_image(
 def open_upright(
     source: Path | IO[bytes] | Image.Image, name: str, max_megapixels: float = MAX_MEGAPIXELS
 ) -> Iterator[Upright]:
-    """The whole picture, EXIF turned. Raises DataError naming it when it cannot be read, or has too many pixels,
-    transparent ones, or more than 8 bits a channel.
+    """The whole upright picture. Raises DataError that names it if it cannot be read, or has too many pixels,
+    transparent pixels, or more than 8 bits per channel.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -81,7 +80,7 @@ def open_upright(
 
 
 def shrink(upright: Image.Image, img_size: int, crop: Sequence[int] | None) -> Pixels:
-    """What training sees of an upright picture."""
+    """The pixels (img_size, img_size, 3) of an upright picture, as training uses them."""
     return _shrink(Upright(upright), img_size, crop)
 
 
@@ -93,14 +92,14 @@ def _shrink(picture: Upright, img_size: int, crop: Sequence[int] | None) -> Pixe
 def load_pixels(manifest: pl.DataFrame, raw: Path, img_size: int, cache: Path, max_megapixels: float) -> Pixels:
     """All images of the manifest in its order, (N, img_size, img_size, 3) uint8, memory-mapped read-only.
 
-    Of several processes that want the same file one decodes and the others wait. Raises DataError for an image that
-    cannot be read or is no longer the one in the manifest, and WorkspaceError when the disk is full.
+    If several processes need the same file, one decodes and the others wait. Raises DataError for an image that cannot
+    be read or differs from the one in the manifest, and WorkspaceError if the disk is full.
     """
     facts = (manifest["id"].to_list(), manifest["crop"].to_list(), img_size, DECODER)
     path = cache / "pixels" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.u8"
     if path.exists() and not _is_intact(path):
         warn_of_damage(path)
-        path.unlink(missing_ok=True)  # whoever has it mapped keeps it
+        path.unlink(missing_ok=True)  # processes that have mapped it keep it
     shape = (manifest.height, img_size, img_size, 3)
     while True:
         pixels = _map(path, shape)
@@ -111,9 +110,9 @@ def load_pixels(manifest: pl.DataFrame, raw: Path, img_size: int, cache: Path, m
 
 
 def decode_rows(manifest: pl.DataFrame, raw: Path, img_size: int, max_megapixels: float) -> Iterator[Pixels]:
-    """The manifest's images in its order, on every core: Pillow frees the interpreter while it decodes.
+    """The manifest's images in its order, decoded on every core: Pillow releases the GIL while it decodes.
 
-    A picture that is cut into crops is decoded once: its rows are neighbours, for manifests are sorted by path.
+    A picture with several crops is decoded once: its rows are neighbours, because manifests are sorted by path.
     """
     rows = zip(manifest["path"], manifest["id"], manifest["crop"].to_list(), strict=True)
     files = [(path, list(group)) for path, group in groupby(rows, key=lambda row: row[0])]
@@ -127,7 +126,7 @@ def decode_rows(manifest: pl.DataFrame, raw: Path, img_size: int, max_megapixels
 def _decode_file(
     path: Path, rows: Sequence[tuple[str, str, Sequence[int] | None]], img_size: int, max_megapixels: float
 ) -> list[Pixels]:
-    """Every crop wanted of one file, which must still be the one that the manifest was made from."""
+    """All crops of one file. Raises DataError if the file cannot be read or has changed since the manifest was made."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -138,29 +137,29 @@ def _decode_file(
         raise DataError(
             str(path),
             expected="the file that the manifest was made from",
-            found="other bytes: it changed since",
-            hint="Run the command again: it reads the images anew.",
+            found="other bytes: the file has changed since",
+            hint="Run the command again: it reads the images again.",
         )
     with open_upright(io.BytesIO(content), str(path), max_megapixels) as picture:
         return [_shrink(picture, img_size, crop) for _, _, crop in rows]
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """The file in memory, its lock shared for as long as the map lives; None when it is missing or not whole."""
+    """Map the file, with a shared lock as long as the map exists; None if it is missing or incomplete."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             if not _is_at(file, path) or os.fstat(file.fileno()).st_size != math.prod(shape):
                 return None
-            os.utime(path)  # when it was last wanted: file systems seldom keep access times
-            pixels: Pixels = np.memmap(file, np.uint8, "r", shape=shape)  # its own descriptor keeps the lock
+            os.utime(path)  # records the last use: file systems seldom keep access times
+            pixels: Pixels = np.memmap(file, np.uint8, "r", shape=shape)  # its file descriptor keeps the lock
             return pixels
     except FileNotFoundError:
         return None
 
 
 def _make(path: Path, shape: tuple[int, ...], images: Iterator[Pixels]) -> Pixels | None:
-    """Write the file and map it. Another process that writes it is waited for; None when that one gave up."""
+    """Write the file and map it. Waits for another process that writes it; None if that process gave up."""
     partial, lock = path.with_suffix(".partial"), path.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,10 +184,7 @@ def _make(path: Path, shape: tuple[int, ...], images: Iterator[Pixels]) -> Pixel
 
 
 def _write(partial: Path, images: Iterator[Pixels]) -> bytes:
-    """Through the file and not through a map: on a full disk a map ends the process, a write raises.
-
-    Returns the checksums.
-    """
+    """Write the images and return their checksums. Writing to a map would kill the process when the disk is full."""
     sums = []
     with partial.open("wb") as file:
         for image in images:
@@ -201,12 +197,12 @@ def _write(partial: Path, images: Iterator[Pixels]) -> bytes:
 
 
 def _locate_sums(path: Path) -> Path:
-    """The checksums of a file of pixels."""
+    """The path of the checksums of a file of pixels."""
     return path.parent.with_name("sums") / f"{path.stem}.crc"
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether the pixels are those that were written: every image has its checksum."""
+    """Whether the pixels are those that were written: every image fits its checksum."""
     try:
         packed = _locate_sums(path).read_bytes()
         sums = np.frombuffer(packed[:-4], "<u4")
@@ -225,9 +221,9 @@ def _is_intact(path: Path) -> bool:
 
 
 def _make_room(folder: Path, wanted: int) -> None:
-    """Remove what killed writers left, and the least recently used files that nobody has open, until it fits.
+    """Remove leftovers of killed writers, and the least recently used files that are not in use, until `wanted` fits.
 
-    Raises OSError when the disk is too full even so.
+    Raises OSError if the disk is still too full.
     """
     limit = cache_limit()
     for partial in folder.glob("*.partial"):
@@ -244,7 +240,7 @@ def _make_room(folder: Path, wanted: int) -> None:
 
 
 def _remove_stale(partial: Path) -> None:
-    """Remove a half file unless its writer lives."""
+    """Remove a partial file unless its writer is still running."""
     lock = partial.with_suffix(".lock")
     with lock.open("ab") as held, contextlib.suppress(BlockingIOError):
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -254,7 +250,7 @@ def _remove_stale(partial: Path) -> None:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Whether the file is gone now; one that a living process has mapped stays."""
+    """Remove a file unless a running process has mapped it; whether it is gone."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -269,7 +265,7 @@ def _remove_unused(path: Path) -> bool:
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether the open file still has this name: another process may have moved or removed it before the lock came."""
+    """Whether the open file still has this path: another process may have moved or removed it before the lock came."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -1,5 +1,4 @@
-"""What training will see: a contact sheet of images as they are and as their first epochs augment them, with masks and
-boxes that went the same way."""
+"""A contact sheet of training images: the original and its first augmented versions, with masks and boxes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,13 +23,13 @@ Mask = NDArray[np.uint8]
 EPOCHS = 6  # augmented versions of each image
 TILE_INCHES = 1.6
 MASK, BOX = "#00e5ff", "#ffd400"
-HALO = [(1.9, "#00000090"), (0.8, None)]  # a dark line below a bright one is seen on any ground
+HALO = [(1.9, "#00000090"), (0.8, None)]  # a dark line below a bright one is visible on any background
 
 
 def choose_rows(manifest: pl.DataFrame, images: int) -> pl.DataFrame:
-    """About as many training images of every class, `images` in all; `row` is their place in the manifest.
+    """Choose `images` training images, about equally many per class; the column `row` is their place in the manifest.
 
-    By the order of their ids, hence at random, and the same ones every time.
+    They are the first by id, so the choice is random and always the same.
     """
     train = manifest.with_row_index("row").filter(pl.col("split") == "train").sort("id")
     turns = train.with_columns(turn=pl.int_range(pl.len()).over("label"))
@@ -38,7 +37,7 @@ def choose_rows(manifest: pl.DataFrame, images: int) -> pl.DataFrame:
 
 
 def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: int) -> "Figure":
-    """A line an image, the original first; epochs and seed are training's own, so these are its very pictures."""
+    """One line per image, the original first. Epochs and seed are those of training, so it sees the same pictures."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -68,7 +67,7 @@ def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: int) -
 def load_labelled(
     row: dict[str, Any], raw: Path, img_size: int, max_megapixels: float = MAX_MEGAPIXELS
 ) -> tuple[Pixels, Mask, list[Box]]:
-    """One row's image at training size, with its mask (0 or 1) and boxes brought to the same size."""
+    """The image of a row at training size, with its mask (0 or 1) and boxes scaled to the same size."""
     with open_upright(raw / row["path"], row["path"], max_megapixels) as picture:
         x0, y0, x1, y1 = box = tuple(row["crop"] or (0, 0, *picture.size))
         image = np.asarray(picture.shrink((img_size, img_size), "RGB", box))
@@ -82,7 +81,7 @@ def load_labelled(
 
 
 def _read_mask(path: Path, box: tuple[int, int, int, int], max_megapixels: float) -> Mask:
-    """1 wherever this part of a mask, or of a map of instance ids, is not 0."""
+    """The part of a mask (or of a map of instance ids) as 0 and 1: 1 where it is not 0."""
     with open_picture(path, max_megapixels) as opened:
         values = np.asarray(opened.decode().cut(box))
     colours = values[..., : 3 if values.shape[-1] > 2 else 1] if values.ndim == 3 else values[..., None]  # no alpha
@@ -99,7 +98,7 @@ def _draw_tile(axes: "Axes", image: Pixels, mask: Mask, boxes: Sequence[Box]) ->
         side.set_visible(False)
     for width, colour in HALO:
         if mask.any():
-            # Padded, so that an outline closes along the image's edge.
+            # The mask is padded, so that an outline closes along the image's edge.
             places = np.arange(-1, len(mask) + 1)
             axes.contour(places, places, np.pad(mask, 1), [0.5], colors=[colour or MASK], linewidths=width)
         for x0, y0, x1, y1 in boxes:

@@ -1,11 +1,11 @@
-"""Augmentation: albumentations whose randomness is a function of (seed, epoch, index) alone.
+"""Augmentation by albumentations, with randomness that depends only on (seed, epoch, index).
 
-Hence the same picture comes out for any number of data workers and after a resume. albumentations'
-own seeding repeats one stream in every worker, and `Compose(seed=)` gives every transform the same
-stream (2.0.8), so each sample sets fresh generators.
+The same picture therefore results for any number of data workers and after a resume. albumentations' own
+seeding repeats one stream in every worker, and `Compose(seed=)` gives every transform the same stream
+(2.0.8), so fresh generators are set for each sample.
 
-What may be done to an image is a preset's name, or a pipeline of the user's as `A.save(..., data_format="yaml")` writes
-it. Such a file is data, never code: only albumentations' own transforms are made from it, of plain arguments.
+An augmentation is the name of a preset, or a user's pipeline as `A.save(..., data_format="yaml")` writes it. Such a
+file is data, never code: only albumentations' own transforms are created from it, with plain arguments.
 """
 
 import difflib
@@ -29,8 +29,8 @@ Record = Mapping[str, Any]
 Box = tuple[float, ...]  # x0, y0, x1, y1 in pixels
 
 CLASS = "__class_fullname__"
-TRIALS = 24  # random draws of a user's pipeline before anything is trained on it
-#: What albumentations wants besides the image, and where it says so; boxes and points are ours to add.
+TRIALS = 24  # trial runs of a user's pipeline before anything is trained on it
+#: Parameters of a saved pipeline that are ignored: they describe boxes and points, which are added here.
 ASIDE = ("bbox_params", "keypoint_params", "additional_targets")
 
 
@@ -52,7 +52,7 @@ class Augmentation:
     def with_labels(
         self, image: Image, mask: NDArray[np.uint8], boxes: Sequence[Box], epoch: int, index: int
     ) -> tuple[Image, NDArray[np.uint8], list[Box]]:
-        """The same picture, with a mask (H, W) and boxes (x0, y0, x1, y1 in pixels) that went the same way."""
+        """Augment an image together with a mask (H, W) and boxes (x0, y0, x1, y1 in pixels)."""
         if self.pipeline is None:
             return image, mask, list(boxes)
         corners = np.array(boxes, dtype=float).reshape(-1, 4)
@@ -61,8 +61,8 @@ class Augmentation:
 
     @cached_property
     def _labelled(self) -> Any:
-        """The same transforms at the same depth: a Compose around a Compose would draw one number more."""
-        A = load_albumentations()  # noqa: N806  as everybody calls it
+        """The same transforms at the same depth: a Compose around a Compose would draw one more random number."""
+        A = load_albumentations()  # noqa: N806  its usual name
         return A.Compose(create_pipeline(self.recipe).transforms, bbox_params=A.BboxParams("pascal_voc", clip=True))
 
     def _draw(self, pipeline: Any, epoch: int, index: int) -> Any:
@@ -72,7 +72,7 @@ class Augmentation:
 
 
 def load_albumentations() -> Any:
-    """The library, a second to import: without its bridge to torch, which is wanted nowhere and takes two more."""
+    """Import albumentations, which takes a second, without its bridge to torch, which takes two more and is unused."""
     modules: dict[str, Any] = sys.modules
     modules.setdefault("albumentations.pytorch", None)  # None stops the import
     import albumentations
@@ -81,7 +81,7 @@ def load_albumentations() -> Any:
 
 
 def create_pipeline(recipe: str | Record) -> Any:
-    """An albumentations Compose, or None for `none`. What a preset may do follows from what is harmless there."""
+    """An albumentations Compose, or None for `none`. A preset contains what cannot change a label in its field."""
     if recipe == "none":
         return None
     A = load_albumentations()  # noqa: N806
@@ -92,21 +92,21 @@ def create_pipeline(recipe: str | Record) -> Any:
     light = A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.7)
     noise = A.GaussNoise(std_range=(0.005, 0.03), p=0.3)
     table = {
-        # A part lies any way round under a lamp that ages; the camera adds noise.
+        # A part can lie in any orientation, the lamp ages, and the camera adds noise.
         "industrial": [*turns, shift, light, noise],
-        # A section has no up; stain strength differs between laboratories.
+        # A tissue section has no orientation; the strength of the stain differs between laboratories.
         "pathology": [*turns, shift, A.HEStain(method="random_preset", p=0.5), light],
-        # A body has an up and a left: no flips.
+        # A body has an orientation, so there are no flips.
         "xray": [shift, light, noise],
     }
     return A.Compose(table[recipe])
 
 
 def embed_augmentation(domain: Domain, folder: Path) -> Domain:
-    """The domain with the user's pipeline itself in the place of its file's name, relative to `folder`.
+    """The domain with the content of the user's pipeline instead of its file name, which is relative to `folder`.
 
-    So the content is what keys, jobs and MLflow see, and a file edited later changes no run under way.
-    Raises DomainError for a file that is missing or holds anything but albumentations' own transforms.
+    Keys, jobs and MLflow therefore see the content, and a later edit of the file does not change a run in progress.
+    Raises DomainError for a file that is missing or contains anything except albumentations' own transforms.
     """
     if domain.augmentation in PRESETS:
         return domain
@@ -120,7 +120,7 @@ def embed_augmentation(domain: Domain, folder: Path) -> Domain:
 def require_fit(recipe: str | Record, img_size: int) -> None:
     """Try a user's pipeline on a picture of the training size. Raises DomainError unless it keeps shape and type.
 
-    Twice for every draw: a transform that takes its randomness elsewhere would differ between workers.
+    Each trial runs twice: a transform with other sources of randomness would differ between workers.
     """
     if isinstance(recipe, str):
         return
@@ -132,10 +132,10 @@ def require_fit(recipe: str | Record, img_size: int) -> None:
                 continue
         except DomainError:
             raise
-        except Exception as error:  # noqa: BLE001  whatever a transform raises is about the user's choice of it
+        except Exception as error:  # noqa: BLE001  any error of a transform is about the user's choice of it
             name = _find_culprit(first.pipeline, image)
             found = f"{name}: {_brief(error)}"
-            hint = "Correct or remove it; a transform has the image alone to work on."
+            hint = "Correct or remove it; a transform gets only the image."
             raise DomainError("augmentation", expected="transforms that work", found=found, hint=hint) from None
         found = "another picture for the same seed, epoch and index"
         hint = "Remove the transform that draws its own random numbers."
@@ -144,7 +144,7 @@ def require_fit(recipe: str | Record, img_size: int) -> None:
 
 def _read_pipeline(path: Path) -> dict[str, Any]:
     expected = 'a pipeline as `albumentations.save(pipeline, path, data_format="yaml")` writes it'
-    hint = "Write it so, or name a preset: none, industrial, pathology, xray."
+    hint = "Save it like this, or name a preset: none, industrial, pathology, xray."
     try:
         record = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -157,9 +157,9 @@ def _read_pipeline(path: Path) -> dict[str, Any]:
 
 
 def _create_transform(A: Any, node: Any, where: str) -> Any:  # noqa: N803
-    """One node of a saved pipeline and all below it. Raises DomainError naming the node.
+    """Create one node of a saved pipeline and all nodes below it. Raises DomainError that names the node.
 
-    albumentations' own reader would take any class registered by anyone, and only warn of an argument it does not know.
+    albumentations' own reader would accept any registered class, and would only warn of unknown arguments.
     """
     kind = _find_class(A, node, where)
     what = f"{where}, {kind.__name__}"
@@ -187,7 +187,7 @@ def _create_transform(A: Any, node: Any, where: str) -> Any:  # noqa: N803
 
 
 def _find_class(A: Any, node: Any, where: str) -> Any:  # noqa: N803
-    """The public albumentations class that a node names, unless it wants more than plain arguments and the image."""
+    """The public albumentations class that a node names. Raises DomainError if it needs more than the image."""
     full = node.get(CLASS) if isinstance(node, dict) else None
     name = str(full).removeprefix("albumentations.").rpartition(".")[2] if full else None
     kinds = {
@@ -202,12 +202,12 @@ def _find_class(A: Any, node: Any, where: str) -> Any:  # noqa: N803
         close = difflib.get_close_matches(name or "", kinds, 1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         found = f"{CLASS}: {full}" if full else f"no {CLASS}"
-        hint = f"Only these are made from a file, nothing of anybody else's.{hint}"
+        hint = f"Only these are created from a file.{hint}"
         raise DomainError(where, expected="transforms of albumentations itself", found=found, hint=hint)
     if "metadata_key" in inspect.signature(kinds[name].__init__).parameters:
-        expected = "transforms that need the image alone"
-        hint = "Remove it: what it reads from elsewhere would be in no key."
-        raise DomainError(where, expected=expected, found=f"{name}, which wants other pictures or fonts", hint=hint)
+        expected = "transforms that need only the image"
+        hint = "Remove it: other files that it reads would be part of no key."
+        raise DomainError(where, expected=expected, found=f"{name}, which needs other pictures or fonts", hint=hint)
     return kinds[name]
 
 
@@ -216,9 +216,9 @@ def _misshapen(what: str, pipeline: Any, before: Image, after: NDArray[Any]) -> 
     names = ", ".join(dict.fromkeys(type(one).__name__ for one in changes)) or "some draws"
     return DomainError(
         what,
-        expected=f"the shape and type of the image kept, {_describe(before)}",
+        expected=f"an image of the same shape and type, {_describe(before)}",
         found=f"{_describe(after)} (by {names})",
-        hint="Remove it, or bring the image back to its size; resizing and scaling to floats happen outside.",
+        hint="Remove it, or restore the image's size; resizing and scaling to floats happen elsewhere.",
     )
 
 
@@ -228,11 +228,11 @@ def _changes_shape(transform: Any, image: Image) -> bool:
 
 
 def _find_culprit(pipeline: Any, image: Image) -> str:
-    """Name of the first transform that fails alone."""
+    """The name of the first transform that fails by itself."""
     for one in _leaves(pipeline):
         try:
             _apply_alone(one, image)
-        except Exception:  # noqa: BLE001  it is the finding
+        except Exception:  # noqa: BLE001  an error is what this function searches for
             return type(one).__name__
     return "the pipeline"
 

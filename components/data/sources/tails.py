@@ -1,10 +1,10 @@
-"""Whether a file's compressed pixels go on to their end: decoders fill in what is lost, without a word.
+"""Detects compressed image data that ends too early: decoders silently fill in lost pixels.
 
-JPEG has no checksum, but exactly one length: a decoder needs every byte up to the end marker and none after it. So the
-file is handed to the decoder in steps around its end, and how far it was read says what is wrong: too little, where
-zeros, text or other bytes stand in for pixels, or too much, where an end marker follows too soon.
-PNG carries a checksum with every piece of pixels, of which Pillow's decoder looks at none.
-BMP, WebP, and TIFF without compression hold nothing that a filled tail would contradict.
+JPEG has no checksum, but exactly one length: a decoder needs every byte up to the end marker and none after it. The
+file is therefore passed to the decoder in steps around its end. How far it was read shows what is wrong: too little if
+zeros, text or other bytes replace pixels, too much if an end marker comes too early.
+PNG has a checksum for every chunk of pixels, which Pillow's decoder does not check.
+BMP, WebP and TIFF without compression contain nothing that would contradict a filled tail.
 """
 
 import io
@@ -14,18 +14,18 @@ from typing import IO
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 SLACK = 16  # bytes: decoders read up to 8 ahead; some encoders pad
-PADDING = 64  # zeros put before the end marker, so that reading too far can be seen
-MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither a stuffed 255 nor a restart
+PADDING = 64  # zeros inserted before the end marker, by which reading too far is detected
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither a stuffed 255 nor a restart marker
 RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-ZEROS = 32  # bytes in a row; the most that encoders made of flat, dotted and tiled pictures is 4
-SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1), 0xC2  # kinds of frame, by Huffman codes
+ZEROS = 32  # zero bytes in a row; encoders write at most 4, also for flat, dotted and tiled pictures
+SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1), 0xC2  # kinds of frame with Huffman codes
 LONE = (0x01, *range(0xD0, 0xDA))  # markers without a length
 EARLY, LATE = "pixels that end before their data do", "data that end before their pixels do"
 GAP = "pixels with a gap"
 
 
 class Jpeg(io.BytesIO):
-    """A JPEG for Pillow to read, and afterwards what its reading told: `find_loss`."""
+    """A JPEG that Pillow reads; afterwards `find_loss` says what the reading showed."""
 
     def __init__(self, content: bytes) -> None:
         self.loss, start, end = _parse(content)
@@ -37,7 +37,7 @@ class Jpeg(io.BytesIO):
             super().__init__(content[:end] + closing)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """At most to the next step around the end of the pixels."""
+        """Read at most to the next step around the end of the pixels."""
         at = self.tell()
         size = -1 if size is None else size
         for stop in (self.cut, self.end + SLACK) if self.end else ():
@@ -46,7 +46,7 @@ class Jpeg(io.BytesIO):
         return super().read(size)
 
     def find_loss(self) -> str | None:
-        """What is wrong with the pixels; call it after they were decoded."""
+        """What is wrong with the pixels, or None; to be called after they were decoded."""
         if not self.end or self.loss:
             return self.loss
         read = self.tell()
@@ -54,7 +54,7 @@ class Jpeg(io.BytesIO):
 
 
 def find_bad_checksum(source: IO[bytes]) -> str | None:
-    """Of a PNG, the first piece of pixels whose bytes are not those that were written."""
+    """What is wrong with the first chunk of a PNG's pixels whose bytes do not fit its checksum; None if all fit."""
     if source.read(len(PNG)) != PNG:
         return None
     while len(head := source.read(8)) == 8:
@@ -64,7 +64,7 @@ def find_bad_checksum(source: IO[bytes]) -> str | None:
             while size > 0 and (piece := source.read(min(size, 1 << 20))):
                 checksum, size = zlib.crc32(piece, checksum), size - len(piece)
             if size or checksum.to_bytes(4, "big") != source.read(4):
-                return "pixels that contradict their checksum"
+                return "pixels that do not fit their checksum"
         elif kind == b"IEND":
             return None
         else:
@@ -73,9 +73,9 @@ def find_bad_checksum(source: IO[bytes]) -> str | None:
 
 
 def _parse(content: bytes) -> tuple[str | None, int, int]:
-    """What the structure alone tells to be lost, and where the pixels of the one scan begin and end.
+    """What the file's structure shows to be lost, and where the pixels of the only scan begin and end.
 
-    0 for both where reading would tell nothing: decoders read a file of several scans to its last byte.
+    Both are 0 if following the reading would show nothing: decoders read a file with several scans to its last byte.
     """
     frame, at, components, scans = 0, 2, b"", list[tuple[bytes, ...]]()
     while at + 4 <= len(content) and content[at] == 0xFF:
@@ -90,7 +90,7 @@ def _parse(content: bytes) -> tuple[str | None, int, int]:
         if kind in (*SEQUENTIAL, PROGRESSIVE):
             frame, components = kind, segment[6::3]
         elif kind == 0xDA and not frame:
-            return None, 0, 0  # arithmetic or lossless: decoders cannot read it in steps
+            return None, 0, 0  # arithmetic or lossless coding, which decoders cannot read in steps
         elif kind == 0xDA:
             found, start = MARKER.search(content, at), at
             at = found.start() if found else len(content)
@@ -103,7 +103,7 @@ def _parse(content: bytes) -> tuple[str | None, int, int]:
 
 
 def _has_gap(data: bytes, scan: tuple[bytes, ...]) -> bool:
-    """Restarts that do not count from 0 to 7 and on, or zeros where a progressive scan packs details: no code is 0."""
+    """Whether a scan lost data: restart markers out of order, or zeros in a progressive scan, where no code is 0."""
     _, facts = scan
     restarts = RESTART.findall(data)
     counted = all(found[1] == 0xD0 + number % 8 for number, found in enumerate(restarts))
@@ -111,13 +111,13 @@ def _has_gap(data: bytes, scan: tuple[bytes, ...]) -> bool:
 
 
 def _describe_scan(segment: bytes) -> tuple[bytes, ...]:
-    """Of a scan's header: the components, and first and last coefficient with the bits that are still to come."""
+    """The components of a scan's header, and its first and last coefficient with the bits that are still to come."""
     count = segment[0] if segment else 0
     return segment[1 : 1 + 2 * count : 2], segment[1 + 2 * count : 4 + 2 * count]
 
 
 def _are_complete(frame: int, components: bytes, scans: list[tuple[bytes, ...]]) -> bool:
-    """Whether some scan brings the last bit of every coefficient of every component."""
+    """Whether the scans together bring the last bit of every coefficient of every component."""
     missing = {(component, place) for component in components for place in range(64 if frame == PROGRESSIVE else 1)}
     for names, facts in scans:
         if len(facts) == 3 and facts[2] & 15 == 0:
