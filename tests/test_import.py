@@ -662,7 +662,7 @@ def test_masks_in_jpeg_are_refused(tmp_path):
 
 def test_names_that_join_split_and_class_are_no_classes(tmp_path):
     put(tmp_path, *(f"{split}{label}/{split}{label}*3" for split in ("train", "test") for label in "AB"))
-    with pytest.raises(DomainError, match="layout can be told"):
+    with pytest.raises(DomainError, match="layout can be recognised"):
         understand(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Archives of images, unpacked without trusting them: nothing outside the folder, no links, no bombs."""
+"""Unpacks archives of images without trusting them: no paths outside the folder, no links, no decompression bombs."""
 
 import bz2
 import gzip
@@ -30,23 +30,23 @@ DAMAGED = (
     lzma.LZMAError,
     EOFError,
     NotImplementedError,
-    RecursionError,  # a tar of headers of headers, which tarfile reads one inside the other
+    RecursionError,  # a tar with nested headers, which tarfile reads recursively
     gzip.BadGzipFile,
 )
-MOST_RATIO = 100  # times the archive's size; photographs hardly shrink, tables and plain bitmaps do
-FREE_OF_RATIO = 1_000_000_000  # bytes that any archive may hold
-MOST_FILES = 2_000_000  # files and folders, made or only named
+MOST_RATIO = 100  # most bytes inside per byte of the archive; photographs hardly shrink, tables and plain bitmaps do
+FREE_OF_RATIO = 1_000_000_000  # bytes that any archive may contain, whatever the ratio
+MOST_FILES = 2_000_000  # files and folders, created or only listed
 CHUNK = 1 << 18  # bytes copied at a time
 MOST_HEADER = 1 << 18  # bytes of one name, or of another header of a tar's member
-MOST_LISTING = 1 << 25  # bytes of a zip's list of its files, which takes ten times as much memory: some 300,000 files
+MOST_LISTING = 1 << 25  # bytes of a zip's list of files, some 300,000; it takes ten times as much memory
 
 
 @contextmanager
 def unpacked(source: Path, scratch: Path) -> Iterator[Path]:
-    """The folder itself, or an archive's content in a folder below `scratch` for as long as the block runs.
+    """The folder itself, or the content of an archive in a folder below `scratch` until the block ends.
 
-    A folder in the archive that bears the archive's name is stepped into. Raises DataError for an archive that is
-    damaged or not to be trusted, and for anything else.
+    If the archive contains a single folder with its own name, that folder is returned. Raises DataError for an archive
+    that is damaged or not trustworthy, and for any other file.
     """
     if source.is_dir():
         yield source
@@ -74,7 +74,7 @@ def unpacked(source: Path, scratch: Path) -> Iterator[Path]:
 
 
 def unpack_tar(source: Path, content: Path) -> None:
-    """A tar into an empty folder that is trusted no more than any other archive."""
+    """Unpack a tar into an empty folder, with the same checks as for any other archive. Raises DataError."""
     try:
         _unpack_tar(source, content, _Budget(source, content))
     except DAMAGED as error:
@@ -82,10 +82,10 @@ def unpack_tar(source: Path, content: Path) -> None:
 
 
 class _Sips(io.FileIO):
-    """A file that gives no more than so many bytes at once.
+    """A file that returns a limited number of bytes per read.
 
-    zipfile reads a zip's list of files in one piece, and tarfile the long name of a member, however long they claim to
-    be; what is in the files is asked for in small pieces.
+    zipfile reads a zip's list of files in one piece, and tarfile reads the long name of a member in one piece, however
+    long they claim to be. The content of members is read in small pieces.
     """
 
     def __init__(self, path: Path, most: int, source: Path) -> None:
@@ -101,7 +101,7 @@ class _Sips(io.FileIO):
 
 
 class _Budget:
-    """How many bytes and files may still come out: sizes in headers are claims, so what comes out is counted."""
+    """The bytes and files that may still be unpacked. Unpacked bytes are counted, not the sizes stated in headers."""
 
     def __init__(self, source: Path, target: Path) -> None:
         self.source = source
@@ -112,7 +112,7 @@ class _Budget:
     def spend(self, size: int) -> None:
         self.bytes -= size
         if self.bytes < 0:
-            expected = f"at most {MOST_RATIO} times its size or {FREE_OF_RATIO // 10**9} GB inside, and room for it"
+            expected = f"at most {MOST_RATIO} times its size or {FREE_OF_RATIO // 10**9} GB inside, and space for it"
             raise _refusal(self.source, expected, "more: a decompression bomb, or a full disk")
 
     def copy(self, source: IO[bytes], target: Path) -> None:
@@ -122,13 +122,13 @@ class _Budget:
                 file.write(data)
 
     def count(self, number: int = 1) -> None:
-        """Files and folders, also those that are only named."""
+        """Count files and folders, also those that are only listed. Raises DataError above the limit."""
         self.files -= number
         if self.files < 0:
             raise _refusal(self.source, f"at most {MOST_FILES:,} files and folders", "more")
 
     def place(self, content: Path, name: str) -> Path:
-        """Where a member goes; DataError for a name that leads out, or comes twice."""
+        """The path of a member. Raises DataError for a name that leads out of the folder or occurs twice."""
         path = content / resolve_inside(name, "", f"archive {self.source}")
         if path.exists() or path == content:
             raise _refusal(self.source, "every file once", f"{name!r} twice")
@@ -160,7 +160,7 @@ def _unpack_zip(source: Path, content: Path, budget: _Budget) -> None:
 
 
 def _unpack_tar(source: Path, content: Path, budget: _Budget) -> None:
-    """Uncompressed beside the content first: within a plain file no header can claim more than is there."""
+    """Unpack a tar. It is first uncompressed to a plain file, in which no header can claim more than there is."""
     plain = content.parent / "archive.tar"
     with source.open("rb") as file:
         start = file.read(6)
@@ -172,7 +172,7 @@ def _unpack_tar(source: Path, content: Path, budget: _Budget) -> None:
     sips = _Sips(source if packer is None else plain, MOST_HEADER, source)
     with sips, tarfile.open(fileobj=sips, mode="r:") as archive:
         while (member := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # or all are kept
+            archive.members = []  # type: ignore[attr-defined]  # otherwise all are kept in memory
             budget.count()
             if sum(map(len, archive.pax_headers)) + sum(map(len, archive.pax_headers.values())) > MOST_HEADER:
                 raise _refusal(source, f"headers of at most {MOST_HEADER:,} bytes for all members", "more")

@@ -1,4 +1,4 @@
-"""The domain file of a new folder: the layout it has, the task and the classes, or a refusal that names the choices."""
+"""The domain file of a new folder: its layout, task and classes, or an error that lists the choices."""
 
 import posixpath
 import shlex
@@ -27,17 +27,17 @@ from components.errors import DataError, DomainError, TesseraError
 from components.files import write_whole
 from components.tasks import choose_kind, create_task
 
-MANY = 0.05  # share of masks with several classes from which on the task is multilabel
-DROPPED = 3  # a guess that ignores one in so many pictures is refused
+MANY = 0.05  # if at least this share of masks shows several classes, the task is multilabel
+DROPPED = 3  # a guess that ignores one in DROPPED pictures is refused
 CHOICES = 4
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".jsonl", ".ndjson")
 WITHOUT_OBJECT = frozenset((coco.EMPTY, voc.EMPTY, yolo.BACKGROUND, NO_OBJECT))
-LOOKED, MASKED = 60, 0.2  # pictures that are decoded, and the share of masks among them that is no accident
+LOOKED, MASKED = 60, 0.2  # pictures that are decoded, and the share of masks among them that is not an accident
 
 
 @dataclass(frozen=True)
 class Described:
-    """A layout and what it makes of a folder."""
+    """A layout, and the reading of a folder by it."""
 
     layout: Layout
     many: bool
@@ -46,12 +46,12 @@ class Described:
 
 
 def describe_folder(source: Path, name: str, layout: str | None, group: str | None, where: Path) -> Domain:
-    """The smallest domain that fits a folder, with the layout named or else guessed.
+    """The smallest domain that fits a folder, with the given layout or a guessed one.
 
-    layout: a kind, or a mapping in YAML. where: the domain file that the errors speak of.
+    layout: a kind, or a mapping in YAML. where: the domain file that error messages name.
 
-    Raises DomainError where the layout cannot be told or a guess would leave out a third of the pictures, DataError
-    where the annotations or pictures are of a kind that is not read.
+    Raises DomainError if the layout cannot be determined or a guess would leave out a third of the pictures, DataError
+    if the annotations or pictures are in a format that is not read.
     """
     chosen, guessed = _choose_layout(source, layout)
     if isinstance(chosen, Csv | Parquet):
@@ -73,13 +73,13 @@ def describe_folder(source: Path, name: str, layout: str | None, group: str | No
 
 
 def _divides(part: str, reading: Reading) -> bool:
-    """Whether the names at a part of the path say more than the split does."""
+    """Whether the names at a part of the path carry more information than the split."""
     pairs = {(row.columns.get("split"), row.columns.get(part)) for row in reading.rows}
     return len({split for split, _ in pairs}) < len(pairs)
 
 
 def require_same_layout(domain: Domain, layout: str | None, domain_file: Path) -> None:
-    """Raise DomainError where another layout is asked for than the domain file has."""
+    """Raise DomainError if `layout` differs from the domain file's."""
     if layout is None:
         return
     asked = parse_layout(layout)
@@ -89,12 +89,12 @@ def require_same_layout(domain: Domain, layout: str | None, domain_file: Path) -
         f"--layout {layout}",
         expected=f"{render_layout(domain.layout)}, as {domain_file} says",
         found=render_layout(asked),
-        hint="Leave --layout out, or change the file.",
+        hint="Leave out --layout, or change the file.",
     )
 
 
 def write_domain(domain: Domain, path: Path) -> None:
-    """A domain file with what is not the default."""
+    """Write a domain file with the keys that differ from their default."""
     facts: dict[str, Any] = {
         "name": domain.name,
         "task": domain.task,
@@ -108,21 +108,21 @@ def write_domain(domain: Domain, path: Path) -> None:
 
 
 def _choose_layout(source: Path, layout: str | None) -> tuple[Layout, bool]:
-    """The layout asked for, else the one that the folder looks like; and whether it is a guess."""
+    """The given layout, or else the one that the folder looks like; and whether it is a guess."""
     if layout is not None:
         asked = parse_layout(layout)
         if layout.strip() not in LAYOUTS:
             return asked, False
-        suggested = suggest_layout(source)  # the names of its sub-folders, where only the kind is given
+        suggested = suggest_layout(source)  # fills in the names of sub-folders if only the kind is given
         return (suggested, False) if suggested and suggested.kind == asked.kind else (asked, False)
     files = walk_files(source)
-    refuse_foreign(source, files, f"annotations of {source}", " Or name the layout that is meant with `--layout`.")
+    refuse_foreign(source, files, f"annotations of {source}", " Or name the layout with `--layout`.")
     refuse_foreign_pictures(source, files, find_foreign_pictures(source, files))
     suggested = suggest_layout(source)
     if suggested is None:
         refuse_unclear_tables(source, files)
-        error = _refuse_choice(source, "a folder whose layout can be told", _explain_unknown(files))
-        refuse_unclear_tables(source, files, any_error="--layout '" not in error.hint)  # nothing else says more
+        error = _refuse_choice(source, "a folder whose layout can be recognised", _explain_unknown(files))
+        refuse_unclear_tables(source, files, any_error="--layout '" not in error.hint)  # nothing says more
         raise error
     if isinstance(suggested, Csv | Parquet):
         _refuse_rivals(source, files, suggested)
@@ -130,7 +130,7 @@ def _choose_layout(source: Path, layout: str | None) -> tuple[Layout, bool]:
 
 
 def _refuse_rivals(source: Path, files: Sequence[str], table: Csv | Parquet) -> None:
-    """Raise DomainError where another table, or the folders, say other classes than the table that was found."""
+    """Raise DomainError if another table, or the folders, give other classes than the table that was found."""
     said = _read_labels(table, source)
     rivals: list[Layout] = [
         found.layout for found in list_described(source, files) if found.sure and found.layout.table != table.table
@@ -143,7 +143,7 @@ def _refuse_rivals(source: Path, files: Sequence[str], table: Csv | Parquet) -> 
         differ = sorted(path for path in both if said[path] != other[path])
         alike = {said[path] for path in both} & {other[path] for path in both}
         if isinstance(rival, Folders) and not alike and not is_weakly_named(table):
-            continue  # folders of lots or sites
+            continue  # these folders are lots or sites
         if differ and 2 * len(both) >= len(said):
             first = differ[0]
             found = f"{first}: {said[first]!r} in {table.table}, {other[first]!r} by {render_layout(rival)}"
@@ -168,7 +168,7 @@ def _explain_unknown(files: Sequence[str]) -> str:
         return f"one that looks like none; it holds {tables[0]}, which is not read: save it as csv"
     pictures = [path for path in files if path.lower().endswith(PICTURES)]
     if pictures and len(pictures) == len(files) and len({posixpath.dirname(path) for path in files}) == 1:
-        return f"{len(pictures):,} pictures in one folder, and nothing that says what they show"
+        return f"{len(pictures):,} pictures in one folder, and nothing that labels them"
     return "one that looks like none"
 
 
@@ -185,11 +185,11 @@ def _describe(source: Path, layout: Layout) -> Described:
 
 
 def _require_classes(source: Path, described: Described) -> None:
-    """Raise DataError where there is nothing to tell apart, with what the first unfit row says."""
+    """Raise DataError if there are fewer than two classes, with the problem of the first unfit row."""
     if len(described.classes) > 1:
         return
     problem = next((f"; {row.path}: {row.problem}".rstrip(".") for row in described.reading.rows if row.problem), "")
-    hint = "Add pictures of another class, or name the layout that is meant with `--layout`."
+    hint = "Add pictures of another class, or name the layout with `--layout`."
     if isinstance(described.layout, Masks):
         hint += """ Masks in colours: `--layout '{kind: masks, ids: {scratch: "#ff0000"}}'`."""
     raise DataError(
@@ -201,9 +201,9 @@ def _require_classes(source: Path, described: Described) -> None:
 
 
 def _refuse_losses(source: Path, described: Described) -> None:
-    """Raise DomainError where a guess would ignore a third of the pictures or more.
+    """Raise DomainError if a guess would ignore a third of the pictures or more.
 
-    Neither masks count nor pictures that are annotated as ones without any object.
+    Masks, and pictures that are annotated as having no object, are not counted.
     """
     account = account_of(described.layout, described.reading, source)
     masks = set(find_roles(source, walk_files(source)).masks)
@@ -216,19 +216,19 @@ def _refuse_losses(source: Path, described: Described) -> None:
 
 
 def _refuse_masks_as_pictures(source: Path, described: Described) -> None:
-    """Raise DomainError where class folders hold masks among their pictures: images of few values beside others."""
+    """Raise DomainError if class folders contain masks among their pictures: images with few values beside others."""
     rows = [row for row in described.reading.rows if row.label and not row.problem]
     looked = rows[:: -(-len(rows) // LOOKED)]
     masks = [row.path for row in looked if has_few_values(source / row.path)]
     if len(masks) < MASKED * len(looked) or len(masks) > (1 - MASKED) * len(looked):
         return
     other = next(row.path for row in looked if row.path not in masks)
-    found = f"images of a few values, as masks are, among them (such as {masks[0]} beside {other})"
+    found = f"images with few values, like masks, among them (such as {masks[0]} beside {other})"
     raise _refuse_choice(source, "folders of pictures", found)
 
 
 def _refuse_choice(source: Path, expected: str, found: str) -> DomainError:
-    """The error that lists the layouts which would read anything, the one that reads most first."""
+    """The error that lists the layouts that would read some pictures, the one that reads most first."""
     counted = []
     for layout in list_choices(source):
         try:
@@ -246,7 +246,7 @@ def _refuse_choice(source: Path, expected: str, found: str) -> DomainError:
     ]
     alone = "Sort the pictures into one folder per class, or add a csv with the columns image and label; or name the "
     alone += "layout with `--layout`."
-    listed = "Name the one that is meant:" + "".join(lines) if lines else alone
+    listed = "Name the right one:" + "".join(lines) if lines else alone
     tables = [layout for *_, layout, _ in counted if isinstance(layout, Csv | Parquet)]
     if len(tables) > 1:
         listed += (
@@ -258,7 +258,7 @@ def _refuse_choice(source: Path, expected: str, found: str) -> DomainError:
 
 
 def _write(layout: Layout) -> str:
-    """The mapping even without options: the kind alone would take the options that the folder suggests."""
+    """The layout as a mapping, even without options: a kind alone would get the options that the folder suggests."""
     written = render_layout(layout)
     return f"{{kind: {written}}}" if written in LAYOUTS else written
 

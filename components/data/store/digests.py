@@ -1,8 +1,8 @@
-"""sha256 of files, read again only where a file may have changed since.
+"""sha256 of files; a file is hashed again only if it may have changed.
 
-What a file looked like (size, times, inode) when it was hashed is kept beside its hash, as git and DVC do, with the
-time of its last change of any kind, which no tool can set back. A stamp so young that the clock could not tell a
-second write apart is not kept. Losing the file of stamps costs one reading of everything, nothing else.
+The file's stamp (size, times, inode) at the time of hashing is kept beside its hash, as git and DVC do. It includes the
+time of the last change of any kind (ctime), which no tool can set back. A stamp is not kept if it is so young that a
+second write could have the same time. If the file of stamps is lost, all files are hashed once more.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from components.files import hash_file
 
 Stamp = tuple[int, int, int, int]  # size, mtime, ctime, inode
 
-YOUNG = 50_000_000  # ns; kernels count file times in steps of 1 to 10 ms
+YOUNG = 50_000_000  # ns; the resolution of file times is 1 to 10 ms
 STAMP: dict[str, type[pl.DataType]] = {"size": pl.Int64, "mtime": pl.Int64, "ctime": pl.Int64, "inode": pl.UInt64}
 SCHEMA: dict[str, type[pl.DataType]] = {"path": pl.String, **STAMP, "sha256": pl.String}
 
 
 class Digests:
-    """Hashes of the files below one root: `Digests(raw, cache)["good/a.png"]`; None for what cannot be read."""
+    """Hashes of the files below one root: `Digests(raw, cache)["good/a.png"]`; None for a file that cannot be read."""
 
     def __init__(self, root: Path, cache: Path) -> None:
         self.root = os.fspath(root)
@@ -46,13 +46,13 @@ class Digests:
         return digest
 
     def put(self, path: str, digest: str) -> None:
-        """What is known from writing the file."""
+        """Add the hash of a file that was just written."""
         stamp = read_stamp(f"{self.root}/{path}")
         if stamp:
             self.seen[path] = stamp, digest
 
     def save(self, *, whole: bool = False) -> None:
-        """Keep what is known for the next one; `whole`: what was not asked for is not there any more."""
+        """Save the hashes for later runs. whole: drop those that were not requested, because their files are gone."""
         entries = self.seen if whole else self.known | self.seen
         if entries != self.known:
             young = time.time_ns() - YOUNG
@@ -61,7 +61,7 @@ class Digests:
 
 
 def read_stamp(path: str) -> Stamp | None:
-    """None where there is nothing to read."""
+    """The stamp of a file; None if there is no file to read."""
     try:
         found = os.stat(path)
     except OSError:
@@ -70,5 +70,5 @@ def read_stamp(path: str) -> Stamp | None:
 
 
 def _load(file: Path) -> dict[str, tuple[Stamp, str]]:
-    """Nothing where the file is lost, damaged or of another time: then everything is read again."""
+    """The saved hashes; empty if the file is missing, damaged or of another version, so that all files are hashed."""
     return {row[0]: (row[1:5], row[5]) for row in load_cache(file, SCHEMA).rows()}

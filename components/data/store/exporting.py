@@ -1,6 +1,7 @@
-"""A manifest with its pictures as a folder others can read: COCO, or a csv table. Importing it gives the same rows.
+"""Exports a manifest with its pictures to a folder that other tools can read: COCO or csv. Importing it gives the same
+rows.
 
-Files are copied byte for byte, because their content is their name: what EXIF says of place and time goes along.
+Files are copied byte for byte, because ids are hashes of the content: EXIF data on place and time are copied, too.
 """
 
 import json
@@ -27,21 +28,21 @@ from components.tasks import create_task
 SEPARATORS = (";", "|", "/", "\t", "\x1f")
 COCO_WORDS = {"file_name", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "whole"}
 OWN = {"id", "path", "label", "group", "split", "mask", "boxes", "crop", "width", "height", *COCO_WORDS}
-BEFORE = "original_"  # stands before the name of a further column where the export has a column of that name itself
+BEFORE = "original_"  # prefix of a further column whose name is a column of the export
 
 Further = pl.DataFrame  # one row per row of the manifest: the columns that the domain does not use
 
 
 def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: Path, form: str) -> dict[str, Any]:
-    """Write pictures, masks, the table or annotations, and a domain.yaml to read them by, into a new folder.
+    """Write pictures, masks, the table or annotations, and a domain.yaml that reads them, into a new folder.
 
-    form: one of FORMS. The folder appears whole or not at all. Raises DataError when it is there already.
+    form: one of FORMS. The folder appears whole or not at all. Raises DataError if it exists and is not empty.
     """
     if form not in FORMS:
         hint = "Name one of these with `--format`."
         raise DataError("export", expected=f"one of {', '.join(FORMS)}", found=form, hint=hint)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        found = "a folder with something in it" if target.is_dir() else "a file"
+        found = "a folder that is not empty" if target.is_dir() else "a file"
         raise DataError(f"export to {target}", expected="a new or empty folder", found=found, hint="Name another one.")
     with whole_folder(target) as fresh:
         layout = FORMS[form](manifest, _read_further(manifest, domain, raw), domain, fresh)
@@ -54,7 +55,7 @@ def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: P
 
 
 def _read_further(manifest: pl.DataFrame, domain: Domain, raw: Path) -> Further:
-    """What the domain's table or COCO file holds beside what the domain uses, as text; no columns where it is gone."""
+    """The further columns of the domain's table or COCO file, as text; no columns if the file is gone."""
     names = list_further_columns(domain, raw) + list_further_keys(domain, raw)
     if not names:
         return manifest.select([])
@@ -74,7 +75,7 @@ def _read_further(manifest: pl.DataFrame, domain: Domain, raw: Path) -> Further:
 
 
 def _save_domain(domain: Domain, layout: Layout, path: Path) -> None:
-    """The domain as it is, but for where its labels stand now."""
+    """Write the domain with the layout of the export."""
     changed = domain.model_copy(update={"layout": layout, "group": "group", "rename": {}})
     facts = changed.model_dump(mode="json", exclude_defaults=True, exclude={"layout"})
     facts["layout"] = {"kind": layout.kind} | layout.model_dump(mode="json", exclude_defaults=True)
@@ -85,7 +86,7 @@ def _save_domain(domain: Domain, layout: Layout, path: Path) -> None:
 
 
 def _write_csv(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Csv:
-    """labels.csv; its columns bear the manifest's names, which no slice may have."""
+    """Write labels.csv. Its columns have the manifest's names, which no slice may have."""
     given = {name: name for name in ("mask", "boxes", "crop") if _has(manifest, name)}
     separator = None
     columns = [pl.col("path").map_elements(_write_path, return_dtype=pl.String), pl.col("label")]
@@ -99,7 +100,7 @@ def _write_csv(manifest: pl.DataFrame, further: Further, domain: Domain, folder:
 
 
 def _write_path(path: str) -> str:
-    return f"./{path}" if path != path.lstrip() else path  # a table's cells are read without blanks around them
+    return f"./{path}" if path != path.lstrip() else path  # cells are stripped when a table is read
 
 
 def _has(manifest: pl.DataFrame, name: str) -> bool:
@@ -108,7 +109,7 @@ def _has(manifest: pl.DataFrame, name: str) -> bool:
 
 
 def _box_column(name: str) -> pl.Expr:
-    """`x0 y0 x1 y1`, several joined by `;`."""
+    """The boxes of a column as `x0 y0 x1 y1`, several joined by `;`."""
     numbers = pl.element().cast(pl.List(pl.String)).list.join(" ")
     if name == "crop":
         return pl.col(name).cast(pl.List(pl.String)).list.join(" ")
@@ -123,7 +124,7 @@ def _choose_separator(domain: Domain) -> str:
 
 
 def _write_coco(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Coco:
-    """annotations.json; what COCO has no word for stands as further keys, which readers of COCO pass over."""
+    """Write annotations.json. Values that COCO has no key for are further keys, which readers of COCO ignore."""
     if clash := COCO_WORDS & set(domain.slices):
         hint = "Rename the column, or export as csv."
         expected = "slices whose names COCO does not use itself"

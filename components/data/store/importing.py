@@ -1,4 +1,4 @@
-"""Bringing a folder of images into the workspace as a domain."""
+"""Imports a folder of images into the workspace as a domain."""
 
 import hashlib
 import os
@@ -30,10 +30,10 @@ DOMAIN_FILE = "domain.yaml"
 
 @dataclass(frozen=True)
 class Imported:
-    """A domain whose images are in place, and what an import made of the files that were there before.
+    """The result of an import: the domain, whose images are in place, and counts of files.
 
-    understood: the rows and the account of what was brought. files: now in place. changed: with the same path and
-    other content than before. kept: as they were.
+    understood: the rows and the account of the imported folder. files: files now in place. changed: files with the same
+    path and other content than before. kept: unchanged files.
     """
 
     domain: Domain
@@ -59,18 +59,18 @@ def import_folder(
     replace: bool = False,
     force: bool = False,
 ) -> Imported:
-    """Add `source`, a folder or an archive, to data/<name>/raw in one move, with a domain.yaml unless there is one.
+    """Add `source`, a folder or an archive, to data/<name>/raw in one step, with a domain.yaml unless there is one.
 
-    The file is the one in `source`, where `tessera export` left one, or is made for it.
+    domain.yaml is the one in `source`, if `tessera export` wrote one, or is created.
 
-    shards: pack the images into tars, as they stay from then on. replace: make raw/ the same as `source` instead of
-    adding to it. force: let pictures go, or be overwritten, that nothing else holds.
+    shards: pack the images into tar files, also in later imports. replace: make raw/ identical to `source` instead of
+    adding to it. force: allow to drop or overwrite pictures that no named version holds.
 
-    The labels are read before anything is put in place, so a wrong layout leaves the workspace as it was.
+    The labels are read before anything is put in place, so a wrong layout leaves the workspace unchanged.
     """
     scratch = _scratch(workspace, name)
     with versioning.hold_domain(workspace, name, f"tessera import of {name}"):
-        shutil.rmtree(scratch, ignore_errors=True)  # of an import that was killed
+        shutil.rmtree(scratch, ignore_errors=True)  # left by an import that was killed
         try:
             with unpacked(source, scratch) as folder:
                 digests = Digests(folder, workspace.cache)
@@ -78,7 +78,7 @@ def import_folder(
                     imported = _import(workspace, folder, digests, name, layout, group, shards, replace, force)
                 except TesseraError as error:
                     raise _speak_of(source, folder, error) from None
-                if folder == source:  # and no archive's content, which goes
+                if folder == source:  # not the content of an archive, which is deleted afterwards
                     digests.save(whole=True)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -86,13 +86,13 @@ def import_folder(
 
 
 def _speak_of(source: Path, folder: Path, error: TesseraError) -> TesseraError:
-    """The error about an archive's content with the archive's name, not that of the folder it was unpacked into."""
+    """The error about an archive's content, with the archive's name instead of the folder where it was unpacked."""
     parts = {name: text.replace(str(folder), str(source)) for name, text in error.to_dict().items()}
     return TesseraError.from_dict(parts)
 
 
 def _scratch(workspace: Workspace, name: str) -> Path:
-    """What an import unpacks and puts together before its images are in place."""
+    """The folder in which an import unpacks and prepares images before they are put in place."""
     return workspace.state / f"import-{name}"
 
 
@@ -131,14 +131,14 @@ def _import(
 
 
 def _bring_known_domain(domain_file: Path, name: str) -> None:
-    """A domain that ships with Tessera is copied into a workspace elsewhere when it is first used there."""
+    """Copy a domain file that ships with Tessera into another workspace when it is first used there."""
     shipped = REPOSITORY / "data" / name / "domain.yaml"
     if not domain_file.exists() and shipped.exists():
         write_whole(domain_file, shipped.read_bytes())
 
 
 def _describe(source: Path, name: str, layout: str | None, group: str | None, where: Path) -> Domain:
-    """The domain file that came with the folder, or the smallest one that fits it."""
+    """The domain file in the folder, or the smallest one that fits the folder."""
     if not (source / DOMAIN_FILE).is_file():
         return describe_folder(source, name, layout, group, where)
     domain = parse_domain(read_yaml(source / DOMAIN_FILE) | {"name": name}, str(source / DOMAIN_FILE))
@@ -152,7 +152,7 @@ Check = Callable[[pl.DataFrame], None]
 
 
 def _place_folder(workspace: Workspace, domain: Domain, there: Standing, change: Change, check: Check | None) -> None:
-    """Replace raw/ by a folder of the files that the change names, when its labels are what they should be."""
+    """Replace raw/ by a folder with the files of the change, after checking its labels."""
     raw = workspace.raw(domain.name)
     with whole_folder(raw) as fresh:
         made = _fill(fresh, there, change)
@@ -165,7 +165,7 @@ def _place_folder(workspace: Workspace, domain: Domain, there: Standing, change:
 
 
 def _place_shards(workspace: Workspace, domain: Domain, there: Standing, change: Change, check: Check | None) -> None:
-    """The same as shards; new files and old ones lie beside one another for as long as their labels are read."""
+    """As `_place_folder`, for shards; new and old files are in one folder while their labels are read."""
     raw, packed = workspace.raw(domain.name), list_packed(workspace, domain.name)
     files = change.files
     if check:
@@ -177,7 +177,7 @@ def _place_shards(workspace: Workspace, domain: Domain, there: Standing, change:
 
 
 class _Made(dict[str, str]):
-    """sha256 of the files just written, by path."""
+    """The sha256 of the files just written, by path."""
 
     def __missing__(self, path: str) -> None:
         return None
@@ -186,7 +186,7 @@ class _Made(dict[str, str]):
 def _fill(folder: Path, there: Standing, change: Change) -> _Made:
     """Write the files of a change below an empty folder.
 
-    A file that is in place already gets a second name instead of a copy, so an import costs what is new.
+    A file that is in place already is hard-linked instead of copied, so an import costs only what is new.
     """
     for parent in sorted({os.path.dirname(path) for path in change.files}):
         (folder / parent).mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ def _fill(folder: Path, there: Standing, change: Change) -> _Made:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """A second name for a file; False on a file system without second names."""
+    """Hard-link a file; False on a file system without hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,7 +1,7 @@
-"""New images beside those in place: what an import adds, changes and removes, and labels of both in one file.
+"""Merges new images with those in place: what an import adds, changes and removes, and the labels of both in one file.
 
-An import adds. Files with the same path and other content are merged where they are lists that both sides extend (a
-table, a COCO file, a list of a split); anything else would take something away, and is refused unless it is asked for.
+An import only adds. Files with the same path and other content are merged if they are lists that can be extended (a
+table, a COCO file, a list of a split). Anything else would remove something and is refused unless the user allows it.
 """
 
 import io
@@ -32,7 +32,7 @@ SPLIT_LISTS = ("train.txt", "val.txt", "valid.txt", "validation.txt", "trainval.
 
 
 class Standing:
-    """What a domain has in place: `files` below `folder`, which is raw/ itself or what its shards hold."""
+    """The files in place of a domain: `files` below `folder`, which is raw/ itself or the content of its shards."""
 
     def __init__(self, workspace: Workspace, name: str) -> None:
         self.workspace, self.name = workspace, name
@@ -42,9 +42,9 @@ class Standing:
 
 
 def find_standing(workspace: Workspace, name: str, *, replace: bool, force: bool) -> Standing:
-    """What is in place; a version that raw.dvc names and that is not there is brought back first.
+    """The files in place; if the version that raw.dvc names is not there, it is restored first.
 
-    Raises DataError where it can be had from nowhere, unless it may go (see `compare`).
+    Raises DataError if it cannot be restored, unless it may be dropped (see `compare`).
     """
     raw = workspace.raw(name)
     settle_folder(raw)
@@ -54,21 +54,21 @@ def find_standing(workspace: Workspace, name: str, *, replace: bool, force: bool
         except (DataError, VersioningError) as error:
             held = [named.md5 for named in versions.list_versions(workspace, name)]
             if not replace or not (force or versioning.read_version(workspace, name).md5 in held):
-                hint = "If the remote has moved, say where to with `dvc remote modify NAME url URL`; if the folder is "
-                hint += "the whole set, give `--replace`" + (
+                hint = "If the remote has moved, set its address with `dvc remote modify NAME url URL`; if the folder "
+                hint += "is the whole set, give `--replace`" + (
                     " and `--force`: no version holds them." if replace else "."
                 )
-                expected = f"the images that data/{name}/raw.dvc names, to see what becomes of them"
+                expected = f"the images that data/{name}/raw.dvc names, to compare them with the new ones"
                 raise DataError(f"import into {name}", expected=expected, found=error.found, hint=hint) from None
     return Standing(workspace, name)
 
 
 @dataclass(frozen=True)
 class Change:
-    """Which file of raw/ comes from where, and counts of files against those that were in place.
+    """Where each file of raw/ comes from, and counts of files compared with those in place.
 
-    files: path below raw/ -> the file that will be there. merged: those of them that hold labels of both sides.
-    same: paths whose content stays. overwritten: files in place that give way to others of the same path.
+    files: path below raw/ to the file that will be there. merged: those that hold old and new labels. same: paths whose
+    content stays. overwritten: files in place that are replaced by others with the same path.
     """
 
     files: Mapping[str, Path]
@@ -83,11 +83,11 @@ class Change:
 def compare(
     there: Standing, source: Path, paths: list[str], wanted: Digests, layout: Layout, *, replace: bool, force: bool
 ) -> Change:
-    """What the import of `paths` of `source` makes of the files in place.
+    """The change that importing `paths` of `source` makes to the files in place.
 
-    replace: make raw/ the same as `source`. force: let pictures go, or be overwritten, that nothing else holds.
+    replace: make raw/ identical to `source`. force: allow to drop or overwrite pictures that no named version holds.
 
-    Raises DataError where something would be taken away that nobody said may go.
+    Raises DataError if something would be dropped or overwritten without permission.
     """
     old, new = set(there.files), set(paths)
     same = {path for path in old & new if wanted[path] and there.digests[path] == wanted[path]}
@@ -108,8 +108,8 @@ def compare(
             f"import into {there.name}",
             expected="new files, or the same content, at paths that are in use",
             found=f"other content at {_name_some(clashes)}",
-            hint="Rename the new files if they are other pictures; give `--force` if they shall take the place of the "
-            "old ones, or `--replace` if the folder is the whole set and all else shall go.",
+            hint="Rename the new files if they are other pictures; give `--force` to replace the old ones, or "
+            "`--replace` if the folder is the whole set and everything else may be removed.",
         )
     kept = old - differ
     files |= {path: there.folder / path for path in kept}
@@ -117,7 +117,7 @@ def compare(
 
 
 def _require_held(there: Standing, leaving: set[str], staying: set[str | None]) -> None:
-    """Raise DataError unless a named version holds every picture that leaves."""
+    """Raise DataError unless a named version holds every picture that is dropped."""
     pictures = {path for path in leaving if path.lower().endswith(SUFFIXES) and there.digests[path] not in staying}
     if not pictures:
         return
@@ -127,13 +127,13 @@ def _require_held(there: Standing, leaving: set[str], staying: set[str | None]) 
     for file in {packed.get(path, path) for path in pictures}:  # DVC knows shards, not what is in them
         known[file] = hash_md5(raw / file)
     if lost := {path for path in pictures if not held & {known[packed.get(path, path)], there.digests[path] or ""}}:
-        doubt = f" (what {', '.join(unknown)} holds can be had from nowhere)" if unknown else ""
+        doubt = f" (the content of {', '.join(unknown)} is neither here nor on the remote)" if unknown else ""
         raise DataError(
             f"import into {there.name} with --replace",
-            expected="a named version that holds the pictures which go",
+            expected="a named version that holds the pictures which would be removed",
             found=f"none that holds {_name_some(lost)}{doubt}",
-            hint=f"Leave `--replace` out to add to them, keep them with `tessera version {there.name}` first, or give "
-            "`--force`, too, if they may go for good.",
+            hint=f"Leave out `--replace` to add to them, keep them with `tessera version {there.name}` first, or give "
+            "`--force` as well if they may be lost for good.",
         )
 
 
@@ -146,17 +146,17 @@ def _name_some(paths: set[str]) -> str:
 
 
 def require_labels_kept(there: Standing, domain: Domain, change: Change, new: pl.DataFrame, both: pl.DataFrame) -> None:
-    """Raise DataError unless all pictures in place, and all new ones, have in `both` the labels they had alone."""
+    """Raise DataError unless all old and all new pictures have in `both` the labels that they had before the merge."""
     old = _group_rows(read_rows(domain, there.folder, there.digests))
     found, added = _group_rows(both), _group_rows(new)
-    told = {_stem(path) for path in change.overwritten}  # these may say something else now, as the new ones do
-    wrong = [path for path, said in old.items() if found.get(path) != said]
-    wrong = [path for path in wrong if _stem(path) not in told or found.get(path) != added.get(path)]
-    wrong += [path for path, said in added.items() if said - found.get(path, Counter())]
+    replaced = {_stem(path) for path in change.overwritten}  # their labels may change to those of the new files
+    wrong = [path for path, labels in old.items() if found.get(path) != labels]
+    wrong = [path for path in wrong if _stem(path) not in replaced or found.get(path) != added.get(path)]
+    wrong += [path for path, labels in added.items() if labels - found.get(path, Counter())]
     if not wrong:
         return
     path = min(wrong)
-    texts = [" and ".join(sorted(said.get(path, {"nothing": 1}))) for said in (old, added, found)]
+    texts = [" and ".join(sorted(labels.get(path, {"nothing": 1}))) for labels in (old, added, found)]
     more = f", and {len(set(wrong)) - 1} more like it" if len(set(wrong)) > 1 else ""
     raise DataError(
         f"import into {there.name}",
@@ -167,12 +167,12 @@ def require_labels_kept(there: Standing, domain: Domain, change: Change, new: pl
 
 
 def _stem(path: str) -> str:
-    """What a picture shares with its own mask or annotation file."""
+    """The part of a path that a picture shares with its mask and its annotation file."""
     return posixpath.splitext(posixpath.basename(path))[0].removesuffix("_mask")
 
 
 def _group_rows(rows: pl.DataFrame) -> dict[str, Counter[str]]:
-    """What is said of each picture; rows that say nothing but what is wrong are left out."""
+    """The annotations of each picture, counted; rows with only a problem are left out."""
     said: dict[str, Counter[str]] = {}
     names = [name for name in rows.columns if name not in ("id", "path", "problem", "stated_size")]
     for path, *values in rows.filter(pl.col("problem").is_null()).select("path", *names).iter_rows():
@@ -183,9 +183,9 @@ def _group_rows(rows: pl.DataFrame) -> dict[str, Counter[str]]:
 
 
 def merge_labels(layout: Layout, path: str, old: Path, new: Path) -> bytes | None:
-    """A file that holds what both hold, where it is a list that can be extended; else None.
+    """The merged content of two files if they are lists that can be extended; else None.
 
-    Raises DataError where it is one and the two are of different forms.
+    Raises DataError if they are such lists but in different forms.
     """
     if isinstance(layout, Csv) and path == posixpath.normpath(layout.table):
         return _merge_lines(path, old.read_bytes(), new.read_bytes(), header=bool(getattr(layout, "header", True)))
@@ -199,9 +199,9 @@ def merge_labels(layout: Layout, path: str, old: Path, new: Path) -> bytes | Non
 
 
 def _merge_lines(path: str, old: bytes, new: bytes, *, header: bool) -> bytes:
-    """The old text, then those records of the new one that it lacks; in whatever encoding keeps ASCII."""
+    """The old text followed by the records of the new text that it lacks, in any encoding that contains ASCII."""
     if b"\0" in old or b"\0" in new:  # UTF-16
-        raise _refuse_merge(path, "tables in UTF-8 or another encoding that keeps ASCII", "UTF-16")
+        raise _refuse_merge(path, "tables in UTF-8 or another encoding that contains ASCII", "UTF-16")
     first, second = (_split_records(text.removeprefix(b"\xef\xbb\xbf")) for text in (old, new))
     if header and [line.strip() for line in first[:1]] != [line.strip() for line in second[:1]]:
         heads = [b"".join(lines[:1]).decode(errors="replace") for lines in (first, second)]
@@ -213,7 +213,7 @@ def _merge_lines(path: str, old: bytes, new: bytes, *, header: bool) -> bytes:
 
 
 def _split_records(text: bytes) -> list[bytes]:
-    """Lines without their ends; a quoted cell may go over several."""
+    """The records of a table without line ends; a quoted cell may span several lines."""
     records, open_ = list[bytes](), False
     for line in text.splitlines():
         if open_:
@@ -240,7 +240,7 @@ def _merge_parquet(path: str, old: Path, new: Path) -> bytes:
 
 
 def _merge_coco(path: str, old: Path, new: Path) -> bytes | None:
-    """Pictures by file name and categories by name; ids of the new file are counted on from the old ones."""
+    """Merge two COCO files: pictures by file name, categories by name; new ids continue after the old ones."""
     first, second = (_load_coco(file) for file in (old, new))
     if first is None or second is None:
         return None
@@ -259,7 +259,7 @@ def _merge_coco(path: str, old: Path, new: Path) -> bytes | None:
 
 
 def _write_key(annotation: dict[str, Any]) -> str:
-    """The same for annotations that say the same, whatever their own ids."""
+    """A key that is equal for annotations with the same content, whatever their ids."""
     return json.dumps({key: value for key, value in annotation.items() if key != "id"}, sort_keys=True)
 
 
@@ -275,7 +275,7 @@ def _load_coco(file: Path) -> dict[str, Any] | None:
 
 
 def _match(old: list[dict[str, Any]], new: list[dict[str, Any]], key: str) -> dict[Any, Any]:
-    """Ids of the new list -> ids in the old one, which gets what it lacks."""
+    """The ids of the new list to those of the old list, to which missing entries are added."""
     ids = {item[key]: item["id"] for item in old}
     number = max((item["id"] for item in old if isinstance(item["id"], int)), default=0)
     for item in new:
@@ -287,5 +287,5 @@ def _match(old: list[dict[str, Any]], new: list[dict[str, Any]], key: str) -> di
 
 
 def _refuse_merge(path: str, expected: str, found: str) -> DataError:
-    hint = "Write both in one form, or give `--replace` if the folder is the whole set."
+    hint = "Write both in the same form, or give `--replace` if the folder is the whole set."
     return DataError(f"{path} of the new images", expected=expected, found=found, hint=hint)

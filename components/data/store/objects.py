@@ -1,8 +1,8 @@
 """DVC's cache by hash: `python -m components.data.store.objects [--whole] MD5...` fetches what is missing.
 
-DVC's command line fetches what a pointer in the working tree names; a version is compared and restored without
-touching the tree, so this asks DVC's own storage for the hashes. A process of its own, as every use of DVC here;
-what is missing still when it has ended is not on the remote.
+DVC's command line fetches only what a pointer in the working tree names. A version is compared and restored without
+touching the tree, so this module requests the hashes from DVC's own storage. It runs in a process of its own, like
+every use of DVC here. What is still missing when it has ended is not on the remote.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from typing import Any
 
 
 def main() -> None:
-    """Fetch in the current folder's DVC repository; what DVC raises ends the process with its own last line."""
+    """Fetch in the current folder's DVC repository. An error of DVC ends the process; its message is the last line."""
     parser = argparse.ArgumentParser(prog="python -m components.data.store.objects", description="Fetch DVC objects.")
-    parser.add_argument("--whole", action="store_true", help="of a folder all files too, not its listing alone")
+    parser.add_argument("--whole", action="store_true", help="also fetch all files of a folder, not only its listing")
     parser.add_argument("md5", nargs="+")
     options = parser.parse_args()
     from dvc.repo import Repo
@@ -35,7 +35,7 @@ def _pull(repo: Any, md5s: list[str]) -> None:
 
 
 def list_missing(cache: Path, md5s: Iterable[str], *, whole: bool) -> list[str]:
-    """What of these is not in the cache; `whole`: nor the files of a folder whose listing is."""
+    """The hashes that are not in the cache. whole: also those of the files in a folder whose listing is there."""
     missing = []
     for md5 in md5s:
         if not locate_object(cache, md5).exists():
@@ -46,12 +46,12 @@ def list_missing(cache: Path, md5s: Iterable[str], *, whole: bool) -> list[str]:
 
 
 def locate_object(cache: Path, md5: str) -> Path:
-    """Where DVC 3 keeps an object."""
+    """The path of an object in DVC 3's cache."""
     return cache / md5[:2] / md5[2:]
 
 
 def load_listing(cache: Path, md5: str) -> dict[str, str]:
-    """Path below the folder -> md5, of every file of a folder's version."""
+    """The md5 of every file in a version of a folder, by its path below the folder."""
     entries = json.loads(locate_object(cache, md5).read_text(encoding="utf-8"))
     return {entry["relpath"]: entry["md5"] for entry in entries}
 

@@ -1,11 +1,11 @@
 """The data stages of dvc.yaml for one domain: one DVC process, followed from stage to stage.
 
     with closing(Stages(workspace, name, version.md5, code)) as stages:
-        stages.run("manifest")  # returns when that stage has ended; DVC goes on with the next meanwhile
+        stages.run("manifest")  # returns when that stage has ended; DVC continues with the next one meanwhile
         stages.run("features")
 
-Forced, because DVC cannot see that Tessera's own code changed; not run at all where that and everything else is proven
-to be as it was (see `proofs`).
+The stages are forced, because DVC cannot see changes of Tessera's own code. They do not run at all if code and
+everything else are proven to be unchanged (see `proofs`).
 """
 
 import atexit
@@ -37,7 +37,7 @@ def create_stages(workspace: Workspace, name: str, md5: str, code: str) -> "Stag
 
 
 class Stages:
-    """What has ended and what is to do. A stage that failed raises as itself, and is tried again when asked again."""
+    """The stages that have ended and those that are left. A failed stage raises its own error and can be run again."""
 
     def __init__(self, workspace: Workspace, name: str, md5: str, code: str) -> None:
         self.workspace, self.name, self.md5, self.code = workspace, name, md5, code
@@ -46,14 +46,14 @@ class Stages:
         self._going: Iterator[str] | None = None
 
     def begin(self) -> Iterator[str]:
-        """Start DVC where it does not work yet; it goes on by itself."""
+        """Start DVC if it is not running yet; it continues by itself."""
         if self._going is None:
             self._going = self._start()
             next(self._going)
         return self._going
 
     def run(self, stage: str) -> None:
-        """Come to the end of this stage, and of those before it."""
+        """Wait until this stage, and all stages before it, have ended. Raises the error of a stage that failed."""
         while stage in self.waiting:
             try:
                 ended = next(self.begin())
@@ -65,14 +65,14 @@ class Stages:
                 proofs.remember_stages(self.workspace, self.name, self.code)
 
     def close(self) -> None:
-        """End DVC where it still works."""
+        """End DVC if it is still running."""
         if self._going is not None:
             self._going.close()  # type: ignore[attr-defined]
 
     def _start(self) -> Iterator[str]:
-        """Nothing when DVC has started, then the stages that wait, each when it has ended.
+        """Run DVC: yields once when it has started, then once per stage when the stage has ended.
 
-        Nobody else changes the domain's images meanwhile.
+        The domain is locked meanwhile, so that no other command changes its images.
         """
         with versioning.hold_domain(self.workspace, self.name, f"the data stages of {self.name}"):
             yield from self._follow()

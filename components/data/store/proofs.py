@@ -1,13 +1,13 @@
-"""What DVC need not do again, because files prove that it would change nothing.
+"""Proofs from files that DVC would change nothing, so that it need not run.
 
-DVC takes a second to start, and a retrain of images that are known asked it seven times. Each proof is as strong as
-DVC's own or stronger; where anything is missing, differs or is too young to tell, the answer is no, and DVC runs.
+DVC takes a second to start, and a retrain of known images would start it seven times. Each proof is at least as strong
+as DVC's own check. If anything is missing, differs or is too young to decide, the answer is no, and DVC runs.
 
-    raw images recorded   size, times and inode of every file as they were before the last `dvc add` (DVC itself goes
-                          without the time of change, which no tool can set back), and every object in the cache
-    version pushed        every object in the remote, where that is a folder of this machine
-    stages fresh          dvc.lock's hash of every dependency and output, and the code, libraries and dvc.yaml that
-                          made them
+    raw images recorded   size, times and inode of every file are as before the last `dvc add` (DVC itself does not use
+                          ctime, which no tool can set back), and every object is in the cache
+    version pushed        every object is in the remote, if that is a folder of this machine
+    stages fresh          dvc.lock has the hash of every dependency and output, and code, libraries and dvc.yaml are
+                          those that made them
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from components.errors import VersioningError
 from components.sealed import load_known, save_known
 from components.workspace import Workspace
 
-#: The data stages of dvc.yaml in the order in which they run.
+#: The data stages of dvc.yaml, in the order in which they run.
 STAGES = ("manifest", "features", "validate", "split")
-#: What their results may depend on beside our own code.
+#: Libraries on which the results of the stages may depend.
 LIBRARIES = (
     "cleanlab",
     "numpy",
@@ -43,7 +43,7 @@ LIBRARIES = (
 
 
 def stamp_raw(workspace: Workspace, name: str) -> str | None:
-    """Name of the raw tree by what its files look like; None where a change could go unseen."""
+    """A name of the raw tree by the stamps of its files; None if a change could go unnoticed."""
     digest, youngest = hashlib.sha256(), time.time_ns() - YOUNG
     for rule in (workspace.root / ".dvcignore", workspace.root / ".dvc" / "config"):
         digest.update(rule.read_bytes() if rule.exists() else b"")
@@ -57,7 +57,7 @@ def stamp_raw(workspace: Workspace, name: str) -> str | None:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Every folder and file below, hidden ones too."""
+    """Every folder and file below `folder`, also hidden ones."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         yield entry.path
         if entry.is_dir(follow_symlinks=False):
@@ -65,23 +65,23 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def is_recorded(workspace: Workspace, name: str, stamp: str | None, md5: str, cache: Path) -> bool:
-    """Whether the tree so stamped is the version `md5`, which raw.dvc names, and the cache has all of it."""
+    """Whether the tree with this stamp is the version `md5` that raw.dvc names, and the cache has all its objects."""
     known = _load(workspace, name, "recorded")
     return stamp is not None and known == [stamp, md5] and not list_missing(cache, [md5], whole=True)
 
 
 def remember_recorded(workspace: Workspace, name: str, stamp: str | None, md5: str) -> None:
-    """stamp: as the tree was before DVC looked at it."""
+    """Remember that a tree is recorded. stamp: the stamp of the tree before DVC read it."""
     _save(workspace, name, "recorded", [stamp, md5])
 
 
 def is_pushed(md5: str, remote: Path) -> bool:
-    """Whether the remote, a folder here, has every object of the version."""
+    """Whether the remote, a folder of this machine, has every object of the version."""
     return not list_missing(remote / "files" / "md5", [md5], whole=True)
 
 
 def are_fresh(workspace: Workspace, name: str, md5: str, code: str) -> bool:
-    """Whether the stages would make of the version `md5` exactly what is there."""
+    """Whether the stages would produce from the version `md5` exactly the files that exist."""
     entries = _load_entries(workspace, name)
     if not entries or _load(workspace, name, "stages") != _name_run(workspace, entries, code):
         return False
@@ -96,17 +96,17 @@ def are_fresh(workspace: Workspace, name: str, md5: str, code: str) -> bool:
 
 
 def remember_stages(workspace: Workspace, name: str, code: str) -> None:
-    """All stages have run with this code, and dvc.lock says with what."""
+    """Remember that all stages have run with this code, as dvc.lock records."""
     _save(workspace, name, "stages", _name_run(workspace, _load_entries(workspace, name), code))
 
 
 def forget_stages(workspace: Workspace, name: str) -> None:
-    """Before the first of them runs: a run that ends halfway proves nothing."""
+    """Remove the proof before the first stage runs: an interrupted run proves nothing."""
     _path(workspace, name, "stages").unlink(missing_ok=True)
 
 
 def find_manifest(locked: Mapping[str, Any], name: str, md5: str) -> str | None:
-    """DVC's hash of the domain's manifest where it was made of the version `md5`; locked: `load_locked`."""
+    """DVC's hash of the domain's manifest if it was made from the version `md5`, else None. locked: `load_locked`."""
     entries = [locked.get(f"{stage}@{name}") for stage in ("manifest", "split")]
     if None in entries:
         return None
@@ -119,19 +119,19 @@ def find_manifest(locked: Mapping[str, Any], name: str, md5: str) -> str | None:
 
 
 def load_locked(workspace: Workspace) -> dict[str, Any]:
-    """What dvc.lock says of every stage that has run, by `stage@domain`."""
+    """The entries of dvc.lock for every stage that has run, by `stage@domain`."""
     return read_lock(workspace.root / "dvc.lock")
 
 
 def read_lock(path: Path) -> dict[str, Any]:
-    """The stages of a dvc.lock; none where there is no such file. Raises VersioningError for a damaged one."""
+    """The stages of a dvc.lock; empty if there is no such file. Raises VersioningError for a damaged file."""
     if not path.exists():
         return {}
     hint = "Undo the damage (`git checkout -- dvc.lock`; after a merge resolve it), or remove it: all stages run again."
     stages = read_yaml(path, hint, VersioningError).get("stages", {})
     damaged = not isinstance(stages, dict) or next((name for name in stages if not _is_stage(stages[name])), None)
     if damaged:
-        found = "no mapping" if damaged is True else f"a stage {damaged!r} without paths and md5s"
+        found = "not a mapping" if damaged is True else f"a stage {damaged!r} without paths and md5s"
         raise VersioningError(str(path), expected="`stages` as DVC writes them", found=found, hint=hint)
     return dict(stages)
 
@@ -144,7 +144,7 @@ def _is_stage(stage: Any) -> bool:
 
 
 def _load_entries(workspace: Workspace, name: str) -> list[dict[str, Any]]:
-    """What dvc.lock says of the domain's stages; nothing unless it knows them all."""
+    """The entries of dvc.lock for the domain's stages; empty unless all stages have one."""
     stages, names = load_locked(workspace), [f"{stage}@{name}" for stage in STAGES]
     return [stages[each] for each in names] if stages.keys() >= set(names) else []
 
@@ -155,7 +155,7 @@ def _name_run(workspace: Workspace, entries: list[dict[str, Any]], code: str) ->
 
 
 def hash_md5(path: Path) -> str:
-    """DVC's name of a file's content; empty where there is no file."""
+    """The md5 of a file, as DVC computes it; empty if there is no file."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -167,7 +167,7 @@ def _path(workspace: Workspace, name: str, proof: str) -> Path:
 
 
 def _load(workspace: Workspace, name: str, proof: str) -> Any:
-    """None where there is none that can be read: then DVC looks."""
+    """Read a proof; None if there is none that can be read, so that DVC runs."""
     return load_known(_path(workspace, name, proof))
 
 

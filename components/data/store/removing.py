@@ -1,8 +1,8 @@
-"""Taking a domain out of the workspace, so that it can be had again.
+"""Removes a domain from the workspace, so that it can be restored.
 
 data/<name>/raw, raw.dvc, domain.yaml       removed; the small files are kept in .tessera/removed/<name>-<version>/
 its word in dvc.yaml, its stages in dvc.lock, .tessera/data, runs and caches       removed
-data/<name>/splits.csv, versions.json       stay: a later import must know which image was on which side
+data/<name>/splits.csv, versions.json       stay: a later import must know which image was in which split
 ledger, registered versions, DVC's cache and remote, git's tags       stay
 """
 
@@ -24,14 +24,14 @@ REMEMBERED = ("splits.csv", "versions.json")
 
 
 def remove_domain(workspace: Workspace, name: str, *, force: bool = False) -> dict[str, Any]:
-    """Remove a domain's images and all that is derived from them; killed, it is finished by the same command.
+    """Remove a domain's images and everything derived from them. The same command completes a removal that was killed.
 
-    force: also where no named version holds the images. Raises VersioningError where none does, and DomainError for a
-    domain that is not there.
+    force: remove images that no named version holds. Raises VersioningError if none does, and DomainError for a domain
+    that does not exist.
     """
     places = (workspace.domain_file(name), workspace.raw(name), workspace.raw(name).with_suffix(".dvc"))
     if not any(path.exists() for path in places):
-        load_domain(places[0])  # which says what domains there are
+        load_domain(places[0])  # raises the error that lists the domains
     with versioning.hold_domain(workspace, name, f"tessera remove {name}"), _no_retrain(workspace, name):
         versioning.require_repository(workspace)
         version = _find_version(workspace, name)
@@ -61,13 +61,13 @@ def remove_domain(workspace: Workspace, name: str, *, force: bool = False) -> di
 
 @contextmanager
 def _no_retrain(workspace: Workspace, name: str) -> Iterator[None]:
-    """A training reads the images to its end."""
+    """Raise VersioningError while a retrain of the domain runs, because a training reads the images until its end."""
     lock = FileLock(workspace.state / "locks" / f"retrain-{name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        hint = "Wait for its end, or end it with Ctrl-C, and give the command again."
-        expected, found = "no retrain of it at work", "one that is"
+        hint = "Wait for its end, or end it with Ctrl-C, and run the command again."
+        expected, found = "no running retrain of it", "one"
         raise VersioningError(f"removal of {name}", expected=expected, found=found, hint=hint) from None
     try:
         yield
@@ -76,7 +76,7 @@ def _no_retrain(workspace: Workspace, name: str) -> Iterator[None]:
 
 
 def _find_version(workspace: Workspace, name: str) -> versioning.DataVersion | None:
-    """The images as they are now, recorded, so that DVC's cache has them; None where there are none."""
+    """Record the images as they are now, so that DVC's cache has them; None if there are none."""
     raw = workspace.raw(name)
     settle_folder(raw)
     if raw.is_dir() and any(raw.iterdir()):
@@ -89,14 +89,14 @@ def _require_named(workspace: Workspace, name: str, md5: str, force: bool) -> No
         return
     raise VersioningError(
         f"removal of {name}",
-        expected="images that are a named version, so that they can be had again",
+        expected="images that are a named version, so that they can be restored",
         found="images that no version holds",
-        hint=f"Name them first with `tessera version {name}`, or give `--force` if they may go.",
+        hint=f"Name them first with `tessera version {name}`, or give `--force` if they may be lost.",
     )
 
 
 def _keep_files(workspace: Workspace, name: str, version: str) -> Path:
-    """Copies of the domain's small files, from which it can be brought back."""
+    """Copy the domain's small files to a folder from which it can be restored."""
     folder = workspace.state / "removed" / f"{name}-{version}"
     folder.mkdir(parents=True, exist_ok=True)
     for path in workspace.domain_file(name).parent.iterdir():
@@ -106,7 +106,7 @@ def _keep_files(workspace: Workspace, name: str, version: str) -> Path:
 
 
 def _list_derived(workspace: Workspace, name: str) -> list[Path]:
-    """What the stages, retrains and caches hold of this domain alone."""
+    """The files of stages, retrains and caches that belong to this domain alone."""
     cache = workspace.cache
     return [
         workspace.derived(name),
@@ -118,5 +118,5 @@ def _list_derived(workspace: Workspace, name: str) -> list[Path]:
 
 
 def _is_domain_file(path: Path) -> bool:
-    """It goes last: as long as it is there, the same command goes on."""
+    """Whether a path is the domain file. It is removed last: while it exists, the same command can continue."""
     return path.name == "domain.yaml"

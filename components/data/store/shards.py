@@ -1,9 +1,9 @@
-"""Tar shards: what DVC tracks instead of a file an image, where a set has more than some 100,000 of them.
+"""Tar shards, which DVC tracks instead of single files if a set has more than some 100,000 images.
 
-raw/ then holds shard-0000.tar and so on, and nothing else. What is in place stays in its shard as long as it does not
-change, and what is new gets shards of its own, so that a version costs what is new in it. Everything that reads images
-reads them from a copy below .tessera/cache, where only shards that changed are unpacked again: the same files, hence
-the same rows, groups and splits as from a folder.
+raw/ then contains only shard-0000.tar and so on. Unchanged images stay in their shard and new images get new shards, so
+that a version costs only what is new in it. Images are read from an unpacked copy below .tessera/cache, in which only
+changed shards are unpacked again. The copy has the same files, and therefore the same rows, groups and splits, as a
+folder.
 """
 
 import hashlib
@@ -26,20 +26,20 @@ from components.sealed import load_known, save_known
 from components.workspace import Workspace
 
 NAME = re.compile(r"shard-\d{4,}\.tar")
-SIZE = 256_000_000  # bytes of images in a shard: few enough files for DVC, little enough to send again
-INDEX = ".shards.json"  # beside the unpacked images: which shard each came from, and what that looked like
+SIZE = 256_000_000  # bytes of images per shard: few enough files for DVC, small enough to send again
+INDEX = ".shards.json"  # beside the unpacked images: the shard of each file, and the stamp of each shard
 
-Index = dict[str, dict[str, Any]]  # shard -> its stamp and files
+Index = dict[str, dict[str, Any]]  # shard to its stamp and files
 
 
 def is_sharded(raw: Path) -> bool:
-    """Whether a raw folder holds shards and nothing else."""
+    """Whether a raw folder contains only shards."""
     names = [entry.name for entry in os.scandir(raw) if not is_junk(entry.name)] if raw.is_dir() else []
     return bool(names) and all(NAME.fullmatch(name) for name in names)
 
 
 def open_images(workspace: Workspace, name: str) -> Path:
-    """The folder where a domain's images are read: raw/ itself, or what its shards hold, unpacked as far as needed."""
+    """The folder from which a domain's images are read: raw/ itself, or its unpacked shards, which are updated."""
     raw = workspace.raw(name)
     if not is_sharded(raw):
         return raw
@@ -52,7 +52,7 @@ def open_images(workspace: Workspace, name: str) -> Path:
 
 
 def _update(raw: Path, folder: Path) -> None:
-    """Make `folder` hold what the shards hold; killed in between, it is done again."""
+    """Update `folder` to the content of the shards; an update that was killed is done again."""
     known, wanted = _load_index(folder), {path.name: _stamp(path) for path in sorted(raw.glob("shard-*.tar"))}
     kept: Index = {shard: entry for shard, entry in known.items() if wanted.get(shard) == entry["stamp"]}
     if kept == known and kept.keys() == wanted.keys():
@@ -84,9 +84,9 @@ def _unpack(shard: Path, folder: Path, there: set[str]) -> list[str]:
 
 
 def pack_shards(files: Mapping[str, Path], same: Set[str], raw: Path, there: Mapping[str, Sequence[str]]) -> None:
-    """Replace raw/ by shards of `files` (path below raw/ -> the file that holds it).
+    """Replace raw/ by shards of `files` (path below raw/ to the file with its content).
 
-    same: paths whose content is as it is in place. there: shard -> its files now (`list_packed`).
+    same: paths whose content is unchanged. there: the present files of each shard (`list_packed`).
     """
     left = set(files)
     with whole_folder(raw) as fresh:
@@ -104,7 +104,7 @@ def pack_shards(files: Mapping[str, Path], same: Set[str], raw: Path, there: Map
 
 
 def list_packed(workspace: Workspace, name: str) -> dict[str, list[str]]:
-    """Which files are in which shard now; nothing where raw/ is a folder of images."""
+    """The present files of each shard; empty if raw/ is a folder of images."""
     if not is_sharded(workspace.raw(name)):
         return {}
     return {shard: entry["files"] for shard, entry in _load_index(open_images(workspace, name)).items()}
@@ -123,7 +123,7 @@ def _parts(files: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
 
 
 def _write_tar(target: Path, files: Mapping[str, Path]) -> None:
-    """Names and bytes alone: the same files give the same archive."""
+    """Write a tar with names and bytes only, so that the same files give the same archive."""
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
         for path, file in files.items():
             data = file.read_bytes()
@@ -135,7 +135,7 @@ def _write_tar(target: Path, files: Mapping[str, Path]) -> None:
 def _second_name(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without second names
+    except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
 
 
@@ -145,6 +145,6 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _load_index(folder: Path) -> Index:
-    """Nothing where it is lost or damaged: then all is unpacked again."""
+    """The index; empty if it is lost or damaged, so that all shards are unpacked again."""
     found: Index = load_known(folder / INDEX) or {}
     return found

@@ -1,7 +1,7 @@
-"""Raw images tracked by DVC, named by the md5 of their folder; `versions.py` gives such states names for people.
+"""DVC tracks the raw images and names them by the md5 of their folder; `versions.py` gives these states readable names.
 
-Everything goes through DVC in a process of its own, one writer at a time a workspace: DVC gives up on a second
-writer after three seconds, we wait for our turn and say for whom (platform fact, DVC 3.67).
+DVC always runs in a process of its own, with one writer per workspace at a time: DVC 3.67 gives up on a second writer
+after three seconds, so commands wait for their turn here and report whom they wait for.
 """
 
 import configparser
@@ -34,16 +34,16 @@ from components.files import settle_folder, whole_folder, write_whole
 from components.sealed import DAMAGED
 from components.workspace import DISK_TROUBLE, REPOSITORY, Workspace, describe_disk_trouble
 
-#: A DVC process that is none of ours may hold DVC's own lock; each try waits three seconds for it.
+#: Number of tries if a DVC process that Tessera did not start holds DVC's lock; each try waits three seconds.
 LOCK_TRIES = 100
-#: What DVC says then, of the repository and of one file (the last command of a killed process may go on for a while).
+#: DVC's messages in this case, about the repository or one file (a killed process's last DVC command may still run).
 BUSY = ("Unable to acquire lock", "is being blocked by")
 BUSY_SECONDS = 0.5
 
-#: Seconds that a command waits for another one which works on the same domain.
+#: Seconds that a command waits for another command on the same domain.
 PATIENCE = 60.0
 
-#: What the storage libraries below DVC say, what is wrong then, and what fixes it.
+#: Messages of the storage libraries below DVC, with what was expected and how to fix it.
 REMOTE_TROUBLE = (
     (
         r"credential|Permission denied for user|Forbidden|InvalidAccessKey|SignatureDoesNot|Access ?Denied|\b40[13]\b",
@@ -53,7 +53,7 @@ REMOTE_TROUBLE = (
     (
         r"[Cc]onnect|timed out|Name or service|name resolution|NoSuchBucket|bucket does not exist|No route",
         "a remote that answers",
-        "Correct its address (`dvc remote list`, `dvc remote modify NAME url URL`) or start what answers there.",
+        "Correct its address (`dvc remote list`, `dvc remote modify NAME url URL`) or start the server there.",
     ),
 )
 
@@ -67,16 +67,16 @@ class DataVersion(Strict):
 
 
 def require_repository(workspace: Workspace) -> None:
-    """Make the workspace a DVC repository with a local remote unless it is one already.
+    """Make the workspace a DVC repository with a local remote, unless it is one already.
 
-    A workspace outside git is a DVC repository without git; one whose DVC settings say git, as this
-    repository's do, must be in git. Raises WorkspaceError where it is not.
+    A workspace outside git becomes a DVC repository without git. If its DVC settings say git, as those of this
+    repository do, it must be in git; otherwise raises WorkspaceError.
     """
     config = _read_config(workspace)
     if not config.get("core", "remote", fallback=""):
         if (workspace.root / ".dvc" / "cache").exists() or config.sections() not in ([], ["core"]):
             _choose_remote(workspace, config)
-        else:  # none yet, or one whose making was interrupted
+        else:  # no repository yet, or its creation was interrupted
             _create_repository(workspace)
     if uses_git(workspace) and git(workspace.root, "rev-parse", "--git-dir") is None:
         raise WorkspaceError(
@@ -90,19 +90,19 @@ def require_repository(workspace: Workspace) -> None:
 
 
 def uses_git(workspace: Workspace) -> bool:
-    """Whether the workspace's versions are git's business, as its DVC settings say."""
+    """Whether git holds the workspace's versions, according to its DVC settings."""
     return not _read_config(workspace).getboolean("core", "no_scm", fallback=False)
 
 
 def register_domain(workspace: Workspace, name: str) -> None:
-    """Put the domain's word into dvc.yaml, keeping its comments."""
+    """Add the domain's name to dvc.yaml; comments are kept."""
     if name not in _read_domains(workspace):
         with turn(workspace, f"registering {name}"):
             _write_domains(workspace, {*_read_domains(workspace), name})
 
 
 def forget_domain(workspace: Workspace, name: str) -> None:
-    """Take the domain's word out of dvc.yaml and its stages out of dvc.lock."""
+    """Remove the domain's name from dvc.yaml and its stages from dvc.lock."""
     from ruamel.yaml import YAML
 
     path, editor, text = workspace.root / "dvc.lock", YAML(), io.StringIO()
@@ -119,7 +119,7 @@ def forget_domain(workspace: Workspace, name: str) -> None:
 
 
 def record_version(workspace: Workspace, name: str) -> DataVersion:
-    """Track `data/<name>/raw` as it is now. Fast when nothing changed."""
+    """Track `data/<name>/raw` with DVC as it is now. This is fast if nothing has changed."""
     with hold_domain(workspace, name, f"recording the images of {name}"):
         return _record(workspace, name)
 
@@ -141,7 +141,7 @@ def _record(workspace: Workspace, name: str) -> DataVersion:
 
 
 def push_version(workspace: Workspace, name: str, *outputs: str) -> None:
-    """Copy the version's files, and outputs of stages, to the default remote; what is there is not sent again."""
+    """Copy the version's files, and outputs of stages, to the default remote, unless they are there already."""
     remote = find_remote_folder(workspace, name)
     if remote and not outputs and proofs.is_pushed(read_version(workspace, name).md5, remote):
         return
@@ -149,19 +149,19 @@ def push_version(workspace: Workspace, name: str, *outputs: str) -> None:
 
 
 def find_remote_folder(workspace: Workspace, name: str) -> Path | None:
-    """The remote that the domain's images are pushed to, where it is a folder of this machine."""
+    """The remote of the domain's images, if it is a folder of this machine, else None."""
     config, pointer = _read_config(workspace), workspace.raw(name).with_suffix(".dvc")
-    if "remote:" in pointer.read_text():  # one of these images alone
+    if "remote:" in pointer.read_text():  # a single image has a remote of its own
         return None
     remote = Path(config.get(_section(config.get("core", "remote", fallback="")), "url", fallback=""))
     return remote if remote.is_absolute() else None
 
 
 def fetch_objects(workspace: Workspace, md5s: Iterable[str], *, whole: bool = False) -> Path:
-    """Bring files, and listings of folders (`whole`: with all they list), into DVC's cache; returns its folder.
+    """Fetch files and listings of folders (`whole`: with all listed files) into DVC's cache; returns the cache folder.
 
-    By hash alone, with the remote that is set up today: a read at an old git revision would use the remote of
-    that revision, which may have moved since. Raises RemoteError when something is neither here nor there.
+    They are fetched by hash from the remote that is configured now: DVC's own read at an old git revision would use the
+    remote of that revision, which may have moved. Raises RemoteError if something is in neither cache nor remote.
     """
     wanted, cache = list(md5s), locate_cache(workspace)
     if not list_missing(cache, wanted, whole=whole):
@@ -176,19 +176,19 @@ def fetch_objects(workspace: Workspace, md5s: Iterable[str], *, whole: bool = Fa
             describe_remote(workspace),
             expected="every file of the data version there, or in the cache here",
             found=f"{len(missing)} of its files in neither",
-            hint="If it has moved, say where to with `dvc remote modify NAME url URL`; or send the version again, with "
-            "`tessera version` in a workspace that has it.",
+            hint="If it has moved, set its address with `dvc remote modify NAME url URL`; or send the version again, "
+            "with `tessera version` in a workspace that has it.",
         )
     return cache
 
 
 def lay_out(workspace: Workspace, cache: Path, md5: str, target: Path) -> None:
-    """Replace a folder by the files of a version, every hash checked; killed, it is the old folder or the new one."""
+    """Replace a folder by the files of a version, checking every hash. If killed, the old or new folder is whole."""
     listing = load_listing(cache, md5)
     with whole_folder(target) as folder:
         for path in listing:
             resolve_inside(path, "", md5)
-        for parent in {(folder / path).parent for path in listing}:  # as written: a name may hold a backslash
+        for parent in {(folder / path).parent for path in listing}:  # not normalised: a name may contain a backslash
             parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             list(pool.map(lambda item: _copy_object(cache, item[1], folder / item[0], workspace), listing.items()))
@@ -203,25 +203,25 @@ def _copy_object(cache: Path, md5: str, target: Path, workspace: Workspace) -> N
         raise RemoteError(
             describe_remote(workspace),
             expected=f"the file {md5} whole",
-            found="other content under its name, which is now out of the cache",
-            hint="Run the same command again to fetch it anew; if that fails, the remote's copy is damaged.",
+            found="other content under its name; it was removed from the cache",
+            hint="Run the same command again to fetch it again; if that fails, the remote's copy is damaged.",
         )
     target.write_bytes(data)
 
 
 def locate_cache(workspace: Workspace) -> Path:
-    """Where this workspace's DVC keeps objects by their md5."""
+    """The folder in which this workspace's DVC stores objects by their md5."""
     folder = workspace.root / ".dvc"
     return folder / _read_config(workspace).get("cache", "dir", fallback="cache") / "files" / "md5"
 
 
 def describe_remote(workspace: Workspace) -> str:
-    """The default remote by name and address, without the secrets an address may hold."""
+    """The name and address of the default remote, without secrets in the address."""
     return describe_remote_of(_read_config(workspace))
 
 
 def describe_remote_of(config: configparser.RawConfigParser) -> str:
-    """The same for DVC settings read elsewhere."""
+    """As `describe_remote`, for given DVC settings."""
     name = config.get("core", "remote", fallback="")
     return f"DVC remote {name!r} ({_without_secrets(config.get(_section(name), 'url', fallback='no address'))})"
 
@@ -246,7 +246,7 @@ def _section(remote: str) -> str:
 
 
 def read_version(workspace: Workspace, name: str) -> DataVersion:
-    """What raw.dvc says. Raises VersioningError when it is missing or damaged."""
+    """The version that raw.dvc names. Raises VersioningError if the file is missing or damaged."""
     pointer, hint = workspace.raw(name).with_suffix(".dvc"), f"Run `dvc add data/{name}/raw`."
     try:
         return parse_pointer(pointer.read_text(), str(pointer), hint)
@@ -256,7 +256,7 @@ def read_version(workspace: Workspace, name: str) -> DataVersion:
 
 
 def parse_pointer(text: str, where: str, hint: str) -> DataVersion:
-    """The version in the text of a raw.dvc."""
+    """The version in the text of a raw.dvc. Raises VersioningError if it names none."""
     try:
         out = yaml.safe_load(text)["outs"][0]
         return DataVersion(md5=out["md5"], files=out.get("nfiles", 1), size=out["size"])
@@ -266,13 +266,13 @@ def parse_pointer(text: str, where: str, hint: str) -> DataVersion:
 
 
 def read_output(workspace: Workspace, stage: str, name: str, file: str) -> str:
-    """DVC's md5 of the file of that name which a stage of dvc.yaml made when it last ran for the domain."""
+    """DVC's md5 of an output of a stage of dvc.yaml, from the stage's last run for the domain. file: its name."""
     outs = proofs.load_locked(workspace)[f"{stage}@{name}"]["outs"]
     return next(str(out["md5"]) for out in outs if Path(out["path"]).name == file)
 
 
 def restore_raw(workspace: Workspace, name: str) -> None:
-    """Bring back the raw images that raw.dvc names, whole or not at all. Raises DataError when they are nowhere."""
+    """Restore the raw images that raw.dvc names, all or none. Raises DataError if they are in no cache or remote."""
     raw = workspace.raw(name)
     replace = " --replace" if raw.with_suffix(".dvc").exists() else ""
     missing = DataError(
@@ -298,23 +298,23 @@ def restore_raw(workspace: Workspace, name: str) -> None:
 
 
 def run_stage(workspace: Workspace, stage: str, name: str) -> None:
-    """Run one stage of dvc.yaml for one domain; an error inside comes out as itself.
+    """Run one stage of dvc.yaml for one domain. Raises the stage's own error.
 
-    Forced, because DVC cannot see that Tessera's own code changed.
+    The stage is forced, because DVC cannot see changes of Tessera's own code.
     """
     for _ in reproduce(workspace, "--single-item", "--force", f"{stage}@{name}"):
         pass
 
 
 def refresh(workspace: Workspace, name: str) -> None:
-    """Run those stages whose inputs changed since they last ran."""
+    """Run the stages whose inputs have changed since their last run."""
     with hold_domain(workspace, name, f"the data stages of {name}"):
         for _ in reproduce(workspace, f"split@{name}"):
             pass
 
 
 def git_commit(root: Path = REPOSITORY) -> str:
-    """The commit of the code, with `+dirty` where it differs from it; `unknown` outside git."""
+    """The commit of the code, with `+dirty` if there are uncommitted changes; `unknown` outside git."""
     head = git(root, "rev-parse", "HEAD")
     if head is None:
         return "unknown"
@@ -322,9 +322,9 @@ def git_commit(root: Path = REPOSITORY) -> str:
 
 
 def reproduce(workspace: Workspace, *arguments: str) -> Iterator[str]:
-    """`dvc repro`, line by line as it says what it does, an empty one first when it has started.
+    """Run `dvc repro`: yields an empty line when it has started, then its output line by line.
 
-    What a stage raised in its process is raised here.
+    Raises the error that a stage raised in its process.
     """
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "error.json"
@@ -337,7 +337,7 @@ def reproduce(workspace: Workspace, *arguments: str) -> Iterator[str]:
 
 
 def git(root: Path, *arguments: str) -> str | None:
-    """What git answers, None where it refuses or is not installed."""
+    """The output of a git command; None if it fails or git is not installed."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -346,7 +346,7 @@ def git(root: Path, *arguments: str) -> str | None:
 
 
 def _choose_remote(workspace: Workspace, config: configparser.RawConfigParser) -> None:
-    """A DVC repository of somebody else's making keeps its settings and its cache, and gets what is missing."""
+    """Add what is missing to a DVC repository that Tessera did not create; its settings and its cache are kept."""
     if named := [section for section in config.sections() if section.startswith("'remote ")]:
         raise WorkspaceError(
             f"DVC's settings in {workspace.root / '.dvc'}",
@@ -358,12 +358,12 @@ def _choose_remote(workspace: Workspace, config: configparser.RawConfigParser) -
 
 
 def _create_repository(workspace: Workspace) -> None:
-    """`dvc init`, and a remote on this disk; killed in between, it is done again."""
+    """Run `dvc init` and add a remote on this disk; if it is killed, the next call repeats it."""
     settings, alone = workspace.root / ".dvc" / "config", ["[core]"]
     if git(workspace.root, "rev-parse", "--show-toplevel") == str(workspace.root):
         _dvc(workspace, "init", "--force")
     else:
-        # A folder of its own, in no repository or deep inside another one: its versions are DVC's alone.
+        # The workspace is in no repository, or deep inside another one: DVC alone holds its versions.
         _dvc(workspace, "init", "--force", "--no-scm")
         alone += ["    no_scm = True"]
     write_whole(workspace.root / ".dvcignore", (REPOSITORY / ".dvcignore").read_bytes())
@@ -373,7 +373,7 @@ def _create_repository(workspace: Workspace) -> None:
 
 
 def _read_domains(workspace: Workspace) -> list[str]:
-    """The words in dvc.yaml. Raises VersioningError for a file that is damaged or not ours."""
+    """The domains in dvc.yaml. Raises VersioningError for a file that is damaged or not Tessera's."""
     path, hint = workspace.root / "dvc.yaml", "Undo the damage (`git checkout -- dvc.yaml`; after a merge resolve it)."
     if not path.is_file():
         raise VersioningError(str(path), expected="a file with the data stages", found="no such file", hint=hint)
@@ -388,7 +388,7 @@ def _read_domains(workspace: Workspace) -> list[str]:
 
 
 def _write_domains(workspace: Workspace, domains: Iterable[str], pattern: Path | None = None) -> None:
-    """dvc.yaml with these domains and its comments; `pattern`: the folder of another one to begin with."""
+    """Write dvc.yaml with these domains, keeping its comments. pattern: the folder of a dvc.yaml to start from."""
     from ruamel.yaml import YAML
 
     editor = YAML()
@@ -403,7 +403,7 @@ def _write_domains(workspace: Workspace, domains: Iterable[str], pattern: Path |
 
 @contextmanager
 def turn(workspace: Workspace, doing: str) -> Iterator[None]:
-    """One writer at a time; who has to wait is told for whom. A holder may enter again."""
+    """Hold the workspace's DVC lock: one writer at a time. Reports whom a command waits for. Reentrant."""
     lock = FileLock(workspace.state / "locks" / "dvc.lock", is_singleton=True)
     _acquire(lock, doing, "DVC is busy with {} in this workspace")
     try:
@@ -414,14 +414,14 @@ def turn(workspace: Workspace, doing: str) -> Iterator[None]:
 
 @contextmanager
 def hold_domain(workspace: Workspace, name: str, doing: str, patience: float | None = None) -> Iterator[None]:
-    """Nobody else imports, checks, restores or removes the domain's images meanwhile; readers take no notice.
+    """Hold the domain's lock: no other command imports, checks, restores or removes its images. Readers do not use it.
 
-    Whoever needs `turn`, too, takes this one first. The holding process may enter again, from any of its threads, and
-    a killed one holds nothing. Waits at most `patience` seconds (PATIENCE; -1: for ever), then raises VersioningError
-    that names the holder.
+    A command that also needs `turn` must take this lock first. The lock is reentrant in all threads of the process, and
+    a killed process releases it. Waits at most `patience` seconds (default PATIENCE; -1: without limit), then raises
+    VersioningError that names the holder.
     """
     patience = PATIENCE if patience is None else patience
-    if not re.fullmatch(NAME_PATTERN, name):  # it becomes a file's name
+    if not re.fullmatch(NAME_PATTERN, name):  # the name becomes a file name
         hint = "Choose another one."
         expected = "small letters, digits and _, a letter first, 63 at most"
         raise DomainError("name of a domain", expected=expected, found=repr(name), hint=hint)
@@ -431,9 +431,9 @@ def hold_domain(workspace: Workspace, name: str, doing: str, patience: float | N
     except Timeout:
         raise VersioningError(
             f"`{doing}`",
-            expected=f"no other command at work on {name}",
+            expected=f"no other running command on {name}",
             found=f"{_read_holder(Path(lock.lock_file))}, for more than {patience:.0f} s",
-            hint="Give the command again when that one has ended; ending it with Ctrl-C or `kill` loses no image.",
+            hint="Run the command again when that one has ended; ending it with Ctrl-C or `kill` loses no image.",
         ) from None
     try:
         yield
@@ -441,14 +441,14 @@ def hold_domain(workspace: Workspace, name: str, doing: str, patience: float | N
         lock.release()
 
 
-def _acquire(lock: BaseFileLock, doing: str, told: str, patience: float = -1) -> None:
-    """Take a lock that the system takes back with the process; `told`: who has it, when there is a wait."""
+def _acquire(lock: BaseFileLock, doing: str, busy: str, patience: float = -1) -> None:
+    """Acquire a lock that the system releases with the process. busy: the message about the holder during a wait."""
     file = Path(lock.lock_file)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _tell_wait(told.format(_read_holder(file)))
+        _report_wait(busy.format(_read_holder(file)))
         lock.acquire(timeout=patience)
     if lock.lock_counter == 1:
         write_whole(file.with_suffix(".holder"), f"`{doing}` of process {os.getpid()}\n".encode())
@@ -459,7 +459,7 @@ def _read_holder(lock: Path) -> str:
     return (holder.read_text().strip() if holder.exists() else "") or "another process"
 
 
-def _tell_wait(trouble: str) -> None:
+def _report_wait(trouble: str) -> None:
     sys.stderr.write(f"tessera: {trouble}; waiting for its end.\n")
 
 
@@ -469,9 +469,9 @@ def _dvc(workspace: Workspace, *arguments: str) -> None:
 
 
 def _follow_dvc(workspace: Workspace, *arguments: str, extra_env: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Run one dvc command in the workspace; a DVC that somebody started by hand is waited for as well.
+    """Run one dvc command in the workspace, and wait for a DVC that was started by hand, too.
 
-    Yields what it prints; left early, it is ended.
+    Yields the lines that it prints; the command is ended if the generator is closed early.
     """
     with turn(workspace, f"dvc {arguments[0]}"):
         for attempt in range(LOCK_TRIES):
@@ -479,12 +479,12 @@ def _follow_dvc(workspace: Workspace, *arguments: str, extra_env: Mapping[str, s
             if done.returncode == 0 or not any(words in done.stderr for words in BUSY):
                 break
             if attempt == 0:
-                _tell_wait("DVC is busy with another DVC process in this workspace")
+                _report_wait("DVC is busy with another DVC process in this workspace")
             time.sleep(BUSY_SECONDS)
     if done.returncode != 0:
         raise _explain(workspace, arguments, done)
     for line in done.stderr.splitlines():
-        if DAMAGED in line:  # what a stage found; the rest is DVC's small talk
+        if DAMAGED in line:  # a warning of a stage; the other lines are DVC's own progress
             sys.stderr.write(f"tessera: {line.strip()}\n")
 
 
@@ -502,9 +502,9 @@ def _run_python(
 def _follow_python(
     workspace: Workspace, arguments: Sequence[str], extra_env: Mapping[str, str]
 ) -> Generator[str, None, subprocess.CompletedProcess[str]]:
-    """Our interpreter in the workspace, first in PATH so that stages find `python`.
+    """Run our interpreter in the workspace, first in PATH so that stages find `python`.
 
-    Yields an empty line when it has started, and then what it prints.
+    Yields an empty line when it has started, and then the lines that it prints.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     own = {"PATH": path, "TESSERA_WORKSPACE": str(workspace.root)}
@@ -530,7 +530,7 @@ def _follow_python(
 
 
 def _explain(workspace: Workspace, arguments: Sequence[str], done: subprocess.CompletedProcess[str]) -> TesseraError:
-    """What DVC said, without its small talk; trouble of the disk or of the remote is told as such."""
+    """The error for a failed DVC command; trouble with the disk or the remote becomes an error of its own kind."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
     found = _without_secrets(" ".join(errors)) or f"exit code {done.returncode}"
@@ -550,7 +550,7 @@ def _explain(workspace: Workspace, arguments: Sequence[str], done: subprocess.Co
 
 
 def _without_secrets(text: str) -> str:
-    """Without passwords in addresses and what looks like a key or a token."""
+    """The text without passwords in addresses, and without words that look like keys or tokens."""
     text = re.sub(r"(\w+://[^/@\s:]*):[^@\s]*@", r"\1:***@", text)
     return re.sub(
         r"(?i)((?:secret|password|passphrase|token|access_?key(?:_?id)?)\w*[\"']?\s*[=:]\s*)\S+", r"\1***", text

@@ -1,11 +1,11 @@
-"""Named data versions: `surface_defects@v3` is one content of data/surface_defects/raw, for good.
+"""Named data versions: `surface_defects@v3` names one content of data/surface_defects/raw permanently.
 
 In a git workspace a name is an annotated tag (as gto writes them) on a commit that holds the pointer raw.dvc, the
-domain file and the DVC settings of that time; its text ends in one line of JSON with the counts, so that a list
+domain file and the DVC settings of that time. The tag's text ends in one line of JSON with the counts, so that listing
 needs neither images nor remote. A workspace without git keeps the same records in data/<domain>/versions.json.
 
-A name is given last, after everything is on the remote: what has a name can be restored. Git's own steps run in a
-session of their own, so that whatever kills us lets them end.
+A name is given last, after everything is on the remote, so every named version can be restored. Git commands run in a
+session of their own, so that they end even if this process is killed.
 """
 
 import configparser
@@ -36,7 +36,7 @@ from components.workspace import Workspace
 
 
 class Difference(Strict):
-    """Images by content, against the version before: new, gone, and the same with other labels, boxes or masks."""
+    """Counts of images by content, compared with the previous version: added, removed, and changed annotations."""
 
     added: int
     removed: int
@@ -44,13 +44,13 @@ class Difference(Strict):
 
 
 class NamedVersion(Strict):
-    """One name and what it stands for. Counts are None where somebody made the tag by hand."""
+    """A name and its data version. Counts are None if the tag was created by hand."""
 
     name: str
     md5: str
     files: int
     size: int
-    labels: str | None = None  # DVC's md5 of the rows.parquet that goes with it
+    labels: str | None = None  # DVC's md5 of the version's rows.parquet
     images: int | None = None
     classes: dict[str, int] | None = None  # samples by label
     difference: Difference | None = None
@@ -63,7 +63,7 @@ class NamedVersion(Strict):
 
 
 def name_version(workspace: Workspace, domain: Domain, message: str = "") -> tuple[NamedVersion, bool]:
-    """Record the images as they are, push them and give them the next name; False: they have a name already."""
+    """Record the images as they are, push them and give them the next name; False if they have a name already."""
     doing = f"tessera version {domain.name}"
     with versioning.hold_domain(workspace, domain.name, doing), versioning.turn(workspace, doing):
         versioning.require_repository(workspace)
@@ -72,7 +72,7 @@ def name_version(workspace: Workspace, domain: Domain, message: str = "") -> tup
         version = versioning.record_version(workspace, domain.name)
         known = list_versions(workspace, domain.name)
         if same := [named for named in known if named.md5 == version.md5]:
-            versioning.push_version(workspace, domain.name)  # the remote may be another one by now
+            versioning.push_version(workspace, domain.name)  # the remote may have changed since
             return same[-1], False
         versioning.run_stage(workspace, "manifest", domain.name)
         versioning.push_version(workspace, domain.name, f"manifest@{domain.name}")
@@ -91,12 +91,12 @@ def list_versions(workspace: Workspace, domain: str) -> list[NamedVersion]:
 
 
 def find_version(workspace: Workspace, name: str) -> NamedVersion:
-    """The version of that name. Raises VersioningError that names those there are."""
+    """The version with this name. Raises VersioningError that lists the known names."""
     known = list_versions(workspace, name.partition("@")[0])
     for named in known:
         if named.name == name:
             return named
-    hint = " In a clone, `git fetch --tags` brings names that were given elsewhere." if uses_git(workspace) else ""
+    hint = " In a clone, `git fetch --tags` fetches names that were given elsewhere." if uses_git(workspace) else ""
     what, doing = f"data version {name}", f"name the images here with `tessera version {name.partition('@')[0]}`.{hint}"
     if not known:
         found, hint = "no named version yet", f"{doing[0].upper()}{doing[1:]}"
@@ -106,7 +106,7 @@ def find_version(workspace: Workspace, name: str) -> NamedVersion:
 
 
 def checkout_version(workspace: Workspace, domain: Domain, name: str) -> NamedVersion:
-    """Put the images of a named version in place of those that are there, which must have a name, too."""
+    """Replace the images by those of a named version. Raises VersioningError if the present images have no name."""
     doing = f"tessera checkout {name}"
     with versioning.hold_domain(workspace, domain.name, doing), versioning.turn(workspace, doing):
         versioning.require_repository(workspace)
@@ -119,14 +119,14 @@ def checkout_version(workspace: Workspace, domain: Domain, name: str) -> NamedVe
             raise _recall_remote(workspace, named, error) from None
         versioning.lay_out(workspace, cache, named.md5, workspace.raw(domain.name))
         _write_pointer(workspace, domain.name, named)
-        versioning.record_version(workspace, domain.name)  # so that the next run finds nothing to hash
+        versioning.record_version(workspace, domain.name)  # so that the next run need not hash them
         return named
 
 
 def list_held(workspace: Workspace, domain: str) -> tuple[set[str], list[str]]:
-    """md5 of every file that a named version holds, and the versions whose list of files can be had from nowhere.
+    """The md5 of every file in a named version, and the versions whose list of files is in neither cache nor remote.
 
-    Of versions kept as shards, the sha256 of the pictures in them, too.
+    For versions in shards, also the sha256 of the pictures in the shards.
     """
     held, unknown = set[str](), list[str]()
     for named in list_versions(workspace, domain):
@@ -149,7 +149,7 @@ def list_held(workspace: Workspace, domain: str) -> tuple[set[str], list[str]]:
 def _describe(
     workspace: Workspace, domain: Domain, version: DataVersion, before: NamedVersion | None, message: str
 ) -> NamedVersion:
-    """The next name, with counts of the rows just read and the difference to the version before."""
+    """The next name, with counts of the rows just read and the difference to the previous version."""
     labels = versioning.read_output(workspace, "manifest", domain.name, "rows.parquet")
     earlier = [before.md5, before.labels] if before and before.labels else []
     cache = versioning.fetch_objects(workspace, [version.md5, labels, *filter(None, earlier)])
@@ -174,13 +174,13 @@ def _describe(
     )
 
 
-Annotations = dict[str, list[str]]  # hash of an image -> what is said of each file with that content
+Annotations = dict[str, list[str]]  # hash of an image to the annotations of each file with that content
 
 
 def _annotations(rows: pl.DataFrame, listing: Mapping[str, str]) -> Annotations:
     files: dict[str, list[str]] = {}
     ids = {path: identity for path, identity in rows.select("path", "id").rows() if identity}
-    packed = all(NAME.fullmatch(path) for path in listing)  # DVC knows shards, the rows what is in them
+    packed = all(NAME.fullmatch(path) for path in listing)  # DVC knows only the shards; the rows name their images
     known = {path: content_of(identity) for path, identity in ids.items()} if packed else listing
     for path, mask, *said in rows.select("path", "mask", "label", "boxes", "crop").rows():
         if path in known:
@@ -192,7 +192,7 @@ def _annotations(rows: pl.DataFrame, listing: Mapping[str, str]) -> Annotations:
 
 
 def compare_annotations(old: Annotations, new: Annotations) -> Difference:
-    """Counts of files; a renamed file is the same image."""
+    """Counts of added, removed and relabelled files; a renamed file is the same image."""
     before = Counter({content: len(said) for content, said in old.items()})
     after = Counter({content: len(said) for content, said in new.items()})
     same = sum((Counter(old[content]) & Counter(new[content])).total() for content in old.keys() & new.keys())
@@ -204,7 +204,7 @@ def compare_annotations(old: Annotations, new: Annotations) -> Difference:
 
 
 def _keep(workspace: Workspace, domain: str, named: NamedVersion, known: Sequence[NamedVersion]) -> None:
-    """Give the name: a commit and a tag, or one more record in versions.json."""
+    """Store the name: a commit and a tag, or one more record in versions.json."""
     if not uses_git(workspace):
         records = [kept.model_dump(mode="json") for kept in [*known, named]]
         write_whole(_file(workspace, domain), f"{json.dumps(records, indent=1, ensure_ascii=False)}\n".encode())
@@ -223,7 +223,7 @@ def _keep(workspace: Workspace, domain: str, named: NamedVersion, known: Sequenc
 
 
 def _require_identity(workspace: Workspace) -> None:
-    """Git refuses commits of nobody; better to hear it before the images are hashed and sent."""
+    """Raise VersioningError if git has no user, before the images are hashed and sent: git would refuse the commit."""
     if uses_git(workspace) and versioning.git(workspace.root, "var", "GIT_COMMITTER_IDENT") is None:
         raise VersioningError(
             "name of a data version",
@@ -237,7 +237,7 @@ def _require_identity(workspace: Workspace) -> None:
 
 
 def _is_there(workspace: Workspace, domain: str, wanted: NamedVersion) -> bool:
-    """Whether the images are the wanted ones already. Raises VersioningError when they have no name."""
+    """Whether the images are already the wanted ones. Raises VersioningError if the present images have no name."""
     raw = workspace.raw(domain)
     settle_folder(raw)
     if not raw.is_dir() or not any(raw.iterdir()):
@@ -247,14 +247,14 @@ def _is_there(workspace: Workspace, domain: str, wanted: NamedVersion) -> bool:
         return here.md5 == wanted.md5
     raise VersioningError(
         f"checkout of {wanted.name}",
-        expected=f"images in {raw} that are a named version, so that they can be had again",
+        expected=f"images in {raw} that are a named version, so that they can be restored",
         found="changes that no version holds",
-        hint=f"Keep them with `tessera version {domain}`, or move the folder away if they may go.",
+        hint=f"Keep them with `tessera version {domain}`, or move the folder away if they may be lost.",
     )
 
 
 def restore_copy(workspace: Workspace, md5: str, target: Path) -> None:
-    """Put the images of a version, by its hash, into a folder that is not there yet; raw/ stays as it is."""
+    """Write the images of a version, given by its hash, into a new folder; raw/ stays unchanged."""
     cache = versioning.fetch_objects(workspace, [md5], whole=True)
     versioning.lay_out(workspace, cache, md5, target)
 
@@ -265,14 +265,14 @@ def _write_pointer(workspace: Workspace, domain: str, named: NamedVersion) -> No
 
 
 def _recall_remote(workspace: Workspace, named: NamedVersion, error: RemoteError) -> RemoteError:
-    """Add to the error where the version was pushed to, if that is another place than today's remote."""
+    """Add to the error where the version was pushed to, if that is not the remote that is configured now."""
     text = versioning.git(workspace.root, "show", f"{named.name}:./.dvc/config") if uses_git(workspace) else None
     if text:
         config = configparser.RawConfigParser()
         config.read_string(text)
         then = versioning.describe_remote_of(config)
         if then != versioning.describe_remote(workspace):
-            hint = f"When the version was named its files went to the {then}. {error.hint}"
+            hint = f"When the version was named, its files were sent to the {then}. {error.hint}"
             return RemoteError(error.what, expected=error.expected, found=error.found, hint=hint)
     return error
 
@@ -286,7 +286,7 @@ def _tags(workspace: Workspace, domain: str) -> list[str]:
 
 
 def _read_tag(workspace: Workspace, domain: str, tag: str) -> NamedVersion:
-    """The record in the tag's text; for a tag made by hand what the pointer says that it is on."""
+    """The record in the tag's text; for a tag that was created by hand, the version that raw.dvc names at the tag."""
     form = "--format=%(contents:subject)%00%(contents:body)%00%(creatordate:iso-strict)"
     subject, body, created = (versioning.git(workspace.root, "tag", "--list", form, tag) or "\0\0").split("\0")
     message = subject.removeprefix(f"Data version {tag}").removeprefix(": ")
@@ -310,12 +310,12 @@ def _read_file(path: Path) -> list[NamedVersion]:
         return [NamedVersion.model_validate(record) for record in records]
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValidationError) as error:
         found = " ".join(str(error).split())[:200]
-        hint = "Restore the file from a copy; the images themselves are in the DVC cache and remote."
+        hint = "Restore the file from a copy; the images themselves are in the DVC cache and the remote."
         raise VersioningError(str(path), expected="a list of version records", found=found, hint=hint) from None
 
 
 def _git(workspace: Workspace, *arguments: str) -> None:
-    """One writing git command, which ends even if we are killed: half of one would leave its lock file."""
+    """Run a git command that writes. It ends even if this process is killed, so that no git lock file remains."""
     command = ["git", "-C", str(workspace.root), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
     if done.returncode != 0:
