@@ -8,8 +8,8 @@ names the known ones) and frozen. All other keys have a default, so the smallest
     classes: [good, cracked]
     layout: folders
 
-Task and candidates are kept here as they are written: their options belong to the tasks and tuners, which check them
-(`components.tasks.create_task`, `components.models.tuners.create_tuners`), because a domain knows neither.
+Task and candidates are kept as they are written. Tasks and tuners check their options (`components.tasks.create_task`,
+`components.models.tuners.create_tuners`), because this room imports neither.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""From decoded pixels to batches: samples, their order in an epoch, and the loader that keeps the step from waiting."""
+"""From decoded pixels to batches: samples, their order in an epoch, and a loader that prepares batches ahead."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from components.data.batches.pixels import Pixels
 from components.data.batches.transforms import Augmentation
 
-AHEAD = 2  # batches: one that is ready, one under way
+AHEAD = 2  # batches made ahead: one that is ready and one in preparation
 
 
 Target = int | torch.Tensor  # a class's number, or what a task makes of more than one number
 
 
 class Samples(Dataset[tuple[torch.Tensor, Target]]):
-    """Rows of the pixel cache with their targets; augmented where an augmentation is given.
+    """Rows of the pixel cache with their targets, augmented if an augmentation is given.
 
-    targets: (N, ...) as the task makes them. groups: the group of each row (N,), where known.
+    targets: (N, ...), as the task makes them. groups: the group of each row (N,), if known.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Samples(Dataset[tuple[torch.Tensor, Target]]):
         return len(self.rows)
 
     def locate(self, index: int) -> int:
-        """The place in `rows` of this epoch's sample `index`."""
+        """The position in `rows` of the sample `index` of this epoch."""
         return index
 
     def target(self, place: int) -> Target:
@@ -58,7 +58,7 @@ class Samples(Dataset[tuple[torch.Tensor, Target]]):
 
 
 class Features(Samples):
-    """What a network that does not learn makes of the samples, once: features (rows, D) float32 instead of images."""
+    """Samples as features (rows, D) float32 of a frozen network, computed once, instead of images."""
 
     def __init__(self, features: NDArray[np.float32], samples: Samples) -> None:
         super().__init__(samples.pixels, samples.rows, samples.targets, None)
@@ -74,10 +74,10 @@ class Features(Samples):
 
 
 class StepOrder(Sampler[list[int]]):
-    """The batches of an epoch: a permutation that depends on (seed, epoch) alone, cut into steps.
+    """The batches of an epoch: a permutation that depends only on (seed, epoch), cut into steps.
 
-    start: the first step to give, which a resumed epoch moves. Of each step rank r of `size` processes gets every
-    size-th sample, from the r-th on.
+    start: the first step to return; a resumed epoch sets it. Rank r of `size` processes gets every size-th sample of
+    each step, from the r-th on.
     """
 
     def __init__(self, samples: Samples, batch_size: int, seed: int, rank: int = 0, size: int = 1) -> None:
@@ -86,7 +86,7 @@ class StepOrder(Sampler[list[int]]):
         self.start = 0
 
     def __len__(self) -> int:
-        # A last batch of one image would be a very noisy step; it is dropped only where others remain.
+        # The last partial batch is dropped: a step on one image would be very noisy. A single batch is kept.
         return max(1, len(self.samples) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -96,15 +96,15 @@ class StepOrder(Sampler[list[int]]):
             yield order[step * self.batch_size : (step + 1) * self.batch_size][self.rank :: self.size].tolist()
 
     def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The epoch's order."""
+        """The order of the epoch's samples."""
         return rng.permutation(len(self.samples))
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader that, without workers, makes the next batches on a thread while the step computes.
+    """A DataLoader that, without workers, prepares the next batches in a thread while the step computes.
 
-    albumentations and numpy leave the interpreter free for most of their time, as torch does, so the thread hides most
-    of what augmentation costs wherever the step leaves a core idle, and always where it runs on a GPU.
+    albumentations and numpy release the GIL most of the time, as torch does. The thread therefore hides most of the
+    cost of augmentation if the step leaves a core idle, which it always does on a GPU.
     """
 
     def __iter__(self) -> Any:
@@ -114,7 +114,7 @@ class Loader(DataLoader[Any]):
 
 
 def _make_ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same batches in the same order, AHEAD of them being made while one is used."""
+    """Yield the same batches in the same order, and prepare AHEAD of them while one is used."""
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(next, batches, None) for _ in range(AHEAD))
         while (batch := pending.popleft().result()) is not None:
@@ -125,9 +125,12 @@ def _make_ahead(batches: Iterator[Any]) -> Iterator[Any]:
 def create_loader(
     samples: Dataset[Any], batch_size: int, *, workers: int = 0, order: StepOrder | None = None
 ) -> DataLoader[Any]:
-    """Batches of (B, 3, H, W) uint8 or (B, D) features, and targets (B, ...), in the samples' order without another."""
-    # A generator of its own: the loader would draw a number from torch's global one.
-    # Forked, whatever the platform's habit, so that workers share the map: a pickled one would be a copy of all pixels.
+    """Batches of images (B, 3, H, W) uint8 or features (B, D), with targets (B, ...).
+
+    order: the order of the samples; without it, that of `samples`.
+    """
+    # A generator of its own, because the loader would draw a number from torch's global generator.
+    # Workers are forked on every platform, so that they share the memory map: pickling it would copy all pixels.
     shared: dict[str, Any] = {
         "num_workers": workers,
         "generator": torch.Generator().manual_seed(0),
