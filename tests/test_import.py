@@ -495,7 +495,7 @@ def understand_first(write, folder):
         ("{kind: csv", "legal YAML"),
         ("{kind: &a csv, image: *a}", "an alias"),
         ("{kind: voc, images: '<class>'}", "only `images` of the layout folders"),
-        ("{kind: masks, masks: <lot>/masks}", "is none of `images`"),
+        ("{kind: masks, masks: <lot>/masks}", "does not occur in `images`"),
         ("{kind: folders, images: <a>/<a>}", "twice"),
     ],
 )
@@ -645,7 +645,7 @@ def test_masks_are_never_pictures_of_a_class_unasked(tmp_path, image, mask):
         case = f"case{number}"
         put(tmp_path, image.format(case, number))
         save_ids(tmp_path / mask.format(case, number), [1] if number % 2 else [])
-    with pytest.raises(DomainError, match="images of a few values, as masks are") as caught:
+    with pytest.raises(DomainError, match="images with few values, like masks") as caught:
         understand(tmp_path)
     assert mask.format("case0", 0) in str(caught.value)
     assert understand(tmp_path, "{kind: folders}")[1].pictures["used"] == 12

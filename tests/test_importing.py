@@ -544,7 +544,7 @@ def test_a_domain_in_training_is_not_removed(tiles: tuple[Workspace, Path]) -> N
     workspace, _ = tiles
     with (
         FileLock(workspace.state / "locks" / "retrain-tiles.lock"),
-        pytest.raises(VersioningError, match="no retrain of it"),
+        pytest.raises(VersioningError, match="no running retrain of it"),
     ):
         remove_domain(workspace, "tiles", force=True)
     assert len(contents(workspace.raw("tiles"))) == 12

@@ -107,7 +107,7 @@ def _flip(**changes: Any) -> dict[str, Any]:
         (_flip(__class_fullname__="evil.HorizontalFlip"), ("evil.HorizontalFlip",)),
         (_flip(__class_fullname__="Lambda"), ("Lambda",)),
         (_flip(__class_fullname__="DualTransform"), ("DualTransform",)),
-        (_flip(__class_fullname__="FDA", reference_images=["/etc/passwd"]), ("FDA", "would be in no key")),
+        (_flip(__class_fullname__="FDA", reference_images=["/etc/passwd"]), ("FDA", "would be part of no key")),
         (_flip(propability=1), ("HorizontalFlip", "'propability'")),
         ({"__class_fullname__": "GaussNoise", "std_rang": [0, 1]}, ("GaussNoise", "'std_range'")),
         ({"__class_fullname__": "Blur", "blur_limit": "much"}, ("Blur", "blur_limit")),

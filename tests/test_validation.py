@@ -372,7 +372,7 @@ def test_near_duplicates_are_joined_reported_or_not_looked_for(copies: Workspace
         assert bool(record["suspicious_labels"]) == (mode != "off")
         page = (copies.derived("tiles") / "validation.html").read_text()
         assert ("Large groups" in page) == (mode == "join")
-        assert ("are shown only" in page) == (mode == "report")
+        assert ("are only shown" in page) == (mode == "report")
         assert "Few groups in test" in page
         assert any("Few groups in test" in text for text in record["warnings"])
         assert found.setdefault(mode, (record, file.read_bytes())) == (record, file.read_bytes())
