@@ -1,4 +1,4 @@
-"""How sure are we? Balanced accuracy with an interval, and the paired difference of two models.
+"""How sure are we? The score of one model with an interval, and the paired difference of two.
 
 Images of one group (a patient, a slide, a production lot) resemble one another, so the images of a test
 set are not independent draws: the bootstrap draws whole groups (Field & Welsh 2007,
@@ -6,39 +6,38 @@ https://doi.org/10.1111/j.1467-9868.2007.00593.x). Intervals are percentile inte
 Hesterberg 2015 (https://doi.org/10.1080/00031305.2015.1089789) because the plain ones are
 too narrow below some thirty groups, which is where promotions are decided.
 
-Balanced accuracy needs of each group's confusion matrix (C, C) only the diagonal and the row sums. A
-resample is then one row of group counts, and all resamples are one product (R, G) @ (G, C). Groups with
-equal counts are exchangeable and are drawn as one, which is exact: ten thousand single images collapse
-into a handful of rows.
+What is scored, and how, the task's evidence knows (components/tasks/base.py): a score is a function of how often each
+group counts. A resample is then one row of weights, and of a score made of counts all resamples are one product
+(R, G) @ (G, K). Groups with equal counts are exchangeable and are drawn as one kind, which is exact: ten thousand
+single images collapse into a handful of kinds.
 
-A test set that is looked at again and again promotes by luck at last. The k-th look is therefore taken at the level
-6 / (pi k)^2 of the first's, which over any number of looks adds up to no more than the level that was asked for.
+A test set that is evaluated again and again promotes by luck in the end. The k-th evaluation is therefore taken at the
+level 6 / (pi k)^2 of the first's, which over any number of evaluations adds up to no more than the level asked for.
 
-Of one or two groups nothing is known of how groups differ, so there is a score and no interval.
+With one or two groups it is not known how groups differ, so there is a score and no interval.
 
-Shapes: N images, G groups, C classes, R resamples.
+Shapes: N images, G groups, U kinds of groups, R resamples, K counts per group.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from components.tasks.base import Evidence, Floats, Ints, measure_mean
 
 #: With fewer groups than these an interval is not known.
 FEWEST_GROUPS = 3
 #: Below this a difference is not worth one more labelled image: a fifth of a percentage point.
 PRACTICALLY_ZERO = 0.002
-#: Nobody collects a hundred times the test set; beyond it the honest answer is "never".
+#: Nobody collects a hundred times the test set; beyond that more data will not decide.
 MOST_GROUPS_FACTOR = 100
 #: An interval's ends are quantiles of so many resamples.
 RESAMPLES = 10_000
-#: A test set is worn out once its looks make intervals wider by this factor: it decides what a quarter would.
+#: A test set is worn out once its evaluations make intervals this much wider: it then decides what a quarter would.
 WORN_OUT = 2.0
 #: Weights drawn at once; bounds the memory to some 30 MB whatever R and G.
 CHUNK = 4_000_000
@@ -46,9 +45,9 @@ CHUNK = 4_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate with its confidence interval, both ends of which are None where it is not known.
+    """A point estimate with its confidence interval; both ends are None where the interval is not known.
 
-    groups: over how many it is. An interval that is not known is surely nothing: neither above a number nor below it.
+    groups: how many groups it rests on. An interval that is not known is neither surely above a number nor surely below.
     """
 
     value: float
@@ -73,50 +72,28 @@ def count_groups(number: int) -> str:
     return f"{number} group{'' if number == 1 else 's'}"
 
 
-def balanced_accuracy(labels: Ints, predicted: Ints, num_classes: int) -> float:
-    """Mean recall of the classes that occur in `labels` (N,)."""
-    support = np.bincount(labels, minlength=num_classes)
-    hits = np.bincount(labels[labels == predicted], minlength=num_classes)
-    return float(_mean_recall(hits[None].astype(float), support[None].astype(float))[0])
-
-
-def bootstrap_score(
-    labels: Ints,
-    predicted: Ints,
-    groups: NDArray[np.generic],
-    num_classes: int,
+def bootstrap(
+    evidence: Evidence,
     confidence: float = 0.95,
+    *,
+    reach: tuple[float, float] = (0.0, 1.0),
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Balanced accuracy with its interval; a class a resample lacks is left out of that resample's mean."""
-    group_ids, num_groups = _enumerate_groups(groups)
-    support = _count(labels, group_ids, num_groups, num_classes)
-    hits = _count(labels, group_ids, num_groups, num_classes, where=labels == predicted)
-    hits_r, support_r = _resample([hits, support], resamples, seed)
-    value = balanced_accuracy(labels, predicted, num_classes)
-    return _interval(value, _mean_recall(hits_r, support_r), confidence, num_groups, reach=(0.0, 1.0))
+    """The score with its interval; reach: the least and the greatest score there can be."""
+    scores = _resample([evidence], resamples, seed)[0]
+    return _interval(score(evidence), scores, confidence, count_drawn(evidence), reach)
 
 
 def bootstrap_difference(
-    labels: Ints,
-    challenger: Ints,
-    champion: Ints,
-    groups: NDArray[np.generic],
-    num_classes: int,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    ours: Evidence, theirs: Evidence, confidence: float = 0.95, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Challenger minus champion in balanced accuracy, both scored on the same resampled groups."""
-    group_ids, num_groups = _enumerate_groups(groups)
-    support = _count(labels, group_ids, num_groups, num_classes)
-    ours = _count(labels, group_ids, num_groups, num_classes, where=labels == challenger)
-    theirs = _count(labels, group_ids, num_groups, num_classes, where=labels == champion)
-    ours_r, theirs_r, support_r = _resample([ours, theirs, support], resamples, seed)
-    differences = _mean_recall(ours_r, support_r) - _mean_recall(theirs_r, support_r)
-    value = balanced_accuracy(labels, challenger, num_classes) - balanced_accuracy(labels, champion, num_classes)
-    return _interval(value, differences, confidence, num_groups, reach=(-1.0, 1.0))
+    """Our score minus theirs, both of the same resampled groups. Raises ValueError for evidence of other groups."""
+    if not np.array_equal(ours.groups, theirs.groups):
+        raise ValueError("a paired difference needs evidence of the same images in the same order and groups")
+    mine, others = _resample([ours, theirs], resamples, seed)
+    value = score(ours) - score(theirs)
+    return _interval(value, mine - others, confidence, count_drawn(ours), reach=(-1.0, 1.0))
 
 
 def bootstrap_mean(
@@ -124,28 +101,31 @@ def bootstrap_mean(
     groups: NDArray[np.generic],
     reach: tuple[float, float],
     confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Interval:
-    """The mean of a number an image, over resampled groups; reach: between which ends it can lie at all."""
-    group_ids, num_groups = _enumerate_groups(groups)
-    sums = np.bincount(group_ids, weights=values, minlength=num_groups)[:, None]
-    counts = np.bincount(group_ids, minlength=num_groups)[:, None].astype(float)
-    sums_r, counts_r = _resample([sums, counts], resamples, seed)
-    return _interval(float(values.mean()), (sums_r / counts_r)[:, 0], confidence, num_groups, reach)
+    """The mean of a number per image, (N,), with its interval over groups (N,)."""
+    return bootstrap(measure_mean(values, groups), confidence, reach=reach)
 
 
-def count_discordant(labels: Ints, challenger: Ints, champion: Ints) -> tuple[int, int]:
-    """Images that only the challenger has right, and images that only the champion has right."""
-    ours, theirs = challenger == labels, champion == labels
+def score(evidence: Evidence) -> float:
+    """The score itself, in which every group counts once."""
+    return float(evidence.scores(np.ones((1, count_drawn(evidence))))[0])
+
+
+def count_drawn(evidence: Evidence) -> int:
+    """G, the number of groups that a resample draws."""
+    return int(evidence.groups.max()) + 1
+
+
+def count_discordant(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> tuple[int, int]:
+    """Images that only we have right, and images that only they have right. ours, theirs: (N,) what is right."""
     return int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
 
 
 def mcnemar(only_ours: int, only_theirs: int) -> float:
     """Exact two-sided p value of McNemar's test (1947, https://doi.org/10.1007/BF02295996).
 
-    It takes images for independent, which those of a group are not: it stands beside the clustered interval for
-    auditors who know it, and decides nothing.
+    It treats images as independent, which those of one group are not. It is reported beside the clustered interval for
+    auditors who know the test, and decides nothing.
     """
     from scipy.special import bdtr
 
@@ -153,9 +133,9 @@ def mcnemar(only_ours: int, only_theirs: int) -> float:
     return min(1.0, 2 * float(bdtr(min(only_ours, only_theirs), trials, 0.5))) if trials else 1.0
 
 
-def correct_confidence(confidence: float, looks: float) -> float:
-    """The confidence that look number `looks` (1 is the first) must have for all looks together to keep theirs."""
-    return 1 - (1 - confidence) * 6 / (math.pi * looks) ** 2
+def correct_confidence(confidence: float, evaluation: float) -> float:
+    """The confidence of the evaluation of this number (1 is the first) with which all of them together keep theirs."""
+    return 1 - (1 - confidence) * 6 / (math.pi * evaluation) ** 2
 
 
 def widen(interval: Interval, confidence: float, corrected: float, groups: int, reach: tuple[float, float]) -> Interval:
@@ -195,45 +175,50 @@ def groups_to_decide(effect: Interval, groups: int) -> int | None:
     return None if needed > MOST_GROUPS_FACTOR * groups else max(1, math.ceil(needed) - groups)
 
 
-def _enumerate_groups(groups: NDArray[np.generic]) -> tuple[Ints, int]:
-    names, group_ids = np.unique(groups, return_inverse=True)
-    return group_ids.reshape(-1), len(names)
+def _resample(evidences: Sequence[Evidence], resamples: int, seed: int) -> list[Floats]:
+    """(R,) scores of each evidence over the same R draws of G groups with replacement."""
+    representatives, times = _find_kinds(evidences)
+    kinds = [evidence.only(representatives) for evidence in evidences]
+    scores = [np.empty(resamples) for _ in evidences]
+    start = 0
+    for weights in _draw(times, resamples, seed):
+        for found, kind in zip(scores, kinds, strict=True):
+            found[start : start + len(weights)] = kind.scores(weights)
+        start += len(weights)
+    return scores
 
 
-def _count(
-    labels: Ints, group_ids: Ints, num_groups: int, num_classes: int, where: NDArray[np.bool_] | None = None
-) -> Ints:
-    """Images by group and true class, of those `where` says so."""
-    cells = group_ids * num_classes + labels
-    chosen = cells if where is None else cells[where]
-    return np.bincount(chosen, minlength=num_groups * num_classes).reshape(num_groups, num_classes)  # (G, C)
+def _find_kinds(evidences: Sequence[Evidence]) -> tuple[Ints, Ints]:
+    """(U,) one group of each kind, and (U,) how many groups are of that kind.
+
+    Groups are of one kind where their counts agree for every model; without counts each group is its own kind.
+    """
+    tables = [*(evidence.own for evidence in evidences), evidences[0].shared]
+    known = [table for table in tables if table is not None]
+    if len(known) < len(tables):
+        number = count_drawn(evidences[0])
+        return np.arange(number), np.ones(number, np.int64)
+    _, representatives, times = np.unique(np.concatenate(known, axis=1), axis=0, return_index=True, return_counts=True)
+    return representatives, times
 
 
-def _resample(counts: Sequence[Ints | Floats], resamples: int, seed: int) -> list[Floats]:
-    """Each (G, C) count summed over R draws of G groups with replacement, as (R, C)."""
-    rows, times = np.unique(np.concatenate(counts, axis=1), axis=0, return_counts=True)  # (U, kC), (U,)
-    num_groups, rng = int(times.sum()), np.random.default_rng(seed)
-    sums = np.empty((resamples, rows.shape[1]))
-    step = max(1, CHUNK // len(rows))
+def _draw(times: Ints, resamples: int, seed: int) -> Iterator[Floats]:
+    """(R, U) how often each kind is drawn, in chunks of rows that bound the memory."""
+    groups, rng = int(times.sum()), np.random.default_rng(seed)
+    step = max(1, CHUNK // len(times))
     for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        weights = rng.multinomial(num_groups, times / num_groups, size=size)  # (R, U)
-        sums[start : start + size] = weights.astype(float) @ rows
-    return list(np.split(sums, len(counts), axis=1))
-
-
-def _mean_recall(hits: Floats, support: Floats) -> Floats:
-    """(R, C) and (R, C) -> (R,): the mean over the classes present in each row."""
-    recall = np.divide(hits, support, out=np.zeros_like(hits), where=support > 0)
-    mean: Floats = recall.sum(axis=1) / (support > 0).sum(axis=1)
-    return mean
+        yield rng.multinomial(groups, times / groups, size=min(step, resamples - start)).astype(float)
 
 
 def _interval(
     value: float, resampled: Floats, confidence: float, num_groups: int, reach: tuple[float, float]
 ) -> Interval:
-    """Expanded percentile interval, never narrower than what groups that all agree can prove."""
-    if num_groups < FEWEST_GROUPS:
+    """Expanded percentile interval, never narrower than what groups that all agree can prove.
+
+    Resamples whose score is not defined (NaN, where they lack all that is scored) are left out.
+    """
+    resampled = resampled[~np.isnan(resampled)]
+    if num_groups < FEWEST_GROUPS or not len(resampled):
         return Interval(value, None, None, num_groups)
     if np.ptp(resampled) < 1e-12:
         return _unanimous(value, confidence, num_groups, reach)
