@@ -24,7 +24,8 @@ from components.domain.domain import Domain
 from components.domain.reading import load_domain
 from components.files import write_whole
 from components.models.engine import Engine
-from components.promotion.statistics import Interval, balanced_accuracy, bootstrap_difference, bootstrap_score
+from components.promotion.statistics import Interval, bootstrap, bootstrap_difference, score
+from components.tasks.classification import measure_recall
 from components.training.evaluate import hash_split
 from components.workspace import Workspace
 
@@ -163,8 +164,9 @@ def collect(records: Sequence[Record]) -> Answers:
 
 def score_seeds(bench: Bench, answers: Answers) -> list[float]:
     """Balanced accuracy on the test side, seed by seed."""
-    targets, classes = bench.targets[bench.rows("test")], len(bench.domain.classes)
-    return [round(balanced_accuracy(targets, np.array(answer), classes), 6) for answer in answers]
+    targets, groups = repeat_test(bench, 1)
+    classes = len(bench.domain.classes)
+    return [round(score(measure_recall(targets, np.array(answer), groups, classes)), 6) for answer in answers]
 
 
 @cache
@@ -174,15 +176,17 @@ def bound_mean(bench: Bench, answers: Answers) -> Interval:
     The seeds' answers laid end to end have as recalls the means of the seeds' recalls.
     """
     targets, groups = repeat_test(bench, len(answers))
-    return bootstrap_score(targets, np.concatenate(answers), groups, len(bench.domain.classes))
+    return bootstrap(measure_recall(targets, np.concatenate(answers), groups, len(bench.domain.classes)))
 
 
 @cache
 def bound_difference(bench: Bench, answers: Answers, best: Answers) -> Interval:
     """How much better than the best of its cell: both are scored on the same drawn groups."""
     targets, groups = repeat_test(bench, len(answers))
-    ours, theirs = np.concatenate(answers), np.concatenate(best)
-    return bootstrap_difference(targets, ours, theirs, groups, len(bench.domain.classes))
+    ours, theirs = (
+        measure_recall(targets, np.concatenate(those), groups, len(bench.domain.classes)) for those in (answers, best)
+    )
+    return bootstrap_difference(ours, theirs)
 
 
 def write_interval(interval: Interval) -> dict[str, float | None]:

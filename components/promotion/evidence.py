@@ -1,35 +1,32 @@
 """Predictions of the test split as evidence: the score of one model, and the paired difference of two."""
 
-import numpy as np
 import polars as pl
 
 from components.domain.domain import Domain
 from components.errors import PromotionError
 from components.promotion.gates.base import Context
-from components.promotion.statistics import Interval, Ints, bootstrap_difference, bootstrap_score
+from components.promotion.statistics import Interval, bootstrap, bootstrap_difference
+from components.tasks import create_task
+from components.tasks.base import Evidence
 
 
 def score_frame(frame: pl.DataFrame, domain: Domain) -> Interval:
-    """Balanced accuracy of a predictions frame with the domain's confidence."""
-    labels, predicted = encode_classes(frame["label"], domain), encode_classes(frame["predicted"], domain)
-    groups = frame["group"].to_numpy()
-    return bootstrap_score(labels, predicted, groups, len(domain.classes), domain.gates.confidence)
+    """The task's metric over a frame of predictions, with its interval at the domain's confidence."""
+    return bootstrap(measure(frame, domain), domain.gates.confidence)
 
 
 def compare_frames(challenger: pl.DataFrame, champion: pl.DataFrame, domain: Domain) -> Interval:
-    """Challenger minus champion in balanced accuracy, over frames of the same images in any order."""
-    ours, theirs = challenger.sort("id"), champion.sort("id")
-    return bootstrap_difference(
-        encode_classes(ours["label"], domain),
-        encode_classes(ours["predicted"], domain),
-        encode_classes(theirs["predicted"], domain),
-        ours["group"].to_numpy(),
-        len(domain.classes),
-        domain.gates.confidence,
-    )
+    """Challenger minus champion in the task's metric, over frames of the same images in any order."""
+    return bootstrap_difference(measure(challenger, domain), measure(champion, domain), domain.gates.confidence)
+
+
+def measure(frame: pl.DataFrame, domain: Domain) -> Evidence:
+    """Evidence of the task's metric, images in the order of their ids. Raises PromotionError for an unknown class."""
+    return create_task(domain).evidence(frame.sort("id"), domain.classes)
 
 
 def require_evidence(context: Context) -> None:
+    """Raise PromotionError unless both models answered the same images of the test split, in the same groups."""
     ours, theirs = context.challenger, context.champion
     if ours.is_empty() or set(ours["split"]) != {"test"}:
         raise PromotionError(
@@ -47,16 +44,3 @@ def require_evidence(context: Context) -> None:
             found=f"{theirs.height} rows, of which {shared} agree",
             hint="Score the champion again on the present test split.",
         )
-
-
-def encode_classes(names: pl.Series, domain: Domain) -> Ints:
-    """Class names to their numbers in the domain."""
-    known = {name: number for number, name in enumerate(domain.classes)}
-    if strangers := sorted(set(names) - set(known)):
-        raise PromotionError(
-            f"predictions of {domain.name}",
-            expected=f"the classes {', '.join(domain.classes)}",
-            found=f"{names.name} {', '.join(map(str, strangers))}",
-            hint="Score the model again with the classes of the present domain.yaml.",
-        )
-    return np.array([known[name] for name in names], dtype=np.int64)

@@ -47,7 +47,7 @@ CHUNK = 4_000_000
 class Interval:
     """A point estimate with its confidence interval; both ends are None where the interval is not known.
 
-    groups: how many groups it rests on. An interval that is not known is neither surely above a number nor surely below.
+    groups: how many groups it rests on. An interval that is not known is neither surely above nor below a number.
     """
 
     value: float
@@ -103,7 +103,9 @@ def bootstrap_mean(
     confidence: float = 0.95,
 ) -> Interval:
     """The mean of a number per image, (N,), with its interval over groups (N,)."""
-    return bootstrap(measure_mean(values, groups), confidence, reach=reach)
+    evidence = measure_mean(values, groups)
+    (means,) = _resample([evidence], RESAMPLES, 0)
+    return _interval(float(values.mean()), means, confidence, count_drawn(evidence), reach)
 
 
 def score(evidence: Evidence) -> float:

@@ -80,7 +80,8 @@ class CountEvidence:
         return CountEvidence(mine[mine >= 0], self.own[groups], self.shared[groups], self.score)
 
     def scores(self, weights: Floats) -> Floats:
-        return self.score(weights @ self.own, weights @ self.shared)
+        sums = weights @ np.concatenate([self.own, self.shared], axis=1)
+        return self.score(*np.split(sums, [self.own.shape[1]], axis=1))
 
 
 def number_groups(names: NDArray[np.generic]) -> tuple[Ints, int]:
@@ -246,8 +247,8 @@ class Task(Strict, ABC):
         """The score that an answer without any knowledge reaches; `of`: the score of that class alone."""
 
     @abstractmethod
-    def name_chance(self, classes: Sequence[str]) -> str:
-        """What such an answer is called."""
+    def name_chance(self, classes: Sequence[str], of: str | None = None) -> str:
+        """What such an answer is called in a sentence about the score, or about that of one class."""
 
     @abstractmethod
     def costs(self, frame: pl.DataFrame, gates: Gates, classes: Sequence[str]) -> tuple[Floats, float]:

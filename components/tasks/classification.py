@@ -130,8 +130,8 @@ class ClassificationTask(Task):
     def chance(self, frame: pl.DataFrame, classes: Sequence[str], of: str | None = None) -> float:
         return 1 / len(classes)
 
-    def name_chance(self, classes: Sequence[str]) -> str:
-        return f"guessing among {len(classes)} classes"
+    def name_chance(self, classes: Sequence[str], of: str | None = None) -> str:
+        return f"guessing among {len(classes)}{'' if of else ' classes'}"
 
     def costs(self, frame: pl.DataFrame, gates: Gates, classes: Sequence[str]) -> tuple[Floats, float]:
         most = max([1.0, *(cost for row in gates.costs.values() for cost in row.values())])

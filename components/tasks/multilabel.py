@@ -185,7 +185,7 @@ class MultilabelTask(Task):
             return float(shares[list(classes).index(of)])
         return float(shares[shares > 0].mean()) if shares.any() else 0.0
 
-    def name_chance(self, classes: Sequence[str]) -> str:
+    def name_chance(self, classes: Sequence[str], of: str | None = None) -> str:
         return "a random order of the images"
 
     def costs(self, frame: pl.DataFrame, gates: Gates, classes: Sequence[str]) -> tuple[Floats, float]:

@@ -1,17 +1,16 @@
 """Gates on how good the answers are: floor, improvement, costs, calibration; and warnings per class."""
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from components.domain.domain import Domain
-from components.promotion.evidence import compare_frames, encode_classes, score_frame
+from components.promotion.evidence import compare_frames, score_frame
 from components.promotion.gates.base import STRICTEST, Context, Finding, Verdict, require_limit
 from components.promotion.gates.sentences import ask_for_groups, count, points, show, to_evidence
 from components.promotion.statistics import (
     FEWEST_GROUPS,
     WORN_OUT,
     Interval,
+    bootstrap,
     bootstrap_mean,
     correct_confidence,
     count_discordant,
@@ -26,18 +25,17 @@ from components.tasks import create_task
 
 def check_floor(context: Context) -> Finding | None:
     """Is the challenger surely good enough to be used at all?"""
-    domain, frame = context.domain, context.challenger
-    chance = 1 / len(domain.classes)
-    floor = domain.gates.floor
+    domain, frame, task = context.domain, context.challenger, create_task(context.domain)
+    chance, floor = task.chance(frame, domain.classes), domain.gates.floor
     score = score_frame(frame, domain)
     need = chance if floor is None else floor
     verdict: Verdict = "HOLD"
     if score.low is not None:
         verdict = "PROMOTE" if (score.low > chance if floor is None else score.low >= floor) else "REJECT"
-    goal = f"guessing among {len(domain.classes)} classes, {points(chance)}" if floor is None else f"the floor {floor}"
+    goal = f"{task.name_chance(domain.classes)}, {points(chance)}" if floor is None else f"the floor {floor}"
     verb = "is surely above" if verdict == "PROMOTE" else "is not surely above"
     images = f"{frame.height} test images of {count_groups(score.groups)}"
-    reason = f"On {images} the balanced accuracy {show(score)} {verb} {goal}."
+    reason = f"On {images} the {task.metric_words} {show(score)} {verb} {goal}."
     more = {} if score.low is not None else {"more_groups": float(FEWEST_GROUPS - score.groups)}
     reason += f" {ask_for_groups(score)}" if more else ""
     evidence = to_evidence(score) | {"floor": need, "images": float(frame.height), "groups": float(score.groups)} | more
@@ -52,13 +50,14 @@ def check_improvement(context: Context) -> Finding | None:
     groups = context.challenger["group"].n_unique()
     evidence = to_evidence(effect) | {"images": float(context.challenger.height), "groups": float(groups)}
     evidence |= {"looks": context.looks, "confidence": level} | _count_changes(context, context.champion)
-    told = f"Against the champion the balanced accuracy changes by {show(effect, signed=True)}"
+    metric = create_task(context.domain).metric_words
+    change = f"Against the champion the {metric} changes by {show(effect, signed=True)}"
     worn = f" {_explain_wear(context, level)}" if wear >= WORN_OUT else ""
     if effect.is_above(0):
-        reason = f"{told}: surely better.{worn}"
+        reason = f"{change}: surely better.{worn}"
         return Finding(gate="improvement", verdict="PROMOTE", reason=reason, evidence=evidence)
     if effect.is_below(0):
-        return Finding(gate="improvement", verdict="REJECT", reason=f"{told}: surely worse.{worn}", evidence=evidence)
+        return Finding(gate="improvement", verdict="REJECT", reason=f"{change}: surely worse.{worn}", evidence=evidence)
     more = groups_to_decide(effect, groups)
     if more is None:
         advice = "The difference is too small for more test data of this kind to decide it."
@@ -66,7 +65,7 @@ def check_improvement(context: Context) -> Finding | None:
         evidence = evidence | {"more_groups": float(more)}
         advice = f"Were it real, about {count(more, 'further test group')} would show it."
         advice = ask_for_groups(effect) if effect.low is None else advice
-    return Finding(gate="improvement", verdict="HOLD", reason=f"{told}: undecided. {advice}{worn}", evidence=evidence)
+    return Finding(gate="improvement", verdict="HOLD", reason=f"{change}: undecided. {advice}{worn}", evidence=evidence)
 
 
 def _compare_corrected(context: Context, champion: pl.DataFrame) -> tuple[Interval, float, float]:
@@ -80,8 +79,8 @@ def _compare_corrected(context: Context, champion: pl.DataFrame) -> tuple[Interv
 def _count_changes(context: Context, champion: pl.DataFrame) -> dict[str, float | str]:
     """McNemar's test beside the interval: images that only one of the two has right."""
     ours, theirs = context.challenger.sort("id"), champion.sort("id")
-    columns = (ours["label"], ours["predicted"], theirs["predicted"])
-    gained, lost = count_discordant(*(encode_classes(column, context.domain) for column in columns))
+    task = create_task(context.domain)
+    gained, lost = count_discordant(task.hits(ours), task.hits(theirs))
     return {"only_challenger_right": gained, "only_champion_right": lost, "mcnemar_p": mcnemar(gained, lost)}
 
 
@@ -97,13 +96,13 @@ def check_costs(context: Context) -> Finding | None:
     domain, gates = context.domain, context.domain.gates
     if not gates.costs:
         return None
-    most = max([1.0, *(cost for row in gates.costs.values() for cost in row.values())])
-    ours = _count_costs(context.challenger, domain)
-    groups = context.challenger.sort("id")["group"].to_numpy()
+    task, challenger = create_task(domain), context.challenger.sort("id")
+    ours, most = task.costs(challenger, gates, domain.classes)
+    groups = challenger["group"].to_numpy()
     mean = bootstrap_mean(ours, groups, (0.0, most), gates.confidence)
-    told = f"not known, {count_groups(mean.groups)}"
-    told = told if mean.low is None else f"between {mean.low:.3g} and {mean.high:.3g}"
-    reason = f"Mistakes cost {mean.value:.3g} an image ({told}), a plain one being 1."
+    ends = f"not known, {count_groups(mean.groups)}"
+    ends = ends if mean.low is None else f"between {mean.low:.3g} and {mean.high:.3g}"
+    reason = f"Mistakes cost {mean.value:.3g} an image ({ends}), a plain one being 1."
     evidence = to_evidence(mean)
     verdict: Verdict = "PROMOTE"
     if gates.max_cost is not None:
@@ -111,8 +110,8 @@ def check_costs(context: Context) -> Finding | None:
         verdict = "PROMOTE" if mean.value <= gates.max_cost else "REJECT"
         reason += f" That is {'within' if verdict == 'PROMOTE' else 'over'} the limit of {gates.max_cost:g}."
     if context.champion is not None:
-        differences = ours - _count_costs(context.champion, domain)
-        change = bootstrap_mean(differences, groups, (-most, most), gates.confidence)
+        theirs, _ = task.costs(context.champion.sort("id"), gates, domain.classes)
+        change = bootstrap_mean(ours - theirs, groups, (-most, most), gates.confidence)
         evidence |= {f"change/{end}": value for end, value in to_evidence(change).items()}
         compared, sentence = _judge_costs(change)
         reason += f" Against the champion {sentence}"
@@ -121,19 +120,13 @@ def check_costs(context: Context) -> Finding | None:
 
 
 def _judge_costs(change: Interval) -> tuple[Verdict, str]:
-    """change: of the cost of an image."""
+    """The verdict on a change of the mean cost per image, and the end of a sentence."""
     if change.low is None:
         return "HOLD", f"{change.value:+.3g}: undecided. {ask_for_groups(change)}"
-    told = f"{change.value:+.3g} ({change.low:+.3g} to {change.high:+.3g})"
+    shown = f"{change.value:+.3g} ({change.low:+.3g} to {change.high:+.3g})"
     if change.is_above(0):
-        return "REJECT", f"{told}: surely more."
-    return "PROMOTE", f"{told}: {'surely less' if change.is_below(0) else 'not surely another amount'}."
-
-
-def _count_costs(frame: pl.DataFrame, domain: Domain) -> NDArray[np.float64]:
-    """What the answer for each image costs, in the order of their ids."""
-    pairs = frame.sort("id").select("label", "predicted").iter_rows()
-    return np.array([domain.gates.cost(*pair) for pair in pairs])
+        return "REJECT", f"{shown}: surely more."
+    return "PROMOTE", f"{shown}: {'surely less' if change.is_below(0) else 'not surely another amount'}."
 
 
 def check_calibration(context: Context) -> Finding | None:
@@ -146,25 +139,26 @@ def check_calibration(context: Context) -> Finding | None:
 
 
 def warn_of_classes(frame: pl.DataFrame, domain: Domain) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A sentence for each class whose recall is not surely above that of guessing, and the names of those at chance.
+    """A sentence for each class whose own score is not surely above chance, and the names of those at chance.
 
-    A class of which too few groups are there to know is at chance only where its recall is. frame: predictions of one
-    split.
+    A class whose interval is not known is at chance where its score is not above it. frame: predictions of one split.
     """
-    chance, sentences, at_chance = 1 / len(domain.classes), [], []
+    task, sentences, at_chance = create_task(domain), list[str](), list[str]()
+    known = task.class_evidence(frame, domain.classes)
     for name in domain.classes:
-        rows = frame.filter(pl.col("label") == name)
-        if rows.is_empty():
+        if name not in known:
             sentences.append(f"Class {name}: no test image, so nothing is known of it.")
             continue
-        recall = score_frame(rows, domain)
-        if recall.is_above(chance):
+        chance = task.chance(frame, domain.classes, of=name)
+        score = bootstrap(known[name], domain.gates.confidence)
+        if score.is_above(chance):
             continue
-        told = f"Class {name}: recall {show(recall)} on {count(rows.height, 'test image')}"
-        if recall.low is None:
-            sentences.append(f"{told}, too few groups to know whether that is better than guessing.")
+        shown = f"Class {name}: {task.class_words} {show(score)} on {count(len(known[name].groups), 'test image')}"
+        if score.low is None:
+            sentences.append(f"{shown}, too few groups to know whether that is better than guessing.")
         else:
-            sentences.append(f"{told}, not surely better than guessing among {len(domain.classes)}, {points(chance)}.")
-        if recall.low is not None or recall.value <= chance:
+            guess = task.name_chance(domain.classes, of=name)
+            sentences.append(f"{shown}, not surely better than {guess}, {points(chance)}.")
+        if score.low is not None or score.value <= chance:
             at_chance.append(name)
     return tuple(sentences), tuple(at_chance)

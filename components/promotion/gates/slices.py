@@ -5,7 +5,8 @@ import polars as pl
 from components.promotion.evidence import compare_frames
 from components.promotion.gates.base import STRICTEST, Context, Finding, Verdict
 from components.promotion.gates.sentences import count, list_effects, points, to_evidence
-from components.promotion.statistics import Interval
+from components.promotion.statistics import Interval, bootstrap_difference
+from components.tasks import create_task
 
 
 def check_slices(context: Context) -> Finding | None:
@@ -39,13 +40,19 @@ def check_slices(context: Context) -> Finding | None:
 
 
 def _compare_slices(context: Context, champion: pl.DataFrame) -> dict[str, Interval]:
-    """`column=value` -> the difference within that slice; a slice is what the challenger's rows say it is."""
-    effects = {}
-    for column in ("label", *context.domain.slices):
-        name = "class" if column == "label" else column
-        for (value,), ours in sorted(context.challenger.group_by(column), key=lambda item: str(item[0][0])):
-            theirs = champion.join(ours.select("id"), on="id", how="semi")
-            effects[f"{name}={value}"] = compare_frames(ours, theirs, context.domain)
+    """`column=value` -> the difference within that slice, which the challenger's rows define; classes come first."""
+    domain = context.domain
+    ours, theirs = (
+        create_task(domain).class_evidence(frame.sort("id"), domain.classes) for frame in (context.challenger, champion)
+    )
+    effects = {
+        f"class={name}": bootstrap_difference(ours[name], theirs[name], domain.gates.confidence)
+        for name in sorted(ours)
+    }
+    for column in domain.slices:
+        for (value,), rows in sorted(context.challenger.group_by(column), key=lambda item: str(item[0][0])):
+            rivals = champion.join(rows.select("id"), on="id", how="semi")
+            effects[f"{column}={value}"] = compare_frames(rows, rivals, domain)
     return effects
 
 
