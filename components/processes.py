@@ -2,6 +2,7 @@
 
 identity = identify()           "4711@box:8f0c...:123456": pid, machine, boot, and start time
 lives(identity)                 whether this very process still runs, not another one with its pid
+ended_here(identity)            whether it was a process of this machine that has ended
 answers(pid)                    whether any process has this pid, if no identity was recorded
 find_orphans(root, marks)       processes of a workspace whose parent is gone
 """
@@ -30,6 +31,18 @@ def lives(identity: str) -> bool:
     if not number.isdecimal() or int(number) < 1 or place.rpartition(":")[2] == "gone":
         return False
     return identify(int(number)) == identity
+
+
+def ended_here(identity: str) -> bool:
+    """Whether a process of this machine has ended; False for one of another machine, and for any other text.
+
+    Also reads `HOST:PID`, which earlier versions recorded: there any process with this pid counts as the same.
+    """
+    number, at, place = identity.partition("@")
+    if at:
+        return place.partition(":")[0] == socket.gethostname() and not lives(identity)
+    host, _, number = identity.rpartition(":")
+    return host == socket.gethostname() and number.isdecimal() and not answers(int(number))
 
 
 def _read_start(pid: int) -> str:

@@ -10,7 +10,8 @@ from components.data.store.versioning import hold_domain
 from components.errors import PromotionError
 from components.promotion import aliases, versions
 from components.promotion.versions import Version
-from components.tracking import outcomes, store
+from components.tracking import outcomes
+from components.tracking.store import Store
 from components.workspace import Workspace
 from flows.plan import Plan, load_checked_domain
 from flows.processes.training import prepare
@@ -113,6 +114,6 @@ def _describe(domain: str, challenger: int, decision: dict[str, Any]) -> dict[st
 @step("publish verdict")
 def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     """The verdict as a page of the flow run and in MLflow."""
-    store.connect(plan.workspace)
-    outcomes.log_verdict(parent, outcome)
+    store = Store.open(plan.workspace)
+    outcomes.log_verdict(store, parent, outcome)
     show("promote", plan.domain.name, retrain_page.render_verdict(outcome), "Verdict and what each gate found")

@@ -79,11 +79,11 @@ def reproduce(
 @step("find its record")
 def find_record(workspace: Workspace, name: str, number: int, scratch: Path) -> tuple[Version, Result, dict[str, Any]]:
     """The version, what its training left, and what that was told; the manifest comes along, as a file."""
-    open_registry(workspace, name)
+    store = open_registry(workspace, name)
     found = versions.require_version(name, number)
-    point_to(found.run_id, f"{name}-{number}")
-    before = require(load_result(artifacts.fetch_training(found.run_id, scratch)), "result")
-    artifacts.fetch_file(found.run_id, "predictions.parquet", scratch / "predictions.parquet")
+    point_to(store, found.run_id, f"{name}-{number}")
+    before = require(load_result(artifacts.fetch_training(store, found.run_id, scratch)), "result")
+    artifacts.fetch_file(store, found.run_id, "predictions.parquet", scratch / "predictions.parquet")
     job: dict[str, Any] = json.loads((scratch / "training" / "job.json").read_text())
     return found, before.model_copy(update={"folder": scratch}), job
 

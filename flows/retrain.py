@@ -18,11 +18,14 @@ from components.models.tuners import Tuner, create_tuners
 from components.promotion import aliases, versions
 from components.promotion.versions import Version
 from components.records import Job, load_result
-from components.tracking import artifacts, outcomes, store
+from components.tasks import create_task
+from components.tracking import artifacts, outcomes
+from components.tracking.store import Store
 from components.workspace import Workspace
 from flows.plan import Plan
 from flows.processes.training import prepare
 from flows.progress import report
+from flows.server.links import list_pages
 from flows.steps import retrain_page
 from flows.steps.beginning import know_manifest
 from flows.steps.candidates import select_candidate, train_job
@@ -123,8 +126,8 @@ def _train_and_promote(
 @step("look for a known answer")
 def find_known(plan: Plan) -> dict[str, Any] | None:
     """The outcome of an earlier retrain with the same key; None where even the manifest is not known."""
-    store.connect(plan.workspace)
-    known = outcomes.find_retrain(plan.domain.name, plan.verdict_key) if plan.verdict_key else None
+    store = Store.open(plan.workspace)
+    known = outcomes.find_retrain(store, plan.domain.name, plan.verdict_key) if plan.verdict_key else None
     return None if known is None else mark_unchanged(plan.domain.name, known)
 
 
@@ -145,9 +148,9 @@ def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[
 
 @step("search candidate", retries=1)
 def search_candidate(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
-    store.connect(plan.workspace)
+    store = Store.open(plan.workspace)
     search = search_options if find_pool(plan.domain) is None else search_on_pool
-    return search(plan, parent, tuner, fresh)
+    return search(store, plan, parent, tuner, fresh)
 
 
 def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[dict[str, Any]]:
@@ -163,13 +166,13 @@ def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[dict[str, Any
 
 @step("train candidate", retries=1)
 def train_candidate(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
-    """Train in a child process or on a worker, told to MLflow and Prefect as it goes on; returns the row."""
-    store.connect(plan.workspace)
+    """Train in a child process or on a worker, logged to MLflow and Prefect while it runs; returns the row."""
+    store = Store.open(plan.workspace)
     known = load_result(job.folder) is not None
     if find_pool(plan.domain) is None:
-        row = train_job(plan, parent, name, job, fresh)
+        row = train_job(store, plan, parent, name, job, fresh)
     else:
-        row = train_on_pool(plan, parent, name, job, fresh)
+        row = train_on_pool(store, plan, parent, name, job, fresh)
     note = "finished earlier" if known else f"val {row['val']:.3f} in {row['seconds']:.0f} s"
     report("candidate", name=name, epochs=plan.domain.training.epochs, note=note)
     return row
@@ -178,7 +181,7 @@ def train_candidate(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -
 @step("register challenger")
 def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
     """The winner as a version of the domain's registered model; one adapter is never registered twice."""
-    store.connect(plan.workspace)
+    store = Store.open(plan.workspace)
     name, adapter = plan.domain.name, Path(best["folder"]) / "adapter"
     known = find_registered(plan.workspace, name, adapter)
     if known is not None:
@@ -186,11 +189,11 @@ def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
             aliases.point_challenger(name, known.version)
         return known.version
     code = {"git_commit": plan.code, "code_sha256": plan.sources.training}
-    artifacts.log_code(best["run_id"], code)
+    artifacts.log_code(store, best["run_id"], code)
     return aliases.register_challenger(
         name,
         best["run_id"],
-        artifacts.log_model(best["run_id"], adapter),
+        artifacts.log_model(store, best["run_id"], adapter),
         adapter_sha256=best["adapter_sha256"],
         tuner=best["tuner"],
         data_version=plan.version.md5,
@@ -221,14 +224,14 @@ def find_registered(workspace: Workspace, name: str, adapter: Path) -> Version |
 @step("publish report")
 def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow."""
-    store.connect(plan.workspace)
+    store = Store.open(plan.workspace)
     picture = draw_picture(outcome, plan.folder / PICTURE)
-    path = retrain_page.write_report(plan, outcome, picture, parent)
+    path = retrain_page.write_report(plan, outcome, picture, list_pages(store, parent))
     best = next(row for row in outcome["candidates"] if row["selected"])
     job = plan.create_jobs()[f"{best['tuner']}-s{best['seed']}"]
     result = require(load_result(job.folder), "result")
-    page, text = write_card(Card(plan, outcome, result, parent))
+    page, text = write_card(Card(plan, outcome, result, parent, list_pages(store, best["run_id"])))
     tags = {"test score": f"{best['test']['value']:.3f}"}
-    artifacts.log_card(best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, tags)
-    outcomes.log_result(parent, outcome, [path, picture])
+    artifacts.log_card(store, best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, tags)
+    outcomes.log_result(store, parent, outcome, [path, picture], metric=create_task(plan.domain).metric)
     show("retrain", plan.domain.name, retrain_page.render_markdown(outcome), "Candidates and verdict")

@@ -19,7 +19,7 @@ from components.data.stages import run_manifest
 from components.domain.reading import parse_domain
 from components.models.features import run_features
 from components.synthetic.surfaces import create_surface_defects
-from components.tracking import store
+from components.tracking.store import Store
 from components.workspace import QUIET, REPOSITORY, Workspace
 
 # Nothing a test starts may phone home, and two threads in two processes thrash two cores.
@@ -111,8 +111,14 @@ def mlflow_workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Works
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         place.activate()
-        store.connect(place)
+        Store.open(place)
         yield place
+
+
+@pytest.fixture(scope="module")
+def store(mlflow_workspace: Workspace) -> Store:
+    """The store of `mlflow_workspace`."""
+    return Store.open(mlflow_workspace)
 
 
 def create_workspace(root: Path, images: Path, **changes: Any) -> Path:

@@ -24,7 +24,7 @@ from components.errors import ChampionMoved
 from components.promotion import aliases, contest, ledger, verify
 from components.promotion.contest import Judgement, judge_until_settled
 from components.promotion.versions import CHAMPION, PREVIOUS, Version, load_version
-from components.tracking import store
+from components.tracking.store import Store
 from components.workspace import Workspace
 
 FORK = get_context("fork")
@@ -49,7 +49,7 @@ def postgresql(tmp_path: Path) -> Iterator[str]:
 def work(uri: str, place: Workspace, act: Callable[[], Any], answer: Any = None) -> None:
     """In a forked child: connect, act, and hand over what came of it."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
-    store.connect(place)
+    Store.open(place)
     made = act()
     if answer is not None:
         answer.send(made)

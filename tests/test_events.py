@@ -19,6 +19,7 @@ from cryptography.fernet import Fernet
 from servers import Servers, answers, wait_until
 
 from components.promotion import aliases, contest
+from components.tracking.store import Store
 from components.workspace import Workspace
 
 SECRET = "follows-promotions-5e1f"
@@ -70,7 +71,7 @@ def test_mlflow_tells_each_alias_that_moves(
         command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
         Servers(tmp_path, stack).start("mlflow", command, allowed | key)
         wait_until(lambda: answers(f"{url}/health"), 120, "MLflow")
-        store.connect(place)
+        Store.open(place)
         address = f"http://127.0.0.1:{receiver.server_port}/"
         mlflow.MlflowClient().create_webhook("serving", address, ["model_version_alias.created"], secret=SECRET)
         facts = {"adapter_sha256": "", "tuner": "vpt", "data_version": "d"}

@@ -18,6 +18,7 @@ from components.data.store import versioning
 from components.data.store.versioning import record_version
 from components.errors import TrackingError
 from components.tracking import artifacts
+from components.tracking.store import Store
 from components.workspace import REPOSITORY, Workspace
 from flows.processes.fetched import KEPT, KEPT_SECONDS, Data, hold_fetched, remove_old
 
@@ -32,19 +33,19 @@ def home(tmp_path: Path, mlflow_workspace: Workspace) -> Workspace:
     return place
 
 
-def create_data(home: Workspace, number: int) -> Data:
+def create_data(store: Store, home: Workspace, number: int) -> Data:
     """The pictures with one of many manifests, which is in MLflow."""
     manifest = home.root / "manifest.parquet"
     manifest.write_bytes(b"manifest %d" % number)
     client = mlflow.MlflowClient()
     run = client.create_run("0").info.run_id
-    artifacts.log_data(run, manifest)
+    artifacts.log_data(store, run, manifest)
     version = versioning.read_version(home, "tiles")
     return Data("tiles", version.md5, hashlib.sha256(manifest.read_bytes()).hexdigest(), run)
 
 
-def fetch(home: Workspace, data: Data) -> Path:
-    with hold_fetched(home, data) as place:
+def fetch(store: Store, home: Workspace, data: Data) -> Path:
+    with hold_fetched(store, home, data) as place:
         assert len(list(place.raw("tiles").rglob("*.png"))) == 4
         assert (place.derived("tiles") / "manifest.parquet").read_bytes().startswith(b"manifest")
         return place.root
@@ -55,7 +56,7 @@ def somebody_works_in(home: Workspace, data: Data) -> Iterator["subprocess.Popen
     """Another process that holds the version, and cannot fetch it again: it knows no MLflow."""
     code = "from pathlib import Path; from components.workspace import Workspace\n"
     code += "from flows.processes.fetched import Data, hold_fetched\n"
-    code += f"with hold_fetched(Workspace(Path({str(home.root)!r})), Data(*{tuple(data)})):\n"
+    code += f"with hold_fetched(None, Workspace(Path({str(home.root)!r})), Data(*{tuple(data)})):\n"
     code += "    print('held', flush=True); input()"
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(
@@ -70,12 +71,12 @@ def somebody_works_in(home: Workspace, data: Data) -> Iterator["subprocess.Popen
         process.wait()
 
 
-def test_the_versions_used_last_stay_and_what_is_worked_in(home: Workspace) -> None:
-    versions = [create_data(home, number) for number in range(KEPT + 3)]
-    places = [fetch(home, data) for data in versions[: KEPT + 1]]
+def test_the_versions_used_last_stay_and_what_is_worked_in(store: Store, home: Workspace) -> None:
+    versions = [create_data(store, home, number) for number in range(KEPT + 3)]
+    places = [fetch(store, home, data) for data in versions[: KEPT + 1]]
     with somebody_works_in(home, versions[KEPT]) as worker:
-        assert fetch(home, versions[KEPT - 1]) == places[KEPT - 1]  # used again: now it is the latest
-        places += [fetch(home, data) for data in versions[KEPT + 1 :]]
+        assert fetch(store, home, versions[KEPT - 1]) == places[KEPT - 1]  # used again: now it is the latest
+        places += [fetch(store, home, data) for data in versions[KEPT + 1 :]]
         assert places[KEPT].is_dir()
         assert (places[KEPT] / "data/tiles/raw").is_dir()
         worker.send_signal(signal.SIGKILL)
@@ -85,9 +86,9 @@ def test_the_versions_used_last_stay_and_what_is_worked_in(home: Workspace) -> N
     assert home.raw("tiles").is_dir()
 
 
-def test_what_nobody_used_for_a_month_goes_and_comes_back(home: Workspace) -> None:
-    data = create_data(home, 0)
-    place = fetch(home, data)
+def test_what_nobody_used_for_a_month_goes_and_comes_back(store: Store, home: Workspace) -> None:
+    data = create_data(store, home, 0)
+    place = fetch(store, home, data)
     remove_old(home)
     assert place.is_dir()
     lock = place.with_name(f"{place.name}.lock")
@@ -95,10 +96,10 @@ def test_what_nobody_used_for_a_month_goes_and_comes_back(home: Workspace) -> No
     (place.with_name("tiles-half.gone") / "data").mkdir(parents=True)  # a remover that was killed
     remove_old(home)
     assert [path.name for path in place.parent.iterdir()] == [lock.name]
-    assert fetch(home, data) == place
+    assert fetch(store, home, data) == place
 
 
-def test_a_manifest_that_is_not_the_senders_is_refused(home: Workspace) -> None:
-    data = create_data(home, 0)
+def test_a_manifest_that_is_not_the_senders_is_refused(store: Store, home: Workspace) -> None:
+    data = create_data(store, home, 0)
     with pytest.raises(TrackingError, match="sha256"):
-        fetch(home, data._replace(manifest="0" * 64))
+        fetch(store, home, data._replace(manifest="0" * 64))

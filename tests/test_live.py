@@ -1,4 +1,4 @@
-"""Epochs told while a training goes on: seen while it runs, nothing twice, nothing lost when the store was away."""
+"""Epochs logged while a training runs: seen at once, nothing twice, nothing lost while the store was away."""
 
 import threading
 import time
@@ -14,11 +14,12 @@ from rich.progress import Progress
 from components.errors import TrackingError
 from components.records import Rung
 from components.tracking import candidates, live, runs
-from components.tracking.live import Live, Point
+from components.tracking.live import EpochReporter
+from components.tracking.store import Point, Store
 from components.workspace import Workspace
 from flows.commands import screen
 from flows.progress import Pace, format_left, report
-from flows.steps.follow import follow_epochs, live_run
+from flows.steps.follow import follow_epochs, logging_epochs
 
 COMMIT = "c0ffee00" * 5
 KEY = "live"
@@ -30,11 +31,11 @@ def workspace(mlflow_workspace: Workspace) -> Workspace:
 
 
 @pytest.fixture
-def parent(workspace: Workspace) -> str:
-    return runs.start_parent(tiny.create_domain(), tiny.DATA_VERSION, KEY, COMMIT)
+def parent(store: Store) -> str:
+    return runs.start_parent(store, tiny.create_domain(), tiny.DATA_VERSION, KEY, COMMIT)
 
 
-def tell(name: str, epoch: int, **facts: float) -> None:
+def report_epoch(name: str, epoch: int, **facts: float) -> None:
     """An epoch's end as a training process reports it."""
     numbers = {"val/loss": 1 / epoch, "val/balanced_accuracy": 0.5, "system/cpu_utilization_percentage": 99.0}
     report("training-epoch", name=name, epoch=float(epoch), **numbers, **facts)
@@ -60,47 +61,49 @@ def wait_for(what: Any, seconds: float = 30) -> None:
     assert what()
 
 
-def test_epochs_are_seen_while_the_run_is_running(parent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "EVERY", 0.05)
-    open_run = lambda: (runs.start_child(parent, "vpt · seed 0", role="candidate", tuner="vpt"), ())  # noqa: E731
-    with live_run("vpt-s0", open_run) as told:
+def test_epochs_are_seen_while_the_run_is_running(store: Store, parent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "REQUEST_SECONDS", 0.05)
+    open_run = lambda: (runs.start_child(store, parent, "vpt · seed 0", role="candidate", tuner="vpt"), ())  # noqa: E731
+    with logging_epochs(store, "vpt-s0", open_run) as reporter:
         for epoch in (1, 2):
-            tell("vpt-s0", epoch)
-            tell("another", epoch)
-        wait_for(lambda: told.run_id is not None and len(list_points(told.run_id)) == 2)
-        run_id = str(told.run_id)
+            report_epoch("vpt-s0", epoch)
+            report_epoch("another", epoch)
+        wait_for(lambda: reporter.run_id is not None and len(list_points(reporter.run_id)) == 2)
+        run_id = str(reporter.run_id)
         assert get_run(run_id).info.status == "RUNNING"
-        tell("vpt-s0", 3)
+        report_epoch("vpt-s0", 3)
     assert list_points(run_id) == [(1, 1), (2, 1 / 2), (3, 1 / 3)]
     assert list_points(run_id, "system/cpu_utilization_percentage")[0] == (1, 99.0)
     assert not any(key.startswith(("name", "resumed")) for key in get_run(run_id).data.metrics)
-    assert told.missing == []
+    assert reporter.missing == []
 
 
-def test_a_training_that_fails_says_so_and_keeps_its_points(parent: str) -> None:
+def test_a_training_that_fails_says_so_and_keeps_its_points(store: Store, parent: str) -> None:
+    open_run = lambda: (runs.start_child(store, parent, "x", role="candidate", tuner="x"), ())  # noqa: E731
+
     def train(error: BaseException) -> str:
-        with live_run("x", lambda: (runs.start_child(parent, "x", role="candidate", tuner="x"), ())) as told:
-            tell("x", 1)
-            wait_for(lambda: told.run_id is not None)
-            lives.append(told)
+        with logging_epochs(store, "x", open_run) as reporter:
+            report_epoch("x", 1)
+            wait_for(lambda: reporter.run_id is not None)
+            reporters.append(reporter)
             raise error
         raise AssertionError
 
-    lives: list[Live] = []
+    reporters: list[EpochReporter] = []
     for error, status in ((ValueError("no more memory"), "FAILED"), (KeyboardInterrupt(), "KILLED")):
         with pytest.raises(type(error)):
             train(error)
-        run_id = str(lives[-1].run_id)
+        run_id = str(reporters[-1].run_id)
         assert get_run(run_id).info.status == status
         assert list_points(run_id) == [(1, 1.0)]
-    assert "no more memory" in get_run(str(lives[0].run_id)).data.tags["tessera.error"]
+    assert "no more memory" in get_run(str(reporters[0].run_id)).data.tags["tessera.error"]
 
 
 class Away:
-    """A store that refuses its first requests and keeps what it is told afterwards."""
+    """A store that refuses its first requests and keeps the steps that are logged afterwards."""
 
     def __init__(self, refusals: int) -> None:
-        self.refusals, self.told, self.asked = refusals, [], threading.Event()
+        self.refusals, self.steps, self.asked = refusals, list[int](), threading.Event()
 
     def answer(self) -> None:
         self.asked.set()
@@ -114,59 +117,61 @@ class Away:
 
     def write(self, run_id: str, points: Sequence[Point]) -> None:
         self.answer()
-        self.told += [point.step for point in points]
+        self.steps += [point.step for point in points]
 
 
 @pytest.mark.parametrize("refusals", [0, 1, 2])
-def test_what_a_store_missed_is_told_when_it_answers(refusals: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "EVERY", 0.01)
-    store = Away(refusals)
-    told = Live(store.open_run, store.write)
+def test_what_a_store_missed_is_logged_when_it_answers(refusals: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "REQUEST_SECONDS", 0.01)
+    away = Away(refusals)
+    reporter = EpochReporter(away.open_run, away.write)
     for epoch in range(1, 6):
-        told.add({"epoch": epoch, "val/loss": 1.0})
-        told.add({"epoch": epoch, "val/loss": 9.0})  # a resumed process tells its past again
-    wait_for(lambda: len(store.told) == 4)
-    told.close()
-    assert store.told == [2, 3, 4, 5]
-    assert (told.trouble == "") == (refusals == 0)
+        reporter.add({"epoch": epoch, "val/loss": 1.0})
+        reporter.add({"epoch": epoch, "val/loss": 9.0})  # a resumed process reports its past again
+    wait_for(lambda: len(away.steps) == 4)
+    reporter.close()
+    assert away.steps == [2, 3, 4, 5]
+    assert (reporter.trouble == "") == (refusals == 0)
 
 
 def test_a_store_that_stays_away_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Away(10**6)
-    told = Live(store.open_run, store.write)
-    told.add({"epoch": 1, "val/loss": 1.0})
-    store.asked.wait(10)
-    told.close()
-    assert told.run_id is None
-    assert [point.step for point in told.missing] == [1]
-    assert "expected an answer" in told.trouble
+    away = Away(10**6)
+    reporter = EpochReporter(away.open_run, away.write)
+    reporter.add({"epoch": 1, "val/loss": 1.0})
+    away.asked.wait(10)
+    reporter.close()
+    assert reporter.run_id is None
+    assert [point.step for point in reporter.missing] == [1]
+    assert "expected an answer" in reporter.trouble
 
 
 def test_a_training_does_not_wait_for_the_store() -> None:
     slow = threading.Event()
-    told = Live(lambda: (str(slow.wait(20)), ()), lambda run_id, points: None)
+    reporter = EpochReporter(lambda: (str(slow.wait(20)), ()), lambda run_id, points: None)
     started = time.monotonic()
     for epoch in range(1, 1000):
-        told.add({"epoch": epoch, "val/loss": 1.0})
+        reporter.add({"epoch": epoch, "val/loss": 1.0})
     assert time.monotonic() - started < 5
     slow.set()
-    told.close()
+    reporter.close()
 
 
-def test_a_candidate_told_live_is_logged_whole(workspace: Workspace, parent: str) -> None:
+def test_a_candidate_logged_live_is_logged_whole(store: Store, workspace: Workspace, parent: str) -> None:
     """The run of the training becomes the candidate's; epochs MLflow missed are added, none is there twice."""
     domain = tiny.create_domain()
     result = tiny.train(workspace.root, domain, {"kind": "linear"})
     interval = {"value": 0.9, "low": 0.7, "high": 0.95}
     shared = ("seed", "trainable_params", "head_params", "share", "seconds", "adapter_bytes", "adapter_sha256")
     row = {"tuner": "linear", "val": 0.8, "test": interval, **{key: getattr(result, key) for key in shared}}
-    with live_run("l", lambda: (runs.start_child(parent, "l", role="candidate", tuner="linear"), ())) as told:
+    with logging_epochs(
+        store, "l", lambda: (runs.start_child(store, parent, "l", role="candidate", tuner="linear"), ())
+    ) as reporter:
         report("training-epoch", name="l", **result.history[0])
-        wait_for(lambda: told.run_id is not None)
+        wait_for(lambda: reporter.run_id is not None)
     for later in result.history[1:]:
-        told.add(later)
-    run_id = candidates.log_candidate(parent, domain, result, row, workspace.root / "raw", told)
-    assert run_id == told.run_id
+        reporter.add(later)
+    run_id = candidates.log_candidate(store, parent, domain, result, row, workspace.root / "raw", reporter)
+    assert run_id == reporter.run_id
     run = get_run(run_id)
     assert (run.info.status, run.data.tags["tessera.adapter_sha256"]) == ("FINISHED", result.adapter_sha256)
     assert list_points(run_id, "train/loss") == [(k, row["train/loss"]) for k, row in enumerate(result.history, 1)]
@@ -176,21 +181,23 @@ def test_a_candidate_told_live_is_logged_whole(workspace: Workspace, parent: str
     assert curves.width > 300
 
 
-def test_trials_are_kept_where_the_runs_are(workspace: Workspace, parent: str) -> None:
+def test_trials_are_kept_where_the_runs_are(store: Store, parent: str) -> None:
     facts = {"tuner": {"kind": "vpt", "lr": 0.1}, "seed": 1, "loss": 0.3, "seconds": 2.0}
     rungs = [Rung(epochs=epochs, score=epochs / 10, **facts) for epochs in (3, 9)]
-    run_id = runs.start_child(parent, "vpt · trial 4", role="trial", tuner="vpt-deep", trial="4", candidate_key=KEY)
-    assert candidates.find_trial("tiny", KEY) is None
+    run_id = runs.start_child(
+        store, parent, "vpt · trial 4", role="trial", tuner="vpt-deep", trial="4", candidate_key=KEY
+    )
+    assert candidates.find_trial(store, "tiny", KEY) is None
     for known in (rungs[:1], rungs):
-        candidates.log_trial(run_id, 4, known, {"lr": 0.1})
+        candidates.log_trial(store, run_id, 4, known, {"lr": 0.1})
         assert get_run(run_id).info.status == "FINISHED"
-        assert candidates.find_trial("tiny", KEY) == (run_id, tuple(known))
-        assert runs.continue_child(run_id) == ()
+        assert candidates.find_trial(store, "tiny", KEY) == (run_id, tuple(known))
+        assert runs.continue_child(store, run_id) == ()
         assert get_run(run_id).info.status == "RUNNING"
-    assert candidates.find_trial("tiny", KEY, parent) == (run_id, tuple(rungs))
-    assert candidates.find_trial("tiny", "other") is None
-    assert candidates.find_trial("unknown", KEY) is None
-    assert candidates.find_trial("tiny", KEY, parent="other") is None
+    assert candidates.find_trial(store, "tiny", KEY, parent) == (run_id, tuple(rungs))
+    assert candidates.find_trial(store, "tiny", "other") is None
+    assert candidates.find_trial(store, "unknown", KEY) is None
+    assert candidates.find_trial(store, "tiny", KEY, parent="other") is None
     assert get_run(run_id).data.metrics["search/score"] == 0.9
 
 
@@ -211,9 +218,9 @@ def test_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bar_says_how_far_and_how_long() -> None:
     shown: list[tuple[float, str]] = []
     with follow_epochs("vpt-s0", 4, lambda share, text: shown.append((share, text))):
-        tell("vpt-s0", 2, resumed=1.0)
-        tell("another", 3)
-        tell("vpt-s0", 3)
+        report_epoch("vpt-s0", 2, resumed=1.0)
+        report_epoch("another", 3)
+        report_epoch("vpt-s0", 3)
     assert shown[0] == (0.5, "epoch 2 of 4, val 0.500, time left not known yet")
     assert shown[1][0] == 0.75
     assert shown[1][1].startswith("epoch 3 of 4, val 0.500, 0 s")

@@ -25,6 +25,7 @@ from components.records import Result, load_predictions
 from components.serving.predictor import Predictor
 from components.serving.questions import ask, find_pictures, parse_box
 from components.tracking import artifacts, runs
+from components.tracking.store import Store
 from components.workspace import Workspace
 from flows import retrain
 from flows.commands.doctor import check_champions
@@ -60,9 +61,9 @@ def cut_up(folder: Path) -> None:
     pl.DataFrame(crops, schema_overrides=schema).sort("path", "id").write_parquet(folder / "manifest.parquet")
 
 
-def register(domain: Domain, result: Result) -> versions.Version:
-    run_id = runs.start_parent(domain, tiny.DATA_VERSION, "f", "c0ffee")
-    uri = artifacts.log_model(run_id, result.folder / "adapter")
+def register(store: Store, domain: Domain, result: Result) -> versions.Version:
+    run_id = runs.start_parent(store, domain, tiny.DATA_VERSION, "f", "c0ffee")
+    uri = artifacts.log_model(store, run_id, result.folder / "adapter")
     facts = {"adapter_sha256": result.adapter_sha256, "tuner": result.label, "data_version": tiny.DATA_VERSION}
     version = aliases.register_challenger(domain.name, run_id, uri, **facts)
     found = versions.load_version(domain.name, version)
@@ -71,24 +72,24 @@ def register(domain: Domain, result: Result) -> versions.Version:
 
 
 @pytest.fixture(scope="module")
-def crops(workspace: Workspace) -> Result:
+def crops(store: Store, workspace: Workspace) -> Result:
     """A champion of crops named `parts`."""
     folder, domain = workspace.root / "crops", create_domain("parts", {"kind": "csv", "crop": "crop"})
     folder.mkdir()
     cut_up(folder)
     result = tiny.train(folder, domain, {"kind": "linear"})
-    version = register(domain, result)
+    version = register(store, domain, result)
     contest.set_champion(workspace, "parts", version.version, expected=None, reason="first")
     return result
 
 
 @pytest.fixture(scope="module")
-def pictures(workspace: Workspace) -> Result:
+def pictures(store: Store, workspace: Workspace) -> Result:
     """A champion of whole pictures named `plain`."""
     folder, domain = workspace.root / "plain", create_domain("plain", "folders")
     folder.mkdir()
     result = tiny.train(folder, domain, {"kind": "linear"})
-    version = register(domain, result)
+    version = register(store, domain, result)
     contest.set_champion(workspace, "plain", version.version, expected=None, reason="first")
     return result
 
@@ -470,11 +471,11 @@ def test_an_edited_tag_is_refused(
 
 
 def test_what_is_from_before_works_and_is_called_not_bound(
-    pictures: Result, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    store: Store, pictures: Result, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aliases, "read_binding", lambda uri: "")
     domain = create_domain("older", "folders")
-    version = register(domain, pictures)
+    version = register(store, domain, pictures)
     contest.set_champion(workspace, "older", version.version, expected=None, reason="first")
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))
     outcome = predict(workspace, "older", [path])
@@ -492,7 +493,7 @@ class Killed(BaseException):
 
 
 def test_an_adapter_is_registered_once_through_a_kill(
-    pictures: Result, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    store: Store, pictures: Result, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     domain = create_domain("once", "folders")
 
@@ -502,7 +503,7 @@ def test_an_adapter_is_registered_once_through_a_kill(
     with monkeypatch.context() as patch:
         patch.setattr(aliases, "_set_alias", kill)
         with pytest.raises(Killed):
-            register(domain, pictures)
+            register(store, domain, pictures)
     assert versions.load_version("once", versions.CHALLENGER) is None
     found = retrain.find_registered(workspace, "once", pictures.folder / "adapter")
     assert found is not None
@@ -523,7 +524,7 @@ def test_other_answers_are_another_adapter(pictures: Result, workspace: Workspac
 
 
 def test_a_champion_moved_by_hand_is_told_and_restored(
-    pictures: Result, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    store: Store, pictures: Result, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
 
@@ -531,7 +532,7 @@ def test_a_champion_moved_by_hand_is_told_and_restored(
     client, domain = mlflow.MlflowClient(), create_domain("moved", "folders")
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))
     for expected in (None, 1):
-        version = register(domain, pictures).version
+        version = register(store, domain, pictures).version
         contest.set_champion(workspace, "moved", version, expected=expected, reason="better")
     (workspace.root / "data" / "moved").mkdir(parents=True)
     (workspace.root / "data" / "moved" / "domain.yaml").write_text("")
@@ -556,12 +557,12 @@ def test_a_champion_moved_by_hand_is_told_and_restored(
 
 
 def test_an_alias_without_any_record_serves_nothing(
-    pictures: Result, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    store: Store, pictures: Result, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
 
     monkeypatch.setattr(aliases, "PATIENCE", 0.0)
-    register(create_domain("byhand", "folders"), pictures)
+    register(store, create_domain("byhand", "folders"), pictures)
     mlflow.MlflowClient().set_registered_model_alias("byhand", "champion", "1")
     with pytest.raises(PromotionError, match="no record of the ledger made one"):
         aliases.require_champion("byhand")
@@ -570,11 +571,11 @@ def test_an_alias_without_any_record_serves_nothing(
         aliases.require_champion("byhand")
 
 
-def test_what_was_deleted_in_mlflow_is_said(pictures: Result, workspace: Workspace) -> None:
+def test_what_was_deleted_in_mlflow_is_said(store: Store, pictures: Result, workspace: Workspace) -> None:
     import mlflow
 
     client = mlflow.MlflowClient()
-    version = register(create_domain("deleted", "folders"), pictures)
+    version = register(store, create_domain("deleted", "folders"), pictures)
     contest.set_champion(workspace, "deleted", version.version, expected=None, reason="first")
     client.delete_run(version.run_id)  # the version has its own copy of the adapter
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))

@@ -204,9 +204,10 @@ def test_threads_against_one_champion_have_one_winner(workspace: Workspace, doma
 def test_processes_never_lose_an_update(workspace: Workspace, domain: str, register: Register) -> None:
     versions = [register() for _ in range(4)]
     code = (
-        "import sys\nfrom pathlib import Path\nfrom components.tracking import store\nfrom components.errors import *\n"
-        "from components.promotion.contest import set_champion\nfrom components.workspace import Workspace\n"
-        "place = Workspace(Path(sys.argv[1])); store.connect(place); sys.stdin.readline()\n"
+        "import sys\nfrom pathlib import Path\nfrom components.tracking.store import Store\n"
+        "from components.errors import *\nfrom components.promotion.contest import set_champion\n"
+        "from components.workspace import Workspace\n"
+        "place = Workspace(Path(sys.argv[1])); Store.open(place); sys.stdin.readline()\n"
         "try: set_champion(place, sys.argv[2], int(sys.argv[3]), expected=None, reason='first')\n"
         "except PromotionError: sys.exit(3)\n"
     )

@@ -26,7 +26,8 @@ from components.errors import AdapterError, DataError, PromotionError
 from components.promotion import aliases, contest, versions
 from components.records import Result, load_predictions
 from components.serving.predictor import Predictor
-from components.tracking import artifacts, runs, store
+from components.tracking import artifacts, runs
+from components.tracking.store import Store
 from components.workspace import Workspace
 
 
@@ -46,12 +47,11 @@ def predictor(result: Result) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def champion(workspace: Workspace, result: Result) -> versions.Version:
+def champion(store: Store, workspace: Workspace, result: Result) -> versions.Version:
     """The adapter logged as a model, registered and promoted."""
-    store.connect(workspace)
     domain = tiny.create_domain()
-    run_id = runs.start_parent(domain, tiny.DATA_VERSION, "f", "c0ffee")
-    uri = artifacts.log_model(run_id, result.folder / "adapter")
+    run_id = runs.start_parent(store, domain, tiny.DATA_VERSION, "f", "c0ffee")
+    uri = artifacts.log_model(store, run_id, result.folder / "adapter")
     facts = {"adapter_sha256": result.adapter_sha256, "tuner": result.label, "data_version": tiny.DATA_VERSION}
     version = aliases.register_challenger(domain.name, run_id, uri, **facts)
     return contest.set_champion(workspace, domain.name, version, expected=None, reason="first")

@@ -17,13 +17,18 @@ import pytest
 import tiny
 from PIL import Image
 
+from components.domain.domain import Domain
 from components.errors import DataError, TrackingError
+from components.processes import identify
 from components.records import Result, load_predictions
 from components.reports import pictures
-from components.tracking import artifacts, candidates, outcomes, runs, store
+from components.tracking import artifacts, candidates, outcomes, runs
+from components.tracking import store as stores
+from components.tracking.store import Point, Store
 from components.workspace import Workspace
 
 COMMIT = "c0ffee00" * 5
+METRIC = "balanced_accuracy"
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +50,14 @@ def row(result: Result) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[str, Any]:
+def finished(store: Store, workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[str, Any]:
     """One whole retrain; returns its ids and outcome."""
     domain = tiny.create_domain()
     keys = {"manifest_key": "manifest-1", "manifest_sha256": "0123"}
-    parent = runs.start_parent(domain, tiny.DATA_VERSION, "verdict-1", COMMIT, **keys)
-    child = candidates.log_candidate(parent, domain, result, row, workspace.root / "raw", key="candidate-1")
-    failed = runs.start_child(parent, "vapt · seed 3", role="candidate", tuner="vapt", seed="3")
-    runs.end_child(failed, "FAILED", "killed by signal 9")
+    parent = start(store, domain, "verdict-1", **keys)
+    child = candidates.log_candidate(store, parent, domain, result, row, workspace.root / "raw", key="candidate-1")
+    failed = runs.start_child(store, parent, "vapt · seed 3", role="candidate", tuner="vapt", seed="3")
+    runs.end_child(store, failed, "FAILED", "killed by signal 9")
     outcome = {
         "domain": domain.name,
         "verdict": "PROMOTE",
@@ -63,10 +68,14 @@ def finished(workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[
     }
     report = workspace.root / "report.html"
     report.write_text("<html>")
-    artifacts.log_data(parent, report)
-    outcomes.log_result(parent, outcome, [report])
-    runs.end_parent(parent)
+    artifacts.log_data(store, parent, report)
+    outcomes.log_result(store, parent, outcome, [report], metric=METRIC)
+    runs.end_parent(store, parent)
     return {"parent": parent, "child": child, "failed": failed, "outcome": outcome}
+
+
+def start(store: Store, domain: Domain, key: str, **keys: str) -> str:
+    return runs.start_parent(store, domain, tiny.DATA_VERSION, key, COMMIT, **keys)
 
 
 def get_run(run_id: str) -> Any:
@@ -92,8 +101,8 @@ def test_the_tree_of_runs(finished: dict[str, Any]) -> None:
 
 def test_an_interval_that_is_not_known_is_no_metric(row: dict[str, Any]) -> None:
     unknown = row | {"test": {"value": 0.9, "low": None, "high": None, "groups": 2}}
-    told = {name for name in candidates.summarise_row(unknown) if name.startswith("test/")}
-    assert told == {"test/balanced_accuracy"}
+    scores = {name for name in candidates.summarise_row(unknown, METRIC) if name.startswith("test/")}
+    assert scores == {"test/balanced_accuracy"}
 
 
 def test_a_candidate_carries_its_lineage(finished: dict[str, Any], result: Result) -> None:
@@ -179,15 +188,17 @@ def test_a_retrains_page_leads_to_its_candidates_and_files(finished: dict[str, A
         assert link in note
 
 
-def test_the_chosen_epoch_counts_not_the_last(workspace: Workspace, result: Result, row: dict[str, Any]) -> None:
+def test_the_chosen_epoch_counts_not_the_last(
+    store: Store, workspace: Workspace, result: Result, row: dict[str, Any]
+) -> None:
     """The weights kept are those of the best epoch; its smaller loss must not be hidden by the last epoch's."""
     worse = [*result.history[:-1], {**result.history[-1], "val/loss": result.metrics["val/loss"] + 1}]
     domain = tiny.create_domain(name="chosen")
-    parent = runs.start_parent(domain, tiny.DATA_VERSION, "chosen", COMMIT)
+    parent = start(store, domain, "chosen")
     ended_badly = result.model_copy(update={"history": tuple(worse)})
-    child = candidates.log_candidate(parent, domain, ended_badly, row, workspace.root / "raw")
+    child = candidates.log_candidate(store, parent, domain, ended_badly, row, workspace.root / "raw")
     assert get_run(child).data.metrics["val/loss"] == result.metrics["val/loss"]
-    runs.end_parent(parent)
+    runs.end_parent(store, parent)
 
 
 def test_the_duration_is_that_of_the_training(finished: dict[str, Any], result: Result) -> None:
@@ -195,17 +206,17 @@ def test_the_duration_is_that_of_the_training(finished: dict[str, Any], result: 
     assert (info.end_time - info.start_time) / 1000 == pytest.approx(result.seconds, abs=0.01)
 
 
-def test_logging_a_model_leaves_the_runs_as_they_were(finished: dict[str, Any], result: Result) -> None:
+def test_logging_a_model_leaves_the_runs_as_they_were(store: Store, finished: dict[str, Any], result: Result) -> None:
     before = get_run(finished["child"]).info
-    uri = artifacts.log_model(finished["child"], result.folder / "adapter")
+    uri = artifacts.log_model(store, finished["child"], result.folder / "adapter")
     after = get_run(finished["child"])
     assert uri.startswith("models:/m-")
     assert (after.info.status, after.info.end_time) == ("FINISHED", before.end_time)
     assert [f"models:/{model.model_id}" for model in after.outputs.model_outputs] == [uri]
-    parent = runs.start_parent(tiny.create_domain(name="parent"), tiny.DATA_VERSION, "parent", COMMIT)
-    artifacts.log_model(parent, result.folder / "adapter")
+    parent = start(store, tiny.create_domain(name="parent"), "parent")
+    artifacts.log_model(store, parent, result.folder / "adapter")
     assert get_run(parent).info.status == "RUNNING"
-    runs.end_parent(parent)
+    runs.end_parent(store, parent)
 
 
 def test_a_candidates_files(finished: dict[str, Any], result: Result) -> None:
@@ -234,128 +245,158 @@ def test_artifacts_are_in_the_workspace(workspace: Workspace, finished: dict[str
     assert (folder / "artifacts" / "adapter" / "adapter.json").is_file()
 
 
-def test_each_result_is_found_by_its_key(finished: dict[str, Any], result: Result) -> None:
-    assert outcomes.find_retrain("tiny", "verdict-1") == finished["outcome"]
-    assert outcomes.find_retrain("tiny", "verdict-2") is None
-    assert outcomes.find_retrain("unknown", "verdict-1") is None
-    assert runs.find_manifest("tiny", "manifest-1") == "0123"
-    assert runs.find_manifest("tiny", "manifest-2") is None
-    assert runs.find_manifest("unknown", "manifest-1") is None
-    assert candidates.find_candidate("tiny", "candidate-1") == finished["child"]
-    assert candidates.find_candidate("tiny", "candidate-1", finished["parent"], result.adapter_sha256)
-    assert candidates.find_candidate("tiny", "candidate-2") is None
-    assert candidates.find_candidate("tiny", "candidate-1", "another parent") is None
-    assert candidates.find_candidate("tiny", "candidate-1", adapter_sha256="other weights") is None
-    assert candidates.find_candidate("unknown", "candidate-1") is None
+def test_each_result_is_found_by_its_key(store: Store, finished: dict[str, Any], result: Result) -> None:
+    assert outcomes.find_retrain(store, "tiny", "verdict-1") == finished["outcome"]
+    assert outcomes.find_retrain(store, "tiny", "verdict-2") is None
+    assert outcomes.find_retrain(store, "unknown", "verdict-1") is None
+    assert runs.find_manifest(store, "tiny", "manifest-1") == "0123"
+    assert runs.find_manifest(store, "tiny", "manifest-2") is None
+    assert runs.find_manifest(store, "unknown", "manifest-1") is None
+    assert candidates.find_candidate(store, "tiny", "candidate-1") == finished["child"]
+    assert candidates.find_candidate(store, "tiny", "candidate-1", finished["parent"], result.adapter_sha256)
+    assert candidates.find_candidate(store, "tiny", "candidate-2") is None
+    assert candidates.find_candidate(store, "tiny", "candidate-1", "another parent") is None
+    assert candidates.find_candidate(store, "tiny", "candidate-1", adapter_sha256="other weights") is None
+    assert candidates.find_candidate(store, "unknown", "candidate-1") is None
 
 
-def test_a_child_leaves_a_retrain_without_an_outcome_only(workspace: Workspace, finished: dict[str, Any]) -> None:
-    killed, later = (runs.start_parent(tiny.create_domain(), tiny.DATA_VERSION, f"later-{k}", COMMIT) for k in (1, 2))
-    child = runs.start_child(killed, "vpt · seed 9", role="candidate", tuner="vpt-deep", seed="9")
+def test_a_child_leaves_a_retrain_without_an_outcome_only(
+    store: Store, workspace: Workspace, finished: dict[str, Any]
+) -> None:
+    killed, later = (start(store, tiny.create_domain(), f"later-{k}") for k in (1, 2))
+    child = runs.start_child(store, killed, "vpt · seed 9", role="candidate", tuner="vpt-deep", seed="9")
     for run_id, parent in ((child, later), (finished["child"], finished["parent"])):
-        runs.adopt_child(later, run_id)
+        runs.adopt_child(store, later, run_id)
         assert get_run(run_id).data.tags["mlflow.parentRunId"] == parent
 
 
-def test_the_last_result_is_found_without_a_key(finished: dict[str, Any]) -> None:
-    assert outcomes.load_last_result("tiny") == finished["outcome"]
-    assert outcomes.load_last_result("unknown") is None
+def test_the_last_result_is_found_without_a_key(store: Store, finished: dict[str, Any]) -> None:
+    assert outcomes.load_last_result(store, "tiny") == finished["outcome"]
+    assert outcomes.load_last_result(store, "unknown") is None
 
 
 @pytest.mark.parametrize("ending", ["FAILED", "KILLED"])
-def test_only_a_finished_retrain_is_an_answer(workspace: Workspace, ending: runs.Ending) -> None:
-    run_id = runs.start_parent(tiny.create_domain(name="other"), tiny.DATA_VERSION, ending, COMMIT)
-    outcomes.log_result(run_id, {"verdict": "HOLD", "reason": ""})
-    runs.end_parent(run_id, ending)
-    assert outcomes.find_retrain("other", ending) is None
+def test_only_a_finished_retrain_is_an_answer(store: Store, workspace: Workspace, ending: runs.Ending) -> None:
+    run_id = start(store, tiny.create_domain(name="other"), ending)
+    outcomes.log_result(store, run_id, {"verdict": "HOLD", "reason": ""}, metric=METRIC)
+    runs.end_parent(store, run_id, ending)
+    assert outcomes.find_retrain(store, "other", ending) is None
 
 
-def test_a_finished_retrain_without_a_result_is_no_answer(workspace: Workspace) -> None:
-    runs.end_parent(runs.start_parent(tiny.create_domain(name="other"), tiny.DATA_VERSION, "bare", COMMIT))
-    assert outcomes.find_retrain("other", "bare") is None
+def test_a_finished_retrain_without_a_result_is_no_answer(store: Store, workspace: Workspace) -> None:
+    runs.end_parent(store, start(store, tiny.create_domain(name="other"), "bare"))
+    assert outcomes.find_retrain(store, "other", "bare") is None
 
 
-def test_the_latest_answer_wins(workspace: Workspace) -> None:
+def test_the_latest_answer_wins(store: Store, workspace: Workspace) -> None:
     for reason in ("first", "second"):
-        run_id = runs.start_parent(tiny.create_domain(name="again"), tiny.DATA_VERSION, "same", COMMIT)
-        outcomes.log_result(run_id, {"verdict": "HOLD", "reason": reason})
-        runs.end_parent(run_id)
+        run_id = start(store, tiny.create_domain(name="again"), "same")
+        outcomes.log_result(store, run_id, {"verdict": "HOLD", "reason": reason}, metric=METRIC)
+        runs.end_parent(store, run_id)
         time.sleep(0.01)
-    answer = outcomes.find_retrain("again", "same")
+    answer = outcomes.find_retrain(store, "again", "same")
     assert answer is not None
     assert answer["reason"] == "second"
 
 
-def test_a_candidate_that_cannot_be_logged_is_failed(workspace: Workspace, result: Result, row: dict[str, Any]) -> None:
+def test_a_candidate_that_cannot_be_logged_is_failed(
+    store: Store, workspace: Workspace, result: Result, row: dict[str, Any]
+) -> None:
     import mlflow
 
     domain = tiny.create_domain(name="broken")
-    parent = runs.start_parent(domain, tiny.DATA_VERSION, "broken", COMMIT)
+    parent = start(store, domain, "broken")
     with pytest.raises(DataError, match="expected a readable image"):
-        candidates.log_candidate(parent, domain, result, row, workspace.root / "no-such-folder")
+        candidates.log_candidate(store, parent, domain, result, row, workspace.root / "no-such-folder")
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("broken").experiment_id
     (child,) = client.search_runs([experiment], "tags.`tessera.role` = 'candidate'")
     assert child.info.status == "FAILED"
-    runs.end_parent(parent, "FAILED")
+    runs.end_parent(store, parent, "FAILED")
 
 
-def test_a_killed_retrain_is_closed_by_the_next(workspace: Workspace) -> None:
+def test_a_killed_retrain_is_closed_by_the_next(store: Store) -> None:
+    """Also where another process has its number by now, and where an earlier version wrote only host and number."""
     import mlflow
 
-    domain = tiny.create_domain(name="killed")
-    dead, living, foreign = (runs.start_parent(domain, tiny.DATA_VERSION, f"{k}", COMMIT) for k in range(3))
+    domain, host = tiny.create_domain(name="killed"), socket.gethostname()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    client = mlflow.MlflowClient()
-    client.set_tag(dead, "tessera.process", f"{socket.gethostname()}:{gone.pid}")
-    client.set_tag(foreign, "tessera.process", f"another-host:{gone.pid}")
-    runs.start_parent(domain, tiny.DATA_VERSION, "next", COMMIT)
-    assert [get_run(run).info.status for run in (dead, living, foreign)] == ["KILLED", "RUNNING", "RUNNING"]
+    writers = {
+        identify(): "RUNNING",
+        identify()[:-1]: "KILLED",  # another start: the number went to another process
+        identify(gone.pid): "KILLED",
+        identify().replace(f"@{host}:", "@another-host:"): "RUNNING",
+        f"{host}:{os.getpid()}": "RUNNING",
+        f"{host}:{gone.pid}": "KILLED",
+        f"another-host:{gone.pid}": "RUNNING",
+        "": "RUNNING",
+    }
+    written = [start(store, domain, f"{number}") for number, _ in enumerate(writers)]
+    assert {get_run(run_id).data.tags["tessera.process"] for run_id in written} == {identify()}
+    for run_id, writer in zip(written, writers, strict=True):
+        mlflow.MlflowClient().set_tag(run_id, "tessera.process", writer)
+    start(store, domain, "next")
+    assert [get_run(run_id).info.status for run_id in written] == list(writers.values())
 
 
-def test_odd_class_names_are_logged(workspace: Workspace) -> None:
-    import mlflow
+def test_what_is_not_there_is_none_and_trouble_is_an_error(store: Store) -> None:
+    """One place knows MLflow's codes: for registry and ledger, too."""
+    missing = {
+        "run": lambda client: client.get_run("0" * 32),
+        "model": lambda client: client.get_registered_model("nothing"),
+        "version": lambda client: client.get_model_version("nothing", "1"),
+        "alias of no model": lambda client: client.get_model_version_by_alias("nothing", "champion"),
+        "alias": lambda client: client.get_model_version_by_alias("something", "champion"),
+    }
+    assert store.create_or_none(lambda client: client.create_registered_model("something")) is not None
+    assert store.create_or_none(lambda client: client.create_registered_model("something")) is None
+    assert {name: store.read_or_none(read) for name, read in missing.items()} == dict.fromkeys(missing)
+    for ask in (store.read_or_none, store.create_or_none):
+        with pytest.raises(TrackingError, match="expected a store that answers and accepts"):
+            ask(lambda client: client.create_registered_model(""))
+    assert store.ensure_experiment("twice") == store.ensure_experiment("twice")
 
-    run_id = runs.start_parent(tiny.create_domain(name="odd"), tiny.DATA_VERSION, "odd", COMMIT)
-    client = mlflow.MlflowClient()
+
+def test_odd_class_names_are_logged(store: Store, workspace: Workspace) -> None:
+    run_id = start(store, tiny.create_domain(name="odd"), "odd")
     names = ["recall/größe", "recall/a(b)", "recall/$x_1$", "recall/100 %"]
-    store.log_metrics(client, run_id, dict.fromkeys(names, 0.5), step=0, when=0)
+    store.log_metrics(run_id, [Point(0, 0, dict.fromkeys(names, 0.5))])
     assert {"recall/größe", "recall/a_b_", "recall/_x_1_", "recall/100 _"} <= set(get_run(run_id).data.metrics)
 
 
 def test_settings_become_parameters() -> None:
     nested = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None, "f": False}
-    assert store.flatten(nested) == {"a.b": "1", "a.c.d": "[1, 2]", "f": "False"}
+    assert stores.flatten(nested) == {"a.b": "1", "a.c.d": "[1, 2]", "f": "False"}
 
 
-def test_a_result_must_be_json(workspace: Workspace, finished: dict[str, Any]) -> None:
+def test_a_result_must_be_json(store: Store, workspace: Workspace, finished: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        outcomes.log_result(finished["parent"], {"score": float("nan")})
+        outcomes.log_result(store, finished["parent"], {"score": float("nan")}, metric=METRIC)
 
 
-def test_a_server_that_is_away_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_away_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:secret@127.0.0.1:{port}")
     started = time.monotonic()
     with pytest.raises(TrackingError, match="expected an answer within 5 s; found none") as caught:
-        store.connect(Workspace(tmp_path))
+        Store.open(Workspace(tmp_path))
     assert time.monotonic() - started < 2
     assert "secret" not in str(caught.value)
     assert "MLFLOW_TRACKING_URI" in caught.value.hint
 
 
-def test_a_server_that_hangs_is_told_within_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SERVER_SECONDS", 0.3)
+def test_a_server_that_hangs_is_reported_within_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "SERVER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(TrackingError, match="timed out"):
-            store.connect(Workspace(tmp_path))
+            Store.open(Workspace(tmp_path))
 
 
-def test_a_server_in_trouble_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_in_trouble_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Trouble(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(503)
@@ -366,21 +407,21 @@ def test_a_server_in_trouble_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Thread(target=server.handle_request, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(TrackingError, match="the answer 503"):
-            store.connect(Workspace(tmp_path))
+            Store.open(Workspace(tmp_path))
 
 
-def test_a_damaged_store_is_told(tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_store_is_reported(tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "mlflow.db"
     broken.write_bytes(b"no database at all " * 1000)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{broken}")
     with pytest.raises(TrackingError, match="file is not a database"):
-        store.connect(Workspace(tmp_path))
+        Store.open(Workspace(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    store.connect(workspace)
+    Store.open(workspace)
 
 
 def test_nothing_logged_says_where_a_picture_was_taken(
-    workspace: Workspace, result: Result, row: dict[str, Any], tmp_path: Path
+    store: Store, workspace: Workspace, result: Result, row: dict[str, Any], tmp_path: Path
 ) -> None:
     """EXIF, GPS, comments and text of the images end at the door: only pixels are published."""
     exif = Image.Exif()
@@ -393,9 +434,9 @@ def test_nothing_logged_says_where_a_picture_was_taken(
         tile.save(target, format="JPEG", exif=exif, comment=b"SecretComment")
     assert b"SecretMaker" in target.read_bytes()
     domain = tiny.create_domain()
-    parent = runs.start_parent(domain, tiny.DATA_VERSION, "verdict-gps", COMMIT)
-    child = candidates.log_candidate(parent, domain, result, row, tmp_path / "raw")
-    runs.end_parent(parent)
+    parent = start(store, domain, "verdict-gps")
+    child = candidates.log_candidate(store, parent, domain, result, row, tmp_path / "raw")
+    runs.end_parent(store, parent)
     artifacts = [path for path in (workspace.state / "mlflow").rglob("*") if path.is_file() and child in path.parts]
     assert any(path.name == "samples.png" for path in artifacts)
     for path in artifacts:

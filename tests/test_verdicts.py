@@ -131,7 +131,7 @@ def read_everywhere(plan: Any, outcome: Any, folder: Path, monkeypatch: pytest.M
         folder=folder / "vpt-deep-s0",
     )
     draw_comparison(outcome["tuners"], "title").canvas.draw()
-    about = card.Card(plan, outcome, result, "parent")
+    about = card.Card(plan, outcome, result, "parent", {})
     texts = {
         "retrain": read_terminal(console.show_retrain, outcome, monkeypatch),
         "compare": read_terminal(console.show_comparison, outcome, monkeypatch),

@@ -9,8 +9,8 @@ where another process was faster.
 
 The file lock of the workspace, and the turn that `flows.server.turns` takes from a Prefect server for machines that
 share one, spare promoters work that would be in vain; correctness does not rest on them. An alias that was moved by
-hand is never touched, and `verify.verify_records` reports it. All functions use the store that `store.connect`
-chose.
+hand is never touched, and `verify.verify_records` reports it. All functions use the store that this process
+opened last.
 """
 
 from collections.abc import Callable

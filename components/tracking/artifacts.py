@@ -15,95 +15,83 @@ from components.files import whole_file
 from components.models.adapter import hash_meta, load_meta
 from components.records import HEAT_FILE, Result, write_result
 from components.tracking.pages import CARDS, DATA, EVIDENCE, link_run
-from components.tracking.store import refusals
+from components.tracking.runs import PARENT_TAG
+from components.tracking.store import Store
 
 RESULT_FILE = "result.json"
+MANIFEST_FILE = f"{DATA}/manifest.parquet"
 SCORES = "scores"  # artifact folder of registered versions' predictions
 MOST_DESCRIPTION = 5000  # characters: the store's column
-TRAINING = "training"  # artifact folder of what a training process was told and left
+TRAINING = "training"  # artifact folder of a training process: its job, its result and its code
 CODE_FILE = f"{TRAINING}/code.json"
 PYFUNC_FILE = Path(__file__).parents[1] / "serving" / "pyfunc.py"
 #: What the served model needs beside Tessera itself, which is not on PyPI and must not be guessed from there.
 REQUIREMENTS = ("mlflow", "torch", "timm", "safetensors", "pillow", "numpy", "polars", "pydantic", "scikit-learn")
 
 
-def log_data(parent: str, *files: Path) -> None:
-    """Leave the manifest, for workers that have none, and the validation report with the parent run."""
-    import mlflow
-
-    with refusals():
+def log_data(store: Store, parent: str, *files: Path) -> None:
+    """Log the manifest, for workers that have none, and the validation report to the parent run."""
+    with store.client() as client:
         for path in files:
-            mlflow.MlflowClient().log_artifact(parent, str(path), DATA)
+            client.log_artifact(parent, str(path), DATA)
 
 
-def fetch_file(run_id: str, path: str, target: Path) -> None:
-    """One artifact of a run as this file, there whole or not at all."""
-    import mlflow
+def fetch_file(store: Store, run_id: str, path: str, target: Path) -> None:
+    """Download one artifact of a run to the file `target`, which is written whole or not at all."""
+    with (
+        store.client() as client,
+        whole_file(target) as partial,
+        tempfile.TemporaryDirectory(dir=target.parent) as folder,
+    ):
+        os.replace(client.download_artifacts(run_id, path, folder), partial)
 
-    with refusals(), whole_file(target) as partial, tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        os.replace(mlflow.MlflowClient().download_artifacts(run_id, path, folder), partial)
 
-
-def fetch_manifest(run_id: str, target: Path) -> bool:
-    """The manifest that a candidate's retrain left, as this file; False where there is none any more."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    with refusals():
-        client = mlflow.MlflowClient()
-        try:
-            parent = client.get_run(run_id).data.tags.get("mlflow.parentRunId", "")
-            there = {item.path for item in client.list_artifacts(parent, "data")} if parent else set()
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return False
-    if "data/manifest.parquet" not in there:
+def fetch_manifest(store: Store, run_id: str, target: Path) -> bool:
+    """Download the manifest of a candidate's retrain; False where MLflow no longer has it."""
+    run = store.read_or_none(lambda client: client.get_run(run_id))
+    parent = run.data.tags.get(PARENT_TAG, "") if run else ""
+    found = store.read_or_none(lambda client: client.list_artifacts(parent, DATA)) if parent else None
+    if MANIFEST_FILE not in {item.path for item in found or ()}:
         return False
-    fetch_file(parent, "data/manifest.parquet", target)
+    fetch_file(store, parent, MANIFEST_FILE, target)
     return True
 
 
-def fetch_candidate(run_id: str, folder: Path) -> Result:
-    """What a worker's training left, put into `folder` as if it had been trained there; the result comes last."""
-    import mlflow
-
+def fetch_candidate(store: Store, run_id: str, folder: Path) -> Result:
+    """Download a worker's training into `folder`, as if it had been trained there; the result file comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT_FILE).unlink(missing_ok=True)
-    with refusals():
-        client = mlflow.MlflowClient()
+    with store.client() as client:
         for name in ("adapter", "predictions.parquet", HEAT_FILE):
             client.download_artifacts(run_id, name, str(folder))
-    return _fetch_result(run_id, f"{TRAINING}/{RESULT_FILE}", folder)
+    return _fetch_result(store, run_id, f"{TRAINING}/{RESULT_FILE}", folder)
 
 
-def log_score(parent: str, name: str, folder: Path) -> None:
-    """What scoring a registered version left, with the retrain that asked for it; the result comes last."""
-    import mlflow
-
-    with refusals():
+def log_score(store: Store, parent: str, name: str, folder: Path) -> None:
+    """Log a registered version's predictions to the retrain that asked for them; the result file comes last."""
+    with store.client() as client:
         for file in ("predictions.parquet", RESULT_FILE):
-            mlflow.MlflowClient().log_artifact(parent, str(folder / file), f"{SCORES}/{name}")
+            client.log_artifact(parent, str(folder / file), f"{SCORES}/{name}")
 
 
-def fetch_score(parent: str, name: str, folder: Path) -> None:
-    """The same, put into `folder` as if it had been scored there."""
-    fetch_file(parent, f"{SCORES}/{name}/predictions.parquet", folder / "predictions.parquet")
-    _fetch_result(parent, f"{SCORES}/{name}/{RESULT_FILE}", folder)
+def fetch_score(store: Store, parent: str, name: str, folder: Path) -> None:
+    """Download what `log_score` logged into `folder`, as if it had been scored there."""
+    fetch_file(store, parent, f"{SCORES}/{name}/predictions.parquet", folder / "predictions.parquet")
+    _fetch_result(store, parent, f"{SCORES}/{name}/{RESULT_FILE}", folder)
 
 
-def _fetch_result(run_id: str, path: str, folder: Path) -> Result:
+def _fetch_result(store: Store, run_id: str, path: str, folder: Path) -> Result:
     partial = folder / f"{RESULT_FILE}.partial"
-    fetch_file(run_id, path, partial)
+    fetch_file(store, run_id, path, partial)
     result = Result.model_validate(json.loads(partial.read_text()) | {"folder": str(folder)})
     write_result(result)
     partial.unlink()
     return result
 
 
-def log_model(run_id: str, adapter: Path) -> str:
+def log_model(store: Store, run_id: str, adapter: Path) -> str:
     """Log an adapter folder to its run as a pyfunc from code; returns the model's URI for the registry."""
-    import mlflow
+    import mlflow  # MlflowClient cannot log a model
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
@@ -113,7 +101,7 @@ def log_model(run_id: str, adapter: Path) -> str:
     inputs = [ColSpec("string", "image"), ColSpec("string", "box", required=False)]
     types: dict[str, Any] = {"string": "string", "double": "double", "strings": Array(DataType.string)}
     outputs = [ColSpec(types[kind], name) for name, kind in meta.task.outputs(meta.classes).items()]
-    with refusals(), _reopened(run_id), warnings.catch_warnings():
+    with _active_run(store, run_id), warnings.catch_warnings():
         # MLflow would run inference on an example to find what is stated here: the signature and the requirements.
         warnings.filterwarnings("ignore", message=".*An input example was not provided")
         logged = mlflow.pyfunc.log_model(
@@ -136,24 +124,39 @@ def log_model(run_id: str, adapter: Path) -> str:
     return str(logged.model_uri)
 
 
-def log_code(run_id: str, code: Mapping[str, str]) -> None:
-    """Which code a registered version was trained with: its commit, and the sha256 of what results depend on."""
-    import mlflow
+@contextmanager
+def _active_run(store: Store, run_id: str) -> Iterator[None]:
+    """Make the run the fluent API's active one, as `log_model` demands; its status and end stay as they were.
 
-    with refusals():
-        mlflow.MlflowClient().log_text(run_id, json.dumps(dict(code), indent=1), CODE_FILE)
-
-
-def fetch_training(run_id: str, folder: Path) -> Path:
-    """What the training of a registered version was told and left, and `data/manifest.parquet`, into a folder.
-
-    Raises TrackingError where the run has none.
+    MLflow alone would close a parent that still runs, and add the minutes since a training to its duration.
     """
     import mlflow
 
-    with refusals():
-        client = mlflow.MlflowClient()
-        parent = client.get_run(run_id).data.tags["mlflow.parentRunId"]
+    with store.client() as client:
+        before = client.get_run(run_id).info
+        try:
+            with mlflow.start_run(run_id=run_id, nested=True):
+                yield
+        finally:
+            if before.status == "RUNNING":
+                client.update_run(run_id, status="RUNNING")
+            else:
+                client.set_terminated(run_id, before.status, end_time=before.end_time)
+
+
+def log_code(store: Store, run_id: str, code: Mapping[str, str]) -> None:
+    """Log the code of a registered version's training: its commit, and the sha256 of what results depend on."""
+    with store.client() as client:
+        client.log_text(run_id, json.dumps(dict(code), indent=1), CODE_FILE)
+
+
+def fetch_training(store: Store, run_id: str, folder: Path) -> Path:
+    """Download job, result and code of a registered version's training, and `data/manifest.parquet`, into a folder.
+
+    Returns the folder of the training's files. Raises TrackingError where the run has none.
+    """
+    with store.client() as client:
+        parent = client.get_run(run_id).data.tags[PARENT_TAG]
         if CODE_FILE not in {item.path for item in client.list_artifacts(run_id, TRAINING)}:
             raise TrackingError(
                 f"run {run_id}",
@@ -165,49 +168,26 @@ def fetch_training(run_id: str, folder: Path) -> Path:
         return Path(client.download_artifacts(run_id, TRAINING, str(folder)))
 
 
-def log_card(run_id: str, domain: str, version: int, page: Path, text: Path, tags: Mapping[str, str]) -> None:
-    """The model card with the run, and its words as the description of the registered version.
+def log_card(
+    store: Store, run_id: str, domain: str, version: int, page: Path, text: Path, tags: Mapping[str, str]
+) -> None:
+    """Log the model card to the run, and make its text the description of the registered version.
 
-    tags: what the list of versions is to show beside the aliases.
+    tags: what the list of versions shows beside the aliases.
     """
-    import mlflow
-
     _, _, words = text.read_text(encoding="utf-8").partition("\n\n")  # without the title: MLflow's list shows the start
     summary, _, rest = words.partition("\n\n")
-    with refusals():
-        client = mlflow.MlflowClient()
+    with store.client() as client:
         card = link_run(client.get_run(run_id).info.experiment_id, run_id, f"{CARDS}/{page.name}")
-        told = f"{summary}\n\n[The same with its pictures]({card}), of the run.\n\n{rest}"
+        description = f"{summary}\n\n[The same with its pictures]({card}), of the run.\n\n{rest}"
         for path in (page, text):
             client.log_artifact(run_id, str(path), CARDS)
-        client.update_model_version(domain, str(version), told[:MOST_DESCRIPTION])
+        client.update_model_version(domain, str(version), description[:MOST_DESCRIPTION])
         for key, value in tags.items():
             client.set_model_version_tag(domain, str(version), key, value)
 
 
-def log_evidence(run_id: str, sha256: str, text: str) -> None:
-    """What the gates found of a version, with its run and under the hash that its record in the ledger names."""
-    import mlflow
-
-    with refusals():
-        mlflow.MlflowClient().log_text(run_id, text, f"{EVIDENCE}/{sha256}.json")
-
-
-@contextmanager
-def _reopened(run_id: str) -> Iterator[None]:
-    """The run as the fluent API's active one, as `log_model` demands; its status and end stay as they were.
-
-    Left alone, MLflow would close a parent that goes on, and count the minutes since a training into its duration.
-    """
-    import mlflow
-
-    client = mlflow.MlflowClient()
-    before = client.get_run(run_id).info
-    try:
-        with mlflow.start_run(run_id=run_id, nested=True):
-            yield
-    finally:
-        if before.status == "RUNNING":
-            client.update_run(run_id, status="RUNNING")
-        else:
-            client.set_terminated(run_id, before.status, end_time=before.end_time)
+def log_evidence(store: Store, run_id: str, sha256: str, text: str) -> None:
+    """Log the gates' findings on a version to its run, under the hash that its record in the ledger names."""
+    with store.client() as client:
+        client.log_text(run_id, text, f"{EVIDENCE}/{sha256}.json")

@@ -1,4 +1,4 @@
-"""A trained candidate or a search's trial as a run of MLflow, and how to find it again."""
+"""A trained candidate or a trial of a search as a run of MLflow, and how to find it again."""
 
 import json
 import time
@@ -10,37 +10,30 @@ from components.domain.domain import Domain
 from components.models.adapter import load_meta
 from components.records import HEAT_FILE, JOB_FILE, Result, Rung, load_predictions
 from components.reports.pictures import draw_confusion, draw_curves, draw_samples
+from components.tasks import create_task
 from components.tracking.artifacts import RESULT_FILE, TRAINING
-from components.tracking.live import Live, Point
+from components.tracking.live import EpochReporter
 from components.tracking.pages import NOTE, describe_candidate
-from components.tracking.runs import inherit_tags, log_dataset
-from components.tracking.store import (
-    MOST_PARAMS,
-    TAG,
-    create_tags,
-    flatten,
-    log_metrics,
-    log_points,
-    match_tags,
-    refusals,
-    set_tags,
-)
+from components.tracking.runs import PARENT_TAG, inherit_tags
+from components.tracking.store import TAG_PREFIX, Point, Store, create_tags, flatten, match_tags
 
 
 def log_trial(
-    run_id: str, number: int, rungs: Sequence[Rung], own: Mapping[str, Any], points: Sequence[Point] = ()
+    store: Store,
+    run_id: str,
+    number: int,
+    rungs: Sequence[Rung],
+    own: Mapping[str, Any],
+    points: Sequence[Point] = (),
 ) -> None:
-    """What a trial of a search has scored so far, as a finished run.
+    """Log the scores of a trial of a search so far, as a finished run.
 
     own: the options the search chose. points: epochs the run lacks.
 
     Options and rungs are tags, written at once: they are there whole or not at all.
     """
-    import mlflow
-    from mlflow.entities import Param
-
     last = rungs[-1]
-    told = [rung.model_dump(mode="json", exclude={"tuner"}) for rung in rungs]
+    records = [rung.model_dump(mode="json", exclude={"tuner"}) for rung in rungs]
     chosen = ", ".join(f"{key} {value}" for key, value in own.items())
     note = f"Trial {number}: **{last.score:.3f}** on validation after {last.epochs} epochs, with {chosen}. {last.error}"
     numbers = {
@@ -48,119 +41,97 @@ def log_trial(
         "search/epochs": last.epochs,
         "search/seconds": sum(r.seconds for r in rungs),
     }
-    with refusals():
-        client = mlflow.MlflowClient()
-        params = flatten({"tuner": last.tuner, "seed": last.seed})
-        client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
-        log_points(client, run_id, points)
-        log_metrics(client, run_id, numbers, step=last.epochs, when=int(time.time() * 1000))
-        tags = create_tags(options=json.dumps(last.tuner), rungs=json.dumps(told))
-        set_tags(client, run_id, tags | {NOTE: note.strip()})
+    store.log_params(run_id, flatten({"tuner": last.tuner, "seed": last.seed}))
+    store.log_metrics(run_id, [*points, Point.now(last.epochs, numbers)])
+    tags = create_tags(options=json.dumps(last.tuner), rungs=json.dumps(records))
+    store.set_tags(run_id, tags | {NOTE: note.strip()})
+    with store.client() as client:
         client.set_terminated(run_id, "FINISHED")
 
 
-def find_trial(domain: str, key: str, parent: str | None = None) -> tuple[str, tuple[Rung, ...]] | None:
-    """Run and rungs of the trial with this `trial_key`, the latest where there are more.
+def find_trial(store: Store, domain: str, key: str, parent: str | None = None) -> tuple[str, tuple[Rung, ...]] | None:
+    """Run and rungs of the trial with this `trial_key`; the latest where there are more.
 
-    parent: only that of this retrain; else what earlier ones left, too.
+    parent: only that of this retrain; without it, those of earlier ones too.
     """
-    import mlflow
-
-    with refusals():
-        client = mlflow.MlflowClient()
-        experiment = client.get_experiment_by_name(domain)
-        if experiment is None:
-            return None
-        condition = match_tags(parent, role="trial", candidate_key=key)
-        found = client.search_runs([experiment.experiment_id], condition, order_by=["attributes.start_time DESC"])
-    for run in found:
+    condition = match_tags(parent, role="trial", candidate_key=key)
+    for run in store.search_runs(domain, condition, order_by=["attributes.start_time DESC"]):
         tags = run.data.tags
-        if f"{TAG}rungs" in tags:
-            options = json.loads(tags[f"{TAG}options"])
-            return str(run.info.run_id), tuple(Rung(tuner=options, **rung) for rung in json.loads(tags[f"{TAG}rungs"]))
+        if f"{TAG_PREFIX}rungs" in tags:
+            options, rungs = (json.loads(tags[f"{TAG_PREFIX}{name}"]) for name in ("options", "rungs"))
+            return str(run.info.run_id), tuple(Rung(tuner=options, **rung) for rung in rungs)
     return None
 
 
 def log_candidate(
+    store: Store,
     parent: str,
     domain: Domain,
     result: Result,
     row: Mapping[str, Any],
     raw: Path,
-    live: Live | None = None,
+    reporter: EpochReporter | None = None,
+    *,
     key: str = "",
 ) -> str:
-    """One trained candidate as a finished child run; `row` is its line of the table, with the test interval.
+    """Log one trained candidate as a finished child run; returns its id.
 
-    live: has the run that was open while it was trained, and what that run lacks; without one a run is made.
+    row: its line of the table, with the interval of the score on the test images. reporter: has the run that was open
+    while it was trained, and the epochs which that run lacks; without one a run is created.
     key: its `candidate_key`, by which `find_candidate` finds the run.
     """
-    import mlflow
-
-    with refusals():
-        client = mlflow.MlflowClient()
+    with store.client() as client:
         above = client.get_run(parent)
-        tags = _create_candidate_tags(above, domain, result, row) | create_tags(candidate_key=key)
+        task = create_task(domain)
+        note = describe_candidate(domain, result, row, task.metric_words)
+        tags = _create_candidate_tags(above, result) | {NOTE: note} | create_tags(candidate_key=key)
         ended = int(time.time() * 1000)
-        points = [] if live is None else live.missing
-        if live is None or live.run_id is None:
+        points = [] if reporter is None else reporter.missing
+        if reporter is None or reporter.run_id is None:
             started = ended - int(result.seconds * 1000)  # so that MLflow's duration is the training's
             name = f"{result.label} · seed {result.seed}"
             created = client.create_run(above.info.experiment_id, start_time=started, tags=tags, run_name=name)
             run_id, points = str(created.info.run_id), _spread(result.history, (started, ended))
         else:
-            run_id = live.run_id
-            set_tags(client, run_id, tags)
+            run_id = reporter.run_id
+            store.set_tags(run_id, tags)
         status = "FAILED"
         try:
-            log_points(client, run_id, points)
-            _log_numbers(client, run_id, domain, result, row, ended)
+            store.log_metrics(run_id, points)
+            _log_numbers(store, run_id, domain, result, summarise_row(row, task.metric), ended)
             _log_files(client, run_id, domain, result, raw)
-            log_dataset(client, run_id, domain.name, above.data.tags[f"{TAG}data_version"])
+            store.log_dataset(run_id, domain.name, above.data.tags[f"{TAG_PREFIX}data_version"])
             status = "FINISHED"
         finally:
             client.set_terminated(run_id, status, end_time=ended)
         return run_id
 
 
-def find_candidate(domain: str, key: str, parent: str | None = None, adapter_sha256: str = "") -> str | None:
+def find_candidate(
+    store: Store, domain: str, key: str, parent: str | None = None, adapter_sha256: str = ""
+) -> str | None:
     """The finished run of the candidate with this `candidate_key`; the latest where there are more.
 
-    parent: only that of this retrain; else what earlier ones left, too. adapter_sha256: only one with these weights.
+    parent: only that of this retrain; without it, those of earlier ones too. adapter_sha256: only one with these
+    weights.
     """
-    import mlflow
-
-    with refusals():
-        client = mlflow.MlflowClient()
-        experiment = client.get_experiment_by_name(domain)
-        if experiment is None:
-            return None
-        weights = {"adapter_sha256": adapter_sha256} if adapter_sha256 else {}
-        condition = match_tags(parent, role="candidate", candidate_key=key, **weights)
-        condition += " AND attributes.status = 'FINISHED'"
-        newest = ["attributes.start_time DESC"]
-        runs = client.search_runs([experiment.experiment_id], condition, max_results=1, order_by=newest)
+    weights = {"adapter_sha256": adapter_sha256} if adapter_sha256 else {}
+    condition = match_tags(parent, role="candidate", candidate_key=key, **weights)
+    condition += " AND attributes.status = 'FINISHED'"
+    runs = store.search_runs(domain, condition, max_results=1, order_by=["attributes.start_time DESC"])
     return str(runs[0].info.run_id) if runs else None
 
 
-def load_test_score(run_id: str) -> dict[str, float] | None:
-    """A candidate's score on test with its interval, as its run has them; None where that run is gone or has none."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    keys = {"value": "", "low": "_low", "high": "_high"}
-    with refusals():
-        try:
-            metrics = mlflow.MlflowClient().get_run(run_id).data.metrics
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
-    found = {key: metrics.get(f"test/balanced_accuracy{ending}") for key, ending in keys.items()}
-    return {key: value for key, value in found.items() if value is not None} or None
+def load_test_score(store: Store, run_id: str, metric: str) -> dict[str, float] | None:
+    """A candidate's score on test with its interval; None where MLflow no longer has that run, or it has no score."""
+    run = store.read_or_none(lambda client: client.get_run(run_id))
+    if run is None:
+        return None
+    keys = {"value": f"test/{metric}", "low": f"test/{metric}_low", "high": f"test/{metric}_high"}
+    return {end: run.data.metrics[key] for end, key in keys.items() if key in run.data.metrics} or None
 
 
-def _create_candidate_tags(above: Any, domain: Domain, result: Result, row: Mapping[str, Any]) -> dict[str, str]:
+def _create_candidate_tags(above: Any, result: Result) -> dict[str, str]:
     backbone = result.backbone
     own = create_tags(
         role="candidate",
@@ -172,31 +143,28 @@ def _create_candidate_tags(above: Any, domain: Domain, result: Result, row: Mapp
         backbone_trained=str(backbone["trained"]).lower(),
         adapter_sha256=result.adapter_sha256,
     )
-    note = describe_candidate(domain, result, row)
-    return own | inherit_tags(above) | {"mlflow.parentRunId": above.info.run_id, NOTE: note}
+    return own | inherit_tags(above) | {PARENT_TAG: above.info.run_id}
 
 
-def _log_numbers(client: Any, run_id: str, domain: Domain, result: Result, row: Mapping[str, Any], ended: int) -> None:
-    """Parameters and the final metrics. MLflow compares by the parameters that sort first and differ."""
-    from mlflow.entities import Param
-
+def _log_numbers(
+    store: Store, run_id: str, domain: Domain, result: Result, summary: Mapping[str, float], ended: int
+) -> None:
+    """Log parameters and final metrics. MLflow compares by the parameters that sort first and differ."""
     tuner = load_meta(result.folder / "adapter").tuner.model_dump(mode="json")
     shared = domain.model_dump(mode="json", include={"training", "augmentation"})
     environment = ", ".join(f"{key} {value}" for key, value in result.environment.items())
     own = {"candidate": result.label, "seed": result.seed, "tuner": tuner, "img_size": result.backbone["img_size"]}
-    entries = [Param(key, value) for key, value in flatten(own | shared | {"environment": environment}).items()]
-    for start in range(0, len(entries), MOST_PARAMS):
-        client.log_batch(run_id, params=entries[start : start + MOST_PARAMS])
-    final, epochs = result.metrics | summarise_row(row), {key for epoch in result.history for key in epoch}
+    store.log_params(run_id, flatten(own | shared | {"environment": environment}))
+    final, epochs = {**result.metrics, **summary}, {key for epoch in result.history for key in epoch}
+    curves = {key: value for key, value in final.items() if key in epochs}
+    # Step 0 for what is measured once: MLflow draws it as a bar per run, not as a dot at the last epoch.
+    single = {key: value for key, value in final.items() if key not in epochs}
     # A millisecond after the last epoch: at one step and time MLflow would show the greater value, not the later one.
-    curves = {key: final[key] for key in final if key in epochs}
-    log_metrics(client, run_id, curves, step=len(result.history), when=ended + 1)
-    # What is measured once is of step 0: of that MLflow draws a bar a run, else a dot at the last epoch.
-    log_metrics(client, run_id, {key: final[key] for key in final if key not in epochs}, step=0, when=ended + 1)
+    store.log_metrics(run_id, [Point(len(result.history), ended + 1, curves), Point(0, ended + 1, single)])
 
 
-def summarise_row(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a table line that are no metrics of the training: the interval and the costs."""
+def summarise_row(row: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """The numbers of a table line that are no metrics of the training: the scores with their interval, the costs."""
     test = row["test"]
     costs = {
         "trainable_params": row["trainable_params"],
@@ -205,17 +173,16 @@ def summarise_row(row: Mapping[str, Any]) -> dict[str, float]:
         "training_seconds": row["seconds"],
         "adapter_bytes": row["adapter_bytes"],
     }
-    ends = {f"test/balanced_accuracy_{end}": test[end] for end in ("low", "high") if test[end] is not None}
     return {
-        "val/balanced_accuracy": row["val"],
-        "test/balanced_accuracy": test["value"],
-        **ends,
+        f"val/{metric}": row["val"],
+        f"test/{metric}": test["value"],
+        **{f"test/{metric}_{end}": test[end] for end in ("low", "high") if test[end] is not None},
         **{f"cost/{key}": float(value) for key, value in costs.items()},
     }
 
 
 def _spread(history: Sequence[Mapping[str, float]], span: tuple[int, int]) -> list[Point]:
-    """A point an epoch, their times spread over the training."""
+    """One point per epoch, their times spread over the training."""
     whole = span[1] - span[0]
     return [
         Point(int(row["epoch"]), span[0] + whole * number // len(history), {k: row[k] for k in row if k != "epoch"})
@@ -224,7 +191,7 @@ def _spread(history: Sequence[Mapping[str, float]], span: tuple[int, int]) -> li
 
 
 def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Path) -> None:
-    """The adapter, its predictions, and the pictures."""
+    """Log the adapter, its predictions, and the pictures."""
     client.log_artifacts(run_id, str(result.folder / "adapter"), "adapter")
     client.log_artifact(run_id, str(result.folder / "predictions.parquet"))
     client.log_artifact(run_id, str(result.folder / HEAT_FILE))

@@ -17,20 +17,9 @@ FOR_TRAINING = "workflowType=machine_learning"
 DATA = "data"  # artifact folder of a retrain's manifest and validation report
 EVIDENCE = "gates"  # artifact folder of what was found of a version, a file a judgement
 CARDS, CARD = "card", "model_card.html"  # artifact folder and page of the model card
-#: A view of an experiment's runs as MLflow saves it: listed under `Views`, and opened by a link with its name. Its
-#: columns with their widths in pixels: how good, how dear, and how sure.
+#: A view of an experiment's runs as MLflow saves it: listed under `Views`, and opened by a link with its name.
 VIEW = "candidates"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-COLUMNS = {
-    "attributes.`Models`": 90,
-    "metrics.`val/balanced_accuracy`": 165,
-    "metrics.`test/balanced_accuracy`": 165,
-    "metrics.`cost/trainable_params`": 165,
-    "metrics.`cost/adapter_bytes`": 145,
-    "metrics.`cost/training_seconds`": 165,
-    "metrics.`test/balanced_accuracy_low`": 200,
-    "metrics.`test/balanced_accuracy_high`": 200,
-}
 
 
 def link_run(experiment: str, run_id: str, artifact: str = "") -> str:
@@ -61,17 +50,33 @@ def link_prefect(page: str | None) -> str:
     return f"\n\n[The flow run in Prefect]({page})" if page else ""
 
 
-def tag_experiment(domain: Domain, experiment: str) -> dict[str, str]:
-    """Its description, and the view `Candidates`: sorted by a score, for MLflow hides children below their parents
-    where it sorts by time.
+def list_columns(metric: str) -> dict[str, int]:
+    """The columns of the view with their widths in pixels: how good, how costly, and how certain."""
+    return {
+        "attributes.`Models`": 90,
+        f"metrics.`val/{metric}`": 165,
+        f"metrics.`test/{metric}`": 165,
+        "metrics.`cost/trainable_params`": 165,
+        "metrics.`cost/adapter_bytes`": 145,
+        "metrics.`cost/training_seconds`": 165,
+        f"metrics.`test/{metric}_low`": 200,
+        f"metrics.`test/{metric}_high`": 200,
+    }
+
+
+def tag_experiment(domain: Domain, experiment: str, metric: str) -> dict[str, str]:
+    """The experiment's description, and the view `Candidates`, sorted by the score on validation.
+
+    Sorted by time MLflow would hide children below their parents.
     """
+    columns = list_columns(metric)
     state = {
         "searchFilter": "tags.`tessera.role` = 'candidate'",
-        "orderByKey": "metrics.`val/balanced_accuracy`",
+        "orderByKey": f"metrics.`val/{metric}`",
         "orderByAsc": False,
-        "selectedColumns": list(COLUMNS),
-        "columnOrder": list(COLUMNS),
-        "columnWidths": COLUMNS,
+        "selectedColumns": list(columns),
+        "columnOrder": list(columns),
+        "columnWidths": columns,
     }
     view = {"name": "Candidates", "createdAt": 0, "state": json.dumps(state)}
     return {NOTE: _describe_domain(domain, experiment), VIEW_TAG: json.dumps(view)}
@@ -108,13 +113,14 @@ def render_gates(findings: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(f"{found['gate']} {name_verdict(found['verdict'])}" for found in findings)
 
 
-def describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any]) -> str:
+def describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any], metric_words: str) -> str:
+    """The description of a candidate's run. metric_words: of the score in `row`."""
     test, backbone = row["test"], result.backbone
     random = " **The backbone's weights are random: this tries the machinery, not the method.**"
     untrained = "" if backbone["trained"] else random
     tuned = f"{result.trainable_params:,} parameters ({result.share:.2%} of the backbone) and"
     return (
-        f"**{result.label}**, seed {result.seed}: balanced accuracy **{test['value']:.3f}** on test "
+        f"**{result.label}**, seed {result.seed}: {metric_words} **{test['value']:.3f}** on test "
         f"({domain.gates.confidence:.0%} interval {render_ends(test)}), {row['val']:.3f} on "
         f"validation.{untrained}\n\n"
         f"Tuned {tuned if result.trainable_params else 'only'} a head of {result.head_params:,} in "

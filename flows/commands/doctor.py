@@ -114,10 +114,10 @@ def check_domains(workspace: Workspace) -> Check:
 
 
 def check_store(workspace: Workspace) -> Check:
-    from components.tracking import store
+    from components.tracking.store import Store
 
     try:
-        store.connect(workspace)
+        Store.open(workspace)
     except TesseraError as error:
         return Check(name="mlflow", state="error", found=str(error), hint=error.hint)
     return Check(name="mlflow", state="ok", found=workspace.tracking_uri)
@@ -125,11 +125,11 @@ def check_store(workspace: Workspace) -> Check:
 
 def check_champions(workspace: Workspace) -> Check:
     """Every champion is where its ledger left it, and its adapter is the one that was registered."""
-    from components.tracking import store
+    from components.tracking.store import Store
     from flows.steps.history import find_faults
 
     try:
-        store.connect(workspace)
+        Store.open(workspace)
     except TesseraError:
         return Check(name="champions", state="warning", found="not asked, because MLflow does not answer")
     names = sorted(path.parent.name for path in (workspace.root / "data").glob("*/domain.yaml"))

@@ -10,10 +10,13 @@ from components.monitoring.drift import measure_drift
 from components.promotion.versions import Version
 from components.sealed import load_known, save_known
 from components.tracking import artifacts
+from components.tracking.store import Store
 from components.workspace import Workspace
 
 
-def find_drift(workspace: Workspace, champion: Version, md5: str, locked: Mapping[str, Any]) -> dict[str, Any] | None:
+def find_drift(
+    store: Store, workspace: Workspace, champion: Version, md5: str, locked: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """Of the version `md5`, which is that of the images now; None where nothing is new or nothing is known yet.
 
     locked: what dvc.lock says. Measured once, from features that are there: no network is loaded here.
@@ -26,7 +29,7 @@ def find_drift(workspace: Workspace, champion: Version, md5: str, locked: Mappin
     known = load_known(path) or {}
     if known.get("of") != key:
         seen, derived = path.with_suffix(".parquet"), workspace.derived(name)
-        if not artifacts.fetch_manifest(champion.run_id, seen):
+        if not artifacts.fetch_manifest(store, champion.run_id, seen):
             return None
         frames = load_frame(seen), load_frame(derived / "manifest.parquet"), load_features(derived / "features.parquet")
         known = {"of": key, "drift": measure_drift(*frames).model_dump(mode="json")}

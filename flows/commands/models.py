@@ -302,7 +302,8 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
         plan = create_plan(place, domain, overrides)
         if certain:
             plan.begin_stages()
-        from components.tracking import outcomes, store
+        from components.tracking import outcomes
+        from components.tracking.store import Store
         from flows.processes.training import prepare
         from flows.steps.beginning import know_manifest
         from flows.steps.history import mark_unchanged
@@ -310,8 +311,8 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
         plan = know_manifest(plan)
         if not certain and not (plan.verdict_key and plan.folder.exists()):
             server = EmbeddedPrefect(place)
-        store.connect(place)
-        known = outcomes.find_retrain(domain, plan.verdict_key) if plan.verdict_key and not force else None
+        store = Store.open(place)
+        known = outcomes.find_retrain(store, domain, plan.verdict_key) if plan.verdict_key and not force else None
         if known is not None:
             return mark_unchanged(domain, known)
         if plan.domain.work_pool is None:

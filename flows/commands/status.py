@@ -10,7 +10,9 @@ from components.data.store.versions import list_versions
 from components.domain.domain import Domain
 from components.errors import TesseraError, TrackingError
 from components.promotion import aliases, ledger, versions
-from components.tracking import candidates, outcomes, runs, store
+from components.tasks import create_task
+from components.tracking import candidates, outcomes, runs
+from components.tracking.store import Store
 from components.workspace import Workspace
 from flows.commands.drift import find_drift
 from flows.server.prefect_boot import find_server, why_silent
@@ -21,14 +23,17 @@ ONLINE_SECONDS = 120.0  # a worker tells of itself every 30
 
 def status(workspace: Workspace) -> dict[str, Any]:
     """All domains that have images, and the servers asked."""
-    store.connect(workspace)
+    store = Store.open(workspace)
     domains = load_domains(workspace)
     server, locked = _ask_prefect(domains.read), proofs.load_locked(workspace)
-    rows = [_try_describe(workspace, domain, _find_runs(server, domain.name), locked) for domain in domains.read]
+    rows = [
+        _try_describe(store, workspace, domain, _find_runs(store, server, domain.name), locked)
+        for domain in domains.read
+    ]
     rows += [_describe_unread(name, error) for name, error in domains.unread.items()]
     return {
         "workspace": str(workspace.root),
-        "mlflow": store.hide_password(workspace.tracking_uri),
+        "mlflow": store.address,
         "prefect": server["url"],
         "pools": server["pools"],
         "domains": sorted(rows, key=lambda row: str(row["domain"])),
@@ -44,11 +49,11 @@ COLUMNS = (
 
 
 def _try_describe(
-    workspace: Workspace, domain: Domain, known: Mapping[str, Any], locked: Mapping[str, Any]
+    store: Store, workspace: Workspace, domain: Domain, known: Mapping[str, Any], locked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The row of a domain; trouble with its files must not hide the other domains. The store's is everybody's."""
     try:
-        return _describe(workspace, domain, known, locked)
+        return _describe(store, workspace, domain, known, locked)
     except TrackingError:
         raise
     except TesseraError as error:
@@ -59,19 +64,19 @@ def _describe_unread(name: str, error: TesseraError) -> dict[str, Any]:
     return {"domain": name, **dict.fromkeys(COLUMNS), "error": error.to_dict()}
 
 
-def _find_runs(server: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _find_runs(store: Store, server: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Retrains as Prefect knows them; where no server knows of any, as MLflow does: from commands of their own."""
     known = server["domains"].get(name, {})
-    return dict(known) if known.get("last") or known.get("running") else {**known, **runs.find_retrains(name)}
+    return dict(known) if known.get("last") or known.get("running") else {**known, **runs.find_retrains(store, name)}
 
 
 def _describe(
-    workspace: Workspace, domain: Domain, known: Mapping[str, Any], locked: Mapping[str, Any]
+    store: Store, workspace: Workspace, domain: Domain, known: Mapping[str, Any], locked: Mapping[str, Any]
 ) -> dict[str, Any]:
-    here = read_version(workspace, domain.name)
+    here, metric = read_version(workspace, domain.name), create_task(domain).metric
     named = [version.name for version in list_versions(workspace, domain.name) if version.md5 == here.md5]
     champion = versions.load_version(domain.name, versions.CHAMPION)
-    last = outcomes.load_last_result(domain.name)
+    last = outcomes.load_last_result(store, domain.name)
     return {
         "domain": domain.name,
         "data_version": here.md5,
@@ -81,8 +86,10 @@ def _describe(
         "champion_data": None if champion is None else champion.data_version,
         "rolled_back_from": None if champion is None else _find_rollback(domain.name, champion.version),
         "champion_trouble": None if (trouble := aliases.find_trouble(domain.name)) is None else trouble.to_dict(),
-        "champion_score": None if champion is None else _find_score(last, champion.version, champion.run_id),
-        "drift": None if champion is None else find_drift(workspace, champion, here.md5, locked),
+        "champion_score": None
+        if champion is None
+        else _find_score(store, metric, last, champion.version, champion.run_id),
+        "drift": None if champion is None else find_drift(store, workspace, champion, here.md5, locked),
         "verdict": None if last is None else last.get("verdict"),
         "last_seconds": None if last is None else last.get("seconds"),
         "work_pool": domain.work_pool,
@@ -100,13 +107,15 @@ def _find_rollback(name: str, version: int) -> int | None:
     return moves[-1].from_version if back else None
 
 
-def _find_score(last: Mapping[str, Any] | None, version: int, run_id: str) -> dict[str, float] | None:
+def _find_score(
+    store: Store, metric: str, last: Mapping[str, Any] | None, version: int, run_id: str
+) -> dict[str, float] | None:
     """The champion's test score: its own row of the last retrain, or what its run says."""
     if last is not None and last.get("challenger_version") == version:
         row = next((row for row in last["candidates"] if row.get("selected")), None)
         if row is not None:
             return dict(row["test"])
-    return candidates.load_test_score(run_id)
+    return candidates.load_test_score(store, run_id, metric)
 
 
 def _ask_prefect(domains: list[Domain]) -> dict[str, Any]:

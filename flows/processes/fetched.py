@@ -1,6 +1,6 @@
 """What a worker fetched: a folder a data version under `.tessera/work`, held while a candidate is trained on it.
 
-    with hold_fetched(home, data) as place:     images by hash from the DVC remote, the manifest from MLflow
+    with hold_fetched(store, home, data) as place:     images by hash from the DVC remote, the manifest from MLflow
 
 Orders for two versions do not meet. What nobody works with goes when the next version is fetched, but for the two
 versions of each domain that were used last, within a month: all that they hold is in the remote and in MLflow.
@@ -24,6 +24,7 @@ from components.data.store.versioning import read_version, require_repository
 from components.errors import TrackingError
 from components.files import whole_file
 from components.tracking import artifacts
+from components.tracking.store import Store
 from components.workspace import Workspace
 
 KEPT, KEPT_SECONDS = 2, 30 * 86400.0
@@ -51,7 +52,7 @@ def is_here(home: Workspace, data: Data) -> bool:
 
 
 @contextmanager
-def hold_fetched(home: Workspace, data: Data) -> Iterator[Workspace]:
+def hold_fetched(store: Store, home: Workspace, data: Data) -> Iterator[Workspace]:
     """The version's place, which nobody removes as long as the block runs."""
     place = Workspace(home.state / "work" / f"{data.domain}-{data.md5[:12]}-{data.manifest[:12]}")
     with _lock(place, fcntl.LOCK_SH):
@@ -59,7 +60,7 @@ def hold_fetched(home: Workspace, data: Data) -> Iterator[Workspace]:
         with FileLock(place.state / "fetch.lock"):
             if not place.raw(data.domain).is_dir():
                 remove_old(home)
-            _fetch(home, data, place)
+            _fetch(store, home, data, place)
         yield place
 
 
@@ -104,7 +105,7 @@ def _last_used(path: Path) -> float:
     return lock.stat().st_mtime if lock.exists() else 0.0
 
 
-def _fetch(home: Workspace, data: Data, place: Workspace) -> None:
+def _fetch(store: Store, home: Workspace, data: Data, place: Workspace) -> None:
     if not (place.state / "cache").exists():
         home.cache.mkdir(parents=True, exist_ok=True)
         (place.state / "cache").symlink_to(home.cache)  # one bounded cache a machine
@@ -112,16 +113,16 @@ def _fetch(home: Workspace, data: Data, place: Workspace) -> None:
         require_repository(home)
         versions.restore_copy(home, data.md5, place.raw(data.domain))
     if not (manifest := _manifest(place, data)).exists():
-        _fetch_manifest(data, manifest)
+        _fetch_manifest(store, data, manifest)
 
 
 def _manifest(place: Workspace, data: Data) -> Path:
     return place.derived(data.domain) / "manifest.parquet"
 
 
-def _fetch_manifest(data: Data, target: Path) -> None:
+def _fetch_manifest(store: Store, data: Data, target: Path) -> None:
     with whole_file(target) as partial:
-        artifacts.fetch_file(data.run_id, "data/manifest.parquet", partial)
+        artifacts.fetch_file(store, data.run_id, artifacts.MANIFEST_FILE, partial)
         found = hashlib.sha256(partial.read_bytes()).hexdigest()
         if found != data.manifest:
             raise TrackingError(

@@ -3,26 +3,27 @@
 import re
 
 from components.tracking import runs
+from components.tracking.store import Store
 from flows.progress import report
 from flows.server.prefect_boot import find_server
 
 
-def link(run_id: str, name: str) -> None:
+def link(store: Store, run_id: str, name: str) -> None:
     """The flow run that goes on and the MLflow run it makes say where the other is, if that has a page."""
-    point_to(run_id, name)
+    point_to(store, run_id, name)
     if (page := find_page()) is not None:
-        runs.tell_page(run_id, page)
+        runs.log_flow_page(store, run_id, page)
 
 
-def point_to(run_id: str, name: str) -> None:
+def point_to(store: Store, run_id: str, name: str) -> None:
     """The flow run that goes on says where an MLflow run is, if that has a page."""
     import httpx
     from prefect.artifacts import create_link_artifact
 
-    if (page := runs.find_page(run_id)) is not None:
-        key, told = write_key(f"mlflow-{name}"), "What MLflow keeps of it"
+    if (page := runs.find_page(store, run_id)) is not None:
+        key, text = write_key(f"mlflow-{name}"), "What MLflow keeps of it"
         try:
-            create_link_artifact(page, f"{name} in MLflow", key=key, description=told)
+            create_link_artifact(page, f"{name} in MLflow", key=key, description=text)
         except httpx.HTTPError as error:  # no reason to lose what is trained
             report("note", text=f"Prefect shows no link to {page}: {error}")
 
@@ -39,9 +40,9 @@ def find_page() -> str | None:
     return f"{page}/runs/flow-run/{context.flow_run.id}"
 
 
-def list_pages(run_id: str) -> dict[str, str]:
+def list_pages(store: Store, run_id: str) -> dict[str, str]:
     """Where an MLflow run and the flow run that makes it are to be seen, by name: on servers that stay alone."""
-    found = {"MLflow": runs.find_page(run_id), "Prefect": find_page()}
+    found = {"MLflow": runs.find_page(store, run_id), "Prefect": find_page()}
     return {name: page for name, page in found.items() if page is not None}
 
 

@@ -1,7 +1,8 @@
 """The beginning of a retrain: what is known before anything is done."""
 
 from components.data.store import proofs
-from components.tracking import runs, store
+from components.tracking import runs
+from components.tracking.store import Store
 from flows.plan import Plan
 
 
@@ -15,6 +16,5 @@ def know_manifest(plan: Plan) -> Plan:
         return plan.settle()
     if not plan.workspace.has_results():
         return plan
-    store.connect(plan.workspace)
-    known = runs.find_manifest(plan.domain.name, plan.manifest_key)
+    known = runs.find_manifest(Store.open(plan.workspace), plan.domain.name, plan.manifest_key)
     return plan if known is None else plan.with_manifest(known)

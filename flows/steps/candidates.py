@@ -1,4 +1,4 @@
-"""One candidate: trained, told to MLflow and Prefect while it goes on, and described as its row of the table.
+"""One candidate: trained, logged to MLflow and Prefect while it runs, and described as its row of the table.
 
 What is here runs where the training runs: in the retrain flow's own process, or on a worker (flows/steps/dispatch.py).
 """
@@ -8,13 +8,15 @@ from typing import Any
 
 from components.promotion.evidence import score_frame
 from components.records import Job, Result, load_predictions, load_result
+from components.tasks import create_task
 from components.tracking import artifacts, candidates, runs
+from components.tracking.store import Store
 from flows.plan import Plan
 from flows.processes.training import run_job
-from flows.steps.follow import follow_epochs, live_run, progress_bar
+from flows.steps.follow import follow_epochs, logging_epochs, progress_bar
 
 
-def find_trained(plan: Plan, parent: str, job: Job, fresh: bool) -> tuple[Result | None, str | None]:
+def find_trained(store: Store, plan: Plan, parent: str, job: Job, fresh: bool) -> tuple[Result | None, str | None]:
     """The result of a candidate that was trained before and its run, from disk or MLflow; None for what is missing.
 
     fresh: only what this retrain, whose run is `parent`, has trained itself.
@@ -22,39 +24,41 @@ def find_trained(plan: Plan, parent: str, job: Job, fresh: bool) -> tuple[Result
     key, own = plan.candidate_key(job.tuner, job.seed), parent if fresh else None
     result = load_result(job.folder)
     if result is not None:
-        return result, candidates.find_candidate(plan.domain.name, key, own, result.adapter_sha256)
-    run_id = candidates.find_candidate(plan.domain.name, key, own)
-    return None if run_id is None else artifacts.fetch_candidate(run_id, job.folder), run_id
+        return result, candidates.find_candidate(store, plan.domain.name, key, own, result.adapter_sha256)
+    run_id = candidates.find_candidate(store, plan.domain.name, key, own)
+    return None if run_id is None else artifacts.fetch_candidate(store, run_id, job.folder), run_id
 
 
-def train_job(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
+def train_job(store: Store, plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
     """Train in a child process and log it as a child run of `parent`; returns the candidate's row.
 
     What was trained before is not trained again. A training that ends after another worker has logged the same weights
     is not logged: the order was sent again because nothing was heard of this worker.
     """
-    epochs, live, label = plan.domain.training.epochs, None, name.rpartition("-s")[0]
+    epochs, reporter, label = plan.domain.training.epochs, None, name.rpartition("-s")[0]
     key = plan.candidate_key(job.tuner, job.seed)
-    result, run_id = find_trained(plan, parent, job, fresh)
+    result, run_id = find_trained(store, plan, parent, job, fresh)
     if result is None:
         facts = {"role": "candidate", "tuner": label, "seed": str(job.seed), "candidate_key": key}
 
         def open_run() -> tuple[str, tuple[int, ...]]:
-            return runs.start_child(parent, f"{label} · seed {job.seed}", **facts), ()
+            return runs.start_child(store, parent, f"{label} · seed {job.seed}", **facts), ()
 
         with (
             progress_bar(f"{plan.domain.name}-{name}", name) as show,
-            live_run(name, open_run) as live,
+            logging_epochs(store, name, open_run) as reporter,
             follow_epochs(name, epochs, show),
         ):
             result = run_job(job, name)
-        _, run_id = find_trained(plan, parent, job, fresh)
+        _, run_id = find_trained(store, plan, parent, job, fresh)
     row = describe_result(plan, result)
     if run_id is None:
-        run_id = candidates.log_candidate(parent, plan.domain, result, row, job.raw, live, key)
-    elif live is not None and live.run_id is not None:
-        runs.end_child(live.run_id, "KILLED", f"run {run_id} is of the same candidate and was finished before")
-    runs.adopt_child(parent, run_id)
+        run_id = candidates.log_candidate(store, parent, plan.domain, result, row, job.raw, reporter, key=key)
+    elif reporter is not None and reporter.run_id is not None:
+        runs.end_child(
+            store, reporter.run_id, "KILLED", f"run {run_id} is of the same candidate and was finished before"
+        )
+    runs.adopt_child(store, parent, run_id)
     return row | {"run_id": run_id}
 
 
@@ -64,7 +68,7 @@ def describe_result(plan: Plan, result: Result) -> dict[str, Any]:
     return {
         "tuner": result.label,
         "seed": result.seed,
-        "val": result.metrics["val/balanced_accuracy"],
+        "val": result.metrics[f"val/{create_task(plan.domain).metric}"],
         "test": test.to_dict(),
         "trainable_params": result.trainable_params,
         "head_params": result.head_params,

@@ -20,7 +20,6 @@ from components.reports.pictures import draw_calibration, draw_confusion, draw_h
 from components.reports.words import list_gains
 from components.tracking.pages import CARD, DATA, EVIDENCE, name_verdict, render_ends, render_table, without_html
 from flows.plan import Plan
-from flows.server.links import list_pages
 from flows.steps.retrain_page import COLOUR, STYLE, UNTRAINED, render_links, render_warnings, report_path
 
 if TYPE_CHECKING:
@@ -37,12 +36,13 @@ Section = tuple[str, Sequence[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Card:
-    """Everything a card is made from."""
+    """Everything a card is made from. parent: the retrain's run in MLflow. pages: those of the candidate's run."""
 
     plan: Plan
     outcome: Mapping[str, Any]
     result: Result
     parent: str
+    pages: Mapping[str, str]
 
     @property
     def title(self) -> str:
@@ -79,7 +79,6 @@ def render_html(card: Card) -> str:
     head, *rows = list(_score_slices(card))
     table = "".join(_render_row(row, "td") for row in rows)
     calibration, confusion, heat = _draw_pictures(card)
-    best = next(row for row in card.outcome["candidates"] if row["selected"])
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(card.title)}</title>'
         f"<style>{STYLE}.pair{{display:flex;gap:1rem;align-items:flex-start}}.pair img{{width:50%;min-width:0}}</style>"
@@ -90,7 +89,7 @@ def render_html(card: Card) -> str:
         f"groups at {card.plan.domain.gates.confidence:.0%}.</p>"
         f'<h2>Calibration and confusion</h2><div class="pair">{calibration}{confusion}</div>'
         f"<h2>What it looked at</h2><p>{LOOKED}</p>{heat}{''.join(map(_render_section, rest))}"
-        f"<dl>{render_links(list_pages(best['run_id']), report=report_path(card.plan))}</dl></html>"
+        f"<dl>{render_links(card.pages, report=report_path(card.plan))}</dl></html>"
     )
 
 

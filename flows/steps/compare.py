@@ -12,8 +12,9 @@ from components.files import whole_file
 from components.promotion.evidence import compare_frames, score_frame
 from components.promotion.statistics import Interval
 from components.records import load_predictions
-from components.tracking import outcomes, store
+from components.tracking import outcomes
 from components.tracking.pages import render_ends
+from components.tracking.store import Store
 from components.workspace import Workspace
 from flows.plan import Plan, load_checked_domain
 
@@ -23,8 +24,7 @@ PICTURE = "comparison.png"
 def compare(workspace: Workspace, name: str) -> dict[str, Any]:
     """The outcome of the last retrain, with the path of its picture."""
     load_checked_domain(workspace, name)
-    store.connect(workspace)
-    last = outcomes.load_last_result(name)
+    last = outcomes.load_last_result(Store.open(workspace), name)
     if last is None or "tuners" not in last:
         found = "none" if last is None else "one by an older version of Tessera"
         hint = f"Run `tessera retrain {name}` first."

@@ -30,7 +30,8 @@ from components.keys import Code, read_code
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import versions
 from components.records import Job, load_result
-from components.tracking import artifacts, candidates, runs, store
+from components.tracking import artifacts, candidates, runs
+from components.tracking.store import Store
 from components.workspace import Workspace, find_workspace
 from flows.plan import Plan, hash_backbone
 from flows.processes.fetched import Data, hold_fetched, is_here
@@ -92,16 +93,16 @@ def find_pool(domain: Domain) -> str | None:
 # The sender's side
 
 
-def train_on_pool(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
+def train_on_pool(store: Store, plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
     """Have a worker train the candidate, and bring its files to where they would be if it was trained here."""
-    result, found = find_trained(plan, parent, job, fresh)
+    result, found = find_trained(store, plan, parent, job, fresh)
     if result is None or found is None:
         work = plan.candidate_key(job.tuner, job.seed)
         send(_write_order(plan, parent, "train", name, work, job.tuner, fresh), _require_pool(plan))
-        found = candidates.find_candidate(plan.domain.name, work, parent if fresh else None)
-        result, same = find_trained(plan, parent, job, fresh)
+        found = candidates.find_candidate(store, plan.domain.name, work, parent if fresh else None)
+        result, same = find_trained(store, plan, parent, job, fresh)
         if found not in (None, same):  # what lay here before has other weights than those that the worker logged
-            result = artifacts.fetch_candidate(found, job.folder)
+            result = artifacts.fetch_candidate(store, found, job.folder)
     if result is None or found is None:
         raise TrackingError(
             f"candidate {name}",
@@ -109,26 +110,26 @@ def train_on_pool(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> 
             found="none",
             hint="Worker and retrain must use one MLflow server: compare MLFLOW_TRACKING_URI of both.",
         )
-    runs.adopt_child(parent, found)
+    runs.adopt_child(store, parent, found)
     return describe_result(plan, result) | {"run_id": found}
 
 
-def search_on_pool(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
+def search_on_pool(store: Store, plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
     """Have a worker do the search; its trials are in MLflow then, from which the same search is read here."""
     work, options = plan.trial_key(tuner, tuner), tuner.model_dump(mode="json")
     order = _write_order(plan, parent, "search", tuner.label, work, options, fresh)
     send(order, _require_pool(plan))
-    return search_options(plan, parent, tuner, fresh)
+    return search_options(store, plan, parent, tuner, fresh)
 
 
-def score_on_pool(plan: Plan, parent: str, registered: int) -> None:
+def score_on_pool(store: Store, plan: Plan, parent: str, registered: int) -> None:
     """Have a worker score a registered version, and bring the result to where `score_version` looks for it."""
     name, folder = f"version-{registered}", score_folder(plan, registered)
     if load_result(folder) is None:
         # fresh: the scores are left with this run
         order = _write_order(plan, parent, "score", name, plan.scores.name, {}, True, registered)
         send(order, _require_pool(plan))
-        artifacts.fetch_score(parent, name, folder)
+        artifacts.fetch_score(store, parent, name, folder)
 
 
 def _require_pool(plan: Plan) -> str:
@@ -304,32 +305,32 @@ def train_candidate(order: dict[str, Any]) -> None:
     wanted = Order.model_validate(order)
     home = find_workspace()
     home.activate()
-    store.connect(home, patient=True)  # the sender used it a moment ago
-    with receive(wanted, home) as plan:
-        _obey(wanted, plan)
+    store = Store.open(home, patient=True)  # the sender used it a moment ago
+    with receive(store, wanted, home) as plan:
+        _obey(store, wanted, plan)
 
 
-def _obey(wanted: Order, plan: Plan) -> None:
+def _obey(store: Store, wanted: Order, plan: Plan) -> None:
     if wanted.registered is not None:
         version = versions.load_version(plan.domain.name, wanted.registered)
         if version is None:
             raise LookupError(f"{wanted.name} of {plan.domain.name} is not registered any more")
-        artifacts.log_score(wanted.parent, wanted.name, score_version(plan, version).folder)
+        artifacts.log_score(store, wanted.parent, wanted.name, score_version(plan, version).folder)
         return
     (tuner,) = plan.tuners
     if wanted.action == "search":
-        search_options(plan, wanted.parent, tuner, wanted.fresh)
+        search_options(store, plan, wanted.parent, tuner, wanted.fresh)
         return
     job = plan.create_jobs()[wanted.name]
     if wanted.fresh:
         job = job.model_copy(update={"folder": job.folder.with_name(f"{wanted.name}-{wanted.parent[:12]}")})
-    row = train_job(plan, wanted.parent, wanted.name, job, wanted.fresh)
-    link(row["run_id"], f"{plan.domain.name}-{wanted.name}")
+    row = train_job(store, plan, wanted.parent, wanted.name, job, wanted.fresh)
+    link(store, row["run_id"], f"{plan.domain.name}-{wanted.name}")
     get_run_logger().info("%s: val %.3f, MLflow run %s", wanted.name, row["val"], row["run_id"])
 
 
 @contextmanager
-def receive(order: Order, home: Workspace) -> Iterator[Plan]:
+def receive(store: Store, order: Order, home: Workspace) -> Iterator[Plan]:
     """The sender's plan on this machine, its images and manifest in place as long as the block runs."""
     sources = read_code(home.cache)
     ours, theirs = ((code.training, order.action == "search" and code.search) for code in (sources, order.sources))
@@ -346,6 +347,6 @@ def receive(order: Order, home: Workspace) -> Iterator[Plan]:
     tuners = create_tuners([order.tuner] if order.tuner else [])
     data = Data(domain.name, order.version.md5, order.manifest, order.parent)
     here = order.place == _name_place(home) and is_here(home, data)
-    with nullcontext(home) if here else hold_fetched(home, data) as place:
+    with nullcontext(home) if here else hold_fetched(store, home, data) as place:
         backbone = hash_backbone(domain.backbone)
         yield Plan(place, domain, tuners, order.version, order.code, sources, backbone, order.manifest)

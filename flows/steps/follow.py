@@ -1,6 +1,6 @@
 """A training followed while it goes on: its curves in MLflow, and a bar with the time left in Prefect.
 
-Neither may hold it up or end it: what MLflow missed it is told later, and a bar that cannot be drawn is left out.
+Neither may hold it up or end it: what MLflow missed is logged later, and a bar that cannot be drawn is left out.
 """
 
 import math
@@ -12,7 +12,8 @@ from uuid import UUID
 
 from components.errors import TrackingError
 from components.tracking import runs
-from components.tracking.live import Live
+from components.tracking.live import EpochReporter
+from components.tracking.store import Store
 from flows.progress import Event, Pace, format_left, listening, report
 from flows.server.links import write_key
 
@@ -23,32 +24,38 @@ Show = Callable[[float, str], None]
 
 
 @contextmanager
-def live_run(name: str, open_run: Callable[[], tuple[str, Collection[int]]]) -> Iterator[Live]:
-    """The MLflow run of the training called `name`, filled while the block runs; closed here only if that fails."""
-    live = Live(open_run, runs.log_epochs)
+def logging_epochs(
+    store: Store, name: str, open_run: Callable[[], tuple[str, Collection[int]]]
+) -> Iterator[EpochReporter]:
+    """Log the epochs of the training called `name` to its MLflow run; the run is closed here only if the block fails.
+
+    open_run: returns the run's id and the epochs that it already has.
+    """
+    reporter = EpochReporter(open_run, store.log_metrics)
 
     def hear(event: Event) -> None:
         if event["event"] == "training-epoch" and event["name"] == name:
-            live.add(event)
+            reporter.add(event)
 
     try:
         with listening(hear):
-            yield live
+            yield reporter
     except BaseException as error:
-        live.close(GIVE_UP_SECONDS)
-        _end(live, error)
+        reporter.close(GIVE_UP_SECONDS)
+        _end(store, reporter, error)
         raise
-    live.close()
-    if live.trouble:
-        report("note", text=f"MLflow did not answer while {name} was trained; it was told afterwards. {live.trouble}")
+    reporter.close()
+    if reporter.trouble:
+        note = f"MLflow did not answer while {name} was trained; its epochs were logged afterwards."
+        report("note", text=f"{note} {reporter.trouble}")
 
 
-def _end(live: Live, error: BaseException) -> None:
-    """Say in MLflow how it ended, if MLflow listens; the error itself is told by whoever catches it."""
+def _end(store: Store, reporter: EpochReporter, error: BaseException) -> None:
+    """Log how the training ended, if MLflow answers; whoever catches the error reports it."""
     status: runs.Ending = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-    if live.run_id is not None:
+    if reporter.run_id is not None:
         try:
-            runs.end_child(live.run_id, status, str(error))
+            runs.end_child(store, reporter.run_id, status, str(error))
         except TrackingError as trouble:
             report("note", text=str(trouble))
 

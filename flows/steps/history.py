@@ -7,6 +7,7 @@ from typing import Any
 from components.errors import PromotionError
 from components.files import write_whole
 from components.promotion import aliases, contest, ledger, verify, versions
+from components.tracking.store import Store
 from components.workspace import Workspace
 from flows.server.events import tell_promoted
 from flows.server.turns import promotion_turn
@@ -14,28 +15,26 @@ from flows.server.turns import promotion_turn
 
 def require_ledger(workspace: Workspace, name: str) -> None:
     """Raise DomainError unless the domain is here, or was removed and left a ledger."""
-    from components.tracking import store
     from flows.plan import load_checked_domain
 
     if not workspace.domain_file(name).exists() and workspace.has_results():
-        store.connect(workspace)
+        Store.open(workspace)
         if ledger.load_texts(name):
             return
     load_checked_domain(workspace, name)
 
 
-def open_registry(workspace: Workspace, name: str) -> None:
-    """Connect, and end a promotion that was killed between its writes."""
-    from components.tracking import store
-
-    store.connect(workspace)
+def open_registry(workspace: Workspace, name: str) -> Store:
+    """The workspace's store, after a promotion that was killed between its writes was completed."""
+    store = Store.open(workspace)
     if not aliases.is_moving(name):
-        return
+        return store
     with promotion_turn(name):
         aliases.complete_move(workspace, name)
     champion = versions.load_version(name, versions.CHAMPION)
     if champion is not None:  # the process that was killed may not have told
         tell_promoted(champion)
+    return store
 
 
 def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from components.promotion.gates.decide import decide
 from components.promotion.versions import Version
 from components.records import Result, load_predictions
 from components.tracking import artifacts
+from components.tracking.store import Store
 from flows.plan import Plan
 from flows.processes.training import run_job
 from flows.progress import report
@@ -34,7 +35,7 @@ class Approval:
 
 
 def settle_challenger(
-    plan: Plan, scored: Result, challenger: Version, approval: Approval | None = None
+    store: Store, plan: Plan, scored: Result, challenger: Version, approval: Approval | None = None
 ) -> tuple[Decision, Version | None]:
     """Judge the challenger and let the verdict take effect, both anew where somebody moved the champion in between.
 
@@ -47,7 +48,7 @@ def settle_challenger(
         if decisions:
             report("note", text="The champion moved meanwhile: judging against the new one.")
         decisions.append(judge(plan, scored, challenger, champion, str(approval or "")))
-        return _record(plan, challenger, decisions[-1], approval)
+        return _record(store, plan, challenger, decisions[-1], approval)
 
     turn = partial(promotion_turn, name)
     judgement, champion = contest.judge_until_settled(plan.workspace, name, challenger.version, judge_against, turn)
@@ -122,11 +123,11 @@ def score_folder(plan: Plan, version: int) -> Path:
     return plan.scores / f"version-{version}"
 
 
-def _record(plan: Plan, challenger: Version, decision: Decision, approval: Approval | None) -> Judgement:
+def _record(store: Store, plan: Plan, challenger: Version, decision: Decision, approval: Approval | None) -> Judgement:
     """What a record says of the judgement it rests on, which is kept before it; who approved it answers for it."""
     text = ledger.write_evidence(decision.model_dump(mode="json"))
     evidence = ledger.hash_text(text)
-    artifacts.log_evidence(challenger.run_id, evidence, text)
+    artifacts.log_evidence(store, challenger.run_id, evidence, text)
     groups = next((int(found.evidence["groups"]) for found in decision.findings if "groups" in found.evidence), 0)
     return Judgement(
         reason=decision.reason,

@@ -10,7 +10,6 @@ from components.files import write_whole
 from components.reports.words import HEADS, describe_candidate, list_gains, render_search
 from components.tracking.pages import CARD, DATA, name_verdict, without_html
 from flows.plan import Plan
-from flows.server.links import list_pages
 
 UNTRAINED = "The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods."
 MOST_LISTED = 50
@@ -33,10 +32,10 @@ def report_path(plan: Plan) -> Path:
     return plan.folder / "report.html"
 
 
-def write_report(plan: Plan, outcome: Mapping[str, Any], picture: Path, run_id: str) -> Path:
-    """Write the report beside the adapters it speaks of; returns its path. run_id: the retrain's run in MLflow."""
+def write_report(plan: Plan, outcome: Mapping[str, Any], picture: Path, pages: Mapping[str, str]) -> Path:
+    """Write the report beside the adapters it speaks of; returns its path. pages: of `list_pages`."""
     path = report_path(plan)
-    write_whole(path, render_html(plan, outcome, picture, list_pages(run_id)).encode())
+    write_whole(path, render_html(plan, outcome, picture, pages).encode())
     return path
 
 

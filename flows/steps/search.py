@@ -9,11 +9,12 @@ from components.models.tuners import Tuner
 from components.records import Rung, load_rung, write_rung
 from components.reports.words import render_options
 from components.tracking import candidates, runs
+from components.tracking.store import Store
 from components.training.search import Found, Trial, count_epochs, read_options, search_tuner
 from flows.plan import Plan
 from flows.processes.training import run_trial
 from flows.progress import Event, Pace, format_left, listening, report
-from flows.steps.follow import live_run, progress_bar
+from flows.steps.follow import logging_epochs, progress_bar
 
 
 class Climber:
@@ -22,26 +23,26 @@ class Climber:
     fresh: only what this retrain has trained itself. runs: the MLflow run of each trial of this search, by its number.
     """
 
-    def __init__(self, plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> None:
-        self.plan, self.parent, self.tuner, self.fresh = plan, parent, tuner, fresh
+    def __init__(self, store: Store, plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> None:
+        self.store, self.plan, self.parent, self.tuner, self.fresh = store, plan, parent, tuner, fresh
         self.runs: dict[int, str] = {}
         self.stored: dict[int, tuple[Rung, ...]] = {}
 
     def climb(self, trial: Trial, epochs: int) -> Rung:
         job = self.plan.create_trial_job(self.tuner, trial, epochs)
-        told = next((rung for rung in self._find_stored(trial) if rung.epochs == epochs), None)
-        if told is not None:
-            write_rung(job.folder, told)
-            return told
+        stored = next((rung for rung in self._find_stored(trial) if rung.epochs == epochs), None)
+        if stored is not None:
+            write_rung(job.folder, stored)
+            return stored
         if self.fresh and not trial.rungs:
             shutil.rmtree(job.folder, ignore_errors=True)
         known = load_rung(job.folder, epochs)
         name = name_trial(self.tuner, trial)
-        with live_run(name, lambda: self._open_run(trial)) as live:
+        with logging_epochs(self.store, name, lambda: self._open_run(trial)) as reporter:
             rung = known or run_trial(job, name)
-        run_id = live.run_id or self._open_run(trial)[0]
+        run_id = reporter.run_id or self._open_run(trial)[0]
         own = read_options(trial.tuner, self.tuner)
-        candidates.log_trial(run_id, trial.number, (*trial.rungs, rung), own, live.missing)
+        candidates.log_trial(self.store, run_id, trial.number, (*trial.rungs, rung), own, reporter.missing)
         return rung
 
     def forget(self, trial: Trial) -> None:
@@ -53,9 +54,10 @@ class Climber:
         """The trial's rungs in MLflow, asked for once. The run they are in is the one that goes on."""
         if trial.number not in self.stored:
             key, own = self.plan.trial_key(self.tuner, trial.tuner), self.parent if self.fresh else None
-            run_id, self.stored[trial.number] = candidates.find_trial(self.plan.domain.name, key, own) or ("", ())
+            known = candidates.find_trial(self.store, self.plan.domain.name, key, own)
+            run_id, self.stored[trial.number] = known or ("", ())
             if run_id:
-                runs.adopt_child(self.parent, run_id)
+                runs.adopt_child(self.store, self.parent, run_id)
                 self.runs[trial.number] = run_id
         return self.stored[trial.number]
 
@@ -63,15 +65,15 @@ class Climber:
         """A promoted trial goes on in its run."""
         if trial.number in self.runs:
             run_id = self.runs[trial.number]
-            return run_id, runs.continue_child(run_id)
+            return run_id, runs.continue_child(self.store, run_id)
         key = self.plan.trial_key(self.tuner, trial.tuner)
         facts = {"tuner": self.tuner.label, "trial": str(trial.number), "candidate_key": key}
-        run_id = runs.start_child(self.parent, name_trial(self.tuner, trial), role="trial", **facts)
+        run_id = runs.start_child(self.store, self.parent, name_trial(self.tuner, trial), role="trial", **facts)
         self.runs[trial.number] = run_id
         return run_id, ()
 
 
-def search_options(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
+def search_options(store: Store, plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
     """Search one candidate's options. fresh: trials of earlier retrains do not count.
 
     Returns `describe_search` and the candidate with what was chosen as `tuner`.
@@ -79,7 +81,7 @@ def search_options(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[s
     search, training, label = plan.domain.search, plan.domain.training, tuner.label
     if search is None:
         raise ValueError("the domain asks for no search")
-    climber, meter = Climber(plan, parent, tuner, fresh), Meter(search, training)
+    climber, meter = Climber(store, plan, parent, tuner, fresh), Meter(search, training)
     report("search", name=label)
     with progress_bar(f"{plan.domain.name}-{label}-search", f"search of {label}") as show:
 
@@ -104,8 +106,8 @@ def search_options(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[s
 
         found = search_tuner(tuner, search, training, climb, climber.forget)
     record = describe_search(found, tuner)
-    told = f"{record['trials']} trials in {record['seconds']:.0f} s: {render_options(record['options'])}"
-    report("search-done", name=label, note=f"{told}, val {record['score']:.3f}")
+    summary = f"{record['trials']} trials in {record['seconds']:.0f} s: {render_options(record['options'])}"
+    report("search-done", name=label, note=f"{summary}, val {record['score']:.3f}")
     return record | {"tuner": found.tuner.model_dump(mode="json")}
 
 

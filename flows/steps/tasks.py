@@ -21,7 +21,8 @@ from components.errors import TesseraError, TrackingError, VersioningError
 from components.promotion import versions
 from components.promotion.versions import Version
 from components.records import load_result
-from components.tracking import artifacts, runs, store
+from components.tracking import artifacts, runs
+from components.tracking.store import Store, is_server
 from components.workspace import Workspace, find_workspace
 from flows.plan import Plan, create_plan, require_trainable
 from flows.progress import Event, listening, report
@@ -77,7 +78,7 @@ def _may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
     has waited for already."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, TrackingError):
-        return not store.is_server(find_workspace().tracking_uri)
+        return not is_server(find_workspace().tracking_uri)
     return not isinstance(error, TesseraError) or isinstance(error, VersioningError)
 
 
@@ -150,11 +151,12 @@ def run_stage(stages: Stages, stage: str) -> None:
 
 @step("open MLflow run")
 def start_run(plan: Plan, role: runs.Role) -> str:
-    store.connect(plan.workspace)
-    keys = {"manifest_key": plan.manifest_key, "manifest_sha256": plan.manifest_sha256}
-    parent = runs.start_parent(plan.domain, plan.version.md5, plan.verdict_key, plan.code, role, **keys)
-    artifacts.log_data(parent, plan.manifest, plan.validation_report)
-    link(parent, plan.domain.name)
+    store = Store.open(plan.workspace)
+    facts = {"data_version": plan.version.md5, "verdict_key": plan.verdict_key, "git_commit": plan.code}
+    facts |= {"manifest_key": plan.manifest_key, "manifest_sha256": plan.manifest_sha256}
+    parent = runs.start_parent(store, plan.domain, **facts, role=role)
+    artifacts.log_data(store, parent, plan.manifest, plan.validation_report)
+    link(store, parent, plan.domain.name)
     return parent
 
 
@@ -162,36 +164,37 @@ def start_run(plan: Plan, role: runs.Role) -> str:
 def recording(plan: Plan, role: runs.Role) -> Iterator[str]:
     """The MLflow run of the flow, closed as the block ends."""
     parent = start_run(plan, role)
+    store = Store.open(plan.workspace, patient=True)  # it has answered a moment ago
     try:
         yield parent
     except BaseException as error:
-        runs.end_parent(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        runs.end_parent(store, parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    runs.end_parent(parent, "FINISHED")
+    runs.end_parent(store, parent, "FINISHED")
 
 
 @step("score challenger")
 def score_challenger(plan: Plan, parent: str, version: int) -> None:
     """Where a gate limits what serving takes, on this machine in any case."""
-    store.connect(plan.workspace)
-    _score(plan, parent, versions.require_version(plan.domain.name, version), here=limits_serving(plan.domain))
+    store = Store.open(plan.workspace)
+    _score(store, plan, parent, versions.require_version(plan.domain.name, version), here=limits_serving(plan.domain))
 
 
 @step("score champion")
 def score_champion(plan: Plan, parent: str, challenger: int) -> None:
     """The gate finds the scores. A champion that comes in between is scored by the gate itself."""
-    store.connect(plan.workspace)
+    store = Store.open(plan.workspace)
     champion = versions.load_version(plan.domain.name, versions.CHAMPION)
     if champion is not None and champion.version != challenger:
-        _score(plan, parent, champion)
+        _score(store, plan, parent, champion)
 
 
-def _score(plan: Plan, parent: str, version: Version, here: bool = False) -> None:
+def _score(store: Store, plan: Plan, parent: str, version: Version, here: bool = False) -> None:
     """On the work pool where there is one, else here; the predictions come to `score_folder` from both."""
     if here or find_pool(plan.domain) is None:
         score_version(plan, version)
     else:
-        score_on_pool(plan, parent, version.version)
+        score_on_pool(store, plan, parent, version.version)
 
 
 @step("gate and promote")
@@ -202,9 +205,9 @@ def gate_and_promote(
 
     scores: the folder of the version's predictions.
     """
-    open_registry(plan.workspace, plan.domain.name)
+    store = open_registry(plan.workspace, plan.domain.name)
     challenger = versions.require_version(plan.domain.name, version)
-    decision, champion = settle_challenger(plan, require(load_result(scores), "result"), challenger, approval)
+    decision, champion = settle_challenger(store, plan, require(load_result(scores), "result"), challenger, approval)
     return decision.model_dump(mode="json"), None if champion is None else champion.version
 
 
