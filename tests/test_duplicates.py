@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+from collections import Counter
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from samples import picture
 
+from components.data.checks import duplicates, look_alikes
 from components.data.checks.designs import Designs, create_outline, find_places, refine_place
 from components.data.checks.duplicates import (
     NOTHING,
     Found,
+    Look,
     Pictures,
     Question,
     find_near_duplicates,
@@ -26,6 +30,7 @@ from components.data.checks.duplicates import (
 )
 from components.data.checks.features import load_known, load_near_duplicates, load_sisters, save_matches
 from components.data.checks.look_alikes import (
+    POINTS,
     LookAlike,
     cosine_transform,
     find_alike_parts,
@@ -161,6 +166,29 @@ def test_one_fixture_on_every_picture_joins_none_but_real_copies():
     images[7] = expose(images[6], 0.9, 1.0)
     contents, found = search(images)
     assert list(found.near) == [tuple(sorted(contents[6:8]))]
+
+
+def test_what_arbitrary_pictures_share_is_the_median_of_their_agreements():
+    """A few copies or strangers among the pairs measured first move no threshold, as they would move a mean."""
+    names = [f"{number:02}" for number in range(8)]
+    agreements = (0.8, 0.0, 0.8, 0.8, 0.85, 0.0, 0.8)
+    known = {Look(*pair, POINTS): Match(9, share) for pair, share in zip(pairwise(names), agreements, strict=True)}
+    blank = np.zeros((192, 192), np.uint8)
+    pictures = Pictures(names, np.zeros((8, 32, 32), np.float32), np.zeros((8, 4), np.float32), lambda index: blank)
+    search = duplicates._Search(pictures, Found(known), lambda found: None)
+    search.measure_shared()
+    assert search.needed == pytest.approx(0.9)
+
+
+def test_a_pair_is_a_candidate_where_it_is_among_the_nearest_of_either_picture():
+    """One picture looks like twenty others, each of which looks like that one alone: all are looked at."""
+    greys = np.stack([np.asarray(picture(7, 32, 32), dtype=np.float32)] * 12)
+    star = {(0, other): (0.99 - 0.01 * other, 0) for other in range(1, 21)}
+    assert len(look_alikes._nearest_look_alikes(star)) == 20
+    crowd = find_look_alikes(greys, 4)
+    nearest = Counter(index for pair in crowd for index in pair[:2])
+    assert len(crowd) < 12 * 11 / 2
+    assert min(nearest.values()) >= look_alikes.MOST_LOOK_ALIKES
 
 
 def read_once(images, known):

@@ -48,6 +48,20 @@ def test_labels_go_the_way_of_the_image_that_training_sees(tmp_path: Path, prese
         assert np.any(inside, axis=0).all()
 
 
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "none"])
+def test_boxes_stay_inside_of_the_image(preset: str) -> None:
+    """One that an annotator drew a little too large, one in a corner, and one that shifts carry over the edge."""
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    boxes = [(-3.0, 10.0, 20.0, 66.0), (0.0, 0.0, 6.0, 6.0), (50.0, 50.0, 64.0, 64.0)]
+    augment = Augmentation(preset, 7)
+    for epoch in range(24):
+        _, _, around = augment.with_labels(image, mask, boxes, epoch, 0)
+        assert around
+        for x0, y0, x1, y1 in around:
+            assert 0 <= x0 < x1 <= 64
+            assert 0 <= y0 < y1 <= 64
+
+
 def test_rows_are_of_every_class_and_of_training_alone() -> None:
     labels, splits = ["a", "b", "c"] * 20, ["train", "train", "val", "test"] * 15
     frame = pl.DataFrame({"id": [f"{n:02}" for n in range(60)], "label": labels, "split": splits})

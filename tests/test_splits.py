@@ -142,6 +142,24 @@ def test_old_neighbours_across_sides_leave_the_better_guarded_one():
     assert assigned.excluded[0].reason == "it was in train and shows the same as c.png, which is in test"
 
 
+def test_a_lot_that_is_named_later_leaves_the_splits_that_guard_less():
+    """A group column that comes after the split may put images of several splits into one lot."""
+    memory = place(a="train", b="val", c="test", d="train", e="train", f="val", g="none")
+    assigned = assign("abcdefg", lots=["L", "L", "L", "M", "N", "N", "N"], memory=memory)
+    assert sides_of(assigned) == {"c": "test", "d": "train", "f": "val"}
+    assert {item.path: item.reason for item in assigned.excluded} == {
+        "a.png": "it was in train and shows the same as L, which is in test",
+        "b.png": "it was in val and shows the same as L, which is in test",
+        "e.png": "it was in train and shows the same as N, which is in val",
+        "g.png": "it was excluded before",
+    }
+
+
+def test_an_excluded_image_does_not_exclude_the_rest_of_its_lot():
+    memory = {content("a")[:DIGITS]: Line("L", "val"), content("b")[:DIGITS]: Line("L", EXCLUDED)}
+    assert sides_of(assign(["a", "b", "new"], lots=["L"] * 3, memory=memory)) == {"a": "val", "new": "val"}
+
+
 def test_a_lot_keeps_its_side_when_all_its_images_are_replaced():
     lots = [f"lot{number % 8}" for number in range(24)]
     first = assign(range(24), lots=lots)
@@ -176,6 +194,13 @@ def test_groups_of_several_classes_serve_the_rarest_first():
     counts = count_groups(assign(range(80), labels, lots).frame, ("good", "crack"))
     assert all(counts["crack"].values())
     assert counts["good"] == {"train": 12, "val": 3, "test": 5}
+
+
+def test_excluded_images_are_no_groups_to_be_shared_out():
+    """Four groups, beside many excluded images of their class: one each in val and test, as without those."""
+    gone = [f"gone{number}" for number in range(40)]
+    assigned = assign([*gone, *"abcd"], memory=place(**dict.fromkeys(gone, EXCLUDED)))
+    assert sorted(sides_of(assigned).values()) == ["test", "train", "train", "val"]
 
 
 def test_seed_decides_who_and_shares_decide_how_many():
@@ -213,20 +238,35 @@ def test_the_file_comes_back_as_it_was_and_a_version_adds_lines_only(tmp_path):
     assert load_memory(tmp_path / "missing.csv") == {}
 
 
+def test_the_format_of_the_file_is_pinned(tmp_path):
+    """It is committed beside the data: 16 digits of each sha256, sorted, and a lot where one is named."""
+    memory = {"fedcba9876543210": Line("", "test"), "0123456789abcdef": Line("lot, 7", "train")}
+    save_memory(memory, tmp_path / "splits.csv")
+    text = 'content,group,split\n0123456789abcdef,"lot, 7",train\nfedcba9876543210,,test\n'
+    assert (tmp_path / "splits.csv").read_bytes() == text.encode()
+    assert load_memory(tmp_path / "splits.csv") == memory
+    assert list(assign(["a"], memory={}).memory) == ["ca978112ca1bbdca"]  # sha256 of "a" as every tool computes it
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "found"),
     [
-        "",
-        "content,split\n",
-        "content,group,split\n0123456789abcdef,,dev\n",
-        "content,group,split\n0123,,test\n",
-        "content,group,split\n0123456789abcdef,,test\n0123456789abcdef,,train\n",
-        "<<<<<<< HEAD\ncontent,group,split\n",
+        ("", "the columns of an empty file"),
+        ("content,split\n", "the columns content, split"),
+        ("content,group,split\n0123456789abcdef,,dev\n", "line 2: '0123456789abcdef,,dev'"),
+        ("content,group,split\n0123456789abcdef,,val\n0123,,test\n", "line 3: '0123,,test'"),
+        ("content,group,split\n0123456789abcdef,test\n", "line 2: '0123456789abcdef,test'"),
+        (
+            "content,group,split\n0123456789abcdef,,test\n0123456789abcdef,,train\n",
+            "line 3: '0123456789abcdef,,train'",
+        ),
+        ("<<<<<<< HEAD\ncontent,group,split\n", "the columns <<<<<<< HEAD"),
+        ('content,group,split\n0123456789abcdef,"lot,test\n', "unexpected end of data"),
     ],
 )
-def test_a_damaged_file_is_refused(tmp_path, text):
+def test_a_damaged_file_is_refused(tmp_path, text, found):
     (tmp_path / "splits.csv").write_text(text)
-    with pytest.raises(DataError, match="git checkout"):
+    with pytest.raises(DataError, match=f"found {found}.*git checkout"):
         load_memory(tmp_path / "splits.csv")
 
 

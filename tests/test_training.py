@@ -1,6 +1,7 @@
 """The loop: resumes to the same bits, repeats for any number of workers, and refuses what cannot be trained."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from components.models.tuners import TUNERS, create_tuners
 from components.tasks import CLASSIFICATION
 from components.tasks.calibration import fit_temperature
 from components.tasks.classification import weigh_classes
+from components.training import checkpoint
 from components.training.checkpoint import Checkpoint, Progress
 from components.training.evaluate import extract_features, predict_probabilities
 from components.training.fit import Loop, Recipe, Stopped, create_optimizer, fit, identify, scale_rate
@@ -373,3 +375,27 @@ def test_a_tie_on_validation_goes_to_the_lower_loss() -> None:
         progress.history.append({"val/balanced_accuracy": score, "val/loss": loss})
         progress.keep_if_best({"w": weight}, "balanced_accuracy")
     assert (progress.best_epoch, progress.best["w"].item()) == (3, 3)
+
+
+def test_a_checkpoint_is_due_by_time_and_by_what_it_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes a second to write is written every twenty at most; the end of an epoch makes it due sooner."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    (tuner,) = create_tuners([{"kind": "linear"}])
+    network = create_network(create_backbone(), tuner, len(CLASSES), 0)
+    file = Checkpoint(tmp_path / "c", {}, dict(network.trainable_parameters()), create_optimizer(network, tuner), 10.0)
+
+    def due_after(seconds: float) -> tuple[bool, bool]:
+        clock.now = file.saved + seconds
+        return file.is_due(epoch_ends=False), file.is_due(epoch_ends=True)
+
+    by_time = [(False, False), (False, True), (False, True), (True, True)]
+    assert [due_after(seconds) for seconds in (0.9, 1, 9.9, 10)] == by_time
+
+    def write(progress: Progress) -> None:
+        clock.now += 1
+
+    monkeypatch.setattr(file, "_write", write)
+    file.save(Progress())
+    assert file.saved == clock.now
+    assert [due_after(seconds) for seconds in (10, 19.9, 20)] == [(False, False), (False, False), (True, True)]

@@ -216,6 +216,31 @@ def test_a_copied_picture_is_kept_once_with_all_its_crops(tmp_path):
     assert all("label conflict" in item.reason for item in validated.quarantined)
 
 
+# Masks of crops, and the ceiling
+
+
+@pytest.mark.parametrize("size", [(160, 121), (161, 120), (120, 160)])
+def test_a_mask_of_a_crop_has_the_size_of_the_whole_picture(tmp_path, size):
+    raw = write_instances(tmp_path, pictures=4)
+    mask = raw / "instances/p2.png"
+    Image.open(mask).resize(size, Image.Resampling.NEAREST).save(mask)
+    validated = check(make_domain(layout="instances", classes=["background", "object"]), raw)
+    assert {item.path for item in validated.quarantined} == {"images/p2.png"}
+    (why,) = {str(item.reason) for item in validated.quarantined}
+    assert "mask of 160 x 120 pixels" in why
+    assert f"{size[0]} x {size[1]}" in why
+
+
+@pytest.mark.parametrize(("damaged", "ok"), [(6, True), (7, False)])
+def test_the_ceiling_of_the_quarantine_may_be_reached(tmp_path, damaged, ok):
+    raw = write_folders(tmp_path, images=12)
+    for number in range(damaged):
+        (raw / f"good/good{number:02d}.png").write_bytes(b"no picture")
+    validated = check(make_domain(validation={"max_quarantined": 0.25}), raw)
+    assert len(validated.quarantined) == damaged
+    assert validated.ok == ok
+
+
 # The schema
 
 
