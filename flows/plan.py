@@ -200,18 +200,6 @@ def require_obeyed(overrides: Sequence[str], file: Path) -> None:
             )
 
 
-def require_trainable(domain: Domain) -> None:
-    """Raise DomainError for a task that can be checked but not learned yet."""
-    if create_task(domain).annotation == "label":
-        return
-    raise DomainError(
-        f"training of {domain.name}",
-        expected="task: classification, the one that training is built for",
-        found=f"task: {domain.task_kind}",
-        hint="`tessera check` and `tessera export` work on it; to train, give each image one label and change `task`.",
-    )
-
-
 def create_plan(workspace: Workspace, name: str, overrides: Sequence[str] = ()) -> Plan:
     """Read the domain and record the version of its images as they are now."""
     domain = load_checked_domain(workspace, name, overrides)

@@ -26,6 +26,8 @@ from components.promotion import versions
 from components.promotion.evidence import score_frame
 from components.promotion.versions import Version
 from components.records import PROBABILITY, Job, Result, load_predictions, load_result
+from components.tasks import create_task
+from components.tasks.base import by_class
 from components.tracking import artifacts
 from components.workspace import REPOSITORY, Workspace
 from flows.processes.training import run_recorded
@@ -50,7 +52,7 @@ def reproduce(
     Args:
         domain: name of a folder in data/.
         version: a registered version.
-        tolerance: how far balanced accuracies on the held-out images may be apart where the machines are of different
+        tolerance: how far the scores of the held-out images may be apart where the machines are of different
             kinds; what chance would explain on so many images when left out.
         workspace: where data and state live; the worker's own when left out.
     """
@@ -65,14 +67,20 @@ def reproduce(
         restore_images(place, job["data_version"], scratch)
         report("stage", title="train it again")
         after = train_again(job, f"version {version} again", code, scratch)
-        outcome: dict[str, Any] = compare(place, found, Job.model_validate(job).domain, before, after, tolerance)
+        recorded = Job.model_validate(job).domain
+        outcome: dict[str, Any] = compare(place, found, recorded, before, after, tolerance)
         outcome |= {"data_version": job["data_version"], "code": "this code" if code == REPOSITORY else "its commit"}
         if outcome["verdict"] == "PASS":
             shutil.rmtree(scratch)
         else:
             outcome["scratch"] = str(scratch)
         report("stage-done", title=f"trained version {version} again", note=outcome["verdict"])
-        show("reproduce", domain, render_comparison(outcome, before, after), "Is it the same when trained again")
+        show(
+            "reproduce",
+            domain,
+            render_comparison(outcome, before, after, create_task(recorded).metric),
+            "Is it the same when trained again",
+        )
     return outcome
 
 
@@ -148,8 +156,8 @@ def compare(
     within, why = "within" if apart <= allowed else "beyond", "by chance" if tolerance is None else "as asked for"
     machine = "Other weights on the same kind of machine" if same_machine else "Another kind of machine"
     reason = (
-        f"{machine}. Balanced accuracies on {now.height} held-out images are {apart:.4f} apart, {within} the "
-        f"{allowed:.4f} allowed {why}. {differs}"
+        f"{machine}. By {create_task(domain).metric_words} they are {apart:.4f} apart on {now.height} held-out images, "
+        f"{within} the {allowed:.4f} allowed {why}. {differs}"
     )
     passed = not same_machine and apart <= allowed
     facts |= {"apart": apart, "tolerance": allowed, "images": now.height}
@@ -157,14 +165,14 @@ def compare(
 
 
 def measure_difference(domain: Domain, then: pl.DataFrame, now: pl.DataFrame) -> tuple[float, float]:
-    """How far balanced accuracies on the same images are apart, and how far chance would put them.
+    """How far scores of the same images are apart, and how far chance would put them.
 
-    Chance is one answer in twenty being another, for better or worse: each moves its class's recall by one image. Two
+    Chance is one answer in twenty being another, for better or worse: each moves its class's score by one image. Two
     standard errors of that, and at least one image of the smallest class: far for a dozen images, hardly for thousands.
     It is stated before and not taken from the answers that did change: the more went wrong, the more would be allowed.
     """
     scores = [score_frame(frame, domain).value for frame in (then, now)]
-    sizes = then["label"].value_counts()["count"].to_list()
+    sizes = by_class(then)["label"].value_counts()["count"].to_list()
     chance = 2 * math.sqrt(CHANGED * sum(1 / size for size in sizes))
     return abs(scores[1] - scores[0]), max(chance, 1 / min(sizes)) / len(sizes)
 
@@ -200,11 +208,11 @@ def _describe_predictions(before: Result, after: Result) -> str:
     return f"probabilities differ by at most {gap:.2g}"
 
 
-def render_comparison(outcome: Mapping[str, Any], before: Result, after: Result) -> str:
+def render_comparison(outcome: Mapping[str, Any], before: Result, after: Result, metric: str) -> str:
     """The verdict, and what both trainings came to."""
     rows = [
         (key, f"{before.metrics[key]:.4f}", f"{after.metrics[key]:.4f}")
-        for key in (f"{side}/balanced_accuracy" for side in HELD_OUT)
+        for key in (f"{side}/{metric}" for side in HELD_OUT)
     ]
     rows += [("weights, sha256", before.adapter_sha256[:12], after.adapter_sha256[:12])]
     keys = sorted(before.environment.keys() | after.environment.keys())

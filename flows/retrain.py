@@ -225,7 +225,7 @@ def find_registered(workspace: Workspace, name: str, adapter: Path) -> Version |
 def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
     """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow."""
     store = Store.open(plan.workspace)
-    picture = draw_picture(outcome, plan.folder / PICTURE)
+    picture = draw_picture(outcome, create_task(plan.domain), plan.folder / PICTURE)
     path = retrain_page.write_report(plan, outcome, picture, list_pages(store, parent))
     best = next(row for row in outcome["candidates"] if row["selected"])
     job = plan.create_jobs()[f"{best['tuner']}-s{best['seed']}"]

@@ -50,7 +50,7 @@ TUNERS = rows(
             record(value={"type": "number"}, low=END, high=END, groups=COUNT, baseline=TEXT, text=TEXT),
         ]
     },
-    recalls={"type": "object", "additionalProperties": SHARE},
+    class_scores={"type": "object", "additionalProperties": SHARE},
     seconds={"type": "number", "minimum": 0},
     trainable_params=COUNT,
     adapter_bytes=COUNT,

@@ -76,8 +76,12 @@ def _missing_weights(place: Path) -> None:
     _change(place, "backbone: weights/none.safetensors\n")
 
 
-def _many_labels(place: Path) -> None:
-    _change(place, "{task: multilabel, layout: {kind: csv, separator: ';'}}")
+def _unknown_task(place: Path) -> None:
+    _change(place, "task: clasification")
+
+
+def _one_class(place: Path) -> None:
+    _change(place, "classes: [crack]")
 
 
 def _lost_git(place: Path) -> None:
@@ -101,7 +105,8 @@ def _change(place: Path, line: str) -> None:
         (_lost_git, ["check", DOMAIN], ("git init",)),
         (None, ["check", "partz"], ("parts",)),
         (None, ["retrain", DOMAIN, "--set", "training.epoch=3"], ("epochs",)),
-        (_many_labels, ["retrain", DOMAIN], ("task: multilabel", "tessera check", "give each image one label")),
+        (_unknown_task, ["retrain", DOMAIN], ("clasification", "Did you mean 'classification'")),
+        (_one_class, ["check", DOMAIN], ("at least 2 classes", "found crack")),
         (None, ["history", "partz"], ("parts",)),
         (None, ["compare", DOMAIN], ("tessera retrain parts",)),
         (None, ["promote", DOMAIN], ("tessera retrain parts",)),

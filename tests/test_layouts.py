@@ -317,7 +317,7 @@ def test_masks_in_colour_and_ids_in_three_equal_channels(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"task": "multilabel"}, "one of the layouts csv, parquet, coco, masks for multilabel"),
+        ({"task": "multilabel"}, "one of the layouts csv, parquet, coco, masks for the task multilabel"),
         ({"layout": {"kind": "csv", "separator": ";"}}, "Remove it, or choose the task multilabel"),
         ({"layout": {"kind": "masks", "ids": {"crack": "red"}}}, "whole numbers, or else colours"),
         ({"layout": {"kind": "masks", "ids": {"crack": 1, "pit": 1}}}, "one value to two classes"),

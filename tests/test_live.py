@@ -240,7 +240,7 @@ def test_the_terminal_shows_a_search_and_the_time_left() -> None:
     live_display({"event": "search-done", "name": "vpt-deep", "note": "9 trials"})
     live_display({"event": "candidates", "count": 2, "epochs": 4})
     live_display({"event": "training-start", "name": "vpt-s0", "epochs": 4, "images": 9, "device": "cpu"})
-    row = {"event": "training-epoch", "name": "vpt-s0", "epoch": 1.0, "val/balanced_accuracy": 0.5}
+    row = {"event": "training-epoch", "name": "vpt-s0", "epoch": 1.0, "score": 0.5}
     live_display(row)
     (bar,) = [task for task in progress.tasks if task.visible]
     assert bar.fields["count"] == "1 of 8 epochs"

@@ -85,11 +85,11 @@ def test_other_settings_are_judged_against_the_champion(road: Path, retrained: A
     (line,) = compared.outcome["tuners"]
     (row,) = compared.outcome["candidates"]
     assert (line["seeds"], line["test"]["value"], line["val"]) == ([1], row["test"]["value"], row["val"])
-    assert sum(line["recalls"].values()) / len(line["recalls"]) == pytest.approx(row["test"]["value"])
+    assert sum(line["class_scores"].values()) / len(line["class_scores"]) == pytest.approx(row["test"]["value"])
     with Image.open(compared.outcome["picture"]) as picture:
         assert picture.format == "PNG"
     shown = run_tessera(road, "compare", DOMAIN, as_json=False)
-    assert "recall by class" in shown.stdout
+    assert "score by class" in shown.stdout
     assert compared.outcome["picture"] in shown.stdout
 
 

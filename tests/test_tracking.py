@@ -22,6 +22,7 @@ from components.errors import DataError, TrackingError
 from components.processes import identify
 from components.records import Result, load_predictions
 from components.reports import pictures
+from components.tasks import CLASSIFICATION
 from components.tracking import artifacts, candidates, outcomes, runs
 from components.tracking import store as stores
 from components.tracking.store import Point, Store
@@ -224,7 +225,7 @@ def test_a_candidates_files(finished: dict[str, Any], result: Result) -> None:
 
     assert {"adapter", "pictures", "predictions.parquet"} <= list_artifacts(finished["child"])
     assert list_artifacts(finished["child"], "adapter") == {"adapter/adapter.json", "adapter/adapter.safetensors"}
-    for name in ("confusion_matrix", "samples"):
+    for name in ("mistakes", "samples"):
         image = mlflow.artifacts.load_image(f"runs:/{finished['child']}/pictures/{name}.png")
         assert np.asarray(image).std() > 5
 
@@ -462,16 +463,16 @@ def test_mistakes_come_first_and_the_most_confident_on_top() -> None:
     )
     frame = frame.with_columns(p_red=pl.Series([0.9, 0.1, 0.6, 0.2, 0.1]), p_dark=pl.Series([0.1, 0.8, 0.4, 0.7, 0.0]))
     frame = frame.with_columns(p_light=1 - pl.col("p_red") - pl.col("p_dark"))
-    assert pictures.choose_samples(frame, 4)["id"].to_list() == ["0001", "0002", "0003", "0000"]
+    assert pictures.choose_samples(frame, CLASSIFICATION, 4)["id"].to_list() == ["0001", "0002", "0003", "0000"]
 
 
 def test_confusion_counts() -> None:
     frame = tiny.predict(["red", "red", "dark"], ["red", "dark", "dark"], list("abc"))
-    assert pictures.count_confusion(frame, tiny.CLASSES).tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 1]]
+    assert pictures.count_confusion(frame, CLASSIFICATION, tiny.CLASSES).tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 1]]
 
 
 def test_class_names_are_not_read_as_formulas(result: Result, workspace: Workspace, tmp_path: Path) -> None:
     names = {"dark": "$\\frac{", "light": "$", "red": "50 % $x"}
     test = load_predictions(result.folder, "test").with_columns(pl.col("label", "predicted").replace(names))
-    pictures.draw_confusion(test, list(names.values()), "odd").savefig(tmp_path / "a.png")
-    pictures.draw_samples(test, workspace.root / "raw", "odd").savefig(tmp_path / "b.png")
+    pictures.draw_mistakes(test, CLASSIFICATION, list(names.values()), "odd").savefig(tmp_path / "a.png")
+    pictures.draw_samples(test, CLASSIFICATION, workspace.root / "raw", "odd").savefig(tmp_path / "b.png")

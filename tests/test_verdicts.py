@@ -20,6 +20,7 @@ from components.promotion.gates.decide import decide
 from components.records import Result
 from components.reports import words
 from components.reports.pictures import draw_comparison
+from components.tasks import CLASSIFICATION
 from components.tracking import pages
 from flows.commands import console
 from flows.steps import card, retrain_page
@@ -130,7 +131,7 @@ def read_everywhere(plan: Any, outcome: Any, folder: Path, monkeypatch: pytest.M
         calibration="not calibrated: validation has 2 groups, and 3 are needed to judge it",
         folder=folder / "vpt-deep-s0",
     )
-    draw_comparison(outcome["tuners"], "title").canvas.draw()
+    draw_comparison(outcome["tuners"], CLASSIFICATION, "title").canvas.draw()
     about = card.Card(plan, outcome, result, "parent", {})
     texts = {
         "retrain": read_terminal(console.show_retrain, outcome, monkeypatch),

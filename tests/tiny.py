@@ -12,6 +12,7 @@ from PIL import Image
 from components.domain.domain import Domain
 from components.domain.reading import parse_domain
 from components.records import Job, Result, Rung, load_result, load_rung
+from components.tasks import create_task
 
 CLASSES = ("dark", "light", "red")
 COLOURS = {"dark": (40, 40, 50), "light": (210, 205, 200), "red": (190, 60, 50)}
@@ -52,6 +53,26 @@ def write_images(raw: Path, groups: int = 18) -> pl.DataFrame:
     return pl.DataFrame(rows).with_columns(crop).sort("path", "id")
 
 
+def write_marked_images(raw: Path, groups: int = 36) -> pl.DataFrame:
+    """A noisy grey tile per group, with a patch in the colour of each class that it shows, at that class's place."""
+    rng = np.random.default_rng(1)
+    raw.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(groups):
+        shown = [name for k, name in enumerate(CLASSES) if (number % 8) >> k & 1]  # none to all three
+        pixels = np.clip(rng.normal(128, 25, (24, 32, 3)), 0, 255)
+        for name in shown:
+            left = 10 * CLASSES.index(name)
+            pixels[4:20, left : left + 9] = COLOURS[name]
+        path = f"{number:02}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(raw / path)
+        facts = {"label": " + ".join(shown) or "(none)", "labels": shown}
+        rows.append(_row(raw, path, "", number) | {"split": ("train", "train", "val", "test")[number // 8 % 4]} | facts)
+    crop = pl.Series("crop", [None] * len(rows), dtype=pl.List(pl.Int64))
+    frame = pl.DataFrame(rows, schema_overrides={"labels": pl.List(pl.String)})
+    return frame.with_columns(crop).sort("path", "id")
+
+
 def train(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int = 0) -> Result:
     """One candidate through the real training code, in this process."""
     from components.training.run import run_job
@@ -80,7 +101,8 @@ def climb(folder: Path, domain: Domain, tuner: Mapping[str, Any], rungs: list[in
 def create_job(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int, place: Path) -> Job:
     raw, manifest = folder / "raw", folder / "manifest.parquet"
     if not manifest.exists():
-        write_images(raw).write_parquet(manifest)
+        write = write_marked_images if "labels" in create_task(domain).columns() else write_images
+        write(raw).write_parquet(manifest)
     return Job(
         action="train",
         domain=domain,

@@ -41,7 +41,7 @@ def run_manifest(workspace: Workspace, domain: Domain) -> None:
 
 def run_validate(workspace: Workspace, domain: Domain) -> None:
     """rows.parquet -> valid.parquet, validation.json and validation.html. Then raises CheckFailed if a check failed."""
-    from components.data.checks.labels import find_suspects
+    from components.data.checks.labels import review_labels
     from components.data.checks.report import render_report
     from components.data.checks.validation import check_rows, require_valid
 
@@ -49,9 +49,10 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
     near, sisters = load_near_duplicates(folder / "matches.parquet"), load_sisters(folder / "matches.parquet")
     rows, findings = load_frame(folder / "rows.parquet"), workspace.cache / "findings" / domain.name
     validated = check_rows(rows, raw, domain, near, findings, sisters)
-    if validated.ok and create_task(domain).annotation == "label":
+    if validated.ok:
         features = load_features(folder / "features.parquet")
-        judgement = find_suspects(validated.fit, features, [pair for pair in near if pair not in sisters])
+        questions = create_task(domain).questions(validated.fit, domain.classes)
+        judgement = review_labels(questions, features, [pair for pair in near if pair not in sisters])
         validated = replace(validated, judgement=judgement)
     save_frame(validated.fit, folder / "valid.parquet")
     split = _assign(workspace, domain, validated.fit).frame if validated.fit.height else None

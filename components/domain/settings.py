@@ -101,7 +101,7 @@ class Search(Strict):
 
 
 class Gates(Strict):
-    """When a challenger may become champion. Scores are balanced accuracies on the test groups."""
+    """When a challenger may become champion. Scores are the task's metric on the test groups."""
 
     use: tuple[str, ...] | None = Field(default=None, min_length=1)
     """The gates that judge; all when left out."""
@@ -121,7 +121,8 @@ class Gates(Strict):
     """Limit of memory in MB for one image on the device that judges; none when left out."""
     costs: Mapping[str, Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]] = {}
     """The cost of a mistake, by true class and predicted class; other mistakes cost 1. `{"*": {good: 20}}`: a missed
-    defect costs as much as 20 false alarms."""
+    defect costs as much as 20 false alarms. Of labels, `{crack: {(none): 20}}` is the cost of a missed crack and
+    `{(none): {crack: 2}}` that of a false one."""
     max_cost: float | None = Field(default=None, ge=0)
     """Limit of the mean cost per image; none when left out."""
     approval: bool = False

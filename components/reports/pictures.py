@@ -1,4 +1,4 @@
-"""What a run looks like: confusion matrix, sample pictures, learning curves, the comparison, as matplotlib figures.
+"""What a run looks like: mistakes by class, sample pictures, learning curves, the comparison, as matplotlib figures.
 
 Figures are made as objects: pyplot's global state leaks memory in a long-lived worker and wants a main thread.
 """
@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 
 from components.errors import DataError
-from components.records import PROBABILITY
+from components.tasks import Task
+from components.tasks.base import list_probabilities, number_names, read_probabilities
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,24 +27,33 @@ COSTS = (
     ("seconds", "seconds of training, mean of the seeds", 0.1),
     ("adapter_bytes", "bytes of the adapter", 1),
 )
+Counts = np.ndarray[Any, np.dtype[np.int64]]
 RIGHT, WRONG = "#1a7f37", "#b42318"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's colours
 
 
-def draw_confusion(frame: pl.DataFrame, classes: Sequence[str], title: str) -> "Figure":
-    """Counts, coloured by the share of each true class: a rare class is as visible as a frequent one."""
+def draw_mistakes(frame: pl.DataFrame, task: Task, classes: Sequence[str], title: str) -> "Figure":
+    """What was taken for what, or, where an image has any number of labels, what was found, missed and made up.
+
+    Counts, coloured by the share of each true class: a rare class is as visible as a frequent one.
+    """
     from matplotlib.figure import Figure
 
-    counts = count_confusion(frame, classes)  # (C, C)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = min(4 + 0.45 * len(classes), 24)
-    figure = Figure(figsize=(size, size), layout="constrained")
+    if task.annotation == "label":
+        counts, columns = count_confusion(frame, task, classes), list(classes)
+        support, words = counts.sum(axis=1), ("answer", "truth (images)")
+    else:
+        counts, columns = count_labels(frame, task, classes), ["found", "missed", "false alarm"]
+        support, words = counts[:, :2].sum(axis=1), ("answer", "label (images)")
+    shares = np.minimum(counts / np.maximum(support, 1)[:, None], 1)
+    width, height = (min(4 + 0.45 * len(labels), 24) for labels in (columns, classes))
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    support = [f"{name} ({n})" for name, n in zip(classes, counts.sum(axis=1), strict=True)]
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", parse_math=False)
-    axes.set_yticks(range(len(classes)), support, parse_math=False)
-    axes.set(xlabel="predicted", ylabel="truth (images)", title=title)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    names = [f"{name} ({n})" for name, n in zip(classes, support, strict=True)]
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(classes)), names, parse_math=False)
+    axes.set(xlabel=words[0], ylabel=words[1], title=title)
     if len(classes) <= MOST_ANNOTATED:
         for row, column in zip(*np.nonzero(counts), strict=True):
             shade = "white" if shares[row, column] > 0.5 else "black"
@@ -51,20 +61,24 @@ def draw_confusion(frame: pl.DataFrame, classes: Sequence[str], title: str) -> "
     return figure
 
 
-def count_confusion(frame: pl.DataFrame, classes: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Images by true (row) and predicted (column) class."""
-    number = {name: k for k, name in enumerate(classes)}
-    truth = np.array([number[name] for name in frame["label"]], dtype=np.int64)
-    predicted = np.array([number[name] for name in frame["predicted"]], dtype=np.int64)
-    cells = np.bincount(truth * len(classes) + predicted, minlength=len(classes) ** 2)
+def count_confusion(frame: pl.DataFrame, task: Task, classes: Sequence[str]) -> Counts:
+    """(C, C) images by true (row) and answered (column) class."""
+    truth, answered = (number_names(names, classes) for names in (frame["label"], task.describe_answers(frame)))
+    cells = np.bincount(truth * len(classes) + answered, minlength=len(classes) ** 2)
     return cells.reshape(len(classes), len(classes))
 
 
-def draw_samples(frame: pl.DataFrame, raw: Path, title: str, most: int = 24) -> "Figure":
+def count_labels(frame: pl.DataFrame, task: Task, classes: Sequence[str]) -> Counts:
+    """(C, 3) images in which a label was found, was missed, and was answered without being there."""
+    truth, answered = task.flags(frame, classes)
+    return np.stack([(truth & answered).sum(0), (truth & ~answered).sum(0), (answered & ~truth).sum(0)], axis=1)
+
+
+def draw_samples(frame: pl.DataFrame, task: Task, raw: Path, title: str, most: int = 24) -> "Figure":
     """A sheet of pictures: the mistakes first, the most confident of them on top, then the least certain hits."""
     from matplotlib.figure import Figure
 
-    rows = choose_samples(frame, most)
+    rows = choose_samples(frame, task, most)
     columns = min(6, max(1, rows.height))
     lines = max(1, math.ceil(rows.height / columns))
     figure = Figure(figsize=(2.1 * columns, 2.5 * lines + 0.6), layout="constrained")
@@ -74,20 +88,19 @@ def draw_samples(frame: pl.DataFrame, raw: Path, title: str, most: int = 24) -> 
         axes.set_axis_off()
     for axes, row in zip(grid.flat, rows.iter_rows(named=True), strict=False):
         axes.imshow(_load_tile(raw / row["path"], row.get("crop")))
-        wrong = row["label"] != row["predicted"]
-        told = f"{row['label']}, taken for\n{row['predicted']}" if wrong else row["label"]
-        colour = WRONG if wrong else RIGHT
-        axes.set_title(f"{told} {row['confidence']:.0%}", fontsize=8, color=colour, parse_math=False)
+        text = row["label"] if row["right"] else f"{row['label']}, taken for\n{row['answer']}"
+        colour = RIGHT if row["right"] else WRONG
+        axes.set_title(f"{text} {row['confidence']:.0%}", fontsize=8, color=colour, parse_math=False)
     return figure
 
 
-def draw_calibration(frame: pl.DataFrame, classes: Sequence[str], title: str, bins: int = 10) -> "Figure":
-    """How often answers of each probability were right (arXiv 1706.04599, figure 1), and how many there are of each."""
+def draw_calibration(frame: pl.DataFrame, task: Task, classes: Sequence[str], title: str, bins: int = 10) -> "Figure":
+    """How often what has each probability came true (arXiv 1706.04599, figure 1), and how much there is of each."""
     from matplotlib.figure import Figure
 
-    chances = frame.select(f"{PROBABILITY}{name}" for name in classes).to_numpy()
-    hits = (frame["label"] == frame["predicted"]).to_numpy()
-    sure = chances.max(axis=1)
+    sure, hits = task.reliability(task.targets(frame, classes), read_probabilities(frame, classes))
+    what = "answers" if task.annotation == "label" else "labels"
+    sure, hits = sure.reshape(-1), hits.reshape(-1)
     place = np.minimum((sure * bins).astype(int), bins - 1)
     count = np.bincount(place, minlength=bins)
     seen = count > 0
@@ -98,14 +111,14 @@ def draw_calibration(frame: pl.DataFrame, classes: Sequence[str], title: str, bi
     above, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
     above.plot([0, 1], [0, 1], ":", color="#59636e", label="as sure as right")
     above.plot(mean, right, "o-", color=SERIES[0], label="this model")
-    above.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    above.set(ylabel=f"share of the {what} that is right", xlim=(0, 1), ylim=(0, 1.02))
     above.legend(fontsize=8, frameon=False, loc="upper left")
     below.bar((np.arange(bins) + 0.5) / bins, count, width=0.9 / bins, color="#afb8c1")
-    below.set(xlabel="probability of the answer", ylabel="images")
+    below.set(xlabel="probability", ylabel=what)
     return figure
 
 
-def draw_heat(frame: pl.DataFrame, heat: Mapping[str, Any], raw: Path, title: str) -> "Figure":
+def draw_heat(frame: pl.DataFrame, task: Task, heat: Mapping[str, Any], raw: Path, title: str) -> "Figure":
     """The hardest images, each beside what the model looked at; frame: their rows. Its maps are of the whole square."""
     from matplotlib.figure import Figure
 
@@ -117,17 +130,16 @@ def draw_heat(frame: pl.DataFrame, heat: Mapping[str, Any], raw: Path, title: st
     for axes in grid.flat:
         axes.set_axis_off()
     cells = grid.reshape(lines * pairs, 2)
-    for (left, right), row in zip(cells, frame.iter_rows(named=True), strict=False):
+    for (left, right), row in zip(cells, describe_rows(frame, task).iter_rows(named=True), strict=False):
         tile = _load_tile(raw / row["path"], row.get("crop"))
         extent = (0, tile.shape[1], tile.shape[0], 0)
-        wrong = row["label"] != row["predicted"]
-        told = f"{row['label']}, taken for {row['predicted']}" if wrong else f"{row['label']}, rightly"
+        text = f"{row['label']}, rightly" if row["right"] else f"{row['label']}, taken for {row['answer']}"
         left.imshow(tile, cmap="gray")
-        left.set_title(told, fontsize=8, color=WRONG if wrong else RIGHT, parse_math=False, loc="left")
+        left.set_title(text, fontsize=8, color=RIGHT if row["right"] else WRONG, parse_math=False, loc="left")
         right.imshow(tile, cmap="gray", alpha=0.55)
         style: dict[str, Any] = {"cmap": "inferno", "alpha": 0.6, "interpolation": "bilinear", "vmin": 0, "vmax": 1}
         right.imshow(heat[row["id"]], extent=extent, **style)
-        right.set_title(f"looked for {row['predicted']}", fontsize=8, parse_math=False, loc="left")
+        right.set_title(f"looked for {row['likeliest']}", fontsize=8, parse_math=False, loc="left")
     return figure
 
 
@@ -140,7 +152,8 @@ def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int, title: 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title, parse_math=False)
     panels = figure.subplots(1, 2)
-    shown = (("loss", ("train/loss", "val/loss")), ("score", ("val/balanced_accuracy", "val/macro_f1")))
+    losses = ("train/loss", "val/loss")
+    shown = (("loss", losses), ("score", [key for key in history[0] if key.startswith("val/") and key not in losses]))
     for axes, (unit, keys) in zip(panels, shown, strict=True):
         for key, colour in zip(keys, SERIES, strict=False):
             label = key.replace("_", " ")
@@ -156,8 +169,8 @@ def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int, title: 
     return figure
 
 
-def draw_comparison(tuners: Sequence[Mapping[str, Any]], title: str) -> "Figure":
-    """Scores with their intervals against what they cost, and the recall of every class below.
+def draw_comparison(tuners: Sequence[Mapping[str, Any]], task: Task, title: str) -> "Figure":
+    """Scores with their intervals against what they cost, and those of every class below.
 
     tuners: lines of `flows.steps.compare.summarise_tuners`. A number is a tuner wherever it stands, the best first.
     """
@@ -175,10 +188,10 @@ def draw_comparison(tuners: Sequence[Mapping[str, Any]], title: str) -> "Figure"
         axes.set_xlabel(label)
         if first is None:
             first = axes
-            axes.set_ylabel("balanced accuracy, test")
+            axes.set_ylabel(f"{task.metric_words}, test")
         else:
             axes.tick_params(labelleft=False)
-    _draw_recalls(figure.add_subplot(grid[1, :]), ranked)
+    _draw_classes(figure.add_subplot(grid[1, :]), ranked, task)
     return figure
 
 
@@ -202,29 +215,42 @@ def _draw_cost(axes: "Axes", ranked: Sequence[Mapping[str, Any]], key: str, floo
         axes.annotate(str(place + 1), (x, test["value"]), **style)
 
 
-def _draw_recalls(axes: "Axes", ranked: Sequence[Mapping[str, Any]]) -> None:
+def _draw_classes(axes: "Axes", ranked: Sequence[Mapping[str, Any]], task: Task) -> None:
     """A row a tuner, a column a class; its name and number at the left, its score with them."""
-    classes = list(ranked[0]["recalls"])
-    shares = np.array([[line["recalls"][name] for name in classes] for line in ranked])
+    classes = list(ranked[0]["class_scores"])
+    shares = np.array([[line["class_scores"][name] for name in classes] for line in ranked])
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right", parse_math=False)
     names = [f"{place}  {line['tuner']}  {line['test']['value']:.3f}" for place, line in enumerate(ranked, 1)]
     axes.set_yticks(range(len(ranked)), names, parse_math=False)
     for place, label in enumerate(axes.get_yticklabels()):
         label.set_color(SERIES[place % len(SERIES)])
-    axes.set_title("recall by class, test", fontsize=10)
+    axes.set_title(f"{task.class_words} by class, test", fontsize=10)
     if len(classes) <= MOST_ANNOTATED:
         for (row, column), share in np.ndenumerate(shares):
             shade = "white" if share > 0.5 else "black"
             axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=shade, fontsize=8.5)
 
 
-def choose_samples(frame: pl.DataFrame, most: int) -> pl.DataFrame:
-    """At most `most` rows with `confidence`, the probability of the predicted class."""
-    scored = frame.with_columns(confidence=pl.max_horizontal(pl.col(f"^{PROBABILITY}.*$")))
-    wrong = scored.filter(pl.col("label") != pl.col("predicted")).sort(["confidence", "id"], descending=[True, False])
-    right = scored.filter(pl.col("label") == pl.col("predicted")).sort(["confidence", "id"])
+def choose_samples(frame: pl.DataFrame, task: Task, most: int) -> pl.DataFrame:
+    """At most `most` rows, as `describe_rows` completes them."""
+    scored = describe_rows(frame, task)
+    wrong = scored.filter(~pl.col("right")).sort(["confidence", "id"], descending=[True, False])
+    right = scored.filter(pl.col("right")).sort(["confidence", "id"])
     return pl.concat([wrong, right]).head(most)
+
+
+def describe_rows(frame: pl.DataFrame, task: Task) -> pl.DataFrame:
+    """Predictions with what is written beside their pictures: the answer, whether it is right, how sure it was, and
+    the class of the highest probability."""
+    names = list_probabilities(frame)
+    places = read_probabilities(frame, names).argmax(axis=1)
+    return frame.with_columns(
+        task.describe_answers(frame).alias("answer"),
+        pl.Series("right", task.hits(frame)),
+        task.confidence(frame).alias("confidence"),
+        pl.Series("likeliest", np.array(names)[places], dtype=pl.String),
+    )
 
 
 def _load_tile(path: Path, crop: Sequence[int] | None) -> Any:

@@ -21,7 +21,7 @@ from components.domain.settings import Gates
 from components.domain.strict import Strict
 from components.errors import PromotionError
 from components.records import PROBABILITY
-from components.tasks.calibration import Calibration
+from components.tasks.calibration import Calibration, measure_gaps
 
 if TYPE_CHECKING:
     from pandera.polars import Check, Column
@@ -82,6 +82,32 @@ class CountEvidence:
     def scores(self, weights: Floats) -> Floats:
         sums = weights @ np.concatenate([self.own, self.shared], axis=1)
         return self.score(*np.split(sums, [self.own.shape[1]], axis=1))
+
+
+@dataclass(frozen=True)
+class MeanEvidence:
+    """Evidence of the mean of scores of the same images."""
+
+    parts: tuple[Evidence, ...]
+
+    @property
+    def groups(self) -> Ints:
+        return self.parts[0].groups
+
+    @property
+    def own(self) -> Floats | None:
+        return None
+
+    @property
+    def shared(self) -> Floats | None:
+        return None
+
+    def only(self, groups: Ints) -> "MeanEvidence":
+        return MeanEvidence(tuple(part.only(groups) for part in self.parts))
+
+    def scores(self, weights: Floats) -> Floats:
+        mean: Floats = np.mean([part.scores(weights) for part in self.parts], axis=0)
+        return mean
 
 
 def number_groups(names: NDArray[np.generic]) -> tuple[Ints, int]:
@@ -154,7 +180,7 @@ class Task(Strict, ABC):
         kind = domain.layout.kind
         if kind not in self.reads:
             expected = f"one of the layouts {', '.join(name for name in LAYOUTS if name in self.reads)}"
-            return f"{expected} for {domain.task_kind}", f"layout: {kind}", "Change `layout` or `task`."
+            return f"{expected} for the task {domain.task_kind}", f"layout: {kind}", "Change `layout` or `task`."
         if len(domain.classes) < self.fewest_classes:
             expected = f"at least {self.fewest_classes} classes for the task {domain.task_kind}"
             return expected, ", ".join(domain.classes), "Add to `classes` what these are told apart from."
@@ -182,6 +208,10 @@ class Task(Strict, ABC):
     @abstractmethod
     def checks(self, classes: Sequence[str]) -> "tuple[dict[str, Column], list[Check]]":
         """What these columns must keep, as pandera checks it: by column, and of the whole frame."""
+
+    def questions(self, frame: pl.DataFrame, classes: Sequence[str]) -> list[pl.DataFrame]:
+        """Rows of valid.parquet with one `label` each, for the label review; several where each class is a question."""
+        return [frame]
 
     # What a network learns
 
@@ -242,6 +272,10 @@ class Task(Strict, ABC):
     def class_evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, Evidence]:
         """Evidence of each class's own score, in the order of the classes; those without an image are left out."""
 
+    def mean_evidence(self, frames: Sequence[pl.DataFrame], classes: Sequence[str]) -> Evidence:
+        """Evidence of the mean score of several models, over their predictions of the same images."""
+        return MeanEvidence(tuple(self.evidence(frame, classes) for frame in frames))
+
     @abstractmethod
     def chance(self, frame: pl.DataFrame, classes: Sequence[str], of: str | None = None) -> float:
         """The score that an answer without any knowledge reaches; `of`: the score of that class alone."""
@@ -255,8 +289,21 @@ class Task(Strict, ABC):
         """What the answer for each image costs (N,), in the frame's order, and the most that one can cost."""
 
     @abstractmethod
+    def reliability(self, targets: NDArray[Any], probabilities: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """(N, K) probabilities that the answer rests on, and whether what they are of came true."""
+
     def calibration_error(self, targets: NDArray[Any], probabilities: Floats) -> float:
-        """How far probabilities (N, C) are from frequencies, 0 to 1."""
+        """How far probabilities (N, C) are from frequencies, 0 to 1: the mean of the K expected calibration errors."""
+        columns = zip(*(table.T for table in self.reliability(targets, probabilities)), strict=True)
+        return float(np.mean([measure_gaps(*column) for column in columns]))
+
+    @abstractmethod
+    def flags(self, frame: pl.DataFrame, classes: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(N, C) which classes an image has, and which it was answered."""
+
+    @abstractmethod
+    def confidence(self, frame: pl.DataFrame) -> pl.Series:
+        """(N,) how sure an answer is, and a wrong one of its mistake."""
 
     @abstractmethod
     def ease(self, frame: pl.DataFrame) -> pl.Series:
@@ -281,6 +328,11 @@ class Task(Strict, ABC):
 
 
 PREDICTED = "predicted"  # column of the answer, as a text
+
+
+def list_probabilities(frame: pl.DataFrame) -> list[str]:
+    """The classes of which a frame of predictions has a probability."""
+    return [name.removeprefix(PROBABILITY) for name in frame.columns if name.startswith(PROBABILITY)]
 
 
 def read_probabilities(frame: pl.DataFrame, classes: Sequence[str]) -> Floats:

@@ -102,9 +102,9 @@ def split_groups(strata: Ints, groups: NDArray[np.generic], folds: int = FOLDS) 
         yield fold[places.reshape(-1)] == number
 
 
-def measure_gaps(confidence: Floats, hits: Floats, bins: int = 15) -> float:
+def measure_gaps(confidence: Floats, hits: NDArray[np.bool_], bins: int = 15) -> float:
     """Expected calibration error: the mean gap between confidence and frequency over equal-width bins (Guo et al.,
-    arXiv 1706.04599). confidence: (N,) probabilities; hits: (N,) 1 where what they are of came true, else 0."""
+    arXiv 1706.04599). confidence: (N,) probabilities; hits: (N,) whether what they are of came true."""
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = np.bincount(place, weights=hits - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))

@@ -28,7 +28,7 @@ from components.tasks.base import (
     number_groups,
     number_names,
 )
-from components.tasks.calibration import TINY, Calibration, calibrate, measure_gaps
+from components.tasks.calibration import TINY, Calibration, calibrate
 
 if TYPE_CHECKING:
     from pandera.polars import Check, Column
@@ -122,6 +122,10 @@ class ClassificationTask(Task):
         labels, predicted = number_names(frame["label"], classes), number_names(frame[PREDICTED], classes)
         return measure_recall(labels, predicted, frame["group"].to_numpy(), len(classes))
 
+    def mean_evidence(self, frames: Sequence[pl.DataFrame], classes: Sequence[str]) -> Evidence:
+        """Answers laid end to end have as recalls the means of the models' recalls."""
+        return self.evidence(pl.concat(frames), classes)
+
     def class_evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, Evidence]:
         """The recall of each class: the balanced accuracy of its images alone."""
         parts = {name: frame.filter(pl.col("label") == name) for name in classes}
@@ -137,10 +141,17 @@ class ClassificationTask(Task):
         most = max([1.0, *(cost for row in gates.costs.values() for cost in row.values())])
         return np.array([gates.cost(*pair) for pair in frame.select("label", PREDICTED).iter_rows()]), most
 
-    def calibration_error(self, targets: Ints, probabilities: Floats) -> float:
-        """The gap between the probability of the answer and how often it is right."""
-        hits = probabilities.argmax(axis=1) == targets
-        return measure_gaps(probabilities.max(axis=1), hits)
+    def reliability(self, targets: Ints, probabilities: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """The probability of the answer, and whether it is right."""
+        return probabilities.max(axis=1)[:, None], (probabilities.argmax(axis=1) == targets)[:, None]
+
+    def flags(self, frame: pl.DataFrame, classes: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        truth, answered = (number_names(frame[name], classes) for name in ("label", PREDICTED))
+        places = np.arange(len(classes))
+        return truth[:, None] == places, answered[:, None] == places
+
+    def confidence(self, frame: pl.DataFrame) -> pl.Series:
+        return frame.select(pl.max_horizontal(pl.col(f"^{PROBABILITY}.*$"))).to_series()
 
     def ease(self, frame: pl.DataFrame) -> pl.Series:
         return pl.Series([row[f"{PROBABILITY}{row['label']}"] for row in frame.iter_rows(named=True)], dtype=pl.Float64)

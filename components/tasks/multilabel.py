@@ -29,11 +29,12 @@ from components.tasks.base import (
     Ints,
     Problem,
     Task,
+    list_probabilities,
     name_labels,
     number_groups,
     read_probabilities,
 )
-from components.tasks.calibration import TINY, Calibration, calibrate, measure_gaps
+from components.tasks.calibration import TINY, Calibration, calibrate
 
 if TYPE_CHECKING:
     from pandera.polars import Check, Column
@@ -84,6 +85,15 @@ class MultilabelTask(Task):
 
         columns = {"label": pa.Column(pl.String), "labels": pa.Column(pl.List(pl.String))}
         return columns, [pa.Check(know, name=f"labels in {', '.join(classes)}")]
+
+    def questions(self, frame: pl.DataFrame, classes: Sequence[str]) -> list[pl.DataFrame]:
+        """One per class: does the image have it?"""
+        return [
+            frame.with_columns(
+                label=pl.when(pl.col("labels").list.contains(name)).then(pl.lit(name)).otherwise(pl.lit(f"no {name}"))
+            )
+            for name in classes
+        ]
 
     def targets(self, manifest: pl.DataFrame, classes: Sequence[str]) -> Flags:
         return _flag(manifest["labels"], classes)
@@ -190,19 +200,30 @@ class MultilabelTask(Task):
 
     def costs(self, frame: pl.DataFrame, gates: Gates, classes: Sequence[str]) -> tuple[Floats, float]:
         """A missed label is a class taken for none, a false one none taken for a class; each mistake counts."""
-        truth, answered = (_flag(frame[name], classes) > 0 for name in ("labels", ANSWERED))
+        truth, answered = self.flags(frame, classes)
         missed = np.array([gates.cost(name, UNLABELLED) for name in classes])
         false = np.array([gates.cost(UNLABELLED, name) for name in classes])
         return (truth & ~answered) @ missed + (answered & ~truth) @ false, float(np.maximum(missed, false).sum())
 
-    def calibration_error(self, targets: Flags, probabilities: Floats) -> float:
-        """The gap between a label's probability and how often it is there, as the mean over the classes."""
-        columns = zip(probabilities.T, targets.T.astype(np.float64), strict=True)
-        return float(np.mean([measure_gaps(chances, truth) for chances, truth in columns]))
+    def reliability(self, targets: Flags, probabilities: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """The probability of each label, and whether it is there."""
+        return probabilities, targets > 0
+
+    def flags(self, frame: pl.DataFrame, classes: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        return _flag(frame["labels"], classes) > 0, _flag(frame[ANSWERED], classes) > 0
+
+    def confidence(self, frame: pl.DataFrame) -> pl.Series:
+        """A right answer is as sure as its least certain label, a wrong one as its most certain mistake."""
+        names = list_probabilities(frame)
+        truth, answered = self.flags(frame, names)
+        sure = np.where(answered, read_probabilities(frame, names), 1 - read_probabilities(frame, names))
+        wrong = truth != answered
+        mistakes = np.where(wrong, sure, 0).max(axis=1)
+        return pl.Series(np.where(wrong.any(axis=1), mistakes, sure.min(axis=1)))
 
     def ease(self, frame: pl.DataFrame) -> pl.Series:
         """The probability of the least likely part of the truth: that a label is there, or that it is not."""
-        names = [name.removeprefix(PROBABILITY) for name in frame.columns if name.startswith(PROBABILITY)]
+        names = list_probabilities(frame)
         truth, chances = _flag(frame["labels"], names), read_probabilities(frame, names)
         return pl.Series(np.where(truth > 0, chances, 1 - chances).min(axis=1))
 
@@ -322,7 +343,7 @@ def _flag(lists: pl.Series, classes: Sequence[str]) -> Flags:
     """(N, C) which labels each image has. Raises PromotionError for a label that is no class."""
     place = {name: k for k, name in enumerate(classes)}
     flags = np.zeros((len(lists), len(classes)), np.float32)
-    pairs = [(row, name) for row, names in enumerate(lists) for name in names]
+    pairs = [(row, name) for row, names in enumerate(lists.to_list()) for name in names]
     if strangers := sorted({name for _, name in pairs} - set(place)):
         raise PromotionError(
             "predictions",

@@ -9,7 +9,7 @@ from typing import Any
 from components.domain.domain import Domain
 from components.models.adapter import load_meta
 from components.records import HEAT_FILE, JOB_FILE, Result, Rung, load_predictions
-from components.reports.pictures import draw_confusion, draw_curves, draw_samples
+from components.reports.pictures import draw_curves, draw_mistakes, draw_samples
 from components.tasks import create_task
 from components.tracking.artifacts import RESULT_FILE, TRAINING
 from components.tracking.live import EpochReporter
@@ -200,8 +200,9 @@ def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Pa
             client.log_artifact(run_id, str(path), TRAINING)
     test = load_predictions(result.folder, "test")
     title = f"{domain.name}: {result.label}, seed {result.seed}, test split"
-    client.log_figure(run_id, draw_confusion(test, domain.classes, title), "pictures/confusion_matrix.png")
+    task = create_task(domain)
+    client.log_figure(run_id, draw_mistakes(test, task, domain.classes, title), "pictures/mistakes.png")
     if result.history:
         best = int(result.metrics["best_epoch"])
         client.log_figure(run_id, draw_curves(result.history, best, title), "pictures/learning_curves.png")
-    client.log_figure(run_id, draw_samples(test, raw, title), "pictures/samples.png")
+    client.log_figure(run_id, draw_samples(test, task, raw, title), "pictures/samples.png")

@@ -126,7 +126,7 @@ def describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any], m
         f"Tuned {tuned if result.trainable_params else 'only'} a head of {result.head_params:,} in "
         f"{result.seconds:.0f} s; the adapter takes {result.adapter_bytes / 1e6:.2g} MB. "
         f"Backbone `{backbone['name']}`, weights `{str(backbone['sha256'])[:12]}`.\n\n"
-        "Artifacts: `pictures/samples.png` (mistakes first), `pictures/confusion_matrix.png`, "
+        "Artifacts: `pictures/samples.png` (mistakes first), `pictures/mistakes.png`, "
         "`pictures/learning_curves.png`, `predictions.parquet`, `adapter/`."
     )
 

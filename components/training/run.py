@@ -82,7 +82,7 @@ def _train(
 
     def report(row: dict[str, float]) -> None:
         if team.leads:
-            tell("epoch", **row, **usage.sample())
+            tell("epoch", **row, score=row[f"val/{task.metric}"], **usage.sample())
 
     try:
         progress = fit(network, train, val, recipe, engine, checkpoint, report, stop, job.until_epoch)

@@ -79,7 +79,7 @@ def _show_gains(outcome: Mapping[str, Any]) -> None:
 
 
 def show_comparison(outcome: Mapping[str, Any]) -> None:
-    """A row a tuner over its seeds, the recall of every class, what was searched, and where the picture is."""
+    """A row a tuner over its seeds, the score of every class, what was searched, and where the picture is."""
     backbone = outcome["backbone"]
     table = _create_table(f"{outcome['domain']} on {backbone['name']}", ("tuner", "seeds", *HEADS[2:]))
     for line in outcome["tuners"]:
@@ -88,11 +88,11 @@ def show_comparison(outcome: Mapping[str, Any]) -> None:
         table.add_row(escape(name), seeds, *map(escape, rest), style="bold" if line["selected"] else None)
     OUT.print(table)
     _show_gains(outcome)
-    classes = list(outcome["tuners"][0]["recalls"])
-    recalls = _create_table("recall by class, test", ("tuner", *classes))
+    classes = list(outcome["tuners"][0]["class_scores"])
+    scores = _create_table("score by class, test", ("tuner", *classes))
     for line in outcome["tuners"]:
-        recalls.add_row(escape(line["tuner"]), *(f"{line['recalls'][name]:.2f}" for name in classes))
-    OUT.print(recalls)
+        scores.add_row(escape(line["tuner"]), *(f"{line['class_scores'][name]:.2f}" for name in classes))
+    OUT.print(scores)
     for line in outcome["tuners"]:
         if line["search"]:
             OUT.print(f"{escape(line['tuner'])}: {escape(render_search(line))}")

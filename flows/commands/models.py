@@ -132,7 +132,7 @@ def reproduce(
         typer.Option(
             min=0,
             max=1,
-            help="How far balanced accuracies may be apart on another kind of machine; "
+            help="How far scores may be apart on another kind of machine; "
             "default what chance would explain on so many held-out images.",
         ),
     ] = None,
@@ -290,12 +290,12 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
     does: a wrong guess costs time alone.
     """
     with watched(as_json):
-        from flows.plan import create_plan, load_checked_domain, require_trainable
+        from flows.plan import create_plan, load_checked_domain
         from flows.progress import report
         from flows.server.prefect_boot import EmbeddedPrefect, require_named_server
 
         report("stage", title="look for changes")
-        require_trainable(load_checked_domain(place, domain, overrides))  # a typo is told before a server starts
+        load_checked_domain(place, domain, overrides)  # a typo is told before a server starts
         require_named_server()
         certain = force or not place.has_results()
         server = EmbeddedPrefect(place) if certain else None

@@ -66,7 +66,7 @@ class Screen:
         if self.bar is not None:
             left = format_left(self.pace.left(event["epoch"], "resumed" in event))
             name = "solved" if "strength" in event else f"epoch {event['epoch']:.0f}"
-            note = f"{name}  val {event['val/balanced_accuracy']:.3f}  {left}"
+            note = f"{name}  val {event['score']:.3f}  {left}"
             done = self.before + int(event["epoch"])
             count = f"{done} of {self.total} epochs"
             self.progress.update(self.bar, completed=done, description=event["name"], note=note, count=count)

@@ -15,9 +15,12 @@ import polars as pl
 
 from components.files import write_whole
 from components.promotion.evidence import score_frame
+from components.promotion.statistics import bootstrap
 from components.records import HEAT_FILE, Result, load_predictions
-from components.reports.pictures import draw_calibration, draw_confusion, draw_heat
+from components.reports.pictures import draw_calibration, draw_heat, draw_mistakes
 from components.reports.words import list_gains
+from components.tasks import create_task
+from components.tasks.base import by_class
 from components.tracking.pages import CARD, DATA, EVIDENCE, name_verdict, render_ends, render_table, without_html
 from flows.plan import Plan
 from flows.steps.retrain_page import COLOUR, STYLE, UNTRAINED, render_links, render_warnings, report_path
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 UNSTATED = "not stated in domain.yaml"
 CARD_TEXT = "model_card.md"
 LOOKED = (
-    "The hardest test images, those whose true class got the least probability, and the patches that speak for the "
+    "The hardest test images, those whose truth got the least probability, and the patches that speak for the "
     "answer given: HiResCAM (Draelos & Carin, arXiv 2011.08891) at the patch tokens that enter the last block."
 )
 Section = tuple[str, Sequence[tuple[str, str]]]
@@ -76,6 +79,7 @@ def render_html(card: Card) -> str:
     warning = "" if card.result.backbone["trained"] else f'<p class="warning">{UNTRAINED}</p>'
     told = f"<p>{html.escape(_summarise(card))}</p>{render_warnings(card.outcome)}"
     use, *rest = _sections(card)
+    task = create_task(card.plan.domain)
     head, *rows = list(_score_slices(card))
     table = "".join(_render_row(row, "td") for row in rows)
     calibration, confusion, heat = _draw_pictures(card)
@@ -85,18 +89,19 @@ def render_html(card: Card) -> str:
         f"<h1>{html.escape(card.title)}</h1>{warning}"
         f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p>{told}'
         f"{_render_section(use)}<h2>Scores by slice</h2><table>{_render_row(head, 'th')}{table}</table>"
-        "<p>Balanced accuracy on the test groups; within one class that is its recall. Intervals by bootstrap over "
-        f"groups at {card.plan.domain.gates.confidence:.0%}.</p>"
-        f'<h2>Calibration and confusion</h2><div class="pair">{calibration}{confusion}</div>'
+        f"<p>{_capitalise(task.metric_words)} on the test groups; of one class its {task.class_words}. Intervals by "
+        f"bootstrap over groups at {card.plan.domain.gates.confidence:.0%}.</p>"
+        f'<h2>Calibration and mistakes</h2><div class="pair">{calibration}{confusion}</div>'
         f"<h2>What it looked at</h2><p>{LOOKED}</p>{heat}{''.join(map(_render_section, rest))}"
         f"<dl>{render_links(card.pages, report=report_path(card.plan))}</dl></html>"
     )
 
 
 def _summarise(card: Card) -> str:
+    words = _capitalise(create_task(card.plan.domain).metric_words)
     test, metrics = score_frame(load_predictions(card.result.folder, "test"), card.plan.domain), card.result.metrics
     return (
-        f"Balanced accuracy {test.value:.3f} on the test groups, interval {render_ends(test.to_dict())}; "
+        f"{words} {test.value:.3f} on the test groups, interval {render_ends(test.to_dict())}; "
         f"calibration error {metrics['test/ece']:.3f}. When it was trained the gates said {card.outcome['verdict']}: "
         f"{card.outcome['reason']}"
     )
@@ -117,7 +122,7 @@ def _sections(card: Card) -> list[Section]:
 def _describe_use(card: Card) -> list[tuple[str, str]]:
     domain = card.plan.domain
     limits = (
-        "It answers one of its classes for any image whatever. Its scores hold for images like those it was tested on, "
+        "It answers in its classes for any image whatever. Its scores hold for images like those it was tested on, "
         "and say nothing of other sources."
     )
     return [
@@ -135,7 +140,7 @@ def _describe_data(card: Card) -> list[tuple[str, str]]:
         for side in ("train", "val", "test")
         if (part := manifest.filter(pl.col("split") == side)).height
     ]
-    classes = manifest["label"].value_counts(sort=True).iter_rows()
+    classes = by_class(manifest)["label"].value_counts(sort=True).iter_rows()
     return [
         ("Images", f"{found['fit']} fit of {found['images']}; {len(found['quarantined'])} put aside"),
         ("Split", f"{'; '.join(sides)}. A group is on one side, for good"),
@@ -209,15 +214,19 @@ def _score_slices(card: Card) -> Iterator[tuple[str, ...]]:
     """A head, then a row for all test images, each class, and each value of each slice column."""
     domain, frame = card.plan.domain, load_predictions(card.result.folder, "test")
     yield "slice", "images", "groups", "score", "between"
-    parts = [("all", frame)]
-    for column in ("label", *domain.slices):
-        name = "class" if column == "label" else column
+    task = create_task(domain)
+    classes = task.class_evidence(frame, domain.classes)
+    counts = dict(by_class(frame)["label"].value_counts().iter_rows())
+    parts = [("all", frame.height, task.evidence(frame, domain.classes))]
+    parts += [(f"class = {name}", counts[name], classes[name]) for name in sorted(classes)]
+    for column in domain.slices:
         ranked = sorted(frame.group_by(column), key=lambda item: str(item[0][0]))
-        parts += [(f"{name} = {value}", part) for (value,), part in ranked]
-    for name, part in parts:
-        score = score_frame(part, domain)
-        numbers = (str(part.height), str(part["group"].n_unique()), f"{score.value:.3f}")
-        yield (name, *numbers, render_ends(score.to_dict()))
+        parts += [
+            (f"{column} = {value}", part.height, task.evidence(part, domain.classes)) for (value,), part in ranked
+        ]
+    for name, images, evidence in parts:
+        score = bootstrap(evidence, domain.gates.confidence)
+        yield name, str(images), str(score.groups), f"{score.value:.3f}", render_ends(score.to_dict())
 
 
 def _draw_pictures(card: Card) -> tuple[str, str, str]:
@@ -226,14 +235,20 @@ def _draw_pictures(card: Card) -> tuple[str, str, str]:
     domain, frame = card.plan.domain, load_predictions(card.result.folder, "test")
     heat = load_file(card.result.folder / HEAT_FILE)
     rows = frame.filter(pl.col("id").is_in(list(heat)))
-    chances = [row[f"p_{row['label']}"] for row in rows.iter_rows(named=True)]
-    hardest = rows.with_columns(chance=pl.Series(chances)).sort("chance", "id")
+    task = create_task(domain)
+    hardest = rows.with_columns(ease=task.ease(rows)).sort("ease", "id")
     raw = card.plan.workspace.raw(domain.name)
     return (
-        _embed(draw_calibration(frame, domain.classes, "calibration, test"), "How often each probability was right"),
-        _embed(draw_confusion(frame, domain.classes, "confusion, test"), "True classes against predicted ones"),
-        _embed(draw_heat(hardest, heat, raw, ""), "The hardest images and what was looked at"),
+        _embed(
+            draw_calibration(frame, task, domain.classes, "calibration, test"), "How often each probability was right"
+        ),
+        _embed(draw_mistakes(frame, task, domain.classes, "mistakes, test"), "What was answered, by class"),
+        _embed(draw_heat(hardest, task, heat, raw, ""), "The hardest images and what was looked at"),
     )
+
+
+def _capitalise(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _embed(figure: "Figure", alt: str) -> str:

@@ -9,9 +9,10 @@ import polars as pl
 
 from components.errors import PromotionError
 from components.files import whole_file
-from components.promotion.evidence import compare_frames, score_frame
-from components.promotion.statistics import Interval
+from components.promotion.statistics import Interval, bootstrap, bootstrap_difference, score
 from components.records import load_predictions
+from components.tasks import Task, create_task
+from components.tasks.base import Evidence
 from components.tracking import outcomes
 from components.tracking.pages import render_ends
 from components.tracking.store import Store
@@ -23,13 +24,13 @@ PICTURE = "comparison.png"
 
 def compare(workspace: Workspace, name: str) -> dict[str, Any]:
     """The outcome of the last retrain, with the path of its picture."""
-    load_checked_domain(workspace, name)
+    domain = load_checked_domain(workspace, name)
     last = outcomes.load_last_result(Store.open(workspace), name)
     if last is None or "tuners" not in last:
         found = "none" if last is None else "one by an older version of Tessera"
         hint = f"Run `tessera retrain {name}` first."
         raise PromotionError(f"comparison of {name}", expected="a finished retrain", found=found, hint=hint)
-    return last | {"picture": str(draw_picture(last, workspace.runs(name) / PICTURE))}
+    return last | {"picture": str(draw_picture(last, create_task(domain), workspace.runs(name) / PICTURE))}
 
 
 def summarise_tuners(
@@ -57,8 +58,8 @@ def summarise_tuners(
 
 def _compare(plan: Plan, rows: Sequence[Mapping[str, Any]], tuner: str, baseline: str) -> dict[str, Any]:
     """The paired difference on the test images, over drawn groups; each with what all its seeds said."""
-    ours, theirs = (_load_answers([row for row in rows if row["tuner"] == label]) for label in (tuner, baseline))
-    gain = compare_frames(ours, theirs, plan.domain)
+    ours, theirs = (_gather(plan, [row for row in rows if row["tuner"] == label]) for label in (tuner, baseline))
+    gain = bootstrap_difference(ours, theirs, plan.domain.gates.confidence)
     text = f"{tuner} over {baseline} {gain.value:+.3f}, interval {render_ends(gain.to_dict(), '+')}: {name_gain(gain)}"
     return gain.to_dict() | {"baseline": baseline, "text": text}
 
@@ -69,20 +70,20 @@ def name_gain(gain: Interval) -> str:
     return "surely worse" if gain.is_below(0) else "not surely better"
 
 
-def _load_answers(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    """Test predictions of every seed, end to end."""
-    return pl.concat(load_predictions(Path(row["folder"]), "test") for row in rows)
+def _load_answers(rows: Sequence[Mapping[str, Any]]) -> list[pl.DataFrame]:
+    """Test predictions of every seed."""
+    return [load_predictions(Path(row["folder"]), "test") for row in rows]
+
+
+def _gather(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Evidence:
+    return create_task(plan.domain).mean_evidence(_load_answers(rows), plan.domain.classes)
 
 
 def _summarise(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean over the seeds, and its interval: a group is drawn with what every seed said of it.
-
-    The seeds' answers laid end to end have as recalls the means of the seeds' recalls.
-    """
-    answers = _load_answers(rows)
-    test = score_frame(answers, plan.domain)
-    hit = (pl.col("label") == pl.col("predicted")).mean().alias("recall")
-    recalls = dict(answers.group_by("label").agg(hit).iter_rows())
+    """The mean over the seeds, and its interval: a group is drawn with what every seed said of it."""
+    task, classes = create_task(plan.domain), plan.domain.classes
+    test = bootstrap(_gather(plan, rows), plan.domain.gates.confidence)
+    seeds = [task.class_evidence(answers, classes) for answers in _load_answers(rows)]
     first = rows[0]
     return {
         "tuner": first["tuner"],
@@ -90,26 +91,27 @@ def _summarise(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seeds": [row["seed"] for row in rows],
         "val": fmean(row["val"] for row in rows),
         "test": test.to_dict() | {"seeds": [row["test"]["value"] for row in rows]},
-        "recalls": {name: recalls[name] for name in plan.domain.classes if name in recalls},
+        "class_scores": {name: fmean(score(seed[name]) for seed in seeds) for name in seeds[0]},
         "seconds": round(fmean(row["seconds"] for row in rows), 3),
         **{key: first[key] for key in ("trainable_params", "head_params", "share", "adapter_bytes")},
     }
 
 
-def draw_picture(outcome: Mapping[str, Any], path: Path) -> Path:
+def draw_picture(outcome: Mapping[str, Any], task: Task, path: Path) -> Path:
     """Draw an outcome's tuners into a PNG; returns its path."""
     from components.reports.pictures import draw_comparison
 
     with whole_file(path) as partial:
-        draw_comparison(outcome["tuners"], describe_outcome(outcome)).savefig(partial, format="png", dpi=120)
+        figure = draw_comparison(outcome["tuners"], task, describe_outcome(outcome, task))
+        figure.savefig(partial, format="png", dpi=120)
     return path
 
 
-def describe_outcome(outcome: Mapping[str, Any]) -> str:
+def describe_outcome(outcome: Mapping[str, Any], task: Task) -> str:
     """The picture's title: what was compared, on what, and what the intervals are of."""
     seeds = outcome["tuners"][0]["seeds"]
     number = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
     return (
-        f"{outcome['domain']} on {outcome['backbone']['name']}: balanced accuracy on the test groups, {number}\n"
+        f"{outcome['domain']} on {outcome['backbone']['name']}: {task.metric_words} on the test groups, {number}\n"
         f"bars: intervals by bootstrap over groups; dots: seeds; data version {outcome['data_version'][:12]}"
     )

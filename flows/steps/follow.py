@@ -75,7 +75,7 @@ def follow_epochs(name: str, epochs: int, show: Show) -> Iterator[None]:
 
 
 def describe_epoch(event: Event, epochs: int, left: float | None) -> str:
-    score = f"val {event['val/balanced_accuracy']:.3f}"
+    score = f"val {event['score']:.3f}"
     if "strength" in event:
         return f"solved, {score}"
     return f"epoch {event['epoch']:.0f} of {epochs}, {score}, {format_left(left)}"

@@ -8,6 +8,8 @@ from typing import Any
 
 from components.files import write_whole
 from components.reports.words import HEADS, describe_candidate, list_gains, render_search
+from components.tasks import Task, create_task
+from components.tasks.base import by_class
 from components.tracking.pages import CARD, DATA, name_verdict, without_html
 from flows.plan import Plan
 
@@ -66,7 +68,8 @@ def render_validation(plan: Plan) -> str:
     """What the data stages found: classes by side, what was put away, what deserves a look."""
     record, manifest = plan.load_validation(), plan.load_manifest()
     sides = ("train", "val", "test")
-    counts = {(label, side): count for label, side, count in manifest.group_by("label", "split").len().rows()}
+    counted = by_class(manifest).group_by("label", "split").len()
+    counts = {(label, side): count for label, side, count in counted.rows()}
     labels = [label for label in plan.domain.classes if any((label, side) in counts for side in sides)]
     rows = [f"| {label} | " + " | ".join(str(counts.get((label, s), 0)) for s in sides) + " |" for label in labels]
     put_away = [f"- `{row['path']}`: {row['reason']}" for row in record["quarantined"]]
@@ -95,6 +98,7 @@ def render_html(plan: Plan, outcome: Mapping[str, Any], picture: Path, elsewhere
     verdict = outcome["verdict"]
     warning = "" if outcome["backbone"]["trained"] else f'<p class="warning">{UNTRAINED}</p>'
     told = f"<p>{html.escape(outcome['reason'])}</p>{render_warnings(outcome)}"
+    table = _render_table(outcome, create_task(domain))
     findings = "".join(
         f"<dt><b>{html.escape(f['gate'])}</b> {name_verdict(f['verdict'])}</dt><dd>{html.escape(f['reason'])}</dd>"
         for f in outcome["findings"]
@@ -103,7 +107,7 @@ def render_html(plan: Plan, outcome: Mapping[str, Any], picture: Path, elsewhere
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}: {verdict}</title><style>{STYLE}</style>'
         f"<h1>{title}</h1><p>{html.escape(domain.description)}</p>{warning}"
         f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p>{told}'
-        f"<h2>Candidates</h2>{_render_table(outcome)}{_render_gains(outcome)}{_render_picture(picture)}{_render_searches(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
+        f"<h2>Candidates</h2>{table}{_render_gains(outcome)}{_render_picture(picture)}{_render_searches(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
         f"<h2>Lineage</h2><dl>{_render_lineage(plan, outcome)}"
         f"{render_links(elsewhere, card=plan.folder / CARD)}</dl></html>"
     )
@@ -117,7 +121,7 @@ def _render_gains(outcome: Mapping[str, Any]) -> str:
     return "".join(f"<p>{html.escape(text)}</p>" for text in list_gains(outcome["tuners"]))
 
 
-def _render_table(outcome: Mapping[str, Any]) -> str:
+def _render_table(outcome: Mapping[str, Any], task: Task) -> str:
     head = "".join(f"<th>{name}</th>" for name in (*HEADS, ""))
     body = "".join(
         f'<tr class="{"best" if row["selected"] else ""}">'
@@ -125,13 +129,13 @@ def _render_table(outcome: Mapping[str, Any]) -> str:
         + f"<td>{_render_bar(row['test'])}</td></tr>"
         for row in outcome["candidates"]
     )
-    note = "<p>Scores are balanced accuracies; intervals by bootstrap over groups. ► the best on validation (mean)</p>"
-    return f"<table><tr>{head}</tr>{body}</table>{note}"
+    note = f"The score is {task.metric_words}; intervals by bootstrap over groups. ► the best on validation (mean)"
+    return f"<table><tr>{head}</tr>{body}</table><p>{note}</p>"
 
 
 def _render_picture(picture: Path) -> str:
     encoded = base64.b64encode(picture.read_bytes()).decode()
-    return f'<img alt="Scores against costs, recall by class" src="data:image/png;base64,{encoded}">'
+    return f'<img alt="Scores against costs, scores by class" src="data:image/png;base64,{encoded}">'
 
 
 def _render_searches(outcome: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from components.records import load_result
 from components.tracking import artifacts, runs
 from components.tracking.store import Store, is_server
 from components.workspace import Workspace, find_workspace
-from flows.plan import Plan, create_plan, require_trainable
+from flows.plan import Plan, create_plan
 from flows.progress import Event, listening, report
 from flows.server.links import link, write_key
 from flows.steps import retrain_page
@@ -118,7 +118,6 @@ def run_all(plan: Plan, tasks: Sequence[Any], orders: Sequence[tuple[Any, ...]])
 @step("version images")
 def version_images(workspace: Workspace, domain: str, overrides: Sequence[str]) -> Plan:
     plan = create_plan(workspace, domain, overrides)
-    require_trainable(plan.domain)
     versioning.push_version(workspace, domain)
     return plan
 

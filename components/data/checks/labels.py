@@ -96,6 +96,19 @@ def find_suspects(frame: pl.DataFrame, features: pl.DataFrame, near: Sequence[Pa
     return Judgement(tuple(worst_first), accuracy, expected)
 
 
+def review_labels(questions: Sequence[pl.DataFrame], features: pl.DataFrame, near: Sequence[Pair]) -> Judgement:
+    """The suspicious labels over all questions of a task (`Task.questions`), with the means of their figures."""
+    judged = [find_suspects(frame, features, near) for frame in questions]
+    suspects = [each for one in judged for each in one.suspects]
+    accuracies = [one.accuracy for one in judged if one.accuracy is not None]
+    shares = [one.expected for one in judged if one.expected is not None]
+    return Judgement(
+        tuple(sorted(suspects, key=lambda each: each.score)),  # stable: of one question the order stays
+        float(np.mean(accuracies)) if accuracies else None,
+        round(float(np.mean(shares)), 2) if shares else None,
+    )
+
+
 def predict_labels(frame: pl.DataFrame, features: pl.DataFrame) -> tuple[Values, list[str]] | None:
     """Log probabilities (N, classes) of every row by a model fitted without its group, and the classes.
 
