@@ -131,14 +131,14 @@ def create_runners(model: str, prompts: int, images: Tensor, targets: Tensor) ->
         for dtype in (FP32, BF16):
             network = create_network(backbone, tuner, CLASSES, 0).to(images.device)
             fused = choose_attention(images.device, dtype)
-            network.encoder.prepare(dtype, fused)
+            network.prepare(dtype, images.device, fused)
             name = f"{tuner.label}: ours {'bf16' if dtype == BF16 else 'fp32'}"
             runners.append(Runner(name, dtype, create_step(network, images, targets, dtype, fused)))
     fused = choose_attention(images.device, BF16)
     full = create_network(backbone, create_tuners([{"kind": "full"}])[0], CLASSES, 0).to(images.device)
     runners.append(Runner("full: textbook bf16", BF16, create_step(full, images, targets, BF16, fused)))
     linear = create_network(backbone, create_tuners([{"kind": "linear"}])[0], CLASSES, 0).to(images.device).eval()
-    linear.encoder.prepare(BF16, fused)
+    linear.prepare(BF16, images.device, fused)
     runners.append(Runner("plain forward bf16", BF16, lambda: predict(linear, images)))
     return runners
 

@@ -103,14 +103,14 @@ def test_a_worker_elsewhere_trains_the_same_bits(team: Team, worker: Path, retra
 
 def _train_here(team: Team, name: str) -> str:
     """Hash of the adapter that this process makes of the head's own images."""
-    from components.training.run import run_job
+    from components.training.run import do_job
 
     (place,) = (team.head / ".tessera" / "runs" / DOMAIN).glob(f"*/{name}")
     (order,) = (team.root / "worker" / ".tessera" / "work").glob(f"*/.tessera/runs/{DOMAIN}/*/{name}/job.json")
     head = Workspace(team.head)
     moved = {"raw": head.raw(DOMAIN), "manifest": head.derived(DOMAIN) / "manifest.parquet"}
     moved |= {"folder": team.root / "here" / name, "cache": head.cache}
-    run_job(Job.model_validate_json(order.read_text()).model_copy(update=moved), lambda event, **facts: None)
+    do_job(Job.model_validate_json(order.read_text()).model_copy(update=moved), lambda event, **facts: None)
     result = load_result(moved["folder"])
     assert result is not None
     assert load_result(place) is not None

@@ -138,7 +138,7 @@ def train(place: Path, name: str, seed: int = 0, tuner: dict[str, Any] | None = 
     settings = {"epochs": 3, "batch_size": 8, "warmup_epochs": 1, "dtype": "float32", **training}
     domain = tiny.create_domain(img_size=32, training=settings)
     job = tiny.create_job(place, domain, tuner or {"kind": "linear"}, seed, place / name)
-    run.run_job(job, lambda event, **facts: None)
+    run.do_job(job, lambda event, **facts: None)
     return job.folder
 
 
@@ -176,7 +176,7 @@ def test_the_leader_of_a_team_solves_alone(place: Path) -> None:
     domain = tiny.create_domain(img_size=32, training=training)
     for rank in (1, 0):
         job = tiny.create_job(place, domain, {"kind": "linear"}, 0, place / "team")
-        run.run_job(job, lambda event, **facts: None, team=Team(rank, 2))
+        run.do_job(job, lambda event, **facts: None, team=Team(rank, 2))
         assert (job.folder / "result.json").exists() == (rank == 0)
     together, alone = (
         load_file(folder / "adapter/adapter.safetensors") for folder in (place / "team", train(place, "alone"))

@@ -21,7 +21,7 @@ from components.models.tuners import TUNERS, create_tuners
 from components.records import Job, load_result
 from components.training import run
 from components.training.fit import Learner
-from flows.processes.training import run_job
+from flows.processes.training import spawn_job
 from flows.progress import listening
 
 
@@ -57,12 +57,12 @@ def create_job(place: Path, devices: int, **training: Any) -> Job:
 def test_two_processes_train_as_one_and_a_killed_one_ends_both(place: Path) -> None:
     """The second is killed in the middle; the same job again goes on, to the curve of one process alone."""
     alone, job = create_job(place, 1), create_job(place, 2, accumulate=2)
-    run.run_job(alone, lambda event, **facts: None)
+    run.do_job(alone, lambda event, **facts: None)
     caught: list[TesseraError] = []
 
     def train() -> None:
         try:
-            run_job(job, "vpt")
+            spawn_job(job, "vpt")
         except TesseraError as error:
             caught.append(error)
 
@@ -80,7 +80,7 @@ def test_two_processes_train_as_one_and_a_killed_one_ends_both(place: Path) -> N
     assert "could not go on" in str(caught[0])
     assert "goes on from the last checkpoint" in str(caught[0])
     _wait(lambda: not find_workers(job), 5)
-    together = run_job(job, "vpt")
+    together = spawn_job(job, "vpt")
     single = load_result(alone.folder)
     assert single is not None
     assert (single.environment["devices"], together.environment["devices"]) == ("1", "2")
@@ -97,7 +97,7 @@ def test_a_solved_probe_is_the_same_on_two_devices(place: Path) -> None:
     jobs = [
         job.model_copy(update={"tuner": {"kind": "linear"}, "folder": place / f"l{k}"}) for k, job in enumerate(jobs)
     ]
-    alone, together = (run_job(job, "linear") for job in jobs)
+    alone, together = (spawn_job(job, "linear") for job in jobs)
     assert together.environment["devices"] == "2"
     assert together.adapter_sha256 == alone.adapter_sha256
     assert len(together.history) == 1
@@ -115,7 +115,7 @@ def test_an_interrupted_parent_asks_its_processes_for_a_checkpoint_first(place: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), listening(interrupt):
-        run_job(job, "vpt")
+        spawn_job(job, "vpt")
     assert not find_workers(job)
     assert (job.folder / "checkpoint.safetensors").exists()
     assert "training stopped after" in (job.folder / "log.txt").read_text()
@@ -161,4 +161,4 @@ def test_every_candidate_can_be_shared(kind: str, tmp_path: Path) -> None:
 def test_more_devices_than_images_are_refused(place: Path) -> None:
     job = create_job(place, 8)
     with pytest.raises(TrainingError, match="8 images a step at least"):
-        run.run_job(job, lambda event, **facts: None, team=Team(0, 8))
+        run.do_job(job, lambda event, **facts: None, team=Team(0, 8))

@@ -16,7 +16,7 @@ from components.errors import BackboneError, TrainingError
 from components.records import Job, write_job
 from components.workspace import REPOSITORY
 from flows.processes import training
-from flows.processes.training import prepare, run_job
+from flows.processes.training import prepare, spawn_job
 from flows.progress import Event, listening
 
 VPT = {"kind": "vpt", "num_prompts": 2}
@@ -60,11 +60,11 @@ def kill_forks(trainer: training.Trainer) -> None:
 
 
 def test_two_jobs_of_one_process_give_the_bits_of_two(place: Path, domain: Domain, trainer: training.Trainer) -> None:
-    first, second = (run_job(create_job(place, domain, name), name) for name in ("first", "second"))
+    first, second = (spawn_job(create_job(place, domain, name), name) for name in ("first", "second"))
     alone = create_job(place, domain, "alone")
     path = write_job(alone, alone.folder / "job.json")
     subprocess.run([sys.executable, "-m", "components.training", str(path)], check=True, cwd=REPOSITORY)
-    third = run_job(alone, "alone")
+    third = spawn_job(alone, "alone")
     assert first.adapter_sha256 == second.adapter_sha256 == third.adapter_sha256
     assert first.environment == third.environment
     assert [trainer] == training._IDLE
@@ -73,16 +73,16 @@ def test_two_jobs_of_one_process_give_the_bits_of_two(place: Path, domain: Domai
 def test_a_killed_fork_fails_alone_and_goes_on(place: Path, domain: Domain, trainer: training.Trainer) -> None:
     job = create_job(place, domain, "killed")
     with listening(disturb(lambda: kill_forks(trainer))), pytest.raises(TrainingError, match="exit code -9"):
-        run_job(job, "killed")
-    assert run_job(job, "killed").adapter_sha256 == run_job(create_job(place, domain, "first"), "").adapter_sha256
+        spawn_job(job, "killed")
+    assert spawn_job(job, "killed").adapter_sha256 == spawn_job(create_job(place, domain, "first"), "").adapter_sha256
     assert [trainer] == training._IDLE
 
 
 def test_a_killed_trainer_is_replaced(place: Path, domain: Domain, trainer: training.Trainer) -> None:
     job = create_job(place, domain, "orphan")
     with listening(disturb(trainer.process.kill)), pytest.raises(TrainingError, match="exit code -9"):
-        run_job(job, "orphan")
-    assert run_job(job, "orphan").adapter_sha256 == run_job(create_job(place, domain, "first"), "").adapter_sha256
+        spawn_job(job, "orphan")
+    assert spawn_job(job, "orphan").adapter_sha256 == spawn_job(create_job(place, domain, "first"), "").adapter_sha256
     assert [trainer] != training._IDLE
 
 
@@ -98,18 +98,20 @@ def test_interrupted_it_leaves_a_checkpoint_or_a_result(when: str, place: Path, 
             raise KeyboardInterrupt
 
     with listening(interrupt), pytest.raises(KeyboardInterrupt):
-        run_job(job, "interrupted")
+        spawn_job(job, "interrupted")
     if when == "training-epoch":
         assert (job.folder / "checkpoint.safetensors").exists()
         assert "the same command goes on from there" in (job.folder / "log.txt").read_text()
     assert training._IDLE == []
-    assert run_job(job, "interrupted").adapter_sha256 == run_job(create_job(place, domain, "first"), "").adapter_sha256
+    assert (
+        spawn_job(job, "interrupted").adapter_sha256 == spawn_job(create_job(place, domain, "first"), "").adapter_sha256
+    )
 
 
 def test_an_error_comes_out_as_itself(place: Path, domain: Domain, trainer: training.Trainer) -> None:
     job = create_job(place, domain.model_copy(update={"backbone": "vit_tinny_patch16_224"}), "typo")
     with pytest.raises(BackboneError, match="vit_tiny"):
-        run_job(job, "typo")
+        spawn_job(job, "typo")
     assert [trainer] == training._IDLE
     assert trainer.is_free
 
@@ -120,10 +122,10 @@ def test_nothing_outlives_a_killed_parent(place: Path, domain: Domain) -> None:
     path = write_job(job, job.folder / "told.json")
     code = (
         "import os, signal, sys; from pathlib import Path; from components.records import Job\n"
-        "from flows.progress import listening; from flows.processes.training import run_job\n"
+        "from flows.progress import listening; from flows.processes.training import spawn_job\n"
         "def hear(event):\n"
         "    if event['event'] == 'training-epoch': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "with listening(hear): run_job(Job.model_validate_json(Path(sys.argv[1]).read_text()), 'left')\n"
+        "with listening(hear): spawn_job(Job.model_validate_json(Path(sys.argv[1]).read_text()), 'left')\n"
     )
     marked = os.environ | {"TESSERA_TEST": str(job.folder)}
     done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=REPOSITORY, env=marked, check=False)

@@ -1,7 +1,9 @@
 """Every tuner on every kind of plain ViT: a table of cases times the behaviours they share."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from components.models.tokens import Needs
 from components.models.tuners import TUNERS, Tuner, create_tuners
 from components.training.fit import create_optimizer
 
+CPU = torch.device("cpu")
 #: Every member of the union with its defaults, and the variants that differ in kind.
 VARIANTS: list[dict[str, Any]] = [{"kind": kind, "num_prompts": 3} for kind in ("vpt", "vapt")]
 VARIANTS += [{"kind": kind} for kind in TUNERS if kind not in ("vpt", "vapt")]
@@ -255,22 +258,72 @@ def test_prepared_for_bfloat16_it_is_nearly_the_same(tuner: Tuner) -> None:
     images = create_images(backbone.vit)
     with torch.no_grad():
         plain = network(images)
-        network.encoder.prepare(torch.bfloat16, fused_attention=False)
+        network.prepare(torch.bfloat16, CPU, fused_attention=False)
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(network(images).float(), plain, atol=2e-3, rtol=0.05)
     assert {parameter.dtype for parameter in network.trainable_parameters().values()} == {torch.float32}
     assert {parameter.dtype for parameter in backbone.vit.parameters()} == {torch.float32}
 
 
+def storages(module: torch.nn.Module) -> dict[int, int]:
+    """Address -> bytes of all numbers a module holds."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tuner", FROZEN_CASES)
+def test_adapters_on_one_backbone_hold_it_once(tuner: Tuner, dtype: torch.dtype) -> None:
+    """N of them take one backbone, in the form they compute in, and what each learns; a further kind nothing more."""
+    backbone = create_backbone()
+    networks = [create_network(backbone, tuner, 4, seed) for seed in range(3)]
+    for network in networks:
+        network.prepare(dtype, CPU, fused_attention=False)
+    held = [storages(network) for network in networks]
+    learned = sum(4 * p.numel() for network in networks for p in network.trainable_parameters().values())
+    together = sum(({**held[0], **held[1], **held[2]}).values())
+    assert together - learned == sum(held[0].values()) - learned / 3
+    assert together - learned <= sum(4 * parameter.numel() for parameter in backbone.vit.parameters())
+    if dtype == torch.bfloat16:
+        (lora,) = create_tuners([{"kind": "lora"}])
+        other = create_network(backbone, lora, 4, seed=0)
+        other.prepare(dtype, CPU, fused_attention=False)
+        matrices = {p.untyped_storage().data_ptr() for p in other.parameters() if p.dtype == dtype}
+        shared = matrices & set(held[0])
+        precise = 2 * len(backbone.vit.blocks) if tuner.kind == "dora" else 0  # its targets stay float32
+        assert len(shared) == len(matrices) - precise
+
+
+def test_a_cast_is_freed_with_the_last_that_uses_it_and_the_loaded_weights_with_the_backbone() -> None:
+    backbone = create_backbone()
+    name, form = "blocks.0.mlp.fc1.weight", (torch.bfloat16, CPU)
+    loaded, cast = weakref.ref(backbone.vit.get_parameter(name)), weakref.ref(backbone.tensor(name, *form))
+    assert cast() is None
+    networks = [create_network(backbone, create_tuners([{"kind": kind}])[0], 4, 0) for kind in ("vpt", "lora")]
+    for network in networks:
+        network.prepare(*form, fused_attention=False)
+    cast = weakref.ref(backbone.tensor(name, *form))
+    del networks[0], network
+    gc.collect()
+    assert cast() is not None
+    del backbone
+    gc.collect()
+    assert loaded() is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert networks[0](create_images(networks[0].encoder.vit)).isfinite().all()
+    with pytest.raises(ValueError, match="the network was prepared for"):
+        networks[0].prepare(torch.float32, CPU, fused_attention=False)
+
+
 @pytest.mark.parametrize("kind", ["bitfit", "lora", "dora", "adaptformer"])
 def test_weights_held_in_bfloat16_give_what_autocast_gives(kind: str) -> None:
-    vit = create_vit()
-    encoder = create_tuners([{"kind": kind}])[0].apply(vit).eval()
-    images = create_images(vit)
-    encoder.prepare(torch.float32, fused_attention=False)
+    backbone = create_backbone()
+    encoder = create_tuners([{"kind": kind}])[0].apply(backbone.vit).eval()
+    images = create_images(backbone.vit)
+    encoder.prepare(backbone, torch.float32, CPU, fused_attention=False)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         plain = encoder(images).pooled
-        encoder.prepare(torch.bfloat16, fused_attention=False)
+        encoder.prepare(backbone, torch.bfloat16, CPU, fused_attention=False)
         assert torch.equal(encoder(images).pooled, plain)
 
 

@@ -75,10 +75,10 @@ def write_marked_images(raw: Path, groups: int = 36) -> pl.DataFrame:
 
 def train(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int = 0) -> Result:
     """One candidate through the real training code, in this process."""
-    from components.training.run import run_job
+    from components.training.run import do_job
 
     job = create_job(folder, domain, tuner, seed, folder / "runs" / f"{tuner['kind']}-s{seed}")
-    run_job(job, lambda event, **facts: None)
+    do_job(job, lambda event, **facts: None)
     result = load_result(job.folder)
     assert result is not None
     return result
@@ -86,12 +86,12 @@ def train(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int = 0)
 
 def climb(folder: Path, domain: Domain, tuner: Mapping[str, Any], rungs: list[int]) -> list[Rung]:
     """A trial of a search, stopped at every rung."""
-    from components.training.run import run_job
+    from components.training.run import do_job
 
     left = []
     for epochs in rungs:
         job = create_job(folder, domain, tuner, 0, folder / "trial").model_copy(update={"until_epoch": epochs})
-        run_job(job, lambda event, **facts: None)
+        do_job(job, lambda event, **facts: None)
         rung = load_rung(job.folder, epochs)
         assert rung is not None
         left.append(rung)

@@ -10,13 +10,16 @@ metadata: `architecture`, and where they differ from timm's record `mean`, `std`
 Weights are never unpickled, and never replaced by random ones.
 """
 
+import copy
 import difflib
 import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,6 +41,9 @@ class Backbone:
 
     sha256: of the weights as stored, before positions are resampled to img_size. mean, std: of the pixels,
     in [0, 1]. trained: False where features mean nothing.
+
+    The backbone owns its numbers: whoever needs them in another dtype or on another device asks `tensor` or `at`, so
+    that each tensor exists once in each form however many adapters stand on it, and no longer than one of them does.
     """
 
     name: str
@@ -48,6 +54,35 @@ class Backbone:
     std: tuple[float, ...]
     trained: bool
     licence: str
+    _casts: "WeakValueDictionary[tuple[str, torch.dtype, torch.device], nn.Parameter]" = field(
+        default_factory=WeakValueDictionary, init=False, repr=False, compare=False
+    )
+
+    def tensor(self, name: str, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+        """The parameter called `name`, frozen, in `dtype` on `device`: the same object at every call while in use."""
+        original: nn.Parameter = self.vit.get_parameter(name)
+        if (original.dtype, original.device) == (dtype, device):
+            return original
+        key = (name, dtype, device)
+        found = self._casts.get(key)
+        if found is None:
+            found = nn.Parameter(original.detach().to(device, dtype), requires_grad=False)
+            self._casts[key] = found
+        return found
+
+    def at(self, dtype: torch.dtype, device: torch.device) -> "VisionTransformer":
+        """The whole network in `dtype` on `device`: modules of the caller's own over the shared tensors."""
+        forms = {id(old): self.tensor(name, dtype, device) for name, old in self.vit.named_parameters()}
+        return share_weights(self.vit, forms).to(device)  # moves the buffers, where there are any
+
+
+def share_weights(vit: "VisionTransformer", forms: Mapping[int, Tensor] | None = None) -> "VisionTransformer":
+    """The same network over the same tensors: its modules may be replaced without touching the other's.
+
+    forms: id of a tensor -> the one in its place.
+    """
+    tensors = {id(tensor): tensor for tensor in [*vit.parameters(), *vit.buffers()]}
+    return copy.deepcopy(vit, {**tensors, **(forms or {})}).requires_grad_(False)
 
 
 @dataclass(frozen=True)

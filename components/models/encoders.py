@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from components.models.fast import cast_backbone, forward_fast
+from components.models.backbones import Backbone, share_weights
+from components.models.fast import forward_fast
 from components.models.inserts import merge_inserts
 from components.models.prompts import AdaptivePrompts, StaticPrompts, forward_prompted
 from components.models.tokens import POOLED, Needs, Tokens, forward_plain
@@ -40,9 +41,10 @@ class PromptedEncoder(nn.Module):
         self.vit.eval()
         return self
 
-    def prepare(self, dtype: torch.dtype, fused_attention: bool) -> None:
-        """Hold the backbone in `dtype` from now on; what learns stays float32."""
-        self.vit = cast_backbone(self.vit, dtype)
+    def prepare(self, backbone: Backbone, dtype: torch.dtype, device: torch.device, fused_attention: bool) -> None:
+        """Stand on the backbone in `dtype` on `device` from now on; what learns moves there and stays float32."""
+        self.vit = backbone.at(dtype, device).eval()
+        self.to(device)
         set_attention(self.vit, fused_attention)
 
     def forward(self, images: Tensor, needs: Needs = POOLED) -> Tokens:
@@ -63,27 +65,29 @@ class TunedEncoder(nn.Module):
 
     def __init__(self, vit: "VisionTransformer", precise: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.vit = share_weights(vit)
-        # Both before a tuner puts in its own; plain lists, which register nothing.
-        self.borrowed = [*self.vit.modules()]
-        named = self.vit.named_modules()
-        self.matrices = [m for name, m in named if isinstance(m, nn.Linear) and not name.endswith(precise)]
+        self.vit, self.precise = share_weights(vit), precise
+        # The backbone's modules by its own names, before a tuner wraps them; a plain dict, which registers nothing.
+        self.borrowed = dict(self.vit.named_modules())
         self.train()
 
     def train(self, mode: bool = True) -> "TunedEncoder":
         super().train(mode)
-        for module in self.borrowed:
+        for module in self.borrowed.values():
             module.training = False
         return self
 
-    def prepare(self, dtype: torch.dtype, fused_attention: bool) -> None:
-        """Hold the frozen matrices in `dtype` from now on, which spares autocast a copy of each at every step.
+    def prepare(self, backbone: Backbone, dtype: torch.dtype, device: torch.device, fused_attention: bool) -> None:
+        """Hold the frozen matrices in `dtype` on `device`, which spares autocast a copy of each at every step.
 
         What learns stays float32. So does all else: norms and positions are small, and the residual stream gains by it.
         """
-        for linear in self.matrices:
-            if linear.weight.dtype != dtype:
-                linear.weight = nn.Parameter(linear.weight.detach().to(dtype), requires_grad=False)
+        for name, module in self.borrowed.items():
+            is_matrix = isinstance(module, nn.Linear) and not name.endswith(self.precise)
+            for part, parameter in list(module.named_parameters(recurse=False)):
+                if not parameter.requires_grad:  # those that learn are the tuner's own
+                    form = dtype if is_matrix and part == "weight" else torch.float32
+                    setattr(module, part, backbone.tensor(f"{name}.{part}" if name else part, form, device))
+        self.to(device)
         set_attention(self.vit, fused_attention)
 
     def merge(self) -> "VisionTransformer":
@@ -99,12 +103,6 @@ class TunedEncoder(nn.Module):
         return forward_plain(self.vit, images, needs)
 
 
-def share_weights(vit: "VisionTransformer") -> "VisionTransformer":
-    """The same network over the same tensors: its modules may be replaced without touching the other's."""
-    tensors = [*vit.parameters(), *vit.buffers()]
-    return copy.deepcopy(vit, {id(tensor): tensor for tensor in tensors}).requires_grad_(False)
-
-
 class FullEncoder(nn.Module):
     """Images to tokens through a backbone that learns with the rest: a copy, because the original is shared."""
 
@@ -113,8 +111,9 @@ class FullEncoder(nn.Module):
         self.vit = copy.deepcopy(vit).requires_grad_(True)
         self.train()
 
-    def prepare(self, dtype: torch.dtype, fused_attention: bool) -> None:
+    def prepare(self, backbone: Backbone, dtype: torch.dtype, device: torch.device, fused_attention: bool) -> None:
         """Nothing is frozen here: autocast decides where to compute in `dtype`."""
+        self.to(device)
         set_attention(self.vit, fused_attention)
 
     def forward(self, images: Tensor, needs: Needs = POOLED) -> Tokens:

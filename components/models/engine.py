@@ -25,8 +25,7 @@ class Engine:
 
     def prepare(self, network: Network) -> Network:
         """Move the network here and put its frozen part into the form that is fastest here."""
-        network.to(self.device)
-        network.encoder.prepare(self.dtype, self.fused_attention)
+        network.prepare(self.dtype, self.device, self.fused_attention)
         return network
 
     def forward(self, network: Network, images: torch.Tensor) -> torch.Tensor:
@@ -61,6 +60,6 @@ def create_engine(
         device, native = torch.device("cuda", torch.cuda.current_device()), torch.cuda.is_bf16_supported()
     else:
         device = torch.device("cpu")
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_tile"))
     chosen = {"auto": torch.bfloat16 if native else torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
     return Engine(device, chosen[dtype], mean, std, choose_attention(device, chosen[dtype]), team)

@@ -8,9 +8,7 @@ residual stream with them; everything that learns stays float32.
 Letters as in `prompts`; h heads of width d, T = S + HW tokens.
 """
 
-import copy
 import time
-import weakref
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -140,6 +138,7 @@ class ImageWiseAttention(torch.autograd.Function):
         for images, q, weights, keys, values in _weigh_images(qkv, pairs, heads, scale):
             g = _split_heads(grad[images], heads).flatten(0, 1)
             grad_v = torch.bmm(weights.transpose(1, 2), g)  # (G h, M, d)
+            # Private, but what autograd itself calls; from public products it costs two more passes and other bits.
             grad_scores = torch._softmax_backward_data(torch.bmm(g, values.transpose(1, 2)), weights, -1, g.dtype)
             grad_k = torch.bmm(grad_scores.transpose(1, 2), q)  # q is scaled
             if grad_qkv is not None:
@@ -216,19 +215,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: bool) -> Tensor
 def _project(linear: nn.Linear, x: Tensor, first: int, last: int | None = None) -> Tensor:
     """Some of a linear layer's outputs."""
     return F.linear(x, linear.weight[first:last], None if linear.bias is None else linear.bias[first:last])
-
-
-_casts: "weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, Any]]" = weakref.WeakKeyDictionary()
-
-
-def cast_backbone(vit: "VisionTransformer", dtype: torch.dtype) -> "VisionTransformer":
-    """The frozen backbone with weights of `dtype`: one copy however many encoders stand on it, the original kept."""
-    if vit.patch_embed.proj.weight.dtype == dtype:
-        return vit
-    copies = _casts.setdefault(vit, {})
-    if dtype not in copies:
-        copies[dtype] = copy.deepcopy(vit).to(dtype)
-    return copies[dtype]
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype) -> bool:

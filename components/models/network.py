@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from components.models.backbones import Backbone, require_plain_vit
+from components.models.encoders import set_attention
 from components.models.heads import create_head
 from components.tasks import CLASSIFICATION, Task
 
@@ -19,12 +20,29 @@ class Network(nn.Module):
     def __init__(self, backbone: Backbone, tuner: "Tuner", num_classes: int, task: Task) -> None:
         super().__init__()
         self.backbone_params = sum(parameter.numel() for parameter in backbone.vit.parameters())
+        self.backbone: Backbone | None = backbone  # until the network is prepared
+        self.form: tuple[torch.dtype, torch.device] | None = None
         self.encoder = tuner.apply(backbone.vit)
         self.head = create_head(task, backbone.vit.num_features, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         outputs: Tensor = self.head(self.encoder(images, self.head.needs))
         return outputs
+
+    def prepare(self, dtype: torch.dtype, device: torch.device, fused_attention: bool) -> None:
+        """Move to `device`, where the frozen part is the backbone's own, in `dtype`, shared with other networks on it.
+
+        The weights as they were loaded are let go, so that they are freed where nobody else uses them. A second call
+        must ask for the same dtype and device; ValueError otherwise.
+        """
+        if self.backbone is not None:
+            self.encoder.prepare(self.backbone, dtype, device, fused_attention)
+            self.head.to(device)
+            self.backbone, self.form = None, (dtype, device)
+        elif self.form != (dtype, device):
+            raise ValueError(f"the network was prepared for {self.form}, and is asked for {(dtype, device)}")
+        else:
+            set_attention(self.encoder.vit, fused_attention)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that learns, by name: what an optimiser, a checkpoint and an adapter hold."""

@@ -118,11 +118,11 @@ def _work(job: Job, tell: Callable[..., None], stop: Callable[[], bool], started
     """Whether this process speaks for the team; None where it was stopped."""
     from components.models.team import join_team, leave_team
     from components.training.fit import Stopped  # torch starts here
-    from components.training.run import run_job
+    from components.training.run import do_job
 
     team = join_team()
     try:
-        run_job(job, tell, stop, team, started)
+        do_job(job, tell, stop, team, started)
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)  # noqa: T201  the log
         return None

@@ -5,6 +5,7 @@ patch tokens that enter the last block, the last place where a token is still ab
 still reads it. Attention alone would show what was read, not what it was read for, and is the same for every class.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,6 @@ from safetensors.numpy import save_file
 from components.data.batches.loading import Samples
 from components.models.encoders import PromptedEncoder
 from components.models.engine import Engine
-from components.models.fast import cast_backbone
 from components.models.network import Network
 from components.records import HEAT_FILE
 from components.tasks import Task
@@ -32,9 +32,10 @@ def write_heat(
 ) -> None:
     """Maps of the hardest test images, by id, for the model card; frame: their predictions, in the samples' order."""
     maps = {}
-    for row in choose_hardest(frame, task):
-        image, _ = held_out[row]
-        maps[frame["id"][row]] = map_heat(network, engine, torch.as_tensor(image)[None])
+    with _whole_blocks(network.encoder):
+        for row in choose_hardest(frame, task):
+            image, _ = held_out[row]
+            maps[frame["id"][row]] = map_heat(network, engine, torch.as_tensor(image)[None])
     save_file(maps, folder / HEAT_FILE)
 
 
@@ -70,13 +71,17 @@ def map_heat(network: Network, engine: Engine, image: torch.Tensor) -> NDArray[n
 
 @contextmanager
 def _whole_blocks(encoder: Any) -> Iterator[None]:
-    """The prompted forward in its textbook form, where tokens pass from block to block; it wants float32 weights."""
-    if not isinstance(encoder, PromptedEncoder):
+    """The prompted forward in its textbook form, where tokens pass from block to block.
+
+    That form wants float32: a copy of the weights as they answered, rounded where they are held in bfloat16. Inside
+    another of its kind it changes nothing, so that several images share one copy.
+    """
+    if not isinstance(encoder, PromptedEncoder) or encoder.form == "textbook":
         yield
         return
-    form, vit = encoder.form, encoder.vit
-    encoder.form, encoder.vit = "textbook", cast_backbone(vit, torch.float32)
+    vit = encoder.vit
+    encoder.form, encoder.vit = "textbook", copy.deepcopy(vit).float()
     try:
         yield
     finally:
-        encoder.form, encoder.vit = form, vit
+        encoder.form, encoder.vit = "fast", vit

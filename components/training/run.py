@@ -36,7 +36,7 @@ Stop = Callable[[], bool]
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def run_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE, started: float | None = None) -> None:
+def do_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE, started: float | None = None) -> None:
     """Do the job and leave its files in the folder, result.json last, or those of a rung.
 
     Raises Stopped soon after `stop` says so. started: when the process was, by the monotonic clock.

@@ -32,17 +32,17 @@ LOOK_SECONDS = 0.02  # between two looks whether a fork has ended
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def run_job(job: Job, name: str) -> Result:
+def spawn_job(job: Job, name: str) -> Result:
     """The job's result: what an earlier, finished process left, or else that of a new one.
 
     Raises the TesseraError the process met, or TrainingError with the end of its log when it died.
     """
-    return _run_job(job, name, lambda: load_result(job.folder))
+    return _spawn_unless_known(job, name, lambda: load_result(job.folder))
 
 
 def run_trial(job: Job, name: str) -> Rung:
     """How far a trial of a search came; the same for a job with `until_epoch`."""
-    return _run_job(job, name, lambda: load_rung(job.folder, job.until_epoch or 0))
+    return _spawn_unless_known(job, name, lambda: load_rung(job.folder, job.until_epoch or 0))
 
 
 def run_recorded(record: dict[str, Any], name: str, code: Path) -> Result | None:
@@ -61,7 +61,7 @@ def prepare(domain: Domain) -> None:
         _IDLE.append(Trainer())
 
 
-def _run_job(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
+def _spawn_unless_known(job: Job, name: str, load: Callable[[], Left | None]) -> Left:
     known = load()
     if known is not None:
         return known

@@ -12,7 +12,7 @@ from components.tasks import create_task
 from components.tracking import artifacts, candidates, runs
 from components.tracking.store import Store
 from flows.plan import Plan
-from flows.processes.training import run_job
+from flows.processes.training import spawn_job
 from flows.steps.follow import follow_epochs, logging_epochs, progress_bar
 
 
@@ -49,7 +49,7 @@ def train_job(store: Store, plan: Plan, parent: str, name: str, job: Job, fresh:
             logging_epochs(store, name, open_run) as reporter,
             follow_epochs(name, epochs, show),
         ):
-            result = run_job(job, name)
+            result = spawn_job(job, name)
         _, run_id = find_trained(store, plan, parent, job, fresh)
     row = describe_result(plan, result)
     if run_id is None:

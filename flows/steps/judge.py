@@ -17,7 +17,7 @@ from components.records import Result, load_predictions
 from components.tracking import artifacts
 from components.tracking.store import Store
 from flows.plan import Plan
-from flows.processes.training import run_job
+from flows.processes.training import spawn_job
 from flows.progress import report
 from flows.server.events import tell_promoted
 from flows.server.turns import promotion_turn
@@ -116,7 +116,7 @@ def describe_champion(version: int) -> Decision:
 def score_version(plan: Plan, version: Version) -> Result:
     """A registered version's predictions on the plan's held-out images."""
     adapter = versions.fetch_adapter(version, plan.workspace.adapters)
-    return run_job(plan.create_score_job(adapter, score_folder(plan, version.version)), f"version-{version.version}")
+    return spawn_job(plan.create_score_job(adapter, score_folder(plan, version.version)), f"version-{version.version}")
 
 
 def score_folder(plan: Plan, version: int) -> Path:
