@@ -21,6 +21,7 @@ from components.errors import Diverged, TrainingError
 from components.models.encoders import PromptedEncoder
 from components.models.engine import Engine
 from components.models.network import Network, create_network
+from components.models.tokens import Needs, Tokens
 from components.models.tuners import TUNERS, create_tuners
 from components.tasks import CLASSIFICATION
 from components.tasks.calibration import fit_temperature
@@ -237,9 +238,9 @@ def test_a_head_alone_learns_from_features_computed_once(tmp_path: Path, monkeyp
     passes: list[int] = []
     forward = PromptedEncoder.forward
 
-    def count(self: PromptedEncoder, images: torch.Tensor) -> torch.Tensor:
+    def count(self: PromptedEncoder, images: torch.Tensor, *needs: Needs) -> Tokens:
         passes.append(len(images))
-        return forward(self, images)
+        return forward(self, images, *needs)
 
     monkeypatch.setattr(PromptedEncoder, "forward", count)
     network, _ = _train("linear", tmp_path)
