@@ -154,7 +154,7 @@ def test_one_server_has_the_database(place: Workspace, monkeypatch: pytest.Monke
     """Embedded ones beside one another, that of `tessera up` alone, whoever came first."""
     monkeypatch.setattr("flows.server.prefect_boot.LEAVE_SECONDS", 0.0)
     first, second = hold_database(place, alone=False), hold_database(place, alone=False)
-    with pytest.raises(WorkspaceError, match="a command that runs with a server of its own"):
+    with pytest.raises(WorkspaceError, match="a command that uses it with its own server"):
         hold_database(place, alone=True)
     os.close(first)
     os.close(second)

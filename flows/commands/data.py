@@ -187,9 +187,9 @@ def version(
 
         named, new = name_version(place, load_domain(place.domain_file(domain)), message)
         if new:
-            from flows.server.events import tell_versioned
+            from flows.server.events import emit_versioned
 
-            tell_versioned(domain, named.model_dump(mode="json"))
+            emit_versioned(domain, named.model_dump(mode="json"))
         status = "named" if new else "unchanged"
         return {"domain": domain, "status": status, "git": uses_git(place), "version": named.model_dump(mode="json")}
 

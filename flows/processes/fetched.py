@@ -1,9 +1,9 @@
-"""What a worker fetched: a folder a data version under `.tessera/work`, held while a candidate is trained on it.
+"""Data versions on a worker: one folder per version under `.tessera/work`, locked while a candidate is trained on it.
 
     with hold_fetched(store, home, data) as place:     images by hash from the DVC remote, the manifest from MLflow
 
-Orders for two versions do not meet. What nobody works with goes when the next version is fetched, but for the two
-versions of each domain that were used last, within a month: all that they hold is in the remote and in MLflow.
+Orders for different versions use different folders. When the next version is fetched, unused versions are removed,
+except the two of each domain that were used last, within a month. Everything in them is in the remote and in MLflow.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ GONE = ".gone"
 
 
 class Data(NamedTuple):
-    """A domain's images and manifest by their hashes, and the MLflow run that has the manifest."""
+    """A domain's images and manifest by their hashes, and the MLflow run that holds the manifest."""
 
     domain: str
     md5: str
@@ -41,7 +41,7 @@ class Data(NamedTuple):
 
 
 def is_here(home: Workspace, data: Data) -> bool:
-    """Whether the workspace itself has exactly this."""
+    """Whether the workspace itself has exactly this version and manifest."""
     manifest = _manifest(home, data)
     return (
         home.raw(data.domain).is_dir()
@@ -53,7 +53,7 @@ def is_here(home: Workspace, data: Data) -> bool:
 
 @contextmanager
 def hold_fetched(store: Store, home: Workspace, data: Data) -> Iterator[Workspace]:
-    """The version's place, which nobody removes as long as the block runs."""
+    """A workspace with the version, fetched if needed. It is not removed as long as the block runs."""
     place = Workspace(home.state / "work" / f"{data.domain}-{data.md5[:12]}-{data.manifest[:12]}")
     with _lock(place, fcntl.LOCK_SH):
         place.state.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def hold_fetched(store: Store, home: Workspace, data: Data) -> Iterator[Workspac
 
 
 def remove_old(home: Workspace) -> None:
-    """The versions that nobody works with and nobody will miss. Renamed first: half a folder would be taken for one."""
+    """Remove unused old versions. Folders are renamed first, so that half of one is never taken for a whole one."""
     work, kept = home.state / "work", Counter[str]()
     for left in work.glob(f"*{GONE}"):
         shutil.rmtree(left, ignore_errors=True)
@@ -83,9 +83,9 @@ def remove_old(home: Workspace) -> None:
 
 @contextmanager
 def _lock(place: Workspace, kind: int) -> Iterator[None]:
-    """Shared by those who work in the place, alone for who removes it; the kernel ends it with its holder.
+    """Lock a version: shared while it is used, exclusive while it is removed. The kernel releases it with its holder.
 
-    The file beside the folder stays for good, and its time is that of the last use.
+    The lock file beside the folder stays, and its time is that of the last use.
     """
     path = _lock_file(place.root)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def _lock_file(path: Path) -> Path:
 
 
 def _last_used(path: Path) -> float:
-    """Zero for what an earlier version of this code left."""
+    """The time of the last use; 0 for folders of an earlier version of this code."""
     lock = _lock_file(path)
     return lock.stat().st_mtime if lock.exists() else 0.0
 
@@ -108,7 +108,7 @@ def _last_used(path: Path) -> float:
 def _fetch(store: Store, home: Workspace, data: Data, place: Workspace) -> None:
     if not (place.state / "cache").exists():
         home.cache.mkdir(parents=True, exist_ok=True)
-        (place.state / "cache").symlink_to(home.cache)  # one bounded cache a machine
+        (place.state / "cache").symlink_to(home.cache)  # one cache per machine, bounded in size
     if not place.raw(data.domain).is_dir():
         require_repository(home)
         versions.restore_copy(home, data.md5, place.raw(data.domain))
@@ -127,7 +127,7 @@ def _fetch_manifest(store: Store, data: Data, target: Path) -> None:
         if found != data.manifest:
             raise TrackingError(
                 f"manifest of {data.domain}",
-                expected=f"the file with sha256 {data.manifest[:12]} that the retrain left in MLflow",
+                expected=f"the file with sha256 {data.manifest[:12]} that the retrain stored in MLflow",
                 found=f"sha256 {found[:12]}",
-                hint="Run the retrain again; if it stays, the artifact store damages files.",
+                hint="Run the retrain again; if the error stays, the artifact store damages files.",
             )

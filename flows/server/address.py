@@ -1,11 +1,11 @@
-"""Where this workspace's `tessera up` is, and its login: how every other command finds it.
+"""The address and login of this workspace's `tessera up`, by which every other command finds it.
 
-    .tessera/login           NAME:PASSWORD, made once for a workspace; mode 0600
-    .tessera/services.json   the process of `tessera up`, then its addresses, login and key; mode 0600
-    .tessera/locks/prefect   held while a Prefect server has the workspace's database: by many embedded ones, or by one
-                             of `tessera up` alone
+    .tessera/login           NAME:PASSWORD, created once per workspace; mode 0600
+    .tessera/services.json   the process of `tessera up`, and then its addresses, login and key; mode 0600
+    .tessera/locks/prefect   held while a Prefect server uses the workspace's database: shared by embedded servers,
+                             exclusive for `tessera up`
 
-A variable that is set wins: PREFECT_API_URL and MLFLOW_TRACKING_URI each name another server.
+Environment variables take precedence: PREFECT_API_URL and MLFLOW_TRACKING_URI each name another server.
 """
 
 import fcntl
@@ -26,10 +26,10 @@ from components.files import PRIVATE, write_whole
 from components.processes import lives, read_pid
 from components.workspace import Workspace
 
-#: A flow run says every so often that it lives.
+#: Seconds between two heartbeats of a flow run.
 HEARTBEAT_SECONDS = 30
-#: What every run has, wherever it is started: its heartbeat, as often as the automation on silent runs expects it
-#: (Prefect's default is more seldom), and patience with a server that is being restarted, or whose database is.
+#: Environment of every run: heartbeats as often as the automation on silent runs expects (more often than Prefect's
+#: default), and retries while a server or its database restarts.
 JOB_ENV = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     "PREFECT_CLIENT_MAX_RETRIES": "8",
@@ -43,13 +43,13 @@ NAME = "tessera"
 
 @dataclass(frozen=True)
 class Services:
-    """A `tessera up`: its process, and where its servers are once they answer ("" before)."""
+    """A `tessera up`: its process, and the addresses of its servers ("" until they answer)."""
 
     process: str
     prefect: str = ""  # http://127.0.0.1:4200/api
     mlflow: str = ""
     login: str = ""
-    key: str = ""  # with which the page of links opens the servers in a browser
+    key: str = ""  # opens the servers in a browser, from the page of links
 
     @property
     def pid(self) -> int:
@@ -57,7 +57,7 @@ class Services:
 
 
 def load_login(workspace: Workspace) -> str:
-    """NAME:PASSWORD of the workspace's servers, made on first use; made anew where others could have read it."""
+    """NAME:PASSWORD of the workspace's servers, created at first use; replaced if others could have read it."""
     path = workspace.state / "login"
     with FileLock(workspace.state / "locks" / "login.lock"):
         if path.exists() and path.stat().st_mode & 0o077 == 0 and (known := path.read_text().strip()).count(":") == 1:
@@ -76,7 +76,7 @@ def remove_services(workspace: Workspace) -> None:
 
 
 def load_services(workspace: Workspace) -> Services | None:
-    """The `tessera up` of this workspace that lives; None where its file is that of another time, or damaged."""
+    """The running `tessera up` of this workspace; None if its file is missing, outdated or damaged."""
     try:
         record = json.loads(_services_file(workspace).read_text())
         services = Services(**{key: str(value) for key, value in record.items()})
@@ -90,9 +90,9 @@ def _services_file(workspace: Workspace) -> Path:
 
 
 def join_services(workspace: Workspace) -> None:
-    """Use the servers of the `tessera up` of this workspace, if there is one, unless the environment names others.
+    """Use the servers of this workspace's `tessera up`, if it runs, unless the environment names others.
 
-    Waits for one that is starting.
+    Waits for a `tessera up` that is starting.
     """
     for key, value in JOB_ENV.items():
         os.environ.setdefault(key, value)
@@ -103,7 +103,7 @@ def join_services(workspace: Workspace) -> None:
 
 
 def find_services(workspace: Workspace) -> Services | None:
-    """The servers of the `tessera up` that runs, as soon as they answer; None where there is none, or it is silent."""
+    """The servers of the running `tessera up`, as soon as they answer; None if none runs or it does not answer."""
     deadline = time.monotonic() + START_SECONDS
     while (services := load_services(workspace)) is not None and not services.prefect:
         if time.monotonic() > deadline:
@@ -115,7 +115,7 @@ def find_services(workspace: Workspace) -> Services | None:
 
 
 def use_services(services: Services, env: MutableMapping[str, str]) -> None:
-    """Point Prefect's and MLflow's clients at them where nothing else is named, or they themselves are."""
+    """Point Prefect's and MLflow's clients in `env` at these servers, unless it names others."""
     user, _, password = services.login.partition(":")
     if _same(env.get("PREFECT_API_URL") or services.prefect, services.prefect):
         env.update({"PREFECT_API_URL": services.prefect, "PREFECT_API_AUTH_STRING": services.login})
@@ -137,10 +137,10 @@ def answers(url: str, seconds: float = ANSWER_SECONDS) -> bool:
 
 
 def hold_database(workspace: Workspace, *, alone: bool, seconds: float = 0.0) -> int:
-    """Take the workspace's Prefect database: the descriptor holds it until it is closed here and in every child.
+    """Lock the workspace's Prefect database; the lock ends when the returned descriptor is closed in all processes.
 
-    alone: as the one server of `tessera up`; else as one of several embedded ones, each of which serves one command.
-    Raises WorkspaceError where that is not to be had within the seconds.
+    alone: exclusively, for the server of `tessera up`; else shared with other embedded servers, one per command.
+    Raises WorkspaceError if the lock cannot be acquired within `seconds`.
     """
     path = workspace.state / "locks" / "prefect"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE)
@@ -159,13 +159,13 @@ def hold_database(workspace: Workspace, *, alone: bool, seconds: float = 0.0) ->
 def _describe_holder(workspace: Workspace, alone: bool) -> WorkspaceError:
     services = load_services(workspace)
     if alone:
-        found, hint = "a command that runs with a server of its own on it", "Wait for that command's end, or stop it"
+        found, hint = "a command that uses it with its own server", "Wait for that command's end, or stop it"
     else:
-        found = f"`tessera up`{'' if services is None else f' (process {services.pid})'} on it, which gives no answer"
+        found = f"`tessera up`{'' if services is None else f' (process {services.pid})'}, which does not answer"
         hint = f"Read {workspace.state / 'logs' / 'prefect.log'}; `tessera down` stops it"
     return WorkspaceError(
         f"Prefect's database in {workspace.state / 'prefect'}",
-        expected="nobody else's server on it",
+        expected="no other server on it",
         found=found,
         hint=f"{hint}; then run this again.",
     )

@@ -1,13 +1,13 @@
-"""A child of `tessera`: a Prefect server, an MLflow server or a worker, which ends with the process that started it.
+"""A child process of `tessera`: a Prefect server, an MLflow server or a worker. It ends with its parent.
 
-    python -m flows.server.child embedded               a Prefect server for one command; says its port on stdout
-    python -m flows.server.child prefect --port 4200    what `tessera up` runs
-    python -m flows.server.child mlflow --port 5000
-    python -m flows.server.child worker --pool ...      the rest as `prefect worker start` takes it
+    python -m flows.server.child embedded               a Prefect server for one command; prints its port on stdout
+    python -m flows.server.child prefect --port 4200    the Prefect server of `tessera up`
+    python -m flows.server.child mlflow --port 5000     the MLflow server of `tessera up`
+    python -m flows.server.child worker --pool ...      a worker; further options as for `prefect worker start`
 
-Its stdin is a pipe of its starter's: when that closes, however the starter ended, this process and those it started get
-SIGTERM, and SIGKILL after a while. Servers listen before they are up, so that who asks early waits for the answer. What
-they write is for their owner alone, and the login comes from the environment, which `ps` shows to nobody else.
+Its stdin is a pipe from its parent. When the pipe closes, however the parent ended, this process and its children get
+SIGTERM, and later SIGKILL. Servers listen before they are ready, so that early clients wait for the answer. Files are
+written for their owner alone. The login comes from the environment, which `ps` does not show to other users.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from typing import Any
 from components.workspace import Workspace, find_workspace
 from flows.server.guard import Guard
 
-LOGIN, KEY = "TESSERA_LOGIN", "TESSERA_KEY"  # in the environment of a server
+LOGIN, KEY = "TESSERA_LOGIN", "TESSERA_KEY"  # environment variables of a server
 STOP_SECONDS = {"worker": 15.0, "embedded": 5.0}  # from SIGTERM to SIGKILL
-#: As Prefect itself sets them for a server that one process brings along.
+#: Settings that Prefect itself uses for a server that one process starts for itself.
 EMBEDDED = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
 
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def watch_starter(seconds: float) -> threading.Event:
-    """End this process and its group when the pipe on stdin closes: at once, or in good order when the event is set."""
+    """End this process and its group when the pipe on stdin closes: orderly if the event is set, else at once."""
     serves = threading.Event()
 
     def watch() -> None:
@@ -69,7 +69,7 @@ def watch_starter(seconds: float) -> threading.Event:
 
 
 def serve(create: Callable[[Workspace], Any], port: int, serves: threading.Event) -> None:
-    """Serve on loopback, behind the guard; say the port on stdout where it was to be chosen."""
+    """Serve on loopback behind the guard. Prints the port on stdout if it was chosen automatically (port 0)."""
     login, key = os.environ.pop(LOGIN), os.environ.pop(KEY, "")
     with socket.socket() as door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -81,7 +81,7 @@ def serve(create: Callable[[Workspace], Any], port: int, serves: threading.Event
         import uvicorn
 
         app = Guard(create(find_workspace()), login, key)
-        # No access log: it would hold the key of the page of links, and grow with every question.
+        # No access log: it would contain the key of the page of links, and grow with every request.
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
         serves.set()
         uvicorn.Server(config).run(sockets=[door])
@@ -94,7 +94,7 @@ def create_prefect(_: Workspace) -> Any:
 
 
 def create_mlflow(workspace: Workspace) -> Any:
-    """MLflow's application on the workspace's own store, as `mlflow server` sets it up for its workers."""
+    """MLflow's application on the workspace's own store, configured as `mlflow server` does for its workers."""
     from mlflow.server import (
         ARTIFACT_ROOT_ENV_VAR,
         ARTIFACTS_DESTINATION_ENV_VAR,

@@ -1,4 +1,4 @@
-"""Events of ours on the Prefect server: what automations and other systems can follow. Without a server, none."""
+"""Tessera's events on the Prefect server, which automations and other systems can follow. Without a server, none."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from flows.server.schedules import VERSIONED, name_resource
 PROMOTED = "tessera.champion.promoted"
 
 
-def tell_versioned(domain: str, version: dict[str, Any]) -> None:
+def emit_versioned(domain: str, version: dict[str, Any]) -> None:
     """`tessera.data.versioned`: a data version was named."""
     emit(VERSIONED, domain, version)
 
 
-def tell_promoted(champion: Version) -> None:
-    """`tessera.champion.promoted`: an automation on it can roll out what serves.
+def emit_promoted(champion: Version) -> None:
+    """`tessera.champion.promoted`: an automation on this event can roll out the new champion.
 
-    At least once for each move, rollbacks included; a follower takes the version that the event names.
+    It is sent at least once for each move, rollbacks included; a follower uses the version that the event names.
     """
     uri = f"models:/{champion.domain}/{champion.version}"
     facts = {"domain": champion.domain, "version": champion.version, "model_uri": uri}
@@ -28,8 +28,8 @@ def tell_promoted(champion: Version) -> None:
 def emit(event: str, domain: str, payload: dict[str, Any]) -> None:
     """Send an event about a domain and return when the server has it.
 
-    A server that is away or refuses is told as a note: what happened has happened all the same. Prefect's own
-    `emit_event` sends from a thread, which the end of a command cuts off.
+    If the server is away or refuses, that is reported as a note, because what the event is about has happened anyway.
+    Prefect's own `emit_event` sends from a thread, which may be cut off when a command ends.
     """
     if (url := find_server()) is None:
         return
@@ -44,4 +44,4 @@ def emit(event: str, domain: str, payload: dict[str, Any]) -> None:
         with get_client(sync_client=True) as client:
             client.request("POST", "/events", json=[record])
     except (httpx.TransportError, PrefectHTTPStatusError) as error:
-        report("note", text=f"Prefect at {url} was not told of {event} for {domain}: {error}")
+        report("note", text=f"Prefect at {url} did not get the event {event} for {domain}: {error}")

@@ -1,9 +1,10 @@
-"""One GPU holds one training: `with gpu_slot() as env` waits for a free one and names it to the training process.
+"""One training per GPU: `with gpu_slot() as env` waits for a free GPU and names it to the training process.
 
-The slot is a file lock a GPU: of the machine that has the GPU, and gone with its holder, whatever network and clock do.
-Where a server is configured it is a global concurrency limit of Prefect's, too: `prefect gcl ls` and the Concurrency
-page show what is taken, and containers without a common folder for temporary files take turns by it. A holder that died
-or was not heard loses that one after a minute. GPUs are asked of the driver's own tool, so that torch need not start.
+A slot is one file lock per GPU, on the machine that has the GPU; it is released when its holder ends, independent of
+network and clock. If a server is configured, a slot is also a global concurrency limit of Prefect: `prefect gcl ls` and
+the Concurrency page show which slots are taken, and containers without a common temporary folder take turns by it. A
+holder that died or lost contact loses that limit after a minute. The driver's own tool lists the GPUs, so that torch
+need not be loaded.
 """
 
 import contextlib
@@ -20,11 +21,11 @@ from filelock import FileLock
 from flows.server.prefect_boot import find_server
 from flows.server.turns import server_slot
 
-TRY_SECONDS = 2.0  # for one GPU, before the next one is tried
+TRY_SECONDS = 2.0  # wait for one GPU before the next one is tried
 
 
 def list_gpus() -> list[str]:
-    """The UUIDs of the GPUs this process may use, in the order of CUDA_VISIBLE_DEVICES where that is set."""
+    """The UUIDs of the GPUs that this process may use, in the order of CUDA_VISIBLE_DEVICES if it is set."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -46,9 +47,9 @@ def count_gpus() -> int:
 
 @contextlib.contextmanager
 def gpu_slot(devices: int = 1) -> Iterator[dict[str, str]]:
-    """Hold as many GPUs as the training wants, and say by environment which; nothing where the machine has none.
+    """Hold `devices` GPUs; yields the environment that names them, which is empty on a machine without GPUs.
 
-    Several are taken in one order by everybody, so that two trainings of two never wait for one another.
+    All processes take several GPUs in the same order, so that two such trainings never deadlock.
     """
     uuids = list_gpus()
     if not uuids:
@@ -60,7 +61,7 @@ def gpu_slot(devices: int = 1) -> Iterator[dict[str, str]]:
             for uuid in taken:
                 _take_any(held, [uuid])
         else:
-            with _hold(f"gpus-of-{os.uname().nodename}", None):  # one training chooses at a time
+            with _hold(f"gpus-of-{os.uname().nodename}", None):  # one training at a time chooses GPUs
                 taken = []
                 for _ in range(devices):
                     taken.append(_take_any(held, [uuid for uuid in uuids if uuid not in taken]))
@@ -81,7 +82,7 @@ def _take_any(held: contextlib.ExitStack, uuids: list[str]) -> str:
 
 @contextlib.contextmanager
 def _hold(name: str, seconds: float | None) -> Iterator[None]:
-    """Raises TimeoutError when it is somebody else's for so long; None waits for ever."""
+    """Hold a lock by name. Raises TimeoutError if it is not free within `seconds`; None waits without limit."""
     with contextlib.ExitStack() as held:
         lock = FileLock(Path(tempfile.gettempdir()) / f"tessera-{name}.lock", mode=0o666)
         held.enter_context(lock.acquire(timeout=-1 if seconds is None else seconds))

@@ -1,11 +1,11 @@
-"""Who may talk to a server of `tessera`: the door of the Prefect and MLflow servers, as ASGI middleware.
+"""Access control of the Prefect and MLflow servers, as ASGI middleware.
 
-Every account of a machine reaches its loopback, and so does any web page that a browser there shows. Whoever may create
-flow runs can run programs as the owner of the server, therefore a request passes only
+Every account of a machine can reach its loopback addresses, and so can every web page in a browser there. A client that
+may create flow runs can run programs as the owner of the server. Therefore a request is accepted only
 
-    with a Host of this machine            else it is a name that somebody else's DNS points here
-    with no Origin but the server's own    else it comes from another page, whatever login the browser adds
-    with the workspace's login             HTTP basic; or the cookie that the page of links sets in a browser
+    with a Host of this machine            otherwise a foreign DNS name may point here
+    with no Origin but the server's own    otherwise another page sends it, with a login that the browser adds
+    with the workspace's login             HTTP basic, or the cookie that the page of links sets in a browser
 
 Only the health check needs no login.
 """
@@ -19,10 +19,10 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 HEALTH = ("/health", "/api/health")
-OPEN = "/tessera/open"  # sets the cookie and goes on to a page
+OPEN = "/tessera/open"  # sets the cookie and redirects to a page
 COOKIE = "tessera"
 HOSTS = ("127.0.0.1", "localhost", "::1")
-HINT = "A login is needed: open the page of links that `tessera up` names, or give what .tessera/login holds."
+HINT = "A login is needed: open the page of links that `tessera up` names, or use the login in .tessera/login."
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -32,7 +32,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Guard:
-    """`Guard(app, login="NAME:PASSWORD", key=...)`; key: what the page of links hands to a browser, "" for none."""
+    """`Guard(app, login="NAME:PASSWORD", key=...)`. key: the key in the links of the page of links, "" for none."""
 
     def __init__(self, app: App, login: str, key: str = "") -> None:
         if ":" not in login or login.endswith(":"):
@@ -64,12 +64,12 @@ class Guard:
         return bool(self.key) and any(name == COOKIE and _is_same(value, self.key) for name, _, value in cookies)
 
     async def _open(self, scope: Scope, send: Send) -> None:
-        """From the page of links: leave the key with the browser and go where the link leads, on this server alone."""
+        """Answer a link of the page of links: store the key in a cookie and redirect, within this server only."""
         asked = parse_qs(scope["query_string"].decode("latin-1"))
         key, page = asked.get("key", [""])[0], asked.get("to", ["/"])[0]
         if not self.key or not _is_same(key, self.key):
             return await _refuse(
-                scope, send, 401, "This link is of another `tessera up`: open its page of links again."
+                scope, send, 401, "This link belongs to another `tessera up`: open its page of links again."
             )
         if not page.startswith("/") or page.startswith(("//", "/\\")):
             page = "/"
@@ -78,7 +78,7 @@ class Guard:
         return await _refuse(scope, send, 303, "", where)
 
     def _ask_first(self, receive: Receive, send: Send) -> Receive:
-        """Prefect's own clients log in with the first message of a websocket; nothing is passed on before it."""
+        """Check a websocket's first message, with which Prefect's clients log in; nothing is passed on before it."""
         known = False
 
         async def ask() -> Message:
@@ -95,17 +95,17 @@ class Guard:
 
 
 def find_stranger(scope: Scope, headers: Mapping[str, str]) -> str | None:
-    """Why a request comes from elsewhere; None for one from this machine's programs and the server's own pages."""
+    """Why a request is refused as foreign; None for requests of this machine's programs and the server's own pages."""
     host = headers.get("host", "")
     if _read_host(host) not in HOSTS:
-        return "This server answers to the names of its own machine only."
+        return "This server answers only to the names of its own machine."
     origin = headers.get("origin")
     if origin is not None and origin != f"http://{host}":
-        return "Another page asks: only this server's own pages may."
+        return "The request comes from another page; only this server's own pages may send requests."
     if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site"):
         goes_there = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
         if not goes_there or scope.get("method") != "GET":
-            return "Another page asks: only this server's own pages may."
+            return "The request comes from another page; only this server's own pages may send requests."
     return None
 
 
@@ -137,11 +137,11 @@ def _read_token(message: Message) -> str:
 
 
 async def _refuse(scope: Scope, send: Send, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
-    """An answer of the guard itself; a websocket is closed before it is accepted."""
+    """Send an answer of the guard itself; a websocket is closed before it is accepted."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": text})
         return
-    told = {"content-type": "text/plain; charset=utf-8", **(headers or {})}
-    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in told.items()]
+    sent = {"content-type": "text/plain; charset=utf-8", **(headers or {})}
+    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in sent.items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": text.encode()})

@@ -1,4 +1,4 @@
-"""Where a run is to be seen: from Prefect's page to MLflow's and back."""
+"""Links between the pages of a run in Prefect and in MLflow."""
 
 import re
 
@@ -9,27 +9,27 @@ from flows.server.prefect_boot import find_server
 
 
 def link(store: Store, run_id: str, name: str) -> None:
-    """The flow run that goes on and the MLflow run it makes say where the other is, if that has a page."""
+    """Link the current flow run and its MLflow run to one another, if the other one has a page."""
     point_to(store, run_id, name)
     if (page := find_page()) is not None:
         runs.log_flow_page(store, run_id, page)
 
 
 def point_to(store: Store, run_id: str, name: str) -> None:
-    """The flow run that goes on says where an MLflow run is, if that has a page."""
+    """Add to the current flow run a link to an MLflow run, if that has a page."""
     import httpx
     from prefect.artifacts import create_link_artifact
 
     if (page := runs.find_page(store, run_id)) is not None:
-        key, text = write_key(f"mlflow-{name}"), "What MLflow keeps of it"
+        key, text = write_key(f"mlflow-{name}"), "The run in MLflow"
         try:
             create_link_artifact(page, f"{name} in MLflow", key=key, description=text)
-        except httpx.HTTPError as error:  # no reason to lose what is trained
+        except httpx.HTTPError as error:  # a missing link must not stop a training
             report("note", text=f"Prefect shows no link to {page}: {error}")
 
 
 def find_page() -> str | None:
-    """The page of the running flow on a Prefect server that stays; an embedded one has none."""
+    """The page of the running flow on a permanent Prefect server; None for an embedded server."""
     from prefect.context import FlowRunContext
     from prefect.settings import get_current_settings
 
@@ -41,11 +41,11 @@ def find_page() -> str | None:
 
 
 def list_pages(store: Store, run_id: str) -> dict[str, str]:
-    """Where an MLflow run and the flow run that makes it are to be seen, by name: on servers that stay alone."""
+    """The pages of an MLflow run and of its flow run, by name; only pages on permanent servers."""
     found = {"MLflow": runs.find_page(store, run_id), "Prefect": find_page()}
     return {name: page for name, page in found.items() if page is not None}
 
 
 def write_key(text: str) -> str:
-    """As Prefect names artifacts: lower case letters, digits and dashes."""
+    """The text as a key of a Prefect artifact: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,14 +1,14 @@
-"""The Prefect server that a command brings along where none is configured: `python -m flows.server.child embedded`.
+"""The Prefect server that a command starts if none is configured: `python -m flows.server.child embedded`.
 
-    server = EmbeddedPrefect(workspace)   first of all: it takes longer to come up than all else before a training
-    server.use()                          before Prefect is imported here: says which server is meant
+    server = EmbeddedPrefect(workspace)   first, because it takes longer to start than everything before a training
+    server.use()                          before Prefect is imported, because Prefect reads the server's address then
     server.wait()                         before the flow
-    find_server()                         the server that is configured, for those to whom this one is none
+    find_server()                         the configured server, for callers that do not count an embedded one
 
-It lives as long as the pipe on its stdin, so that a command that was killed leaves no server behind, and in a session
-of its own, so that Ctrl-C in a terminal does not end it before it was told that the run was interrupted. It listens
-before it is up: who asks early waits for the answer, and nobody has to ask again and again. Its login is this command's
-alone. Where `tessera up` has the database its server is used, and none is brought along.
+The server runs as long as the pipe on its stdin is open, so a command that was killed leaves no server behind. It runs
+in a session of its own, so that Ctrl-C in a terminal does not end it before it has recorded the interruption of the
+run. It listens before it is ready, so that early clients wait instead of retrying. Only this command has its login. If
+`tessera up` uses the database, its server is used and none is started.
 """
 
 import atexit
@@ -30,13 +30,13 @@ from flows.server.child import LOGIN
 
 START_SECONDS = 120
 ANSWER_SECONDS = 5.0
-OWN = "TESSERA_EMBEDDED_PREFECT"  # the address of the server that this process or its parent brought along
+OWN = "TESSERA_EMBEDDED_PREFECT"  # the address of the server that this process or its parent started
 STOP_SECONDS = 5.0
-LEAVE_SECONDS = 20.0  # the server of a `tessera up` that ends has for it
+LEAVE_SECONDS = 20.0  # time for the server of a `tessera up` to end
 
 
 def find_server() -> str | None:
-    """The API of the Prefect server that is configured; None where there is none but one of our own."""
+    """The API of the configured Prefect server; None if there is none, or only an embedded one."""
     url: str | None = os.environ.get("PREFECT_API_URL")
     if url is None and ("prefect.settings" in sys.modules or _may_name_server()):
         from prefect.settings import get_current_settings
@@ -46,7 +46,7 @@ def find_server() -> str | None:
 
 
 def _may_name_server() -> bool:
-    """Whether one of the files that Prefect reads its settings from is there: Prefect takes a second to import."""
+    """Whether a file exists from which Prefect reads settings; checked first, as importing Prefect takes a second."""
     profiles = os.environ.get("PREFECT_PROFILES_PATH") or Path(
         os.environ.get("PREFECT_HOME") or Path.home() / ".prefect", "profiles.toml"
     )
@@ -57,24 +57,24 @@ def _may_name_server() -> bool:
 
 
 def why_silent(url: str) -> str | None:
-    """Why the server gives no answer; None where it does. Prefect's own client would ask for many minutes."""
+    """Why the server does not answer; None if it does. Prefect's own client would retry for many minutes."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=ANSWER_SECONDS):
             return None
     except urllib.error.HTTPError:
-        return None  # an answer; what it wants is told by the first real call
+        return None  # it answers; the first real call reports what it requires, such as a login
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error))
 
 
 def require_named_server() -> None:
-    """Raise WorkspaceError unless the server that the environment names, if any, answers: before Prefect is loaded."""
+    """Raise WorkspaceError unless the server that the environment names, if any, answers. Does not import Prefect."""
     if (url := os.environ.get("PREFECT_API_URL")) and url != os.environ.get(OWN):
         _require_answer(url)
 
 
 def require_server() -> None:
-    """Raise WorkspaceError unless the configured Prefect server, if there is one, answers and takes the login."""
+    """Raise WorkspaceError unless the configured Prefect server, if there is one, answers and accepts the login."""
     require_named_server()
     from prefect.settings import get_current_settings
 
@@ -87,7 +87,7 @@ def require_server() -> None:
 
 
 def _require_answer(url: str, token: str | None = None) -> None:
-    """token: of the login, which is not tried where it is None."""
+    """Raise WorkspaceError unless the server answers and accepts the login. token: None to leave out the login."""
     reason, hint = why_silent(url), "Start it, or correct PREFECT_API_URL; unset it to work without a server."
     if reason is None and token is not None:
         headers = {"Authorization": token} if token else {}
@@ -110,13 +110,13 @@ def _require_answer(url: str, token: str | None = None) -> None:
 
 
 class EmbeddedPrefect:
-    """The server's process; none where the environment names a server."""
+    """The server's process; there is none if the environment names a server."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace, self.url = workspace, ""
         self.log = workspace.state / "logs" / "prefect-embedded.log"
         self.process: subprocess.Popen[str] | None = None
-        join_services(workspace)  # a `tessera up` that began since this command did
+        join_services(workspace)  # a `tessera up` that was started after this command
         if os.environ.get("PREFECT_API_URL"):
             return
         self.login = f"{NAME}:{secrets.token_urlsafe(24)}"
@@ -133,11 +133,11 @@ class EmbeddedPrefect:
                 pass_fds=[held],
                 start_new_session=True,
             )
-        os.close(held)  # the server alone has the database, as long as it lives
+        os.close(held)  # the server itself holds the lock on the database as long as it runs
         atexit.register(self.stop)
 
     def use(self) -> None:
-        """Point Prefect at it, unless Prefect's own settings name a server: then it has gone again."""
+        """Point Prefect at this server, unless Prefect's settings name another one; then this server has ended."""
         if self.process is None or self.process.stdout is None:
             return
         port = self.process.stdout.readline().strip()
@@ -148,7 +148,7 @@ class EmbeddedPrefect:
             raise self._describe("none")
 
     def wait(self) -> None:
-        """Until it answers. Raises WorkspaceError when it does not."""
+        """Wait until the server answers. Raises WorkspaceError if it does not."""
         if not self.url:
             return
         try:
@@ -163,13 +163,13 @@ class EmbeddedPrefect:
         return WorkspaceError(
             "the embedded Prefect server",
             expected="a server that answers",
-            found=f"{found}; its log, {self.log}, says last: {errors[-1][:400]}",
+            found=f"{found}; its log, {self.log}, ends with: {errors[-1][:400]}",
             hint=f"Free some memory or disk, or remove {self.workspace.state / 'prefect'} and try again; or point"
             " PREFECT_API_URL at a running server.",
         )
 
     def stop(self) -> None:
-        """Prefect has told it everything by now, for what is registered later ends earlier."""
+        """End the server. Exit handlers run in reverse order, so Prefect has sent everything by now."""
         if self.process is None or self.process.stdin is None:
             return
         self.process.stdin.close()

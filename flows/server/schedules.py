@@ -1,14 +1,14 @@
-"""What `tessera deploy` puts on a Prefect server: pools, deployments, schedules, and the automations they need.
+"""What `tessera deploy` creates on a Prefect server: pools, deployments, schedules, and automations.
 
     retrain/<domain>          on the pool `tessera`: data stages, gates, promotion; a CPU is enough
-    promote/<domain>          there, too, for a person to start
-    reproduce/<domain>        the same, on the domain's own pool where it has one, for it is little but a training
-    train_candidate/<pool>    on each pool that a domain.yaml names: what needs the GPU, and nothing else
-    automations               retrain when a data version is named; call a run crashed whose heartbeat has stopped
+    promote/<domain>          on the pool `tessera`, for a person to start
+    reproduce/<domain>        on the domain's own pool if it has one, because it is mostly a training
+    train_candidate/<pool>    on each pool that a domain.yaml names: only what needs the GPU
+    automations               retrain when a data version is named; mark a run as crashed when its heartbeat stops
 
-Everything is named after what it is for, so deploying again changes only what changed, and what no domain asks for any
-more is removed. Nothing here depends on the deploying machine's paths: a worker's own TESSERA_WORKSPACE says where it
-works, and `flows` is what is installed there.
+Names follow from the domains, so deploying again changes only what has changed, and what no domain needs any more is
+removed. Nothing depends on paths of the deploying machine: a worker works in its own TESSERA_WORKSPACE, with the
+`flows` that are installed there.
 """
 
 import hashlib
@@ -30,29 +30,29 @@ from components.workspace import REPOSITORY, Workspace
 from flows.server.address import JOB_ENV
 from flows.server.prefect_boot import require_server
 
-POOL = "tessera"  # of the retrains themselves
+POOL = "tessera"  # the pool of retrains
 TAG = "tessera"
-#: Each a file in flows/ and the flow in it, with what it does.
+#: The flows by the name of their file in flows/, with a description.
 FLOWS = {
     "retrain": "train every candidate, gate the best, promote it if it passes.",
     "promote": "judge a version, or the challenger, against the champion; promote it if it passes.",
-    "reproduce": "train a version again from what it names; is it the same?",
+    "reproduce": "train a version again from its record and compare the results.",
 }
 VERSIONED = "tessera.data.versioned"
 HEARTBEAT = "prefect.flow-run.heartbeat"
-#: A flow run is called crashed when its heartbeat was not heard for so long.
+#: A flow run without a heartbeat for this time is marked as crashed.
 SILENCE_SECONDS = 90
-#: Variables of a process pool that say what is run, with which environment, and where. Whoever may start a run could
-#: replace them, and nothing here needs it.
+#: Variables of a process pool for the command, its environment and its folder. Anyone who may start a run could replace
+#: them, and nothing here needs that.
 FIXED = ("command", "env", "working_dir")
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
-MARK = "tessera:"  # in a description, before the hash of what was deployed
+MARK = "tessera:"  # precedes, in a description, the hash of what was deployed
 
 Change = Literal["created", "changed", "unchanged", "removed", "unreadable"]
 
 
 class Deployed(Strict):
-    """One thing on the server, and what deploying did to it."""
+    """One object on the server, and what deploying did to it."""
 
     kind: Literal["work pool", "deployment", "automation", "domain"]
     name: str
@@ -62,16 +62,16 @@ class Deployed(Strict):
 
 @dataclass(frozen=True)
 class Domains:
-    """The domains of a workspace by name: those that could be read, and why the others could not."""
+    """The domains of a workspace: those that could be read, and by name why the others could not."""
 
     read: list[Domain]
     unread: dict[str, TesseraError]
 
 
 def load_domains(workspace: Workspace) -> Domains:
-    """Every domain of the workspace that has images; those that only describe a public set are left out.
+    """Every domain of the workspace that has images; domains that only describe a public set are left out.
 
-    A domain.yaml with a mistake in it is no reason to leave out the others.
+    A domain.yaml with a mistake does not prevent loading the others.
     """
     read, unread = list[Domain](), dict[str, TesseraError]()
     for path in sorted((workspace.root / "data").glob("*/domain.yaml")):
@@ -85,28 +85,28 @@ def load_domains(workspace: Workspace) -> Domains:
 
 
 def list_pools(domains: Sequence[Domain]) -> list[str]:
-    """The retrains' pool, then those that train candidates."""
+    """The pool of retrains, then the pools that train candidates."""
     return [POOL, *sorted({domain.work_pool for domain in domains if domain.work_pool} - {POOL})]
 
 
 def describe_deployments(domains: Sequence[Domain]) -> dict[str, Any]:
-    """What prefect.yaml says, as a mapping; the committed file is this for the bundled domain."""
+    """The content of prefect.yaml as a mapping; the committed file holds it for the bundled domain."""
     return {"name": "tessera", "deployments": _entries(domains)}
 
 
 def _entries(domains: Sequence[Domain]) -> list[dict[str, Any]]:
     entries = [entry for domain in domains for entry in describe_flows(domain)]
     pools = sorted({domain.work_pool for domain in domains if domain.work_pool})
-    told = "One candidate of a retrain, on this pool's workers; nobody starts it by hand."
-    return [*entries, *(_describe("flows.steps.dispatch.train_candidate", pool, told, [TAG], pool) for pool in pools)]
+    text = "One candidate of a retrain, on this pool's workers. A retrain starts it, not a person."
+    return [*entries, *(_describe("flows.steps.dispatch.train_candidate", pool, text, [TAG], pool) for pool in pools)]
 
 
 def describe_flows(domain: Domain) -> list[dict[str, Any]]:
-    """What a person can start: in Prefect's UI, or with `prefect deployment run retrain/<domain>`."""
+    """The deployments that a person can start, in Prefect's UI or with `prefect deployment run retrain/<domain>`."""
     title, pools = domain.title or domain.name, {"reproduce": domain.work_pool or POOL}
     entries = [
-        _describe(f"flows.{flow}.{flow}", domain.name, f"{title}: {told}", [TAG, domain.name], pools.get(flow, POOL))
-        for flow, told in FLOWS.items()
+        _describe(f"flows.{flow}.{flow}", domain.name, f"{title}: {text}", [TAG, domain.name], pools.get(flow, POOL))
+        for flow, text in FLOWS.items()
     ]
     for entry in entries:
         entry["parameters"] = {"domain": domain.name}
@@ -129,7 +129,7 @@ def _describe(entrypoint: str, name: str, description: str, tags: list[str], poo
 
 
 def describe_schedule(schedule: Schedule) -> dict[str, Any]:
-    """A schedule in prefect.yaml's words."""
+    """A schedule in the form of prefect.yaml."""
     if schedule.cron is not None:
         return {"cron": schedule.cron, "timezone": schedule.timezone}
     return {"interval": (schedule.interval_hours or 0) * 3600, "timezone": schedule.timezone}
@@ -140,9 +140,9 @@ def _has_clock(schedule: Schedule) -> bool:
 
 
 def deploy(workspace: Workspace) -> list[Deployed]:
-    """Bring the configured Prefect server to what the domain files say, and report what that changed.
+    """Update the configured Prefect server from the domain files, and report the changes.
 
-    While a domain cannot be read, nothing is removed from the server: what looks superfluous may be that domain's.
+    While a domain cannot be read, nothing is removed from the server, because it may belong to that domain.
     """
     require_server()
     from prefect.client.orchestration import get_client
@@ -162,28 +162,28 @@ def deploy(workspace: Workspace) -> list[Deployed]:
 
 
 def _apply_pool(client: Any, name: str) -> Deployed:
-    """A pool's limits, its type, and the rest of its template are the administrator's."""
+    """Create a pool, or close its template. Its limits, its type and the rest of its template are left unchanged."""
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.workers.process import ProcessWorker
 
     known = {pool.name: pool for pool in client.read_work_pools()}
     usual = ProcessWorker.get_default_base_job_template()
     if (pool := known.get(name)) is None:
-        made, template = "Made by `tessera deploy`.", close_template(usual)
+        made, template = "Created by `tessera deploy`.", close_template(usual)
         client.create_work_pool(WorkPoolCreate(name=name, type="process", description=made, base_job_template=template))
         return Deployed(kind="work pool", name=name, change="created")
     there = pool.base_job_template
     if pool.type != "process" or (closed := close_template(there or usual)) == there:
         return Deployed(kind="work pool", name=name, change="unchanged")
     client.update_work_pool(name, WorkPoolUpdate(base_job_template=closed))
-    note = "a run's job variables replace no command, environment or folder any more"
+    note = "the job variables of a run can no longer replace command, environment or folder"
     return Deployed(kind="work pool", name=name, change="changed", note=note)
 
 
 def close_template(template: dict[str, Any]) -> dict[str, Any]:
-    """A process pool's job template in which no run can replace what is executed: the server refuses one that tries.
+    """The job template of a process pool without the variables in FIXED: the server refuses runs that set them.
 
-    Where the administrator has written a command, environment or folder into the template, that stays.
+    A command, environment or folder that an administrator wrote into the template stays.
     """
     job, variables = dict(template["job_configuration"]), dict(template["variables"])
     properties = dict(variables.get("properties", {}))
@@ -203,43 +203,43 @@ def _takes_env(template: dict[str, Any]) -> bool:
 
 
 def _add_env(entry: dict[str, Any], pools: set[str]) -> dict[str, Any]:
-    """What every run has in its environment, where it is not in the pool's template."""
+    """Add the environment of every run to a deployment whose pool's template does not contain it."""
     pool = entry["work_pool"]
     return entry | {"work_pool": pool | {"job_variables": {"env": dict(JOB_ENV)}}} if pool["name"] in pools else entry
 
 
 def _apply_deployments(client: Any, entries: Sequence[dict[str, Any]], *, keep: bool) -> list[Deployed]:
-    """What a deployment was made from, the flow's parameters too, is told by a hash in its description: an equal one is
-    left alone."""
+    """Create, change and remove deployments. A hash in the description records what a deployment was made from,
+    including the flow's parameters; a deployment with an equal hash is left unchanged."""
     from prefect.client.schemas.filters import DeploymentFilter
 
     there = {}
     for found in client.read_deployments(deployment_filter=DeploymentFilter.model_validate({"tags": {"all_": [TAG]}})):
         flow_name = client.read_flow(found.flow_id).name
         there[f"{flow_name}/{found.name}"] = found
-    told = []
+    deployed = []
     for entry in entries:
         flow = _load_flow(entry["entrypoint"])
         name, mark = f"{flow.name}/{entry['name']}", _hash(entry | {"form": flow.parameters.model_dump(mode="json")})
         known = there.pop(name, None)
         variables = entry["work_pool"].get("job_variables", {})
         if known is not None and mark in (known.description or "") and known.job_variables == variables:
-            told.append(Deployed(kind="deployment", name=name, change="unchanged", note=_when(entry)))
+            deployed.append(Deployed(kind="deployment", name=name, change="unchanged", note=_when(entry)))
             continue
         _create_deployment(flow, entry, mark)
         if known is not None:
             _drop_planned(client, known)
         change: Change = "created" if known is None else "changed"
-        told.append(Deployed(kind="deployment", name=name, change=change, note=_when(entry)))
+        deployed.append(Deployed(kind="deployment", name=name, change=change, note=_when(entry)))
     for name, left in there.items():
         if not keep:
             client.delete_deployment(left.id)
-        told.append(Deployed(kind="deployment", name=name, change=_leaving(keep)))
-    return told
+        deployed.append(Deployed(kind="deployment", name=name, change=_leaving(keep)))
+    return deployed
 
 
 def _leaving(keep: bool) -> Change:
-    """What becomes of a thing that no readable domain asks for."""
+    """What deploying does to an object that no readable domain needs."""
     return "unchanged" if keep else "removed"
 
 
@@ -251,7 +251,7 @@ def _load_flow(entrypoint: str) -> Any:
 
 
 def _create_deployment(flow: Any, entry: dict[str, Any], mark: str) -> None:
-    """The same name again replaces everything, its schedules too."""
+    """Create a deployment; one of the same name is replaced as a whole, including its schedules."""
     from prefect.deployments.runner import RunnerDeployment
     from prefect.types.entrypoint import EntrypointType
 
@@ -271,7 +271,7 @@ def _create_deployment(flow: Any, entry: dict[str, Any], mark: str) -> None:
 
 
 def _drop_planned(client: Any, before: Any) -> None:
-    """Runs that the schedule of before had planned, late ones too, which Prefect would keep."""
+    """Delete the runs that the previous schedule had planned, late ones too; Prefect itself would keep them."""
     from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 
     after = client.read_deployment(before.id)
@@ -307,10 +307,10 @@ def _hash(record: dict[str, Any]) -> str:
 
 
 def describe_automations(domains: Sequence[Domain]) -> list[dict[str, Any]]:
-    """Name, description, trigger and action of each, in the words of Prefect's API."""
+    """Name, description, trigger and action of each automation, in the form of Prefect's API."""
     silent = {
         "name": "tessera: runs that went silent",
-        "description": "A flow run whose process, worker or machine is gone would say Running for ever.",
+        "description": "Without it, a flow run whose process, worker or machine is gone would stay Running for ever.",
         "trigger": {
             "type": "event",
             "after": [HEARTBEAT],
@@ -328,7 +328,7 @@ def describe_automations(domains: Sequence[Domain]) -> list[dict[str, Any]]:
             {
                 "type": "change-flow-run-state",
                 "state": "CRASHED",
-                "message": f"Not heard of for {SILENCE_SECONDS} s: its process, worker or machine is gone.",
+                "message": f"No heartbeat for {SILENCE_SECONDS} s: its process, worker or machine is gone.",
             }
         ],
     }
@@ -352,35 +352,35 @@ def _describe_trigger(domain: Domain) -> dict[str, Any]:
 
 
 def name_resource(domain: str) -> str:
-    """A domain as the resource of Prefect events."""
+    """The name of a domain as the resource of Prefect events."""
     return f"tessera.domain.{domain}"
 
 
 def _apply_automations(client: Any, domains: Sequence[Domain], *, keep: bool) -> list[Deployed]:
     there = {automation.name: automation for automation in client.read_automations()}
     there = {name: automation for name, automation in there.items() if name.startswith("tessera: ")}
-    told = []
+    deployed = []
     for record in describe_automations(domains):
         name, mark = record["name"], _hash(record)
         known = there.pop(name, None)
         if known is not None and mark in known.description and known.enabled:
-            told.append(Deployed(kind="automation", name=name, change="unchanged"))
+            deployed.append(Deployed(kind="automation", name=name, change="unchanged"))
             continue
         automation = _create_automation(client, record, mark)
         if known is None:
             client.create_automation(automation)
         else:
             client.update_automation(known.id, automation)
-        told.append(Deployed(kind="automation", name=name, change="created" if known is None else "changed"))
+        deployed.append(Deployed(kind="automation", name=name, change="created" if known is None else "changed"))
     for name, left in there.items():
         if not keep:
             client.delete_automation(left.id)
-        told.append(Deployed(kind="automation", name=name, change=_leaving(keep)))
-    return told
+        deployed.append(Deployed(kind="automation", name=name, change=_leaving(keep)))
+    return deployed
 
 
 def _create_automation(client: Any, record: dict[str, Any], mark: str) -> Any:
-    """Prefect's own model; an action names a deployment by its id, which only the server knows."""
+    """An automation as Prefect's own model. An action names a deployment by its id, which only the server knows."""
     from prefect.events.schemas.automations import AutomationCore
 
     actions = []

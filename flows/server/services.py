@@ -1,7 +1,7 @@
 """`tessera up` and `down`: Prefect server, MLflow server and workers on loopback, kept alive and stopped together.
 
-Both servers ask for the workspace's login (flows/server/guard.py). Their addresses are in a file by which other
-commands find them (flows/server/address.py). All of it ends with `tessera up`, however that ends
+Both servers require the workspace's login (flows/server/guard.py). Their addresses are in a file by which other
+commands find them (flows/server/address.py). All processes end with `tessera up`, however it ends
 (flows/server/child.py).
 """
 
@@ -41,36 +41,36 @@ from flows.server.start_page import page_path, write_page
 
 START_SECONDS = 120
 STOP_SECONDS = 15
-LEAVE_SECONDS = 10.0  # an embedded server is given to go after its command
-CHECK_SECONDS = 10.0  # between two looks at a server's health
-PAGE_SECONDS = 30.0  # between two looks at what the page of links could link
-SICK_SECONDS = 60.0  # without an answer, after which it is started again
-CRASHES, CRASH_SECONDS = 5, 120.0  # so many in so long are no accident
-LOG_BYTES = 20_000_000  # of a log that is put aside when its service starts; one such is kept
-CHILD = "flows.server.child"  # on the command line of whatever is started here
+LEAVE_SECONDS = 10.0  # time for an embedded server to end after its command
+CHECK_SECONDS = 10.0  # between two health checks of a server
+PAGE_SECONDS = 30.0  # between two updates of the page of links
+SICK_SECONDS = 60.0  # a server without an answer for this time is restarted
+CRASHES, CRASH_SECONDS = 5, 120.0  # this number of crashes within this time ends `tessera up`
+LOG_BYTES = 20_000_000  # a larger log is rotated when its service starts; one old log is kept
+CHILD = "flows.server.child"  # on the command line of every process that is started here
 SERVER_ENV = {
-    # Leases of slots outlive a restart of the server; in its memory they would be lost and the slots taken for ever.
+    # Leases of slots survive a restart of the server; in its memory they would be lost and the slots stay taken.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    # Marking fifty runs late at once locks SQLite up, and what is left of the failed statements then stops the whole
-    # server for a minute: Python frees them on its only loop, while a connection waits for the lock. Doctor looks at
-    # the clock instead.
+    # Marking fifty runs as late at once locks SQLite, and the failed statements then block the whole server for a
+    # minute: Python frees them on its only event loop, while a connection waits for the lock. `tessera doctor` finds
+    # late runs by the clock instead.
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
 }
-RETRAINS = 4  # at once, on the pool that needs no GPU
+RETRAINS = 4  # retrains at the same time, on the pool without GPUs
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass
 class Service:
-    """One child process, its log, and the address that says it is well."""
+    """One child process, its log, and the address of its health check."""
 
     name: str
     command: Sequence[str]
     log: Path
     health: str | None = None
     env: dict[str, str] = field(default_factory=dict)
-    held: Sequence[int] = ()  # descriptors that stay open as long as it lives
+    held: Sequence[int] = ()  # descriptors that stay open as long as the process runs
     process: subprocess.Popen[bytes] | None = None
     crashes: list[float] = field(default_factory=list)
     answered: float = 0.0
@@ -83,7 +83,7 @@ class Service:
                 self.command,
                 stdout=output,
                 stderr=output,
-                stdin=subprocess.PIPE,  # closes when this process ends, whatever ends it
+                stdin=subprocess.PIPE,  # closes when this process ends, for whatever reason
                 env={**os.environ, **self.env},
                 cwd=REPOSITORY,
                 pass_fds=self.held,
@@ -92,7 +92,7 @@ class Service:
         self.answered = time.monotonic()
 
     def stop(self) -> None:
-        """Ask the whole process group to end, and make it after a while."""
+        """Send SIGTERM to the whole process group, and SIGKILL after a while."""
         if self.process is None:
             return
         for sign in (signal.SIGTERM, signal.SIGKILL):
@@ -106,7 +106,7 @@ class Service:
             raise self.describe_crash(trouble)
 
     def find_crash(self) -> str | None:
-        """Why the process is not there any more; None while it is."""
+        """Why the process has ended; None while it runs."""
         if self.process is None or self.process.poll() is None:
             return None
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
@@ -123,8 +123,8 @@ class Service:
     def is_well(self) -> bool:
         return self.health is None or answers(self.health, seconds=2)
 
-    def tend(self, tell: Tell) -> None:
-        """Start it again if it crashed or stopped to answer. Raises WorkspaceError when that does not help."""
+    def tend(self, report: Report) -> None:
+        """Restart the process if it crashed or stopped answering. Raises WorkspaceError if it crashes too often."""
         now = time.monotonic()
         trouble = self.find_crash()
         if trouble is None and self.health is not None and now - self.answered > CHECK_SECONDS:
@@ -137,24 +137,24 @@ class Service:
         self.crashes = [*(then for then in self.crashes if now - then < CRASH_SECONDS), now]
         if len(self.crashes) >= CRASHES:
             raise self.describe_crash(f"{len(self.crashes)} crashes in {CRASH_SECONDS:.0f} s, the last one: {trouble}")
-        tell(f"{self.name} is started again: {trouble}")
-        self.stop()  # what is left of its process group
+        report(f"{self.name} is restarted: {trouble}")
+        self.stop()  # ends the rest of its process group
         self.start()
 
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the servers listen; None: the usual port if it is free, else the next one that is."""
+    """The ports of the servers; None: the usual port if it is free, else the next free one."""
 
     prefect: int | None = None
     mlflow: int | None = None
 
 
-def run_services(workspace: Workspace, ports: Ports, tell: Tell) -> None:
-    """Start everything, say where it is, and keep it alive until Ctrl-C or `tessera down`; then stop everything.
+def run_services(workspace: Workspace, ports: Ports, report: Report) -> None:
+    """Start all services, print their addresses, and keep them running until Ctrl-C or `tessera down`; then stop all.
 
-    Raises WorkspaceError when a port is taken, when it is up already, when a command has the workspace's Prefect
-    database, or when a service does not stay alive.
+    Raises WorkspaceError if a port is taken, if `tessera up` runs already, if a command uses the workspace's Prefect
+    database, or if a service keeps crashing.
     """
     lock = FileLock(workspace.state / "locks" / "up.lock")
     try:
@@ -165,25 +165,25 @@ def run_services(workspace: Workspace, ports: Ports, tell: Tell) -> None:
             f"services of {workspace.root}",
             expected="none running",
             found=f"`tessera up` of process {services.pid if services else 'unknown'}",
-            hint="Stop it with `tessera down`, or use what runs.",
+            hint="Stop it with `tessera down`, or use the running one.",
         ) from None
-    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell started us in the background
-        if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # as nohup asks for
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also if a shell started us in the background
+        if sign != signal.SIGHUP or signal.getsignal(sign) != signal.SIG_IGN:  # nohup sets SIG_IGN
             signal.signal(sign, _interrupt)
     with lock, contextlib.suppress(KeyboardInterrupt):
         if end_leftovers(workspace):
-            tell("Ended what an earlier `tessera up` left.")
+            report("Ended processes that an earlier `tessera up` left behind.")
         held = hold_database(workspace, alone=True, seconds=LEAVE_SECONDS)
         try:
             save_services(workspace, Services(identify()))
-            _run_services(workspace, ports, tell, held)
+            _run_services(workspace, ports, report, held)
         finally:
             remove_services(workspace)
             page_path(workspace).unlink(missing_ok=True)
             os.close(held)
 
 
-def _run_services(workspace: Workspace, ports: Ports, tell: Tell, held: int) -> None:
+def _run_services(workspace: Workspace, ports: Ports, report: Report, held: int) -> None:
     from flows.server.schedules import deploy, list_pools, load_domains
 
     prefect_port = _choose_port(ports.prefect, 4200, "--prefect-port")
@@ -195,9 +195,9 @@ def _run_services(workspace: Workspace, ports: Ports, tell: Tell, held: int) -> 
         load_login(workspace),
         secrets.token_urlsafe(24),
     )
-    for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):  # of other servers, which those started here replace
+    for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):  # of other servers, which the servers started here replace
         os.environ.pop(key, None)
-    domains = load_domains(workspace).read  # `deploy` below reports the others
+    domains = load_domains(workspace).read  # `deploy` below reports domains that cannot be read
     servers, workers = create_services(workspace, found, list_pools(domains))
     servers[0] = replace(servers[0], held=[held])
     started: list[Service] = []
@@ -214,35 +214,35 @@ def _run_services(workspace: Workspace, ports: Ports, tell: Tell, held: int) -> 
             started.append(service)
         write_page(workspace, found)
         save_services(workspace, found)
-        _announce(workspace, tell, found, [domain.name for domain in domains])
-        _keep_alive(workspace, found, started, tell)
+        _announce(workspace, report, found, [domain.name for domain in domains])
+        _keep_alive(workspace, found, started, report)
     except KeyboardInterrupt:
-        tell("Stopping.")
+        report("Stopping.")
     finally:
         for service in reversed(started):
             service.stop()
 
 
-def _keep_alive(workspace: Workspace, found: Services, started: Sequence[Service], tell: Tell) -> None:
+def _keep_alive(workspace: Workspace, found: Services, started: Sequence[Service], report: Report) -> None:
     drawn = time.monotonic()
     while True:
         time.sleep(1)
         for service in started:
-            service.tend(tell)
+            service.tend(report)
         if time.monotonic() - drawn > PAGE_SECONDS:
             write_page(workspace, found)
             drawn = time.monotonic()
 
 
 def stop_services(workspace: Workspace) -> bool:
-    """End a `tessera up` of this workspace and wait for it, or what a killed one left; False when there is neither."""
+    """End this workspace's `tessera up`, or the processes that a killed one left; False if there are none."""
     lock, services = FileLock(workspace.state / "locks" / "up.lock"), load_services(workspace)
     try:
         with lock.acquire(timeout=0):
             return end_leftovers(workspace)
     except Timeout:
         pass
-    if services is not None and lives(services.process):  # that very process, not another one under its number
+    if services is not None and lives(services.process):  # this very process, not another one with its pid
         with contextlib.suppress(ProcessLookupError):
             os.kill(services.pid, signal.SIGTERM)
     try:
@@ -253,12 +253,12 @@ def stop_services(workspace: Workspace) -> bool:
             f"services of {workspace.root}",
             expected=f"`tessera up` to end within {START_SECONDS} s",
             found=f"process {services.pid if services else 'unknown'} alive",
-            hint="End it by hand; `tessera doctor` lists what is left then.",
+            hint="End it by hand; `tessera doctor` then lists what is left.",
         ) from None
 
 
 def end_leftovers(workspace: Workspace) -> bool:
-    """End the workspace's servers and workers whose `tessera up` or command is gone; False when there are none."""
+    """End the workspace's servers and workers whose `tessera up` or command is gone; False if there are none."""
     left = [identify(pid) for pid in find_orphans(workspace.root, (CHILD,))]
     for sign in (signal.SIGTERM, signal.SIGKILL):
         for process in filter(lives, left):
@@ -271,7 +271,7 @@ def end_leftovers(workspace: Workspace) -> bool:
 
 
 def create_services(workspace: Workspace, found: Services, pools: Sequence[str]) -> tuple[list[Service], list[Service]]:
-    """The servers and the workers, not started yet. Secrets are in their environment, never on a command line."""
+    """The servers and workers, not yet started. Secrets are in their environment, never on a command line."""
     logs, child = workspace.state / "logs", [sys.executable, "-m", CHILD]
     page = found.prefect.removesuffix("/api")
     guard = {LOGIN: found.login, KEY: found.key}
@@ -280,7 +280,7 @@ def create_services(workspace: Workspace, found: Services, pools: Sequence[str])
         [*child, "prefect", "--port", page.rpartition(":")[2]],
         logs / "prefect.log",
         f"{found.prefect}/health",
-        # The page asks its own server whatever name or tunnel it was opened by; no other page may ask.
+        # The page sends requests to its own server under any name or tunnel; other pages may not.
         guard
         | {"PREFECT_API_URL": found.prefect, "PREFECT_UI_API_URL": "/api"}
         | SERVER_ENV
@@ -291,7 +291,7 @@ def create_services(workspace: Workspace, found: Services, pools: Sequence[str])
         [*child, "mlflow", "--port", found.mlflow.rpartition(":")[2]],
         logs / "mlflow.log",
         f"{found.mlflow}/health",
-        # Its five job runners serve features not used here.
+        # Its five job runners are for features that are not used here.
         guard | {"MLFLOW_TRACKING_URI": workspace.tracking_uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
     )
     clients: dict[str, str] = {}
@@ -304,23 +304,23 @@ def create_services(workspace: Workspace, found: Services, pools: Sequence[str])
                 *("--name", f"{pool} on {os.uname().nodename}", "--limit", str(limit)),
             ],
             logs / f"worker-{pool}.log",
-            env=clients | JOB_ENV | {"PREFECT_WORKER_QUERY_SECONDS": "2"},  # an order waits for 10 otherwise
+            env=clients | JOB_ENV | {"PREFECT_WORKER_QUERY_SECONDS": "2"},  # an order would wait for 10 by default
         )
         for pool, limit in [(name, RETRAINS if name == POOL else count_gpus() or 1) for name in pools]
     ]
     return [prefect, mlflow], workers
 
 
-def _announce(workspace: Workspace, tell: Tell, found: Services, domains: Sequence[str]) -> None:
-    """Where everything is; nothing that is secret."""
-    tell(f"Prefect  {found.prefect.removesuffix('/api')}")
-    tell(f"MLflow   {found.mlflow}")
-    tell(f"Links    {page_path(workspace).as_uri()}  opens both without a login")
-    tell(f"Login    {workspace.state / 'login'}  name and password, for programs and other browsers")
-    tell(f"Logs     {workspace.state / 'logs'}")
+def _announce(workspace: Workspace, report: Report, found: Services, domains: Sequence[str]) -> None:
+    """Report the addresses; nothing secret."""
+    report(f"Prefect  {found.prefect.removesuffix('/api')}")
+    report(f"MLflow   {found.mlflow}")
+    report(f"Links    {page_path(workspace).as_uri()}  opens both without a login")
+    report(f"Login    {workspace.state / 'login'}  name and password, for programs and other browsers")
+    report(f"Logs     {workspace.state / 'logs'}")
     for name in domains:
-        tell(f"Retrain  tessera retrain {name}")
-    tell("Ctrl-C or `tessera down` stops all of it.")
+        report(f"Retrain  tessera retrain {name}")
+    report("Ctrl-C or `tessera down` stops all of it.")
 
 
 def _wait_until_well(service: Service) -> None:
@@ -338,7 +338,7 @@ def _wait_until_well(service: Service) -> None:
 
 
 def _choose_port(given: int | None, usual: int, option: str) -> int:
-    """The port named, which must be free; else the usual one or the next free one after it."""
+    """The given port, which must be free; else the usual port or the next free one."""
     if given is None:
         return next(port for port in range(usual, 65536) if _is_free(port))
     if not _is_free(given):
@@ -346,7 +346,7 @@ def _choose_port(given: int | None, usual: int, option: str) -> int:
             f"port {given}",
             expected="a free port on 127.0.0.1",
             found="another program on it",
-            hint=f"Stop that program, choose another port with `{option}`, or leave the option out.",
+            hint=f"Stop that program, choose another port with `{option}`, or leave out the option.",
         )
     return given
 

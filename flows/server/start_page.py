@@ -1,7 +1,7 @@
-"""The page of links that `tessera up` keeps: `.tessera/services.html`, one file, for its owner's browser alone.
+"""The page of links that `tessera up` writes: `.tessera/services.html`, one file, readable by its owner alone.
 
-Each link to a server carries the key of this `tessera up`, for which the server leaves a cookie with the browser:
-nobody types a login. What is not there yet is named without a link.
+Each link to a server contains the key of this `tessera up`; the server answers with a cookie, so that no login has to
+be typed. Pages that do not exist yet are listed without a link.
 """
 
 import base64
@@ -32,7 +32,7 @@ def page_path(workspace: Workspace) -> Path:
 
 
 def write_page(workspace: Workspace, services: Services) -> None:
-    """Write the page where it would say something else than it does; a server that is away leaves it as it is."""
+    """Write the page if its content has changed; if a server is away, the page stays as it is."""
     try:
         rows = list_links(workspace, services)
     except (OSError, ValueError):
@@ -43,7 +43,7 @@ def write_page(workspace: Workspace, services: Services) -> None:
 
 
 def list_links(workspace: Workspace, services: Services) -> dict[str, Links]:
-    """Rows of the page: the servers, each domain, the logs. None: there is nothing to be linked yet."""
+    """The rows of the page: the servers, each domain, the logs. None: nothing to link yet."""
     deployments, models = _ask_deployments(services), _ask_models(services)
     prefect = {name.replace("-", " "): link_prefect(services, f"/{name}") for name in PREFECT_PAGES}
     mlflow = {name: link_mlflow(services, name) for name in MLFLOW_PAGES}
@@ -62,7 +62,7 @@ def list_links(workspace: Workspace, services: Services) -> dict[str, Links]:
 
 
 def render_page(workspace: Workspace, rows: Mapping[str, Links]) -> str:
-    """One HTML file with every address; it asks nobody for anything, and a browser tells nobody where it came from."""
+    """One HTML file with every address. It loads nothing, and browsers send no referrer from it."""
     items = "".join(f"<tr><th>{escape(name)}</th><td>{_render_links(links)}</td></tr>" for name, links in rows.items())
     head = "<!doctype html><meta charset=utf-8><meta name=referrer content=no-referrer><title>Tessera</title>"
     return f"{head}<style>{STYLE}</style><h1>Tessera</h1><p>{escape(str(workspace.root))}</p><table>{items}</table>"
@@ -98,7 +98,7 @@ def _find_last(folder: Path, pattern: str) -> Path | None:
 
 
 def _ask_deployments(services: Services) -> dict[tuple[str, str], str]:
-    """Id of each deployment of ours, by its flow and its name."""
+    """The id of each deployment of Tessera, by its flow and its name."""
     wanted = {"deployments": {"tags": {"all_": [TAG]}}}
     found = _ask(services, f"{services.prefect}/deployments/filter", wanted)
     return {(row["entrypoint"].rpartition(".")[2], row["name"]): row["id"] for row in found if row.get("entrypoint")}

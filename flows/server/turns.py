@@ -1,6 +1,6 @@
-"""Turns on all machines that share a Prefect server: a slot is a global concurrency limit of one.
+"""Mutual exclusion on all machines that share a Prefect server: a slot is a global concurrency limit of one.
 
-Without a configured server the file locks of a machine or workspace are enough, and nothing is taken here.
+Without a configured server, the file locks of a machine or workspace are sufficient, and no slot is used.
 """
 
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from contextlib import ExitStack, contextmanager
 from components.errors import PromotionError
 from flows.server.prefect_boot import find_server
 
-#: The shortest lease that Prefect grants. A killed holder's slot is free again after it, and up to 15 s for the
-#: server's sweep; a live holder renews it.
+#: Seconds of the shortest lease that Prefect grants. The slot of a killed holder is free after it and up to 15 s more,
+#: for the server's sweep; a running holder renews the lease.
 LEASE_SECONDS = 60
 WAIT_SECONDS = 180
 
 
 @contextmanager
 def promotion_turn(domain: str) -> Iterator[None]:
-    """One promotion of a domain at a time, so that none is judged in vain; the ledger is what keeps two apart.
+    """One promotion per domain at a time, so that none is judged in vain. Only the ledger guarantees exclusion.
 
-    Raises PromotionError where the server is away, and where others hold the slot for longer than any promotion takes.
+    Raises PromotionError if the server is away, or if others hold the slot for longer than any promotion takes.
     """
     if (url := find_server()) is None:
         yield
@@ -30,7 +30,7 @@ def promotion_turn(domain: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(server_slot(name, WAIT_SECONDS, outlasts_silence=False))
-        except (httpx.HTTPError, TimeoutError, ValueError) as error:  # the last: no address at all
+        except (httpx.HTTPError, TimeoutError, ValueError) as error:  # ValueError: not an address
             raise PromotionError(
                 f"promotion of {domain}",
                 expected=f"the slot {name!r} of the Prefect server {url} within {WAIT_SECONDS} s",
@@ -43,10 +43,10 @@ def promotion_turn(domain: str) -> Iterator[None]:
 
 @contextmanager
 def server_slot(name: str, seconds: float | None, *, outlasts_silence: bool) -> Iterator[None]:
-    """Hold the configured server's slot of that name, made on first use.
+    """Hold the configured server's slot of this name, which is created at first use.
 
-    Raises TimeoutError when it is somebody else's for so long; None waits for ever. outlasts_silence: the holder goes
-    on where the server does not answer when the lease is to be renewed, at the risk of a second holder.
+    Raises TimeoutError if it is not free within `seconds`; None waits without limit. outlasts_silence: the holder
+    continues if the server does not answer when the lease must be renewed, at the risk of a second holder.
     """
     from prefect.concurrency.sync import concurrency
 
@@ -63,7 +63,7 @@ def server_slot(name: str, seconds: float | None, *, outlasts_silence: bool) -> 
 
 
 def _create_limit(name: str) -> None:
-    """Two who create it at once both find it there afterwards."""
+    """Create a limit unless it exists; if two processes create it at the same time, both find it afterwards."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound

@@ -9,7 +9,7 @@ from components.files import write_whole
 from components.promotion import aliases, contest, ledger, verify, versions
 from components.tracking.store import Store
 from components.workspace import Workspace
-from flows.server.events import tell_promoted
+from flows.server.events import emit_promoted
 from flows.server.turns import promotion_turn
 
 
@@ -33,7 +33,7 @@ def open_registry(workspace: Workspace, name: str) -> Store:
         aliases.complete_move(workspace, name)
     champion = versions.load_version(name, versions.CHAMPION)
     if champion is not None:  # the process that was killed may not have told
-        tell_promoted(champion)
+        emit_promoted(champion)
     return store
 
 
@@ -43,7 +43,7 @@ def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
     with promotion_turn(name):
         champion = contest.rollback(workspace, name, reason)
     contest.describe_model(name)
-    tell_promoted(champion)
+    emit_promoted(champion)
     return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
 
 
@@ -70,7 +70,7 @@ def restore(workspace: Workspace, name: str) -> dict[str, Any]:
     if trouble is not None:
         contest.describe_model(name)
         if champion is not None:
-            tell_promoted(champion)
+            emit_promoted(champion)
     version = None if champion is None else champion.version
     return {"domain": name, "champion_version": version, "found": None if trouble is None else trouble.found}
 

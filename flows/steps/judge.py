@@ -19,7 +19,7 @@ from components.tracking.store import Store
 from flows.plan import Plan
 from flows.processes.training import spawn_job
 from flows.progress import report
-from flows.server.events import tell_promoted
+from flows.server.events import emit_promoted
 from flows.server.turns import promotion_turn
 
 
@@ -56,7 +56,7 @@ def settle_challenger(
         return describe_champion(challenger.version), champion
     contest.describe_model(name)
     if judgement.verdict == "PROMOTE" and champion is not None:
-        tell_promoted(champion)
+        emit_promoted(champion)
     return decisions[-1], champion
 
 
