@@ -64,7 +64,7 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
         assert "tessera down" in taken.stderr  # it is told before any port is tried
         for name in ("mlflow", "prefect", "worker-tessera"):
             _kill(f"flows.server.child {name.partition('-')[0]}", workspace)
-            _wait_for(f"{name} is started again", 90, up, log)
+            _wait_for(f"{name} is restarted", 90, up, log)
         for address in (f"{mlflow}/health", f"{api}/health"):
             _wait_for_health(address)
         _require_no_secret(workspace, log.read_text())
