@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from components.domain.domain import Domain
 from components.domain.layouts import LAYOUTS
 from components.models.tuners import TUNERS
+from components.tasks import TASKS
 from components.workspace import REPOSITORY
 from flows.commands.cli import app
 from flows.commands.schema import create_schema, describe_keys
@@ -24,6 +25,7 @@ def test_every_key_has_a_meaning_and_a_default() -> None:
     assert [key for key, row in keys.items() if not row["meaning"].endswith(".")] == []
     assert [key for key, row in keys.items() if not row["default"]] == []
     options = {f"layout({kind}).{name}" for kind, layout in LAYOUTS.items() for name in layout.model_fields}
+    options |= {f"task({kind}).{name}" for kind, task in TASKS.items() for name in task.model_fields}
     options |= {f"candidates({kind}).{name}" for kind, tuner in TUNERS.items() for name in tuner.model_fields}
     assert keys.keys() >= options | Domain.model_fields.keys() | {"training.epochs", "gates.costs", "search.trials"}
     assert keys["training.epochs"]["default"] == str(make_domain().training.epochs)
@@ -44,6 +46,8 @@ def test_shipped_domains_keep_the_schema(file: Any) -> None:
         ({"candidates": ["magic"]}, False),
         ({"layout": {"kind": "csv", "label": "grade"}}, True),
         ({"layout": "magic"}, False),
+        ({"task": {"kind": "multilabel"}}, True),
+        ({"task": "magic"}, False),
         ({"split": "given"}, True),
         ({"split": {"val": 0.7}}, False),
         ({"epochs": 3}, False),

@@ -21,6 +21,8 @@ from components.domain.settings import Gates
 from components.errors import DomainError, PromotionError
 from components.models.heads import HEADS, create_head
 from components.models.tokens import Tokens
+from components.promotion.gates.base import Context, Finding
+from components.promotion.gates.decide import decide
 from components.tasks import CLASSIFICATION, TASKS, choose_kind, create_task
 from components.tasks.base import Evidence, Task
 from components.tasks.calibration import Calibration
@@ -209,6 +211,46 @@ def test_calibration_divides_logits_and_keeps_thresholds() -> None:
     assert MULTI.calibration_error(targets, calibrated) < MULTI.calibration_error(targets, sure)
     f1 = f1_score(targets, calibrated >= np.array(list(found.thresholds.values())), average="macro")
     assert MULTI.metrics(targets, calibrated, CLASSES, found)["macro_f1"] == pytest.approx(f1)
+
+
+# Gates
+
+
+def judge(challenger: pl.DataFrame, champion: pl.DataFrame | None, **gates: Any) -> dict[str, Finding]:
+    classes = list(CLASSES)
+    domain = make_domain(task="multilabel", layout="csv", classes=classes, slices=["site"], gates=gates)
+    found = decide(Context(domain, challenger, champion, 1000, MANIFEST, VALIDATION, {"run_id": "r"}))
+    return {finding.gate: finding for finding in found.findings}
+
+
+MANIFEST = pl.DataFrame({"id": ["a", "b"], "group": ["x", "y"], "split": ["train", "test"]})
+VALIDATION = {"ok": True, "problems": [], "images": 3, "fit": 3, "quarantined": []}
+
+
+def test_the_gates_compare_average_precisions() -> None:
+    targets, good, _ = draw(200)
+    targets[160:] = 0  # a site without any label, which has no score
+    sites = pl.Series("site", ["north"] * 160 + ["south"] * 40)
+    poor = good.copy()
+    poor[:, 2] = np.random.default_rng(2).random(200)
+    better, worse = (
+        frame_of(targets, each).with_columns(sites, pl.lit("test").alias("split")) for each in (good, poor)
+    )
+    gates = judge(better, worse, costs={"rust": {"(none)": 9.0}}, max_ece=0.9)
+    assert {name: found.verdict for name, found in gates.items()} == {
+        **dict.fromkeys(["floor", "improvement", "slices", "costs", "calibration", "data", "split"], "PROMOTE"),
+        "lineage": gates["lineage"].verdict,
+    }
+    assert "macro average precision" in gates["floor"].reason
+    assert "surely above a random order of the images" in gates["floor"].reason
+    assert gates["floor"].evidence["floor"] == pytest.approx(float(targets.mean(axis=0).mean()))
+    assert gates["improvement"].evidence["value"] == pytest.approx(
+        average_precision_score(targets, good) - average_precision_score(targets, poor)
+    )
+    ends = {name.partition("/")[0] for name in gates["slices"].evidence} - {"margin"}
+    assert ends == {"class=crack", "class=pit", "class=rust", "site=north"}
+    assert judge(worse, better)["improvement"].verdict == "REJECT"
+    assert judge(worse, better)["slices"].verdict == "REJECT"
 
 
 # Heads

@@ -347,6 +347,11 @@ def by_class(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(label="labels").explode("label").drop_nulls("label")
 
 
+def has_labels(frame: pl.DataFrame) -> bool:
+    """Whether any image has a label: without one there is no score."""
+    return not by_class(frame).is_empty()
+
+
 def number_names(names: pl.Series, classes: Sequence[str]) -> Ints:
     """Class names to their places in `classes`. Raises PromotionError for a name that is none."""
     known = {name: number for number, name in enumerate(classes)}

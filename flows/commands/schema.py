@@ -10,23 +10,26 @@ from pydantic_core import PydanticUndefined
 from components.domain.domain import Domain
 from components.domain.layouts import LAYOUTS
 from components.models.tuners import TUNERS, Tuner
+from components.tasks import TASKS, TaskRecord
 
 
 def describe_keys() -> list[dict[str, str]]:
     """`{"key": "training.epochs", "default": "20", "allowed": ">= 1", "meaning": ...}`, in the order of the records.
 
-    The options of a layout or a candidate are `layout(csv).table`, `candidates(vpt).deep`.
+    The options of a task, layout or candidate are `task(multilabel).kind`, `layout(csv).table`, `candidates(vpt).deep`.
     """
     return list(_describe(Domain, ""))
 
 
 def create_schema() -> dict[str, Any]:
-    """The JSON schema of domain.yaml, for editors: with the options of candidates, and the short forms."""
+    """The JSON schema of domain.yaml, for editors: with the options of task and candidates, and the short forms."""
     schema: dict[str, Any] = Domain.model_json_schema()
     tuners = TypeAdapter(Tuner).json_schema(ref_template="#/$defs/{model}")
-    schema["$defs"] |= tuners.pop("$defs")
+    tasks = TypeAdapter(TaskRecord).json_schema(ref_template="#/$defs/{model}")
+    schema["$defs"] |= tuners.pop("$defs") | tasks.pop("$defs")
     keys = schema["properties"]
     keys["candidates"]["items"] = {"anyOf": [{"enum": list(TUNERS)}, tuners]}
+    keys["task"] = {"description": keys["task"]["description"], "anyOf": [{"enum": list(TASKS)}, tasks]}
     for key, words in (("layout", list(LAYOUTS)), ("split", ["given"])):
         described = {name: keys[key].pop(name) for name in ("description", "default") if name in keys[key]}
         keys[key] = {"anyOf": [{"enum": words}, keys[key]], **described}
@@ -41,6 +44,10 @@ def _describe(record: type[BaseModel], before: str) -> Iterator[dict[str, str]]:
             yield _describe_field(key, field, allowed=" | ".join(LAYOUTS))
             for kind, layout in LAYOUTS.items():
                 yield from _describe(layout, f"layout({kind}).")
+        elif name == "task":
+            yield _describe_field(key, field, allowed=" | ".join(TASKS))
+            for kind, task in TASKS.items():
+                yield from _describe(task, f"task({kind}).")
         elif name == "candidates":
             yield _describe_field(key, field, default=", ".join(item["kind"] for item in field.default))
             for kind, tuner in TUNERS.items():

@@ -20,7 +20,7 @@ from components.records import HEAT_FILE, Result, load_predictions
 from components.reports.pictures import draw_calibration, draw_heat, draw_mistakes
 from components.reports.words import list_gains
 from components.tasks import create_task
-from components.tasks.base import by_class
+from components.tasks.base import by_class, has_labels
 from components.tracking.pages import CARD, DATA, EVIDENCE, name_verdict, render_ends, render_table, without_html
 from flows.plan import Plan
 from flows.steps.retrain_page import COLOUR, STYLE, UNTRAINED, render_links, render_warnings, report_path
@@ -220,10 +220,9 @@ def _score_slices(card: Card) -> Iterator[tuple[str, ...]]:
     parts = [("all", frame.height, task.evidence(frame, domain.classes))]
     parts += [(f"class = {name}", counts[name], classes[name]) for name in sorted(classes)]
     for column in domain.slices:
-        ranked = sorted(frame.group_by(column), key=lambda item: str(item[0][0]))
-        parts += [
-            (f"{column} = {value}", part.height, task.evidence(part, domain.classes)) for (value,), part in ranked
-        ]
+        for (value,), part in sorted(frame.group_by(column), key=lambda item: str(item[0][0])):
+            if has_labels(part):
+                parts.append((f"{column} = {value}", part.height, task.evidence(part, domain.classes)))
     for name, images, evidence in parts:
         score = bootstrap(evidence, domain.gates.confidence)
         yield name, str(images), str(score.groups), f"{score.value:.3f}", render_ends(score.to_dict())

@@ -7,6 +7,7 @@ from components.promotion.gates.base import STRICTEST, Context, Finding, Verdict
 from components.promotion.gates.sentences import count, list_effects, points, to_evidence
 from components.promotion.statistics import Interval, bootstrap_difference
 from components.tasks import create_task
+from components.tasks.base import has_labels
 
 
 def check_slices(context: Context) -> Finding | None:
@@ -40,7 +41,10 @@ def check_slices(context: Context) -> Finding | None:
 
 
 def _compare_slices(context: Context, champion: pl.DataFrame) -> dict[str, Interval]:
-    """`column=value` -> the difference within that slice, which the challenger's rows define; classes come first."""
+    """`column=value` -> the difference within that slice, which the challenger's rows define; classes come first.
+
+    A slice in which no image has a label has no score and is left out.
+    """
     domain = context.domain
     ours, theirs = (
         create_task(domain).class_evidence(frame.sort("id"), domain.classes) for frame in (context.challenger, champion)
@@ -51,6 +55,8 @@ def _compare_slices(context: Context, champion: pl.DataFrame) -> dict[str, Inter
     }
     for column in domain.slices:
         for (value,), rows in sorted(context.challenger.group_by(column), key=lambda item: str(item[0][0])):
+            if not has_labels(rows):
+                continue
             rivals = champion.join(rows.select("id"), on="id", how="semi")
             effects[f"{column}={value}"] = compare_frames(rows, rivals, domain)
     return effects
