@@ -411,6 +411,35 @@ def test_a_server_in_trouble_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
             Store.open(Workspace(tmp_path))
 
 
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_server_that_was_there_is_waited_for(
+    patient: bool, tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answered this process before, or another process by whom this one knows (patient)."""
+
+    class Empty(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None: ...
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # how long it waits is MLflow's business
+    with HTTPServer(("127.0.0.1", 0), Empty) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        if not patient:
+            Thread(target=server.serve_forever, daemon=True).start()
+            Store.open(Workspace(tmp_path))
+            server.shutdown()
+    with pytest.raises(TrackingError, match="expected a store that answers and accepts"):
+        Store.open(Workspace(tmp_path), patient)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    Store.open(workspace)
+
+
 def test_a_damaged_store_is_reported(tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "mlflow.db"
     broken.write_bytes(b"no database at all " * 1000)

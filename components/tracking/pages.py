@@ -1,7 +1,8 @@
-"""What MLflow's pages say in words, the links from page to page, and the view that sets candidates side by side.
+"""Texts on MLflow's pages, the links between them, and the view that compares candidates.
 
-MLflow shows the first lines of a description and folds the rest away: the answer comes first. Its tables have no space
-between columns. Links say `workflowType`, for a browser that never chose is shown pages for language models.
+MLflow shows the first lines of a description and folds the rest: the answer comes first. Its tables have no space
+between columns. Links name a `workflowType`, because MLflow shows its pages for language models to a browser that has
+chosen none.
 """
 
 import json
@@ -15,7 +16,7 @@ from components.records import Result
 NOTE = "mlflow.note.content"
 FOR_TRAINING = "workflowType=machine_learning"
 DATA = "data"  # artifact folder of a retrain's manifest and validation report
-EVIDENCE = "gates"  # artifact folder of what was found of a version, a file a judgement
+EVIDENCE = "gates"  # artifact folder of the gates' findings on a version, one file per judgement
 CARDS, CARD = "card", "model_card.html"  # artifact folder and page of the model card
 #: A view of an experiment's runs as MLflow saves it: listed under `Views`, and opened by a link with its name.
 VIEW = "candidates"
@@ -42,7 +43,7 @@ def link_model(domain: str, version: int | None = None) -> str:
 
 
 def without_html(markdown: str) -> str:
-    """Markdown in which no text of a user's becomes HTML: names and descriptions are shown as they are written."""
+    """Markdown in which no user's text becomes HTML: names and descriptions are shown as they are written."""
     return markdown.replace("<", "&lt;")
 
 
@@ -83,7 +84,7 @@ def tag_experiment(domain: Domain, experiment: str, metric: str) -> dict[str, st
 
 
 def _describe_domain(domain: Domain, experiment: str) -> str:
-    """MLflow's list shows the start as it is written, so without markup."""
+    """The description of an experiment; MLflow's list shows its start without rendering, so it has no markup there."""
     facts = {"Source": domain.source, "Licence": domain.licence, "Citation": domain.citation}
     candidates, versions = link_candidates(experiment), link_model(domain.name)
     lines = [
@@ -104,7 +105,7 @@ def render_ends(interval: Mapping[str, Any], sign: str = "") -> str:
 
 
 def name_verdict(verdict: str) -> str:
-    """What a gate's verdict is called: only the verdict over all of them promotes."""
+    """A gate's verdict as shown: a gate passes, and only the verdict over all of them promotes."""
     return "pass" if verdict == "PROMOTE" else verdict
 
 

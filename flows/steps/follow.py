@@ -108,12 +108,12 @@ class _Bar:
 
         if self.due == math.inf or (time.monotonic() < self.due and not now):
             return
-        done, told = round(100 * share, 1), f"{self.title}: {text}"
+        done, line = round(100 * share, 1), f"{self.title}: {text}"
         try:
             if self.artifact is None:
-                self.artifact = cast(UUID, create_progress_artifact(done, key=self.key, description=told))
+                self.artifact = cast(UUID, create_progress_artifact(done, key=self.key, description=line))
             else:
-                update_progress_artifact(self.artifact, done, told)
+                update_progress_artifact(self.artifact, done, line)
             self.due = time.monotonic() + BAR_SECONDS
         except httpx.HTTPError as error:
             report("note", text=f"Prefect shows no progress of {self.title}: {error}")
