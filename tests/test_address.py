@@ -126,7 +126,7 @@ def test_an_up_that_starts_is_waited_for(place: Workspace, server: str) -> None:
     assert os.environ["MLFLOW_TRACKING_URI"] == server
 
 
-def test_a_process_is_told_from_another_one_under_its_number() -> None:
+def test_a_process_is_distinguished_from_another_one_with_its_pid() -> None:
     assert lives(identify())
     for text in ("", "x", "0@h:1", f"{os.getpid()}@other:1", identify() + "1", "-1@h:gone", identify(2**22 + 1)):
         assert not lives(text), text
@@ -260,7 +260,7 @@ def test_no_proxy_stands_before_this_machine(name: str) -> None:
     assert every == {"NO_PROXY": "*"}
 
 
-def test_a_proxy_that_nobody_here_can_speak_to_is_left_out_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_proxy_is_left_out_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
 
     for name in ("all_proxy", "http_proxy", "https_proxy", "no_proxy"):  # whatever this machine has

@@ -194,7 +194,7 @@ def test_a_source_may_be_a_link_but_may_not_link_out_or_in_circles(tmp_path):
             left.unlink()
 
 
-def test_what_is_wrong_inside_an_archive_is_said_of_the_archive(tmp_path):
+def test_an_error_inside_an_archive_names_the_archive(tmp_path):
     path = zip_of(tmp_path / "set.zip", ("set/inner.zip", b"PK"), ("set/about.txt", b"x"))
     with pytest.raises(DataError) as caught:
         import_folder(Workspace(tmp_path / "workspace"), path, "tiles")

@@ -73,7 +73,7 @@ class TestEmbedded:
         load_backbone("embedded")
         assert torch.equal(before, torch.random.get_rng_state())
 
-    def test_its_features_tell_images_apart(self) -> None:
+    def test_its_features_distinguish_images(self) -> None:
         vit = load_backbone("embedded").vit
         across, down = torch.meshgrid(torch.linspace(-1, 1, 128), torch.linspace(-1, 1, 128), indexing="ij")
         kinds = (across, (across * 40).sin(), (down * 40).sin(), (across**2 + down**2 < 0.3).float())

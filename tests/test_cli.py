@@ -128,7 +128,7 @@ def test_bad_usage_is_one_paragraph(workspace: Path, spoil: Spoil, command: list
     assert len(answer.stderr.strip().splitlines()) == 1
 
 
-def test_a_backbone_that_nobody_named_is_told_in_one_line(workspace: Path) -> None:
+def test_a_backbone_that_is_not_named_is_reported_in_one_line(workspace: Path) -> None:
     _change(workspace, "backbone: auto\n")
     answer = run_tessera(workspace, "check", DOMAIN)
     assert answer.code == 0
@@ -162,7 +162,7 @@ def test_a_check_that_says_no_exits_with_one(workspace: Path) -> None:
     assert Path(answer.outcome["report"]).exists()
 
 
-def test_a_disk_without_room_is_told(tmp_path: Path, images: Path) -> None:
+def test_a_disk_without_room_is_reported(tmp_path: Path, images: Path) -> None:
     """A process that may not write a byte meets the same error as a full disk."""
     place = create_workspace(tmp_path / "workspace", images)
     done = subprocess.run(
@@ -179,7 +179,7 @@ def test_a_disk_without_room_is_told(tmp_path: Path, images: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_workspace_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_workspace_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     answer = run_tessera(tmp_path / "file" / "workspace", "check", DOMAIN)
     assert answer.code == 2
@@ -216,7 +216,7 @@ def _copy_domain(place: Path, name: str) -> None:
     (place / "data" / name / "raw.dvc").write_text("outs: []\n")
 
 
-def test_the_version_of_the_code_is_told() -> None:
+def test_the_version_of_the_code_is_reported() -> None:
     answer = CliRunner().invoke(app.app, ["--version"])
     assert answer.exit_code == 0
     assert re.match(r"tessera \d+\.\d+\.\d+ \(commit ", answer.stdout)
@@ -229,7 +229,7 @@ def _show(show: Callable[[dict[str, Any]], None], outcome: dict[str, Any], monke
     return screen.export_text()
 
 
-def test_one_reason_of_many_pictures_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_reason_of_many_pictures_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of which a table names the boxes of one picture alone."""
     errors = [DataError(f"{n}.jpg", expected="boxes of it in b.csv", found="none", hint="Add them.") for n in range(3)]
     errors.append(DataError("x.jpg", expected="an image", found="an empty file", hint="Copy it again."))

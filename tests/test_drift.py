@@ -57,7 +57,7 @@ def test_it_is_not_known_from_too_little() -> None:
 
 
 @pytest.mark.slow
-def test_status_tells_how_far_new_parts_are(tmp_path: Path, images: Path) -> None:
+def test_status_reports_how_far_new_parts_are(tmp_path: Path, images: Path) -> None:
     place = create_workspace(tmp_path / "workspace", images, candidates=["linear"])
     more = tmp_path / "more"
     create_surface_defects(more, lots=MORE, images_per_lot=6, size=64)

@@ -368,7 +368,7 @@ def test_a_picture_is_laid_over_another_one_as_it_lies():
         assert measure_agreement(first.detail, second.detail, fit) > 0.9, turn
 
 
-def test_sisters_are_told_from_copies_in_the_file(tmp_path):
+def test_sisters_are_distinguished_from_copies_in_the_file(tmp_path):
     _, found = search([photograph(seed) for seed in range(6)])
     looks = sorted(found.looks)[:3]
     near = {look[:2]: share for look, share in zip(looks, (None, 0.85, 0.99), strict=True)}

@@ -41,7 +41,7 @@ def test_a_server_in_a_profile_is_used(place: Workspace) -> None:
     assert server.url == ""
 
 
-def test_one_that_cannot_start_is_told(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_start_is_reported(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     (place.state / "prefect" / "prefect.db").write_text("no database " * 100)
     server = EmbeddedPrefect(place)
     server.use()

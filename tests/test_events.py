@@ -58,7 +58,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.mark.slow
-def test_mlflow_tells_each_alias_that_moves(
+def test_mlflow_reports_each_alias_that_moves(
     tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, port = Workspace(tmp_path), free_port()

@@ -86,7 +86,7 @@ def test_the_versions_used_last_stay_and_what_is_worked_in(store: Store, home: W
     assert home.raw("tiles").is_dir()
 
 
-def test_what_nobody_used_for_a_month_goes_and_comes_back(store: Store, home: Workspace) -> None:
+def test_what_is_unused_for_a_month_is_removed_and_fetched_again(store: Store, home: Workspace) -> None:
     data = create_data(store, home, 0)
     place = fetch(store, home, data)
     remove_old(home)

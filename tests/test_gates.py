@@ -217,7 +217,7 @@ def test_gates_import_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_looks_at_the_test_set_make_the_gate_stricter() -> None:
+def test_repeated_evaluations_of_the_test_set_make_the_gate_stricter() -> None:
     first = context(spoil(0.04), spoil(0.13, seed=1))
     later = replace(first, looks=30.0)
     found = [finding(decide(one), "improvement") for one in (first, later)]

@@ -62,7 +62,7 @@ def test_clean_labels_are_hardly_suspected():
     assert accuracy > 0.95
 
 
-def test_features_that_cannot_tell_are_no_witness():
+def test_features_that_cannot_decide_suspect_no_label():
     frame, features, *_ = clusters(wrong=15)
     noise = np.random.default_rng(1).normal(0, 1, (300, 24)).astype(np.float16)
     weak = features.with_columns(feature=pl.Series([row.tobytes() for row in noise]))

@@ -156,7 +156,7 @@ def test_folders_below_other_folders_are_suggested_by_name(tmp_path):
 @pytest.mark.parametrize(
     "write", [write_folders, write_csv, write_parquet, write_voc, write_coco, write_instances, write_masks, write_yolo]
 )
-def test_a_wrong_layout_is_told_what_the_folder_looks_like(tmp_path, write, kind):
+def test_a_wrong_layout_gets_a_hint_what_the_folder_looks_like(tmp_path, write, kind):
     write(tmp_path)
     guess = guess_layout(tmp_path)
     if guess == kind:
@@ -222,7 +222,7 @@ def write_table_of(raw, lines):
     return raw
 
 
-def test_names_that_differ_in_case_or_accents_are_told_and_backslashes_found(tmp_path):
+def test_names_that_differ_in_case_or_accents_are_reported_and_backslashes_found(tmp_path):
     for name in ("A.PNG", "u\u0308ber.png", "back\\slash.png"):
         save_picture(tmp_path / name, len(name))
     lines = [("a.png", "good"), ("\u00fcber.png", "good"), ("back\\slash.png", "cracked")]

@@ -48,7 +48,7 @@ def retrained(team: Team, worker: Path) -> Answer:
     return team.tessera("retrain", DOMAIN)
 
 
-def test_deploying_tells_what_it_did_and_does_it_once(team: Team, deployed: Answer) -> None:
+def test_deploying_reports_what_it_did_and_does_it_once(team: Team, deployed: Answer) -> None:
     assert deployed.code == 0, deployed.stderr
     jsonschema.validate(deployed.outcome, SCHEMAS["deploy"])
     assert _changes(deployed) == {

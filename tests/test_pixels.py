@@ -173,13 +173,13 @@ def test_the_least_recently_used_goes_but_nothing_in_use(place: Path, monkeypatc
     assert [file.stat().st_size for file in _files(place)] == [40 * 28 * 28 * 3], "the one just made stays"
 
 
-def test_a_limit_that_is_no_number_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_is_not_a_number_is_reported(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESSERA_CACHE_GB", "plenty")
     with pytest.raises(WorkspaceError, match="gigabytes"):
         _load(place)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(place: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(place: Path) -> None:
     """A process whose files may not grow meets the same error as a full disk, in the middle of writing."""
     code = LOAD.replace(
         "got = ",

@@ -523,7 +523,7 @@ def test_other_answers_are_another_adapter(pictures: Result, workspace: Workspac
         assert (retrain.find_registered(workspace, "plain", tmp_path / "adapter") is not None) is same
 
 
-def test_a_champion_moved_by_hand_is_told_and_restored(
+def test_a_champion_moved_by_hand_is_reported_and_restored(
     store: Store, pictures: Result, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow

@@ -153,7 +153,7 @@ def test_neither_seed_nor_epochs_nor_old_options_have_a_say(place: Path) -> None
     assert not np.array_equal(first["head.weight"], other["head.weight"])
 
 
-def test_what_was_solved_is_told(place: Path) -> None:
+def test_what_was_solved_is_reported(place: Path) -> None:
     result = load_result(train(place, "told"))
     assert result is not None
     (row,) = result.history
@@ -184,7 +184,7 @@ def test_the_leader_of_a_team_solves_alone(place: Path) -> None:
     np.testing.assert_array_equal(together["head.weight"], alone["head.weight"])
 
 
-def test_an_option_without_effect_is_told() -> None:
+def test_an_option_without_effect_is_reported() -> None:
     heard: list[Event] = []
     with listening(heard.append):
         _note_without_effect(create_tuners([{"kind": "linear", "lr": 0.1}, {"kind": "vpt", "lr": 0.1}]))

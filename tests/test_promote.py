@@ -81,7 +81,7 @@ def create_client(place: Path) -> Any:
     return mlflow.MlflowClient(uri, uri)
 
 
-def test_where_two_trainings_part_is_told() -> None:
+def test_where_two_trainings_differ_is_reported() -> None:
     from components.promotion.versions import Version
 
     facts = {"label": "vpt", "seed": 0, "metrics": {}, "trainable_params": 1, "head_params": 1, "share": 0.1}

@@ -86,7 +86,7 @@ def test_promotion_moves_the_aliases_and_leaves_a_record(workspace: Workspace, d
     assert verify.verify_records(domain) == ()
 
 
-def test_the_models_page_tells_who_serves_and_why(workspace: Workspace, domain: str, register: Register) -> None:
+def test_the_models_page_says_what_serves_and_why(workspace: Workspace, domain: str, register: Register) -> None:
     import mlflow
 
     first, second = register(), register()
@@ -108,7 +108,7 @@ def test_the_models_page_tells_who_serves_and_why(workspace: Workspace, domain: 
     assert "**HOLD for version 1 against version 2**" in told[2]
 
 
-def test_the_list_of_experiments_tells_who_serves(workspace: Workspace, domain: str, register: Register) -> None:
+def test_the_list_of_experiments_says_what_serves(workspace: Workspace, domain: str, register: Register) -> None:
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -363,7 +363,7 @@ def test_records_are_readable_json(workspace: Workspace, domain: str, register: 
     assert record["before"] == ledger.START
 
 
-def test_a_lock_that_is_held_is_told(workspace: Workspace, domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_held_is_reported(workspace: Workspace, domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from filelock import FileLock
 
     monkeypatch.setattr(aliases, "LOCK_SECONDS", 0.1)
@@ -397,7 +397,7 @@ def test_a_judgement_is_recorded_once_and_moves_nothing(workspace: Workspace, do
         judge(workspace, domain, second, third, 40, sha="f")
 
 
-def test_looks_are_counted_by_pair_and_by_share_of_the_groups() -> None:
+def test_evaluations_are_counted_by_pair_and_by_share_of_the_groups() -> None:
     def judged(number: int, champion: int | None, challenger: int, groups: int) -> ledger.Record:
         facts = {"when": "2026-01-01T00:00:00+00:00", "who": "ada", "action": "judge", "reason": ""}
         pair = {"from_version": champion, "to_version": challenger, "test_groups": groups}

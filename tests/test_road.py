@@ -128,7 +128,7 @@ def test_history_predict_and_rollback(road: Path, retrained: Answer) -> None:
         assert compared.outcome["problems"] == problems
 
 
-def test_the_run_is_told_in_mlflow(road: Path, retrained: Answer) -> None:
+def test_the_run_is_logged_in_mlflow(road: Path, retrained: Answer) -> None:
     """Parent and children, parameters, epochs, pictures, the data's digest and the lineage."""
     import mlflow
 

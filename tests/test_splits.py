@@ -116,7 +116,7 @@ def place(**sides):
     return {content(name)[:DIGITS]: Line("", side) for name, side in sides.items()}
 
 
-def test_a_new_near_duplicate_takes_the_side_that_is_there():
+def test_a_new_near_duplicate_takes_the_split_of_the_old_one():
     memory = place(a="train", b="val", c="test")
     assigned = assign(["a", "b", "c", "x", "y"], pairs=[("x", "c"), ("y", "x")], memory=memory)
     assert sides_of(assigned) == {"a": "train", "b": "val", "c": "test", "x": "test", "y": "test"}
@@ -136,7 +136,7 @@ def test_what_ties_train_to_test_belongs_to_neither_and_stays_out():
     assert {item.path for item in later.excluded} == {"x.png", "z.png"}
 
 
-def test_old_neighbours_across_sides_leave_the_better_guarded_one():
+def test_of_old_neighbours_across_splits_the_less_protected_one_is_excluded():
     assigned = assign(["a", "c"], pairs=[("a", "c")], memory=place(a="train", c="test"))
     assert sides_of(assigned) == {"c": "test"}
     assert assigned.excluded[0].reason == "it was in train and shows the same as c.png, which is in test"
@@ -160,7 +160,7 @@ def test_an_excluded_image_does_not_exclude_the_rest_of_its_lot():
     assert sides_of(assign(["a", "b", "new"], lots=["L"] * 3, memory=memory)) == {"a": "val", "new": "val"}
 
 
-def test_a_lot_keeps_its_side_when_all_its_images_are_replaced():
+def test_a_lot_keeps_its_split_when_all_its_images_are_replaced():
     lots = [f"lot{number % 8}" for number in range(24)]
     first = assign(range(24), lots=lots)
     second = assign(range(100, 124), lots=lots, memory=first.memory)
@@ -168,7 +168,7 @@ def test_a_lot_keeps_its_side_when_all_its_images_are_replaced():
     assert all(after[str(100 + number)] == before[str(number)] for number in range(24))
 
 
-def test_an_image_that_left_comes_back_to_its_side():
+def test_an_image_that_returns_gets_its_split_again():
     first = assign(range(30))
     second = assign(range(10, 30), memory=first.memory)
     third = assign(range(30), memory=second.memory)
@@ -210,7 +210,7 @@ def test_seed_decides_who_and_shares_decide_how_many():
     assert list(sides_of(assign(range(100), test=0.4)).values()).count("test") == 40
 
 
-def test_sides_are_pinned():
+def test_splits_are_pinned():
     """A change of these is a change of every split that is made anew."""
     assert "".join(side[1] for side in sides_of(assign(range(24))).values()) == "aaeerreerrraerrrrrrerarr"
 
@@ -278,7 +278,7 @@ def test_intervals_are_wilsons():
     assert (low, high) == (pytest.approx(0.596, abs=1e-3), pytest.approx(0.982, abs=1e-3))
 
 
-def test_too_few_test_groups_are_told_with_how_many_would_do():
+def test_too_few_test_groups_are_reported_with_how_many_are_needed():
     needed = groups_needed()
     assert (
         interval_of(needed)[1] - interval_of(needed)[0] <= 0.3 < interval_of(needed - 1)[1] - interval_of(needed - 1)[0]
@@ -290,7 +290,7 @@ def test_too_few_test_groups_are_told_with_how_many_would_do():
     assert warn_of_few_groups({"good": {"test": needed}}) == []
 
 
-def test_every_side_has_its_rank():
+def test_every_split_has_its_rank():
     assert sorted(GUARD, key=GUARD.__getitem__) == [EXCLUDED, "train", "val", "test"]
 
 
@@ -314,7 +314,7 @@ def test_a_given_split_is_kept_as_it_stands():
     assert assigned.excluded == ()
 
 
-def test_what_lies_on_two_given_sides_leaves_the_one_that_guards_less():
+def test_what_is_given_to_two_splits_leaves_the_less_protected_one():
     assigned = assign_given(GIVEN, pairs=[("train0", "test0"), ("val1", "test1"), ("train2", "val2")])
     assert {item.path for item in assigned.excluded} == {"train0.png", "val1.png", "train2.png"}
     assert "shows the same as test0.png, which is in test" in next(iter(assigned.excluded)).reason

@@ -129,7 +129,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["dvc.lock", "dvc.yaml"])
-def test_a_damaged_file_of_dvc_is_one_paragraph_that_mends_it(tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_file_of_dvc_is_one_paragraph_with_the_fix(tmp_path: Path, name: str, damage: str) -> None:
     place = Workspace(tmp_path)
     (tmp_path / name).write_bytes(DAMAGES[damage])
     read = {"dvc.lock": proofs.load_locked, "dvc.yaml": lambda place: versioning.register_domain(place, DOMAIN)}[name]

@@ -304,7 +304,7 @@ def list_sources() -> Sequence[Path]:
     return [path for path in paths if not path.relative_to(REPOSITORY).as_posix().startswith(ROOMS)]
 
 
-def test_nobody_else_asks_which_task_it_is() -> None:
+def test_no_other_module_asks_which_task_it_is() -> None:
     asking = [
         f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()}"
         for path in list_sources()

@@ -43,7 +43,7 @@ def test_lost_images_come_back_from_the_remote_alone(place: Workspace) -> None:
     assert len(list((place.raw(DOMAIN) / "images").iterdir())) == 96
 
 
-def test_missing_raw_folder_says_how_to_mend_it(place: Workspace) -> None:
+def test_a_missing_raw_folder_says_how_to_fix_it(place: Workspace) -> None:
     shutil.rmtree(place.raw(DOMAIN))
     with pytest.raises(DataError, match="tessera import SOURCE --domain parts"):
         versioning.record_version(place, DOMAIN)
@@ -57,7 +57,7 @@ def test_domains_are_registered_once_and_comments_stay(place: Workspace) -> None
     assert text.startswith("# Everything that is derived")
 
 
-def test_a_repository_that_lost_its_git_is_told_so(tmp_path: Path) -> None:
+def test_a_repository_that_lost_its_git_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\n    remote = local\n")
     with pytest.raises(WorkspaceError, match="git init"):
@@ -88,7 +88,7 @@ def test_writers_wait_their_turn(place: Workspace) -> None:
     assert failures == []
 
 
-def test_a_damaged_pointer_is_told(place: Workspace) -> None:
+def test_a_damaged_pointer_is_reported(place: Workspace) -> None:
     versioning.record_version(place, DOMAIN)
     (place.root / "data" / DOMAIN / "raw.dvc").write_text("outs: []\n")
     with pytest.raises(VersioningError, match=r"raw\.dvc"):

@@ -149,7 +149,7 @@ def test_without_git_names_are_in_a_file_and_damage_in_the_cache_never_reaches_t
     assert contents(workspace) == before
 
 
-def test_git_that_does_not_know_its_user_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_without_a_user_is_reported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, domain = create_place(tmp_path / "w")
     for key, value in {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "EMAIL": ""}.items():
         monkeypatch.setenv(key, value)
@@ -269,7 +269,7 @@ def test_ssh_remote(tmp_path: Path, sshd: tuple[int, Path]) -> None:
         versioning.push_version(workspace, "tiles")
 
 
-def test_a_remote_that_does_not_answer_is_told_without_its_password(tmp_path: Path) -> None:
+def test_a_remote_that_does_not_answer_is_reported_without_its_password(tmp_path: Path) -> None:
     workspace, _ = create_place(tmp_path / "w", git=False)
     use_remote(workspace, f"ssh://user:{SECRET}@127.0.0.1:9/remote")
     versioning.record_version(workspace, "tiles")

@@ -1,9 +1,9 @@
-"""How far new pictures lie from what a model has seen: the share that is unlike all of it.
+"""Drift: the share of new pictures that are unlike all pictures that a model was trained on (the pictures *seen*).
 
-A picture is unlike what was seen where its nearest neighbour there, by frozen features, is farther than 95 % of the
-pictures seen have theirs in another group than their own (Sun et al., Out-of-Distribution Detection with Deep Nearest
-Neighbors, https://arxiv.org/abs/2204.06507, with one neighbour). Nothing is fitted, and new pictures come in groups of
-their own as well, so without any drift about 5 % are unlike, whatever the domain.
+For each picture seen, take the distance by frozen features to its nearest neighbour in another group. A new picture is
+unlike if its nearest neighbour among the pictures seen is farther away than 95 % of these distances (Sun et al.,
+Out-of-Distribution Detection with Deep Nearest Neighbors, https://arxiv.org/abs/2204.06507, with one neighbour).
+Nothing is fitted, and new pictures form groups of their own, too, so without drift about 5 % are unlike in any domain.
 """
 
 import numpy as np
@@ -16,14 +16,14 @@ from components.domain.strict import Strict
 from components.tasks.base import by_class
 
 EXPECTED = 0.05
-FEWEST = 20  # pictures seen, in as many groups as a quarter of that: fewer have no 95 % to speak of
-MOST = 2000  # pictures on either side whose neighbour is looked for: they tell a share to within a percent
+FEWEST = 20  # least number of pictures seen, in at least a quarter as many groups: fewer give no 95 % quantile
+MOST = 2000  # most pictures of either kind whose neighbours are searched: enough for a share to within one percent
 
 
 class Drift(Strict):
-    """share: of `images` looked at, what is unlike all that was seen; `new` are all that were not seen.
+    """share: fraction of the `images` compared that are unlike the pictures seen. new: number of all new pictures.
 
-    classes: each one's share among what was seen and among what is new.
+    classes: the share of each class among the pictures seen and among the new ones.
     """
 
     new: int
@@ -34,9 +34,10 @@ class Drift(Strict):
 
 
 def measure_drift(seen: pl.DataFrame, present: pl.DataFrame, features: pl.DataFrame) -> Drift:
-    """seen, present: the manifests of the model's data version and of today's; features: of today's images.
+    """Measure drift. seen, present: manifests of the model's data version and of the present one; features: of the
+    present images.
 
-    The share is None where most of what was seen has no features any more, or too little was seen, or nothing is new.
+    The share is None if most pictures seen have no features any more, if too few were seen, or if nothing is new.
     """
     new = present.filter(~pl.col("id").is_in(seen["id"].to_list()))
     vectors = dict(zip(features["key"], decode_features(features), strict=True))
@@ -50,17 +51,18 @@ def measure_drift(seen: pl.DataFrame, present: pl.DataFrame, features: pl.DataFr
 
 
 def find_unlike(seen: NDArray[np.float32], groups: NDArray[np.str_], new: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which of the new (N, D) are farther from what was seen than 95 % of that is from the other groups."""
+    """Which of the new vectors (N, D) are farther from those seen than 95 % of these are from other groups."""
     near, other = _unit(seen), _unit(new)
     alike = np.sort(_nearest(near[:MOST], near, groups))
-    # A picture of the same kind is one more of them: it has each of their len + 1 ranks with equal chance.
+    # Without drift a new picture is exchangeable with those seen: all len + 1 ranks are equally probable.
     return np.asarray(_nearest(other, near) < alike[int(EXPECTED * (len(alike) + 1)) - 1])
 
 
 def _nearest(
     pictures: NDArray[np.float32], near: NDArray[np.float32], groups: NDArray[np.str_] | None = None
 ) -> NDArray[np.float32]:
-    """The cosine to the most similar. groups: those of `near`, which begins with `pictures`; one's own is left out."""
+    """The cosine to the most similar vector in `near`. groups: the groups of `near`, which begins with `pictures`; the
+    picture's own group is left out."""
     found = []
     for start in range(0, len(pictures), CHUNK):
         alike = pictures[start : start + CHUNK] @ near.T
@@ -75,7 +77,7 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _pick(rows: pl.DataFrame, vectors: dict[str, NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
-    """The vectors (N, D) and groups of the rows that have one, in an order that has no meaning."""
+    """The vectors (N, D) and groups of the rows that have a vector, in an arbitrary but fixed order."""
     triples = rows.select("id", "crop", "group").iter_rows()
     names = {sample_key(content_of(name), tuple(crop) if crop else None): group for name, crop, group in triples}
     there = [key for key in sorted(names) if key in vectors]

@@ -1,15 +1,15 @@
-"""Surface defects: a domain made here, so that everything can be shown without anybody's photographs.
+"""Surface defects: a simulated domain, so that everything can be shown without real photographs.
 
     create_surface_defects(Path("data/surface_defects/raw"))        # 480 photographs, 48 lots, 6 classes
 
-A surface is a height (in pixels) and an albedo. A texture makes both, a defect changes both, and one lamp
-shades them: a groove gets its bright and its dark flank, a crater its lit rim, because they are grooves and
-craters. Then optics blur the light and the sensor adds shot and read noise.
+A surface is a height (in pixels) and an albedo. A texture creates both, a defect changes both, and one lamp
+shades them: a groove gets a bright and a dark flank, and a crater a lit rim, because they are grooves and
+craters. Then the optics blur the light, and the sensor adds shot and read noise.
 
-Images of one lot share texture, lamp and camera and show other places of the part; lots differ. That is why
-the lot is the group a split must respect.
+Images of one lot share texture, lamp and camera and show different places of a part; lots differ. Therefore
+the lot is the group that a split must not divide.
 
-The same seed gives the same bytes on any machine: one generator an image, float64 throughout, one rounding at
+The same seed gives the same bytes on any machine: one generator per image, float64 throughout, one rounding at
 the end, fixed JPEG settings, masks stored uncompressed (deflate output differs between builds of zlib).
 """
 
@@ -33,7 +33,7 @@ Rng = np.random.Generator
 SURFACES = ("ground", "brushed", "cast", "woven")
 DEFECTS = ("scratch", "pit", "crack", "inclusion", "stain")
 COLUMNS = ("image", "label", "mask", "boxes", "lot", "surface")
-REFERENCE = 160.0  # all lengths below are pixels of a picture of this side, and grow with `size`
+REFERENCE = 160.0  # all lengths below are pixels of a picture with this side, and scale with `size`
 
 
 def create_surface_defects(
@@ -45,10 +45,10 @@ def create_surface_defects(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write images/, masks/ and labels.csv into `folder`, which appears only when all of it is there.
+    """Write images/, masks/ and labels.csv into `folder`, which appears only when it is complete.
 
-    progress(done, total) is called after every image. Raises DataError when the folder holds something
-    already, for a size under 32 pixels, a seed under 0, or where no image is asked for.
+    progress(done, total) is called after every image. Raises DataError if the folder is not empty, for a
+    size below 32 pixels, a seed below 0, or if no image is requested.
     """
     _require_possible(folder, lots=lots, images_per_lot=images_per_lot, size=size, seed=seed)
     with whole_folder(folder) as fresh:
@@ -70,7 +70,7 @@ def create_surface_defects(
 
 @dataclass(frozen=True)
 class Lot:
-    """What the photographs of one lot have in common. Angles in radians, lengths in reference pixels."""
+    """The properties that the photographs of one lot share. Angles in radians, lengths in reference pixels."""
 
     number: int
     surface: str
@@ -89,7 +89,7 @@ class Lot:
 
 
 def create_lot(seed: int, number: int) -> Lot:
-    """The lot of that number; numbers go round the surfaces, so that any few lots hold them all."""
+    """The lot with this number. Consecutive lots have different surfaces, so that few lots contain all of them."""
     rng = np.random.default_rng([seed, number, 0])
     u = rng.uniform
     return Lot(
@@ -111,7 +111,7 @@ def create_lot(seed: int, number: int) -> Lot:
 
 
 def lot_labels(seed: int, number: int, images: int) -> list[str]:
-    """Labels of a lot in shuffled order: `none` and every defect in turn, starting elsewhere in each lot."""
+    """The labels of a lot in shuffled order: `none` and every defect in turn, with another start in each lot."""
     turn = [DEFECTS[(i + 3 * number) % len(DEFECTS)] for i in range(len(DEFECTS))]
     labels = [("none", *turn)[i % 6] for i in range(images)]
     order = np.random.default_rng([seed, number, 0, 1]).permutation(images)
@@ -123,11 +123,11 @@ def lot_labels(seed: int, number: int, images: int) -> list[str]:
 
 @dataclass
 class Scene:
-    """The part under the camera while it is being made; textures and defects change it in place."""
+    """The part under the camera during its simulation; textures and defects change it in place."""
 
     height: Array  # (S, S) pixels
     albedo: Array  # (S, S)
-    scale: float  # pixels of this picture a reference pixel
+    scale: float  # pixels of this picture per reference pixel
     lot: Lot
 
     @property
@@ -148,13 +148,13 @@ def render(lot: Lot, label: str, size: int, rng: Rng) -> tuple[NDArray[np.uint8]
 
 
 def _axes(size: int, angle: float) -> tuple[Array, Array]:
-    """Coordinates along and across a direction, in pixels from the middle."""
+    """Coordinates along and across a direction, in pixels from the centre."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
 
 def _streaks(rng: Rng, along: Array, across: Array, length: float, width: float, order: int = 1) -> Array:
-    """Unit noise drawn out along one direction; at any angle, and as long as wished."""
+    """Noise of unit deviation, stretched along a direction by any length."""
     u, v = along / length, across / width
     u, v = u - u.min() + rng.uniform(), v - v.min() + rng.uniform()
     lattice = rng.standard_normal((int(v.max()) + 3, int(u.max()) + 3))
@@ -187,7 +187,7 @@ def ground(scene: Scene, rng: Rng) -> None:
 
 
 def brushed(scene: Scene, rng: Rng) -> None:
-    """Hairlines right across the picture; what is seen is their sheen more than their depth."""
+    """Hairlines across the whole picture, visible by their sheen more than by their depth."""
     lot, size, px = scene.lot, scene.size, scene.scale * scene.lot.pitch
     along, across = _axes(size, lot.lay + rng.normal(0, 0.01))
     for width, length, gain in ((0.8, 90.0, 0.10), (1.6, 260.0, 0.08), (4.5, 600.0, 0.05), (14.0, 900.0, 0.03)):
@@ -212,7 +212,7 @@ def cast(scene: Scene, rng: Rng) -> None:
 
 
 def woven(scene: Scene, rng: Rng) -> None:
-    """Warp and weft of a technical cloth; plain or twill, every thread a little other."""
+    """Warp and weft of a technical cloth, plain or twill; every thread differs slightly."""
     lot, size, px = scene.lot, scene.size, scene.scale * scene.lot.pitch
     along, across = _axes(size, lot.lay + rng.normal(0, 0.012))
     period, drift = 6.0 * px, 0.9 * px
@@ -232,7 +232,7 @@ def woven(scene: Scene, rng: Rng) -> None:
 
 
 def dust(scene: Scene, rng: Rng) -> None:
-    """A few faint specks, as on any part that was not blown off: no defect."""
+    """A few faint specks of dust, which are not a defect."""
     size, px = scene.size, scene.scale
     for _ in range(int(rng.integers(0, 4))):
         y, x = np.mgrid[:size, :size] - rng.uniform(0, size, 2)[:, None, None]
@@ -240,11 +240,11 @@ def dust(scene: Scene, rng: Rng) -> None:
         scene.albedo *= 1 + rng.uniform(-0.35, 0.35) * speck
 
 
-# Defects: each paints one into the scene and returns where it is
+# Defects: each function paints one into the scene and returns its mask
 
 
 def scratch(scene: Scene, rng: Rng) -> Mask:
-    """A thin groove with thrown-up lips, and a core that glints or is dirty, now more, now less."""
+    """A thin groove with raised lips, and a core that glints or is dirty to a varying degree."""
     px, size = scene.scale, scene.size
     angle, length = rng.uniform(0, np.pi), rng.uniform(28, 125) * px
     t = np.linspace(-0.5, 0.5, 16)
@@ -266,7 +266,7 @@ def scratch(scene: Scene, rng: Rng) -> Mask:
 
 
 def pit(scene: Scene, rng: Rng) -> Mask:
-    """A small crater: dark floor, a lip all round that the lamp lights on its own side."""
+    """A small crater: a dark floor and a rim, lit on the side of the lamp."""
     px = scene.scale
     radius = max(rng.uniform(2.2, 6.5) * px, 1.6)
     distance = _blob(scene, rng, radius, stretch=rng.uniform(1.0, 1.6), ragged=0.15)
@@ -284,7 +284,7 @@ def crack(scene: Scene, rng: Rng) -> Mask:
     mask = np.zeros_like(scene.height, dtype=np.bool_)
     heading, length = rng.uniform(0, 2 * np.pi), rng.uniform(35, 110) * scene.scale
     start = rng.uniform(0.25, 0.75, 2) * scene.size - 0.5 * length * np.array([np.cos(heading), np.sin(heading)])
-    start = np.clip(start, 0.05 * scene.size, 0.95 * scene.size)  # begins in sight, so that it cannot be missed
+    start = np.clip(start, 0.05 * scene.size, 0.95 * scene.size)  # starts inside, so that it is always visible
     width, strength = rng.uniform(0.65, 1.3) * scene.scale, rng.uniform(0.4, 0.95)
     todo = [(start[0], start[1], heading, length, width)]
     for depth in range(1 + int(rng.integers(0, 3))):
@@ -336,7 +336,7 @@ def stain(scene: Scene, rng: Rng) -> Mask:
 
 
 def _edge(x: Array) -> Array:
-    """From 1 down to 0 where x goes from negative to positive."""
+    """A smooth step: 1 for negative x, 0 for positive x."""
     return np.asarray(0.5 - 0.5 * np.tanh(0.5 * x), dtype=np.float64)
 
 
@@ -394,13 +394,13 @@ PAINTERS: dict[str, Callable[[Scene, Rng], Mask]] = {
 
 
 def light(lot: Lot, size: int, rng: Rng) -> Array:
-    """How bright the lamp and the lens make each place of a white plate: gradient, hot spot, vignette."""
+    """The brightness of a white plate at each place, by lamp and lens: gradient, hot spot, vignette."""
     jitter = rng.normal(0, 0.03, 4)
     towards, _ = _axes(size, lot.lamp)
     field = 1 + (lot.gradient + jitter[0]) * towards / size
     x, y, radius, strength = lot.hot_spot
     along, across = _axes(size, lot.lay)
-    spread = 3.0 if lot.surface in ("ground", "brushed") else 1.0  # a lay smears the lamp's image across itself
+    spread = 3.0 if lot.surface in ("ground", "brushed") else 1.0  # directional marks spread the lamp's reflection
     spot = (along / size - x - jitter[1]) ** 2 + ((across / size - y - jitter[2]) / spread) ** 2
     field += strength * np.exp(-spot / radius**2)
     right, down = _axes(size, 0.0)
@@ -457,5 +457,5 @@ def _require_possible(folder: Path, *, lots: int, images_per_lot: int, size: int
         if value < least:
             raise DataError(name, expected=f"{least} or more", found=str(value), hint=f"Give a larger {name}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        expected, found = "a folder that is not there yet", "something in it"
+        expected, found = "a new folder", "one that is not empty"
         raise DataError(str(folder), expected=expected, found=found, hint="Remove it, or name another folder.")

@@ -1,11 +1,10 @@
-"""Grey textures made from nothing: what the training images are cut from.
+"""Procedural grey textures, from which the training images of the embedded backbone are cut.
 
-Each family is a function (rng, side) -> (side, side) float32 of any range; `create_texture` draws a family,
-sometimes bends, lights or tilts it, and scales it to uint8. The choice follows what is known to teach a network
-about real images when none is at hand: noise with the spectra of nature and dead leaves, whose occlusions give
-the statistics of photographs (Baradad et al. 2021, arXiv:2106.05963), fractals (Kataoka et al. 2020,
-arXiv:2101.08515), and, for the images this project is about, cells, cracks, scratches, weaves and
-reaction-diffusion (Turing) patterns.
+Each family is a function (rng, side) -> (side, side) float32 of any range. `create_texture` draws a family,
+sometimes bends, lights or tilts the texture, and scales it to uint8. The families are those that are known to teach a
+network about real images without any: noise with natural spectra, and dead leaves, whose occlusions give the statistics
+of photographs (Baradad et al. 2021, arXiv:2106.05963); fractals (Kataoka et al. 2020, arXiv:2101.08515); and, for the
+images of this project's users, cells, cracks, scratches, weaves and reaction-diffusion (Turing) patterns.
 """
 
 from collections.abc import Callable
@@ -34,7 +33,7 @@ def create_texture(rng: Rng, side: int) -> Grey:
 
 
 def noise(rng: Rng, side: int) -> Field:
-    """Gaussian noise of spectrum 1/f^a, now and then stretched in one direction or cut to a band."""
+    """Gaussian noise with the spectrum 1/f^a, sometimes stretched in one direction or limited to a band."""
     fy, fx = fft.fftfreq(side)[:, None] * side, fft.rfftfreq(side)[None] * side
     angle, stretch = rng.uniform(0, np.pi), 1.0 if rng.random() < 0.5 else np.exp(rng.uniform(0, 2.5))
     u, v = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
@@ -65,7 +64,7 @@ def gratings(rng: Rng, side: int) -> Field:
 
 
 def smooth(rng: Rng, side: int) -> Field:
-    """Random numbers on a coarse grid, joined smoothly: clouds, gradients, uneven light."""
+    """Random numbers on a coarse grid, smoothly interpolated: clouds, gradients, uneven light."""
     coarse = rng.uniform(-1, 1, (rng.integers(2, 9), rng.integers(2, 9))).astype(np.float32)
     return np.asarray(cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC), np.float32)
 
@@ -91,7 +90,7 @@ def voronoi(rng: Rng, side: int) -> Field:
 
 
 def leaves(rng: Rng, side: int) -> Field:
-    """Dead leaves: shapes of power-law size that cover one another."""
+    """Dead leaves: shapes with power-law sizes that cover one another."""
     canvas = np.full((side, side), int(rng.integers(256)), np.uint8)
     kind, smallest = rng.integers(4), rng.uniform(2, 8)
     for _ in range(rng.integers(60, 260)):
@@ -101,14 +100,14 @@ def leaves(rng: Rng, side: int) -> Field:
 
 
 def julia(rng: Rng, side: int) -> Field:
-    """Escape times of z^2 + c, zoomed into by chance."""
+    """Escape times of z^2 + c at a random zoom."""
     x, y = _grid(side)
     zoom = np.exp(rng.uniform(-2, 0.6))
     cx, cy = rng.uniform(-0.7, 0.7, 2)
     z = ((x - 0.5) * 3 * zoom + cx) + 1j * ((y - 0.5) * 3 * zoom + cy)
     z = z.astype(np.complex64)
     angle = rng.uniform(0, 2 * np.pi)
-    edge = np.exp(1j * angle) / 2 - np.exp(2j * angle) / 4  # on the cardioid's rim the sets are richest
+    edge = np.exp(1j * angle) / 2 - np.exp(2j * angle) / 4  # on the cardioid's edge the sets have most detail
     c = np.complex64(edge * rng.uniform(0.98, 1.12))
     times = np.zeros((side, side), np.float32)
     for _ in range(22):
@@ -190,7 +189,7 @@ def defects(rng: Rng, side: int) -> Field:
 
 
 def tangle(rng: Rng, side: int) -> Field:
-    """Many lines over one another: fibres, hair, roads, branches."""
+    """Many overlapping lines: fibres, hair, roads, branches."""
     canvas = np.full((side, side), int(rng.integers(256)), np.uint8)
     for _ in range(rng.integers(10, 70)):
         draw_line(rng, canvas, int(rng.integers(256)))
@@ -198,7 +197,7 @@ def tangle(rng: Rng, side: int) -> Field:
 
 
 def lattice(rng: Rng, side: int) -> Field:
-    """Regular things: checks, bricks, dots, weave, rings."""
+    """Regular patterns: checks, bricks, dots, weave, rings."""
     x, y = _grid(side)
     angle, cycles, squash = rng.uniform(0, np.pi), np.exp(rng.uniform(np.log(3), np.log(30))), rng.uniform(0.5, 1)
     u = cycles * (x * np.cos(angle) + y * np.sin(angle))
@@ -220,7 +219,7 @@ def lattice(rng: Rng, side: int) -> Field:
 
 
 def glyphs(rng: Rng, side: int) -> Field:
-    """Letters and figures of many sizes: strokes, corners and ends."""
+    """Letters and digits of many sizes: strokes, corners and ends."""
     canvas = np.full((side, side), int(rng.integers(256)), np.uint8)
     for _ in range(rng.integers(3, 40)):
         text = "".join(chr(code) for code in rng.integers(33, 126, rng.integers(1, 8)))
@@ -261,7 +260,7 @@ def bend(rng: Rng, field: Field) -> Field:
 
 
 def light(rng: Rng, field: Field) -> Field:
-    """Read the field as a height and light it from one side (Lambert)."""
+    """Light the field, as a height, from one direction (Lambert)."""
     height = cv2.GaussianBlur(field, (0, 0), float(rng.uniform(0.6, 2)))
     angle, steep = rng.uniform(0, 2 * np.pi), rng.uniform(2, 20)
     dx, dy = cv2.Sobel(height, -1, 1, 0) * steep, cv2.Sobel(height, -1, 0, 1) * steep
@@ -270,7 +269,7 @@ def light(rng: Rng, field: Field) -> Field:
 
 
 def tilt(rng: Rng, field: Field) -> Field:
-    """See the field as a plane in perspective."""
+    """Show the field as a plane in perspective."""
     side = field.shape[0]
     corners = np.array([[0, 0], [side, 0], [side, side], [0, side]], np.float32)
     seen = (corners + rng.uniform(-0.3, 0.3, (4, 2)) * side).astype(np.float32)
@@ -279,7 +278,7 @@ def tilt(rng: Rng, field: Field) -> Field:
 
 
 def retone(rng: Rng, field: Field) -> Field:
-    """Ridges, steps, a soft threshold or rings out of the same field."""
+    """Turn the field into ridges, steps, a soft threshold or rings."""
     kind = rng.integers(4)
     if kind == 0:
         return np.asarray(np.abs(field - rng.uniform(0.3, 0.7)), np.float32)
@@ -294,7 +293,7 @@ def retone(rng: Rng, field: Field) -> Field:
 
 
 def draw_line(rng: Rng, canvas: NDArray[np.uint8], colour: int | tuple[int, ...]) -> None:
-    """A random walk that keeps its direction more or less: from a scratch to a crack."""
+    """Draw a random walk that keeps its direction to a varying degree: from a scratch to a crack."""
     side = canvas.shape[0]
     wander, steps = rng.uniform(0, 0.7), int(rng.integers(2, 30))
     angles = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, wander, steps))
@@ -305,7 +304,7 @@ def draw_line(rng: Rng, canvas: NDArray[np.uint8], colour: int | tuple[int, ...]
 
 
 def draw_shape(rng: Rng, canvas: NDArray[np.uint8], colour: int | tuple[int, ...], radius: float, kind: int) -> None:
-    """kind 0 ellipse, 1 triangle to octagon, 2 box, 3 a blob of wavy outline; anywhere on the canvas."""
+    """Draw a shape anywhere on the canvas. kind: 0 ellipse, 1 triangle to octagon, 2 box, 3 blob with wavy outline."""
     centre = rng.uniform(0, canvas.shape[0], 2)
     corners = (24, int(rng.integers(3, 9)), 4, 24)[kind]
     angles = np.linspace(0, 2 * np.pi, corners, endpoint=False) + (rng.uniform(0, 0.5, corners) if kind == 1 else 0)
@@ -326,7 +325,7 @@ def _grid(side: int) -> tuple[Field, Field]:
 
 
 def _unit(field: Field) -> Field:
-    """To [0, 1]; beyond 2.5 deviations from the mean is cut, so that a few extremes do not flatten the rest."""
+    """Scale to [0, 1], clipping beyond 2.5 deviations from the mean, so that few extremes do not flatten the rest."""
     low, high = max(field.min(), field.mean() - 2.5 * field.std()), min(field.max(), field.mean() + 2.5 * field.std())
     return np.asarray(np.clip((field - low) / max(high - low, 1e-6), 0, 1), np.float32)
 
