@@ -26,9 +26,11 @@ from components.errors import AdapterError, DataError, PromotionError
 from components.promotion import aliases, contest, versions
 from components.records import Result, load_predictions
 from components.serving.predictor import Predictor
+from components.serving.questions import Question
 from components.tracking import artifacts, runs
 from components.tracking.store import Store
 from components.workspace import Workspace
+from flows.processes.answering import Answering
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +219,23 @@ def test_answers_follow_the_order_of_the_question(predictor: Predictor, workspac
     forward, backward = predictor.predict(paths), predictor.predict(paths[::-1])
     assert [one.label for one in forward] == [one.label for one in reversed(backward)]
     assert [one.path for one in forward] == [path.as_posix() for path in paths]
+
+
+def test_a_child_gives_the_predictors_answers_digit_by_digit(
+    predictor: Predictor, result: Result, workspace: Workspace
+) -> None:
+    """While this process loads no torch for it; and a box that is not wanted, or a child's end, is an error as ever."""
+    path, adapter = next((workspace.root / "raw").rglob("*.png")), result.folder / "adapter"
+    (expected,) = predictor.predict([path])
+    with Answering() as child:
+        reply = child.ask(adapter, [Question(path), Question(path.parent / "gone.png")])
+    found, missing = reply["answers"]
+    assert (found["answer"], found["probabilities"]) == (expected.answer, expected.probabilities)
+    assert missing["error"]["what"] == (path.parent / "gone.png").as_posix()
+    with Answering() as child, pytest.raises(DataError, match="a whole picture without a box"):
+        child.ask(adapter, [Question(path, (0, 0, 9, 9))])
+    with Answering() as child:
+        child.process.kill()
+        with pytest.raises(AdapterError, match="its end with exit code -9"):
+            child.ask(adapter, [Question(path)])
+    assert child.process.poll() == -9

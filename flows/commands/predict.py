@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError
 from components.promotion import aliases, versions
+from components.tasks.base import describe_answer
 from components.workspace import Workspace
 
 if TYPE_CHECKING:
-    from components.serving.predictor import Prediction
     from components.serving.questions import Question
 
 UNBOUND = (
@@ -37,19 +37,22 @@ def predict(
     """
     from components.models.adapter import load_meta
     from components.serving.questions import ask, parse_box, require_boxes
+    from flows.processes.answering import Answering
     from flows.steps.history import open_registry
 
-    asked = ask(paths, [parse_box(text, f"--box {text}") for text in boxes], boxes_file)
-    open_registry(workspace, name)
-    champion = aliases.require_champion(name)
-    adapter = versions.fetch_adapter(champion, workspace.adapters)
-    questions = [one for one in asked.questions if not isinstance(one, DataError)]
-    require_boxes(load_meta(adapter), questions, whole=whole)
-    from components.serving.predictor import Predictor  # here, so that a refusal need not load torch
-
-    predictor = Predictor(adapter)
-    answers = iter(predictor.answer(questions, whole=whole))
-    pairs = [(one, one if isinstance(one, DataError) else next(answers)) for one in asked.questions]
+    with Answering() as child:  # loads torch while the champion is looked up
+        asked = ask(paths, [parse_box(text, f"--box {text}") for text in boxes], boxes_file)
+        open_registry(workspace, name)
+        champion = aliases.require_champion(name)
+        adapter = versions.fetch_adapter(champion, workspace.adapters)
+        questions = [one for one in asked.questions if not isinstance(one, DataError)]
+        meta = load_meta(adapter)
+        require_boxes(meta, questions, whole=whole)
+        reply = child.ask(adapter, questions, whole=whole)
+    answers = iter(reply["answers"])
+    pairs = [
+        (one, {"error": one.to_dict()} if isinstance(one, DataError) else next(answers)) for one in asked.questions
+    ]
     rows = [_describe(one, answer, champion.version) for one, answer in pairs]
     failed = [row["error"] for row in rows if row["error"] is not None]
     unbound = "" if champion.adapter_json_sha256 else UNBOUND.format(version=champion.version)
@@ -57,29 +60,31 @@ def predict(
         "domain": name,
         "version": champion.version,
         "tuner": champion.tuner,
-        "input": predictor.meta.input and predictor.meta.input.model_dump(mode="json"),
+        "input": meta.input and meta.input.model_dump(mode="json"),
         "predictions": rows,
         "answered": len(rows) - len(failed),
         "failed": len(failed),
         "ignored": [{"path": path, "reason": reason} for path, reason in sorted(asked.ignored.items())],
         "notes": dict(asked.notes),
-        "warnings": [warning for warning in (predictor.doubt, unbound) if warning],
+        "warnings": [warning for warning in (reply["doubt"], unbound) if warning],
     } | ({"error": failed[0]} if len(failed) == len(rows) else {})
 
 
-def _describe(asked: "Question | DataError", answer: "Prediction | DataError", version: int) -> dict[str, Any]:
+def _describe(asked: "Question | DataError", answer: Mapping[str, Any], version: int) -> dict[str, Any]:
     """One row. box: as it was asked; crop: what was cut for it; both null for a whole image."""
-    if isinstance(answer, DataError):
+    if "error" in answer:
         path, box = (asked.what, None) if isinstance(asked, DataError) else (asked.path, asked.box)
         row: dict[str, Any] = {"path": path, "box": box, "crop": None, "label": None, "probabilities": None}
-        return row | {"model_version": version, "error": answer.to_dict()}
+        return row | {"model_version": version, "error": answer["error"]}
+    if isinstance(asked, DataError):
+        raise ValueError("what cannot be asked has no answer")
     return {
-        "path": answer.path,
-        "box": answer.box,
-        "crop": answer.crop,
-        "label": answer.label,
-        **answer.answer,
-        "probabilities": answer.probabilities,
+        "path": asked.path,
+        "box": asked.box,
+        "crop": answer["crop"] and tuple(answer["crop"]),
+        "label": describe_answer(answer["answer"]),
+        **answer["answer"],
+        "probabilities": answer["probabilities"],
         "model_version": version,
         "error": None,
     }
