@@ -1,5 +1,7 @@
-# make demo: from images to a promoted adapter.   make test: lint, types, import contracts, tests.
-.PHONY: demo test lint install clean
+# make demo    from images to a promoted adapter
+# make check   lint, types, import contracts and all tests but those marked `slow`: after each change
+# make test    the same with all tests: before a merge. With TESSERA_REAL_DATA=FOLDER also those on real data
+.PHONY: demo check test lint install clean
 VENV := .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -7,9 +9,14 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 demo: $(VENV)/installed
 	tessera demo
 
-# Two processes, a test file each: most tests wait for one process after another.
+# Two processes, one test file at a time each, in the order of tests/conftest.py: the longest first.
+PYTEST := pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
+check: lint
+	$(PYTEST) -m "not slow and not real_data"
+
 test: lint
-	pytest --numprocesses=2 --dist=loadfile
+	$(PYTEST)
 
 lint: $(VENV)/installed
 	ruff check .

@@ -2,13 +2,17 @@
 
 import json
 import os
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import hypothesis
@@ -27,9 +31,24 @@ os.environ.update(QUIET)
 os.environ["HF_HUB_OFFLINE"] = "1"  # nor be another test where there is a network
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+#: The files that take longest, in that order.
+SLOWEST = (
+    *("test_orchestration", "test_real_data", "test_services", "test_drift", "test_road", "test_resume", "test_clone"),
+    *("test_cli", "test_promote", "test_events", "test_contest", "test_importing", "test_train_candidate"),
+    *("test_versions", "test_team", "test_search", "test_validation", "test_methods", "test_surroundings"),
+    *("test_fetched", "test_duplicates"),
+)
+
 # A busy machine is slow: how long an example takes is no property of the code.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process has one left to do when the other has nothing."""
+    place = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
 
 DOMAIN = "parts"
 TINY = {
@@ -65,21 +84,82 @@ def free_port() -> int:
 
 
 Command = Callable[..., Answer]
+LONGEST = 500  # seconds of a command
 
 
 def run_tessera(workspace: Path, *arguments: str, as_json: bool = True, **env: str) -> Answer:
     """`tessera ARGUMENTS --workspace W --json` as a process of its own."""
-    command = [sys.executable, "-m", "flows.commands.cli", *arguments, "--workspace", str(workspace)]
+    words = [*arguments, "--workspace", str(workspace), *(["--json"] if as_json else [])]
+    code, stdout, stderr = (_run_fresh if env else _commands().run)(words, clean_environment() | env)
+    return Answer(code, json.loads(stdout) if as_json and stdout else {}, stdout, stderr)
+
+
+def _run_fresh(words: list[str], env: dict[str, str]) -> tuple[int, str, str]:
+    """By an interpreter of its own, some of whose libraries read the environment when they are imported."""
+    command = [sys.executable, "-m", "flows.commands.cli", *words]
     done = subprocess.run(
-        command + (["--json"] if as_json else []),
-        capture_output=True,
-        text=True,
-        env=clean_environment() | env,
-        cwd=REPOSITORY,
-        check=False,
-        timeout=500,
+        command, capture_output=True, text=True, env=env, cwd=REPOSITORY, check=False, timeout=LONGEST
     )
-    return Answer(done.returncode, json.loads(done.stdout) if as_json and done.stdout else {}, done.stdout, done.stderr)
+    return done.returncode, done.stdout, done.stderr
+
+
+FORKS = """
+import gc, json, os, runpy, sys
+import alembic.command, cryptography.fernet, fastapi, httpx, PIL.Image, pandas, polars, pyarrow, scipy.special, typer
+import mlflow.store.model_registry.sqlalchemy_store, mlflow.store.tracking.sqlalchemy_store, rich.console
+
+gc.freeze()  # or each fork would copy every page as it collects
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if not child:
+        break
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+else:
+    sys.exit()
+for number, path in enumerate((os.devnull, order["stdout"], order["stderr"])):
+    os.dup2(os.open(path, os.O_RDWR), number)
+os.environ.clear()
+os.environ.update(order["env"])
+sys.argv = ["tessera", *order["words"]]
+runpy.run_module("flows.commands.cli", run_name="__main__", alter_sys=True)
+"""
+
+
+class Commands:
+    """Starts commands one after the other, as forks of a process that has imported what takes seconds: libraries of
+    others alone, none that reads its settings then, and nothing of ours."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FORKS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=clean_environment() | QUIET,
+            cwd=REPOSITORY,
+        )
+
+    def run(self, words: list[str], env: dict[str, str]) -> tuple[int, str, str]:
+        """Its exit code, negative for a signal, and what it wrote."""
+        assert self.process.stdin
+        assert self.process.stdout
+        with NamedTemporaryFile() as stdout, NamedTemporaryFile() as stderr:
+            order = {"words": words, "env": env, "stdout": stdout.name, "stderr": stderr.name}
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+            pid = int(self.process.stdout.readline())
+            if not select.select([self.process.stdout], [], [], LONGEST)[0]:
+                os.kill(pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(words, LONGEST, stdout.read(), stderr.read())
+            code = os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
+            return code, stdout.read().decode(), stderr.read().decode()
+
+
+@cache
+def _commands() -> Commands:
+    return Commands()
 
 
 def clean_environment() -> dict[str, str]:

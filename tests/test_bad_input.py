@@ -706,6 +706,7 @@ def run_stage(workspace: Path, *arguments: str, error_file: Path | None = None) 
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_stage_says_one_paragraph_and_leaves_it_as_json(tmp_path):
     (tmp_path / "data/tiles").mkdir(parents=True)
     yaml = "{name: tiles, task: classification, classes: [good, cracked], layout: folders}"

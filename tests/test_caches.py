@@ -103,6 +103,7 @@ def test_damaged_pixels_are_decoded_again(
     assert not caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["one bit", "cut", "empty"])
 def test_data_stages_make_of_damaged_caches_what_a_fresh_run_makes(
     tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -133,6 +134,7 @@ def test_data_stages_make_of_damaged_caches_what_a_fresh_run_makes(
     assert caplog.text.count("is rebuilt") == len(caches)
 
 
+@pytest.mark.slow
 def test_a_person_hears_of_a_damaged_cache(workspace: Path) -> None:
     """The stages run in processes of their own, below DVC; what they find reaches the terminal all the same."""
     first = run_tessera(workspace, "check", DOMAIN)

@@ -95,6 +95,7 @@ def _change(place: Path, line: str) -> None:
     path.write_text(yaml.safe_dump(facts, sort_keys=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "command", "words"),
     [
@@ -128,6 +129,7 @@ def test_bad_usage_is_one_paragraph(workspace: Path, spoil: Spoil, command: list
     assert len(answer.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_backbone_that_is_not_named_is_reported_in_one_line(workspace: Path) -> None:
     _change(workspace, "backbone: auto\n")
     answer = run_tessera(workspace, "check", DOMAIN)
@@ -152,6 +154,7 @@ def test_errors_of_the_training_process_come_out_as_themselves(
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_check_that_says_no_exits_with_one(workspace: Path) -> None:
     _change(workspace, "validation: {min_images_per_class: 50}\n")
     answer = run_tessera(workspace, "check", DOMAIN)
@@ -186,6 +189,7 @@ def test_a_workspace_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     assert answer.outcome["error"]["type"] == "WorkspaceError"
 
 
+@pytest.mark.slow
 def test_a_domain_that_cannot_be_read_hides_no_other(workspace: Path) -> None:
     """Its row says why, in `status` and in `doctor`; the other domain's row is there as ever."""
     assert run_tessera(workspace, "check", DOMAIN).code == 0
@@ -302,6 +306,7 @@ def test_status_fits_80_columns() -> None:
     assert "…" not in text
 
 
+@pytest.mark.slow
 def test_a_version_that_is_not_there_costs_no_server(workspace: Path) -> None:
     answer = run_tessera(workspace, "promote", DOMAIN, "7")
     assert answer.code == 2
@@ -309,6 +314,7 @@ def test_a_version_that_is_not_there_costs_no_server(workspace: Path) -> None:
     assert not (workspace / ".tessera" / "logs" / "prefect-embedded.log").exists()
 
 
+@pytest.mark.slow
 def test_doctor_reports(workspace: Path) -> None:
     answer = run_tessera(workspace, "doctor")
     jsonschema.validate(answer.outcome, SCHEMAS["doctor"])

@@ -153,6 +153,7 @@ def stop_at(write: int, how: signal.Signals) -> None:
         setattr(mlflow.MlflowClient, name, write_or_stop)
 
 
+@pytest.mark.slow
 def test_a_move_killed_at_any_write_is_ended_or_never_was(tmp_path: Path, sqlite: str) -> None:
     """Before each of a promotion's four writes, and between a rollback's aliases; what comes next finds all whole."""
     place, moves = Workspace(tmp_path), {"promote": (2, 3), "rollback": (2, 1)}
@@ -192,6 +193,7 @@ def test_a_move_killed_at_any_write_is_ended_or_never_was(tmp_path: Path, sqlite
         assert (champion, previous, len(records)) == ((before, 1, 2) if write < 2 else (after, before, 3))
 
 
+@pytest.mark.slow
 def test_who_was_frozen_and_wakes_up_overwrites_nothing(tmp_path: Path, sqlite: str) -> None:
     """A promoter of another machine, no common lock: frozen before each of its writes for as long as others promote."""
     here, there = Workspace(tmp_path / "here"), Workspace(tmp_path / "there")

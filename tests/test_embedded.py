@@ -29,6 +29,7 @@ def test_a_server_in_the_environment_is_used(place: Workspace, monkeypatch: pyte
     assert server.process is None
 
 
+@pytest.mark.slow
 def test_a_server_in_a_profile_is_used(place: Workspace) -> None:
     """Prefect's own settings are asked by the process that has loaded Prefect."""
     profile = 'active = "team"\n[profiles.team]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
@@ -41,6 +42,7 @@ def test_a_server_in_a_profile_is_used(place: Workspace) -> None:
     assert server.url == ""
 
 
+@pytest.mark.slow
 def test_one_that_cannot_start_is_reported(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     (place.state / "prefect" / "prefect.db").write_text("no database " * 100)
     server = EmbeddedPrefect(place)

@@ -71,6 +71,7 @@ def somebody_works_in(home: Workspace, data: Data) -> Iterator["subprocess.Popen
         process.wait()
 
 
+@pytest.mark.slow
 def test_the_versions_used_last_stay_and_what_is_worked_in(store: Store, home: Workspace) -> None:
     versions = [create_data(store, home, number) for number in range(KEPT + 3)]
     places = [fetch(store, home, data) for data in versions[: KEPT + 1]]
@@ -86,6 +87,7 @@ def test_the_versions_used_last_stay_and_what_is_worked_in(store: Store, home: W
     assert home.raw("tiles").is_dir()
 
 
+@pytest.mark.slow
 def test_what_is_unused_for_a_month_is_removed_and_fetched_again(store: Store, home: Workspace) -> None:
     data = create_data(store, home, 0)
     place = fetch(store, home, data)
@@ -99,6 +101,7 @@ def test_what_is_unused_for_a_month_is_removed_and_fetched_again(store: Store, h
     assert fetch(store, home, data) == place
 
 
+@pytest.mark.slow
 def test_a_manifest_that_is_not_the_senders_is_refused(store: Store, home: Workspace) -> None:
     data = create_data(store, home, 0)
     with pytest.raises(TrackingError, match="sha256"):

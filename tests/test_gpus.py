@@ -42,6 +42,7 @@ def test_the_gpus_one_may_use(visible: str | None, expected: tuple[str, ...], mo
     assert tuple(list_gpus()) == expected
 
 
+@pytest.mark.slow
 def test_trainings_take_different_gpus_and_all_when_they_ask_for_all() -> None:
     with gpu_slot() as first, gpu_slot() as second:
         assert {first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]} == set(UUIDS)
@@ -49,6 +50,7 @@ def test_trainings_take_different_gpus_and_all_when_they_ask_for_all() -> None:
         assert both["CUDA_VISIBLE_DEVICES"] == ",".join(UUIDS)
 
 
+@pytest.mark.slow
 def test_a_third_training_waits_for_the_first_to_end_even_if_it_was_killed(tmp_path: Path) -> None:
     code = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\nfrom flows.server.gpus import gpu_slot\n"
     code += "with gpu_slot(2): print('held', flush=True); input()"

@@ -177,6 +177,7 @@ def test_another_picture_at_a_path_in_use_is_refused_unless_forced(tiles: tuple[
     assert (workspace.raw("tiles") / "good/good00.png").read_bytes() == (source / "good/good00.png").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [False, True], ids=["folder", "shards"])
 def test_pictures_go_only_when_a_version_holds_them_or_force_says_so(tmp_path: Path, shards: bool) -> None:
     workspace, source = Workspace(tmp_path / "w"), write_folders(tmp_path / "source")
@@ -294,6 +295,7 @@ def test_other_names_for_the_numbers_in_label_files_are_refused_even_by_force(tm
     refused(workspace, source, "images/s00.png", "--replace", force=True)
 
 
+@pytest.mark.slow
 def test_images_that_are_not_checked_out_are_no_empty_domain(tiles: tuple[Workspace, Path]) -> None:
     workspace, source = tiles
     versioning.record_version(workspace, "tiles")
@@ -312,6 +314,7 @@ def test_images_that_are_not_checked_out_are_no_empty_domain(tiles: tuple[Worksp
     assert counts(import_folder(workspace, source, "tiles", replace=True, force=True)) == (2, 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did(tmp_path: Path) -> None:
     source = write_folders(tmp_path / "source", images=3)
     first = run_tessera(tmp_path / "w", "import", str(source), "--domain", "tiles")
@@ -375,6 +378,7 @@ def write_old(target: Path) -> None:
         (target / path).write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_folder_replaced_by_a_killed_process_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     target, step, found = tmp_path / "data" / "raw", 1, []
     write_old(target)
@@ -484,6 +488,7 @@ def test_a_name_that_no_domain_may_have_makes_no_file(tmp_path: Path, name: str)
 # Removing
 
 
+@pytest.mark.slow
 def test_a_removed_domain_leaves_nothing_of_its_own_and_comes_back(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "w")
     versioning.require_repository(workspace)

@@ -61,6 +61,7 @@ def wait_for(what: Any, seconds: float = 30) -> None:
     assert what()
 
 
+@pytest.mark.slow
 def test_epochs_are_seen_while_the_run_is_running(store: Store, parent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "REQUEST_SECONDS", 0.05)
     open_run = lambda: (runs.start_child(store, parent, "vpt · seed 0", role="candidate", tuner="vpt"), ())  # noqa: E731

@@ -54,6 +54,7 @@ def _run(arguments: list[str], *more: str) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 def test_it_compares_resumes_and_reports(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     stopped = _run(arguments, "--minutes", "0")
     assert stopped["rows"] == stopped["searches"] == []
@@ -74,6 +75,7 @@ def test_it_compares_resumes_and_reports(arguments: list[str], capsys: pytest.Ca
     assert Path(arguments[-1]).with_suffix(".png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_its_json_is_enough_to_go_on_from(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     first = _run(arguments, "--only", "all / linear")
     path = Path(arguments[-1])

@@ -197,6 +197,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+@pytest.mark.slow
 def test_several_pictures_of_99_megapixels_take_the_memory_of_one(tmp_path: Path) -> None:
     flat = Image.new("RGB", (11_000, 9_000), (90, 120, 30))
     flat.paste(photograph(), (900, 900))

@@ -114,6 +114,7 @@ def test_an_image_that_changed_since_the_manifest_is_refused(place: Path, images
     assert _files(place) == []
 
 
+@pytest.mark.slow
 def test_of_many_processes_one_decodes(place: Path) -> None:
     """And none waits for another to be done with the pixels: all answer while all of them still hold their maps."""
     processes = [_start(place) for _ in range(3)]

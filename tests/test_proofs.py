@@ -64,6 +64,7 @@ def is_fresh(place: Workspace, code: str = "ours") -> bool:
     return proofs.are_fresh(place, DOMAIN, versioning.read_version(place, DOMAIN).md5, code)
 
 
+@pytest.mark.slow
 def test_nothing_changed_needs_no_dvc(made: Workspace, asked: Asked) -> None:
     version = versioning.record_version(made, DOMAIN)
     versioning.push_version(made, DOMAIN)
@@ -179,6 +180,7 @@ def test_other_code_and_other_images_make_them_run_again(made: Workspace) -> Non
     assert not proofs.are_fresh(made, DOMAIN, "0" * 32 + ".dir", "ours")
 
 
+@pytest.mark.slow
 def test_stages_are_one_process_and_agree_with_dvc(made: Workspace, tmp_path: Path, asked: Asked) -> None:
     place = copy(made, tmp_path / "workspace")
     version = versioning.record_version(place, DOMAIN)
@@ -196,6 +198,7 @@ def test_stages_are_one_process_and_agree_with_dvc(made: Workspace, tmp_path: Pa
     assert "up to date" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_stage_that_says_no_comes_out_as_itself_and_is_asked_again(made: Workspace, tmp_path: Path) -> None:
     place = copy(made, tmp_path / "workspace")
     path = place.domain_file(DOMAIN)

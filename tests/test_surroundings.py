@@ -64,6 +64,7 @@ def test_a_cron_line_of_other_forms_is_refused_at_the_door(cron: str) -> None:
         Schedule(cron=cron)
 
 
+@pytest.mark.slow
 def test_every_zone_that_is_taken_is_one_of_prefects() -> None:
     from zoneinfo import available_timezones
 
@@ -183,6 +184,7 @@ def odd_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_names_are_shown_on_any_terminal_as_they_are(tmp_path: Path, odd_names: Path, encoding: str) -> None:
     """What the terminal's encoding lacks is spelt; nothing in a name is a command or markup."""

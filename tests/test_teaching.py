@@ -30,6 +30,7 @@ def create_loop(way: str, folder: Path) -> Loop:
     return teaching.WAYS[way](network, samples, samples, recipe, engine, folder / "none", lambda: False)
 
 
+@pytest.mark.slow
 def test_every_way_trains_and_differs_from_the_plain_one(tmp_path: Path) -> None:
     losses = {}
     for way in teaching.WAYS:

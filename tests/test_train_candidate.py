@@ -59,6 +59,7 @@ def kill_forks(trainer: training.Trainer) -> None:
             os.kill(int(path.parent.name), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_two_jobs_of_one_process_give_the_bits_of_two(place: Path, domain: Domain, trainer: training.Trainer) -> None:
     first, second = (spawn_job(create_job(place, domain, name), name) for name in ("first", "second"))
     alone = create_job(place, domain, "alone")
@@ -70,6 +71,7 @@ def test_two_jobs_of_one_process_give_the_bits_of_two(place: Path, domain: Domai
     assert [trainer] == training._IDLE
 
 
+@pytest.mark.slow
 def test_a_killed_fork_fails_alone_and_goes_on(place: Path, domain: Domain, trainer: training.Trainer) -> None:
     job = create_job(place, domain, "killed")
     with listening(disturb(lambda: kill_forks(trainer))), pytest.raises(TrainingError, match="exit code -9"):
@@ -78,6 +80,7 @@ def test_a_killed_fork_fails_alone_and_goes_on(place: Path, domain: Domain, trai
     assert [trainer] == training._IDLE
 
 
+@pytest.mark.slow
 def test_a_killed_trainer_is_replaced(place: Path, domain: Domain, trainer: training.Trainer) -> None:
     job = create_job(place, domain, "orphan")
     with listening(disturb(trainer.process.kill)), pytest.raises(TrainingError, match="exit code -9"):
@@ -86,6 +89,7 @@ def test_a_killed_trainer_is_replaced(place: Path, domain: Domain, trainer: trai
     assert [trainer] != training._IDLE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["training-epoch", "training-done"])
 def test_interrupted_it_leaves_a_checkpoint_or_a_result(when: str, place: Path, domain: Domain) -> None:
     """In the middle, with checkpoints an hour apart; and when it has done its work and its end is told already."""
@@ -108,6 +112,7 @@ def test_interrupted_it_leaves_a_checkpoint_or_a_result(when: str, place: Path, 
     )
 
 
+@pytest.mark.slow
 def test_an_error_comes_out_as_itself(place: Path, domain: Domain, trainer: training.Trainer) -> None:
     job = create_job(place, domain.model_copy(update={"backbone": "vit_tinny_patch16_224"}), "typo")
     with pytest.raises(BackboneError, match="vit_tiny"):
@@ -116,6 +121,7 @@ def test_an_error_comes_out_as_itself(place: Path, domain: Domain, trainer: trai
     assert trainer.is_free
 
 
+@pytest.mark.slow
 def test_nothing_outlives_a_killed_parent(place: Path, domain: Domain) -> None:
     """Neither the process that forks nor its fork."""
     job = create_job(place, domain, "left")

@@ -158,6 +158,7 @@ def test_the_content_of_the_file_is_in_the_key_of_a_candidate(tmp_path: Path, im
     assert load_domain(place.domain_file(DOMAIN)).augmentation == "augment.yaml"
 
 
+@pytest.mark.slow
 def test_a_wrong_pipeline_is_refused_at_the_start(tmp_path: Path, images: Path) -> None:
     place = create_workspace(tmp_path / "w", images, augmentation="augment.yaml")
     A.save(A.Compose([A.RandomCrop(16, 16)]), place / "data" / DOMAIN / "augment.yaml", data_format="yaml")

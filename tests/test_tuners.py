@@ -462,6 +462,7 @@ def test_importing_it_imports_no_torch(module: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_peft_says_nothing_and_asks_no_network() -> None:
     code = """
 import socket, sys

@@ -244,10 +244,10 @@ def test_the_ceiling_of_the_quarantine_may_be_reached(tmp_path, damaged, ok):
 # The schema
 
 
-@pytest.fixture
-def manifest(tmp_path):
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
     domain = make_domain(split={"seed": 1})
-    workspace = Workspace(tmp_path)
+    workspace = Workspace(tmp_path_factory.mktemp("manifest"))
     write_folders(workspace.raw(domain.name), images=24)
     return run_stages(workspace, domain)
 

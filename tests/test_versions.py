@@ -79,6 +79,7 @@ def clone(workspace: Workspace, to: Path) -> Place:
     return copy, load_domain(copy.domain_file("tiles"))
 
 
+@pytest.mark.slow
 def test_a_version_is_named_listed_and_restored(tmp_path: Path) -> None:
     workspace, domain = create_place(tmp_path / "w")
     raw, before = workspace.raw("tiles"), contents(workspace)
@@ -109,6 +110,7 @@ def test_a_version_is_named_listed_and_restored(tmp_path: Path) -> None:
     assert (by_hand.name, by_hand.files, by_hand.images) == ("tiles@v7", 5, None)
 
 
+@pytest.mark.slow
 def test_a_clone_with_nothing_restores_from_where_the_remote_is_now(tmp_path: Path) -> None:
     """The first version's commit names a remote that has moved since; reads are by hash from today's."""
     workspace, domain = create_place(tmp_path / "w")
@@ -131,6 +133,7 @@ def test_a_clone_with_nothing_restores_from_where_the_remote_is_now(tmp_path: Pa
     assert not empty.raw("tiles").exists()
 
 
+@pytest.mark.slow
 def test_without_git_names_are_in_a_file_and_damage_in_the_cache_never_reaches_the_images(tmp_path: Path) -> None:
     workspace, domain = create_place(tmp_path / "w", git=False)
     name_version(workspace, domain)
@@ -243,6 +246,7 @@ def make_round_trip(workspace: Workspace) -> None:
     assert len([path for path in cache.rglob("*") if path.is_file()]) == 5
 
 
+@pytest.mark.slow
 def test_s3_remote(tmp_path: Path, s3: str) -> None:
     workspace, _ = create_place(tmp_path / "w", git=False)
     use_remote(workspace, "s3://images/team", {"access_key_id": "a", "secret_access_key": SECRET}, endpointurl=s3)
@@ -269,6 +273,7 @@ def test_ssh_remote(tmp_path: Path, sshd: tuple[int, Path]) -> None:
         versioning.push_version(workspace, "tiles")
 
 
+@pytest.mark.slow
 def test_a_remote_that_does_not_answer_is_reported_without_its_password(tmp_path: Path) -> None:
     workspace, _ = create_place(tmp_path / "w", git=False)
     use_remote(workspace, f"ssh://user:{SECRET}@127.0.0.1:9/remote")
