@@ -2,6 +2,8 @@
 
 import re
 
+from conftest import SLOWEST
+
 from components.workspace import REPOSITORY
 from flows.commands.cli import app
 
@@ -41,3 +43,7 @@ def test_the_tree_is_the_file_list() -> None:
 def test_every_command_is_described() -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names <= set(re.findall(r"tessera (\w+)", README)) | {"demo"}
+
+
+def test_the_files_that_make_test_starts_first_are_there() -> None:
+    assert [name for name in SLOWEST if not (REPOSITORY / "tests" / f"{name}.py").exists()] == []

@@ -86,6 +86,27 @@ def test_promotion_moves_the_aliases_and_leaves_a_record(workspace: Workspace, d
     assert verify.verify_records(domain) == ()
 
 
+def test_previous_is_set_before_champion(
+    workspace: Workspace, domain: str, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies between the two leaves a champion that works: the old one."""
+    import mlflow
+
+    for version, before in ((register(), None), (register(), 1)):
+        set_champion(workspace, domain, version, expected=before, reason="better")
+    moved, move = [], mlflow.MlflowClient.set_registered_model_alias
+
+    def note(client: mlflow.MlflowClient, name: str, alias: str, version: str) -> None:
+        moved.append((alias, version))
+        move(client, name, alias, version)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", note)
+    set_champion(workspace, domain, register(), expected=2, reason="better")
+    rollback(workspace, domain, "worse in use")
+    moves = [("challenger", "3"), ("previous", "2"), ("champion", "3"), ("previous", "3"), ("champion", "2")]
+    assert moved == moves
+
+
 def test_the_models_page_says_what_serves_and_why(workspace: Workspace, domain: str, register: Register) -> None:
     import mlflow
 
