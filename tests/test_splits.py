@@ -17,6 +17,7 @@ from components.data.splits import (
     count_groups,
     groups_needed,
     interval_of,
+    list_given,
     load_memory,
     require_floors,
     save_memory,
@@ -290,6 +291,16 @@ def test_too_few_test_groups_are_reported_with_how_many_are_needed():
     assert warn_of_few_groups({"good": {"test": needed}}) == []
 
 
+def test_how_many_groups_decide_a_class():
+    assert groups_needed() == 17
+    assert interval_of(1) == (pytest.approx(0.1677, abs=1e-4), pytest.approx(0.9975, abs=1e-4))
+    assert interval_of(17) == (pytest.approx(0.6779, abs=1e-4), pytest.approx(0.9747, abs=1e-4))
+    assert warn_of_few_groups({"good": {"test": 0}, "crack": {"test": 17}}) == []
+    (told,) = warn_of_few_groups({"good": {"test": 10}, "crack": {"test": 5}})
+    assert "good 10, crack 5" in told
+    assert "With 5, a recall of 90% is only known to be between 46% and 99%" in told
+
+
 def test_every_split_has_its_rank():
     assert sorted(GUARD, key=GUARD.__getitem__) == [EXCLUDED, "train", "val", "test"]
 
@@ -359,3 +370,38 @@ def test_a_split_far_from_its_share_of_the_images_is_warned_of(counts, told):
     frame = pl.DataFrame({"id": [str(number) for number in range(100)], "split": sides})
     assert told in "".join(warn_of_shares(frame, Split()))
     assert bool(told) == bool(warn_of_shares(frame, Split()))
+    assert warn_of_shares(frame, Split(given=True)) == []
+
+
+def test_of_a_content_in_several_given_splits_the_most_protected_one_counts():
+    rows = [("a", "train", None), ("a#0,0,8,8", "test", None), ("b", "val", None), ("b", "train", None)]
+    rows += [("c", "train", None), ("c", "test", "damaged"), ("d", None, None)]
+    rows = [(content(name[0]) + name[1:], side, problem) for name, side, problem in rows]
+    frame = pl.DataFrame(rows, schema={"id": pl.String, "given": pl.String, "problem": pl.String}, orient="row")
+    assert list_given(frame) == {content("a"): "test", content("b"): "val", content("c"): "train"}
+
+
+def test_what_is_given_to_train_leaves_it_where_its_lot_is_remembered_in_test():
+    """Where no val is given, groups of train are drawn for it: a lot whose old images are in test gives none."""
+    memory = {content("old")[:DIGITS]: Line("L", "test")}
+    names = {"old": "test", "new": "train", "a": "train", "b": "train", "c": "train"}
+    assigned = assign_given(names, memory, lots=["L", "L", None, None, None])
+    assert {item.path: item.reason for item in assigned.excluded} == {
+        "new.png": "it was in train and shows the same as L, which is in test"
+    }
+    assigned = assign_given(
+        {name: side for name, side in names.items() if name != "old"}, memory, lots=["L", *[None] * 3]
+    )
+    assert {item.path: item.reason for item in assigned.excluded} == {
+        "new.png": "it is given to train, and its group is in test"
+    }
+    assert sorted(sides_of(assigned).values()) == ["train", "train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("split", "hint"), [({}, "remove data/tiles/splits.csv"), ({"given": True}, "Remove `split: given`")]
+)
+def test_what_to_do_about_a_class_that_misses_a_split(split, hint):
+    with pytest.raises(CheckFailed) as caught:
+        require_floors(assign(range(2)).frame, make_domain(split=split))
+    assert hint in caught.value.hint
