@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -429,6 +430,54 @@ def test_evaluations_are_counted_by_pair_and_by_share_of_the_groups() -> None:
     assert ledger.count_looks(records, (1, 4), 80) == 2.5
     assert ledger.count_looks(records, (1, 3), 80) == 1.5
     assert ledger.count_looks(records, (1, 4), 40) == 3
+
+
+def write_ledger(*moves: tuple[str, int | None, int, str], champion: int | None = None) -> ledger.Ledger:
+    """In memory: action, from and to which version, and the adapter's hash, the oldest first."""
+    facts = {"when": "2026-01-01T00:00:00+00:00", "who": "ada", "reason": "", "before": ledger.START}
+    texts = {
+        number: ledger.Record(
+            number=number, action=action, from_version=before, to_version=after, adapter_json_sha256=sha, **facts
+        ).model_dump_json()
+        for number, (action, before, after, sha) in enumerate(moves, 1)
+    }
+    return ledger.Ledger("tiles", texts=texts, champion=champion)
+
+
+def test_what_a_ledger_says_of_its_versions() -> None:
+    moves = [
+        ("promote", None, 1, "a"),
+        ("judge", 1, 2, ""),
+        ("promote", 1, 3, "c"),
+        ("judge", 3, 1, ""),
+        ("judge", 3, 4, "d"),
+    ]
+    found = write_ledger(*moves, champion=5)
+    assert found.last == 5
+    assert ledger.find_served(found) == {1, 3, 5}
+    assert ledger.find_served(write_ledger(*moves)) == {1, 3}
+    assert [ledger.find_binding(found, version) for version in (1, 2, 3, 4, 5)] == ["a", "", "c", "d", ""]
+    assert ledger.find_last_move(found) == 3
+    assert ledger.find_last_move(write_ledger(("judge", None, 1, ""))) is None
+    damaged = replace(found, texts={**found.texts, 3: "{}"})
+    assert ledger.find_last_move(damaged) == 1
+    assert ledger.find_last_move(ledger.Ledger("tiles")) is None
+    assert ledger.Ledger("tiles").last == 0
+
+
+def test_the_champion_of_the_very_second_of_a_move_is_the_new_one() -> None:
+    records = [ledger.parse_record("tiles", 1, write_ledger(("promote", None, 1, "")).texts[1])]
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    assert ledger.find_champion(records, moment) == records[0]
+    assert ledger.find_champion(records, moment - timedelta(seconds=1)) is None
+
+
+def test_texts_are_cut_and_hashes_known() -> None:
+    assert [ledger.shorten(text, 3) for text in ("", "abc", "abcd")] == ["", "abc", "ab…"]
+    assert [ledger.is_sha256(text) for text in ("a" * 64, "a" * 63, "a" * 65, "g" * 64, "A" * 64)] == [True] + [
+        False
+    ] * 4
+    assert ledger.count_looks([], (None, 1), 0) == 1
 
 
 def test_who_was_champion_then(workspace: Workspace, domain: str, register: Register) -> None:

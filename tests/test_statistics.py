@@ -369,6 +369,30 @@ def test_groups_to_decide_scales_with_the_square() -> None:
     assert groups_to_decide(Interval(0.0, 0.0, 0.0), 50) is None
 
 
+def test_groups_to_decide_at_its_limits() -> None:
+    assert (
+        groups_to_decide(Interval(0.002, -0.002, 0.006), 50) == 150
+    )  # a fifth of a point is worth a label, less is not
+    assert groups_to_decide(Interval(0.0019, -0.002, 0.006), 50) is None
+    assert groups_to_decide(Interval(0.25, -2.25, 2.75), 8) == 99 * 8  # a hundred times the groups, and no more
+    assert groups_to_decide(Interval(0.25, -2.26, 2.75), 8) is None
+    assert groups_to_decide(Interval(-0.25, -2.75, 2.25), 8) == 99 * 8
+    assert groups_to_decide(Interval(0.5, 0.25, 0.75), 8) == 1  # it has left zero
+
+
+def test_surely_is_beyond_the_number() -> None:
+    interval = Interval(0.5, 0.25, 0.75)
+    assert [interval.is_above(number) for number in (0.2, 0.25, 0.5, 0.75)] == [True, False, False, False]
+    assert [interval.is_below(number) for number in (0.25, 0.5, 0.75, 0.8)] == [False, False, False, True]
+
+
+def test_the_tail_of_few_groups_is_that_of_a_t_interval() -> None:
+    """Student's t from a table: for ten groups Φ(-2.262 sqrt(10 / 9)), for three Φ(-4.303 sqrt(3 / 2))."""
+    assert statistics._expanded_tail(0.025, 10) == pytest.approx(0.00855, abs=5e-5)
+    assert statistics._expanded_tail(0.025, 3) == pytest.approx(6.9e-8, rel=0.02)
+    assert statistics._expanded_tail(0.025, 2000) == pytest.approx(0.025, rel=0.01)
+
+
 def test_the_promised_groups_do_decide() -> None:
     """What it says is what happens: on data of the same kind with that many more groups the interval leaves zero."""
     rng = np.random.default_rng(4)
