@@ -1,7 +1,7 @@
-"""What a training process takes of its machine, measured by itself at the end of an epoch.
+"""Time and memory that a training process uses, measured by itself at the end of each epoch.
 
-The names are those under which MLflow shows system metrics; the numbers are of this process and not of the machine,
-which others use, too. Data workers are processes of their own and are not in them.
+The names are those of MLflow's system metrics. The numbers are those of this process, not of the machine, and do not
+include data workers, which are separate processes.
 """
 
 import os
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from components.models.engine import Engine
     from components.models.network import Network
 
-SHORTEST = 0.2  # seconds; the processor's share over less is noise
+SHORTEST = 0.2  # seconds; processor usage over a shorter time is noise
 MEGABYTE = 1e6
 RUNS = 15
 
 
 class Usage:
-    """`sample()` gives the numbers since the sample before; nothing when that was a moment ago."""
+    """`sample()` returns the usage since the previous sample; nothing if that was less than SHORTEST ago."""
 
     def __init__(self) -> None:
         self.when, self.busy = time.monotonic(), time.process_time()
 
     def sample(self) -> dict[str, float]:
-        """Per cent of one processor, and megabytes; of each GPU in use, too."""
+        """Usage of the processor in per cent of one core and of memory in megabytes, also of each GPU in use."""
         when, busy = time.monotonic(), time.process_time()
         if when - self.when < SHORTEST:
             return {}
@@ -40,7 +40,7 @@ class Usage:
 
 
 def resident_memory() -> int:
-    """Bytes of this process in memory; where the system does not tell, the most there ever were."""
+    """Bytes of this process in memory; on systems without /proc, the maximum so far."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -50,9 +50,9 @@ def resident_memory() -> int:
 
 @torch.inference_mode()
 def measure_serving(network: "Network", engine: "Engine", img_size: int) -> dict[str, float]:
-    """latency_ms_p50 of one image at a time, the network alone, and memory_mb: of this process, or on the GPU.
+    """latency_ms_p50 of the network for one image at a time, and memory_mb of this process, or on the GPU.
 
-    Zeros take as long as any picture. The first runs choose kernels and fill caches.
+    The image is zeros, which take as long as any picture. Warm-up runs choose kernels and fill caches.
     """
     image = torch.zeros((1, 3, img_size, img_size), dtype=torch.uint8)
     network.eval()
@@ -67,7 +67,7 @@ def measure_serving(network: "Network", engine: "Engine", img_size: int) -> dict
 
 
 def _use_of_gpus() -> dict[str, float]:
-    """Memory that torch holds on each GPU it has used."""
+    """The memory that torch holds on each GPU that it has used."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}
     held = {k: torch.cuda.memory_reserved(k) for k in range(torch.cuda.device_count())}

@@ -1,8 +1,8 @@
-"""The ways of fitting a frozen backbone to a domain: `ls` of this folder is the list of methods.
+"""Tuners, the ways of fitting a frozen backbone to a domain: one file per method.
 
-A tuner is a strict record with a literal `kind`, its options, and one function `apply(vit)` that returns the
-encoder to train. To add one: a file here, one word in `Member`, and the tests that enumerate the union test it.
-Importing this package imports no torch, so the command line can check a domain's candidates at once.
+A tuner is a strict record with a literal `kind`, its options, and a function `apply(vit)` that returns the encoder to
+train. To add one, write a file here and add its class to `Member`; tests enumerate the union (CONTRIBUTING.md has an
+example). Importing this package does not import torch, so the command line checks candidates at once.
 
     create_tuners([{"kind": "linear"}, {"kind": "vpt", "num_prompts": 50}])
 """
@@ -31,14 +31,14 @@ Member = (
 )
 Tuner = Annotated[Member, Field(discriminator="kind")]
 
-#: kind -> its record, read from the union so that there is one list only.
+#: kind to record, read from the union, so that there is only one list.
 TUNERS: dict[str, type[Member]] = {member.model_fields["kind"].default: member for member in get_args(Member)}
 
 
 def create_tuners(candidates: Sequence[Mapping[str, Any]], where: str = "candidates") -> tuple[Tuner, ...]:
-    """Check candidates as a domain lists them. `where` opens the error message.
+    """Check the candidates of a domain. where: the beginning of the error message.
 
-    Raises DomainError for an unknown kind or key, an illegal value, or two candidates of one label.
+    Raises DomainError for an unknown kind or key, an illegal value, or two candidates with the same label.
     """
     tuners = tuple(_create_tuner(candidate, f"{where}.{index}") for index, candidate in enumerate(candidates))
     twice = [label for label, count in Counter(tuner.label for tuner in tuners).items() if count > 1]

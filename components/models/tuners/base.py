@@ -1,6 +1,6 @@
-"""What every tuner has: a label, its optimiser's two numbers, what may be searched, and who learns how fast.
+"""The base of every tuner: label, learning rate, weight decay, the space of a search, learning rates by parameter.
 
-A field says beside its type what a search may try for it: `rank: Annotated[int, Among(4, 8, 16)] = 8`.
+An annotation of a field says which values a search may try: `rank: Annotated[int, Among(4, 8, 16)] = 8`.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Within:
-    """Any number from the default / factor to the default * factor, as likely in each octave."""
+    """Any number from default / factor to default * factor, uniform in the logarithm."""
 
     factor: float
 
 
 @dataclass(frozen=True, init=False)
 class Among:
-    """One of these values, the default among them."""
+    """One of these values, which include the default."""
 
     values: tuple[Any, ...]
 
@@ -36,33 +36,33 @@ WeightDecay = Annotated[float, Field(ge=0, le=10, description="AdamW's weight de
 
 
 class TunerBase(Strict):
-    """The options of every method.
+    """The options that every tuner has.
 
-    merges: whether the encoder's `merge()` gives a plain network that computes the same and costs nothing more.
-    without_effect: fields that are read and change nothing; whoever writes one is told.
+    merges: whether the encoder's `merge()` returns a plain network that computes the same at no extra cost.
+    without_effect: fields that are accepted but change nothing; a domain that sets one gets a note.
     """
 
     merges: ClassVar[bool] = False
     without_effect: ClassVar[frozenset[str]] = frozenset()
 
     name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_.-]{0,40}$")
-    """Replaces the label where one method is tried with several options."""
+    """Replaces the label if one method is used with several options."""
     lr: LearningRate
     weight_decay: WeightDecay
 
     @property
     def label(self) -> str:
-        """What the candidate is called in tables and paths."""
+        """The name of the candidate in tables and paths."""
         return self.name or self._default_label()
 
     def space(self) -> dict[str, Within | Among]:
-        """What a search may try, by field; a value the user wrote stays as it is."""
+        """The values that a search may try, by field; a field that the user set is not searched."""
         fields = {key: field for key, field in type(self).model_fields.items() if key not in self.model_fields_set}
         kinds = (Within, Among)
         return {key: said for key, field in fields.items() for said in field.metadata if isinstance(said, kinds)}
 
     def lr_scales(self, encoder: Any) -> "dict[nn.Parameter, float]":
-        """Shares of the learning rate for those of the encoder's parameters that do not learn at the whole of it."""
+        """Factors of the learning rate for those parameters of the encoder that have a lower one."""
         return {}
 
     def _default_label(self) -> str:

@@ -1,4 +1,4 @@
-"""BitFit (Ben Zaken et al., ACL 2022, https://arxiv.org/abs/2106.10199): the backbone's own biases learn, no more."""
+"""BitFit (Ben Zaken et al., ACL 2022, https://arxiv.org/abs/2106.10199): only the backbone's biases learn."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class BitFitTuner(TunerBase):
-    """`{kind: bitfit}`. Nothing is added, so that inference costs what the backbone alone costs."""
+    """`{kind: bitfit}`. Nothing is added, so inference costs the same as with the backbone alone."""
 
     merges: ClassVar[bool] = True
 
@@ -21,7 +21,7 @@ class BitFitTuner(TunerBase):
     weight_decay: WeightDecay = 1e-4
 
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
-        """The frozen backbone with biases of its own: of patch projection, blocks, norms and pooling."""
+        """The frozen backbone with trainable copies of its biases: of patch projection, blocks, norms and pooling."""
         from torch import nn
 
         from components.models.encoders import TunedEncoder

@@ -1,5 +1,5 @@
-"""DoRA (Liu et al., ICML 2024, https://arxiv.org/abs/2402.09353): LoRA for the direction of every row of a matrix, and
-its length learned apart."""
+"""DoRA (Liu et al., ICML 2024, https://arxiv.org/abs/2402.09353): LoRA for the direction of every row of a matrix; the
+length of the row is learned separately."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 class DoraTuner(LowRankTuner):
-    """`{kind: dora, rank: 8}`; in training dropout costs each target a second product."""
+    """`{kind: dora, rank: 8}`. With dropout, training needs a second product per target."""
 
     kind: Literal["dora"] = "dora"
-    """As lora, with lengths that learn of their own."""
+    """As lora, with row lengths that learn separately."""
 
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
-        """The frozen backbone with products and lengths at the targets of every block; they start as its own."""
+        """The frozen backbone with products and lengths at the targets of every block, at first without effect."""
         from components.models.encoders import TunedEncoder
         from components.models.inserts import insert_low_rank
 
-        # Lengths of rounded rows are off by up to 2^-9: held in bfloat16 it would not start as the backbone.
+        # Lengths of rounded rows are off by up to 2^-9: in bfloat16 the encoder would not start equal to the backbone.
         encoder = TunedEncoder(vit, precise=self.targets)
         insert_low_rank(encoder.vit, self.rank, self.alpha, self.dropout, self.targets, magnitudes=True)
         return encoder

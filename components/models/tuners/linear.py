@@ -1,7 +1,7 @@
-"""Linear probe: only the head learns. The yardstick every other tuner must beat to be worth its parameters.
+"""Linear probe: only the head learns. It is the baseline that every other tuner must beat to be worth its parameters.
 
-Features are computed once, of the images as they are, so it sees no augmentation; the head is solved to its optimum
-(components/training/probe.py), so neither epochs nor a seed change it.
+Features are computed once from the original images, so there is no augmentation. The head is solved to its optimum
+(components/training/probe.py), so neither epochs nor seeds change it.
 """
 
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -22,14 +22,14 @@ class LinearTuner(TunerBase):
     without_effect: ClassVar[frozenset[str]] = frozenset({"lr", "weight_decay"})
 
     kind: Literal["linear"] = "linear"
-    """The head alone, on frozen features."""
+    """Only the head learns, on frozen features."""
     strength: float | None = Field(default=None, ge=1e-8, le=1e6)
-    """Half of it times the sum of squared weights, of standardised features, is added to the mean loss; without one
-    cross-validation over groups chooses it."""
+    """L2 strength: strength / 2 times the sum of squared weights, for standardised features, is added to the mean loss.
+    When left out, cross-validation over groups chooses it."""
     lr: float = Field(default=1.0, gt=0, le=100, exclude=True)
-    """Without effect, for the head is solved; read because older domains and adapters have it."""
+    """Without effect, because the head is solved; accepted because older domains and adapters have it."""
     weight_decay: float = Field(default=0.0, ge=0, le=10, exclude=True)
-    """Without effect, as `lr`."""
+    """Without effect, like `lr`."""
 
     def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
         """The frozen backbone itself: a prompted encoder without prompts."""

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685): a product of two thin matrices beside a large one."""
+"""LoRA (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685): a low-rank product beside a large matrix."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from components.models.encoders import TunedEncoder
 
-#: Matrices of a block. The paper (section 7.1) finds many matrices at a low rank better than few at a high one, and
-#: all four of attention as good as any choice; queries, keys and values are one matrix in timm, the output another.
+#: The targets in a block. The paper (section 7.1) finds many matrices at a low rank better than few at a high rank, and
+#: all four of attention as good as any choice. In timm queries, keys and values are one matrix, the output another.
 Targets = Annotated[
     tuple[Literal["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"], ...],
     Field(default=("attn.qkv", "attn.proj"), min_length=1),
@@ -20,16 +20,16 @@ Targets = Annotated[
 
 
 class LowRankTuner(TunerBase):
-    """What lora and dora have in common."""
+    """The options of lora and dora."""
 
     merges: ClassVar[bool] = True
 
     rank: Annotated[int, Among(4, 8, 16, 32)] = Field(default=8, ge=1, le=1024)
-    """Columns of the thin matrices."""
+    """Rank of the product."""
     alpha: float = Field(default=8, gt=0, le=10_000)
-    """The product counts alpha / rank."""
+    """The product is multiplied by alpha / rank."""
     dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.0, ge=0, lt=1)
-    """Of what enters the product."""
+    """Dropout of the product's input."""
     targets: Targets
     """The matrices of a block that get a product."""
     lr: LearningRate = 1e-3
@@ -40,10 +40,10 @@ class LoraTuner(LowRankTuner):
     """`{kind: lora, rank: 8}`"""
 
     kind: Literal["lora"] = "lora"
-    """Thin products beside the matrices of attention."""
+    """Low-rank products beside the matrices of attention learn."""
 
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
-        """The frozen backbone with products beside the targets of every block; they start at zero."""
+        """The frozen backbone with products beside the targets of every block, which are zero at first."""
         from components.models.encoders import TunedEncoder
         from components.models.inserts import insert_low_rank
 

@@ -16,12 +16,12 @@ class SsfTuner(TunerBase):
     merges: ClassVar[bool] = True
 
     kind: Literal["ssf"] = "ssf"
-    """A scale and a shift behind every layer."""
+    """A scale and a shift after every layer learn."""
     lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
-        """The frozen backbone with scales near 1 and shifts near 0: not exactly its features even at the start."""
+        """The frozen backbone with scales near 1 and shifts near 0, so its features differ slightly from the start."""
         from components.models.encoders import TunedEncoder
         from components.models.inserts import insert_scale_shift
 

@@ -16,24 +16,24 @@ class VaptTuner(TunerBase):
     """`{kind: vapt, num_prompts: 10}`"""
 
     kind: Literal["vapt"] = "vapt"
-    """Prompts made out of the image's own tokens."""
+    """A small network that computes prompts from the image's own tokens learns."""
     num_prompts: Annotated[int, Among(5, 10, 20, 50)] = Field(default=10, ge=1, le=1000)
     """Prompt tokens per block."""
     static_blocks: int = Field(default=1, ge=1)
-    """The first blocks, whose prompts do not depend on the image."""
+    """Number of first blocks whose prompts do not depend on the image."""
     kernel: int = Field(default=2, ge=1, le=16)
     """Side of the one convolution kernel per block."""
     bottleneck: Annotated[int, Among(4, 8, 16)] = Field(default=8, ge=1, le=1024)
     """Width of the shared feature projector."""
     start: Literal["regions", "zeros"] = "regions"
-    """What the adaptive prompts are at first: means of regions, or zeros, as the paper has it."""
+    """Initial adaptive prompts: means of regions of the image, or zeros, as in the paper."""
     dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.1, ge=0, lt=1)
-    """Of the prompts."""
+    """Dropout of the prompts."""
     lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 
     def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
-        """The frozen backbone with static prompts below and adaptive ones from block `static_blocks` on."""
+        """The frozen backbone with static prompts in the first `static_blocks` blocks and adaptive ones above."""
         from components.models.encoders import PromptedEncoder
         from components.models.prompts import AdaptivePrompts
 

@@ -16,13 +16,13 @@ class VptTuner(TunerBase):
     """`{kind: vpt, num_prompts: 50}`; with `deep: false` the prompts enter before block 0 only and flow through all."""
 
     kind: Literal["vpt"] = "vpt"
-    """Prompt tokens that learn."""
+    """Prompt tokens learn."""
     deep: bool = True
-    """Prompts of their own for every block; else before block 0 only."""
+    """Whether every block has its own prompts; otherwise prompts enter only before block 0."""
     num_prompts: Annotated[int, Among(5, 10, 20, 50)] = Field(default=10, ge=1, le=1000)
     """Prompt tokens per block."""
     dropout: Annotated[float, Among(0.0, 0.1)] = Field(default=0.0, ge=0, lt=1)
-    """Of the prompts, drawn for each image. Without it their keys and values are computed once per step."""
+    """Dropout of the prompts, drawn for each image. Without it, their keys and values are computed once per step."""
     lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 1e-4
 
@@ -30,7 +30,7 @@ class VptTuner(TunerBase):
         return "vpt-deep" if self.deep else "vpt-shallow"
 
     def apply(self, vit: "VisionTransformer") -> "PromptedEncoder":
-        """The frozen backbone with prompts of their own for every block (deep), or for block 0 (shallow)."""
+        """The frozen backbone with prompts for every block (deep), or for block 0 only (shallow)."""
         from components.models.encoders import PromptedEncoder
         from components.models.prompts import StaticPrompts
 
