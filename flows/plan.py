@@ -1,5 +1,6 @@
 """What a retrain would do, decided before anything heavy starts: the domain, its candidates, its data, its keys."""
 
+import atexit
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,8 @@ import polars as pl
 from components.data.batches.transforms import embed_augmentation, require_fit
 from components.data.manifest import load_manifest
 from components.data.splits import load_memory
-from components.data.store import pipeline, versioning
+from components.data.store import versioning
+from components.data.store.pipeline import Stages
 from components.data.store.shards import open_images
 from components.data.store.versioning import DataVersion
 from components.domain.domain import Domain
@@ -38,7 +40,8 @@ OVERRIDABLE = {"augmentation", "backbone", "img_size", "candidates", "training",
 class Plan:
     """One retrain: everything its outcome depends on, and the keys over it.
 
-    code: git commit. sources: hashes of the code. backbone: sha256 of its file, or a name of timm's.
+    code: git commit. sources: hashes of the code. backbone: sha256 of its file, or a name of timm's. domain_sha256:
+    of domain.yaml.
     manifest_sha256, verdict_key: empty until the manifest is known, by `with_manifest` or `settle`.
     """
 
@@ -49,6 +52,7 @@ class Plan:
     code: str
     sources: Code
     backbone: str
+    domain_sha256: str | None = None
     manifest_sha256: str = ""
     verdict_key: str = ""
 
@@ -129,15 +133,25 @@ class Plan:
         """The samples with their splits, held to the schema."""
         return load_manifest(self.manifest, self.domain)
 
-    def begin_stages(self) -> None:
-        """Let DVC work on the data stages from now on, unless it will be wanted again to push these images."""
+    def create_stages(self) -> Stages:
+        """The data stages for these images and this code."""
+        return Stages(self.workspace, self.domain.name, self.version.md5, self.sources.data)
+
+    def begin_stages(self) -> Stages:
+        """The same, on which DVC works from now on, unless it is needed first to push the images to a remote."""
+        stages = self.create_stages()
         if versioning.find_remote_folder(self.workspace, self.domain.name) is not None:
             versioning.push_version(self.workspace, self.domain.name)
-            pipeline.begin_stages(self.workspace, self.domain.name, self.version.md5, self.sources.data)
+            atexit.register(stages.close)
+            if not stages.fresh:
+                stages.begin()
+        return stages
 
-    def create_stages(self) -> pipeline.Stages:
-        """The data stages for these images and this code, begun or not."""
-        return pipeline.create_stages(self.workspace, self.domain.name, self.version.md5, self.sources.data)
+    def holds(self) -> bool:
+        """Whether images and domain.yaml still are what the plan was made from."""
+        name = self.domain.name
+        same = hash_file(self.workspace.domain_file(name)) == self.domain_sha256
+        return same and versioning.record_version(self.workspace, name) == self.version
 
     def create_jobs(self) -> dict[str, Job]:
         """One training job per candidate and seed, by its display name."""
@@ -200,9 +214,10 @@ def require_obeyed(overrides: Sequence[str], file: Path) -> None:
             )
 
 
-def create_plan(workspace: Workspace, name: str, overrides: Sequence[str] = ()) -> Plan:
-    """Read the domain and record the version of its images as they are now."""
-    domain = load_checked_domain(workspace, name, overrides)
+def create_plan(workspace: Workspace, domain: Domain) -> Plan:
+    """Record the version of the domain's images as they are now. domain: as `load_checked_domain` returns it."""
+    name = domain.name
+    domain_sha256 = hash_file(workspace.domain_file(name))
     backbone, told = choose_backbone(domain.backbone)
     if told:
         domain = domain.model_copy(update={"backbone": backbone})
@@ -216,7 +231,7 @@ def create_plan(workspace: Workspace, name: str, overrides: Sequence[str] = ()) 
     tuners = create_tuners(domain.candidates)
     _note_without_effect(tuners)
     sources, backbone = read_code(workspace.cache), hash_backbone(domain.backbone)
-    return Plan(workspace, domain, tuners, version, versioning.git_commit(), sources, backbone)
+    return Plan(workspace, domain, tuners, version, versioning.git_commit(), sources, backbone, domain_sha256)
 
 
 def _note_without_effect(tuners: Sequence[Tuner]) -> None:

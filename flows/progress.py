@@ -55,9 +55,12 @@ class Pace:
 
 def format_left(seconds: float | None) -> str:
     """`40 s left`, `12 min left`, `3 h 20 min left`: as exact as a guess deserves."""
-    if seconds is None:
-        return "time left not known yet"
+    return "time left not known yet" if seconds is None else f"{format_span(seconds)} left"
+
+
+def format_span(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:
-        return f"{seconds:.0f} s left"
+        return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min left" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min left"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -57,10 +57,10 @@ def promote(
         decision = describe_champion(challenger.version).model_dump(mode="json")
         return _describe(domain, challenger.version, decision)
     with hold_domain(place, domain, f"promotion of {domain}", patience=-1):
-        plan = version_images(place, domain, [])
+        plan = version_images(place, domain)
         if find_pool(plan.domain) is None:
             prepare(plan.domain)
-        prepare_data(plan)
+        prepare_data(plan, plan.create_stages())
         plan = plan.settle()
     with recording(plan, "promote") as parent:
         report("stage", title="score both on the same test images")

@@ -8,7 +8,9 @@ an embedded one.
 import shutil
 import time
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from components.data.store.versioning import hold_domain
@@ -27,12 +29,11 @@ from flows.processes.training import prepare
 from flows.progress import report
 from flows.server.links import list_pages
 from flows.steps import retrain_page
-from flows.steps.beginning import know_manifest
+from flows.steps.beginning import Beginning, begin
 from flows.steps.candidates import select_candidate, train_job
 from flows.steps.card import Card, write_card
 from flows.steps.compare import PICTURE, draw_picture, summarise_tuners
 from flows.steps.dispatch import find_pool, search_on_pool, train_on_pool
-from flows.steps.history import mark_unchanged
 from flows.steps.search import search_options
 from flows.steps.tasks import (
     enter,
@@ -66,32 +67,61 @@ def retrain(
         overrides: keys of domain.yaml and what they shall be, e.g. training.epochs=5.
         force: train again even if nothing changed.
     """
-    place = enter(workspace)
+    return follow(enter(workspace), domain, overrides or [], force)
+
+
+def go_on(begun: Beginning, **parameters: Any) -> dict[str, Any]:
+    """The same flow in the process that has begun it. parameters: those of `retrain`."""
+
+    @wraps(retrain.fn)
+    def retrain_begun(
+        domain: str, workspace: str | None = None, overrides: list[str] | None = None, force: bool = False
+    ) -> dict[str, Any]:
+        return follow(enter(workspace), domain, overrides or [], force, begun)
+
+    outcome: dict[str, Any] = named_flow("retrain", "retrain {domain}")(retrain_begun)(**parameters)
+    return outcome
+
+
+def follow(
+    place: Workspace, domain: str, overrides: list[str], force: bool, begun: Beginning | None = None
+) -> dict[str, Any]:
+    """All steps of a retrain. begun: its beginning, made again where something has changed since."""
     started = time.monotonic()
-    with turn(place, "retrain", domain):
+    with turn(place, "retrain", domain) as waited:
         with hold_domain(place, domain, f"tessera retrain {domain}", patience=-1):
             report("stage", title="version images")
-            plan = version_images(place, domain, overrides or [])
+            plan = version_images(place, domain, overrides, None if waited or begun is None else begun.plan)
             report("stage-done", title="versioned images", note=f"{plan.version.files} files, {plan.version.md5[:12]}")
-            plan = know_manifest(plan)
-            if not force and (known := find_known(plan)) is not None:
-                return dict(known)
+            if begun is None or plan != begun.plan:
+                begun = begin_again(plan, force, begun)
+            if begun.known is not None:
+                return begun.known
+            report("new", text=begun.describe(), **begun.facts)
             if find_pool(plan.domain) is None:
                 prepare(plan.domain)
-            summary = prepare_data(plan)
+            summary = prepare_data(plan, begun.stages)
             plan = plan.settle()
             if force:
                 shutil.rmtree(plan.scores, ignore_errors=True)
         with recording(plan, "retrain") as parent:
             plan, searches = search_candidates(plan, parent, fresh=force)
-            outcome = _train_and_promote(plan, parent, searches, summary, started, fresh=force)
+            facts = {"validation": summary, **begun.facts}
+            outcome = _train_and_promote(plan, parent, searches, facts, started, fresh=force)
     return outcome
 
 
+def begin_again(plan: Plan, force: bool, begun: Beginning | None) -> Beginning:
+    """The beginning for this plan; what was begun for another one is ended."""
+    if begun is not None:
+        begun.stages.close()
+    return begin(plan, force)
+
+
 def _train_and_promote(
-    plan: Plan, parent: str, searches: dict[str, Any], summary: dict[str, Any], started: float, fresh: bool
+    plan: Plan, parent: str, searches: dict[str, Any], facts: dict[str, Any], started: float, fresh: bool
 ) -> dict[str, Any]:
-    """From fit images to a decision; everything here is inside the MLflow parent run."""
+    """From fit images to a decision; everything here is inside the MLflow parent run. facts: known before it began."""
     rows = train_candidates(plan, parent, fresh)
     best = select_candidate(rows)
     best["selected"] = True
@@ -115,20 +145,12 @@ def _train_and_promote(
         "backbone": best["backbone"],
         "tuners": summarise_tuners(plan, rows, searches),
         "candidates": [{key: row[key] for key in row if key not in ("backbone", "folder")} for row in rows],
-        "validation": summary,
+        **facts,
         "report": str(retrain_page.report_path(plan)),
         "seconds": round(time.monotonic() - started, 1),
     }
     publish(plan, parent, outcome)
     return outcome
-
-
-@step("look for a known answer")
-def find_known(plan: Plan) -> dict[str, Any] | None:
-    """The outcome of an earlier retrain with the same key; None where even the manifest is not known."""
-    store = Store.open(plan.workspace)
-    known = outcomes.find_retrain(store, plan.domain.name, plan.verdict_key) if plan.verdict_key else None
-    return None if known is None else mark_unchanged(plan.domain.name, known)
 
 
 def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[str, Any]]:
@@ -147,10 +169,13 @@ def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[
 
 
 @step("search candidate", retries=1)
-def search_candidate(plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
+def search_candidate(
+    plan: Plan, parent: str, tuner: Tuner, fresh: bool, stopped: Event | None = None
+) -> dict[str, Any]:
     store = Store.open(plan.workspace)
-    search = search_options if find_pool(plan.domain) is None else search_on_pool
-    return search(store, plan, parent, tuner, fresh)
+    if find_pool(plan.domain) is None:
+        return search_options(store, plan, parent, tuner, fresh)
+    return search_on_pool(store, plan, parent, tuner, fresh, stopped)
 
 
 def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[dict[str, Any]]:
@@ -165,14 +190,16 @@ def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[dict[str, Any
 
 
 @step("train candidate", retries=1)
-def train_candidate(plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
+def train_candidate(
+    plan: Plan, parent: str, name: str, job: Job, fresh: bool, stopped: Event | None = None
+) -> dict[str, Any]:
     """Train in a child process or on a worker, logged to MLflow and Prefect while it runs; returns the row."""
     store = Store.open(plan.workspace)
     known = load_result(job.folder) is not None
     if find_pool(plan.domain) is None:
         row = train_job(store, plan, parent, name, job, fresh)
     else:
-        row = train_on_pool(store, plan, parent, name, job, fresh)
+        row = train_on_pool(store, plan, parent, name, job, fresh, stopped)
     note = "finished earlier" if known else f"val {row['val']:.3f} in {row['seconds']:.0f} s"
     report("candidate", name=name, epochs=plan.domain.training.epochs, note=note)
     return row

@@ -228,7 +228,7 @@ class Team(Servers):
 
     def states(self) -> dict[str, str]:
         """Of every order to train, the oldest first."""
-        runs = self.runs("train_candidate")
+        runs = self.runs("run_order")
         return {run["id"]: run["state_type"] for run in runs if run["name"].startswith("train ")}
 
     def start_worker(self, name: str, pool: str, workspace: Path, within: Sequence[str] = (), **env: str) -> None:

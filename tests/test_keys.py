@@ -1,31 +1,41 @@
 """The three keys: each changes with what its result depends on, and with nothing else."""
 
 import ast
+import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import DOMAIN, TINY, create_workspace, run_tessera
 from samples import make_domain
 
 from components import keys
+from components.data.store.versioning import DataVersion
 from components.domain.domain import Domain
 from components.domain.settings import Training
+from components.errors import WorkspaceError
 from components.keys import Code, candidate_key, manifest_key, read_code, score_key, trial_key, verdict_key
 from components.models.tuners import create_tuners
 from components.workspace import REPOSITORY, Workspace
 from flows.plan import Plan
+from flows.steps.dispatch import Order, require_code
 
 CODE = Code("data", "training", "search", "gates")
-DOMAIN = make_domain().model_dump(mode="json")
+SETTINGS = make_domain().model_dump(mode="json")
 MEMORY = [("0" * 16, "lot1", "train"), ("1" * 16, "lot2", "test")]
+#: What describes or schedules, and what changes how a training is computed, but not what comes out.
+NO_RESULT = ("title", "description", "intended_use", "source", "licence", "citation", "schedule", "work_pool")
+SAME_BITS = {"seeds", "workers", "checkpoint_seconds", "devices"}
 VPT, LINEAR = ({"kind": "vpt", "lr": 0.1}, {"kind": "linear"})
+MORE = json.dumps([*TINY["candidates"], "lora"])
 
 
 def compute_keys(
-    settings: dict[str, Any] = DOMAIN, code: Code = CODE, images: str = "md5", memory: Any = MEMORY
+    settings: dict[str, Any] = SETTINGS, code: Code = CODE, images: str = "md5", memory: Any = MEMORY
 ) -> dict[str, str]:
     """All keys of a domain whose data stages leave the same manifest."""
     candidates = [candidate_key("manifest", "backbone", settings, code, VPT, seed) for seed in (0, 1)]
@@ -45,36 +55,35 @@ def find_changed(**changes: Any) -> set[str]:
 @pytest.mark.parametrize(
     ("change", "changed"),
     [
-        ({"gates": {**DOMAIN["gates"], "max_ece": 0.1}}, {"verdict"}),
-        ({"gates": {**DOMAIN["gates"], "confidence": 0.9}}, {"verdict"}),
+        ({"gates": {**SETTINGS["gates"], "max_ece": 0.1}}, {"verdict"}),
+        ({"gates": {**SETTINGS["gates"], "confidence": 0.9}}, {"verdict"}),
         ({"search": {"trials": 4, "seconds": None, "halving": 3}}, {"verdict"}),
         ({"augmentation": "none"}, {"candidate", "score", "verdict"}),
         ({"img_size": 64}, {"candidate", "score", "verdict"}),
         ({"group": "lot"}, {"manifest"}),
-        ({"split": {**DOMAIN["split"], "seed": 7}}, {"manifest"}),
+        ({"split": {**SETTINGS["split"], "seed": 7}}, {"manifest"}),
         ({"rename": {"Good": "good"}}, {"manifest"}),
         ({"classes": ["a", "b"]}, {"manifest", "candidate", "score", "verdict"}),
-        ({"validation": {**DOMAIN["validation"], "min_side": 99}}, {"manifest", "candidate", "score", "verdict"}),
-        *(({field: "another"}, set()) for field in sorted(keys.OF_NONE)),
+        ({"validation": {**SETTINGS["validation"], "min_side": 99}}, {"manifest", "candidate", "score", "verdict"}),
+        *(({field: "another"}, set()) for field in NO_RESULT),
     ],
 )
 def test_a_field_of_the_domain_changes_its_own_keys(change: dict[str, Any], changed: set[str]) -> None:
-    assert find_changed(settings=DOMAIN | change) == changed
+    assert find_changed(settings=SETTINGS | change) == changed
 
 
 def test_each_field_of_the_domain_belongs_to_one_key() -> None:
     """A new field has to be placed: left out of all keys, a change of it would be answered by an old result."""
     parts = (keys.OF_MANIFEST, keys.OF_CANDIDATE, keys.OF_VERDICT, keys.OF_NONE)
     assert sorted(field for part in parts for field in part) == sorted(Domain.model_fields)
-    assert set(DOMAIN) >= keys.READ_AGAIN
-    assert set(Training.model_fields) > keys.SAME_BITS
+    assert set(SETTINGS) >= keys.READ_AGAIN
 
 
 @pytest.mark.parametrize("name", sorted(Training.model_fields))
 def test_a_setting_of_training_retrains_unless_it_keeps_the_bits(name: str) -> None:
-    other = {**DOMAIN["training"], name: "another"}
-    found = find_changed(settings=DOMAIN | {"training": other})
-    assert found == (set() if name in keys.SAME_BITS else {"candidate", "score", "verdict"})
+    other = {**SETTINGS["training"], name: "another"}
+    found = find_changed(settings=SETTINGS | {"training": other})
+    assert found == (set() if name in SAME_BITS else {"candidate", "score", "verdict"})
 
 
 def test_images_and_remembered_splits_change_the_manifest_alone() -> None:
@@ -99,7 +108,7 @@ def test_code_changes_the_keys_of_what_it_makes(part: str, changed: set[str]) ->
 
 
 def test_the_code_of_the_search_counts_where_there_is_one() -> None:
-    searched = DOMAIN | {"search": {"trials": 4, "seconds": None, "halving": 3}}
+    searched = SETTINGS | {"search": {"trials": 4, "seconds": None, "halving": 3}}
     other = Code(**{**vars(CODE), "search": "other"})
     assert verdict_key(["a"], searched, CODE) != verdict_key(["a"], searched, other)
 
@@ -112,7 +121,9 @@ def test_a_candidate_is_its_tuner_seed_manifest_and_backbone() -> None:
         ("m", "b", LINEAR, 0),
         ("m", "b", VPT, 1),
     ]
-    found = {candidate_key(manifest, backbone, DOMAIN, CODE, tuner, seed) for manifest, backbone, tuner, seed in facts}
+    found = {
+        candidate_key(manifest, backbone, SETTINGS, CODE, tuner, seed) for manifest, backbone, tuner, seed in facts
+    }
     assert len(found) == len(facts)
     assert len({trial_key("c", VPT, [1, 3]), trial_key("d", VPT, [1, 3]), trial_key("c", LINEAR, [1, 3])}) == 3
     assert trial_key("c", VPT, [1, 3]) != trial_key("c", VPT, [3])
@@ -144,6 +155,62 @@ def test_a_tuner_or_a_seed_more_trains_itself_alone(tmp_path: Path) -> None:
     assert len(set(wanted.values())) == len(wanted)
     assert before.verdict_key != more.verdict_key
     assert before.scores == more.scores
+
+
+@pytest.mark.parametrize(
+    ("action", "differs", "refused"),
+    [
+        ("train", "training", True),
+        ("train", "data", False),
+        ("train", "gates", False),
+        ("train", "search", False),
+        ("search", "search", True),
+        ("score", "training", True),
+        ("score", "search", False),
+    ],
+)
+def test_a_worker_is_refused_for_code_of_its_work_alone(action: Any, differs: str, refused: bool) -> None:
+    version = DataVersion(md5="0" * 32 + ".dir", files=1, size=1)
+    facts = {"name": "vpt-s0", "tuner": VPT, "parent": "run", "fresh": False, "code": "commit", "place": "host:/here"}
+    order = Order(
+        action=action, domain=make_domain(), version=version, sources=CODE, work="key", manifest="sha256", **facts
+    )
+    with pytest.raises(WorkspaceError, match=f"other code of {differs}") if refused else nullcontext():
+        require_code(order, Code(**{**vars(CODE), differs: "other"}))
+
+
+@pytest.mark.slow
+def test_cost_follows_the_change(tmp_path: Path, images: Path) -> None:
+    """A gate's limit judges the same candidates again; one more tuner trains alone; each says so before it starts."""
+    place = create_workspace(tmp_path / "workspace", images, gates={"floor": 0.999})
+    first = run_tessera(place, "retrain", DOMAIN)
+    assert first.outcome["status"] == "rejected", first.stderr
+    everything = {"data": True, "candidates": ["linear-s0", "vpt-deep-s0"], "verdict": True}
+    assert (first.outcome["new"], first.outcome["estimate_seconds"]) == (everything, None)
+    trained = list_trained(place)
+    judged = run_tessera(place, "retrain", DOMAIN, "--set", "gates.floor=0", "--set", "training.workers=1")
+    assert judged.outcome["status"] == "done", judged.stderr
+    assert judged.outcome["new"] == {"data": False, "candidates": [], "verdict": True}
+    assert 0 < judged.outcome["estimate_seconds"] < first.outcome["seconds"]
+    assert [row["run_id"] for row in judged.outcome["candidates"]] == [
+        row["run_id"] for row in first.outcome["candidates"]
+    ]
+    assert list_trained(place) == trained
+    more = run_tessera(place, "retrain", DOMAIN, "--set", "gates.floor=0", "--set", f"candidates={MORE}")
+    assert "error" not in more.outcome, more.stderr
+    assert more.outcome["new"] == {"data": False, "candidates": ["lora-s0"], "verdict": True}
+    assert more.outcome["estimate_seconds"] is None
+    assert [Path(path).parent.name for path in set(list_trained(place)) - set(trained)] == ["lora-s0"]
+    again = run_tessera(place, "retrain", DOMAIN, "--set", "gates.floor=0", "--set", "training.checkpoint_seconds=1")
+    assert again.outcome["status"] == "unchanged", again.stderr
+    assert again.outcome["new"] == {"data": False, "candidates": [], "verdict": False}
+    assert again.outcome["estimate_seconds"] == 0
+
+
+def list_trained(place: Path) -> dict[str, int]:
+    """When each candidate's training ended."""
+    folder = place / ".tessera" / "runs" / DOMAIN
+    return {str(path): path.stat().st_mtime_ns for path in folder.glob("*/*-s*/result.json")}
 
 
 # What counts as code
@@ -186,9 +253,12 @@ def rewrite_words(text: str) -> str:
 FILES = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "components").rglob("*.py"))
 
 
-def test_words_change_no_key(tree: Path) -> None:
+def test_words_change_no_key(tree: Path, tmp_path: Path) -> None:
     for file in FILES:
-        assert read_changed(tree, file, rewrite_words) == set(), file
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(rewrite_words((tree / file).read_text()))
+    assert read_code(tmp_path / "cache", tmp_path) == read_code(tree / "cache", tree)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_deploying_reports_what_it_did_and_does_it_once(team: Team, deployed: An
         f"retrain/{DOMAIN}": "created",
         f"promote/{DOMAIN}": "created",
         f"reproduce/{DOMAIN}": "created",
-        "train_candidate/gpu": "created",
+        "run_order/gpu": "created",
         "tessera: runs that went silent": "created",
     }
     assert set(_changes(team.tessera("deploy")).values()) == {"unchanged"}
@@ -89,7 +89,7 @@ def test_a_worker_elsewhere_trains_the_same_bits(team: Team, worker: Path, retra
     assert retrained.code == 0, retrained.stderr
     jsonschema.validate(retrained.outcome, SCHEMAS["retrain"])
     assert retrained.outcome["verdict"] == "PROMOTE"
-    runs = team.runs("train_candidate")
+    runs = team.runs("run_order")
     assert sorted(run["name"] for run in runs) == [f"train {DOMAIN} linear-s0", f"train {DOMAIN} vpt-deep-s0"]
     assert {run["state_type"] for run in runs} == {"COMPLETED"}
     shown = {(item["flow_run_id"], item["key"]) for item in team.ask("artifacts/filter")}
@@ -124,7 +124,7 @@ def test_a_named_version_and_a_clock_start_retrains(team: Team, retrained: Answe
     """
     _change(team, schedule={"interval_hours": 8 / 3600, "on_version": True})
     changes = _changes(team.tessera("deploy"))
-    assert (changes[f"retrain/{DOMAIN}"], changes["train_candidate/gpu"]) == ("changed", "unchanged")
+    assert (changes[f"retrain/{DOMAIN}"], changes["run_order/gpu"]) == ("changed", "unchanged")
     assert changes[f"tessera: retrain {DOMAIN} on a new data version"] == "created"
     assert team.tessera("version", DOMAIN).outcome["status"] == "named"
     found = wait_until(lambda: [run for run in _retrains(team) if not run["auto_scheduled"]], 60, "the event's run")
@@ -139,7 +139,7 @@ def test_a_named_version_and_a_clock_start_retrains(team: Team, retrained: Answe
     )
     assert not {run["state_type"] for run in _retrains(team)} & {"FAILED", "CRASHED"}
     assert any(run["auto_scheduled"] for run in done)
-    assert len(team.runs("train_candidate")) == len(retrained.outcome["candidates"])  # nothing was trained again
+    assert len(team.runs("run_order")) == len(retrained.outcome["candidates"])  # nothing was trained again
     _change(team)
     changes = _changes(team.tessera("deploy"))
     assert (changes[f"retrain/{DOMAIN}"], changes[f"tessera: retrain {DOMAIN} on a new data version"]) == (
@@ -184,11 +184,11 @@ def ends(team: Team, before: set[str]) -> list[str]:
 def test_killed_worker_and_restarted_server_cost_time_and_nothing_else(team: Team, retrained: Answer) -> None:
     """Worker, flow run and training killed outright at once, and the Prefect server restarted meanwhile: the run is
     called crashed within two minutes, the order is sent again, and a new worker goes on from the checkpoint."""
-    before = {run["id"] for run in team.runs("train_candidate")}
+    before = {run["id"] for run in team.runs("run_order")}
     with team.retraining("candidates=[{kind: vpt, num_prompts: 2}]", "training.epochs=100") as retrain:
         worker = team.root / "worker"
         wait_until(lambda: list(worker.rglob("checkpoint.safetensors")), 240, "a checkpoint")
-        (lost,) = {run["id"] for run in team.runs("train_candidate")} - before
+        (lost,) = {run["id"] for run in team.runs("run_order")} - before
         killed = time.monotonic()
         for name in ("prefect", "worker"):
             team.kill(name)
@@ -229,10 +229,10 @@ def test_stores_that_are_away_for_a_while_are_waited_for(team: Team, retrained: 
 
 def test_the_champion_is_scored_on_the_pool(team: Team, retrained: Answer) -> None:
     """Not where the retrain runs, which may have no GPU: what is there came through MLflow."""
-    before = {run["id"] for run in team.runs("train_candidate")}
+    before = {run["id"] for run in team.runs("run_order")}
     answer = team.tessera("retrain", DOMAIN, "--set", "candidates=[{kind: linear, strength: 0.02}]")
     assert answer.code in (0, 1), answer.stderr
-    new = [run for run in team.runs("train_candidate") if run["id"] not in before]
+    new = [run for run in team.runs("run_order") if run["id"] not in before]
     (run,) = [run for run in new if run["name"].startswith(f"score {DOMAIN} version-")]
     assert run["state_type"] == "COMPLETED"
     (place,) = (team.head / ".tessera" / "runs" / DOMAIN).glob(f"*/{run['name'].rpartition(' ')[2]}")

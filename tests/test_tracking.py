@@ -56,7 +56,8 @@ def finished(store: Store, workspace: Workspace, result: Result, row: dict[str, 
     domain = tiny.create_domain()
     keys = {"manifest_key": "manifest-1", "manifest_sha256": "0123"}
     parent = start(store, domain, "verdict-1", **keys)
-    child = candidates.log_candidate(store, parent, domain, result, row, workspace.root / "raw", key="candidate-1")
+    tags = {"candidate_key": "candidate-1", "train_images": "30"}
+    child = candidates.log_candidate(store, parent, domain, result, row, workspace.root / "raw", **tags)
     failed = runs.start_child(store, parent, "vapt · seed 3", role="candidate", tuner="vapt", seed="3")
     runs.end_child(store, failed, "FAILED", "killed by signal 9")
     outcome = {
@@ -116,6 +117,7 @@ def test_a_candidate_carries_its_lineage(finished: dict[str, Any], result: Resul
         "split_sha256": result.split_sha256,
         "git_commit": COMMIT,
         "candidate_key": "candidate-1",
+        "train_images": "30",
         "backbone": "embedded",
         "backbone_sha256": result.backbone["sha256"],
         "backbone_trained": "true",
@@ -259,6 +261,18 @@ def test_each_result_is_found_by_its_key(store: Store, finished: dict[str, Any],
     assert candidates.find_candidate(store, "tiny", "candidate-1", "another parent") is None
     assert candidates.find_candidate(store, "tiny", "candidate-1", adapter_sha256="other weights") is None
     assert candidates.find_candidate(store, "unknown", "candidate-1") is None
+
+
+def test_the_cost_of_a_training_is_known_from_an_earlier_one(
+    store: Store, finished: dict[str, Any], row: dict[str, Any]
+) -> None:
+    """Of the domain itself, or of another one on the same backbone."""
+    cost = candidates.Cost(row["seconds"], 3, 30)
+    assert candidates.find_cost(store, "vpt-deep", "tiny", "any other") == cost
+    assert candidates.find_cost(store, "vpt-deep", "unknown", "embedded") == cost
+    assert candidates.find_cost(store, "vpt-deep", "unknown", "any 'other'") is None
+    assert candidates.find_cost(store, "vpt-deep", "unknown", "any other") is None
+    assert candidates.find_cost(store, "lora", "tiny", "embedded") is None
 
 
 def test_a_child_leaves_a_retrain_without_an_outcome_only(

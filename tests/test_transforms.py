@@ -20,7 +20,7 @@ from components.domain.domain import PRESETS, Domain
 from components.domain.reading import load_domain
 from components.errors import DomainError
 from components.workspace import Workspace
-from flows.plan import create_plan
+from flows.plan import Plan, create_plan, load_checked_domain
 
 A = load_albumentations()
 OWN = A.Compose(
@@ -147,13 +147,17 @@ def test_the_content_of_the_file_is_in_the_key_of_a_candidate(tmp_path: Path, im
     place.activate()
     file = place.domain_file(DOMAIN).with_name("augment.yaml")
     A.save(A.Compose([A.HorizontalFlip()]), file, data_format="yaml")
-    first = create_plan(place, DOMAIN)
+
+    def plan(*overrides: str) -> Plan:
+        return create_plan(place, load_checked_domain(place, DOMAIN, overrides)).with_manifest("0" * 64)
+
+    first = plan()
     file.rename(file.with_name("other.yaml"))
-    moved = create_plan(place, DOMAIN, ["augmentation=other.yaml"])
+    moved = plan("augmentation=other.yaml")
     A.save(A.Compose([A.VerticalFlip()]), file, data_format="yaml")
-    keys = [plan.with_manifest("0" * 64).verdict_key for plan in (first, moved, create_plan(place, DOMAIN))]
+    keys = [made.verdict_key for made in (first, moved, plan())]
     assert keys[0] == keys[1] != keys[2]
-    (job, *_) = first.with_manifest("0" * 64).create_jobs().values()
+    (job, *_) = first.create_jobs().values()
     assert create_pipeline(job.domain.augmentation) is not None
     assert load_domain(place.domain_file(DOMAIN)).augmentation == "augment.yaml"
 

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.domain.domain import Domain
 from components.models.adapter import load_meta
@@ -71,34 +71,34 @@ def log_candidate(
     row: Mapping[str, Any],
     raw: Path,
     reporter: EpochReporter | None = None,
-    *,
-    key: str = "",
+    **tags: str,
 ) -> str:
     """Log one trained candidate as a finished child run; returns its id.
 
     row: its line of the table, with the interval of the score on the test images. reporter: has the run that was open
     while it was trained, and the epochs which that run lacks; without one a run is created.
-    key: its `candidate_key`, by which `find_candidate` finds the run.
+    tags: candidate_key, by which `find_candidate` finds the run, and train_images, which `find_cost` reads.
     """
     with store.client() as client:
         above = client.get_run(parent)
         task = create_task(domain)
         note = describe_candidate(domain, result, row, task.metric_words)
-        tags = _create_candidate_tags(above, result) | {NOTE: note} | create_tags(candidate_key=key)
+        named = _create_candidate_tags(above, result) | {NOTE: note} | create_tags(**tags)
         ended = int(time.time() * 1000)
         points = [] if reporter is None else reporter.missing
         if reporter is None or reporter.run_id is None:
             started = ended - int(result.seconds * 1000)  # so that MLflow's duration is the training's
             name = f"{result.label} · seed {result.seed}"
-            created = client.create_run(above.info.experiment_id, start_time=started, tags=tags, run_name=name)
+            created = client.create_run(above.info.experiment_id, start_time=started, tags=named, run_name=name)
             run_id, points = str(created.info.run_id), _spread(result.history, (started, ended))
         else:
             run_id = reporter.run_id
-            store.set_tags(run_id, tags)
+            store.set_tags(run_id, named)
         status = "FAILED"
         try:
             store.log_metrics(run_id, points)
-            _log_numbers(store, run_id, domain, result, summarise_row(row, task.metric), ended)
+            summary = count_costs(domain, result) | summarise_row(row, task.metric)
+            _log_numbers(store, run_id, domain, result, summary, ended)
             _log_files(client, run_id, domain, result, raw)
             store.log_dataset(run_id, domain.name, above.data.tags[f"{TAG_PREFIX}data_version"])
             status = "FINISHED"
@@ -120,6 +120,32 @@ def find_candidate(
     condition += " AND attributes.status = 'FINISHED'"
     runs = store.search_runs(domain, condition, max_results=1, order_by=["attributes.start_time DESC"])
     return str(runs[0].info.run_id) if runs else None
+
+
+class Cost(NamedTuple):
+    """What one training took: seconds for so many epochs of so many training images."""
+
+    seconds: float
+    epochs: int
+    images: int
+
+
+def find_cost(store: Store, tuner: str, domain: str, backbone: str) -> Cost | None:
+    """Cost of the latest training of a tuner: of this domain, else of another one on the same backbone."""
+    condition = match_tags(role="candidate", tuner=tuner) + " AND attributes.status = 'FINISHED'"
+    condition += f" AND tags.`{TAG_PREFIX}train_images` != '0'"  # where they are recorded
+    newest: dict[str, Any] = {"max_results": 1, "order_by": ["attributes.start_time DESC"]}
+    found = store.search_runs(domain, condition, **newest)
+    if not found and "'" not in backbone:  # a path that MLflow's filters cannot name
+        alike = f"{condition} AND {match_tags(backbone=backbone)}"
+        with store.client() as client:
+            experiments = [item.experiment_id for item in client.search_experiments()]
+            found = client.search_runs(experiments, alike, **newest)
+    if not found:
+        return None
+    data = found[0].data
+    seconds, images = data.metrics["cost/training_seconds"], data.tags[f"{TAG_PREFIX}train_images"]
+    return Cost(seconds, int(data.params["training.epochs"]), int(images))
 
 
 def load_test_score(store: Store, run_id: str, metric: str) -> dict[str, float] | None:
@@ -161,6 +187,22 @@ def _log_numbers(
     single = {key: value for key, value in final.items() if key not in epochs}
     # A millisecond after the last epoch: at one step and time MLflow would show the greater value, not the later one.
     store.log_metrics(run_id, [Point(len(result.history), ended + 1, curves), Point(0, ended + 1, single)])
+
+
+def log_evaluation(store: Store, run_id: str, domain: Domain, result: Result, row: Mapping[str, Any]) -> None:
+    """Log again what depends on the gates of today: the interval and the costs of a candidate trained before."""
+    numbers = summarise_row(row, create_task(domain).metric)
+    today = count_costs(domain, result) | {key: value for key, value in numbers.items() if key.startswith("test/")}
+    store.log_metrics(run_id, [Point.now(0, today)])
+
+
+def count_costs(domain: Domain, result: Result) -> dict[str, float]:
+    """Mean cost per image of each held-out split, `val/cost` and `test/cost`; nothing where no costs are set."""
+    if not domain.gates.costs:
+        return {}
+    task, frames = create_task(domain), {split: load_predictions(result.folder, split) for split in ("val", "test")}
+    costs = {split: task.costs(frame, domain.gates, domain.classes)[0] for split, frame in frames.items()}
+    return {f"{split}/cost": float(cost.mean()) for split, cost in costs.items()}
 
 
 def summarise_row(row: Mapping[str, Any], metric: str) -> dict[str, float]:

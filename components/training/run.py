@@ -209,8 +209,6 @@ def _write_predictions(
         scores = task.metrics(targets, probabilities[mask], classes, calibration)
         scores["ece_uncalibrated"] = task.calibration_error(targets, plain[mask])
         scores["loss"] = float(task.surprise(targets, plain[mask]).mean())
-        if job.domain.gates.costs:
-            scores["cost"] = float(task.costs(frame.filter(mask), job.domain.gates, classes)[0].mean())
         metrics |= {f"{split}/{name}": value for name, value in scores.items()}
     return metrics, calibration
 

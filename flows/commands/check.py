@@ -8,24 +8,25 @@ import polars as pl
 from components.data.accounts import explain_given, load_account, summarise
 from components.data.manifest import load_frame
 from components.data.store.versioning import hold_domain
-from components.domain.reading import load_domain
+from components.domain.domain import Domain
 from components.errors import CheckFailed
 from components.tasks.base import by_class
 from components.workspace import Workspace
-from flows.plan import create_plan
+from flows.plan import create_plan, load_checked_domain
 from flows.progress import report
 
 
 def check(workspace: Workspace, name: str) -> dict[str, Any]:
     """Run the stages up to the first that says no; the outcome holds every reason."""
-    load_domain(workspace.domain_file(name))
+    domain = load_checked_domain(workspace, name)
     with hold_domain(workspace, name, f"tessera check {name}"):
-        return _check(workspace, name)
+        return _check(workspace, domain)
 
 
-def _check(workspace: Workspace, name: str) -> dict[str, Any]:
+def _check(workspace: Workspace, domain: Domain) -> dict[str, Any]:
+    name = domain.name
     report("stage", title="record the version of the images")
-    plan = create_plan(workspace, name)
+    plan = create_plan(workspace, domain)
     problems: list[str] = []
     split = False
     with closing(plan.create_stages()) as stages:

@@ -1,5 +1,6 @@
 """Commands on candidates and champions: retrain, compare, promote, history, predict."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -295,29 +296,23 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
         from flows.server.prefect_boot import EmbeddedPrefect, require_named_server
 
         report("stage", title="look for changes")
-        load_checked_domain(place, domain, overrides)  # a typo is told before a server starts
+        checked = load_checked_domain(place, domain, overrides)  # a typo is reported before a server starts
         require_named_server()
         certain = force or not place.has_results()
         server = EmbeddedPrefect(place) if certain else None
-        plan = create_plan(place, domain, overrides)
-        if certain:
-            plan.begin_stages()
-        from components.tracking import outcomes
-        from components.tracking.store import Store
-        from flows.processes.training import prepare
-        from flows.steps.beginning import know_manifest
-        from flows.steps.history import mark_unchanged
-
-        plan = know_manifest(plan)
-        if not certain and not (plan.verdict_key and plan.folder.exists()):
+        plan = create_plan(place, checked)
+        stages = plan.begin_stages() if certain else plan.create_stages()
+        if server is None and not (stages.fresh and plan.settle().folder.exists()):
             server = EmbeddedPrefect(place)
-        store = Store.open(place)
-        known = outcomes.find_retrain(store, domain, plan.verdict_key) if plan.verdict_key and not force else None
-        if known is not None:
-            return mark_unchanged(domain, known)
+        from flows.processes.training import prepare
+        from flows.steps.beginning import begin
+
+        begun = begin(plan, force, stages)
+        if begun.known is not None:
+            return begun.known
         if plan.domain.work_pool is None:
             prepare(plan.domain)
-        return _start(server, "retrain", place, domain, overrides=overrides, force=force)
+        return _start(server, "retrain", place, domain, begun, overrides=overrides, force=force)
 
 
 def _run_flow(name: str, place: Any, domain: str, as_json: bool, **parameters: Any) -> dict[str, Any]:
@@ -339,8 +334,11 @@ def _run_flow(name: str, place: Any, domain: str, as_json: bool, **parameters: A
         return _start(server, name, place, domain, **parameters)
 
 
-def _start(server: Any, name: str, place: Any, domain: str, **parameters: Any) -> dict[str, Any]:
-    """The flow in flows/NAME.py, on the Prefect server that is configured or the one that was brought along."""
+def _start(server: Any, name: str, place: Any, domain: str, begun: Any = None, **parameters: Any) -> dict[str, Any]:
+    """The flow in flows/NAME.py, on the Prefect server that is configured or the one that was brought along.
+
+    begun: the `Beginning` of a retrain, which goes on from there.
+    """
     from importlib import import_module
 
     from flows.progress import report
@@ -350,7 +348,8 @@ def _start(server: Any, name: str, place: Any, domain: str, **parameters: Any) -
     server = server or EmbeddedPrefect(place)
     server.use()
     require_server()
-    run = getattr(import_module(f"flows.{name}"), name)
+    module = import_module(f"flows.{name}")
+    run = getattr(module, name) if begun is None else partial(module.go_on, begun)
     server.wait()
     from prefect import tags
 

@@ -6,10 +6,9 @@ from typing import Any
 from components.data.batches.preview import choose_rows, draw_preview
 from components.data.store import versioning
 from components.data.store.shards import open_images
-from components.domain.reading import load_domain
 from components.files import whole_file
 from components.workspace import Workspace
-from flows.plan import create_plan, known_size
+from flows.plan import create_plan, known_size, load_checked_domain
 from flows.progress import report
 
 USUAL_SIZE = 224  # of a backbone whose size is known only to its own library
@@ -18,9 +17,9 @@ USUAL_SIZE = 224  # of a backbone whose size is known only to its own library
 def preview(workspace: Workspace, name: str, overrides: Sequence[str], images: int) -> dict[str, Any]:
     """Draw the contact sheet; the data stages run first where the images changed since."""
     report("stage", title="read the images")
-    load_domain(workspace.domain_file(name))
+    domain = load_checked_domain(workspace, name, overrides)
     with versioning.hold_domain(workspace, name, f"tessera preview {name}"):
-        plan = create_plan(workspace, name, overrides)
+        plan = create_plan(workspace, domain)
         versioning.refresh(workspace, name)
         rows = choose_rows(plan.load_manifest(), images)
     img_size = known_size(plan.domain) or USUAL_SIZE

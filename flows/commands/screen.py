@@ -30,6 +30,8 @@ class Screen:
             self.progress.update(self.stage, description=event["title"], visible=True)
         elif kind == "stage-done":
             self.progress.console.print(f"[green]✓[/] {escape(event['title'])} [dim]{escape(event.get('note', ''))}[/]")
+        elif kind == "new":
+            self.progress.console.print(event["text"], markup=False, soft_wrap=True)
         elif kind == "note":
             self.progress.console.print(event["text"], markup=False, style="dim", soft_wrap=True)
         elif kind == "candidates":

@@ -3,7 +3,7 @@
     retrain/<domain>          on the pool `tessera`: data stages, gates, promotion; a CPU is enough
     promote/<domain>          on the pool `tessera`, for a person to start
     reproduce/<domain>        on the domain's own pool if it has one, because it is mostly a training
-    train_candidate/<pool>    on each pool that a domain.yaml names: only what needs the GPU
+    run_order/<pool>          on each pool that a domain.yaml names: only what needs the GPU
     automations               retrain when a data version is named; mark a run as crashed when its heartbeat stops
 
 Names follow from the domains, so deploying again changes only what has changed, and what no domain needs any more is
@@ -98,7 +98,7 @@ def _entries(domains: Sequence[Domain]) -> list[dict[str, Any]]:
     entries = [entry for domain in domains for entry in describe_flows(domain)]
     pools = sorted({domain.work_pool for domain in domains if domain.work_pool})
     text = "One candidate of a retrain, on this pool's workers. A retrain starts it, not a person."
-    return [*entries, *(_describe("flows.steps.dispatch.train_candidate", pool, text, [TAG], pool) for pool in pools)]
+    return [*entries, *(_describe("flows.steps.dispatch.run_order", pool, text, [TAG], pool) for pool in pools)]
 
 
 def describe_flows(domain: Domain) -> list[dict[str, Any]]:

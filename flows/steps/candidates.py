@@ -13,6 +13,7 @@ from components.tracking import artifacts, candidates, runs
 from components.tracking.store import Store
 from flows.plan import Plan
 from flows.processes.training import spawn_job
+from flows.steps.estimate import count_images
 from flows.steps.follow import follow_epochs, logging_epochs, progress_bar
 
 
@@ -36,13 +37,13 @@ def train_job(store: Store, plan: Plan, parent: str, name: str, job: Job, fresh:
     is not logged: the order was sent again because nothing was heard of this worker.
     """
     epochs, reporter, label = plan.domain.training.epochs, None, name.rpartition("-s")[0]
-    key = plan.candidate_key(job.tuner, job.seed)
+    tags = {"candidate_key": plan.candidate_key(job.tuner, job.seed), "train_images": str(count_images(plan))}
     result, run_id = find_trained(store, plan, parent, job, fresh)
     if result is None:
-        facts = {"role": "candidate", "tuner": label, "seed": str(job.seed), "candidate_key": key}
+        facts = {"role": "candidate", "tuner": label, "seed": str(job.seed)}
 
         def open_run() -> tuple[str, tuple[int, ...]]:
-            return runs.start_child(store, parent, f"{label} · seed {job.seed}", **facts), ()
+            return runs.start_child(store, parent, f"{label} · seed {job.seed}", **facts, **tags), ()
 
         with (
             progress_bar(f"{plan.domain.name}-{name}", name) as show,
@@ -51,13 +52,20 @@ def train_job(store: Store, plan: Plan, parent: str, name: str, job: Job, fresh:
         ):
             result = spawn_job(job, name)
         _, run_id = find_trained(store, plan, parent, job, fresh)
-    row = describe_result(plan, result)
     if run_id is None:
-        run_id = candidates.log_candidate(store, parent, plan.domain, result, row, job.raw, reporter, key=key)
-    elif reporter is not None and reporter.run_id is not None:
-        runs.end_child(
-            store, reporter.run_id, "KILLED", f"run {run_id} is of the same candidate and was finished before"
-        )
+        row = describe_result(plan, result)
+        run_id = candidates.log_candidate(store, parent, plan.domain, result, row, job.raw, reporter, **tags)
+        return row | {"run_id": run_id}
+    if reporter is not None and reporter.run_id is not None:
+        why = f"run {run_id} is of the same candidate and was finished before"
+        runs.end_child(store, reporter.run_id, "KILLED", why)
+    return take_over(store, plan, parent, result, run_id)
+
+
+def take_over(store: Store, plan: Plan, parent: str, result: Result, run_id: str) -> dict[str, Any]:
+    """The row of a candidate that has a run already, which gets the scores by the gates of today and this parent."""
+    row = describe_result(plan, result)
+    candidates.log_evaluation(store, run_id, plan.domain, result, row)
     runs.adopt_child(store, parent, run_id)
     return row | {"run_id": run_id}
 

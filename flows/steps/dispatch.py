@@ -12,12 +12,13 @@ worker dies sends the order again, to go on from the checkpoint where that is on
 
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal
 
 from prefect import flow, get_run_logger
@@ -30,7 +31,7 @@ from components.keys import Code, read_code
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import versions
 from components.records import Job, load_result
-from components.tracking import artifacts, candidates, runs
+from components.tracking import artifacts, candidates
 from components.tracking.store import Store
 from components.workspace import Workspace, find_workspace
 from flows.plan import Plan, hash_backbone
@@ -38,11 +39,11 @@ from flows.processes.fetched import Data, hold_fetched, is_here
 from flows.progress import report
 from flows.server.links import link
 from flows.server.prefect_boot import find_server
-from flows.steps.candidates import describe_result, find_trained, train_job
+from flows.steps.candidates import find_trained, take_over, train_job
 from flows.steps.judge import score_folder, score_version
 from flows.steps.search import search_options
 
-FLOW = "train_candidate"
+FLOW = "run_order"
 POLL_SECONDS = 1.0
 PATIENCE = 300.0  # seconds without an answer of the Prefect server: it may be restarted meanwhile
 TRIES = 3  # orders for one candidate whose workers die
@@ -51,7 +52,6 @@ UNHEARD = 30.0  # seconds after which it is said that no worker takes the order
 ANY_CLOCK = timedelta(days=1)
 WAITING = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
 LOST = ("CRASHED", "CANCELLED", "CANCELLING")
-_STOPPED = threading.Event()
 
 Action = Literal["search", "train", "score"]
 
@@ -93,12 +93,14 @@ def find_pool(domain: Domain) -> str | None:
 # The sender's side
 
 
-def train_on_pool(store: Store, plan: Plan, parent: str, name: str, job: Job, fresh: bool) -> dict[str, Any]:
+def train_on_pool(
+    store: Store, plan: Plan, parent: str, name: str, job: Job, fresh: bool, stopped: Event | None
+) -> dict[str, Any]:
     """Have a worker train the candidate, and bring its files to where they would be if it was trained here."""
     result, found = find_trained(store, plan, parent, job, fresh)
     if result is None or found is None:
         work = plan.candidate_key(job.tuner, job.seed)
-        send(_write_order(plan, parent, "train", name, work, job.tuner, fresh), _require_pool(plan))
+        send(_write_order(plan, parent, "train", name, work, job.tuner, fresh), _require_pool(plan), stopped)
         found = candidates.find_candidate(store, plan.domain.name, work, parent if fresh else None)
         result, same = find_trained(store, plan, parent, job, fresh)
         if found not in (None, same):  # what lay here before has other weights than those that the worker logged
@@ -110,25 +112,26 @@ def train_on_pool(store: Store, plan: Plan, parent: str, name: str, job: Job, fr
             found="none",
             hint="Worker and retrain must use one MLflow server: compare MLFLOW_TRACKING_URI of both.",
         )
-    runs.adopt_child(store, parent, found)
-    return describe_result(plan, result) | {"run_id": found}
+    return take_over(store, plan, parent, result, found)
 
 
-def search_on_pool(store: Store, plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
+def search_on_pool(
+    store: Store, plan: Plan, parent: str, tuner: Tuner, fresh: bool, stopped: Event | None
+) -> dict[str, Any]:
     """Have a worker do the search; its trials are in MLflow then, from which the same search is read here."""
     work, options = plan.trial_key(tuner, tuner), tuner.model_dump(mode="json")
     order = _write_order(plan, parent, "search", tuner.label, work, options, fresh)
-    send(order, _require_pool(plan))
+    send(order, _require_pool(plan), stopped)
     return search_options(store, plan, parent, tuner, fresh)
 
 
-def score_on_pool(store: Store, plan: Plan, parent: str, registered: int) -> None:
+def score_on_pool(store: Store, plan: Plan, parent: str, registered: int, stopped: Event | None) -> None:
     """Have a worker score a registered version, and bring the result to where `score_version` looks for it."""
     name, folder = f"version-{registered}", score_folder(plan, registered)
     if load_result(folder) is None:
         # fresh: the scores are left with this run
         order = _write_order(plan, parent, "score", name, plan.scores.name, {}, True, registered)
-        send(order, _require_pool(plan))
+        send(order, _require_pool(plan), stopped)
         artifacts.fetch_score(store, parent, name, folder)
 
 
@@ -173,10 +176,13 @@ def _name_place(workspace: Workspace) -> str:
     return f"{os.uname().nodename}:{workspace.root}"
 
 
-def send(order: Order, pool: str) -> None:
-    """Run the order on the pool and wait for its end. Raises TrainingError when it failed, or its workers died."""
+def send(order: Order, pool: str, stopped: Event | None = None) -> None:
+    """Run the order on the pool and wait for its end. Raises TrainingError when it failed, or its workers died.
+
+    stopped: set when the retrain is stopped, see `following`.
+    """
     for _ in range(TRIES):
-        state, message = _follow(order, pool, _submit(order, pool))
+        state, message = _follow(order, pool, _submit(order, pool), stopped or Event())
         if state == "COMPLETED":
             return
         if state not in LOST:
@@ -221,20 +227,20 @@ def _submit(order: Order, pool: str) -> Any:
 
 
 @contextmanager
-def following() -> Iterator[None]:
-    """Whatever ends the block from outside (Ctrl-C, a cancelled flow) is heard by the threads that follow orders, too;
-    an error of one order is none of the others' business."""
-    _STOPPED.clear()
+def following() -> Iterator[Event]:
+    """Yields an event for the threads that follow orders. It is set when something stops the block from outside
+    (Ctrl-C, a cancelled flow). An error of one order does not stop the others."""
+    stopped = Event()
     try:
-        yield
+        yield stopped
     except Exception:
         raise
     except BaseException:
-        _STOPPED.set()
+        stopped.set()
         raise
 
 
-def _follow(order: Order, pool: str, run_id: Any) -> tuple[str, str]:
+def _follow(order: Order, pool: str, run_id: Any, stopped: Event) -> tuple[str, str]:
     """Type and message of the run's last state. A server that is away is waited for; our own end cancels the run."""
     heard = began = time.monotonic()
     told = False
@@ -251,7 +257,7 @@ def _follow(order: Order, pool: str, run_id: Any) -> tuple[str, str]:
                     _date_back(run_id)
             elif time.monotonic() - heard > PATIENCE:
                 return "UNKNOWN", f"the Prefect server did not answer for {PATIENCE:.0f} s"
-            if _STOPPED.wait(POLL_SECONDS):
+            if stopped.wait(POLL_SECONDS):
                 raise KeyboardInterrupt
     except BaseException:
         _cancel(run_id)
@@ -300,7 +306,7 @@ def _read_state(run_id: Any) -> Any:
 
 
 @flow(name=FLOW, persist_result=False)
-def train_candidate(order: dict[str, Any]) -> None:
+def run_order(order: dict[str, Any]) -> None:
     """What a worker runs: one order, leaving everything in MLflow."""
     wanted = Order.model_validate(order)
     home = find_workspace()
@@ -329,18 +335,24 @@ def _obey(store: Store, wanted: Order, plan: Plan) -> None:
     get_run_logger().info("%s: val %.3f, MLflow run %s", wanted.name, row["val"], row["run_id"])
 
 
+def require_code(order: Order, ours: Code) -> None:
+    """Raise WorkspaceError where this worker's code would make another result than the sender's."""
+    parts = ("training", "search") if order.action == "search" else ("training",)
+    other = [part for part in parts if getattr(ours, part) != getattr(order.sources, part)]
+    if other:
+        raise WorkspaceError(
+            f"worker on {os.uname().nodename}",
+            expected=f"the code of the retrain, git commit {order.code[:12]}",
+            found=f"other code of {' and '.join(other)}",
+            hint="Bring worker and sender to the same commit; a result is found by the code that made it.",
+        )
+
+
 @contextmanager
 def receive(store: Store, order: Order, home: Workspace) -> Iterator[Plan]:
     """The sender's plan on this machine, its images and manifest in place as long as the block runs."""
     sources = read_code(home.cache)
-    ours, theirs = ((code.training, order.action == "search" and code.search) for code in (sources, order.sources))
-    if ours != theirs:
-        raise WorkspaceError(
-            f"worker on {os.uname().nodename}",
-            expected=f"the code of the retrain, git commit {order.code[:12]}",
-            found="other code of the training process" if ours[0] != theirs[0] else "other code of the search",
-            hint="Bring worker and sender to the same commit; a result is named by the code that made it.",
-        )
+    require_code(order, sources)
     domain = order.domain
     if domain.backbone.endswith(".safetensors"):
         domain = domain.model_copy(update={"backbone": str(home.root / domain.backbone)})
@@ -349,4 +361,5 @@ def receive(store: Store, order: Order, home: Workspace) -> Iterator[Plan]:
     here = order.place == _name_place(home) and is_here(home, data)
     with nullcontext(home) if here else hold_fetched(store, home, data) as place:
         backbone = hash_backbone(domain.backbone)
-        yield Plan(place, domain, tuners, order.version, order.code, sources, backbone, order.manifest)
+        plan = Plan(place, domain, tuners, order.version, order.code, sources, backbone)
+        yield replace(plan, manifest_sha256=order.manifest)

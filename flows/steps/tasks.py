@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial, wraps
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
@@ -24,8 +25,9 @@ from components.records import load_result
 from components.tracking import artifacts, runs
 from components.tracking.store import Store, is_server
 from components.workspace import Workspace, find_workspace
-from flows.plan import Plan, create_plan
-from flows.progress import Event, listening, report
+from flows import progress
+from flows.plan import Plan, create_plan, load_checked_domain
+from flows.progress import listening, report
 from flows.server.links import link, write_key
 from flows.steps import retrain_page
 from flows.steps.dispatch import find_pool, following, score_on_pool
@@ -49,12 +51,14 @@ def named_flow(name: str, run_name: str) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-def _log(logger: Any, event: Event) -> None:
+def _log(logger: Any, event: progress.Event) -> None:
     match event:
         case {"event": "note", "text": text}:
             logger.warning("%s", text)
         case {"event": "stage-done", "title": what, "note": note}:
             logger.info("%s: %s", what, note)
+        case {"event": "new", "text": text}:
+            logger.info("%s", text)
         case {"event": "candidate" | "search-done", "name": what, "note": note}:
             logger.info("%s: %s", what, note)
 
@@ -90,16 +94,18 @@ def enter(workspace: str | None) -> Workspace:
 
 
 @contextmanager
-def turn(place: Workspace, flow_name: str, of: str) -> Iterator[None]:
-    """One such flow at a time; a second one waits and says so."""
+def turn(place: Workspace, flow_name: str, of: str) -> Iterator[bool]:
+    """One such flow at a time; a second one waits and says so. Yields whether it had to wait."""
+    waited = False
     lock = FileLock(place.state / "locks" / f"{flow_name}-{of}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        waited = True
         report("stage", title=f"wait for another {flow_name} of {of} to end")
         lock.acquire()
     try:
-        yield
+        yield waited
     finally:
         lock.release()
 
@@ -108,29 +114,31 @@ def run_all(plan: Plan, tasks: Sequence[Any], orders: Sequence[tuple[Any, ...]])
     """What each task makes of its order: all at once where a work pool does the work, one after the other here."""
     if find_pool(plan.domain) is None:
         return [task(*order) for task, order in zip(tasks, orders, strict=True)]
-    with following():
-        futures = [task.submit(*order) for task, order in zip(tasks, orders, strict=True)]
+    with following() as stopped:
+        futures = [task.submit(*order, stopped) for task, order in zip(tasks, orders, strict=True)]
         for future in futures:
             future.wait()  # one that failed costs the others nothing
         return [future.result() for future in futures]
 
 
 @step("version images")
-def version_images(workspace: Workspace, domain: str, overrides: Sequence[str]) -> Plan:
-    plan = create_plan(workspace, domain, overrides)
+def version_images(workspace: Workspace, domain: str, overrides: Sequence[str] = (), plan: Plan | None = None) -> Plan:
+    """The plan for the images as they are now, which are pushed. plan: one made before, good if it still holds."""
+    if plan is None or not plan.holds():
+        plan = create_plan(workspace, load_checked_domain(workspace, domain, overrides))
     versioning.push_version(workspace, domain)
     return plan
 
 
-def prepare_data(plan: Plan) -> dict[str, Any]:
-    """The data stages of dvc.yaml, a task each; returns the validation's summary."""
+def prepare_data(plan: Plan, stages: Stages) -> dict[str, Any]:
+    """The data stages of dvc.yaml, one task each; returns the validation's summary."""
     titles = {
         "manifest": "read manifest",
         "features": "compare images",
         "validate": "validate images",
         "split": "split groups",
     }
-    with closing(plan.create_stages()) as stages:
+    with closing(stages):
         for stage, title in titles.items():
             report("stage", title=title)
             run_stage.with_options(name=title, task_run_name=title)(stages, stage)
@@ -173,27 +181,28 @@ def recording(plan: Plan, role: runs.Role) -> Iterator[str]:
 
 
 @step("score challenger")
-def score_challenger(plan: Plan, parent: str, version: int) -> None:
+def score_challenger(plan: Plan, parent: str, version: int, stopped: Event | None = None) -> None:
     """Where a gate limits what serving takes, on this machine in any case."""
     store = Store.open(plan.workspace)
-    _score(store, plan, parent, versions.require_version(plan.domain.name, version), here=limits_serving(plan.domain))
+    challenger = versions.require_version(plan.domain.name, version)
+    _score(store, plan, parent, challenger, stopped, here=limits_serving(plan.domain))
 
 
 @step("score champion")
-def score_champion(plan: Plan, parent: str, challenger: int) -> None:
+def score_champion(plan: Plan, parent: str, challenger: int, stopped: Event | None = None) -> None:
     """The gate finds the scores. A champion that comes in between is scored by the gate itself."""
     store = Store.open(plan.workspace)
     champion = versions.load_version(plan.domain.name, versions.CHAMPION)
     if champion is not None and champion.version != challenger:
-        _score(store, plan, parent, champion)
+        _score(store, plan, parent, champion, stopped)
 
 
-def _score(store: Store, plan: Plan, parent: str, version: Version, here: bool = False) -> None:
+def _score(store: Store, plan: Plan, parent: str, version: Version, stopped: Event | None, here: bool = False) -> None:
     """On the work pool where there is one, else here; the predictions come to `score_folder` from both."""
     if here or find_pool(plan.domain) is None:
         score_version(plan, version)
     else:
-        score_on_pool(store, plan, parent, version.version)
+        score_on_pool(store, plan, parent, version.version, stopped)
 
 
 @step("gate and promote")

@@ -8,32 +8,10 @@ The stages are forced, because DVC cannot see changes of Tessera's own code. The
 everything else are proven to be unchanged (see `proofs`).
 """
 
-import atexit
 from collections.abc import Iterator
 
 from components.data.store import proofs, versioning
 from components.workspace import Workspace
-
-#: Begun by who knew that they would be wanted, before Prefect was up; taken once.
-_BEGUN: list["Stages"] = []
-
-
-def begin_stages(workspace: Workspace, name: str, md5: str, code: str) -> None:
-    """DVC works from now on; `create_stages` finds it."""
-    stages = Stages(workspace, name, md5, code)
-    atexit.register(stages.close)
-    if not stages.fresh:
-        stages.begin()
-    _BEGUN.append(stages)
-
-
-def create_stages(workspace: Workspace, name: str, md5: str, code: str) -> "Stages":
-    """The stages of these images and this code: those that were begun for them, or new ones."""
-    for stages in _BEGUN:
-        if (stages.workspace, stages.name, stages.md5, stages.code) == (workspace, name, md5, code):
-            _BEGUN.remove(stages)
-            return stages
-    return Stages(workspace, name, md5, code)
 
 
 class Stages:
