@@ -1,12 +1,16 @@
 """Any number of labels per image, from training to the answer, on tiles with coloured patches."""
 
+import base64
 import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 import tiny
+from conftest import DOMAIN as PARTS
+from conftest import TINY, create_workspace, run_tessera
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
@@ -114,3 +118,69 @@ def test_a_tile_of_one_patch_is_answered_its_label(result: Result, tmp_path: Pat
     Image.fromarray(pixels).save(tmp_path / "one.png")
     (answer,) = Predictor(result.folder / "adapter").predict([tmp_path / "one.png"])
     assert max(answer.probabilities, key=answer.probabilities.__getitem__) == "red"
+
+
+def test_the_served_model_answers_a_list(result: Result, folder: Path) -> None:
+    from components.serving.pyfunc import AdapterModel
+
+    path = folder / "raw" / load_predictions(result.folder, "test")["path"][0]
+    model = AdapterModel()
+    model.predictor = Predictor(result.folder / "adapter")
+    table = model.predict(None, pd.DataFrame({"image": [base64.b64encode(path.read_bytes()).decode()]}))
+    assert list(table.columns) == ["labels", "p_dark", "p_light", "p_red"]
+    (expected,) = model.predictor.predict([path])
+    assert table["labels"][0] == expected.answer["labels"]
+
+
+def test_seeds_are_averaged_by_score_not_by_probability(result: Result, domain: Domain) -> None:
+    frame, task = load_predictions(result.folder, "test"), create_task(domain)
+    other = frame.with_columns(p_red=1 - pl.col("p_red"))
+    ones = np.ones((1, frame["group"].n_unique()))
+    single = [task.evidence(each, domain.classes).scores(ones)[0] for each in (frame, other)]
+    together = task.mean_evidence([frame, other], domain.classes)
+    assert together.scores(ones)[0] == pytest.approx(np.mean(single))
+    half = np.arange(ones.shape[1] // 2)
+    alone = [task.evidence(each, domain.classes).only(half).scores(ones[:, half])[0] for each in (frame, other)]
+    assert together.only(half).scores(ones[:, half])[0] == pytest.approx(np.mean(alone))
+
+
+# The whole road, through the command line
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """The domain `parts` with its defect and its surface as labels, and none where there is no defect."""
+    table = pl.read_csv(images / "labels.csv")
+    surfaces = sorted(set(table["surface"]))
+    labels = [f"{label};{surface}" for label, surface in table.select("label", "surface").iter_rows()]
+    labels = ["" if text.startswith("none;") else text for text in labels]
+    place = create_workspace(
+        tmp_path_factory.mktemp("road") / "workspace",
+        images,
+        task="multilabel",
+        layout={"kind": "csv", "separator": ";"},
+        classes=[*TINY["classes"][1:], *surfaces],
+        candidates=["linear"],
+        slices=["surface"],
+    )
+    table.with_columns(label=pl.Series(labels)).write_csv(place / "data" / PARTS / "raw" / "labels.csv")
+    return place
+
+
+@pytest.mark.slow
+def test_a_domain_of_labels_is_retrained_promoted_and_reproduced(road: Path) -> None:
+    retrained = run_tessera(road, "retrain", PARTS)
+    assert (retrained.code, retrained.outcome["verdict"]) == (0, "PROMOTE"), retrained.stderr
+    floor = next(found for found in retrained.outcome["findings"] if found["gate"] == "floor")
+    assert "macro average precision" in floor["reason"]
+    report = Path(retrained.outcome["report"])
+    assert "The score is macro average precision" in report.read_text()
+    card = (report.parent / "model_card.md").read_text()
+    assert "Macro average precision" in card
+    assert "class = crack" in card
+    picture = next((road / "data" / PARTS / "raw" / "images").glob("*.jpg"))
+    predicted = run_tessera(road, "predict", PARTS, str(picture)).outcome
+    (answer,), thresholds = predicted["predictions"], predicted["thresholds"]
+    assert answer["labels"] == [name for name, p in answer["probabilities"].items() if p >= thresholds[name]]
+    again = run_tessera(road, "reproduce", PARTS, "1")
+    assert (again.code, again.outcome["bit_equal"]) == (0, True), again.stderr

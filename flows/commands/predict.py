@@ -60,6 +60,7 @@ def predict(
         "domain": name,
         "version": champion.version,
         "tuner": champion.tuner,
+        "thresholds": dict(meta.thresholds) or None,
         "input": meta.input and meta.input.model_dump(mode="json"),
         "predictions": rows,
         "answered": len(rows) - len(failed),
