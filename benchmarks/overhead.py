@@ -29,7 +29,8 @@ COLD, WARM = 12.0, 15.0
 #: The command line with a listener that writes every event and its time to stderr.
 TOLD = """
 import json, sys, time
-from flows import cli, progress
+from flows import progress
+from flows.commands import cli
 started = float(sys.argv.pop(1))
 def tell(event):
     print("event", json.dumps([time.time() - started, event["event"], event.get("title", event.get("name", ""))]),

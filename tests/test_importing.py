@@ -403,7 +403,7 @@ def test_a_folder_replaced_by_a_killed_process_is_the_old_or_the_new_one(tmp_pat
 
 IMPORT = """
 from pathlib import Path
-from components.data import versioning
+from components.data.store import versioning
 from components.data.store.importing import import_folder
 from components.workspace import Workspace
 place = Workspace(Path(sys.argv[2]))

@@ -24,7 +24,7 @@ LOAD = """
 import hashlib, sys
 from pathlib import Path
 import polars as pl
-from components.data import pixels
+from components.data.batches import pixels
 folder, size = Path(sys.argv[1]), int(sys.argv[2])
 decoded = 0
 def count(*arguments):

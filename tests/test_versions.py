@@ -290,7 +290,7 @@ def test_the_second_writer_says_for_whom_it_waits(tmp_path: Path) -> None:
     workspace, _ = create_place(tmp_path / "w", git=False)
     code = (
         "import sys; from pathlib import Path; from components.workspace import Workspace;"
-        "from components.data import versioning;"
+        "from components.data.store import versioning;"
         "print(versioning.record_version(Workspace(Path(sys.argv[1])), 'tiles').files)"
     )
     with versioning.turn(workspace, "tessera version tiles"):
