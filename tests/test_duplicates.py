@@ -212,6 +212,7 @@ def test_what_was_seen_is_not_looked_at_again():
     assert len(set(read)) < 21
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 15), min_size=1), min_size=1, max_size=3))
 def test_a_search_depends_on_the_pictures_alone(sets):

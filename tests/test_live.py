@@ -157,6 +157,7 @@ def test_a_training_does_not_wait_for_the_store() -> None:
     reporter.close()
 
 
+@pytest.mark.slow
 def test_a_candidate_logged_live_is_logged_whole(store: Store, workspace: Workspace, parent: str) -> None:
     """The run of the training becomes the candidate's; epochs MLflow missed are added, none is there twice."""
     domain = tiny.create_domain()

@@ -101,6 +101,7 @@ def read_crops(result: Result) -> tuple[Path, pl.DataFrame]:
     return root / "raw", load_predictions(result.folder, "test").join(manifest, on="id").sort("path")
 
 
+@pytest.mark.slow
 def test_the_adapter_says_what_an_input_is(crops: Result, pictures: Result) -> None:
     asked = [load_meta(result.folder / "adapter").input for result in (crops, pictures)]
     assert [one and one.model_dump() for one in asked] == [
@@ -523,6 +524,7 @@ def test_other_answers_are_another_adapter(pictures: Result, workspace: Workspac
         assert (retrain.find_registered(workspace, "plain", tmp_path / "adapter") is not None) is same
 
 
+@pytest.mark.slow
 def test_a_champion_moved_by_hand_is_reported_and_restored(
     store: Store, pictures: Result, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ class TestDistillation:
         assert values.max() < 1.4
 
 
+@pytest.mark.slow
 class TestRun:
     def test_it_makes_a_backbone_that_loads(self, teacher: Path, tmp_path: Path) -> None:
         out = tmp_path / "student.safetensors"

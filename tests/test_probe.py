@@ -142,6 +142,7 @@ def train(place: Path, name: str, seed: int = 0, tuner: dict[str, Any] | None = 
     return job.folder
 
 
+@pytest.mark.slow
 def test_neither_seed_nor_epochs_nor_old_options_have_a_say(place: Path) -> None:
     first = load_file(train(place, "first") / "adapter/adapter.safetensors")
     old = {"kind": "linear", "lr": 0.02, "weight_decay": 0.1}

@@ -201,6 +201,7 @@ def test_a_search_needs_a_budget() -> None:
         parse_domain(record | {"search": {"trial": 2}}, "here")
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_from_its_rung(tmp_path: Path) -> None:
     """Stopped at a rung and gone on, it stands where one stands that was never stopped; no adapter is left."""
     domain = tiny.create_domain()

@@ -92,6 +92,7 @@ def list_artifacts(run_id: str, folder: str | None = None) -> set[str]:
     return {entry.path for entry in mlflow.MlflowClient().list_artifacts(run_id, folder)}
 
 
+@pytest.mark.slow
 def test_the_tree_of_runs(finished: dict[str, Any]) -> None:
     parent, child, failed = (get_run(finished[key]) for key in ("parent", "child", "failed"))
     assert [run.info.status for run in (parent, child, failed)] == ["FINISHED", "FINISHED", "FAILED"]
