@@ -48,8 +48,7 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv(hub.ANSWER, "")
-    monkeypatch.delenv(hub.ANSWER)
+    hub.ask_in_time.cache_clear()
     return tmp_path / "cache"
 
 
@@ -217,7 +216,7 @@ class TestHub:
             monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
             assert hub.choose_backbone(hub.UNNAMED)[0] == hub.DEFAULT
             server.shutdown()
-        monkeypatch.setenv(hub.ANSWER, "no answer")
+        monkeypatch.setattr(hub, "ask_in_time", lambda address: f"no answer from {address}")
         assert hub.choose_backbone(hub.UNNAMED)[0] == "embedded"
         repository = no_hub / f"models--timm--{hub.DEFAULT}"
         for part in (repository / "refs", repository / "snapshots" / "abc"):

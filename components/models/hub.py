@@ -1,15 +1,14 @@
 """The model hub: does it answer, and which backbone is meant where a domain names none. No torch here.
 
-Asked once a run: the answer is kept in the environment, which training processes inherit.
+Asked once per process. A plan names the backbone that was chosen, so training processes do not ask.
 """
 
-import os
 import threading
 import urllib.error
 import urllib.request
+from functools import cache
 
 SECONDS = 1.5  # for the whole question, names looked up included
-ANSWER = "TESSERA_HUB"  # `answers`, or why it does not
 
 UNNAMED = "auto"
 EMBEDDED = "embedded"
@@ -29,24 +28,26 @@ def choose_backbone(named: str) -> tuple[str, str]:
 
 
 def why_unreachable() -> str:
-    """'' if the hub answers, else the reason; found out in under two seconds and remembered.
-
-    A thread bounds the whole of it: looking up a name heeds no timeout, and the hub's own client retries an absent
-    network for half a minute.
-    """
+    """'' if the hub answers, else the reason. Takes less than two seconds, once per process."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    if ANSWER not in os.environ:
-        reasons: list[str] = []
-        asking = threading.Thread(target=lambda: reasons.append(_ask(constants.ENDPOINT)), daemon=True)
-        asking.start()
-        asking.join(SECONDS)
-        silence = f"no answer from {constants.ENDPOINT} in {SECONDS} s"
-        os.environ[ANSWER] = (reasons[0] if reasons else silence) or "answers"
-    answer = os.environ[ANSWER]
-    return "" if answer == "answers" else answer
+    return ask_in_time(constants.ENDPOINT)
+
+
+@cache
+def ask_in_time(address: str) -> str:
+    """The same for one address.
+
+    A thread bounds the time: a look-up of a name obeys no timeout, and the hub's own client retries an absent network
+    for half a minute.
+    """
+    reasons: list[str] = []
+    asking = threading.Thread(target=lambda: reasons.append(_ask(address)), daemon=True)
+    asking.start()
+    asking.join(SECONDS)
+    return reasons[0] if reasons else f"no answer from {address} in {SECONDS} s"
 
 
 def _ask(address: str) -> str:
