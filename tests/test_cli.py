@@ -182,6 +182,7 @@ def test_a_disk_without_room_is_reported(tmp_path: Path, images: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_workspace_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     answer = run_tessera(tmp_path / "file" / "workspace", "check", DOMAIN)

@@ -234,6 +234,7 @@ def test_who_was_frozen_and_wakes_up_overwrites_nothing(tmp_path: Path, sqlite: 
         assert (champion, previous) == (4, records[-1][1])
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_promoter_is_free(tmp_path: Path, sqlite: str) -> None:
     place = Workspace(tmp_path)
     ask(sqlite, place, lambda: register("tiles", 1))

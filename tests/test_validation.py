@@ -65,6 +65,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "changes", "write", "sizes"), CASES, ids=lambda value: str(value)[:9])
 def test_every_layout_goes_through_all_stages_with_the_same_bytes(tmp_path, layout, changes, write, sizes):
     domain = make_domain(layout=layout, **changes)
@@ -403,6 +404,7 @@ def test_near_duplicates_are_joined_reported_or_not_looked_for(copies: Workspace
         assert found.setdefault(mode, (record, file.read_bytes())) == (record, file.read_bytes())
 
 
+@pytest.mark.slow
 def test_a_check_repeated_or_after_a_new_title_gives_the_same_bits(copies: Workspace) -> None:
     names = ("matches.parquet", "features.parquet", "valid.parquet", "validation.json", "manifest.parquet")
     seen = []
