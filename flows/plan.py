@@ -26,6 +26,7 @@ from components.models.hub import EMBEDDED, choose_backbone
 from components.models.tuners import Tuner, create_tuners
 from components.promotion.gates.decide import require_gates
 from components.records import Job
+from components.records.images import LeftOut, ValidationSummary
 from components.tasks import create_task
 from components.training.search import Trial, choose_seed, plan_rungs
 from components.workspace import Workspace
@@ -119,15 +120,15 @@ class Plan:
     def validation_report(self) -> Path:
         return self.workspace.derived(self.domain.name) / "validation.html"
 
-    def load_validation(self) -> dict[str, Any]:
+    def load_validation(self) -> ValidationSummary:
         """What the validate stage found last."""
-        record: dict[str, Any] = json.loads(self.validation_report.with_suffix(".json").read_text(encoding="utf-8"))
-        return record
+        text = self.validation_report.with_suffix(".json").read_text(encoding="utf-8")
+        return ValidationSummary.model_validate_json(text)
 
-    def load_aside(self) -> list[dict[str, str]]:
-        """Images that no side may have, and why: what the split stage found last."""
-        found: list[dict[str, str]] = json.loads(self.manifest.with_name("aside.json").read_text(encoding="utf-8"))
-        return found
+    def load_aside(self) -> tuple[LeftOut, ...]:
+        """Images that are excluded from all splits, and why: what the split stage found last."""
+        text = self.manifest.with_name("aside.json").read_text(encoding="utf-8")
+        return tuple(LeftOut.model_validate(row) for row in json.loads(text))
 
     def load_manifest(self) -> pl.DataFrame:
         """The samples with their splits, held to the schema."""

@@ -3,10 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from components.errors import make_visible
 
+Shown = TypeVar("Shown")
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 
@@ -19,13 +23,20 @@ def report(event: str, **facts: Any) -> None:
         listener(make_harmless({"event": event, **facts}))
 
 
-def make_harmless(value: Any) -> Any:
-    """The same mapping, list or text with every control character in it written out, for a terminal to show."""
+def make_harmless(value: Shown) -> Shown:
+    """The same record, mapping, list or text with every control character in it written out, for a terminal to show."""
+    harmless: Any = value
     if isinstance(value, str):
-        return make_visible(value)
-    if isinstance(value, Mapping):
-        return {make_harmless(key): make_harmless(item) for key, item in value.items()}
-    return [make_harmless(item) for item in value] if isinstance(value, list | tuple) else value
+        harmless = make_visible(value)
+    elif isinstance(value, Path):
+        harmless = Path(make_visible(str(value)))
+    elif isinstance(value, BaseModel):
+        harmless = value.model_copy(update={name: make_harmless(item) for name, item in value})
+    elif isinstance(value, Mapping):
+        harmless = {make_harmless(key): make_harmless(item) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        harmless = type(value)(map(make_harmless, value))
+    return harmless  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -4,12 +4,12 @@
 when something is wrong, and must not wait for an orchestrator.
 """
 
-from typing import Any
-
 from components.data.store.versioning import hold_domain
 from components.errors import PromotionError
 from components.promotion import aliases, versions
+from components.promotion.gates.base import Decision
 from components.promotion.versions import Version
+from components.records.history import Promotion
 from components.tracking import outcomes
 from components.tracking.store import Store
 from components.workspace import Workspace
@@ -38,7 +38,7 @@ from flows.steps.tasks import (
 @named_flow("promote", "promote {domain}")
 def promote(
     domain: str, version: int | None = None, approval: Approval | None = None, workspace: str | None = None
-) -> dict[str, Any]:
+) -> Promotion:
     """Judge a version (the challenger when none is named) against the present champion; promote it if it passes.
 
     Returns what `tessera promote --json` prints.
@@ -54,8 +54,7 @@ def promote(
     report("stage", title="find the versions")
     challenger, champion = find_versions(place, domain, version, approval)
     if champion is not None and champion.version == challenger.version:
-        decision = describe_champion(challenger.version).model_dump(mode="json")
-        return _describe(domain, challenger.version, decision)
+        return _describe(domain, challenger.version, describe_champion(challenger.version))
     with hold_domain(place, domain, f"promotion of {domain}", patience=-1):
         plan = version_images(place, domain)
         if find_pool(plan.domain) is None:
@@ -69,7 +68,7 @@ def promote(
         report("stage", title="gate")
         scores = score_folder(plan, challenger.version)
         decision, _ = gate_and_promote(plan, scores, challenger.version, approval)
-        report("stage-done", title=f"gated version {challenger.version}", note=decision["verdict"])
+        report("stage-done", title=f"gated version {challenger.version}", note=decision.verdict)
         outcome = _describe(domain, challenger.version, decision)
         publish(plan, parent, outcome)
     return outcome
@@ -106,14 +105,24 @@ def _require_approval(name: str, number: int | None, approval: Approval, asked: 
         )
 
 
-def _describe(domain: str, challenger: int, decision: dict[str, Any]) -> dict[str, Any]:
-    told = {key: decision[key] for key in ("verdict", "reason", "findings", "warnings")}
-    return describe_history(domain) | told | {"challenger_version": challenger}
+def _describe(domain: str, challenger: int, decision: Decision) -> Promotion:
+    known = describe_history(domain)
+    return Promotion(
+        domain=domain,
+        verdict=decision.verdict,
+        reason=decision.reason,
+        findings=decision.findings,
+        warnings=decision.warnings,
+        challenger_version=challenger,
+        champion_version=known.champion_version,
+        records=known.records,
+        ledger_problems=known.ledger_problems,
+    )
 
 
 @step("publish verdict")
-def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
+def publish(plan: Plan, parent: str, promotion: Promotion) -> None:
     """The verdict as a page of the flow run and in MLflow."""
     store = Store.open(plan.workspace)
-    outcomes.log_verdict(store, parent, outcome)
-    show("promote", plan.domain.name, retrain_page.render_verdict(outcome), "Verdict and what each gate found")
+    outcomes.log_verdict(store, parent, promotion)
+    show("promote", plan.domain.name, retrain_page.render_verdict(promotion), "Verdict and what each gate found")

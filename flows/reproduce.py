@@ -10,7 +10,6 @@ import math
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from components.promotion import versions
 from components.promotion.evidence import score_frame
 from components.promotion.versions import Version
 from components.records import PROBABILITY, Job, Result, load_predictions, load_result
+from components.records.history import Reproduced
 from components.tasks import create_task
 from components.tasks.base import by_class
 from components.tracking import artifacts
@@ -42,9 +42,7 @@ CHANGED = 0.05
 
 
 @named_flow("reproduce", "reproduce {domain} version {version}")
-def reproduce(
-    domain: str, version: int, tolerance: float | None = None, workspace: str | None = None
-) -> dict[str, Any]:
+def reproduce(domain: str, version: int, tolerance: float | None = None, workspace: str | None = None) -> Reproduced:
     """Train the version again in a scratch folder and compare; the folder stays where the two differ.
 
     Returns what `tessera reproduce --json` prints.
@@ -68,13 +66,17 @@ def reproduce(
         report("stage", title="train it again")
         after = train_again(job, f"version {version} again", code, scratch)
         recorded = Job.model_validate(job).domain
-        outcome: dict[str, Any] = compare(place, found, recorded, before, after, tolerance)
-        outcome |= {"data_version": job["data_version"], "code": "this code" if code == REPOSITORY else "its commit"}
-        if outcome["verdict"] == "PASS":
+        known = compare(place, found, recorded, before, after, tolerance)
+        passed = known["verdict"] == "PASS"
+        outcome = Reproduced(
+            **known,
+            scratch=None if passed else scratch,
+            data_version=job["data_version"],
+            code="this code" if code == REPOSITORY else "its commit",
+        )
+        if passed:
             shutil.rmtree(scratch)
-        else:
-            outcome["scratch"] = str(scratch)
-        report("stage-done", title=f"trained version {version} again", note=outcome["verdict"])
+        report("stage-done", title=f"trained version {version} again", note=outcome.verdict)
         show(
             "reproduce",
             domain,
@@ -144,7 +146,7 @@ def compare(
     same_machine = before.environment == after.environment
     exact = after.adapter_sha256 == version.adapter_sha256
     facts: dict[str, Any] = {"domain": version.domain, "version": version.version}
-    facts |= {"bit_equal": exact, "same_machine": same_machine, "differs": None, "scratch": None}
+    facts |= {"bit_equal": exact, "same_machine": same_machine, "differs": None}
     if exact:
         return facts | {"verdict": "PASS", "reason": "The weights are the same, bit for bit."}
     differs = facts["differs"] = _find_difference(workspace, version, before, after)
@@ -208,7 +210,7 @@ def _describe_predictions(before: Result, after: Result) -> str:
     return f"probabilities differ by at most {gap:.2g}"
 
 
-def render_comparison(outcome: Mapping[str, Any], before: Result, after: Result, metric: str) -> str:
+def render_comparison(outcome: Reproduced, before: Result, after: Result, metric: str) -> str:
     """The verdict, and what both trainings came to."""
     rows = [
         (key, f"{before.metrics[key]:.4f}", f"{after.metrics[key]:.4f}")
@@ -218,15 +220,15 @@ def render_comparison(outcome: Mapping[str, Any], before: Result, after: Result,
     keys = sorted(before.environment.keys() | after.environment.keys())
     rows += [(key, before.environment.get(key, "unknown"), after.environment.get(key, "unknown")) for key in keys]
     lines = [
-        f"# {outcome['domain']} version {outcome['version']}, trained again: {outcome['verdict']}",
+        f"# {outcome.domain} version {outcome.version}, trained again: {outcome.verdict}",
         "",
-        outcome["reason"],
+        outcome.reason,
         "",
         "| | then | now |",
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        f"By {outcome['code']}, from data version `{outcome['data_version']}`.",
-        *([f"What it left is in `{outcome['scratch']}`."] if outcome["scratch"] else []),
+        f"By {outcome.code}, from data version `{outcome.data_version}`.",
+        *([f"What it left is in `{outcome.scratch}`."] if outcome.scratch else []),
     ]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ an embedded one.
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -20,6 +21,8 @@ from components.models.tuners import Tuner, create_tuners
 from components.promotion import aliases, versions
 from components.promotion.versions import Version
 from components.records import Job, load_result
+from components.records.images import ValidationSummary
+from components.records.outcomes import Outcome, SearchedTuner, Status, TrainedCandidate, Verdict
 from components.tasks import create_task
 from components.tracking import artifacts, outcomes
 from components.tracking.store import Store
@@ -31,7 +34,7 @@ from flows.server.links import list_pages
 from flows.steps import retrain_page
 from flows.steps.beginning import Beginning, begin
 from flows.steps.candidates import select_candidate, train_job
-from flows.steps.card import Card, write_card
+from flows.steps.card import ModelCard, write_card
 from flows.steps.compare import PICTURE, draw_picture, summarise_tuners
 from flows.steps.dispatch import find_pool, search_on_pool, train_on_pool
 from flows.steps.search import search_options
@@ -50,13 +53,13 @@ from flows.steps.tasks import (
     version_images,
 )
 
-STATUS = {"PROMOTE": "done", "HOLD": "held", "REJECT": "rejected"}
+STATUS: dict[Verdict, Status] = {"PROMOTE": "done", "HOLD": "held", "REJECT": "rejected"}
 
 
 @named_flow("retrain", "retrain {domain}")
 def retrain(
     domain: str, workspace: str | None = None, overrides: list[str] | None = None, force: bool = False
-) -> dict[str, Any]:
+) -> Outcome:
     """Retrain one domain and promote the best candidate if the gates agree.
 
     Returns what `tessera retrain --json` prints. Raises the TesseraError that stopped it.
@@ -70,22 +73,20 @@ def retrain(
     return follow(enter(workspace), domain, overrides or [], force)
 
 
-def go_on(begun: Beginning, **parameters: Any) -> dict[str, Any]:
+def go_on(begun: Beginning, **parameters: Any) -> Outcome:
     """The same flow in the process that has begun it. parameters: those of `retrain`."""
 
     @wraps(retrain.fn)
     def retrain_begun(
         domain: str, workspace: str | None = None, overrides: list[str] | None = None, force: bool = False
-    ) -> dict[str, Any]:
+    ) -> Outcome:
         return follow(enter(workspace), domain, overrides or [], force, begun)
 
-    outcome: dict[str, Any] = named_flow("retrain", "retrain {domain}")(retrain_begun)(**parameters)
+    outcome: Outcome = named_flow("retrain", "retrain {domain}")(retrain_begun)(**parameters)
     return outcome
 
 
-def follow(
-    place: Workspace, domain: str, overrides: list[str], force: bool, begun: Beginning | None = None
-) -> dict[str, Any]:
+def follow(place: Workspace, domain: str, overrides: list[str], force: bool, begun: Beginning | None = None) -> Outcome:
     """All steps of a retrain. begun: its beginning, made again where something has changed since."""
     started = time.monotonic()
     with turn(place, "retrain", domain) as waited:
@@ -97,7 +98,8 @@ def follow(
                 begun = begin_again(plan, force, begun)
             if begun.known is not None:
                 return begun.known
-            report("new", text=begun.describe(), **begun.facts)
+            facts = {"new": begun.new.model_dump(mode="json"), "estimate_seconds": begun.estimate.seconds}
+            report("new", text=begun.describe(), **facts)
             if find_pool(plan.domain) is None:
                 prepare(plan.domain)
             summary = prepare_data(plan, begun.stages)
@@ -106,8 +108,7 @@ def follow(
                 shutil.rmtree(plan.scores, ignore_errors=True)
         with recording(plan, "retrain") as parent:
             plan, searches = search_candidates(plan, parent, fresh=force)
-            facts = {"validation": summary, **begun.facts}
-            outcome = _train_and_promote(plan, parent, searches, facts, started, fresh=force)
+            outcome = _train_and_promote(plan, parent, searches, summary, begun, started, fresh=force)
     return outcome
 
 
@@ -119,41 +120,49 @@ def begin_again(plan: Plan, force: bool, begun: Beginning | None) -> Beginning:
 
 
 def _train_and_promote(
-    plan: Plan, parent: str, searches: dict[str, Any], facts: dict[str, Any], started: float, fresh: bool
-) -> dict[str, Any]:
-    """From fit images to a decision; everything here is inside the MLflow parent run. facts: known before it began."""
-    rows = train_candidates(plan, parent, fresh)
-    best = select_candidate(rows)
-    best["selected"] = True
+    plan: Plan,
+    parent: str,
+    searches: Mapping[str, SearchedTuner],
+    summary: ValidationSummary,
+    begun: Beginning,
+    started: float,
+    fresh: bool,
+) -> Outcome:
+    """From fit images to a decision; everything here is inside the MLflow parent run."""
+    rows = select_candidate(train_candidates(plan, parent, fresh))
+    best = next(row for row in rows if row.selected)
     report("stage", title="register and gate")
     version = register_challenger(plan, best)
     score_champion(plan, parent, version)
-    decision, champion = gate_and_promote(plan, Path(best["folder"]), version)
-    report("stage-done", title=f"gated version {version}", note=decision["verdict"])
-    outcome = {
-        "domain": plan.domain.name,
-        "status": STATUS[decision["verdict"]],
-        "data_version": plan.version.md5,
-        "verdict": decision["verdict"],
-        "reason": decision["reason"],
-        "findings": decision["findings"],
-        "warnings": decision["warnings"],
-        "champion_version": champion,
-        "challenger_version": version,
-        "manifest_key": plan.manifest_key,
-        "verdict_key": plan.verdict_key,
-        "backbone": best["backbone"],
-        "tuners": summarise_tuners(plan, rows, searches),
-        "candidates": [{key: row[key] for key in row if key not in ("backbone", "folder")} for row in rows],
-        **facts,
-        "report": str(retrain_page.report_path(plan)),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    decision, champion = gate_and_promote(plan, best.folder, version)
+    report("stage-done", title=f"gated version {version}", note=decision.verdict)
+    outcome = Outcome(
+        domain=plan.domain.name,
+        status=STATUS[decision.verdict],
+        data_version=plan.version.md5,
+        verdict=decision.verdict,
+        reason=decision.reason,
+        findings=decision.findings,
+        warnings=decision.warnings,
+        champion_version=champion,
+        challenger_version=version,
+        manifest_key=plan.manifest_key,
+        verdict_key=plan.verdict_key,
+        metric=create_task(plan.domain).metric,
+        backbone=best.backbone,
+        tuners=summarise_tuners(plan, rows, searches),
+        candidates=tuple(row.to_row() for row in rows),
+        validation=summary.count(),
+        new=begun.new,
+        estimate_seconds=begun.estimate.seconds,
+        report=retrain_page.report_path(plan),
+        seconds=round(time.monotonic() - started, 1),
+    )
     publish(plan, parent, outcome)
     return outcome
 
 
-def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[str, Any]]:
+def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[str, SearchedTuner]]:
     """The plan with every candidate as its search found it, and what each search took; both as they were without one.
 
     fresh: train again what was trained before.
@@ -164,21 +173,19 @@ def search_candidates(plan: Plan, parent: str, fresh: bool) -> tuple[Plan, dict[
     orders = [(plan, parent, tuner, fresh) for tuner in plan.tuners]
     records = run_all(plan, tasks, orders)
     searches = {tuner.label: record for tuner, record in zip(plan.tuners, records, strict=True)}
-    found = create_tuners([record["tuner"] for record in searches.values()])
+    found = create_tuners([record.tuner for record in searches.values()])
     return replace(plan, tuners=found), searches
 
 
 @step("search candidate", retries=1)
-def search_candidate(
-    plan: Plan, parent: str, tuner: Tuner, fresh: bool, stopped: Event | None = None
-) -> dict[str, Any]:
+def search_candidate(plan: Plan, parent: str, tuner: Tuner, fresh: bool, stopped: Event | None = None) -> SearchedTuner:
     store = Store.open(plan.workspace)
     if find_pool(plan.domain) is None:
         return search_options(store, plan, parent, tuner, fresh)
     return search_on_pool(store, plan, parent, tuner, fresh, stopped)
 
 
-def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[dict[str, Any]]:
+def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[TrainedCandidate]:
     """The candidates' rows: all at once on the domain's work pool, else one after the other here."""
     jobs = plan.create_jobs()
     if fresh:
@@ -192,7 +199,7 @@ def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[dict[str, Any
 @step("train candidate", retries=1)
 def train_candidate(
     plan: Plan, parent: str, name: str, job: Job, fresh: bool, stopped: Event | None = None
-) -> dict[str, Any]:
+) -> TrainedCandidate:
     """Train in a child process or on a worker, logged to MLflow and Prefect while it runs; returns the row."""
     store = Store.open(plan.workspace)
     known = load_result(job.folder) is not None
@@ -200,29 +207,29 @@ def train_candidate(
         row = train_job(store, plan, parent, name, job, fresh)
     else:
         row = train_on_pool(store, plan, parent, name, job, fresh, stopped)
-    note = "finished earlier" if known else f"val {row['val']:.3f} in {row['seconds']:.0f} s"
+    note = "finished earlier" if known else f"val {row.val:.3f} in {row.seconds:.0f} s"
     report("candidate", name=name, epochs=plan.domain.training.epochs, note=note)
     return row
 
 
 @step("register challenger")
-def register_challenger(plan: Plan, best: dict[str, Any]) -> int:
+def register_challenger(plan: Plan, best: TrainedCandidate) -> int:
     """The winner as a version of the domain's registered model; one adapter is never registered twice."""
     store = Store.open(plan.workspace)
-    name, adapter = plan.domain.name, Path(best["folder"]) / "adapter"
+    name, adapter = plan.domain.name, best.folder / "adapter"
     known = find_registered(plan.workspace, name, adapter)
     if known is not None:
         if not {versions.CHALLENGER, versions.CHAMPION} & set(known.aliases):
             aliases.point_challenger(name, known.version)
         return known.version
     code = {"git_commit": plan.code, "code_sha256": plan.sources.training}
-    artifacts.log_code(store, best["run_id"], code)
+    artifacts.log_code(store, best.run_id, code)
     return aliases.register_challenger(
         name,
-        best["run_id"],
-        artifacts.log_model(store, best["run_id"], adapter),
-        adapter_sha256=best["adapter_sha256"],
-        tuner=best["tuner"],
+        best.run_id,
+        artifacts.log_model(store, best.run_id, adapter),
+        adapter_sha256=best.adapter_sha256,
+        tuner=best.tuner,
         data_version=plan.version.md5,
         git_commit=plan.code,
     )
@@ -249,16 +256,16 @@ def find_registered(workspace: Workspace, name: str, adapter: Path) -> Version |
 
 
 @step("publish report")
-def publish(plan: Plan, parent: str, outcome: dict[str, Any]) -> None:
+def publish(plan: Plan, parent: str, outcome: Outcome) -> None:
     """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow."""
     store = Store.open(plan.workspace)
     picture = draw_picture(outcome, create_task(plan.domain), plan.folder / PICTURE)
     path = retrain_page.write_report(plan, outcome, picture, list_pages(store, parent))
-    best = next(row for row in outcome["candidates"] if row["selected"])
-    job = plan.create_jobs()[f"{best['tuner']}-s{best['seed']}"]
+    best = outcome.best
+    job = plan.create_jobs()[f"{best.tuner}-s{best.seed}"]
     result = require(load_result(job.folder), "result")
-    page, text = write_card(Card(plan, outcome, result, parent, list_pages(store, best["run_id"])))
-    tags = {"test score": f"{best['test']['value']:.3f}"}
-    artifacts.log_card(store, best["run_id"], plan.domain.name, outcome["challenger_version"], page, text, tags)
-    outcomes.log_result(store, parent, outcome, [path, picture], metric=create_task(plan.domain).metric)
+    page, text = write_card(ModelCard(plan, outcome, result, parent, list_pages(store, best.run_id)))
+    tags = {"test score": f"{best.test.value:.3f}"}
+    artifacts.log_card(store, best.run_id, plan.domain.name, outcome.challenger_version, page, text, tags)
+    outcomes.log_result(store, parent, outcome, [path, picture])
     show("retrain", plan.domain.name, retrain_page.render_markdown(outcome), "Candidates and verdict")

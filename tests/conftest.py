@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, TypeVar
 
 import hypothesis
+import jsonschema
 import pytest
 import yaml
 
 from components.data.stages import run_manifest
 from components.domain.reading import parse_domain
+from components.domain.strict import Strict
 from components.models.features import run_features
 from components.synthetic.surfaces import create_surface_defects
 from components.tracking.store import Store
@@ -67,6 +69,9 @@ TINY = {
 }
 
 
+Record = TypeVar("Record", bound=Strict)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a command left: its exit code, the JSON object on stdout, and what a person reads."""
@@ -75,6 +80,13 @@ class Answer:
     outcome: dict[str, Any]
     stdout: str
     stderr: str
+
+    def read(self, record: type[Record]) -> Record:
+        """The record that stdout is the dump of: every key is known, none is missing, no type is coerced."""
+        printed = record.model_validate_json(self.stdout, strict=True)
+        assert printed.model_dump(mode="json") == self.outcome
+        jsonschema.validate(self.outcome, record.model_json_schema(mode="serialization"))
+        return printed
 
 
 def free_port() -> int:

@@ -278,7 +278,7 @@ def test_a_table_that_agrees_with_the_folders_is_read(tmp_path):
         save_picture(tmp_path / "source" / grade / f"{name}.png", int(name[1:]))
     save_text(tmp_path / "source/labels.csv", "image,label\n" + lines("{},{}"))
     imported = import_folder(Workspace(tmp_path / "w"), tmp_path / "source", "tiles")
-    assert imported.understood.pictures["used"] == 8
+    assert imported.understood.pictures.used == 8
 
 
 @pytest.mark.parametrize(

@@ -566,7 +566,7 @@ def test_a_problem_of_the_whole_stops_the_run(tmp_path, case):
         require_valid(validated, Path("validation.html"))
     assert all(word in str(caught.value) for word in case.words), str(caught.value)
     assert caught.value.exit_code == 1
-    assert not validated.to_record()["ok"]
+    assert not validated.to_record().ok
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
-from conftest import DOMAIN, clean_environment, create_workspace, run_tessera
+from conftest import DOMAIN, Record, clean_environment, create_workspace, run_tessera
 from rich.console import Console
-from schemas import SCHEMAS
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from components.errors import DataError
+from components.records.fields import ErrorRecord, Refused
+from components.records.images import Checked, LeftOut, Pictures, Summary, Suspect
+from components.records.operations import Diagnosis, DomainRow, Drift, Ended, Status
+from components.records.outcomes import Score
+from components.records.predictions import Answer, Predictions
 from components.workspace import REPOSITORY
 from flows.commands import app, console
-from flows.commands.status import COLUMNS
 
 Spoil = Callable[[Path], None] | None
 HEAVY = ("torch", "timm", "mlflow", "prefect", "polars", "pandera", "albumentations", "numpy", "dvc", "pydantic")
@@ -123,7 +125,7 @@ def test_bad_usage_is_one_paragraph(workspace: Path, spoil: Spoil, command: list
         spoil(workspace)
     answer = run_tessera(workspace, *command)
     assert answer.code == 2, answer.stderr
-    jsonschema.validate(answer.outcome, SCHEMAS["error"])
+    answer.read(Refused)
     assert all(word in answer.stderr for word in words), answer.stderr
     assert "Traceback" not in answer.stderr
     assert len(answer.stderr.strip().splitlines()) == 1
@@ -159,7 +161,7 @@ def test_a_check_that_says_no_exits_with_one(workspace: Path) -> None:
     _change(workspace, "validation: {min_images_per_class: 50}\n")
     answer = run_tessera(workspace, "check", DOMAIN)
     assert answer.code == 1
-    jsonschema.validate(answer.outcome, SCHEMAS["check"])
+    answer.read(Checked)
     assert not answer.outcome["ok"]
     assert "50" in answer.outcome["problems"][0]
     assert Path(answer.outcome["report"]).exists()
@@ -201,7 +203,7 @@ def test_a_domain_that_cannot_be_read_hides_no_other(workspace: Path) -> None:
     _copy_domain(workspace, "lost")  # its domain.yaml is fine, its pointer is not
     answer = run_tessera(workspace, "status")
     assert answer.code == 0, answer.stderr
-    jsonschema.validate(answer.outcome, SCHEMAS["status"])
+    answer.read(Status)
     errors = {row["domain"]: row["error"] and row["error"]["message"] for row in answer.outcome["domains"]}
     assert errors[DOMAIN] is None
     assert "'classes'" in errors["typo"]
@@ -227,10 +229,10 @@ def test_the_version_of_the_code_is_reported() -> None:
     assert re.match(r"tessera \d+\.\d+\.\d+ \(commit ", answer.stdout)
 
 
-def _show(show: Callable[[dict[str, Any]], None], outcome: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
+def _show(show: Callable[[Record], None], record: Record, monkeypatch: pytest.MonkeyPatch) -> str:
     screen = Console(width=80, record=True, file=io.StringIO())
     monkeypatch.setattr(console, "OUT", screen)
-    show(outcome)
+    show(record)
     return screen.export_text()
 
 
@@ -238,67 +240,97 @@ def test_one_reason_of_many_pictures_is_reported_once(monkeypatch: pytest.Monkey
     """A folder of which a table names the boxes of one picture alone."""
     errors = [DataError(f"{n}.jpg", expected="boxes of it in b.csv", found="none", hint="Add them.") for n in range(3)]
     errors.append(DataError("x.jpg", expected="an image", found="an empty file", hint="Copy it again."))
-    row = {"path": "a.jpg", "box": (1, 2, 30, 40), "label": "crack", "probabilities": {"crack": 0.9}, "error": None}
-    rows = [row, *({"path": error.what, "box": None, "error": error.to_dict()} for error in errors)]
-    ignored = [{"path": "gone.jpg", "reason": "named in b.csv alone"}]
-    outcome = {"domain": "tiles", "version": 1, "predictions": rows, "answered": 1, "failed": 4, "ignored": ignored}
-    text = _show(console.show_predictions, outcome, monkeypatch)
+    facts: dict[str, Any] = {"crop": None, "model_version": 1}
+    none = facts | {"box": None, "label": None, "probabilities": None}
+    row = facts | {"path": "a.jpg", "box": (1, 2, 30, 40), "label": "crack", "probabilities": {"crack": 0.9}}
+    answers = [Answer(**row, error=None)]
+    answers += [Answer(**none, path=error.what, error=ErrorRecord.of(error)) for error in errors]
+    predictions = Predictions(
+        domain="tiles",
+        version=1,
+        tuner="linear",
+        thresholds=None,
+        input=None,
+        predictions=tuple(answers),
+        answered=1,
+        failed=4,
+        ignored=(LeftOut(path="gone.jpg", reason="named in b.csv alone"),),
+        notes={},
+        warnings=(),
+    )
+    text = _show(console.show_predictions, predictions, monkeypatch)
     assert [text.count(words) for words in ("boxes of it in b.csv", "an empty file")] == [1, 1]
     for words in ("0.jpg: expected", "The same for 2 more.", "Answered 1 of 5", "ignored 1 file: gone.jpg"):
         assert words in text
 
 
 def test_a_check_of_crops_counts_crops_and_says_which_one_is_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
-    suspect = {"path": "a.jpg", "crop": [1, 2, 30, 40], "given": "pit", "suggested": "crack", "why": "as that class"}
-    pictures = {"found": 2, "used": 2, "masks": 0, "quarantined": 0, "ignored": []}
-    understood = {"cut": True, "layout": "voc", "task": "classification", "samples": 9, "classes": {"pit": 9}}
-    outcome = {
-        **{key: [] for key in ("problems", "quarantined", "aside", "warnings", "hints", "classes")},
-        "domain": "tiles",
-        "ok": True,
-        "fit": 9,
-        "images": 9,
-        "groups": 1,
-        "near_duplicate_pairs": 2,
-        "splits": {},
-        "suspicious_labels": [suspect],
-        "labels": None,
-        "notes": {},
-        "pictures": pictures,
-        "report": "r.html",
-        "understood": understood | {"groups": 1, "group": None, "examples": []},
-    }
+    facts = {"given": "pit", "suggested": "crack", "score": 0.1, "why": "as that class"}
+    suspect = Suspect(path="a.jpg", crop=(1, 2, 30, 40), **facts)
+    summary = Summary(
+        layout="voc",
+        task="classification",
+        classes={"pit": 9},
+        unlabelled=0,
+        samples=9,
+        cut=True,
+        group=None,
+        groups=1,
+        examples=(),
+    )
+    outcome = Checked(
+        **dict.fromkeys(("problems", "quarantined", "aside", "warnings", "hints", "classes"), ()),
+        domain="tiles",
+        ok=True,
+        data_version="0" * 32 + ".dir",
+        fit=9,
+        images=9,
+        groups=1,
+        near_duplicate_pairs=2,
+        splits={},
+        suspicious_labels=(suspect,),
+        labels=None,
+        notes={},
+        given_split={},
+        pictures=Pictures(found=2, used=2, masks=0, quarantined=0, ignored=()),
+        manifest=None,
+        report=Path("r.html"),
+        understood=summary,
+    )
     text = _show(console.show_check, outcome, monkeypatch)
     assert "9 of 9 crops may be used, in 1 group; 2 near-duplicate pairs" in text
     assert "a.jpg at 1 2 30 40: pit, rather crack" in text
 
 
+def _status(*rows: DomainRow) -> Status:
+    return Status(workspace=Path("w"), mlflow="m", prefect=None, pools=(), domains=rows)
+
+
 def test_status_without_domains_says_how_to_get_one() -> None:
     screen = Console(width=80, record=True, file=io.StringIO())
-    screen.print(console.draw_status({"mlflow": "m", "prefect": None, "pools": [], "domains": []}))
+    screen.print(console.draw_status(_status()))
     assert "tessera import FOLDER --domain NAME" in screen.export_text()
 
 
 def test_status_fits_80_columns() -> None:
     """The longest row there is: a rolled back champion of older data, drift, a verdict, a run and a schedule."""
     soon = (datetime.now(UTC) + timedelta(days=4)).isoformat()
-    row = dict.fromkeys(COLUMNS) | {
-        "domain": "surface_defects",
-        "data_name": "surface_defects@v12",
-        "data_version": 32 * "a",
-        "files": 48_000,
-        "champion_version": 12,
-        "champion_data": 32 * "b",
-        "rolled_back_from": 13,
-        "verdict": "PROMOTE",
-        "champion_score": {"value": 0.827, "low": 0.74, "high": 0.9},
-        "drift": {"share": 0.05, "new": 1_200},
-        "last_run": {"state": "Completed", "when": soon},
-        "next_run": soon,
-        "error": None,
-    }
+    row = DomainRow(
+        domain="surface_defects",
+        data_name="surface_defects@v12",
+        data_version=32 * "a",
+        files=48_000,
+        champion_version=12,
+        champion_data=32 * "b",
+        rolled_back_from=13,
+        verdict="PROMOTE",
+        champion_score=Score(value=0.827, low=0.74, high=0.9),
+        drift=Drift(share=0.05, new=1_200, images=1_200, expected=0.05, classes={}),
+        last_run=Ended(state="Completed", when=soon),
+        next_run=soon,
+    )
     screen = Console(width=80, record=True, file=io.StringIO())
-    screen.print(console.draw_status({"mlflow": "m", "prefect": None, "pools": [], "domains": [row]}))
+    screen.print(console.draw_status(_status(row)))
     text = screen.export_text()
     for words in ("surface_defects", "v12", "48,000 files", "version 12 old data", "0.827 [0.74 0.90]", "PROMOTE"):
         assert words in text
@@ -318,6 +350,6 @@ def test_a_version_that_is_not_there_costs_no_server(workspace: Path) -> None:
 @pytest.mark.slow
 def test_doctor_reports(workspace: Path) -> None:
     answer = run_tessera(workspace, "doctor")
-    jsonschema.validate(answer.outcome, SCHEMAS["doctor"])
+    answer.read(Diagnosis)
     assert answer.code == 0, answer.stdout
     assert json.loads(answer.stdout) == answer.outcome

@@ -5,16 +5,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import polars as pl
 import pytest
 from conftest import DOMAIN, create_workspace, run_tessera
 from PIL import Image, ImageFilter
-from schemas import SCHEMAS
 
 from components.data.checks.features import FEATURES
 from components.monitoring.drift import FEWEST, find_unlike, measure_drift
+from components.records.operations import Status
 from components.synthetic.surfaces import create_surface_defects
 
 LOTS, MORE = 16, 24  # the session's images, and those that come later
@@ -85,7 +84,7 @@ def _spoil(picture: Image.Image) -> Image.Image:
 def _ask(place: Path) -> dict[str, float] | None:
     answer = run_tessera(place, "status")
     assert answer.code == 0, answer.stderr
-    jsonschema.validate(answer.outcome, SCHEMAS["status"])
+    answer.read(Status)
     (row,) = answer.outcome["domains"]
     return dict(row["drift"]) if row["drift"] else None
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+import tiny
 from tiny import CLASSES, create_domain, predict
 
 from components.errors import DomainError, PromotionError
@@ -31,7 +32,7 @@ def frame(predicted: list[str]) -> pl.DataFrame:
 
 
 MANIFEST = pl.DataFrame({"id": ["a", "b", "c"], "group": ["x", "y", "y"], "split": ["train", "test", "test"]})
-VALIDATION = {"ok": True, "problems": [], "images": 3, "fit": 3, "quarantined": []}
+VALIDATION = tiny.create_validation(images=3)
 FACTS = {"manifest": MANIFEST, "validation": VALIDATION, "lineage": {"data_version": "d", "run_id": "r"}}
 ALWAYS = ["data", "split", "lineage"]
 
@@ -291,7 +292,9 @@ def test_a_leak_bad_data_and_a_gap_in_the_lineage_are_rejected() -> None:
     leaky = MANIFEST.with_columns(split=pl.Series(["train", "val", "test"]))
     leak = finding(decide(replace(one, manifest=leaky)), "split")
     assert (leak.verdict, leak.reason) == ("REJECT", "On two sides of the split: group y.")
-    bad = finding(decide(replace(one, validation=VALIDATION | {"ok": False, "problems": ["too few"]})), "data")
+    bad = finding(
+        decide(replace(one, validation=VALIDATION.model_copy(update={"ok": False, "problems": ("too few",)}))), "data"
+    )
     assert (bad.verdict, bad.reason) == ("REJECT", "Validation said no: too few.")
     gap = finding(decide(replace(one, lineage={"data_version": "d", "run_id": ""})), "lineage")
     assert (gap.verdict, gap.reason) == ("REJECT", "It cannot be traced: run_id unknown.")

@@ -386,8 +386,8 @@ def test_a_tree_is_read_whole(tmp_path, tree):
     assert (domain.task, domain.group, domain.slices) == (tree.task, tree.group, tree.slices)
     assert count_labels(understood.rows) == tree.classes
     pictures = understood.pictures
-    assert (pictures["found"], pictures["used"], len(pictures["ignored"])) == (tree.found, tree.used, tree.ignored)
-    assert pictures["quarantined"] == 0
+    assert (pictures.found, pictures.used, len(pictures.ignored)) == (tree.found, tree.used, tree.ignored)
+    assert pictures.quarantined == 0
     assert understood.account.given == tree.given
     assert load_again(domain, tmp_path) == domain
 
@@ -470,9 +470,9 @@ def test_import_and_the_stages_agree_on_every_picture(tmp_path, write):
         for path in source.rglob("*")
         if path.suffix.lower() in (".png", ".jpg", *PICTURES) or path.name == "IM0001"
     ]
-    assert pictures["found"] == len(found)
-    assert pictures["found"] == pictures["used"] + pictures["quarantined"] + len(pictures["ignored"])
-    names = {item["path"] for item in pictures["ignored"]}
+    assert pictures.found == len(found)
+    assert pictures.found == pictures.used + pictures.quarantined + len(pictures.ignored)
+    names = {item.path for item in pictures.ignored}
     rows = set(again.rows["path"]) | set(again.rows["mask"].drop_nulls())
     assert not names & rows
     assert {"stray/old.heic"} <= names | rows
@@ -627,7 +627,7 @@ def test_a_guess_that_leaves_out_a_third_names_the_choices(tmp_path):
     assert "78 of 78 pictures" in lines[0]
     assert any("images: <split>" in line and "48 of 78 pictures" in line for line in lines)
     chosen = shlex.split(lines[0])[1]
-    assert understand(tmp_path, chosen)[1].pictures["used"] == 78
+    assert understand(tmp_path, chosen)[1].pictures.used == 78
 
 
 @pytest.mark.parametrize("name", ["test/unknown", "test/images", "Testing/all", "val/0"])
@@ -648,7 +648,7 @@ def test_masks_are_never_pictures_of_a_class_unasked(tmp_path, image, mask):
     with pytest.raises(DomainError, match="images with few values, like masks") as caught:
         understand(tmp_path)
     assert mask.format("case0", 0) in str(caught.value)
-    assert understand(tmp_path, "{kind: folders}")[1].pictures["used"] == 12
+    assert understand(tmp_path, "{kind: folders}")[1].pictures.used == 12
 
 
 def test_masks_in_jpeg_are_refused(tmp_path):
@@ -692,7 +692,7 @@ def test_pictures_that_a_reader_finds_no_annotations_for_count_as_left_out(tmp_p
     put_coco(tmp_path / "val/boxes.json", ["v00.png"])
     put(tmp_path, "train/t*2", "val/v*1", f"test/x*{missing}")
     if missing == 1:
-        assert understand(tmp_path)[1].pictures["used"] == 3
+        assert understand(tmp_path)[1].pictures.used == 3
         return
     with pytest.raises(DomainError, match=r"2 of 5 pictures left out by .*no <split>/boxes\.json"):
         understand(tmp_path)

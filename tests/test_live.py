@@ -162,9 +162,7 @@ def test_a_candidate_logged_live_is_logged_whole(store: Store, workspace: Worksp
     """The run of the training becomes the candidate's; epochs MLflow missed are added, none is there twice."""
     domain = tiny.create_domain()
     result = tiny.train(workspace.root, domain, {"kind": "linear"})
-    interval = {"value": 0.9, "low": 0.7, "high": 0.95}
-    shared = ("seed", "trainable_params", "head_params", "share", "seconds", "adapter_bytes", "adapter_sha256")
-    row = {"tuner": "linear", "val": 0.8, "test": interval, **{key: getattr(result, key) for key in shared}}
+    row = tiny.create_row(result)
     with logging_epochs(
         store, "l", lambda: (runs.start_child(store, parent, "l", role="candidate", tuner="linear"), ())
     ) as reporter:

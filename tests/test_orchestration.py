@@ -9,14 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 from conftest import DOMAIN, TINY, Answer
-from schemas import SCHEMAS
 from servers import SECRETS, Team, answers, find_postgres, find_processes, start_team, wait_until
 
 from components.records import Job, load_result
+from components.records.operations import Deployment, Status
+from components.records.outcomes import Outcome
 from components.workspace import Workspace
 
 pytestmark = [
@@ -50,7 +50,7 @@ def retrained(team: Team, worker: Path) -> Answer:
 
 def test_deploying_reports_what_it_did_and_does_it_once(team: Team, deployed: Answer) -> None:
     assert deployed.code == 0, deployed.stderr
-    jsonschema.validate(deployed.outcome, SCHEMAS["deploy"])
+    deployed.read(Deployment)
     assert _changes(deployed) == {
         "tessera": "created",
         "gpu": "created",
@@ -73,7 +73,7 @@ def test_a_domain_that_cannot_be_read_removes_nothing(team: Team, deployed: Answ
     finally:
         file.write_text(whole)
     assert answer.code == 1
-    jsonschema.validate(answer.outcome, SCHEMAS["deploy"])
+    answer.read(Deployment)
     changes = _changes(answer)
     assert changes.pop(DOMAIN) == "unreadable"
     assert set(changes.values()) == {"unchanged"}
@@ -87,7 +87,7 @@ def _changes(answer: Answer) -> dict[str, str]:
 def test_a_worker_elsewhere_trains_the_same_bits(team: Team, worker: Path, retrained: Answer) -> None:
     """The images come by hash from the remote, the manifest and the results go through MLflow."""
     assert retrained.code == 0, retrained.stderr
-    jsonschema.validate(retrained.outcome, SCHEMAS["retrain"])
+    retrained.read(Outcome)
     assert retrained.outcome["verdict"] == "PROMOTE"
     runs = team.runs("run_order")
     assert sorted(run["name"] for run in runs) == [f"train {DOMAIN} linear-s0", f"train {DOMAIN} vpt-deep-s0"]
@@ -148,7 +148,7 @@ def test_a_named_version_and_a_clock_start_retrains(team: Team, retrained: Answe
     )
     assert not [run for run in _retrains(team) if run["state_type"] == "SCHEDULED"]
     status = team.tessera("status")
-    jsonschema.validate(status.outcome, SCHEMAS["status"])
+    status.read(Status)
     (row,) = status.outcome["domains"]
     assert (row["data_name"], row["champion_version"], row["verdict"]) == (f"{DOMAIN}@v1", 1, "PROMOTE")
     assert row["last_run"]["state"] == "Completed"

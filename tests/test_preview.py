@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import polars as pl
 import pytest
 from conftest import DOMAIN, run_tessera
 from PIL import Image
-from schemas import SCHEMAS
 
 from components.data.batches.preview import choose_rows, draw_preview, load_labelled
 from components.data.batches.transforms import Augmentation
 from components.domain.domain import PRESETS
 from components.domain.reading import parse_domain
+from components.records.images import Previewed
 
 
 def _row(tmp_path: Path, crop: list[int] | None = None) -> dict[str, object]:
@@ -86,6 +85,6 @@ def test_a_sheet_has_a_line_an_image(tmp_path: Path) -> None:
 def test_preview_draws_a_picture(workspace: Path) -> None:
     answer = run_tessera(workspace, "preview", DOMAIN, "--images", "4", "--set", "augmentation=xray")
     assert answer.code == 0, answer.stderr
-    jsonschema.validate(answer.outcome, SCHEMAS["preview"])
+    answer.read(Previewed)
     with Image.open(answer.outcome["path"]) as sheet:
         assert min(sheet.size) > 400

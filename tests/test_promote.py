@@ -5,13 +5,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import tiny
 from conftest import DOMAIN, create_workspace, run_tessera
-from schemas import SCHEMAS
 
 from components.records import Result
+from components.records.history import Promotion
 from components.workspace import Workspace
 from flows.reproduce import _find_difference, measure_difference
 
@@ -36,7 +35,7 @@ def test_a_version_waits_for_a_person_and_is_trained_again(place: Path) -> None:
     assert gates["lineage"]["evidence"]["data_version"] == held.outcome["data_version"]
     agreed = run_tessera(place, "approve", DOMAIN, "1", "--by", "ada", "--reason", "looked at every mistake")
     assert agreed.code == 0, agreed.stderr
-    jsonschema.validate(agreed.outcome, SCHEMAS["promote"])
+    agreed.read(Promotion)
     judged, promoted = agreed.outcome["records"]
     assert [(r["action"], r["verdict"]) for r in (judged, promoted)] == [("judge", "HOLD"), ("promote", "PROMOTE")]
     assert promoted["who"] == "ada"

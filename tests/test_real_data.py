@@ -4,14 +4,14 @@ import os
 import shutil
 from pathlib import Path
 
-import jsonschema
 import pytest
 from conftest import run_tessera
-from schemas import SCHEMAS
 
 from components.data.manifest import load_frame
 from components.data.stages import run_manifest
 from components.domain.reading import load_domain
+from components.records.images import Checked
+from components.records.outcomes import Outcome
 from components.workspace import Workspace
 
 DATA = Path(os.environ.get("TESSERA_REAL_DATA", "nowhere")).resolve()
@@ -50,7 +50,7 @@ def test_boxes_and_instances_become_crops(tmp_path: Path, name: str, rows: int, 
     assert imported.code == 0, imported.stderr
     checked = run_tessera(tmp_path / "few", "check", name)
     assert checked.code == 0, checked.stderr
-    jsonschema.validate(checked.outcome, SCHEMAS["check"])
+    checked.read(Checked)
     assert checked.outcome["images"] > 300
     assert 0.9 * some <= checked.outcome["groups"] <= some
 
@@ -80,7 +80,7 @@ def test_a_real_domain_is_retrained_on_real_weights(tmp_path: Path, name: str, l
     overrides = [part for setting in settings for part in ("--set", setting)]
     answer = run_tessera(tmp_path, "retrain", name, *overrides)
     assert answer.code == 0, answer.stderr
-    jsonschema.validate(answer.outcome, SCHEMAS["retrain"])
+    answer.read(Outcome)
     assert answer.outcome["backbone"]["trained"]
     require_known(name, answer.outcome["validation"])
     test = answer.outcome["candidates"][0]["test"]

@@ -11,13 +11,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jsonschema
 import polars as pl
 import pytest
 from conftest import DOMAIN, TINY, Answer, clean_environment, create_workspace, run_tessera
 from PIL import Image
-from schemas import SCHEMAS
 
+from components.domain.strict import Strict
+from components.records.fields import Refused
+from components.records.history import History, LedgerExport, LedgerReport, Promotion
+from components.records.images import Checked, Imported
+from components.records.outcomes import Comparison, Outcome
+from components.records.predictions import Predictions
 from components.workspace import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -35,13 +39,13 @@ def retrained(road: Path) -> Answer:
     return run_tessera(road, "retrain", DOMAIN)
 
 
-def _fits(answer: Answer, command: str, code: int = 0) -> None:
+def _fits(answer: Answer, record: type[Strict], code: int = 0) -> None:
     assert answer.code == code, answer.stderr
-    jsonschema.validate(answer.outcome, SCHEMAS[command])
+    answer.read(record)
 
 
 def test_first_retrain_promotes(road: Path, retrained: Answer) -> None:
-    _fits(retrained, "retrain")
+    _fits(retrained, Outcome)
     outcome = retrained.outcome
     assert (outcome["status"], outcome["verdict"], outcome["champion_version"]) == ("done", "PROMOTE", 1)
     assert [row["tuner"] for row in outcome["candidates"]] == ["linear", "vpt-deep"]
@@ -59,7 +63,7 @@ def test_first_retrain_promotes(road: Path, retrained: Answer) -> None:
 def test_unchanged_is_known_and_nothing_is_done(road: Path, retrained: Answer) -> None:
     before = _written(road)
     again = run_tessera(road, "retrain", DOMAIN)
-    _fits(again, "retrain")
+    _fits(again, Outcome)
     assert again.outcome["status"] == "unchanged"
     assert again.outcome["candidates"] == retrained.outcome["candidates"]
     assert _written(road) == before
@@ -75,12 +79,12 @@ def _written(road: Path) -> dict[str, int]:
 def test_other_settings_are_judged_against_the_champion(road: Path, retrained: Answer) -> None:
     other = run_tessera(road, "retrain", DOMAIN, "--set", "candidates=[linear]", "--set", "training.seeds=[1]")
     assert other.code in (0, 1), other.stderr
-    jsonschema.validate(other.outcome, SCHEMAS["retrain"])
+    other.read(Outcome)
     gates = {finding["gate"] for finding in other.outcome["findings"]}
     assert {"floor", "improvement", "slices"} <= gates
     assert (other.code == 0) == (other.outcome["status"] == "done")
     compared = run_tessera(road, "compare", DOMAIN)
-    _fits(compared, "compare")
+    _fits(compared, Comparison)
     assert compared.outcome["candidates"] == other.outcome["candidates"]
     (line,) = compared.outcome["tuners"]
     (row,) = compared.outcome["candidates"]
@@ -95,12 +99,12 @@ def test_other_settings_are_judged_against_the_champion(road: Path, retrained: A
 
 def test_history_predict_and_rollback(road: Path, retrained: Answer) -> None:
     history = run_tessera(road, "history", DOMAIN)
-    _fits(history, "history")
+    _fits(history, History)
     assert history.outcome["records"][0]["action"] == "promote"
     assert history.outcome["ledger_problems"] == []
     pictures = sorted((road / "data" / DOMAIN / "raw" / "images").glob("*.jpg"))[:3]
     predicted = run_tessera(road, "predict", DOMAIN, *map(str, pictures))
-    _fits(predicted, "predict")
+    _fits(predicted, Predictions)
     for row in predicted.outcome["predictions"]:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert row["model_version"] == history.outcome["champion_version"]
@@ -108,18 +112,18 @@ def test_history_predict_and_rollback(road: Path, retrained: Answer) -> None:
     if len(moves) == 1:
         refused = run_tessera(road, "rollback", DOMAIN)
         assert refused.code == 2
-        jsonschema.validate(refused.outcome, SCHEMAS["error"])
+        refused.read(Refused)
         assert "previous" in refused.outcome["error"]["message"]
     promoted = run_tessera(road, "promote", DOMAIN, "1")
-    _fits(promoted, "promote")
+    _fits(promoted, Promotion)
     before = run_tessera(road, "history", DOMAIN, "--at", "2020-01-01")
     assert (before.outcome["champion_at"], before.outcome["at"][:10]) == (None, "2020-01-01")
     for nonsense in ("", "yesterday", "2999-01-01"):
         assert run_tessera(road, "history", DOMAIN, "--at", nonsense).code == 2
     verified = run_tessera(road, "ledger", "verify", DOMAIN)
-    _fits(verified, "ledger verify")
+    _fits(verified, LedgerReport)
     exported = run_tessera(road, "ledger", "export", DOMAIN, str(road / "ledger.jsonl"))
-    _fits(exported, "ledger export")
+    _fits(exported, LedgerExport)
     lines = (road / "ledger.jsonl").read_text().splitlines()
     assert len(lines) == verified.outcome["records"]
     (road / "other.jsonl").write_text("\n".join([lines[0].replace("promote", "bribed"), *lines[1:]]))
@@ -178,10 +182,10 @@ def test_check_and_import(tmp_path: Path, images: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:400])
     place = tmp_path / "workspace"
     imported = run_tessera(place, "import", str(source), "--domain", "parts", "--layout", "csv", "--group", "lot")
-    _fits(imported, "import")
+    _fits(imported, Imported)
     assert imported.outcome["classes"] == sorted(imported.outcome["classes"])
     checked = run_tessera(place, "check", "parts")
-    _fits(checked, "check")
+    _fits(checked, Checked)
     assert [row["path"] for row in checked.outcome["quarantined"]] == [f"images/{damaged.name}"]
     manifest = pl.read_parquet(checked.outcome["manifest"])
     assert set(manifest["split"]) == {"train", "val", "test"}
@@ -203,7 +207,7 @@ def test_killed_or_stopped_retrain_goes_on_to_the_same_bits(tmp_path: Path, imag
         assert "the same command goes on from there" in (stopped / "log.txt").read_text()
     _disturb(place, "vpt-deep-s0", rng.uniform(0, 4), signal.SIGKILL)
     again = run_tessera(place, "retrain", DOMAIN)
-    _fits(again, "retrain")
+    _fits(again, Outcome)
     ours = {row["tuner"]: row["adapter_sha256"] for row in again.outcome["candidates"]}
     theirs = {row["tuner"]: row["adapter_sha256"] for row in retrained.outcome["candidates"]}
     assert ours == theirs

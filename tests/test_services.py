@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import jsonschema
 import pytest
 from conftest import DOMAIN, clean_environment, free_port, run_tessera
-from schemas import SCHEMAS
 from servers import find_processes, wait_until
 
+from components.records.history import Promotion
+from components.records.operations import Stopped
 from components.workspace import REPOSITORY, Workspace
 from flows.server.address import load_login, load_services
 from flows.server.schedules import FLOWS
@@ -69,7 +69,7 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
             _wait_for_health(address)
         _require_no_secret(workspace, log.read_text())
         down = run_tessera(workspace, "down")
-        jsonschema.validate(down.outcome, SCHEMAS["down"])
+        down.read(Stopped)
         assert down.outcome == {"stopped": True}
         assert up.wait(5) == 0
         assert run_tessera(workspace, "down").outcome == {"stopped": False}
@@ -225,7 +225,7 @@ def _require_flows(workspace: Path, client: httpx.Client, api: str, mlflow: str)
     other = ("--set", "candidates=[{kind: linear, strength: 5}]")
     assert run_tessera(workspace, "retrain", DOMAIN, *other).outcome["challenger_version"] == 2
     judged = run_tessera(workspace, "promote", DOMAIN, "2")
-    jsonschema.validate(judged.outcome, SCHEMAS["promote"])
+    judged.read(Promotion)
     pages = {page["key"]: page for page in client.post(f"{api}/artifacts/filter", json={}).json()}
     assert "# parts version 1, trained again: PASS" in pages[f"reproduce-{DOMAIN}"]["data"]
     assert f"# {DOMAIN} version 2: {judged.outcome['verdict']}" in pages[f"promote-{DOMAIN}"]["data"]

@@ -16,11 +16,13 @@ import polars as pl
 import pytest
 import tiny
 from PIL import Image
+from pydantic import ValidationError
 
 from components.domain.domain import Domain
 from components.errors import DataError, TrackingError
 from components.processes import identify
 from components.records import Result, load_predictions
+from components.records.outcomes import CandidateRow, Outcome, Score, read_outcome
 from components.reports import pictures
 from components.tasks import CLASSIFICATION
 from components.tracking import artifacts, candidates, outcomes, runs
@@ -43,15 +45,12 @@ def result(workspace: Workspace) -> Result:
 
 
 @pytest.fixture(scope="module")
-def row(result: Result) -> dict[str, Any]:
-    shared = ("seed", "trainable_params", "head_params", "share", "seconds", "adapter_bytes", "adapter_sha256")
-    interval = {"value": 0.9, "low": 0.7, "high": 0.95}
-    facts = {key: getattr(result, key) for key in shared}
-    return {"tuner": result.label, "val": 0.8, "test": interval, "selected": True, **facts}
+def row(result: Result) -> CandidateRow:
+    return tiny.create_row(result)
 
 
 @pytest.fixture(scope="module")
-def finished(store: Store, workspace: Workspace, result: Result, row: dict[str, Any]) -> dict[str, Any]:
+def finished(store: Store, workspace: Workspace, result: Result, row: CandidateRow) -> dict[str, Any]:
     """One whole retrain; returns its ids and outcome."""
     domain = tiny.create_domain()
     keys = {"manifest_key": "manifest-1", "manifest_sha256": "0123"}
@@ -60,18 +59,11 @@ def finished(store: Store, workspace: Workspace, result: Result, row: dict[str, 
     child = candidates.log_candidate(store, parent, domain, result, row, workspace.root / "raw", **tags)
     failed = runs.start_child(store, parent, "vapt · seed 3", role="candidate", tuner="vapt", seed="3")
     runs.end_child(store, failed, "FAILED", "killed by signal 9")
-    outcome = {
-        "domain": domain.name,
-        "verdict": "PROMOTE",
-        "reason": "Good enough – surely.",
-        "champion_version": 1,
-        "challenger_version": 7,
-        "candidates": [row | {"run_id": child}],
-    }
+    outcome = tiny.create_outcome(row.model_copy(update={"run_id": child}))
     report = workspace.root / "report.html"
     report.write_text("<html>")
     artifacts.log_data(store, parent, report)
-    outcomes.log_result(store, parent, outcome, [report], metric=METRIC)
+    outcomes.log_result(store, parent, outcome, [report])
     runs.end_parent(store, parent)
     return {"parent": parent, "child": child, "failed": failed, "outcome": outcome}
 
@@ -102,8 +94,8 @@ def test_the_tree_of_runs(finished: dict[str, Any]) -> None:
     assert "killed by signal 9" in failed.data.tags["mlflow.note.content"]
 
 
-def test_an_interval_that_is_not_known_is_no_metric(row: dict[str, Any]) -> None:
-    unknown = row | {"test": {"value": 0.9, "low": None, "high": None, "groups": 2}}
+def test_an_interval_that_is_not_known_is_no_metric(row: CandidateRow) -> None:
+    unknown = row.model_copy(update={"test": Score(value=0.9, groups=2)})
     scores = {name for name in candidates.summarise_row(unknown, METRIC) if name.startswith("test/")}
     assert scores == {"test/balanced_accuracy"}
 
@@ -193,7 +185,7 @@ def test_a_retrains_page_leads_to_its_candidates_and_files(finished: dict[str, A
 
 
 def test_the_chosen_epoch_counts_not_the_last(
-    store: Store, workspace: Workspace, result: Result, row: dict[str, Any]
+    store: Store, workspace: Workspace, result: Result, row: CandidateRow
 ) -> None:
     """The weights kept are those of the best epoch; its smaller loss must not be hidden by the last epoch's."""
     worse = [*result.history[:-1], {**result.history[-1], "val/loss": result.metrics["val/loss"] + 1}]
@@ -291,10 +283,26 @@ def test_the_last_result_is_found_without_a_key(store: Store, finished: dict[str
     assert outcomes.load_last_result(store, "unknown") is None
 
 
+def test_an_outcome_of_an_older_version_is_read(row: CandidateRow) -> None:
+    """One fingerprint stood for all keys, the scores of classes were recalls, and the metric was not named."""
+    tuner = {"tuner": "vpt-deep", "kind": "vpt", "selected": True, "seeds": [0], "val": 0.8, "seconds": 3.0}
+    tuner |= {"test": {"value": 0.9, "low": 0.7, "high": 0.95, "seeds": [0.9]}, "options": {}, "search": None}
+    tuner |= {"trainable_params": 5, "head_params": 9, "share": 0.01, "adapter_bytes": 900}
+    scores = {"red": 0.9, "dark": 0.8}
+    new = tiny.create_outcome(row, tuners=(tuner | {"class_scores": scores},))
+    stored = new.model_dump(mode="json", exclude={"manifest_key", "verdict_key", "metric", "warnings"})
+    stored |= {"fingerprint": "f" * 64, "tuners": [tuner | {"recalls": scores}]}
+    assert read_outcome(stored, METRIC) == new
+    with pytest.raises(ValidationError, match="surprise"):
+        read_outcome(stored | {"surprise": 1}, METRIC)
+
+
 @pytest.mark.parametrize("ending", ["FAILED", "KILLED"])
-def test_only_a_finished_retrain_is_an_answer(store: Store, workspace: Workspace, ending: runs.Ending) -> None:
+def test_only_a_finished_retrain_is_an_answer(
+    store: Store, row: CandidateRow, workspace: Workspace, ending: runs.Ending
+) -> None:
     run_id = start(store, tiny.create_domain(name="other"), ending)
-    outcomes.log_result(store, run_id, {"verdict": "HOLD", "reason": ""}, metric=METRIC)
+    outcomes.log_result(store, run_id, tiny.create_outcome(row, verdict="HOLD"))
     runs.end_parent(store, run_id, ending)
     assert outcomes.find_retrain(store, "other", ending) is None
 
@@ -304,19 +312,19 @@ def test_a_finished_retrain_without_a_result_is_no_answer(store: Store, workspac
     assert outcomes.find_retrain(store, "other", "bare") is None
 
 
-def test_the_latest_answer_wins(store: Store, workspace: Workspace) -> None:
+def test_the_latest_answer_wins(store: Store, row: CandidateRow, workspace: Workspace) -> None:
     for reason in ("first", "second"):
         run_id = start(store, tiny.create_domain(name="again"), "same")
-        outcomes.log_result(store, run_id, {"verdict": "HOLD", "reason": reason}, metric=METRIC)
+        outcomes.log_result(store, run_id, tiny.create_outcome(row, verdict="HOLD", reason=reason))
         runs.end_parent(store, run_id)
         time.sleep(0.01)
     answer = outcomes.find_retrain(store, "again", "same")
     assert answer is not None
-    assert answer["reason"] == "second"
+    assert answer.reason == "second"
 
 
 def test_a_candidate_that_cannot_be_logged_is_failed(
-    store: Store, workspace: Workspace, result: Result, row: dict[str, Any]
+    store: Store, workspace: Workspace, result: Result, row: CandidateRow
 ) -> None:
     import mlflow
 
@@ -387,8 +395,9 @@ def test_settings_become_parameters() -> None:
 
 
 def test_a_result_must_be_json(store: Store, workspace: Workspace, finished: dict[str, Any]) -> None:
+    outcome: Outcome = finished["outcome"]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        outcomes.log_result(store, finished["parent"], {"score": float("nan")}, metric=METRIC)
+        outcomes.log_result(store, finished["parent"], outcome.model_copy(update={"seconds": float("nan")}))
 
 
 def test_a_server_that_is_away_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +475,7 @@ def test_a_damaged_store_is_reported(tmp_path: Path, workspace: Workspace, monke
 
 
 def test_nothing_logged_says_where_a_picture_was_taken(
-    store: Store, workspace: Workspace, result: Result, row: dict[str, Any], tmp_path: Path
+    store: Store, workspace: Workspace, result: Result, row: CandidateRow, tmp_path: Path
 ) -> None:
     """EXIF, GPS, comments and text of the images end at the door: only pixels are published."""
     exif = Image.Exif()

@@ -172,7 +172,7 @@ def test_blurred_dark_and_bright_pictures_are_warned_of_but_kept(tmp_path):
     found = {(item.kind, item.path) for item in validated.outliers}
     assert found == {("blurred", "good/soft.png"), ("too dark", "good/night.png"), ("too bright", "good/flash.png")}
     assert validated.fit.height == 43
-    assert any(line.startswith("Pictures blurred") for line in validated.to_record()["warnings"])
+    assert any(line.startswith("Pictures blurred") for line in validated.to_record().warnings)
     page = render_report(
         validated,
         raw,

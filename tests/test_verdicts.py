@@ -6,18 +6,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jsonschema
 import polars as pl
 import pytest
 import tiny
 from rich.console import Console
-from schemas import TUNERS
 
 from components.models.tuners import create_tuners
 from components.promotion.evidence import score_frame
 from components.promotion.gates.base import Context
 from components.promotion.gates.decide import decide
 from components.records import Result
+from components.records.outcomes import BackboneRow, Comparison, Score, TrainedCandidate
 from components.reports import words
 from components.reports.pictures import draw_comparison
 from components.tasks import CLASSIFICATION
@@ -27,6 +26,7 @@ from flows.steps import card, retrain_page
 from flows.steps.compare import summarise_tuners
 
 IMAGES = 60
+BACKBONE = BackboneRow(name="embedded", sha256="0" * 64, trained=True)
 TRUTH = [tiny.CLASSES[k % 3] for k in range(IMAGES)]
 
 
@@ -38,22 +38,29 @@ def answer(wrong: set[int]) -> list[str]:
 GOOD, BAD, UGLY = set(range(0, 60, 20)), set(range(0, 60, 3)), set(range(0, 60, 2))
 
 
-def write_row(folder: Path, tuner: str, seed: int, wrong: set[int], groups: int) -> dict[str, Any]:
+def write_row(folder: Path, tuner: str, seed: int, wrong: set[int], groups: int) -> TrainedCandidate:
     """A candidate's row, with its predictions on disk."""
     place = folder / f"{tuner}-s{seed}"
     place.mkdir(parents=True)
     frame = read_frame(wrong, groups)
     frame.write_parquet(place / "predictions.parquet")
-    test = score_frame(frame, tiny.create_domain()).to_dict()
-    costs = {"trainable_params": 5, "head_params": 9, "share": 0.01, "seconds": 2.0, "adapter_bytes": 900}
-    facts = {
-        "tuner": tuner,
-        "seed": seed,
-        "val": 1 - len(wrong) / IMAGES,
-        "test": test,
-        "selected": tuner == "vpt-deep",
-    }
-    return facts | costs | {"calibration": "not calibrated", "run_id": f"run{seed}", "folder": str(place)}
+    return TrainedCandidate(
+        tuner=tuner,
+        seed=seed,
+        val=1 - len(wrong) / IMAGES,
+        test=score_frame(frame, tiny.create_domain()).to_score(),
+        trainable_params=5,
+        head_params=9,
+        share=0.01,
+        seconds=2.0,
+        adapter_bytes=900,
+        adapter_sha256="0" * 64,
+        calibration="not calibrated",
+        selected=tuner == "vpt-deep" and seed == 0,
+        run_id=f"run{seed}",
+        backbone=BACKBONE,
+        folder=place,
+    )
 
 
 def read_frame(wrong: set[int], groups: int) -> pl.DataFrame:
@@ -64,7 +71,7 @@ def read_frame(wrong: set[int], groups: int) -> pl.DataFrame:
 
 def create_plan(folder: Path, kinds: list[Any]) -> Any:
     domain = tiny.create_domain(candidates=kinds)
-    validation = {"images": 60, "fit": 60, "groups": 20, "quarantined": [], "warnings": []}
+    validation = tiny.create_validation(images=60, groups=20)
     manifest = read_frame(GOOD, 20).select("id", "label", "group", "split")
     return SimpleNamespace(
         domain=domain,
@@ -78,34 +85,38 @@ def create_plan(folder: Path, kinds: list[Any]) -> Any:
     )
 
 
-def create_outcome(folder: Path, kinds: list[Any], wrong: dict[str, set[int]], groups: int, seeds: int = 1) -> Any:
+def create_outcome(
+    folder: Path, kinds: list[Any], wrong: dict[str, set[int]], groups: int, seeds: int = 1
+) -> tuple[Any, Comparison]:
     """A retrain's plan and outcome, judged by the real gates."""
     plan = create_plan(folder, kinds)
     rows = [write_row(folder, name, seed, answers, groups) for name, answers in wrong.items() for seed in range(seeds)]
-    validation = {"ok": True, "problems": [], **plan.load_validation()}
     winner = read_frame(wrong.get("vpt-deep", GOOD), groups)
-    facts = {"manifest": plan.load_manifest(), "validation": validation, "lineage": {"data": "d"}}
-    decision = decide(Context(plan.domain, winner, None, 1, **facts)).model_dump(mode="json")
-    outcome = {
-        **{key: decision[key] for key in ("verdict", "reason", "findings", "warnings")},
-        "domain": "tiny",
-        "status": "held",
-        "data_version": tiny.DATA_VERSION,
-        "verdict_key": "f" * 64,
-        "champion_version": None,
-        "challenger_version": 1,
-        "backbone": {"name": "embedded", "sha256": "0" * 64, "trained": True},
-        "tuners": summarise_tuners(plan, rows, {}),
-        "candidates": rows,
-        "validation": plan.load_validation(),
-        "report": "report.html",
-        "picture": "comparison.png",
-    }
-    jsonschema.validate(outcome["tuners"], TUNERS)
-    return plan, outcome
+    facts = {"manifest": plan.load_manifest(), "validation": plan.load_validation(), "lineage": {"data": "d"}}
+    decision = decide(Context(plan.domain, winner, None, 1, **facts))
+    return plan, Comparison(
+        domain="tiny",
+        status="held",
+        data_version=tiny.DATA_VERSION,
+        verdict=decision.verdict,
+        reason=decision.reason,
+        findings=decision.findings,
+        warnings=decision.warnings,
+        champion_version=None,
+        challenger_version=1,
+        verdict_key="f" * 64,
+        metric=CLASSIFICATION.metric,
+        backbone=BACKBONE,
+        tuners=summarise_tuners(plan, rows, {}),
+        candidates=tuple(row.to_row() for row in rows),
+        validation=plan.load_validation().count(),
+        report=folder / "report.html",
+        seconds=3.0,
+        picture=folder / "comparison.png",
+    )
 
 
-def read_terminal(show: Callable[[Any], None], outcome: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+def read_terminal(show: Callable[[Any], None], outcome: Comparison, monkeypatch: pytest.MonkeyPatch) -> str:
     screen = Console(file=StringIO(), width=400, highlight=False)
     monkeypatch.setattr(console, "OUT", screen)
     show(outcome)
@@ -113,7 +124,7 @@ def read_terminal(show: Callable[[Any], None], outcome: Any, monkeypatch: pytest
     return " ".join(str(text).split())
 
 
-def read_everywhere(plan: Any, outcome: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def read_everywhere(plan: Any, outcome: Comparison, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """All places, as text on one line."""
     (folder / "picture.png").write_bytes(b"")
     result = Result(
@@ -127,12 +138,12 @@ def read_everywhere(plan: Any, outcome: Any, folder: Path, monkeypatch: pytest.M
         adapter_bytes=900,
         adapter_sha256="0" * 64,
         split_sha256="0" * 64,
-        backbone=outcome["backbone"],
+        backbone=outcome.backbone.model_dump(),
         calibration="not calibrated: validation has 2 groups, and 3 are needed to judge it",
         folder=folder / "vpt-deep-s0",
     )
-    draw_comparison(outcome["tuners"], CLASSIFICATION, "title").canvas.draw()
-    about = card.Card(plan, outcome, result, "parent", {})
+    draw_comparison(outcome.tuners, CLASSIFICATION, "title").canvas.draw()
+    about = card.ModelCard(plan, outcome, result, "parent", {})
     texts = {
         "retrain": read_terminal(console.show_retrain, outcome, monkeypatch),
         "compare": read_terminal(console.show_comparison, outcome, monkeypatch),
@@ -150,15 +161,15 @@ KINDS = ["linear", "vpt", "vapt"]
 def test_every_place_says_who_beats_the_linear_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {"linear": BAD, "vpt-deep": GOOD, "vapt": UGLY}
     plan, outcome = create_outcome(tmp_path, KINDS, wrong, 20)
-    by_name = {line["tuner"]: line["over_linear"] for line in outcome["tuners"]}
+    by_name = {line.tuner: line.over_linear for line in outcome.tuners}
     assert by_name["linear"] is None
-    assert by_name["vpt-deep"]["value"] == pytest.approx((len(BAD) - len(GOOD)) / IMAGES)
-    assert by_name["vpt-deep"]["text"].startswith("vpt-deep over linear +0.283, interval +0.")
-    assert by_name["vpt-deep"]["text"].endswith(": surely better")
-    assert by_name["vapt"]["text"].endswith((": surely worse", ": not surely better"))
-    assert by_name["vapt"]["value"] < 0
+    assert by_name["vpt-deep"].value == pytest.approx((len(BAD) - len(GOOD)) / IMAGES)
+    assert by_name["vpt-deep"].text.startswith("vpt-deep over linear +0.283, interval +0.")
+    assert by_name["vpt-deep"].text.endswith(": surely better")
+    assert by_name["vapt"].text.endswith((": surely worse", ": not surely better"))
+    assert by_name["vapt"].value < 0
     for place, text in read_everywhere(plan, outcome, tmp_path, monkeypatch).items():
-        assert by_name["vpt-deep"]["text"] in text, place
+        assert by_name["vpt-deep"].text in text, place
 
 
 @pytest.mark.parametrize(
@@ -166,26 +177,25 @@ def test_every_place_says_who_beats_the_linear_probe(tmp_path: Path, monkeypatch
 )
 def test_a_gain_is_called_what_its_interval_says(ours: set[int], told: str, tmp_path: Path) -> None:
     _, outcome = create_outcome(tmp_path, ["linear", "vpt"], {"linear": set(range(1, 60, 3)), "vpt-deep": ours}, 20)
-    gain = next(line["over_linear"] for line in outcome["tuners"] if line["over_linear"])
-    assert gain["text"].endswith(f": {told}")
-    assert (gain["low"] > 0, gain["high"] < 0) == (told == "surely better", told == "surely worse")
+    gain = next(line.over_linear for line in outcome.tuners if line.over_linear)
+    assert gain.text.endswith(f": {told}")
+    assert (gain.low > 0, gain.high < 0) == (told == "surely better", told == "surely worse")
 
 
 def test_the_baseline_is_the_linear_probe_that_is_best_on_validation(tmp_path: Path) -> None:
     kinds = [{"kind": "linear", "name": "weak", "strength": 10}, "linear", "vpt"]
     _, outcome = create_outcome(tmp_path, kinds, {"weak": UGLY, "linear": BAD, "vpt-deep": GOOD}, 20, seeds=2)
-    found = {line["tuner"]: line["over_linear"] and line["over_linear"]["baseline"] for line in outcome["tuners"]}
+    found = {line.tuner: line.over_linear and line.over_linear.baseline for line in outcome.tuners}
     assert found == {"linear": None, "weak": "linear", "vpt-deep": "linear"}
-    gains = words.list_gains(outcome["tuners"])
+    gains = words.list_gains(outcome.tuners)
     assert "linear is solved, not trained: its 2 seeds are one head." in gains
 
 
 def test_without_a_linear_probe_that_is_said(tmp_path: Path) -> None:
     _, outcome = create_outcome(tmp_path, ["vpt", "vapt"], {"vpt-deep": GOOD, "vapt": BAD}, 20)
-    assert [line["over_linear"] for line in outcome["tuners"]] == [None, None]
-    assert words.list_gains(outcome["tuners"])[0].startswith("No `linear` among the candidates")
-    old = [{key: line[key] for key in line if key != "over_linear"} for line in outcome["tuners"]]
-    assert words.list_gains(old) == [], "an outcome from before says nothing of it"
+    assert [line.over_linear for line in outcome.tuners] == [None, None]
+    assert words.list_gains(outcome.tuners)[0].startswith("No `linear` among the candidates")
+    assert words.list_gains(()) == [], "an outcome from before tuners had rows says nothing of it"
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -194,27 +204,27 @@ def test_every_place_says_that_an_interval_is_not_known(
 ) -> None:
     wrong = {"linear": BAD, "vpt-deep": set(), "vapt": UGLY}
     plan, outcome = create_outcome(tmp_path, KINDS, wrong, groups)
-    assert outcome["verdict"] == "HOLD"
-    assert all(line["test"]["low"] is line["test"]["high"] is None for line in outcome["tuners"])
-    gain = next(line["over_linear"] for line in outcome["tuners"] if line["tuner"] == "vpt-deep")
+    assert outcome.verdict == "HOLD"
+    assert all(line.test.low is line.test.high is None for line in outcome.tuners)
+    gain = next(line.over_linear for line in outcome.tuners if line.tuner == "vpt-deep")
     known = f"not known ({groups} group{'s' * (groups - 1)})"
-    assert gain["text"] == f"vpt-deep over linear +0.333, interval {known}: not surely better"
+    assert gain.text == f"vpt-deep over linear +0.333, interval {known}: not surely better"
     for place, text in read_everywhere(plan, outcome, tmp_path, monkeypatch).items():
         assert "None" not in text.replace("None of", ""), place
         assert "1.000 not known" in text or known in text, place
     assert "fewer than three groups" in read_terminal(console.show_comparison, outcome, monkeypatch)
-    for row in outcome["candidates"]:
+    for row in outcome.candidates:
         assert words.describe_candidate(row)[5].endswith("not known")
-    assert words.format_score({"value": 0.9}) == "0.900 not known"
-    assert words.format_score({"value": 0.9, "low": 0.81, "high": 0.94}) == "0.900 [0.81 0.94]"
+    assert words.format_score(Score(value=0.9)) == "0.900 not known"
+    assert words.format_score(Score(value=0.9, low=0.81, high=0.94)) == "0.900 [0.81 0.94]"
 
 
 def test_every_place_says_pass_and_names_a_class_at_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     never = {k for k in range(60) if TRUTH[k] == "red"}
     plan, outcome = create_outcome(tmp_path, KINDS, {"linear": BAD, "vpt-deep": never, "vapt": UGLY}, 20)
-    assert outcome["verdict"] == "PROMOTE"
-    assert outcome["reason"].endswith("Not surely better than guessing: red.")
-    (warning,) = outcome["warnings"]
+    assert outcome.verdict == "PROMOTE"
+    assert outcome.reason.endswith("Not surely better than guessing: red.")
+    (warning,) = outcome.warnings
     for place, text in read_everywhere(plan, outcome, tmp_path, monkeypatch).items():
         if place == "compare":
             continue

@@ -12,6 +12,8 @@ from PIL import Image
 from components.domain.domain import Domain
 from components.domain.reading import parse_domain
 from components.records import Job, Result, Rung, load_result, load_rung
+from components.records.images import ValidationSummary
+from components.records.outcomes import CandidateRow, Outcome, Score
 from components.tasks import create_task
 
 CLASSES = ("dark", "light", "red")
@@ -146,3 +148,38 @@ def _row(raw: Path, path: str, label: str, number: int) -> dict[str, Any]:
         "site": "north" if number % 2 else "south",
         "split": ("train", "val", "test")[number // len(CLASSES) % 3],
     }
+
+
+def create_validation(images: int, groups: int = 1) -> ValidationSummary:
+    """What validation says of images that are all fit."""
+    facts = {"domain": "tiny", "ok": True, "images": images, "fit": images, "groups": groups, "labels": None}
+    lists = ("quarantined", "near_duplicate_pairs", "suspicious_labels", "problems", "warnings", "outliers")
+    return ValidationSummary.model_validate(facts | {"classes": {}} | dict.fromkeys(lists, ()))
+
+
+def create_row(result: Result) -> CandidateRow:
+    """The selected candidate's row, with a score that is made up."""
+    shared = ("seed", "trainable_params", "head_params", "share", "seconds", "adapter_bytes", "adapter_sha256")
+    facts = {key: getattr(result, key) for key in shared}
+    return CandidateRow(tuner=result.label, val=0.8, test=Score(value=0.9, low=0.7, high=0.95), selected=True, **facts)
+
+
+def create_outcome(row: CandidateRow, **changes: Any) -> Outcome:
+    """A retrain with one candidate."""
+    facts = {
+        "domain": "tiny",
+        "status": "done",
+        "data_version": DATA_VERSION,
+        "verdict": "PROMOTE",
+        "reason": "Good enough – surely.",
+        "findings": (),
+        "champion_version": 1,
+        "challenger_version": 7,
+        "metric": create_task(create_domain()).metric,
+        "backbone": {"name": "embedded", "sha256": "0" * 64, "trained": True},
+        "candidates": (row,),
+        "validation": {"images": 60, "fit": 60, "groups": 20, "quarantined": 0},
+        "report": "report.html",
+        "seconds": 3.0,
+    }
+    return Outcome.model_validate(facts | changes)

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -20,6 +19,7 @@ from components.domain.domain import Domain
 from components.domain.reading import render_layout
 from components.errors import DataError
 from components.files import write_whole
+from components.records.images import Example, LeftOut, Pictures, Summary
 from components.tasks.base import UNLABELLED, by_class
 
 FEW = 3  # most ignored pictures that give no warning
@@ -39,18 +39,18 @@ class Account:
     notes: Mapping[str, int] = field(default_factory=dict)
     given: Mapping[str, int] = field(default_factory=dict)
 
-    def count_pictures(self, fit: pl.DataFrame) -> dict[str, Any]:
+    def count_pictures(self, fit: pl.DataFrame) -> Pictures:
         """The counts of found, used (of these: masks), quarantined and ignored pictures. fit: the rows in use."""
         masks = {path for path in fit["mask"].drop_nulls().unique() if path.lower().endswith(SUFFIXES)}
         shown = set(fit["path"].unique())
         used = len(shown | masks)
-        return {
-            "found": self.found,
-            "used": used,
-            "masks": len(masks - shown),
-            "quarantined": self.found - used - len(self.ignored),
-            "ignored": [{"path": path, "reason": why} for path, why in self.ignored.items()],
-        }
+        return Pictures(
+            found=self.found,
+            used=used,
+            masks=len(masks - shown),
+            quarantined=self.found - used - len(self.ignored),
+            ignored=tuple(LeftOut(path=path, reason=why) for path, why in self.ignored.items()),
+        )
 
     def save(self, path: Path) -> None:
         """Write the account as JSON."""
@@ -68,30 +68,31 @@ def load_account(path: Path) -> Account:
         raise DataError(str(path), expected="the account of the manifest stage", found=found, hint=hint) from None
 
 
-def summarise(domain: Domain, rows: pl.DataFrame) -> dict[str, Any]:
+def summarise(domain: Domain, rows: pl.DataFrame) -> Summary:
     """How the images were read: layout, task, samples per class, groups, and a few labelled samples."""
     counts = dict(by_class(rows).group_by("label").len().iter_rows())
     named = rows["group"].drop_nulls().n_unique() if domain.group else rows["path"].n_unique()
-    return {
-        "layout": render_layout(domain.layout),
-        "task": domain.task_kind,
-        "classes": {label: counts.get(label, 0) for label in domain.classes},
-        "unlabelled": rows.filter(pl.col("label") == UNLABELLED).height,
-        "samples": rows.height,
-        "cut": rows["crop"].null_count() < rows.height,
-        "group": domain.group,
-        "groups": named,
-        "examples": [{"path": row["path"], "label": row["label"]} for row in _pick(rows, domain)],
-    }
+    return Summary(
+        layout=render_layout(domain.layout),
+        task=domain.task_kind,
+        classes={label: counts.get(label, 0) for label in domain.classes},
+        unlabelled=rows.filter(pl.col("label") == UNLABELLED).height,
+        samples=rows.height,
+        cut=rows["crop"].null_count() < rows.height,
+        group=domain.group,
+        groups=named,
+        examples=_pick(rows, domain),
+    )
 
 
-def _pick(rows: pl.DataFrame, domain: Domain) -> list[dict[str, Any]]:
+def _pick(rows: pl.DataFrame, domain: Domain) -> tuple[Example, ...]:
     """A few samples as examples: the first one of each class, then further ones."""
-    firsts = rows.unique("label", keep="first", maintain_order=True).to_dicts()
     order = {label: place for place, label in enumerate(domain.classes)}
-    firsts.sort(key=lambda row: order.get(row["label"], len(order)))
-    further = [row for row in rows.head(EXAMPLES).to_dicts() if row not in firsts]
-    return [*firsts, *further][:EXAMPLES]
+    numbered = rows.with_row_index().select("index", "path", "label")
+    firsts = numbered.unique("label", keep="first", maintain_order=True).rows()
+    firsts.sort(key=lambda row: order.get(row[2], len(order)))
+    further = [row for row in numbered.head(EXAMPLES).rows() if row not in firsts]
+    return tuple(Example(path=path, label=label) for _, path, label in [*firsts, *further][:EXAMPLES])
 
 
 def explain_given(account: Account, domain: Domain) -> list[str]:
@@ -105,15 +106,15 @@ def explain_given(account: Account, domain: Domain) -> list[str]:
     return [f"The given split is not used (pictures: {counts}). Write `split: given` in domain.yaml to keep it{needs}."]
 
 
-def warn_of_ignored(pictures: Mapping[str, Any]) -> list[str]:
+def warn_of_ignored(pictures: Pictures) -> list[str]:
     """A line with the number of ignored pictures and the most frequent reason, if there are more than FEW."""
-    ignored = pictures["ignored"]
+    ignored = pictures.ignored
     if len(ignored) <= FEW:
         return []
-    (why, count), *others = group_reasons(item["reason"] for item in ignored)
-    first = next(item["path"] for item in ignored if item["reason"] == why)
+    (why, count), *others = group_reasons(item.reason for item in ignored)
+    first = next(item.path for item in ignored if item.reason == why)
     more = f"; {len(ignored) - count:,} for other reasons" if others else ""
-    return [f"{len(ignored):,} of {pictures['found']:,} pictures are not used: {count:,} such as {first}{more}. {why}"]
+    return [f"{len(ignored):,} of {pictures.found:,} pictures are not used: {count:,} such as {first}{more}. {why}"]
 
 
 def group_reasons(reasons: Iterable[str]) -> list[tuple[str, int]]:

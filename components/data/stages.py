@@ -60,7 +60,7 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
         few = warn_of_few_groups(count_groups(by_class(split), domain.classes))
         validated = replace(validated, warnings=(*validated.warnings, *warn_of_shares(split, domain.split), *few))
     write_whole(folder / "validation.html", render_report(validated, raw, split).encode())
-    record = json.dumps(validated.to_record(), indent=1, ensure_ascii=False)
+    record = json.dumps(validated.to_record().model_dump(mode="json"), indent=1, ensure_ascii=False)
     write_whole(folder / "validation.json", f"{record}\n".encode())
     require_valid(validated, folder / "validation.html")
 

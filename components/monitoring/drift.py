@@ -12,25 +12,12 @@ from numpy.typing import NDArray
 
 from components.data.checks.features import content_of, decode_features, sample_key
 from components.data.checks.look_alikes import CHUNK
-from components.domain.strict import Strict
+from components.records.operations import Drift
 from components.tasks.base import by_class
 
 EXPECTED = 0.05
 FEWEST = 20  # least number of pictures seen, in at least a quarter as many groups: fewer give no 95 % quantile
 MOST = 2000  # most pictures of either kind whose neighbours are searched: enough for a share to within one percent
-
-
-class Drift(Strict):
-    """share: fraction of the `images` compared that are unlike the pictures seen. new: number of all new pictures.
-
-    classes: the share of each class among the pictures seen and among the new ones.
-    """
-
-    new: int
-    images: int
-    share: float | None
-    expected: float = EXPECTED
-    classes: dict[str, tuple[float, float]]
 
 
 def measure_drift(seen: pl.DataFrame, present: pl.DataFrame, features: pl.DataFrame) -> Drift:
@@ -47,7 +34,7 @@ def measure_drift(seen: pl.DataFrame, present: pl.DataFrame, features: pl.DataFr
         share = float(np.mean(find_unlike(known, groups, fresh)))
     labels = sorted(set(by_class(present)["label"]))
     classes = {label: (_share(seen, label), _share(new, label)) for label in labels}
-    return Drift(new=len(new), images=len(fresh), share=share, classes=classes)
+    return Drift(new=len(new), images=len(fresh), share=share, expected=EXPECTED, classes=classes)
 
 
 def find_unlike(seen: NDArray[np.float32], groups: NDArray[np.str_], new: NDArray[np.float32]) -> NDArray[np.bool_]:

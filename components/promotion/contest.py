@@ -40,6 +40,7 @@ from components.promotion.versions import (
     require_bound,
     require_version,
 )
+from components.records.outcomes import Verdict
 from components.tracking.pages import link_candidates
 from components.workspace import Workspace
 
@@ -49,7 +50,7 @@ SHOWN, MOST_WHY = 10, 300  # records on the model's page, and characters of thei
 class Judgement(Strict):
     """A verdict on one version, as the ledger keeps it; the fields are those of `ledger.Record`."""
 
-    verdict: str = "PROMOTE"
+    verdict: Verdict = "PROMOTE"
     reason: str
     evidence_sha256: str = ""
     data_version: str = ""

@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError
 
 from components.domain.strict import Strict
 from components.errors import ChampionMoved, PromotionError
+from components.records.outcomes import Verdict
 from components.tracking.pages import NOTE, link_run
 
 EXPERIMENT = "tessera ledgers"  # with a blank, as no domain's name has
@@ -60,7 +61,7 @@ class Record(Strict):
     action: Action
     from_version: int | None
     to_version: int
-    verdict: str = ""
+    verdict: Verdict | Literal[""] = ""
     reason: str
     evidence_sha256: str = ""
     data_version: str = ""
@@ -109,7 +110,7 @@ def append_record(
     from_version: int | None,
     to_version: int,
     reason: str,
-    verdict: str = "",
+    verdict: Verdict | Literal[""] = "",
     evidence_sha256: str = "",
     data_version: str = "",
     git_commit: str = "",

@@ -22,11 +22,11 @@ Shapes: N images, G groups, U kinds of groups, R resamples, K counts per group.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from components.records.outcomes import Score
 from components.tasks.base import Evidence, Floats, Ints, measure_mean
 
 #: With fewer groups than these an interval is not known.
@@ -63,9 +63,9 @@ class Interval:
         """Surely so: the whole interval lies below."""
         return self.high is not None and self.high < number
 
-    def to_dict(self) -> dict[str, Any]:
-        """As outcomes and `--json` have it: value, low, high, groups."""
-        return {"value": self.value, "low": self.low, "high": self.high, "groups": self.groups}
+    def to_score(self) -> Score:
+        """As outcomes and `--json` have it."""
+        return Score(value=self.value, low=self.low, high=self.high, groups=self.groups)
 
 
 def count_groups(number: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from components.errors import DataError
+from components.records.outcomes import TunerRow
 from components.tasks import Task
 from components.tasks.base import list_probabilities, number_names, read_probabilities
 
@@ -169,14 +170,14 @@ def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int, title: 
     return figure
 
 
-def draw_comparison(tuners: Sequence[Mapping[str, Any]], task: Task, title: str) -> "Figure":
+def draw_comparison(tuners: Sequence[TunerRow], task: Task, title: str) -> "Figure":
     """Scores with their intervals against what they cost, and those of every class below.
 
-    tuners: lines of `flows.steps.compare.summarise_tuners`. A number is a tuner wherever it stands, the best first.
+    A number is a tuner wherever it stands, the best first.
     """
     from matplotlib.figure import Figure
 
-    ranked = sorted(tuners, key=lambda line: -line["test"]["value"])
+    ranked = sorted(tuners, key=lambda line: -line.test.value)
     table = 0.36 * len(ranked) + 1.3
     figure = Figure(figsize=(13, 4.4 + table), layout="constrained")
     figure.suptitle(title, fontsize=11, parse_math=False)
@@ -195,33 +196,33 @@ def draw_comparison(tuners: Sequence[Mapping[str, Any]], task: Task, title: str)
     return figure
 
 
-def _draw_cost(axes: "Axes", ranked: Sequence[Mapping[str, Any]], key: str, floor: float) -> None:
+def _draw_cost(axes: "Axes", ranked: Sequence[TunerRow], key: str, floor: float) -> None:
     """floor: what stands for less, as a logarithm has no zero."""
     from matplotlib.ticker import NullFormatter
 
-    places = [max(line[key], floor) for line in ranked]
+    places = [max(getattr(line, key), floor) for line in ranked]
     axes.set_xscale("log")
     axes.set_xlim(min(places) / 4, max(places) * 4)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     for place, line in enumerate(ranked):
-        colour, x, test = SERIES[place % len(SERIES)], places[place], line["test"]
-        if test["low"] is not None:
-            axes.vlines(x, test["low"], test["high"], color=colour, linewidth=1.4, alpha=0.6)
-            axes.plot([x, x], [test["low"], test["high"]], "_", color=colour, markersize=8, alpha=0.6)
-        axes.plot([x] * len(test["seeds"]), test["seeds"], ".", color=colour, markersize=5)
-        axes.plot(x, test["value"], "o", color=colour, markersize=14, markeredgecolor="white")
+        colour, x, test = SERIES[place % len(SERIES)], places[place], line.test
+        if test.low is not None and test.high is not None:
+            axes.vlines(x, test.low, test.high, color=colour, linewidth=1.4, alpha=0.6)
+            axes.plot([x, x], [test.low, test.high], "_", color=colour, markersize=8, alpha=0.6)
+        axes.plot([x] * len(test.seeds), test.seeds, ".", color=colour, markersize=5)
+        axes.plot(x, test.value, "o", color=colour, markersize=14, markeredgecolor="white")
         style: dict[str, Any] = {"color": "white", "fontsize": 8, "weight": "bold", "ha": "center", "va": "center"}
-        axes.annotate(str(place + 1), (x, test["value"]), **style)
+        axes.annotate(str(place + 1), (x, test.value), **style)
 
 
-def _draw_classes(axes: "Axes", ranked: Sequence[Mapping[str, Any]], task: Task) -> None:
+def _draw_classes(axes: "Axes", ranked: Sequence[TunerRow], task: Task) -> None:
     """A row a tuner, a column a class; its name and number at the left, its score with them."""
-    classes = list(ranked[0]["class_scores"])
-    shares = np.array([[line["class_scores"][name] for name in classes] for line in ranked])
+    classes = list(ranked[0].class_scores)
+    shares = np.array([[line.class_scores[name] for name in classes] for line in ranked])
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right", parse_math=False)
-    names = [f"{place}  {line['tuner']}  {line['test']['value']:.3f}" for place, line in enumerate(ranked, 1)]
+    names = [f"{place}  {line.tuner}  {line.test.value:.3f}" for place, line in enumerate(ranked, 1)]
     axes.set_yticks(range(len(ranked)), names, parse_math=False)
     for place, label in enumerate(axes.get_yticklabels()):
         label.set_color(SERIES[place % len(SERIES)])

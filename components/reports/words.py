@@ -3,30 +3,34 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from components.records.outcomes import CandidateRow, Score, Searched, TunerRow
+
 HEADS = ("candidate", "seed", "trainable", "share", "val", "test [95 %]", "secs", "adapter")
 
 
-def list_gains(tuners: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence per candidate on its gain over the linear probe. tuners: lines of an outcome."""
-    if any("over_linear" not in line for line in tuners):  # an outcome of an older version
+def list_gains(tuners: Sequence[TunerRow]) -> list[str]:
+    """A sentence per candidate on its gain over the linear probe; none of an outcome of an older version."""
+    if not tuners:
         return []
-    if not any(line["kind"] == "linear" for line in tuners):
+    if not any(row.kind == "linear" for row in tuners):
         return ["No `linear` among the candidates: nothing says whether these are worth more than a linear probe."]
-    gains = [line["over_linear"]["text"] for line in tuners if line["over_linear"]]
-    solved = [line for line in tuners if line["kind"] == "linear" and len(line["seeds"]) > 1]
-    return gains + [
-        f"{line['tuner']} is solved, not trained: its {len(line['seeds'])} seeds are one head." for line in solved
-    ]
+    gains = [row.over_linear.text for row in tuners if row.over_linear]
+    solved = [row for row in tuners if row.kind == "linear" and len(row.seeds) > 1]
+    return gains + [f"{row.tuner} is solved, not trained: its {len(row.seeds)} seeds are one head." for row in solved]
 
 
-def render_search(line: Mapping[str, Any]) -> str:
+def list_searches(tuners: Sequence[TunerRow]) -> dict[str, str]:
+    """What each search took and chose, as a sentence by the tuner's name; empty without searches."""
+    return {row.tuner: render_search(row.search) for row in tuners if row.search}
+
+
+def render_search(search: Searched) -> str:
     """What a search took and chose, in a sentence."""
-    record = line["search"]
-    chosen = render_options(record["options"]) or "nothing to choose"
-    rungs = ", ".join(str(epochs) for epochs in record["rungs"])
+    chosen = render_options(search.options) or "nothing to choose"
+    rungs = ", ".join(str(epochs) for epochs in search.rungs)
     return (
-        f"{chosen}: of {record['trials']} trials compared after {rungs} epochs with seed {record['seed']}, "
-        f"in {record['seconds']:.0f} s"
+        f"{chosen}: of {search.trials} trials compared after {rungs} epochs with seed {search.seed}, "
+        f"in {search.seconds:.0f} s"
     )
 
 
@@ -36,18 +40,25 @@ def render_options(options: Mapping[str, Any]) -> str:
     )
 
 
-def describe_candidate(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The cells of one candidate's row, as the terminal and the report show them."""
-    test = row["test"]
+def describe_candidate(row: CandidateRow) -> tuple[str, ...]:
+    """The cells of one candidate's row, as the terminal and the report show them; HEADS are above them."""
+    return (mark_selected(row), str(row.seed), *describe_numbers(row))
+
+
+def mark_selected(row: CandidateRow | TunerRow) -> str:
+    """The name, and a sign before that of the selected one."""
+    return ("► " if row.selected else "  ") + row.tuner
+
+
+def describe_numbers(row: CandidateRow | TunerRow) -> tuple[str, ...]:
+    """The cells of costs and scores."""
     return (
-        ("► " if row["selected"] else "  ") + row["tuner"],
-        str(row["seed"]),
-        f"{row['trainable_params']:,}",
-        f"{100 * row['share']:.3g} %",
-        f"{row['val']:.3f}",
-        format_score(test),
-        f"{row['seconds']:.1f}",
-        format_bytes(row["adapter_bytes"]),
+        f"{row.trainable_params:,}",
+        f"{100 * row.share:.3g} %",
+        f"{row.val:.3f}",
+        format_score(row.test),
+        f"{row.seconds:.1f}",
+        format_bytes(row.adapter_bytes),
     )
 
 
@@ -56,8 +67,8 @@ def format_bytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
-def format_score(score: Mapping[str, Any]) -> str:
+def format_score(score: Score) -> str:
     """`0.912 [0.85 0.96]`, or `0.912 not known` where no interval is."""
-    if score.get("low") is None:
-        return f"{score['value']:.3f} not known"
-    return f"{score['value']:.3f} [{score['low']:.2f} {score['high']:.2f}]"
+    if score.low is None or score.high is None:
+        return f"{score.value:.3f} not known"
+    return f"{score.value:.3f} [{score.low:.2f} {score.high:.2f}]"

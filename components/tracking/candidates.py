@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from components.domain.domain import Domain
 from components.models.adapter import load_meta
 from components.records import HEAT_FILE, JOB_FILE, Result, Rung, load_predictions
+from components.records.outcomes import CandidateRow, Score
 from components.reports.pictures import draw_curves, draw_mistakes, draw_samples
 from components.tasks import create_task
 from components.tracking.artifacts import RESULT_FILE, TRAINING
@@ -68,7 +69,7 @@ def log_candidate(
     parent: str,
     domain: Domain,
     result: Result,
-    row: Mapping[str, Any],
+    row: CandidateRow,
     raw: Path,
     reporter: EpochReporter | None = None,
     **tags: str,
@@ -148,13 +149,13 @@ def find_cost(store: Store, tuner: str, domain: str, backbone: str) -> Cost | No
     return Cost(seconds, int(data.params["training.epochs"]), int(images))
 
 
-def load_test_score(store: Store, run_id: str, metric: str) -> dict[str, float] | None:
+def load_test_score(store: Store, run_id: str, metric: str) -> Score | None:
     """A candidate's score on test with its interval; None where MLflow no longer has that run, or it has no score."""
     run = store.read_or_none(lambda client: client.get_run(run_id))
     if run is None:
         return None
-    keys = {"value": f"test/{metric}", "low": f"test/{metric}_low", "high": f"test/{metric}_high"}
-    return {end: run.data.metrics[key] for end, key in keys.items() if key in run.data.metrics} or None
+    value, low, high = (run.data.metrics.get(f"test/{metric}{ending}") for ending in ("", "_low", "_high"))
+    return None if value is None else Score(value=value, low=low, high=high)
 
 
 def _create_candidate_tags(above: Any, result: Result) -> dict[str, str]:
@@ -189,7 +190,7 @@ def _log_numbers(
     store.log_metrics(run_id, [Point(len(result.history), ended + 1, curves), Point(0, ended + 1, single)])
 
 
-def log_evaluation(store: Store, run_id: str, domain: Domain, result: Result, row: Mapping[str, Any]) -> None:
+def log_evaluation(store: Store, run_id: str, domain: Domain, result: Result, row: CandidateRow) -> None:
     """Log again what depends on the gates of today: the interval and the costs of a candidate trained before."""
     numbers = summarise_row(row, create_task(domain).metric)
     today = count_costs(domain, result) | {key: value for key, value in numbers.items() if key.startswith("test/")}
@@ -205,20 +206,20 @@ def count_costs(domain: Domain, result: Result) -> dict[str, float]:
     return {f"{split}/cost": float(cost.mean()) for split, cost in costs.items()}
 
 
-def summarise_row(row: Mapping[str, Any], metric: str) -> dict[str, float]:
+def summarise_row(row: CandidateRow, metric: str) -> dict[str, float]:
     """The numbers of a table line that are no metrics of the training: the scores with their interval, the costs."""
-    test = row["test"]
     costs = {
-        "trainable_params": row["trainable_params"],
-        "head_params": row["head_params"],
-        "share_of_backbone": row["share"],
-        "training_seconds": row["seconds"],
-        "adapter_bytes": row["adapter_bytes"],
+        "trainable_params": row.trainable_params,
+        "head_params": row.head_params,
+        "share_of_backbone": row.share,
+        "training_seconds": row.seconds,
+        "adapter_bytes": row.adapter_bytes,
     }
+    bounds = {"low": row.test.low, "high": row.test.high}
     return {
-        f"val/{metric}": row["val"],
-        f"test/{metric}": test["value"],
-        **{f"test/{metric}_{end}": test[end] for end in ("low", "high") if test[end] is not None},
+        f"val/{metric}": row.val,
+        f"test/{metric}": row.test.value,
+        **{f"test/{metric}_{end}": bound for end, bound in bounds.items() if bound is not None},
         **{f"cost/{key}": float(value) for key, value in costs.items()},
     }
 

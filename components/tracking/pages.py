@@ -6,12 +6,14 @@ chosen none.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 from urllib.parse import quote
 
 from components.domain.domain import Domain
 from components.records import Result
+from components.records.history import Promotion
+from components.records.outcomes import CandidateRow, Finding, Outcome
 
 NOTE = "mlflow.note.content"
 FOR_TRAINING = "workflowType=machine_learning"
@@ -96,12 +98,23 @@ def _describe_domain(domain: Domain, experiment: str) -> str:
     return without_html("\n\n".join(lines))
 
 
-def render_ends(interval: Mapping[str, Any], sign: str = "") -> str:
-    """The ends of `Interval.to_dict`: `0.812 to 0.934`, or `not known (2 groups)`. sign: "+" shows it."""
-    if interval.get("low") is None:
-        groups = interval.get("groups", 0)
+class Ends(Protocol):
+    """What is known of an interval: both ends or neither, and over how many groups it is."""
+
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+    @property
+    def groups(self) -> int | None: ...
+
+
+def render_ends(interval: Ends, sign: str = "") -> str:
+    """`0.812 to 0.934`, or `not known (2 groups)`. sign: "+" shows it."""
+    if interval.low is None or interval.high is None:
+        groups = interval.groups or 0
         return f"not known ({groups} group{'' if groups == 1 else 's'})"
-    return " to ".join(f"{interval[end]:{sign}.3f}" for end in ("low", "high"))
+    return f"{interval.low:{sign}.3f} to {interval.high:{sign}.3f}"
 
 
 def name_verdict(verdict: str) -> str:
@@ -109,20 +122,20 @@ def name_verdict(verdict: str) -> str:
     return "pass" if verdict == "PROMOTE" else verdict
 
 
-def render_gates(findings: Iterable[Mapping[str, Any]]) -> str:
+def render_gates(findings: Iterable[Finding]) -> str:
     """`floor pass, improvement HOLD`"""
-    return ", ".join(f"{found['gate']} {name_verdict(found['verdict'])}" for found in findings)
+    return ", ".join(f"{found.gate} {name_verdict(found.verdict)}" for found in findings)
 
 
-def describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any], metric_words: str) -> str:
+def describe_candidate(domain: Domain, result: Result, row: CandidateRow, metric_words: str) -> str:
     """The description of a candidate's run. metric_words: of the score in `row`."""
-    test, backbone = row["test"], result.backbone
+    test, backbone = row.test, result.backbone
     random = " **The backbone's weights are random: this tries the machinery, not the method.**"
     untrained = "" if backbone["trained"] else random
     tuned = f"{result.trainable_params:,} parameters ({result.share:.2%} of the backbone) and"
     return (
-        f"**{result.label}**, seed {result.seed}: {metric_words} **{test['value']:.3f}** on test "
-        f"({domain.gates.confidence:.0%} interval {render_ends(test)}), {row['val']:.3f} on "
+        f"**{result.label}**, seed {result.seed}: {metric_words} **{test.value:.3f}** on test "
+        f"({domain.gates.confidence:.0%} interval {render_ends(test)}), {row.val:.3f} on "
         f"validation.{untrained}\n\n"
         f"Tuned {tuned if result.trainable_params else 'only'} a head of {result.head_params:,} in "
         f"{result.seconds:.0f} s; the adapter takes {result.adapter_bytes / 1e6:.2g} MB. "
@@ -132,41 +145,46 @@ def describe_candidate(domain: Domain, result: Result, row: Mapping[str, Any], m
     )
 
 
-def describe_outcome(outcome: Mapping[str, Any], experiment: str, run_id: str, files: Iterable[str]) -> str:
+def describe_outcome(outcome: Outcome, experiment: str, run_id: str, files: Iterable[str]) -> str:
     """files: the artifacts of the run that a reader may want to open."""
-    rows = sorted(outcome.get("candidates", ()), key=lambda row: -row["val"])
-    verdict = f"**{outcome.get('verdict') or 'no verdict'}**: {outcome.get('reason', '')}"
-    champion = outcome.get("champion_version")
-    live = f"Champion afterwards: {'none' if champion is None else f'version {champion}'}."
-    links = _link_pages(outcome, rows, experiment, run_id, files)
-    gates = f"Gates: {render_gates(outcome['findings'])}." if outcome.get("findings") else ""
-    warnings = [f"Warning: {warning}" for warning in outcome.get("warnings", ())]
-    over = [line["over_linear"]["text"] for line in outcome.get("tuners", ()) if line.get("over_linear")]
-    parts = (verdict, links, gates, *warnings, _render_candidates(rows, experiment), *over, live)
+    rows = sorted(outcome.candidates, key=lambda row: -row.val)
+    pages = {file: link_run(experiment, run_id, file) for file in files}
+    if logged := [row.run_id for row in rows if row.run_id]:
+        pages["candidates compared"] = link_comparison(experiment, logged)
+        pages[f"version {outcome.challenger_version}"] = link_model(outcome.domain, outcome.challenger_version)
+        pages["its model card"] = link_run(experiment, outcome.best.run_id, f"{CARDS}/{CARD}")
+    links = " · ".join(f"[{name}]({page})" for name, page in pages.items())
+    gains = [row.over_linear.text for row in outcome.tuners if row.over_linear]
+    return _describe_verdict(outcome, links, [_render_candidates(rows, experiment), *gains])
+
+
+def describe_promotion(promotion: Promotion) -> str:
+    """What a promotion came to."""
+    return _describe_verdict(promotion, "", ())
+
+
+def _describe_verdict(judged: Outcome | Promotion, links: str, details: Iterable[str]) -> str:
+    """The answer first: MLflow folds away all but the first lines."""
+    champion = judged.champion_version
+    parts = (
+        f"**{judged.verdict}**: {judged.reason}",
+        links,
+        f"Gates: {render_gates(judged.findings)}." if judged.findings else "",
+        *(f"Warning: {warning}" for warning in judged.warnings),
+        *details,
+        f"Champion afterwards: {'none' if champion is None else f'version {champion}'}.",
+    )
     return without_html("\n\n".join(part for part in parts if part))
 
 
-def _link_pages(
-    outcome: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], experiment: str, run_id: str, files: Iterable[str]
-) -> str:
-    pages = {file: link_run(experiment, run_id, file) for file in files}
-    runs = {str(row["run_id"]): row.get("selected", False) for row in rows if "run_id" in row}
-    if runs:
-        pages["candidates compared"] = link_comparison(experiment, list(runs))
-    if runs and (version := outcome.get("challenger_version")):
-        pages[f"version {version}"] = link_model(outcome["domain"], version)
-        pages["its model card"] = link_run(experiment, max(runs, key=runs.__getitem__), f"{CARDS}/{CARD}")
-    return " · ".join(f"[{name}]({page})" for name, page in pages.items())
-
-
-def _render_candidates(rows: Sequence[Mapping[str, Any]], experiment: str) -> str:
+def _render_candidates(rows: Sequence[CandidateRow], experiment: str) -> str:
     lines = []
     for row in rows:
-        name = f"[{row['tuner']}]({link_run(experiment, row['run_id'])})" if "run_id" in row else str(row["tuner"])
-        name = f"**{name}**" if row.get("selected") else name
-        test = f"{row['test']['value']:.3f} ({render_ends(row['test'])})"
-        costs = (f"{row['trainable_params']:,}", f"{row['adapter_bytes']:,}", f"{row['seconds']:.0f}")
-        lines.append((name, str(row["seed"]), f"{row['val']:.3f}", test, *costs))
+        name = f"[{row.tuner}]({link_run(experiment, row.run_id)})" if row.run_id else row.tuner
+        name = f"**{name}**" if row.selected else name
+        test = f"{row.test.value:.3f} ({render_ends(row.test)})"
+        costs = (f"{row.trainable_params:,}", f"{row.adapter_bytes:,}", f"{row.seconds:.0f}")
+        lines.append((name, str(row.seed), f"{row.val:.3f}", test, *costs))
     heads = ("candidate", "seed", "validation", "test", "trainable parameters", "adapter bytes", "seconds")
     selected = "Bold is what was selected: the best mean on validation over its seeds, and of these the best."
     return f"{render_table(heads, lines)}\n\n{selected}" if lines else ""

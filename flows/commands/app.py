@@ -7,12 +7,17 @@ nothing else; everything a person reads goes elsewhere.
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
+
+if TYPE_CHECKING:
+    from components.domain.strict import Strict
+    from components.errors import TesseraError
+    from components.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -30,8 +35,7 @@ OverridesOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of domain.yaml, e.g. training.epochs=5."),
 ]
 DomainArgument = Annotated[str, typer.Argument(metavar="DOMAIN", help="Name of a folder in data/.")]
-Outcome = Mapping[str, Any]
-Action = Callable[[Any], Outcome]
+Printed = TypeVar("Printed", bound="Strict")  # what a command prints
 
 
 def _show_version(wanted: bool) -> None:
@@ -58,17 +62,17 @@ def _main(
 
 
 def execute(
-    act: Action,
-    show: Callable[[Outcome], None],
+    act: "Callable[[Workspace], Printed | None]",
+    show: "Callable[[Printed], None]",
     as_json: bool,
     workspace: Path | None,
-    failed: Callable[[Outcome], int] = lambda _: 0,
+    failed: "Callable[[Printed], int]" = lambda _: 0,
     full_too: bool = False,
     joins: bool = True,
 ) -> None:
-    """Do it, show it, and end with the right exit code; an error a user can fix is one paragraph.
+    """Run `act`, show its record or print it as JSON, and exit with the right code; a user's error is one paragraph.
 
-    failed: the exit code for an outcome; True is 1. full_too: also in a workspace that cannot be written. joins:
+    failed: the exit code for the record; True is 1. full_too: also in a workspace that cannot be written. joins:
     use the servers of a `tessera up` of the workspace.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's way of pressing Ctrl-C
@@ -85,7 +89,7 @@ def execute(
             from flows.server.address import join_services
 
             join_services(place)
-        outcome = act(place)
+        record = act(place)
     except TesseraError as error:
         _refuse(error, answer)
     except OSError as error:
@@ -95,17 +99,19 @@ def execute(
     except KeyboardInterrupt:
         typer.echo("tessera: interrupted; the same command goes on where this one stopped.", err=True)
         raise typer.Exit(130) from None
+    if record is None:
+        return
     if answer is not None:
-        answer.write(json.dumps(outcome, indent=1) + "\n")
+        answer.write(json.dumps(record.model_dump(mode="json"), indent=1) + "\n")
         answer.flush()
-    elif outcome:
+    else:
         from flows.progress import make_harmless
 
-        show(make_harmless(outcome))
-    raise typer.Exit(int(failed(outcome)))
+        show(make_harmless(record))
+    raise typer.Exit(int(failed(record)))
 
 
-def _refuse(error: Any, answer: Any) -> NoReturn:
+def _refuse(error: "TesseraError", answer: Any) -> NoReturn:
     """One paragraph on stderr, the same as JSON where that was asked for, and the error's exit code."""
     from components.errors import make_visible
 
@@ -116,11 +122,13 @@ def _refuse(error: Any, answer: Any) -> NoReturn:
     raise typer.Exit(error.exit_code) from None
 
 
-def shower(name: str) -> Callable[[Outcome], None]:
-    def show(outcome: Outcome) -> None:
+def shower(name: str) -> Callable[[Any], None]:
+    """The function of the console by that name, loaded when there is something to show."""
+
+    def show(record: Any) -> None:
         from flows.commands import console
 
-        getattr(console, name)(outcome)
+        getattr(console, name)(record)
 
     return show
 

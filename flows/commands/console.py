@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -13,7 +12,29 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from components.reports.words import HEADS, describe_candidate, format_score, list_gains, render_search
+from components.records.history import (
+    History,
+    HistoryAt,
+    LedgerExport,
+    LedgerReport,
+    Promotion,
+    Reproduced,
+    Restored,
+)
+from components.records.images import Checked, Created, Exported, Imported, Previewed, Removed
+from components.records.operations import Deployment, Diagnosis, DomainRow, Drift, Status
+from components.records.outcomes import Comparison, Demonstrated, Outcome
+from components.records.predictions import Answer, LabelsAnswer, Predictions
+from components.records.versions import CheckedOut, Named, NamedVersion, Versions
+from components.reports.words import (
+    HEADS,
+    describe_candidate,
+    describe_numbers,
+    format_score,
+    list_gains,
+    list_searches,
+    mark_selected,
+)
 
 # Everything a person reads goes to stderr's sibling only through here; `--json` silences it.
 OUT = Console(highlight=False)
@@ -26,79 +47,78 @@ SHOWN = 8  # lines of one kind of trouble; the report has all
 COLOUR = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 
 
-def show_retrain(outcome: Mapping[str, Any]) -> None:
+def show_retrain(outcome: Outcome) -> None:
     """The table of candidates, the verdict and why, and where to go from here."""
-    name = outcome["domain"]
-    if outcome["status"] == "unchanged":
+    name = outcome.domain
+    if outcome.status == "unchanged":
         OUT.print(
-            f"[green]Nothing changed[/] in {name}: the same images ({outcome['data_version'][:12]}), settings and code "
-            f"were answered before. Champion: version {outcome['champion_version']}. Use --force to train again."
+            f"[green]Nothing changed[/] in {name}: the same images ({outcome.data_version[:12]}), settings and code "
+            f"were answered before. Champion: version {outcome.champion_version}. Use --force to train again."
         )
         return
     show_candidates(outcome)
     OUT.print()
     _show_verdict(outcome)
-    champion = outcome["champion_version"]
+    champion = outcome.champion_version
     OUT.print(f"Champion of {name}: " + (f"version {champion}" if champion else "none yet"))
     OUT.print(
-        f"Report   {escape(outcome['report'])}\n"
+        f"Report   {escape(str(outcome.report))}\n"
         "Pages    `tessera up` serves MLflow and Prefect; it prints both addresses"
     )
     show_next(name)
 
 
-def _show_verdict(outcome: Mapping[str, Any]) -> None:
+def _show_verdict(outcome: Outcome | Promotion) -> None:
     """The verdict and why, what each gate said, and the classes to look after."""
     from components.tracking.pages import render_gates  # here: it loads polars, which most commands do without
 
-    OUT.print(f"[bold {COLOUR[outcome['verdict']]}]{outcome['verdict']}[/]  {escape(outcome['reason'])}")
-    if outcome.get("findings"):
-        OUT.print(f"Gates    {escape(render_gates(outcome['findings']))}")
-    for warning in outcome.get("warnings", ()):
+    OUT.print(f"[bold {COLOUR[outcome.verdict]}]{outcome.verdict}[/]  {escape(outcome.reason)}")
+    if outcome.findings:
+        OUT.print(f"Gates    {escape(render_gates(outcome.findings))}")
+    for warning in outcome.warnings:
         OUT.print(f"[yellow]warning[/]  {escape(warning)}")
 
 
-def show_candidates(outcome: Mapping[str, Any]) -> None:
+def show_candidates(outcome: Outcome) -> None:
     """One row a candidate and seed, best on validation marked."""
-    backbone = outcome["backbone"]
-    table = _create_table(f"{outcome['domain']} on {backbone['name']}", HEADS)
-    for row in outcome["candidates"]:
-        table.add_row(*(escape(cell) for cell in describe_candidate(row)), style="bold" if row["selected"] else None)
+    backbone = outcome.backbone
+    table = _create_table(f"{outcome.domain} on {backbone.name}", HEADS)
+    for row in outcome.candidates:
+        table.add_row(*(escape(cell) for cell in describe_candidate(row)), style="bold" if row.selected else None)
     OUT.print(table)
     _show_gains(outcome)
-    if not backbone["trained"]:
+    if not backbone.trained:
         OUT.print(UNTRAINED)
 
 
-def _show_gains(outcome: Mapping[str, Any]) -> None:
+def _show_gains(outcome: Outcome) -> None:
     """Whether each candidate beats the linear probe; and where intervals are not known, why."""
-    for text in list_gains(outcome["tuners"]):
+    for text in list_gains(outcome.tuners):
         OUT.print(escape(text))
-    if any(line["test"]["low"] is None for line in outcome["tuners"]):
+    if any(line.test.low is None for line in outcome.tuners):
         OUT.print("[yellow]Intervals are not known: the test set has fewer than three groups.[/]")
 
 
-def show_comparison(outcome: Mapping[str, Any]) -> None:
+def show_comparison(outcome: Comparison) -> None:
     """A row a tuner over its seeds, the score of every class, what was searched, and where the picture is."""
-    backbone = outcome["backbone"]
-    table = _create_table(f"{outcome['domain']} on {backbone['name']}", ("tuner", "seeds", *HEADS[2:]))
-    for line in outcome["tuners"]:
-        seeds = " ".join(str(seed) for seed in line["seeds"])
-        name, _, *rest = describe_candidate(line | {"seed": ""})
-        table.add_row(escape(name), seeds, *map(escape, rest), style="bold" if line["selected"] else None)
+    backbone = outcome.backbone
+    table = _create_table(f"{outcome.domain} on {backbone.name}", ("tuner", "seeds", *HEADS[2:]))
+    for line in outcome.tuners:
+        seeds = " ".join(str(seed) for seed in line.seeds)
+        cells = (mark_selected(line), seeds, *describe_numbers(line))
+        table.add_row(*map(escape, cells), style="bold" if line.selected else None)
     OUT.print(table)
     _show_gains(outcome)
-    classes = list(outcome["tuners"][0]["class_scores"])
+    classes = list(outcome.tuners[0].class_scores)
     scores = _create_table("score by class, test", ("tuner", *classes))
-    for line in outcome["tuners"]:
-        scores.add_row(escape(line["tuner"]), *(f"{line['class_scores'][name]:.2f}" for name in classes))
+    for line in outcome.tuners:
+        scores.add_row(escape(line.tuner), *(f"{line.class_scores[name]:.2f}" for name in classes))
     OUT.print(scores)
-    for line in outcome["tuners"]:
-        if line["search"]:
-            OUT.print(f"{escape(line['tuner'])}: {escape(render_search(line))}")
-    if not backbone["trained"]:
+    for name, text in list_searches(outcome.tuners).items():
+        OUT.print(f"{escape(name)}: {escape(text)}")
+    if not backbone.trained:
         OUT.print(UNTRAINED)
-    OUT.print(f"Picture  {escape(outcome['picture'])}", soft_wrap=True)
+    OUT.print(f"Picture  {escape(str(outcome.picture))}", soft_wrap=True)
 
 
 def _create_table(title: str, heads: Sequence[str]) -> Table:
@@ -122,25 +142,25 @@ def show_next(name: str) -> None:
     )
 
 
-def show_check(outcome: Mapping[str, Any]) -> None:
+def show_check(outcome: Checked) -> None:
     """Counts, classes, and the first of what is wrong."""
-    word = "[green]fit[/]" if outcome["ok"] else "[red]not fit[/]"
-    noun = "crops" if outcome["understood"]["cut"] else "images"
+    word = "[green]fit[/]" if outcome.ok else "[red]not fit[/]"
+    noun = "crops" if outcome.understood.cut else "images"
     OUT.print(
-        f"{outcome['domain']}: {word}, {outcome['fit']:,} of {outcome['images']:,} {noun} may be used, "
-        f"in {_count(outcome['groups'], 'group')}; "
-        f"{_count(outcome['near_duplicate_pairs'], 'near-duplicate pair')}"
+        f"{outcome.domain}: {word}, {outcome.fit:,} of {outcome.images:,} {noun} may be used, "
+        f"in {_count(outcome.groups, 'group')}; "
+        f"{_count(outcome.near_duplicate_pairs, 'near-duplicate pair')}"
     )
     table = Table(header_style="bold")
-    for head in ("class", *(outcome["splits"] or ())):
+    for head in ("class", *outcome.splits):
         table.add_column(head, justify="left" if head == "class" else "right")
-    for name in outcome["classes"]:
+    for name in outcome.classes:
         cells = [
-            f"{s['images'].get(name, 0):,} in {_count(s['groups'].get(name, 0), 'group')}"
-            for s in outcome["splits"].values()
+            f"{counts.images.get(name, 0):,} in {_count(counts.groups.get(name, 0), 'group')}"
+            for counts in outcome.splits.values()
         ]
         table.add_row(escape(name), *cells)
-    if outcome["splits"]:
+    if outcome.splits:
         OUT.print(table)
     lines = Table.grid(padding=(0, 2))
     for kind, texts in _troubles(outcome).items():
@@ -149,106 +169,106 @@ def show_check(outcome: Mapping[str, Any]) -> None:
             kind = ""  # once, above the rest of its kind
     OUT.print(lines)
     show_understood(outcome)
-    OUT.print(f"Report   {escape(outcome['report'])}", soft_wrap=True)
+    OUT.print(f"Report   {escape(str(outcome.report))}", soft_wrap=True)
     _warn_of_pictures(outcome)
 
 
-def show_import(outcome: Mapping[str, Any]) -> None:
+def show_import(outcome: Imported) -> None:
     """What changed, what was understood, and what to do next."""
-    change = f"+{outcome['added']} -{outcome['removed']}"
-    change += f" ~{outcome['changed']}" if outcome["changed"] else ""
+    change = f"+{outcome.added} -{outcome.removed}"
+    change += f" ~{outcome.changed}" if outcome.changed else ""
     OUT.print(
-        f"{outcome['domain']}: {change}, {outcome['files']:,} files, version {outcome['data_version'][:12]}",
+        f"{outcome.domain}: {change}, {outcome.files:,} files, version {outcome.data_version[:12]}",
         soft_wrap=True,
     )
-    if outcome["kept"]:
+    if outcome.kept:
         OUT.print("In what was brought now:")
     show_understood(outcome)
-    OUT.print(f"Next     tessera check {outcome['domain']}")
-    for line in outcome["warnings"]:
+    OUT.print(f"Next     tessera check {outcome.domain}")
+    for line in outcome.warnings:
         OUT.print(f"[yellow]Warning[/]  {escape(line)}", soft_wrap=True)
     _warn_of_pictures(outcome)
 
 
-def show_understood(outcome: Mapping[str, Any]) -> None:
+def show_understood(outcome: Checked | Imported) -> None:
     """Layout, task, classes, groups, pictures and three examples, so that a wrong reading is seen at once."""
-    known, pictures = outcome["understood"], outcome["pictures"]
-    counts = f"{pictures['found']:,} found: {pictures['used']:,} used"
-    counts += f" ({pictures['masks']:,} as masks)" if pictures["masks"] else ""
-    counts += f", {pictures['quarantined']:,} quarantined, {len(pictures['ignored']):,} ignored"
-    samples = "crops of pictures" if known["cut"] else "pictures"
+    known, pictures = outcome.understood, outcome.pictures
+    counts = f"{pictures.found:,} found: {pictures.used:,} used"
+    counts += f" ({pictures.masks:,} as masks)" if pictures.masks else ""
+    counts += f", {pictures.quarantined:,} quarantined, {len(pictures.ignored):,} ignored"
+    samples = "crops of pictures" if known.cut else "pictures"
     lines = Table.grid(padding=(0, 1))
     lines.add_column(width=8)
     lines.add_column(overflow="fold")
-    lines.add_row("Layout", escape(known["layout"]))
-    lines.add_row("Task", f"{known['task']}, {known['samples']:,} {samples}")
-    lines.add_row("Classes", escape(", ".join(f"{name} {count:,}" for name, count in known["classes"].items())))
-    lines.add_row("Groups", f"{known['groups']:,}, by {escape(known['group'] or 'picture')}")
+    lines.add_row("Layout", escape(known.layout))
+    lines.add_row("Task", f"{known.task}, {known.samples:,} {samples}")
+    lines.add_row("Classes", escape(", ".join(f"{name} {count:,}" for name, count in known.classes.items())))
+    lines.add_row("Groups", f"{known.groups:,}, by {escape(known.group or 'picture')}")
     lines.add_row("Pictures", counts)
-    for word, texts in (("Note", [f"{what}: {count:,}" for what, count in outcome["notes"].items()]),
-                        ("Split", outcome["hints"]),
-                        ("Such as", [f"{item['path']}: {item['label']}" for item in known["examples"]])):  # fmt: skip
+    for word, texts in (("Note", [f"{what}: {count:,}" for what, count in outcome.notes.items()]),
+                        ("Split", outcome.hints),
+                        ("Such as", [f"{item.path}: {item.label}" for item in known.examples])):  # fmt: skip
         for place, text in enumerate(texts):
             lines.add_row("" if place else word, escape(text))
     OUT.print(lines)
 
 
-def _warn_of_pictures(outcome: Mapping[str, Any]) -> None:
+def _warn_of_pictures(outcome: Checked | Imported) -> None:
     """The last line, where it cannot be overlooked."""
     from components.data.accounts import warn_of_ignored  # loads slowly, and only two commands need it
 
-    for line in warn_of_ignored(outcome["pictures"]):
+    for line in warn_of_ignored(outcome.pictures):
         OUT.print(f"[yellow]Warning[/]  {escape(line)}", soft_wrap=True)
 
 
-def _troubles(outcome: Mapping[str, Any]) -> dict[str, list[str]]:
+def _troubles(outcome: Checked) -> dict[str, Sequence[str]]:
     """What deserves a look, by kind; the worst first."""
     suspects = [
-        f"{row['path']}{' at ' + ' '.join(map(str, row['crop'])) if row['crop'] else ''}: "
-        f"{row['given']}, rather {row['suggested']}; {row['why']}"
-        for row in outcome["suspicious_labels"]
+        f"{row.path}{' at ' + ' '.join(map(str, row.crop)) if row.crop else ''}: "
+        f"{row.given}, rather {row.suggested}; {row.why}"
+        for row in outcome.suspicious_labels
     ]
-    kinds = {
-        "[red]problem[/]": outcome["problems"],
-        "[yellow]quarantined[/]": [f"{row['path']}: {row['reason']}" for row in outcome["quarantined"]],
-        "[yellow]put aside[/]": [f"{row['path']}: {row['reason']}" for row in outcome["aside"]],
+    kinds: dict[str, Sequence[str]] = {
+        "[red]problem[/]": outcome.problems,
+        "[yellow]quarantined[/]": [f"{row.path}: {row.reason}" for row in outcome.quarantined],
+        "[yellow]put aside[/]": [f"{row.path}: {row.reason}" for row in outcome.aside],
         "[yellow]label?[/]": suspects,
-        "[yellow]look at[/]": outcome["warnings"],
-        "labels": [outcome["labels"]["note"]] if outcome["labels"] else [],
+        "[yellow]look at[/]": outcome.warnings,
+        "labels": [outcome.labels.note] if outcome.labels else [],
     }
     return {kind: texts for kind, texts in kinds.items() if texts}
 
 
-def show_version(outcome: Mapping[str, Any]) -> None:
+def show_version(outcome: Named) -> None:
     """The name, new or old, and what it stands for."""
-    named = outcome["version"]
-    if outcome["status"] == "unchanged":
-        OUT.print(f"[green]Nothing changed[/]: these images are {named['name']} already; the remote has them.")
+    named = outcome.version
+    if outcome.status == "unchanged":
+        OUT.print(f"[green]Nothing changed[/]: these images are {named.name} already; the remote has them.")
         return
-    OUT.print(f"[green]{named['name']}[/]  {named['images']} images, {describe_difference(named)}; on the remote")
-    if outcome["git"]:
+    OUT.print(f"[green]{named.name}[/]  {named.images} images, {describe_difference(named)}; on the remote")
+    if outcome.git:
         OUT.print("Next     git push --follow-tags     makes the name known to others")
 
 
-def show_versions(outcome: Mapping[str, Any]) -> None:
+def show_versions(outcome: Versions) -> None:
     """One row a version."""
-    if not outcome["versions"]:
-        OUT.print(f"{outcome['domain']} has no named version yet: tessera version {outcome['domain']}")
+    if not outcome.versions:
+        OUT.print(f"{outcome.domain} has no named version yet: tessera version {outcome.domain}")
         return
     table = Table(header_style="bold", box=SIMPLE_HEAD)
     for head in ("version", "when", "images", "classes", "change", "message"):
         table.add_column(head)
-    for named in outcome["versions"]:
-        classes = ", ".join(f"{label} {count}" for label, count in (named["classes"] or {}).items())
-        cells = (named["name"], named["created"][:10], str(named["images"] or f"{named['files']} files"), classes)
-        table.add_row(*map(escape, (*cells, describe_difference(named), named["message"])))
+    for named in outcome.versions:
+        classes = ", ".join(f"{label} {count}" for label, count in (named.classes or {}).items())
+        cells = (named.name, named.created[:10], str(named.images or f"{named.files} files"), classes)
+        table.add_row(*map(escape, (*cells, describe_difference(named), named.message)))
     OUT.print(table)
 
 
-def show_checkout(outcome: Mapping[str, Any]) -> None:
+def show_checkout(outcome: CheckedOut) -> None:
     """What is there now."""
-    named = outcome["version"]
-    OUT.print(f"[green]{named['name']}[/] is in {escape(outcome['raw'])}: {named['files']} files")
+    named = outcome.version
+    OUT.print(f"[green]{named.name}[/] is in {escape(str(outcome.raw))}: {named.files} files")
 
 
 def show_schema(keys: Sequence[Mapping[str, str]]) -> None:
@@ -260,98 +280,126 @@ def show_schema(keys: Sequence[Mapping[str, str]]) -> None:
         OUT.print(text, width=80, highlight=False)
 
 
-def show_removal(outcome: Mapping[str, Any]) -> None:
+def show_preview(outcome: Previewed) -> None:
+    """Where the sheet is."""
+    OUT.print(str(outcome.path), soft_wrap=True, markup=False)
+
+
+def show_removal(outcome: Removed) -> None:
     """What went, what stays, and how to have it back."""
-    name = outcome["domain"]
-    OUT.print(f"{name}: removed {outcome['files']} files and what was made of them:")
-    for path in outcome["removed"]:
+    name = outcome.domain
+    OUT.print(f"{name}: removed {outcome.files} files and what was made of them:")
+    for path in outcome.removed:
         OUT.print(f"  {path}", soft_wrap=True, markup=False, highlight=False)
     OUT.print("Stays: ledger, models and their runs, named versions, DVC's cache and remote, and")
-    for path in outcome["kept"]:
+    for path in outcome.kept:
         OUT.print(f"  {path}", soft_wrap=True, markup=False, highlight=False)
-    OUT.print(f"To have it back, as long as DVC's cache or remote has its files:\n  {outcome['back']}", soft_wrap=True)
+    OUT.print(f"To have it back, as long as DVC's cache or remote has its files:\n  {outcome.back}", soft_wrap=True)
     OUT.print(f"  tessera check {name}\nSchedules end with the next `tessera deploy`.", highlight=False)
 
 
-def describe_difference(named: Mapping[str, Any]) -> str:
+def describe_difference(named: NamedVersion) -> str:
     """`+12 -3, 2 relabelled` against the version before."""
-    change = named["difference"]
+    change = named.difference
     if change is None:
         return "the first"
-    return f"+{change['added']} -{change['removed']}, {change['relabelled']} relabelled"
+    return f"+{change.added} -{change.removed}, {change.relabelled} relabelled"
 
 
-def show_records(outcome: Mapping[str, Any]) -> None:
+def show_records(outcome: History) -> None:
     """The verdict, if one was just given, and the ledger."""
-    if outcome.get("verdict"):
+    if isinstance(outcome, Promotion):
         _show_verdict(outcome)
     table = Table(header_style="bold")
     for head in ("#", "when (UTC)", "who", "what", "from", "to", "why"):
         table.add_column(head, no_wrap=head == "when (UTC)")
-    for row in outcome["records"]:
-        when = row["when"][:16].replace("T", " ")
-        what = row["verdict"] if row["action"] == "judge" else row["action"]
-        cells = (row["number"], when, row["who"], what, row["previous"], row["version"], row["reason"])
+    for row in outcome.records:
+        when = row.when[:16].replace("T", " ")
+        what = row.verdict if row.action == "judge" else row.action
+        cells = (row.number, when, row.who, what, row.previous, row.version, row.reason)
         table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
     OUT.print(table)
-    champion = outcome["champion_version"]
-    OUT.print(f"Champion of {outcome['domain']}: " + (f"version {champion}" if champion else "none yet"))
-    if "at" in outcome:
-        then = outcome["champion_at"]
-        OUT.print(f"At {outcome['at']}: " + (f"version {then}" if then else "none yet"))
-    for problem in outcome.get("ledger_problems", ()):
+    champion = outcome.champion_version
+    OUT.print(f"Champion of {outcome.domain}: " + (f"version {champion}" if champion else "none yet"))
+    if isinstance(outcome, HistoryAt):
+        then = outcome.champion_at
+        OUT.print(f"At {outcome.at}: " + (f"version {then}" if then else "none yet"))
+    for problem in outcome.ledger_problems:
         OUT.print(f"[red]ledger[/] {escape(problem)}")
 
 
-def show_ledger(outcome: Mapping[str, Any]) -> None:
+def show_ledger(outcome: LedgerReport) -> None:
     """Whole, or what is wrong with it."""
-    for problem in outcome["problems"]:
+    for problem in outcome.problems:
         OUT.print(f"[red]problem[/] {escape(problem)}")
-    for note in outcome["notes"]:
+    for note in outcome.notes:
         OUT.print(f"[yellow]note[/] {escape(note)}")
-    word = "[red]not whole[/]" if outcome["problems"] else "[green]whole[/]"
-    OUT.print(f"Ledger of {outcome['domain']}: {word}; records: {outcome['records']}")
+    word = "[red]not whole[/]" if outcome.problems else "[green]whole[/]"
+    OUT.print(f"Ledger of {outcome.domain}: {word}; records: {outcome.records}")
 
 
-def show_export(outcome: Mapping[str, Any]) -> None:
+def show_export(outcome: Exported) -> None:
+    """How many rows and files went where."""
+    OUT.print(f"{outcome.domain}: {outcome.rows} rows, {outcome.files} files in {outcome.folder}", markup=False)
+
+
+def show_ledger_export(outcome: LedgerExport) -> None:
     """How many records went where."""
-    OUT.print(
-        f"Ledger of {outcome['domain']} in {escape(outcome['file'])}; records: {outcome['records']}", soft_wrap=True
-    )
+    OUT.print(f"Ledger of {outcome.domain} in {escape(str(outcome.file))}; records: {outcome.records}", soft_wrap=True)
 
 
-def show_predictions(outcome: Mapping[str, Any]) -> None:
+def show_demo(outcome: Created | Outcome) -> None:
+    """The images that were made; or the retrain, and its champion's answers for some of them."""
+    if isinstance(outcome, Created):
+        OUT.print(f"{outcome.domain}: {outcome.files} files in {outcome.raw}", markup=False)
+        return
+    show_retrain(outcome)
+    if isinstance(outcome, Demonstrated):
+        OUT.print()
+        OUT.print(_draw_answers(f"{outcome.domain} version {outcome.champion_version}", outcome.predictions))
+
+
+def show_reproduced(outcome: Reproduced) -> None:
+    """Whether it is the same, and why."""
+    OUT.print(f"{outcome.verdict}  {outcome.reason}", markup=False)
+
+
+def show_predictions(outcome: Predictions) -> None:
     """One row per image or box; below the table why some have no answer, and what was passed over."""
-    table = Table(title=f"{outcome['domain']} version {outcome['version']}", title_justify="left", header_style="bold")
-    boxed = any(row.get("box") for row in outcome["predictions"])
+    OUT.print(_draw_answers(f"{outcome.domain} version {outcome.version}", outcome.predictions))
+    for text in _list_unanswered(outcome.predictions):
+        OUT.print(f"[red]no answer[/] {escape(text)}", soft_wrap=True)
+    if outcome.failed:
+        OUT.print(f"Answered {outcome.answered:,} of {outcome.answered + outcome.failed:,}")
+    for note, count in outcome.notes.items():
+        OUT.print(f"[yellow]note[/] {count} {escape(note)}")
+    if ignored := outcome.ignored:
+        named = ", ".join(escape(shorten_path(item.path)) for item in ignored[:3])
+        more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
+        OUT.print(f"[yellow]ignored[/] {_count(len(ignored), 'file')}: {named}{more} ({escape(ignored[0].reason)})")
+
+
+def _draw_answers(title: str, rows: Sequence[Answer]) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    boxed = any(row.box for row in rows)
     for head in ("image", *(["box"] if boxed else []), "class", "probability"):
         table.add_column(head)
-    for row in outcome["predictions"]:
-        cells = [escape(shorten_path(row["path"])), *([" ".join(map(str, row["box"] or ()))] if boxed else [])]
-        if row["error"] is None:
-            said = row.get("labels", [row["label"]])
-            sure = ", ".join(f"{row['probabilities'][name]:.3f}" for name in said)
-            table.add_row(*cells, escape(row["label"]), sure)
-        else:
+    for row in rows:
+        cells = [escape(shorten_path(row.path)), *([" ".join(map(str, row.box or ()))] if boxed else [])]
+        if row.label is None or row.probabilities is None:
             table.add_row(*cells, "[red]no answer[/]", "")
-    OUT.print(table)
-    for text in _list_unanswered(outcome["predictions"]):
-        OUT.print(f"[red]no answer[/] {escape(text)}", soft_wrap=True)
-    if outcome.get("failed"):
-        OUT.print(f"Answered {outcome['answered']:,} of {outcome['answered'] + outcome['failed']:,}")
-    for note, count in outcome.get("notes", {}).items():
-        OUT.print(f"[yellow]note[/] {count} {escape(note)}")
-    if ignored := outcome.get("ignored"):
-        named = ", ".join(escape(shorten_path(item["path"])) for item in ignored[:3])
-        more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
-        OUT.print(f"[yellow]ignored[/] {_count(len(ignored), 'file')}: {named}{more} ({escape(ignored[0]['reason'])})")
+        else:
+            names = row.labels if isinstance(row, LabelsAnswer) else (row.label,)
+            sure = ", ".join(f"{row.probabilities[name]:.3f}" for name in names)
+            table.add_row(*cells, escape(row.label), sure)
+    return table
 
 
-def _list_unanswered(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _list_unanswered(rows: Sequence[Answer]) -> list[str]:
     """One message per reason, and for how many further rows it holds: all pictures of a folder may lack boxes."""
     kinds: dict[tuple[str, ...], list[str]] = {}
-    for error in (row["error"] for row in rows if row["error"] is not None):
-        kinds.setdefault((error["expected"], error["found"], error["hint"]), []).append(error["message"])
+    for error in (row.error for row in rows if row.error is not None):
+        kinds.setdefault((error.expected, error.found, error.hint), []).append(error.message)
     return [first + (f" The same for {len(further):,} more." if further else "") for first, *further in kinds.values()]
 
 
@@ -360,23 +408,23 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
-def show_restored(outcome: Mapping[str, Any]) -> None:
+def show_restored(outcome: Restored) -> None:
     """What the alias is now, and what it was."""
-    champion = outcome["champion_version"]
-    told = f"Champion of {outcome['domain']}: {f'version {champion}' if champion else 'none'}, as the ledger says."
-    OUT.print(told + (f" It was {escape(outcome['found'])}." if outcome["found"] else " Nothing was to be done."))
+    champion = outcome.champion_version
+    told = f"Champion of {outcome.domain}: {f'version {champion}' if champion else 'none'}, as the ledger says."
+    OUT.print(told + (f" It was {escape(outcome.found)}." if outcome.found else " Nothing was to be done."))
 
 
-def show_doctor(outcome: Mapping[str, Any]) -> None:
+def show_doctor(outcome: Diagnosis) -> None:
     """One line a check, with the fixing command where it failed."""
     mark = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
-    for row in outcome["checks"]:
-        OUT.print(f"{mark[row['state']]} {row['name']:<12} {escape(row['found'])}")
-        if row["hint"]:
-            OUT.print(f"  [dim]hint:[/] {escape(row['hint'])}")
+    for row in outcome.checks:
+        OUT.print(f"{mark[row.state]} {row.name:<12} {escape(row.found)}")
+        if row.hint:
+            OUT.print(f"  [dim]hint:[/] {escape(row.hint)}")
 
 
-def show_deployed(outcome: Mapping[str, Any]) -> None:
+def show_deployed(outcome: Deployment) -> None:
     """What deploying did, a line a thing; what stayed is dim."""
     mark = {
         "created": "[green]+[/]",
@@ -385,83 +433,80 @@ def show_deployed(outcome: Mapping[str, Any]) -> None:
         "unchanged": "[dim]=[/]",
         "unreadable": "[red]![/]",
     }
-    for row in outcome["deployed"]:
-        style = "dim" if row["change"] == "unchanged" else ""
-        text = f"{row['kind']:<11} {row['name']}  {row['change']}" + (f"  ({row['note']})" if row["note"] else "")
-        OUT.print(f"{mark[row['change']]} [{style or 'default'}]{escape(text)}[/]")
+    for row in outcome.deployed:
+        style = "dim" if row.change == "unchanged" else ""
+        text = f"{row.kind:<11} {row.name}  {row.change}" + (f"  ({row.note})" if row.note else "")
+        OUT.print(f"{mark[row.change]} [{style or 'default'}]{escape(text)}[/]")
 
 
-def show_status(outcome: Mapping[str, Any]) -> None:
+def show_status(outcome: Status) -> None:
     """The table, once."""
     OUT.print(draw_status(outcome))
 
 
-def draw_status(outcome: Mapping[str, Any]) -> Group:
+def draw_status(outcome: Status) -> Group:
     """Up to three lines per domain, which fit 80 columns, and the pools with their workers below."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", padding=0, show_edge=False)
     for head in ("domain", "data", "champion", "drift", "last run", "next run"):
         table.add_column(head, no_wrap=head != "domain", overflow="fold" if head == "domain" else "ellipsis")
-    for row in outcome["domains"]:
-        if row["error"] is None:
+    for row in outcome.domains:
+        if row.error is None:
             table.add_row(*_describe_domain(row))
         else:
-            table.add_row(escape(row["domain"]), *["[red]?[/]"] * 5)
+            table.add_row(escape(row.domain), *["[red]?[/]"] * 5)
     pools = [
-        f"pool {pool['name']}: "
-        + (", ".join(pool["workers_online"]) or "[yellow]no worker[/]")
-        + (" [yellow](paused)[/]" if pool["paused"] else "")
-        for pool in outcome["pools"]
+        f"pool {pool.name}: "
+        + (", ".join(pool.workers_online) or "[yellow]no worker[/]")
+        + (" [yellow](paused)[/]" if pool.paused else "")
+        for pool in outcome.pools
     ]
     errors = [
-        f"[red]{escape(row['domain'])} cannot be read:[/] {escape(row['error']['message'])}"
-        for row in outcome["domains"]
-        if row["error"] is not None
+        f"[red]{escape(row.domain)} cannot be read:[/] {escape(row.error.message)}"
+        for row in outcome.domains
+        if row.error is not None
     ]
     troubles = [
-        f"[red]{escape(row['champion_trouble']['message'])}[/]"
-        for row in outcome["domains"]
-        if row.get("champion_trouble") is not None
+        f"[red]{escape(row.champion_trouble.message)}[/]" for row in outcome.domains if row.champion_trouble is not None
     ]
-    servers = f"[dim]MLflow {escape(outcome['mlflow'])} · Prefect {escape(outcome['prefect'] or 'embedded')}[/]"
-    legend = [DRIFT] if any(row["drift"] for row in outcome["domains"]) else []
-    if not outcome["domains"]:
+    servers = f"[dim]MLflow {escape(outcome.mlflow)} · Prefect {escape(outcome.prefect or 'embedded')}[/]"
+    legend = [DRIFT] if any(row.drift for row in outcome.domains) else []
+    if not outcome.domains:
         legend = ["No domain yet: `tessera import FOLDER --domain NAME` makes one of your images."]
     return Group(table, *legend, *errors, *troubles, *pools, servers)
 
 
-def _describe_domain(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _describe_domain(row: DomainRow) -> tuple[str, ...]:
     """The cells of one domain, each of one to three lines."""
-    champion = row["champion_version"]
-    stale = champion is not None and row["champion_data"] != row["data_version"]
-    name = (row["data_name"] or row["data_version"][:8]).removeprefix(f"{row['domain']}@")
-    moved = "[red]moved by hand[/]" if row["champion_trouble"] else ""
+    champion = row.champion_version
+    stale = champion is not None and row.champion_data != row.data_version
+    name = (row.data_name or (row.data_version or "")[:8]).removeprefix(f"{row.domain}@")
+    moved = "[red]moved by hand[/]" if row.champion_trouble else ""
     who = moved or "none yet" if champion is None else f"version {champion}" + (" [yellow]old data[/]" if stale else "")
-    back = f"\n[yellow]rolled back from {row['rolled_back_from']}[/]" if row["rolled_back_from"] else ""
-    verdict = f"[{COLOUR[row['verdict']]}]{row['verdict']}[/]\n" if row["verdict"] else ""
+    back = f"\n[yellow]rolled back from {row.rolled_back_from}[/]" if row.rolled_back_from else ""
+    verdict = f"[{COLOUR[row.verdict]}]{row.verdict}[/]\n" if row.verdict else ""
+    score = "-" if row.champion_score is None else escape(format_score(row.champion_score))
     return (
-        escape(row["domain"]),
-        f"{escape(name)}\n{row['files']:,} files",
-        who
-        if champion is None
-        else f"{who}\n{'-' if row['champion_score'] is None else escape(format_score(row['champion_score']))}{back}",
-        _format_drift(row["drift"]),
+        escape(row.domain),
+        f"{escape(name)}\n{row.files:,} files",
+        who if champion is None else f"{who}\n{score}{back}",
+        _format_drift(row.drift),
         f"{verdict}{_format_run(row)}",
-        _format_when(row["next_run"]),
+        _format_when(row.next_run),
     )
 
 
-def _format_drift(drift: Mapping[str, Any] | None) -> str:
-    if drift is None or drift["share"] is None:
-        return "-" if drift is None else f"?\n{drift['new']:,} new"
-    colour = "yellow" if drift["share"] >= MUCH_DRIFT else "default"
-    return f"[{colour}]{drift['share']:.0%}[/]\n{drift['new']:,} new"
+def _format_drift(drift: Drift | None) -> str:
+    if drift is None or drift.share is None:
+        return "-" if drift is None else f"?\n{drift.new:,} new"
+    colour = "yellow" if drift.share >= MUCH_DRIFT else "default"
+    return f"[{colour}]{drift.share:.0%}[/]\n{drift.new:,} new"
 
 
-def _format_run(row: Mapping[str, Any]) -> str:
-    if row["running"]:
-        return f"[cyan]running\nfor {_format_when(row['running']).removesuffix(' ago')}[/]"
-    last = row["last_run"]
-    return "-" if last is None else f"{last['state']}\n{_format_when(last['when'])}"
+def _format_run(row: DomainRow) -> str:
+    if row.running:
+        return f"[cyan]running\nfor {_format_when(row.running).removesuffix(' ago')}[/]"
+    last = row.last_run
+    return "-" if last is None else f"{last.state}\n{_format_when(last.when)}"
 
 
 def _format_when(text: str | None) -> str:
@@ -474,7 +519,7 @@ def _format_when(text: str | None) -> str:
     return f"in {far / size:.0f} {unit}" if seconds > 0 else f"{far / size:.0f} {unit} ago"
 
 
-def watch(look: Callable[[], Mapping[str, Any]], draw: Callable[[Mapping[str, Any]], Any]) -> None:
+def watch(look: Callable[[], Status], draw: Callable[[Status], Group]) -> None:
     """Draw what there is again and again, until Ctrl-C."""
     with Screen(draw(look()), console=OUT, auto_refresh=False) as screen:
         while True:

@@ -2,14 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.commands.app import (
     DomainArgument,
     JsonOption,
-    Outcome,
     OverridesOption,
     WorkspaceOption,
     app,
@@ -17,6 +16,11 @@ from flows.commands.app import (
     shower,
     watched,
 )
+
+if TYPE_CHECKING:
+    from components.records.images import Checked, Exported, Imported, Previewed, Removed
+    from components.records.versions import CheckedOut, Named, Versions
+    from components.workspace import Workspace
 
 
 @app.command("import")
@@ -44,10 +48,11 @@ def import_(
 ) -> None:
     """Add a folder of images to a domain, or make it one, versioned by DVC."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Imported":
         from components.data.accounts import explain_given, summarise
         from components.data.annotations.names import warn_of_alike
         from components.data.store import importing, versioning
+        from components.records.images import Imported
 
         versioning.require_repository(place)
         with versioning.hold_domain(place, domain, f"tessera import of {domain}"):
@@ -58,13 +63,25 @@ def import_(
             version = versioning.record_version(place, domain)
             versioning.push_version(place, domain)
         known, read = imported.domain, imported.understood
-        facts: dict[str, Any] = {"domain": domain, "layout": known.layout.kind, "classes": list(known.classes)}
-        facts |= {"data_version": version.md5, "files": version.files, "raw": str(place.raw(domain))}
-        facts |= {count: getattr(imported, count) for count in ("added", "removed", "changed", "kept")}
-        facts |= {"pictures": read.pictures, "notes": dict(read.account.notes), "given_split": dict(read.account.given)}
         understood = summarise(known, read.rows)
-        facts |= {"understood": understood, "hints": explain_given(read.account, known)}
-        return facts | {"warnings": warn_of_alike(understood["classes"])}
+        return Imported(
+            domain=domain,
+            layout=known.layout.kind,
+            classes=known.classes,
+            data_version=version.md5,
+            files=version.files,
+            raw=place.raw(domain),
+            added=imported.added,
+            removed=imported.removed,
+            changed=imported.changed,
+            kept=imported.kept,
+            pictures=read.pictures,
+            notes=dict(read.account.notes),
+            given_split=dict(read.account.given),
+            understood=understood,
+            hints=tuple(explain_given(read.account, known)),
+            warnings=tuple(warn_of_alike(understood.classes)),
+        )
 
     execute(act, shower("show_import"), as_json, workspace)
 
@@ -73,13 +90,13 @@ def import_(
 def check(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Read, validate and split the images; say what is wrong with them."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Checked":
         from flows.commands.check import check as run
 
         with watched(as_json):
             return run(place, domain)
 
-    execute(act, shower("show_check"), as_json, workspace, failed=lambda outcome: not outcome["ok"])
+    execute(act, shower("show_check"), as_json, workspace, failed=lambda checked: not checked.ok)
 
 
 @app.command()
@@ -91,7 +108,7 @@ def remove(
 ) -> None:
     """Remove a domain's images and what was made of them; its ledger, models and named versions stay."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Removed":
         from components.data.store.removing import remove_domain
 
         return remove_domain(place, domain, force=force)
@@ -123,18 +140,13 @@ def preview(
 ) -> None:
     """Draw a sheet of training images as augmentation will show them, with masks and boxes."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Previewed":
         from flows.commands.preview import preview as run
 
         with watched(as_json):
             return run(place, domain, overrides or [], images)
 
-    def show(outcome: Outcome) -> None:
-        from flows.commands import console
-
-        console.OUT.print(outcome["path"], soft_wrap=True, markup=False)
-
-    execute(act, show, as_json, workspace)
+    execute(act, shower("show_preview"), as_json, workspace)
 
 
 @app.command()
@@ -147,7 +159,7 @@ def export(
 ) -> None:
     """Write the fit images with labels, groups and splits as COCO or csv, for other tools or another workspace."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Exported":
         from components.data.manifest import load_manifest
         from components.data.store import exporting, versioning
         from components.data.store.shards import open_images
@@ -161,14 +173,7 @@ def export(
             manifest = load_manifest(place.derived(domain) / "manifest.parquet", known)
             return exporting.export_manifest(manifest, known, open_images(place, domain), folder, form)
 
-    def show(outcome: Outcome) -> None:
-        from flows.commands import console
-
-        console.OUT.print(
-            f"{domain}: {outcome['rows']} rows, {outcome['files']} files in {outcome['folder']}", markup=False
-        )
-
-    execute(act, show, as_json, workspace)
+    execute(act, shower("show_export"), as_json, workspace)
 
 
 @app.command()
@@ -180,18 +185,18 @@ def version(
 ) -> None:
     """Record the images as they are, push them to the remote and name them DOMAIN@v1, v2, ..."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Named":
         from components.data.store.versioning import uses_git
         from components.data.store.versions import name_version
         from components.domain.reading import load_domain
+        from components.records.versions import Named
 
         named, new = name_version(place, load_domain(place.domain_file(domain)), message)
         if new:
             from flows.server.events import emit_versioned
 
             emit_versioned(domain, named.model_dump(mode="json"))
-        status = "named" if new else "unchanged"
-        return {"domain": domain, "status": status, "git": uses_git(place), "version": named.model_dump(mode="json")}
+        return Named(domain=domain, status="named" if new else "unchanged", git=uses_git(place), version=named)
 
     execute(act, shower("show_version"), as_json, workspace)
 
@@ -200,14 +205,15 @@ def version(
 def versions(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """List the named versions of the images, with counts and what changed between them."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Versions":
         from components.data.store import versioning
         from components.data.store.versions import list_versions
         from components.domain.reading import load_domain
+        from components.records.versions import Versions
 
         load_domain(place.domain_file(domain))
         versioning.require_repository(place)
-        return {"domain": domain, "versions": [named.model_dump(mode="json") for named in list_versions(place, domain)]}
+        return Versions(domain=domain, versions=tuple(list_versions(place, domain)))
 
     execute(act, shower("show_versions"), as_json, workspace)
 
@@ -220,12 +226,13 @@ def checkout(
 ) -> None:
     """Bring back the images of a named version, from the remote where they are not here."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "CheckedOut":
         from components.data.store.versions import checkout_version
         from components.domain.reading import load_domain
+        from components.records.versions import CheckedOut
 
         domain = load_domain(place.domain_file(name.partition("@")[0]))
         named = checkout_version(place, domain, name)
-        return {"domain": domain.name, "raw": str(place.raw(domain.name)), "version": named.model_dump(mode="json")}
+        return CheckedOut(domain=domain.name, raw=place.raw(domain.name), version=named)
 
     execute(act, shower("show_checkout"), as_json, workspace)

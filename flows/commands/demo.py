@@ -1,10 +1,10 @@
 """`tessera demo`: the bundled domain made, retrained and used, to show the whole road on any machine."""
 
-from typing import Any
-
 from components.data.store import versioning
 from components.domain.reading import load_domain
 from components.files import settle_folder, write_whole
+from components.records.images import Created
+from components.records.predictions import Predictions
 from components.workspace import REPOSITORY, Workspace
 from flows.progress import report
 
@@ -12,7 +12,7 @@ DOMAIN = "surface_defects"
 SAMPLES = 4
 
 
-def create_domain(workspace: Workspace) -> dict[str, Any]:
+def create_domain(workspace: Workspace) -> Created:
     """Make the images of the bundled domain unless they are there, and record their version."""
     from components.synthetic.surfaces import create_surface_defects
 
@@ -29,10 +29,10 @@ def create_domain(workspace: Workspace) -> dict[str, Any]:
             create_surface_defects(raw)
         version = versioning.record_version(workspace, DOMAIN)
     report("stage-done", title="made surface_defects", note=f"{version.files} files in {raw}")
-    return {"domain": DOMAIN, "raw": str(raw), "data_version": version.md5, "files": version.files}
+    return Created(domain=DOMAIN, raw=raw, data_version=version.md5, files=version.files)
 
 
-def predict_samples(workspace: Workspace) -> dict[str, Any]:
+def predict_samples(workspace: Workspace) -> Predictions:
     """What the champion says of a few test images, one a class as far as they go."""
     from components.data.manifest import load_manifest
     from flows.commands.predict import predict

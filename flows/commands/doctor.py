@@ -6,11 +6,10 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
 
-from components.domain.strict import Strict
 from components.errors import TesseraError
 from components.processes import find_orphans
+from components.records.operations import Check, Diagnosis
 from components.workspace import (
     DISK_TROUBLE,
     QUIET,
@@ -31,23 +30,10 @@ KNOWN_BAD = (
 OTHER_MARKS = ("components.training", "prefect.engine")
 
 
-class Check(Strict):
-    """One finding; `hint` is empty when there is nothing to fix."""
-
-    name: str
-    state: Literal["ok", "warning", "error"]
-    found: str
-    hint: str = ""
-
-
-def doctor(workspace: Workspace) -> dict[str, Any]:
+def doctor(workspace: Workspace) -> Diagnosis:
     """All checks; ok unless one is an error."""
-    checks = [_ask(check, workspace) for check in CHECKS]
-    return {
-        "ok": all(check.state != "error" for check in checks),
-        "workspace": str(workspace.root),
-        "checks": [check.model_dump() for check in checks],
-    }
+    checks = tuple(_ask(check, workspace) for check in CHECKS)
+    return Diagnosis(ok=all(check.state != "error" for check in checks), workspace=workspace.root, checks=checks)
 
 
 def check_python(_: Workspace) -> Check:

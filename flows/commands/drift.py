@@ -8,6 +8,7 @@ from components.data.manifest import load_frame
 from components.data.store import proofs
 from components.monitoring.drift import measure_drift
 from components.promotion.versions import Version
+from components.records.operations import Drift
 from components.sealed import load_known, save_known
 from components.tracking import artifacts
 from components.tracking.store import Store
@@ -16,7 +17,7 @@ from components.workspace import Workspace
 
 def find_drift(
     store: Store, workspace: Workspace, champion: Version, md5: str, locked: Mapping[str, Any]
-) -> dict[str, Any] | None:
+) -> Drift | None:
     """Of the version `md5`, which is that of the images now; None where nothing is new or nothing is known yet.
 
     locked: what dvc.lock says. Measured once, from features that are there: no network is loaded here.
@@ -34,4 +35,4 @@ def find_drift(
         frames = load_frame(seen), load_frame(derived / "manifest.parquet"), load_features(derived / "features.parquet")
         known = {"of": key, "drift": measure_drift(*frames).model_dump(mode="json")}
         save_known(path, known)
-    return dict(known["drift"])
+    return Drift.model_validate(known["drift"])

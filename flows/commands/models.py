@@ -2,14 +2,13 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands.app import (
     DomainArgument,
     JsonOption,
-    Outcome,
     OverridesOption,
     WorkspaceOption,
     app,
@@ -17,6 +16,22 @@ from flows.commands.app import (
     shower,
     watched,
 )
+
+if TYPE_CHECKING:
+    from components.domain.strict import Strict
+    from components.records.history import (
+        History,
+        LedgerExport,
+        LedgerReport,
+        Promotion,
+        Reproduced,
+        Restored,
+        RolledBack,
+    )
+    from components.records.images import Created
+    from components.records.outcomes import Comparison, Outcome
+    from components.records.predictions import Predictions
+    from components.workspace import Workspace
 
 ledger_app = typer.Typer(no_args_is_help=True, help="The record of every promotion: verify, export or restore it.")
 app.add_typer(ledger_app, name="ledger")
@@ -30,7 +45,8 @@ def demo(
 ) -> None:
     """Make the bundled domain, retrain it, promote the best adapter and predict with it."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Created | Outcome":
+        from components.records.outcomes import Demonstrated
         from flows.commands import demo as steps
 
         with watched(as_json):
@@ -38,22 +54,11 @@ def demo(
         if data_only:
             return made
         outcome = _retrain(place, steps.DOMAIN, [], False, as_json)
-        if outcome["status"] == "unchanged" or outcome["champion_version"] is None:
+        if outcome.status == "unchanged" or outcome.champion_version is None:
             return outcome
-        return {**outcome, "predictions": steps.predict_samples(place)["predictions"]}
+        return Demonstrated(**dict(outcome), predictions=steps.predict_samples(place).predictions)
 
-    def show(outcome: Outcome) -> None:
-        from flows.commands import console
-
-        if "status" not in outcome:
-            console.OUT.print(f"{outcome['domain']}: {outcome['files']} files in {outcome['raw']}", markup=False)
-            return
-        console.show_retrain(outcome)
-        if "predictions" in outcome:
-            console.OUT.print()
-            console.show_predictions({**outcome, "version": outcome["champion_version"]})
-
-    execute(act, show, as_json, workspace, failed=lambda outcome: outcome.get("status") in ("held", "rejected"))
+    execute(act, shower("show_demo"), as_json, workspace, failed=_was_held)
 
 
 @app.command()
@@ -66,23 +71,17 @@ def retrain(
 ) -> None:
     """Train every candidate, gate the best, promote it if it passes."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Outcome":
         return _retrain(place, domain, overrides or [], force, as_json)
 
-    execute(
-        act,
-        shower("show_retrain"),
-        as_json,
-        workspace,
-        failed=lambda outcome: outcome["status"] in ("held", "rejected"),
-    )
+    execute(act, shower("show_retrain"), as_json, workspace, failed=_was_held)
 
 
 @app.command()
 def compare(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Show what every candidate of the last retrain reached and cost, and draw it."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Comparison":
         from flows.steps.compare import compare as run
 
         return run(place, domain)
@@ -99,10 +98,11 @@ def promote(
 ) -> None:
     """Judge a version against the champion on the same images; promote it if it passes."""
 
-    def act(place: Any) -> Outcome:
-        return _run_flow("promote", place, domain, as_json, version=version)
+    def act(place: "Workspace") -> "Promotion":
+        promotion: Promotion = _run_flow("promote", place, domain, as_json, version=version)
+        return promotion
 
-    execute(act, shower("show_records"), as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PROMOTE")
+    execute(act, shower("show_records"), as_json, workspace, failed=lambda promotion: promotion.verdict != "PROMOTE")
 
 
 @app.command()
@@ -116,12 +116,14 @@ def approve(
 ) -> None:
     """Agree to a version that `gates.approval` holds; it is promoted if the other gates still agree."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Promotion":
         from flows.steps.judge import Approval
 
-        return _run_flow("promote", place, domain, as_json, version=version, approval=Approval(by, reason))
+        approval = Approval(by, reason)
+        promotion: Promotion = _run_flow("promote", place, domain, as_json, version=version, approval=approval)
+        return promotion
 
-    execute(act, shower("show_records"), as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PROMOTE")
+    execute(act, shower("show_records"), as_json, workspace, failed=lambda promotion: promotion.verdict != "PROMOTE")
 
 
 @app.command()
@@ -142,15 +144,11 @@ def reproduce(
 ) -> None:
     """Train a version again from the images, code, settings and seed it names; say whether it is the same."""
 
-    def act(place: Any) -> Outcome:
-        return _run_flow("reproduce", place, domain, as_json, version=version, tolerance=tolerance)
+    def act(place: "Workspace") -> "Reproduced":
+        reproduced: Reproduced = _run_flow("reproduce", place, domain, as_json, version=version, tolerance=tolerance)
+        return reproduced
 
-    def show(outcome: Outcome) -> None:
-        from flows.commands import console
-
-        console.OUT.print(f"{outcome['verdict']}  {outcome['reason']}", markup=False)
-
-    execute(act, show, as_json, workspace, failed=lambda outcome: outcome["verdict"] != "PASS")
+    execute(act, shower("show_reproduced"), as_json, workspace, failed=lambda outcome: outcome.verdict != "PASS")
 
 
 @app.command()
@@ -162,7 +160,7 @@ def rollback(
 ) -> None:
     """Make the previous champion the champion again."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "RolledBack":
         from flows.plan import load_checked_domain
         from flows.steps.history import rollback as run
 
@@ -181,12 +179,12 @@ def history(
 ) -> None:
     """Who was champion, when and why."""
 
-    def act(place: Any) -> Outcome:
-        from flows.steps.history import describe_history, find_champion_at, open_registry, require_ledger
+    def act(place: "Workspace") -> "History":
+        from flows.steps.history import describe_history, describe_history_at, open_registry, require_ledger
 
         require_ledger(place, domain)
         open_registry(place, domain)
-        return describe_history(domain) | ({} if at is None else find_champion_at(domain, at))
+        return describe_history(domain) if at is None else describe_history_at(domain, at)
 
     execute(act, shower("show_records"), as_json, workspace)
 
@@ -202,7 +200,7 @@ def verify_ledger(
 ) -> None:
     """Find records that were altered, removed or reordered, and a champion that no record explains."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "LedgerReport":
         from flows.steps.history import open_registry, require_ledger
         from flows.steps.history import verify_ledger as run
 
@@ -210,14 +208,14 @@ def verify_ledger(
         open_registry(place, domain)
         return run(place, domain, against)
 
-    execute(act, shower("show_ledger"), as_json, workspace, failed=lambda outcome: bool(outcome["problems"]))
+    execute(act, shower("show_ledger"), as_json, workspace, failed=lambda report: bool(report.problems))
 
 
 @ledger_app.command("restore")
 def restore_ledger(domain: DomainArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Put the alias `champion` back to where the last record left it, after somebody moved it by hand."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Restored":
         from flows.plan import load_checked_domain
         from flows.steps.history import open_registry, restore
 
@@ -237,7 +235,7 @@ def export_ledger(
 ) -> None:
     """Write the ledger as it is stored, a line a record: each names the sha256 of the line before."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "LedgerExport":
         from flows.steps.history import export_ledger as run
         from flows.steps.history import open_registry, require_ledger
 
@@ -245,7 +243,7 @@ def export_ledger(
         open_registry(place, domain)
         return run(domain, file)
 
-    execute(act, shower("show_export"), as_json, workspace)
+    execute(act, shower("show_ledger_export"), as_json, workspace)
 
 
 @app.command()
@@ -271,19 +269,26 @@ def predict(
     from flows.commands.predict import exit_code
     from flows.commands.predict import predict as run
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Predictions":
         from flows.plan import load_checked_domain
 
         load_checked_domain(place, domain)
-        outcome = run(place, domain, images or [], boxes=box or [], boxes_file=boxes, whole=whole)
-        for warning in outcome["warnings"]:
+        predictions = run(place, domain, images or [], boxes=box or [], boxes_file=boxes, whole=whole)
+        for warning in predictions.warnings:
             typer.echo(f"tessera: warning: {warning}", err=True)
-        return outcome
+        return predictions
 
     execute(act, shower("show_predictions"), as_json, workspace, failed=exit_code)
 
 
-def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json: bool) -> dict[str, Any]:
+def _was_held(record: "Strict") -> bool:
+    """A gate said no."""
+    from components.records.outcomes import Outcome
+
+    return isinstance(record, Outcome) and record.status in ("held", "rejected")
+
+
+def _retrain(place: "Workspace", domain: str, overrides: list[str], force: bool, as_json: bool) -> "Outcome":
     """Look first whether the answer is known: that takes seconds and needs no Prefect server.
 
     Where it cannot be known Prefect's server and the data stages begin at once, in processes of their own, while this
@@ -312,10 +317,11 @@ def _retrain(place: Any, domain: str, overrides: list[str], force: bool, as_json
             return begun.known
         if plan.domain.work_pool is None:
             prepare(plan.domain)
-        return _start(server, "retrain", place, domain, begun, overrides=overrides, force=force)
+        outcome: Outcome = _start(server, "retrain", place, domain, begun, overrides=overrides, force=force)
+        return outcome
 
 
-def _run_flow(name: str, place: Any, domain: str, as_json: bool, **parameters: Any) -> dict[str, Any]:
+def _run_flow(name: str, place: "Workspace", domain: str, as_json: bool, **parameters: Any) -> Any:
     """A flow on a version; a typo in the domain or its number is reported before a server starts."""
     with watched(as_json):
         from components.promotion.aliases import require_challenger
@@ -334,7 +340,7 @@ def _run_flow(name: str, place: Any, domain: str, as_json: bool, **parameters: A
         return _start(server, name, place, domain, **parameters)
 
 
-def _start(server: Any, name: str, place: Any, domain: str, begun: Any = None, **parameters: Any) -> dict[str, Any]:
+def _start(server: Any, name: str, place: "Workspace", domain: str, begun: Any = None, **parameters: Any) -> Any:
     """The flow in flows/NAME.py, on the Prefect server that is configured or the one that was brought along.
 
     begun: the `Beginning` of a retrain, which goes on from there.
@@ -354,5 +360,4 @@ def _start(server: Any, name: str, place: Any, domain: str, begun: Any = None, *
     from prefect import tags
 
     with tags("tessera", domain):  # as a deployment's runs have them: by these `status` and `doctor` find them
-        outcome: dict[str, Any] = run(domain=domain, workspace=str(place.root), **parameters)
-    return outcome
+        return run(domain=domain, workspace=str(place.root), **parameters)

@@ -1,23 +1,27 @@
 """Commands on servers and installations: status, doctor, deploy, up, down."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.app import JsonOption, Outcome, WorkspaceOption, app, execute, shower
+from flows.commands.app import JsonOption, WorkspaceOption, app, execute, shower
+
+if TYPE_CHECKING:
+    from components.records.operations import Deployment, Diagnosis, Status, Stopped
+    from components.workspace import Workspace
 
 
 @app.command()
 def doctor(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Check the installation and say how to fix what is wrong."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Diagnosis":
         from flows.commands.doctor import doctor as run
 
         return run(place)
 
     # A full disk is among what it has to tell.
-    execute(act, shower("show_doctor"), as_json, workspace, failed=lambda outcome: not outcome["ok"], full_too=True)
+    execute(act, shower("show_doctor"), as_json, workspace, failed=lambda diagnosis: not diagnosis.ok, full_too=True)
 
 
 @app.command()
@@ -28,7 +32,7 @@ def status(
 ) -> None:
     """Every domain in one table: data, champion, last run and verdict, next run, workers."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Status":
         from flows.commands.status import status as run
 
         if watch and not as_json:
@@ -45,13 +49,13 @@ def status(
 def deploy(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Bring the Prefect server to what the domain files say: pools, deployments, schedules, automations."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Deployment":
         from flows.server.schedules import deploy as run
 
-        return {"deployed": [row.model_dump() for row in run(place)]}
+        return run(place)
 
-    def unreadable(outcome: Outcome) -> bool:
-        return any(row["change"] == "unreadable" for row in outcome["deployed"])
+    def unreadable(deployment: "Deployment") -> bool:
+        return any(row.change == "unreadable" for row in deployment.deployed)
 
     execute(act, shower("show_deployed"), as_json, workspace, failed=unreadable)
 
@@ -64,14 +68,13 @@ def up(
 ) -> None:
     """Run Prefect, MLflow and workers on loopback until Ctrl-C or `tessera down`; what crashes is started again."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> None:
         from flows.commands import console
         from flows.server.services import Ports, run_services
 
         # Unwrapped, so that the commands it prints can be copied.
         ports = Ports(prefect_port, mlflow_port)
         run_services(place, ports, lambda text: console.OUT.print(text, soft_wrap=True, highlight=False, markup=False))
-        return {}
 
     execute(act, lambda _: None, False, workspace, joins=False)
 
@@ -80,12 +83,13 @@ def up(
 def down(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
     """Stop what `tessera up` runs for this workspace."""
 
-    def act(place: Any) -> Outcome:
+    def act(place: "Workspace") -> "Stopped":
+        from components.records.operations import Stopped
         from flows.server.services import stop_services
 
-        return {"stopped": stop_services(place)}
+        return Stopped(stopped=stop_services(place))
 
-    def show(outcome: Outcome) -> None:
-        typer.echo("Stopped." if outcome["stopped"] else "Nothing was up.")
+    def show(record: "Stopped") -> None:
+        typer.echo("Stopped." if record.stopped else "Nothing was up.")
 
     execute(act, show, as_json, workspace, joins=False)

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError
 from components.promotion import aliases, versions
+from components.records.fields import ErrorRecord
+from components.records.images import LeftOut
+from components.records.predictions import Answer, LabelsAnswer, Predictions, Unanswered
 from components.tasks.base import describe_answer
 from components.workspace import Workspace
 
@@ -26,7 +29,7 @@ def predict(
     boxes: Sequence[str] = (),
     boxes_file: Path | None = None,
     whole: bool = False,
-) -> dict[str, Any]:
+) -> Predictions:
     """Class probabilities of every image, or of every box in it; a row with `error` where one cannot be answered.
 
     paths: files, and folders of them. boxes: texts `x0,y0,x1,y1` in the one image. boxes_file: boxes of many.
@@ -54,43 +57,37 @@ def predict(
         (one, {"error": one.to_dict()} if isinstance(one, DataError) else next(answers)) for one in asked.questions
     ]
     rows = [_describe(one, answer, champion.version) for one, answer in pairs]
-    failed = [row["error"] for row in rows if row["error"] is not None]
+    failed = [row.error for row in rows if row.error is not None]
     unbound = "" if champion.adapter_json_sha256 else UNBOUND.format(version=champion.version)
-    return {
-        "domain": name,
-        "version": champion.version,
-        "tuner": champion.tuner,
-        "thresholds": dict(meta.thresholds) or None,
-        "input": meta.input and meta.input.model_dump(mode="json"),
-        "predictions": rows,
-        "answered": len(rows) - len(failed),
-        "failed": len(failed),
-        "ignored": [{"path": path, "reason": reason} for path, reason in sorted(asked.ignored.items())],
-        "notes": dict(asked.notes),
-        "warnings": [warning for warning in (reply["doubt"], unbound) if warning],
-    } | ({"error": failed[0]} if len(failed) == len(rows) else {})
+    answered = Predictions(
+        domain=name,
+        version=champion.version,
+        tuner=champion.tuner,
+        thresholds=dict(meta.thresholds) or None,
+        input=None if meta.input is None else meta.input.model_dump(mode="json"),
+        predictions=tuple(rows),
+        answered=len(rows) - len(failed),
+        failed=len(failed),
+        ignored=tuple(LeftOut(path=path, reason=reason) for path, reason in sorted(asked.ignored.items())),
+        notes=dict(asked.notes),
+        warnings=tuple(warning for warning in (reply["doubt"], unbound) if warning),
+    )
+    return answered if answered.answered else Unanswered(**dict(answered), error=failed[0])
 
 
-def _describe(asked: "Question | DataError", answer: Mapping[str, Any], version: int) -> dict[str, Any]:
-    """One row. box: as it was asked; crop: what was cut for it; both null for a whole image."""
+def _describe(asked: "Question | DataError", answer: Mapping[str, Any], version: int) -> Answer:
+    """One row of the table; `label` is the answer as one text."""
     if "error" in answer:
         path, box = (asked.what, None) if isinstance(asked, DataError) else (asked.path, asked.box)
-        row: dict[str, Any] = {"path": path, "box": box, "crop": None, "label": None, "probabilities": None}
-        return row | {"model_version": version, "error": answer["error"]}
+        error = ErrorRecord.model_validate(answer["error"])
+        return Answer(path=path, box=box, crop=None, label=None, probabilities=None, model_version=version, error=error)
     if isinstance(asked, DataError):
         raise ValueError("what cannot be asked has no answer")
-    return {
-        "path": asked.path,
-        "box": asked.box,
-        "crop": answer["crop"] and tuple(answer["crop"]),
-        "label": describe_answer(answer["answer"]),
-        **answer["answer"],
-        "probabilities": answer["probabilities"],
-        "model_version": version,
-        "error": None,
-    }
+    facts = {"path": asked.path, "box": asked.box, "crop": answer["crop"], "label": describe_answer(answer["answer"])}
+    facts |= {**answer["answer"], "probabilities": answer["probabilities"], "model_version": version, "error": None}
+    return LabelsAnswer.model_validate(facts) if "labels" in facts else Answer.model_validate(facts)
 
 
-def exit_code(outcome: Mapping[str, Any]) -> int:
+def exit_code(outcome: Predictions) -> int:
     """0 where every image was answered, 1 where some were not, 2 where none was."""
-    return 2 if not outcome["answered"] else 1 if outcome["failed"] else 0
+    return 2 if not outcome.answered else 1 if outcome.failed else 0

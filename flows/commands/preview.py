@@ -1,12 +1,12 @@
 """`tessera preview`: what training will see of a domain, drawn before anything is trained."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from components.data.batches.preview import choose_rows, draw_preview
 from components.data.store import versioning
 from components.data.store.shards import open_images
 from components.files import whole_file
+from components.records.images import Previewed
 from components.workspace import Workspace
 from flows.plan import create_plan, known_size, load_checked_domain
 from flows.progress import report
@@ -14,7 +14,7 @@ from flows.progress import report
 USUAL_SIZE = 224  # of a backbone whose size is known only to its own library
 
 
-def preview(workspace: Workspace, name: str, overrides: Sequence[str], images: int) -> dict[str, Any]:
+def preview(workspace: Workspace, name: str, overrides: Sequence[str], images: int) -> Previewed:
     """Draw the contact sheet; the data stages run first where the images changed since."""
     report("stage", title="read the images")
     domain = load_checked_domain(workspace, name, overrides)
@@ -29,11 +29,11 @@ def preview(workspace: Workspace, name: str, overrides: Sequence[str], images: i
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
     counts = rows["label"].value_counts(sort=True).sort("label")
-    return {
-        "domain": name,
-        "data_version": plan.version.md5,
-        "augmentation": plan.domain.augmentation,
-        "img_size": img_size,
-        "images": dict(counts.iter_rows()),
-        "path": str(path),
-    }
+    return Previewed(
+        domain=name,
+        data_version=plan.version.md5,
+        augmentation=plan.domain.augmentation,
+        img_size=img_size,
+        images=dict(counts.iter_rows()),
+        path=path,
+    )

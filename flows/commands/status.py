@@ -1,6 +1,7 @@
 """`tessera status`: every domain in one row, from the files here, MLflow and, where there is one, Prefect."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,9 @@ from components.data.store.versions import list_versions
 from components.domain.domain import Domain
 from components.errors import TesseraError, TrackingError
 from components.promotion import aliases, ledger, versions
+from components.records.fields import ErrorRecord
+from components.records.operations import DomainRow, Ended, Pool, Status
+from components.records.outcomes import Outcome, Score
 from components.tasks import create_task
 from components.tracking import candidates, outcomes, runs
 from components.tracking.store import Store
@@ -21,7 +25,7 @@ from flows.server.schedules import POOL, TAG, load_domains
 ONLINE_SECONDS = 120.0  # a worker tells of itself every 30
 
 
-def status(workspace: Workspace) -> dict[str, Any]:
+def status(workspace: Workspace) -> Status:
     """All domains that have images, and the servers asked."""
     store = Store.open(workspace)
     domains = load_domains(workspace)
@@ -30,74 +34,87 @@ def status(workspace: Workspace) -> dict[str, Any]:
         _try_describe(store, workspace, domain, _find_runs(store, server, domain.name), locked)
         for domain in domains.read
     ]
-    rows += [_describe_unread(name, error) for name, error in domains.unread.items()]
-    return {
-        "workspace": str(workspace.root),
-        "mlflow": store.address,
-        "prefect": server["url"],
-        "pools": server["pools"],
-        "domains": sorted(rows, key=lambda row: str(row["domain"])),
-    }
+    rows += [DomainRow(domain=name, error=ErrorRecord.of(error)) for name, error in domains.unread.items()]
+    return Status(
+        workspace=workspace.root,
+        mlflow=store.address,
+        prefect=server.url,
+        pools=server.pools,
+        domains=tuple(sorted(rows, key=lambda row: row.domain)),
+    )
 
 
-#: Columns of a row, all null in the row of a domain that cannot be read.
-COLUMNS = (
-    *("data_version", "data_name", "files", "champion_version", "champion_data", "rolled_back_from"),
-    "champion_trouble",
-    *("champion_score", "drift", "verdict", "last_seconds", "work_pool", "last_run", "running", "next_run"),
-)
+@dataclass(frozen=True)
+class Retrains:
+    """A domain's last, present and next retrain."""
+
+    last: Ended | None = None
+    running: str | None = None
+    next: str | None = None
+
+
+@dataclass(frozen=True)
+class Server:
+    """What Prefect knows. url: also says why it does not answer. domains: by name."""
+
+    url: str | None
+    pools: tuple[Pool, ...] = ()
+    domains: Mapping[str, Retrains] = field(default_factory=dict)
 
 
 def _try_describe(
-    store: Store, workspace: Workspace, domain: Domain, known: Mapping[str, Any], locked: Mapping[str, Any]
-) -> dict[str, Any]:
+    store: Store, workspace: Workspace, domain: Domain, known: Retrains, locked: Mapping[str, Any]
+) -> DomainRow:
     """The row of a domain; trouble with its files must not hide the other domains. The store's is everybody's."""
     try:
         return _describe(store, workspace, domain, known, locked)
     except TrackingError:
         raise
     except TesseraError as error:
-        return _describe_unread(domain.name, error)
+        return DomainRow(domain=domain.name, error=ErrorRecord.of(error))
 
 
-def _describe_unread(name: str, error: TesseraError) -> dict[str, Any]:
-    return {"domain": name, **dict.fromkeys(COLUMNS), "error": error.to_dict()}
-
-
-def _find_runs(store: Store, server: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _find_runs(store: Store, server: Server, name: str) -> Retrains:
     """Retrains as Prefect knows them; where no server knows of any, as MLflow does: from commands of their own."""
-    known = server["domains"].get(name, {})
-    return dict(known) if known.get("last") or known.get("running") else {**known, **runs.find_retrains(store, name)}
+    known = server.domains.get(name, Retrains())
+    if known.last or known.running:
+        return known
+    found = runs.find_retrains(store, name)
+    last = None if found["last"] is None else Ended(**found["last"])
+    return replace(known, last=last, running=found["running"])
 
 
 def _describe(
-    store: Store, workspace: Workspace, domain: Domain, known: Mapping[str, Any], locked: Mapping[str, Any]
-) -> dict[str, Any]:
+    store: Store, workspace: Workspace, domain: Domain, known: Retrains, locked: Mapping[str, Any]
+) -> DomainRow:
     here, metric = read_version(workspace, domain.name), create_task(domain).metric
     named = [version.name for version in list_versions(workspace, domain.name) if version.md5 == here.md5]
     champion = versions.load_version(domain.name, versions.CHAMPION)
-    last = outcomes.load_last_result(store, domain.name)
-    return {
-        "domain": domain.name,
-        "data_version": here.md5,
-        "data_name": named[-1] if named else None,
-        "files": here.files,
-        "champion_version": None if champion is None else champion.version,
-        "champion_data": None if champion is None else champion.data_version,
-        "rolled_back_from": None if champion is None else _find_rollback(domain.name, champion.version),
-        "champion_trouble": None if (trouble := aliases.find_trouble(domain.name)) is None else trouble.to_dict(),
-        "champion_score": None
-        if champion is None
-        else _find_score(store, metric, last, champion.version, champion.run_id),
-        "drift": None if champion is None else find_drift(store, workspace, champion, here.md5, locked),
-        "verdict": None if last is None else last.get("verdict"),
-        "last_seconds": None if last is None else last.get("seconds"),
-        "work_pool": domain.work_pool,
-        "last_run": known.get("last"),
-        "running": known.get("running"),
-        "next_run": known.get("next"),
-        "error": None,
-    }
+    last, trouble = outcomes.load_last_result(store, domain.name), aliases.find_trouble(domain.name)
+    row = DomainRow(
+        domain=domain.name,
+        data_version=here.md5,
+        data_name=named[-1] if named else None,
+        files=here.files,
+        champion_trouble=None if trouble is None else ErrorRecord.of(trouble),
+        verdict=None if last is None else last.verdict,
+        last_seconds=None if last is None else last.seconds,
+        work_pool=domain.work_pool,
+        last_run=known.last,
+        running=known.running,
+        next_run=known.next,
+    )
+    if champion is None:
+        return row
+    return row.model_copy(
+        update={
+            "champion_version": champion.version,
+            "champion_data": champion.data_version,
+            "rolled_back_from": _find_rollback(domain.name, champion.version),
+            "champion_score": _find_score(store, metric, last, champion.version, champion.run_id),
+            "drift": find_drift(store, workspace, champion, here.md5, locked),
+        }
+    )
 
 
 def _find_rollback(name: str, version: int) -> int | None:
@@ -107,35 +124,30 @@ def _find_rollback(name: str, version: int) -> int | None:
     return moves[-1].from_version if back else None
 
 
-def _find_score(
-    store: Store, metric: str, last: Mapping[str, Any] | None, version: int, run_id: str
-) -> dict[str, float] | None:
+def _find_score(store: Store, metric: str, last: Outcome | None, version: int, run_id: str) -> Score | None:
     """The champion's test score: its own row of the last retrain, or what its run says."""
-    if last is not None and last.get("challenger_version") == version:
-        row = next((row for row in last["candidates"] if row.get("selected")), None)
-        if row is not None:
-            return dict(row["test"])
+    if last is not None and last.challenger_version == version:
+        return last.best.test
     return candidates.load_test_score(store, run_id, metric)
 
 
-def _ask_prefect(domains: list[Domain]) -> dict[str, Any]:
+def _ask_prefect(domains: list[Domain]) -> Server:
     """Runs, schedules and workers; nothing without a configured server, and why where it does not answer."""
     url = find_server()
-    empty: dict[str, Any] = {"url": url, "pools": [], "domains": {}}
     if url is None:
-        return empty
+        return Server(None)
     if (reason := why_silent(url)) is not None:
-        return empty | {"url": f"{url} does not answer ({reason})"}
+        return Server(f"{url} does not answer ({reason})")
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        pools = [_describe_pool(client, pool) for pool in client.read_work_pools()]
-        return empty | {"pools": pools, "domains": {domain.name: _ask_runs(client, domain) for domain in domains}}
+        pools = tuple(_describe_pool(client, pool) for pool in client.read_work_pools())
+        return Server(url, pools, {domain.name: _ask_runs(client, domain) for domain in domains})
 
 
-def _describe_pool(client: Any, pool: Any) -> dict[str, Any]:
-    online = list_online(client, pool.name)
-    return {"name": pool.name, "retrains": pool.name == POOL, "paused": pool.is_paused, "workers_online": online}
+def _describe_pool(client: Any, pool: Any) -> Pool:
+    online = tuple(list_online(client, pool.name))
+    return Pool(name=pool.name, retrains=pool.name == POOL, paused=pool.is_paused, workers_online=online)
 
 
 def list_online(client: Any, pool: str) -> list[str]:
@@ -145,7 +157,7 @@ def list_online(client: Any, pool: str) -> list[str]:
     return [worker.name for worker in workers if worker.last_heartbeat_time and worker.last_heartbeat_time > since]
 
 
-def _ask_runs(client: Any, domain: Domain) -> dict[str, Any]:
+def _ask_runs(client: Any, domain: Domain) -> Retrains:
     """The latest finished, the running and the next retrain of a domain, whoever started it."""
     from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
     from prefect.client.schemas.sorting import FlowRunSort
@@ -163,11 +175,11 @@ def _ask_runs(client: Any, domain: Domain) -> dict[str, Any]:
     ended = find(["COMPLETED", "FAILED", "CRASHED", "CANCELLED"], FlowRunSort.END_TIME_DESC)
     running = find(["RUNNING", "PENDING"], FlowRunSort.START_TIME_DESC)
     coming = find(["SCHEDULED"], FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC)
-    return {
-        "last": None if ended is None else {"state": ended.state_name, "when": _write_time(ended.end_time)},
-        "running": None if running is None else _write_time(running.start_time),
-        "next": None if coming is None else _write_time(coming.next_scheduled_start_time),
-    }
+    return Retrains(
+        last=None if ended is None else Ended(state=ended.state_name, when=_write_time(ended.end_time)),
+        running=None if running is None else _write_time(running.start_time),
+        next=None if coming is None else _write_time(coming.next_scheduled_start_time),
+    )
 
 
 def _write_time(when: datetime | None) -> str | None:

@@ -17,15 +17,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from components.domain.domain import Domain
 from components.domain.reading import load_domain
 from components.domain.settings import Schedule
-from components.domain.strict import Strict
 from components.errors import TesseraError
+from components.records.operations import Change, Deployed, Deployment
 from components.workspace import REPOSITORY, Workspace
 from flows.server.address import JOB_ENV
 from flows.server.prefect_boot import require_server
@@ -47,17 +47,6 @@ SILENCE_SECONDS = 90
 FIXED = ("command", "env", "working_dir")
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 MARK = "tessera:"  # precedes, in a description, the hash of what was deployed
-
-Change = Literal["created", "changed", "unchanged", "removed", "unreadable"]
-
-
-class Deployed(Strict):
-    """One object on the server, and what deploying did to it."""
-
-    kind: Literal["work pool", "deployment", "automation", "domain"]
-    name: str
-    change: Change
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +128,7 @@ def _has_clock(schedule: Schedule) -> bool:
     return schedule.cron is not None or schedule.interval_hours is not None
 
 
-def deploy(workspace: Workspace) -> list[Deployed]:
+def deploy(workspace: Workspace) -> Deployment:
     """Update the configured Prefect server from the domain files, and report the changes.
 
     While a domain cannot be read, nothing is removed from the server, because it may belong to that domain.
@@ -158,7 +147,7 @@ def deploy(workspace: Workspace) -> list[Deployed]:
         Deployed(kind="domain", name=name, change="unreadable", note=str(error))
         for name, error in domains.unread.items()
     ]
-    return [*done, *unread]
+    return Deployment(deployed=(*done, *unread))
 
 
 def _apply_pool(client: Any, name: str) -> Deployed:

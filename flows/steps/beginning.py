@@ -1,26 +1,17 @@
 """The beginning of a retrain: what is new since the last one, and what that will cost, before anything is done."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from components.data.store.pipeline import Stages
-from components.domain.strict import Strict
 from components.models.tuners import Tuner
 from components.records import Rung, load_result, load_rung
+from components.records.outcomes import New, Outcome
 from components.tracking import candidates, outcomes, runs
 from components.tracking.store import Store
 from components.training.search import Trial, search_tuner
 from flows.plan import Plan
 from flows.steps.estimate import Estimate, Part, estimate
 from flows.steps.history import mark_unchanged
-
-
-class New(Strict):
-    """What a retrain has to make. candidates: by name, as `vpt-deep-s0`, or `search of vpt-deep`."""
-
-    data: bool
-    candidates: tuple[str, ...]
-    verdict: bool
 
 
 @dataclass(frozen=True)
@@ -31,12 +22,7 @@ class Beginning:
     stages: Stages
     new: New
     estimate: Estimate
-    known: dict[str, Any] | None = None
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the outcome says of it."""
-        return {"new": self.new.model_dump(mode="json"), "estimate_seconds": self.estimate.seconds}
+    known: Outcome | None = None
 
     def describe(self) -> str:
         """What is new and what that will cost, in two sentences."""
@@ -53,7 +39,8 @@ def begin(plan: Plan, force: bool, stages: Stages | None = None) -> Beginning:
     known = outcomes.find_retrain(store, plan.domain.name, plan.verdict_key) if plan.verdict_key and not force else None
     if known is not None:
         begun = Beginning(plan, stages, New(data=False, candidates=(), verdict=False), Estimate(0.0, ""))
-        return replace(begun, known=mark_unchanged(plan.domain.name, known) | begun.facts)
+        answer = mark_unchanged(plan.domain.name, known)
+        return replace(begun, known=answer.model_copy(update={"new": begun.new, "estimate_seconds": 0.0}))
     parts = list_parts(plan) if force or not plan.verdict_key else list_unknown(store, plan)
     new = New(data=not plan.verdict_key, candidates=tuple(part.name for part in parts), verdict=True)
     return Beginning(plan, stages, new, estimate(store, plan, parts))

@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -17,6 +17,7 @@ from components.files import write_whole
 from components.promotion.evidence import score_frame
 from components.promotion.statistics import bootstrap
 from components.records import HEAT_FILE, Result, load_predictions
+from components.records.outcomes import Outcome
 from components.reports.pictures import draw_calibration, draw_heat, draw_mistakes
 from components.reports.words import list_gains
 from components.tasks import create_task
@@ -38,11 +39,11 @@ Section = tuple[str, Sequence[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """Everything a card is made from. parent: the retrain's run in MLflow. pages: those of the candidate's run."""
 
     plan: Plan
-    outcome: Mapping[str, Any]
+    outcome: Outcome
     result: Result
     parent: str
     pages: Mapping[str, str]
@@ -50,10 +51,10 @@ class Card:
     @property
     def title(self) -> str:
         name = self.plan.domain.title or self.plan.domain.name
-        return f"{name}: {self.result.label}, version {self.outcome['challenger_version']}"
+        return f"{name}: {self.result.label}, version {self.outcome.challenger_version}"
 
 
-def write_card(card: Card) -> tuple[Path, Path]:
+def write_card(card: ModelCard) -> tuple[Path, Path]:
     """Both forms, beside the retrain report."""
     page, text = card.plan.folder / CARD, card.plan.folder / CARD_TEXT
     write_whole(page, render_html(card).encode())
@@ -61,11 +62,11 @@ def write_card(card: Card) -> tuple[Path, Path]:
     return page, text
 
 
-def render_markdown(card: Card) -> str:
+def render_markdown(card: ModelCard) -> str:
     """Words and tables; the pictures are in the HTML."""
     lines = [f"# {card.title}", "", _summarise(card), ""]
     lines += [] if card.result.backbone["trained"] else [f"> {UNTRAINED}", ""]
-    lines += [line for warning in card.outcome["warnings"] for line in (f"> Warning: {warning}", "")]
+    lines += [line for warning in card.outcome.warnings for line in (f"> Warning: {warning}", "")]
     head, *rows = list(_score_slices(card))
     lines += ["## Scores by slice", "", render_table(head, rows), ""]
     for title, facts in _sections(card):
@@ -73,9 +74,9 @@ def render_markdown(card: Card) -> str:
     return without_html("\n".join(lines))
 
 
-def render_html(card: Card) -> str:
+def render_html(card: ModelCard) -> str:
     """The whole card with its pictures; every text in it is escaped."""
-    verdict = card.outcome["verdict"]
+    verdict = card.outcome.verdict
     warning = "" if card.result.backbone["trained"] else f'<p class="warning">{UNTRAINED}</p>'
     told = f"<p>{html.escape(_summarise(card))}</p>{render_warnings(card.outcome)}"
     use, *rest = _sections(card)
@@ -97,29 +98,29 @@ def render_html(card: Card) -> str:
     )
 
 
-def _summarise(card: Card) -> str:
+def _summarise(card: ModelCard) -> str:
     words = _capitalise(create_task(card.plan.domain).metric_words)
     test, metrics = score_frame(load_predictions(card.result.folder, "test"), card.plan.domain), card.result.metrics
     return (
-        f"{words} {test.value:.3f} on the test groups, interval {render_ends(test.to_dict())}; "
-        f"calibration error {metrics['test/ece']:.3f}. When it was trained the gates said {card.outcome['verdict']}: "
-        f"{card.outcome['reason']}"
+        f"{words} {test.value:.3f} on the test groups, interval {render_ends(test)}; "
+        f"calibration error {metrics['test/ece']:.3f}. When it was trained the gates said {card.outcome.verdict}: "
+        f"{card.outcome.reason}"
     )
 
 
-def _sections(card: Card) -> list[Section]:
+def _sections(card: ModelCard) -> list[Section]:
     """Titles, and names with values; the first is what a reader must know before any number."""
     return [
         ("Intended use", _describe_use(card)),
         ("Data", _describe_data(card)),
         ("Training", _describe_training(card)),
-        ("Gates", [(f"{f['gate']}: {name_verdict(f['verdict'])}", str(f["reason"])) for f in card.outcome["findings"]]),
+        ("Gates", [(f"{f.gate}: {name_verdict(f.verdict)}", f.reason) for f in card.outcome.findings]),
         ("Licences", _describe_licences(card)),
         ("Lineage", _describe_lineage(card)),
     ]
 
 
-def _describe_use(card: Card) -> list[tuple[str, str]]:
+def _describe_use(card: ModelCard) -> list[tuple[str, str]]:
     domain = card.plan.domain
     limits = (
         "It answers in its classes for any image whatever. Its scores hold for images like those it was tested on, "
@@ -132,7 +133,7 @@ def _describe_use(card: Card) -> list[tuple[str, str]]:
     ]
 
 
-def _describe_data(card: Card) -> list[tuple[str, str]]:
+def _describe_data(card: ModelCard) -> list[tuple[str, str]]:
     plan, found = card.plan, card.plan.load_validation()
     manifest = plan.load_manifest()
     sides = [
@@ -142,15 +143,15 @@ def _describe_data(card: Card) -> list[tuple[str, str]]:
     ]
     classes = by_class(manifest)["label"].value_counts(sort=True).iter_rows()
     return [
-        ("Images", f"{found['fit']} fit of {found['images']}; {len(found['quarantined'])} put aside"),
+        ("Images", f"{found.fit} fit of {found.images}; {len(found.quarantined)} put aside"),
         ("Split", f"{'; '.join(sides)}. A group is on one side, for good"),
         ("Classes", ", ".join(f"{name} {count}" for name, count in classes)),
-        ("Warnings", "; ".join(found["warnings"]) or "none"),
+        ("Warnings", "; ".join(found.warnings) or "none"),
         ("Source", plan.domain.source or UNSTATED),
     ]
 
 
-def _describe_training(card: Card) -> list[tuple[str, str]]:
+def _describe_training(card: ModelCard) -> list[tuple[str, str]]:
     result = card.result
     learns = f"{result.trainable_params:,} ({result.share:.2%} of the backbone)" if result.trainable_params else "none"
     return [
@@ -167,23 +168,23 @@ def _describe_training(card: Card) -> list[tuple[str, str]]:
     ]
 
 
-def _describe_budget(card: Card) -> str:
+def _describe_budget(card: ModelCard) -> str:
     result, training = card.result, card.plan.domain.training
     if "strength" in result.metrics:
         return f"solved to its optimum at strength {result.metrics['strength']:g}; {result.seconds:.0f} s"
     return f"{training.epochs} epochs of batches of {training.batch_size}; {result.seconds:.0f} s"
 
 
-def _list_own_gains(card: Card) -> list[str]:
+def _list_own_gains(card: ModelCard) -> list[str]:
     """What the table says of this candidate; of a linear probe, what it says of all others."""
-    tuners = card.outcome["tuners"]
-    own = next(line for line in tuners if line["tuner"] == card.result.label)
-    if own["over_linear"]:
-        return [own["over_linear"]["text"]]
+    tuners = card.outcome.tuners
+    own = next(row for row in tuners if row.tuner == card.result.label)
+    if own.over_linear:
+        return [own.over_linear.text]
     return list_gains(tuners) or ["it is one, and there was no other candidate"]
 
 
-def _describe_licences(card: Card) -> list[tuple[str, str]]:
+def _describe_licences(card: ModelCard) -> list[tuple[str, str]]:
     domain, backbone = card.plan.domain, card.result.backbone
     return [
         ("Data", domain.licence or UNSTATED),
@@ -192,25 +193,25 @@ def _describe_licences(card: Card) -> list[tuple[str, str]]:
     ]
 
 
-def _describe_lineage(card: Card) -> list[tuple[str, str]]:
+def _describe_lineage(card: ModelCard) -> list[tuple[str, str]]:
     plan, result, outcome = card.plan, card.result, card.outcome
-    best = next(row for row in outcome["candidates"] if row["selected"])
+    best = outcome.best
     return [
-        ("Images", f"DVC {outcome['data_version']}"),
+        ("Images", f"DVC {outcome.data_version}"),
         ("Validation report", f"{DATA}/{plan.validation_report.name} of MLflow run {card.parent}"),
         ("Split", f"sha256 {result.split_sha256}"),
         ("Backbone", f"{result.backbone['name']}, sha256 {result.backbone['sha256']}"),
-        ("Settings", f"key {outcome['verdict_key']}"),
+        ("Settings", f"key {outcome.verdict_key}"),
         ("Code", f"commit {plan.code}, sha256 {plan.sources.training}"),
         ("Environment", ", ".join(f"{key} {value}" for key, value in result.environment.items())),
         ("Adapter", f"sha256 {result.adapter_sha256}"),
-        ("MLflow run", best["run_id"]),
+        ("MLflow run", best.run_id),
         ("Gate evidence", f"{EVIDENCE}/ of that run, a file named by the hash in its record of the ledger"),
-        ("Again", f"tessera reproduce {plan.domain.name} {outcome['challenger_version']}"),
+        ("Again", f"tessera reproduce {plan.domain.name} {outcome.challenger_version}"),
     ]
 
 
-def _score_slices(card: Card) -> Iterator[tuple[str, ...]]:
+def _score_slices(card: ModelCard) -> Iterator[tuple[str, ...]]:
     """A head, then a row for all test images, each class, and each value of each slice column."""
     domain, frame = card.plan.domain, load_predictions(card.result.folder, "test")
     yield "slice", "images", "groups", "score", "between"
@@ -225,10 +226,10 @@ def _score_slices(card: Card) -> Iterator[tuple[str, ...]]:
                 parts.append((f"{column} = {value}", part.height, task.evidence(part, domain.classes)))
     for name, images, evidence in parts:
         score = bootstrap(evidence, domain.gates.confidence)
-        yield name, str(images), str(score.groups), f"{score.value:.3f}", render_ends(score.to_dict())
+        yield name, str(images), str(score.groups), f"{score.value:.3f}", render_ends(score)
 
 
-def _draw_pictures(card: Card) -> tuple[str, str, str]:
+def _draw_pictures(card: ModelCard) -> tuple[str, str, str]:
     from safetensors.numpy import load_file
 
     domain, frame = card.plan.domain, load_predictions(card.result.folder, "test")

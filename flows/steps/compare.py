@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import polars as pl
 
 from components.errors import PromotionError
 from components.files import whole_file
+from components.models.tuners import Tuner
 from components.promotion.statistics import Interval, bootstrap, bootstrap_difference, score
 from components.records import load_predictions
+from components.records.outcomes import Comparison, Gain, Outcome, SearchedTuner, SeedScores, TrainedCandidate, TunerRow
 from components.tasks import Task, create_task
 from components.tasks.base import Evidence
 from components.tracking import outcomes
@@ -22,46 +23,47 @@ from flows.plan import Plan, load_checked_domain
 PICTURE = "comparison.png"
 
 
-def compare(workspace: Workspace, name: str) -> dict[str, Any]:
+def compare(workspace: Workspace, name: str) -> Comparison:
     """The outcome of the last retrain, with the path of its picture."""
     domain = load_checked_domain(workspace, name)
     last = outcomes.load_last_result(Store.open(workspace), name)
-    if last is None or "tuners" not in last:
+    if last is None or not last.tuners:
         found = "none" if last is None else "one by an older version of Tessera"
         hint = f"Run `tessera retrain {name}` first."
         raise PromotionError(f"comparison of {name}", expected="a finished retrain", found=found, hint=hint)
-    return last | {"picture": str(draw_picture(last, create_task(domain), workspace.runs(name) / PICTURE))}
+    picture = draw_picture(last, create_task(domain), workspace.runs(name) / PICTURE)
+    return Comparison(**dict(last), picture=picture)
 
 
 def summarise_tuners(
-    plan: Plan, rows: Sequence[Mapping[str, Any]], searches: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """One line per tuner, the best on validation first. rows: as `describe_result` makes them.
+    plan: Plan, rows: Sequence[TrainedCandidate], searches: Mapping[str, SearchedTuner]
+) -> tuple[TunerRow, ...]:
+    """One row per tuner, the best on validation first.
 
-    `over_linear` is the gain over the linear probe (the best one on validation where there are several) with its
-    interval and a sentence; None for that probe itself, and for all where the candidates have none.
+    The baseline is the linear probe, the best one on validation where there are several.
     """
-    tuners = [_summarise(plan, [row for row in rows if row["tuner"] == tuner.label]) for tuner in plan.tuners]
-    for line, tuner in zip(tuners, plan.tuners, strict=True):
-        line["kind"] = tuner.kind
-        line["options"] = tuner.model_dump(mode="json", exclude={"kind", "name"})
-        record = searches.get(tuner.label)
-        line["search"] = None if record is None else {key: record[key] for key in record if key != "tuner"}
-    ranked = sorted(tuners, key=lambda line: -line["val"])
-    baseline = next((line["tuner"] for line in ranked if line["kind"] == "linear"), None)
-    for line in ranked:
-        line["over_linear"] = (
-            None if baseline in (None, line["tuner"]) else _compare(plan, rows, line["tuner"], baseline)
-        )
-    return ranked
+    tuners = {tuner.label: tuner for tuner in plan.tuners}
+    seeds = {label: [row for row in rows if row.tuner == label] for label in tuners}
+    means = {label: fmean(row.val for row in seeds[label]) for label in tuners}
+    ranked = sorted(tuners, key=lambda label: -means[label])
+    baseline = next((label for label in ranked if tuners[label].kind == "linear"), None)
+    gains = {
+        label: _compare(plan, label, seeds[label], baseline, seeds[baseline])
+        for label in ranked
+        if baseline is not None and label != baseline
+    }
+    return tuple(
+        _summarise(plan, tuners[label], seeds[label], searches.get(label), gains.get(label)) for label in ranked
+    )
 
 
-def _compare(plan: Plan, rows: Sequence[Mapping[str, Any]], tuner: str, baseline: str) -> dict[str, Any]:
+def _compare(
+    plan: Plan, tuner: str, rows: Sequence[TrainedCandidate], baseline: str, others: Sequence[TrainedCandidate]
+) -> Gain:
     """The paired difference on the test images, over drawn groups; each with what all its seeds said."""
-    ours, theirs = (_gather(plan, [row for row in rows if row["tuner"] == label]) for label in (tuner, baseline))
-    gain = bootstrap_difference(ours, theirs, plan.domain.gates.confidence)
-    text = f"{tuner} over {baseline} {gain.value:+.3f}, interval {render_ends(gain.to_dict(), '+')}: {name_gain(gain)}"
-    return gain.to_dict() | {"baseline": baseline, "text": text}
+    gain = bootstrap_difference(_gather(plan, rows), _gather(plan, others), plan.domain.gates.confidence)
+    text = f"{tuner} over {baseline} {gain.value:+.3f}, interval {render_ends(gain, '+')}: {name_gain(gain)}"
+    return Gain(value=gain.value, low=gain.low, high=gain.high, groups=gain.groups, baseline=baseline, text=text)
 
 
 def name_gain(gain: Interval) -> str:
@@ -70,48 +72,57 @@ def name_gain(gain: Interval) -> str:
     return "surely worse" if gain.is_below(0) else "not surely better"
 
 
-def _load_answers(rows: Sequence[Mapping[str, Any]]) -> list[pl.DataFrame]:
+def _load_answers(rows: Sequence[TrainedCandidate]) -> list[pl.DataFrame]:
     """Test predictions of every seed."""
-    return [load_predictions(Path(row["folder"]), "test") for row in rows]
+    return [load_predictions(row.folder, "test") for row in rows]
 
 
-def _gather(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Evidence:
+def _gather(plan: Plan, rows: Sequence[TrainedCandidate]) -> Evidence:
     return create_task(plan.domain).mean_evidence(_load_answers(rows), plan.domain.classes)
 
 
-def _summarise(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summarise(
+    plan: Plan, tuner: Tuner, rows: Sequence[TrainedCandidate], search: SearchedTuner | None, gain: Gain | None
+) -> TunerRow:
     """The mean over the seeds, and its interval: a group is drawn with what every seed said of it."""
     task, classes = create_task(plan.domain), plan.domain.classes
-    test = bootstrap(_gather(plan, rows), plan.domain.gates.confidence)
+    test = bootstrap(_gather(plan, rows), plan.domain.gates.confidence).to_score()
     seeds = [task.class_evidence(answers, classes) for answers in _load_answers(rows)]
     first = rows[0]
-    return {
-        "tuner": first["tuner"],
-        "selected": any(row["selected"] for row in rows),
-        "seeds": [row["seed"] for row in rows],
-        "val": fmean(row["val"] for row in rows),
-        "test": test.to_dict() | {"seeds": [row["test"]["value"] for row in rows]},
-        "class_scores": {name: fmean(score(seed[name]) for seed in seeds) for name in seeds[0]},
-        "seconds": round(fmean(row["seconds"] for row in rows), 3),
-        **{key: first[key] for key in ("trainable_params", "head_params", "share", "adapter_bytes")},
-    }
+    return TunerRow(
+        tuner=tuner.label,
+        kind=tuner.kind,
+        selected=any(row.selected for row in rows),
+        seeds=tuple(row.seed for row in rows),
+        val=fmean(row.val for row in rows),
+        test=SeedScores(**dict(test), seeds=tuple(row.test.value for row in rows)),
+        class_scores={name: fmean(score(seed[name]) for seed in seeds) for name in seeds[0]},
+        seconds=round(fmean(row.seconds for row in rows), 3),
+        trainable_params=first.trainable_params,
+        head_params=first.head_params,
+        share=first.share,
+        adapter_bytes=first.adapter_bytes,
+        options=tuner.model_dump(mode="json", exclude={"kind", "name"}),
+        search=None if search is None else search.to_row(),
+        over_linear=gain,
+    )
 
 
-def draw_picture(outcome: Mapping[str, Any], task: Task, path: Path) -> Path:
+def draw_picture(outcome: Outcome, task: Task, path: Path) -> Path:
     """Draw an outcome's tuners into a PNG; returns its path."""
     from components.reports.pictures import draw_comparison
 
     with whole_file(path) as partial:
-        figure = draw_comparison(outcome["tuners"], task, describe_outcome(outcome, task))
+        figure = draw_comparison(outcome.tuners, task, describe_outcome(outcome, task))
         figure.savefig(partial, format="png", dpi=120)
     return path
 
 
-def describe_outcome(outcome: Mapping[str, Any], task: Task) -> str:
+def describe_outcome(outcome: Outcome, task: Task) -> str:
     """The picture's title: what was compared, on what, and what the intervals are of."""
-    seeds = outcome["tuners"][0]["seeds"]
+    seeds = outcome.tuners[0].seeds
     number = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
     return (
-        f"{outcome['domain']} on {outcome['backbone']['name']}: {task.metric_words} on the test groups, {number}\n"
-        f"bars: intervals by bootstrap over groups; dots: seeds; data version {outcome['data_version'][:12]}"
+        f"{outcome.domain} on {outcome.backbone.name}: {task.metric_words} on the test groups, {number}\n"
+        f"bars: intervals by bootstrap over groups; dots: seeds; data version {outcome.data_version[:12]}"
     )

@@ -31,6 +31,7 @@ from components.keys import Code, read_code
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import versions
 from components.records import Job, load_result
+from components.records.outcomes import SearchedTuner, TrainedCandidate
 from components.tracking import artifacts, candidates
 from components.tracking.store import Store
 from components.workspace import Workspace, find_workspace
@@ -95,7 +96,7 @@ def find_pool(domain: Domain) -> str | None:
 
 def train_on_pool(
     store: Store, plan: Plan, parent: str, name: str, job: Job, fresh: bool, stopped: Event | None
-) -> dict[str, Any]:
+) -> TrainedCandidate:
     """Have a worker train the candidate, and bring its files to where they would be if it was trained here."""
     result, found = find_trained(store, plan, parent, job, fresh)
     if result is None or found is None:
@@ -117,7 +118,7 @@ def train_on_pool(
 
 def search_on_pool(
     store: Store, plan: Plan, parent: str, tuner: Tuner, fresh: bool, stopped: Event | None
-) -> dict[str, Any]:
+) -> SearchedTuner:
     """Have a worker do the search; its trials are in MLflow then, from which the same search is read here."""
     work, options = plan.trial_key(tuner, tuner), tuner.model_dump(mode="json")
     order = _write_order(plan, parent, "search", tuner.label, work, options, fresh)
@@ -331,8 +332,8 @@ def _obey(store: Store, wanted: Order, plan: Plan) -> None:
     if wanted.fresh:
         job = job.model_copy(update={"folder": job.folder.with_name(f"{wanted.name}-{wanted.parent[:12]}")})
     row = train_job(store, plan, wanted.parent, wanted.name, job, wanted.fresh)
-    link(store, row["run_id"], f"{plan.domain.name}-{wanted.name}")
-    get_run_logger().info("%s: val %.3f, MLflow run %s", wanted.name, row["val"], row["run_id"])
+    link(store, row.run_id, f"{plan.domain.name}-{wanted.name}")
+    get_run_logger().info("%s: val %.3f, MLflow run %s", wanted.name, row.val, row.run_id)
 
 
 def require_code(order: Order, ours: Code) -> None:

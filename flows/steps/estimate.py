@@ -78,9 +78,9 @@ def count_images(plan: Plan) -> int:
 def measure_rest(store: Store, plan: Plan) -> float | None:
     """Seconds of the last retrain in which it trained nothing; None where there was none that recorded it."""
     last = outcomes.load_last_result(store, plan.domain.name)
-    if last is None or "new" not in last:
+    if last is None or last.new is None:
         return None
-    trained = set(last["new"]["candidates"])
-    seconds = sum(row["seconds"] for row in last["candidates"] if f"{row['tuner']}-s{row['seed']}" in trained)
-    searched = sum(line["search"]["seconds"] for line in last["tuners"] if f"search of {line['tuner']}" in trained)
-    return float(max(0.0, last["seconds"] - seconds - searched))
+    trained = set(last.new.candidates)
+    seconds = sum(row.seconds for row in last.candidates if f"{row.tuner}-s{row.seed}" in trained)
+    searched = sum(row.search.seconds for row in last.tuners if row.search and f"search of {row.tuner}" in trained)
+    return max(0.0, last.seconds - seconds - searched)

@@ -2,11 +2,12 @@
 
 from datetime import UTC, datetime, time
 from pathlib import Path
-from typing import Any
 
 from components.errors import PromotionError
 from components.files import write_whole
 from components.promotion import aliases, contest, ledger, verify, versions
+from components.records.history import History, HistoryAt, LedgerExport, LedgerReport, Move, Restored, RolledBack
+from components.records.outcomes import Outcome
 from components.tracking.store import Store
 from components.workspace import Workspace
 from flows.server.events import emit_promoted
@@ -37,14 +38,14 @@ def open_registry(workspace: Workspace, name: str) -> Store:
     return store
 
 
-def rollback(workspace: Workspace, name: str, reason: str) -> dict[str, Any]:
+def rollback(workspace: Workspace, name: str, reason: str) -> RolledBack:
     """Champion and previous change places."""
     open_registry(workspace, name)
     with promotion_turn(name):
         champion = contest.rollback(workspace, name, reason)
     contest.describe_model(name)
     emit_promoted(champion)
-    return describe_history(name) | {"verdict": None, "reason": f"rolled back to version {champion.version}"}
+    return RolledBack(**dict(describe_history(name)), reason=f"rolled back to version {champion.version}")
 
 
 def find_faults(workspace: Workspace, name: str) -> tuple[str, ...]:
@@ -62,7 +63,7 @@ def find_faults(workspace: Workspace, name: str) -> tuple[str, ...]:
     return (*faults, *(versions.find_damage(champion, workspace.adapters) if champion else ()))
 
 
-def restore(workspace: Workspace, name: str) -> dict[str, Any]:
+def restore(workspace: Workspace, name: str) -> Restored:
     """The aliases as the ledger's last record has them."""
     trouble = aliases.find_trouble(name)
     with promotion_turn(name):
@@ -72,10 +73,10 @@ def restore(workspace: Workspace, name: str) -> dict[str, Any]:
         if champion is not None:
             emit_promoted(champion)
     version = None if champion is None else champion.version
-    return {"domain": name, "champion_version": version, "found": None if trouble is None else trouble.found}
+    return Restored(domain=name, champion_version=version, found=None if trouble is None else trouble.found)
 
 
-def find_champion_at(name: str, when: str) -> dict[str, Any]:
+def describe_history_at(name: str, when: str) -> HistoryAt:
     """Who was champion at a moment, an ISO date (its end) or time, in UTC where it names no zone.
 
     Raises PromotionError for a text that is neither, and for a day that is yet to come.
@@ -97,10 +98,11 @@ def find_champion_at(name: str, when: str) -> dict[str, Any]:
             hint="Write it in that form.",
         )
     record = ledger.find_champion(ledger.load_records(name), moment)
-    return {"at": min(moment, now).isoformat(timespec="seconds"), "champion_at": record and record.to_version}
+    at, champion = min(moment, now).isoformat(timespec="seconds"), None if record is None else record.to_version
+    return HistoryAt(**dict(describe_history(name)), at=at, champion_at=champion)
 
 
-def verify_ledger(workspace: Workspace, name: str, export: Path | None) -> dict[str, Any]:
+def verify_ledger(workspace: Workspace, name: str, export: Path | None) -> LedgerReport:
     """What is wrong with the ledger, and with the adapters that it says served; export: an earlier one, which the
     ledger must still begin with.
 
@@ -125,10 +127,10 @@ def verify_ledger(workspace: Workspace, name: str, export: Path | None) -> dict[
         problems += versions.find_damage(version, workspace.adapters)
         if not version.adapter_json_sha256:
             notes.append(f"version {number} is not bound: only its weights can be proven, not its classes")
-    return {"domain": name, "records": len(kept.texts), "problems": problems, "notes": notes}
+    return LedgerReport(domain=name, records=len(kept.texts), problems=tuple(problems), notes=tuple(notes))
 
 
-def export_ledger(name: str, file: Path) -> dict[str, Any]:
+def export_ledger(name: str, file: Path) -> LedgerExport:
     """Write the records as they are stored, a line a record."""
     texts = [text for _, text in sorted(ledger.load_texts(name).items())]
     try:
@@ -141,39 +143,39 @@ def export_ledger(name: str, file: Path) -> dict[str, Any]:
             found=str(error),
             hint="Name a file in a folder that exists.",
         ) from None
-    return {"domain": name, "records": len(texts), "file": str(file.resolve())}
+    return LedgerExport(domain=name, records=len(texts), file=file.resolve())
 
 
-def mark_unchanged(name: str, known: dict[str, Any]) -> dict[str, Any]:
+def mark_unchanged(name: str, known: Outcome) -> Outcome:
     """An earlier retrain's outcome as the answer now; the champion may have moved since."""
     champion = versions.load_version(name, versions.CHAMPION)
-    return known | {"status": "unchanged", "champion_version": None if champion is None else champion.version}
+    version = None if champion is None else champion.version
+    return known.model_copy(update={"status": "unchanged", "champion_version": version})
 
 
-def describe_history(name: str) -> dict[str, Any]:
+def describe_history(name: str) -> History:
     """What `history` and `rollback` print, and `promote` beside its verdict."""
     champion = versions.load_version(name, versions.CHAMPION)
-    records = [
-        {
-            "number": record.number,
-            "when": record.when,
-            "who": record.who,
-            "action": record.action,
-            "previous": record.from_version,
-            "version": record.to_version,
-            "verdict": record.verdict or None,
-            "reason": record.reason,
-            "data_version": record.data_version,
-            "git_commit": record.git_commit,
-            "evidence_sha256": record.evidence_sha256,
-            "test_groups": record.test_groups,
-        }
+    moves = [
+        Move(
+            number=record.number,
+            when=record.when,
+            who=record.who,
+            action=record.action,
+            previous=record.from_version,
+            version=record.to_version,
+            verdict=record.verdict or None,
+            reason=record.reason,
+            data_version=record.data_version,
+            git_commit=record.git_commit,
+            evidence_sha256=record.evidence_sha256,
+            test_groups=record.test_groups,
+        )
         for record in ledger.load_records(name)
     ]
-    return {
-        "domain": name,
-        "verdict": None,
-        "champion_version": None if champion is None else champion.version,
-        "records": records,
-        "ledger_problems": list(verify.verify_records(name)),
-    }
+    return History(
+        domain=name,
+        champion_version=None if champion is None else champion.version,
+        records=tuple(moves),
+        ledger_problems=tuple(verify.verify_records(name)),
+    )

@@ -4,10 +4,11 @@ import base64
 import html
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from components.files import write_whole
-from components.reports.words import HEADS, describe_candidate, list_gains, render_search
+from components.records.history import Promotion
+from components.records.outcomes import Outcome, Score
+from components.reports.words import HEADS, describe_candidate, list_gains, list_searches
 from components.tasks import Task, create_task
 from components.tasks.base import by_class
 from components.tracking.pages import CARD, DATA, name_verdict, without_html
@@ -34,33 +35,33 @@ def report_path(plan: Plan) -> Path:
     return plan.folder / "report.html"
 
 
-def write_report(plan: Plan, outcome: Mapping[str, Any], picture: Path, pages: Mapping[str, str]) -> Path:
+def write_report(plan: Plan, outcome: Outcome, picture: Path, pages: Mapping[str, str]) -> Path:
     """Write the report beside the adapters it speaks of; returns its path. pages: of `list_pages`."""
     path = report_path(plan)
     write_whole(path, render_html(plan, outcome, picture, pages).encode())
     return path
 
 
-def render_markdown(outcome: Mapping[str, Any]) -> str:
+def render_markdown(outcome: Outcome) -> str:
     """The verdict and its reasons, and the candidates' table."""
     rows = [" | ".join(HEADS), " | ".join("---" for _ in HEADS)]
-    rows += [" | ".join(cell.strip() for cell in describe_candidate(row)) for row in outcome["candidates"]]
-    gains = [f"- {text}" for text in list_gains(outcome["tuners"])]
-    searches = [f"- {line['tuner']}: {render_search(line)}" for line in outcome["tuners"] if line["search"]]
-    warning = [] if outcome["backbone"]["trained"] else [f"> {UNTRAINED}", ""]
-    data = f"Data version `{outcome['data_version']}`."
+    rows += [" | ".join(cell.strip() for cell in describe_candidate(row)) for row in outcome.candidates]
+    gains = [f"- {text}" for text in list_gains(outcome.tuners)]
+    searches = [f"- {name}: {text}" for name, text in list_searches(outcome.tuners).items()]
+    warning = [] if outcome.backbone.trained else [f"> {UNTRAINED}", ""]
+    data = f"Data version `{outcome.data_version}`."
     parts = [render_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *gains, *searches, "", data]
     return without_html("\n".join(parts))
 
 
-def render_verdict(outcome: Mapping[str, Any]) -> str:
+def render_verdict(judged: Outcome | Promotion) -> str:
     """What a version came to, why, and who is champion now."""
-    findings = [f"- **{f['gate']}** {name_verdict(f['verdict'])}: {f['reason']}" for f in outcome["findings"]]
-    warnings = [line for warning in outcome["warnings"] for line in (f"> Warning: {warning}", "")]
-    head = f"# {outcome['domain']} version {outcome['challenger_version']}: {outcome['verdict']}"
-    champion = outcome["champion_version"]
+    findings = [f"- **{f.gate}** {name_verdict(f.verdict)}: {f.reason}" for f in judged.findings]
+    warnings = [line for warning in judged.warnings for line in (f"> Warning: {warning}", "")]
+    head = f"# {judged.domain} version {judged.challenger_version}: {judged.verdict}"
+    champion = judged.champion_version
     told = f"Champion now: {f'version {champion}' if champion else 'none yet'}."
-    parts = [head, "", outcome["reason"], "", *warnings, told, "", "## Gates", "", *findings]
+    parts = [head, "", judged.reason, "", *warnings, told, "", "## Gates", "", *findings]
     return without_html("\n".join(parts))
 
 
@@ -72,12 +73,12 @@ def render_validation(plan: Plan) -> str:
     counts = {(label, side): count for label, side, count in counted.rows()}
     labels = [label for label in plan.domain.classes if any((label, side) in counts for side in sides)]
     rows = [f"| {label} | " + " | ".join(str(counts.get((label, s), 0)) for s in sides) + " |" for label in labels]
-    put_away = [f"- `{row['path']}`: {row['reason']}" for row in record["quarantined"]]
-    told = [f"- {warning}" for warning in record["warnings"]]
+    put_away = [f"- `{row.path}`: {row.reason}" for row in record.quarantined]
+    told = [f"- {warning}" for warning in record.warnings]
     return without_html(
         "\n".join(
             [
-                f"# {record['fit']} of {record['images']} images are fit, in {record['groups']} groups",
+                f"# {record.fit} of {record.images} images are fit, in {record.groups} groups",
                 "",
                 "| class | train | val | test |",
                 "|---|---|---|---|",
@@ -91,43 +92,43 @@ def render_validation(plan: Plan) -> str:
     )
 
 
-def render_html(plan: Plan, outcome: Mapping[str, Any], picture: Path, elsewhere: Mapping[str, str]) -> str:
+def render_html(plan: Plan, outcome: Outcome, picture: Path, elsewhere: Mapping[str, str]) -> str:
     """The whole report with the picture in it; every text in it is escaped. elsewhere: pages on servers, by name."""
     domain = plan.domain
     title = html.escape(domain.title or domain.name)
-    verdict = outcome["verdict"]
-    warning = "" if outcome["backbone"]["trained"] else f'<p class="warning">{UNTRAINED}</p>'
-    told = f"<p>{html.escape(outcome['reason'])}</p>{render_warnings(outcome)}"
+    verdict = outcome.verdict
+    warning = "" if outcome.backbone.trained else f'<p class="warning">{UNTRAINED}</p>'
+    told = f"<p>{html.escape(outcome.reason)}</p>{render_warnings(outcome)}"
     table = _render_table(outcome, create_task(domain))
     findings = "".join(
-        f"<dt><b>{html.escape(f['gate'])}</b> {name_verdict(f['verdict'])}</dt><dd>{html.escape(f['reason'])}</dd>"
-        for f in outcome["findings"]
+        f"<dt><b>{html.escape(f.gate)}</b> {name_verdict(f.verdict)}</dt><dd>{html.escape(f.reason)}</dd>"
+        for f in outcome.findings
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}: {verdict}</title><style>{STYLE}</style>'
         f"<h1>{title}</h1><p>{html.escape(domain.description)}</p>{warning}"
         f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p>{told}'
-        f"<h2>Candidates</h2>{table}{_render_gains(outcome)}{_render_picture(picture)}{_render_searches(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
+        f"<h2>Candidates</h2>{table}{_render_gains(outcome)}{_render_picture(picture)}{_list_searcheses(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
         f"<h2>Lineage</h2><dl>{_render_lineage(plan, outcome)}"
         f"{render_links(elsewhere, card=plan.folder / CARD)}</dl></html>"
     )
 
 
-def render_warnings(outcome: Mapping[str, Any]) -> str:
-    return "".join(f'<p class="warning">{html.escape(warning)}</p>' for warning in outcome["warnings"])
+def render_warnings(outcome: Outcome) -> str:
+    return "".join(f'<p class="warning">{html.escape(warning)}</p>' for warning in outcome.warnings)
 
 
-def _render_gains(outcome: Mapping[str, Any]) -> str:
-    return "".join(f"<p>{html.escape(text)}</p>" for text in list_gains(outcome["tuners"]))
+def _render_gains(outcome: Outcome) -> str:
+    return "".join(f"<p>{html.escape(text)}</p>" for text in list_gains(outcome.tuners))
 
 
-def _render_table(outcome: Mapping[str, Any], task: Task) -> str:
+def _render_table(outcome: Outcome, task: Task) -> str:
     head = "".join(f"<th>{name}</th>" for name in (*HEADS, ""))
     body = "".join(
-        f'<tr class="{"best" if row["selected"] else ""}">'
+        f'<tr class="{"best" if row.selected else ""}">'
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in describe_candidate(row))
-        + f"<td>{_render_bar(row['test'])}</td></tr>"
-        for row in outcome["candidates"]
+        + f"<td>{_render_bar(row.test)}</td></tr>"
+        for row in outcome.candidates
     )
     note = f"The score is {task.metric_words}; intervals by bootstrap over groups. ► the best on validation (mean)"
     return f"<table><tr>{head}</tr>{body}</table><p>{note}</p>"
@@ -138,19 +139,19 @@ def _render_picture(picture: Path) -> str:
     return f'<img alt="Scores against costs, scores by class" src="data:image/png;base64,{encoded}">'
 
 
-def _render_searches(outcome: Mapping[str, Any]) -> str:
+def _list_searcheses(outcome: Outcome) -> str:
     """What was tried and chosen, where there was a search."""
-    lines = [line for line in outcome["tuners"] if line["search"]]
-    items = "".join(f"<dt><b>{html.escape(t['tuner'])}</b></dt><dd>{html.escape(render_search(t))}</dd>" for t in lines)
+    searches = list_searches(outcome.tuners).items()
+    items = "".join(f"<dt><b>{html.escape(name)}</b></dt><dd>{html.escape(text)}</dd>" for name, text in searches)
     return f"<h2>Searches</h2><dl>{items}</dl>" if items else ""
 
 
-def _render_bar(test: Mapping[str, Any]) -> str:
+def _render_bar(test: Score) -> str:
     """The interval, where it is known, on the scale from 0 to 1, and the score as a tick."""
-    score = f'<b style="left:{100 * test["value"]:.1f}%"></b>'
-    if test["low"] is None:
+    score = f'<b style="left:{100 * test.value:.1f}%"></b>'
+    if test.low is None or test.high is None:
         return f'<span class="bar">{score}</span>'
-    low, width = 100 * test["low"], 100 * (test["high"] - test["low"])
+    low, width = 100 * test.low, 100 * (test.high - test.low)
     return f'<span class="bar"><i style="left:{low:.1f}%;width:{width:.1f}%"></i>{score}</span>'
 
 
@@ -161,16 +162,16 @@ def render_links(elsewhere: Mapping[str, str], **here: Path) -> str:
     return f"<dt>see also</dt><dd>{' · '.join(links)}</dd>"
 
 
-def _render_lineage(plan: Plan, outcome: Mapping[str, Any]) -> str:
-    backbone, data = outcome["backbone"], outcome["validation"]
+def _render_lineage(plan: Plan, outcome: Outcome) -> str:
+    backbone, data = outcome.backbone, outcome.validation
     facts = {
-        "data version": outcome["data_version"],
-        "images": f"{data['fit']} fit of {data['images']}, in {data['groups']} groups",
-        "backbone": f"{backbone['name']}, sha256 {backbone['sha256']}",
+        "data version": outcome.data_version,
+        "images": f"{data.fit} fit of {data.images}, in {data.groups} groups",
+        "backbone": f"{backbone.name}, sha256 {backbone.sha256}",
         "code": plan.code,
-        "key": outcome["verdict_key"],
-        "challenger": f"version {outcome['challenger_version']}",
-        "champion": f"version {outcome['champion_version']}" if outcome["champion_version"] else "none yet",
+        "key": outcome.verdict_key,
+        "challenger": f"version {outcome.challenger_version}",
+        "champion": f"version {outcome.champion_version}" if outcome.champion_version else "none yet",
         "licence of the data": plan.domain.licence or "not stated in domain.yaml",
         "citation": plan.domain.citation or "not stated in domain.yaml",
     }

@@ -2,11 +2,11 @@
 
 import shutil
 import time
-from typing import Any
 
 from components.domain.settings import Search, Training
 from components.models.tuners import Tuner
 from components.records import Rung, load_rung, write_rung
+from components.records.outcomes import SearchedTuner
 from components.reports.words import render_options
 from components.tracking import candidates, runs
 from components.tracking.store import Store
@@ -73,11 +73,8 @@ class Climber:
         return run_id, ()
 
 
-def search_options(store: Store, plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> dict[str, Any]:
-    """Search one candidate's options. fresh: trials of earlier retrains do not count.
-
-    Returns `describe_search` and the candidate with what was chosen as `tuner`.
-    """
+def search_options(store: Store, plan: Plan, parent: str, tuner: Tuner, fresh: bool) -> SearchedTuner:
+    """Search one candidate's options. fresh: trials of earlier retrains do not count."""
     search, training, label = plan.domain.search, plan.domain.training, tuner.label
     if search is None:
         raise ValueError("the domain asks for no search")
@@ -106,9 +103,9 @@ def search_options(store: Store, plan: Plan, parent: str, tuner: Tuner, fresh: b
 
         found = search_tuner(tuner, search, training, climb, climber.forget)
     record = describe_search(found, tuner)
-    summary = f"{record['trials']} trials in {record['seconds']:.0f} s: {render_options(record['options'])}"
-    report("search-done", name=label, note=f"{summary}, val {record['score']:.3f}")
-    return record | {"tuner": found.tuner.model_dump(mode="json")}
+    summary = f"{record.trials} trials in {record.seconds:.0f} s: {render_options(record.options)}"
+    report("search-done", name=label, note=f"{summary}, val {record.score:.3f}")
+    return record
 
 
 class Meter:
@@ -140,18 +137,19 @@ class Meter:
             self.pace.left(self.used, resumed=True)
 
 
-def describe_search(found: Found, own: Tuner) -> dict[str, Any]:
-    """A search as JSON: what it took, and what it chose."""
+def describe_search(found: Found, own: Tuner) -> SearchedTuner:
+    """What a search took, and what it chose."""
     furthest = max(rung.epochs for trial in found.trials for rung in trial.rungs)
-    return {
-        "trials": len(found.trials),
-        "to_the_end": sum(trial.rungs[-1].epochs == furthest for trial in found.trials),
-        "rungs": sorted({rung.epochs for trial in found.trials for rung in trial.rungs}),
-        "seconds": round(found.seconds, 1),
-        "seed": found.best.seed,
-        "score": found.best.score,
-        "options": read_options(found.tuner, own),
-    }
+    return SearchedTuner(
+        trials=len(found.trials),
+        to_the_end=sum(trial.rungs[-1].epochs == furthest for trial in found.trials),
+        rungs=tuple(sorted({rung.epochs for trial in found.trials for rung in trial.rungs})),
+        seconds=round(found.seconds, 1),
+        seed=found.best.seed,
+        score=found.best.score,
+        options=read_options(found.tuner, own),
+        tuner=found.tuner.model_dump(mode="json"),
+    )
 
 
 def name_trial(tuner: Tuner, trial: Trial) -> str:

@@ -20,8 +20,10 @@ from components.data.store import versioning
 from components.data.store.pipeline import Stages
 from components.errors import TesseraError, TrackingError, VersioningError
 from components.promotion import versions
+from components.promotion.gates.base import Decision
 from components.promotion.versions import Version
 from components.records import load_result
+from components.records.images import ValidationSummary
 from components.tracking import artifacts, runs
 from components.tracking.store import Store, is_server
 from components.workspace import Workspace, find_workspace
@@ -130,8 +132,8 @@ def version_images(workspace: Workspace, domain: str, overrides: Sequence[str] =
     return plan
 
 
-def prepare_data(plan: Plan, stages: Stages) -> dict[str, Any]:
-    """The data stages of dvc.yaml, one task each; returns the validation's summary."""
+def prepare_data(plan: Plan, stages: Stages) -> ValidationSummary:
+    """The data stages of dvc.yaml, one task each; returns what validation found."""
     titles = {
         "manifest": "read manifest",
         "features": "compare images",
@@ -147,8 +149,8 @@ def prepare_data(plan: Plan, stages: Stages) -> dict[str, Any]:
     sides = ", ".join(f"{count} {split}" for split, count in counts.iter_rows())
     show("validation", plan.domain.name, retrain_page.render_validation(plan), "Images, classes and what was put away")
     done = "images, checks and code as before" if stages.fresh else "checked and split images"
-    report("stage-done", title=done, note=f"{summary['groups']} groups; {sides}")
-    return {key: summary[key] for key in ("images", "fit", "groups")} | {"quarantined": len(summary["quarantined"])}
+    report("stage-done", title=done, note=f"{summary.groups} groups; {sides}")
+    return summary
 
 
 @step("run data stage")
@@ -208,7 +210,7 @@ def _score(store: Store, plan: Plan, parent: str, version: Version, stopped: Eve
 @step("gate and promote")
 def gate_and_promote(
     plan: Plan, scores: Path, version: int, approval: Approval | None = None
-) -> tuple[dict[str, Any], int | None]:
+) -> tuple[Decision, int | None]:
     """The decision, which took effect against the very champion it speaks of, and the champion there is now.
 
     scores: the folder of the version's predictions.
@@ -216,7 +218,7 @@ def gate_and_promote(
     store = open_registry(plan.workspace, plan.domain.name)
     challenger = versions.require_version(plan.domain.name, version)
     decision, champion = settle_challenger(store, plan, require(load_result(scores), "result"), challenger, approval)
-    return decision.model_dump(mode="json"), None if champion is None else champion.version
+    return decision, None if champion is None else champion.version
 
 
 def require(made: Made | None, what: str) -> Made:

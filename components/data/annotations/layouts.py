@@ -44,6 +44,7 @@ from components.domain.domain import Domain
 from components.domain.layouts import PART, WITH_COLUMNS, Folders, Instances, Layout, Tree, Voc
 from components.domain.reading import render_layout
 from components.errors import DataError
+from components.records.images import Pictures
 from components.tasks import create_task
 
 Reader = Callable[[Any, Path, Wanted], Reading]
@@ -59,7 +60,7 @@ class Understood:
 
     rows: pl.DataFrame
     account: Account
-    pictures: Mapping[str, Any]
+    pictures: Pictures
 
 
 def read_rows(domain: Domain, raw: Path, digests: SupportsDigest | None = None) -> pl.DataFrame:

@@ -12,8 +12,7 @@ suspicions are right.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from components.data.checks.duplicates import Pair
 from components.data.checks.features import content_of, decode_features, sample_key
 from components.data.sources.images import Box
+from components.records.images import LabelReview, Suspect
 
 FOLDS = 5
 SHRINKAGE = 0.3  # of the covariance towards a sphere: there are several hundred features and often fewer images
@@ -32,21 +32,6 @@ DOUBT = 0.7  # a label is listed if it is wrong with at least this probability
 WITNESS = 0.75  # features may cast doubt on labels if their balanced accuracy on unseen groups is at least this
 
 Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A label that does not fit its image. score: how far the given label is supported, 0..1; a low score is bad."""
-
-    path: str
-    crop: Box | None
-    given: str
-    suggested: str
-    score: float
-    why: str
-
-    def to_record(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -73,8 +58,8 @@ class Judgement:
             return f"{seen} and cast doubt on no label."
         return f"{seen}. Of the labels that they doubt, about {self.expected:.0%} should be wrong."
 
-    def to_record(self) -> dict[str, Any]:
-        return {"accuracy": self.accuracy, "expected_wrong": self.expected, "note": self.note}
+    def to_record(self) -> LabelReview:
+        return LabelReview(accuracy=self.accuracy, expected_wrong=self.expected, note=self.note)
 
 
 def find_suspects(frame: pl.DataFrame, features: pl.DataFrame, near: Sequence[Pair]) -> Judgement:
@@ -89,8 +74,9 @@ def find_suspects(frame: pl.DataFrame, features: pl.DataFrame, near: Sequence[Pa
             known.setdefault(index, (suggested, score, "its features look like that class"))
     rows = frame.select("path", "crop", "label").rows()
     suspects = [
-        Suspect(rows[index][0], _box(rows[index][1]), rows[index][2], suggested, round(score, 4), why)
+        Suspect(path=path, crop=_box(crop), given=label, suggested=suggested, score=round(score, 4), why=why)
         for index, (suggested, score, why) in known.items()
+        for path, crop, label in (rows[index],)
     ]
     worst_first = sorted(suspects, key=lambda each: (each.score, each.path, each.crop or ()))
     return Judgement(tuple(worst_first), accuracy, expected)

@@ -16,13 +16,14 @@ import polars as pl
 from components.data.annotations.names import warn_of_alike
 from components.data.checks.duplicates import Pair, find_repeats, join_groups
 from components.data.checks.findings import inspect_changed
-from components.data.checks.labels import Judgement, Suspect
+from components.data.checks.labels import Judgement
 from components.data.checks.outliers import HINTS, Outlier, find_outliers
 from components.data.checks.pictures import Picture, inspect_images, inspect_masks, unfit_boxes, unfit_crop
 from components.data.manifest import manifest_columns, require_manifest
 from components.data.sources.images import Box, Reason, parse_reason
 from components.domain.domain import Domain
 from components.errors import CheckFailed
+from components.records.images import ClassCount, OutlierRow, QuarantinedFile, Suspect, ValidationSummary
 from components.tasks.base import by_class
 
 HUGE = 0.5  # share of a class that one group should not exceed
@@ -78,25 +79,25 @@ class Validated:
         """Labels that may be wrong."""
         return self.judgement.suspects if self.judgement else ()
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> ValidationSummary:
         """The content of validation.json."""
         listed = dict.fromkeys((item.path, item.reason) for item in self.quarantined)
-        return {
-            "domain": self.domain.name,
-            "ok": self.ok,
-            "images": self.images,
-            "fit": self.fit.height,
-            "quarantined": [{"path": path, "reason": why} | vars(why) for path, why in listed],
-            "groups": self.fit["group"].n_unique(),
-            "near_duplicate_pairs": [list(pair) for pair in self.near_duplicates],
-            "pairs_that_share_a_picture": [list(pair) for pair in sorted(self.sisters)],
-            "suspicious_labels": [suspect.to_record() for suspect in self.suspects],
-            "labels": self.judgement.to_record() if self.judgement else None,
-            "classes": self.classes,
-            "problems": [str(problem) for problem in self.problems],
-            "warnings": [*self.warnings, *_warn_of_looks(self.outliers)],
-            "outliers": [{"kind": item.kind, "path": item.path, "found": item.found} for item in self.outliers],
-        }
+        return ValidationSummary(
+            domain=self.domain.name,
+            ok=self.ok,
+            images=self.images,
+            fit=self.fit.height,
+            quarantined=tuple(QuarantinedFile(path=path, reason=why, **vars(why)) for path, why in listed),
+            groups=self.fit["group"].n_unique(),
+            near_duplicate_pairs=self.near_duplicates,
+            pairs_that_share_a_picture=tuple(sorted(self.sisters)),
+            suspicious_labels=self.suspects,
+            labels=self.judgement.to_record() if self.judgement else None,
+            classes={label: ClassCount(**counts) for label, counts in self.classes.items()},
+            problems=tuple(str(problem) for problem in self.problems),
+            warnings=(*self.warnings, *_warn_of_looks(self.outliers)),
+            outliers=tuple(OutlierRow(kind=item.kind, path=item.path, found=item.found) for item in self.outliers),
+        )
 
 
 def check_rows(

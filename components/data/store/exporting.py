@@ -23,6 +23,7 @@ from components.domain.domain import Domain
 from components.domain.layouts import Coco, Csv, Layout
 from components.errors import DataError, DomainError
 from components.files import whole_folder, write_whole
+from components.records.images import Exported
 from components.tasks import create_task
 
 SEPARATORS = (";", "|", "/", "\t", "\x1f")
@@ -33,7 +34,7 @@ BEFORE = "original_"  # prefix of a further column whose name is a column of the
 Further = pl.DataFrame  # one row per row of the manifest: the columns that the domain does not use
 
 
-def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: Path, form: str) -> dict[str, Any]:
+def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: Path, form: str) -> Exported:
     """Write pictures, masks, the table or annotations, and a domain.yaml that reads them, into a new folder.
 
     form: one of FORMS. The folder appears whole or not at all. Raises DataError if it exists and is not empty.
@@ -51,7 +52,8 @@ def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: P
             (fresh / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(raw / path, fresh / path)
         _save_domain(domain, layout, fresh / "domain.yaml")
-    return {"domain": domain.name, "format": form, "folder": str(target), "rows": manifest.height, "files": len(files)}
+    facts = {"domain": domain.name, "format": form, "folder": target}
+    return Exported.model_validate(facts | {"rows": manifest.height, "files": len(files)})
 
 
 def _read_further(manifest: pl.DataFrame, domain: Domain, raw: Path) -> Further:

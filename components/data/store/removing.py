@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -18,12 +17,13 @@ from components.data.store import versioning, versions
 from components.domain.reading import load_domain
 from components.errors import VersioningError
 from components.files import remove_whole, settle_folder, write_whole
+from components.records.images import Removed
 from components.workspace import Workspace
 
 REMEMBERED = ("splits.csv", "versions.json")
 
 
-def remove_domain(workspace: Workspace, name: str, *, force: bool = False) -> dict[str, Any]:
+def remove_domain(workspace: Workspace, name: str, *, force: bool = False) -> Removed:
     """Remove a domain's images and everything derived from them. The same command completes a removal that was killed.
 
     force: remove images that no named version holds. Raises VersioningError if none does, and DomainError for a domain
@@ -49,14 +49,14 @@ def remove_domain(workspace: Workspace, name: str, *, force: bool = False) -> di
         stay = [folder / each for each in REMEMBERED if (folder / each).exists()]
         if not stay:
             folder.rmdir()
-    return {
-        "domain": name,
-        "files": version.files if version else 0,
-        "data_version": version.md5 if version else None,
-        "removed": [str(path) for path in (*gone, *left)],
-        "kept": [str(path) for path in (*stay, kept)],
-        "back": f"mkdir -p {quote(str(folder))} && cp -n {quote(str(kept))}/* {quote(str(folder))}/",
-    }
+    return Removed(
+        domain=name,
+        files=version.files if version else 0,
+        data_version=version.md5 if version else None,
+        removed=(*gone, *left),
+        kept=(*stay, kept),
+        back=f"mkdir -p {quote(str(folder))} && cp -n {quote(str(kept))}/* {quote(str(folder))}/",
+    )
 
 
 @contextmanager

@@ -28,38 +28,11 @@ from components.data.store.objects import load_listing, locate_object
 from components.data.store.shards import NAME
 from components.data.store.versioning import DataVersion, uses_git
 from components.domain.domain import Domain
-from components.domain.strict import Strict
 from components.errors import RemoteError, VersioningError
 from components.files import settle_folder, write_whole
+from components.records.versions import Difference, NamedVersion
 from components.tasks.base import by_class
 from components.workspace import Workspace
-
-
-class Difference(Strict):
-    """Counts of images by content, compared with the previous version: added, removed, and changed annotations."""
-
-    added: int
-    removed: int
-    relabelled: int
-
-
-class NamedVersion(Strict):
-    """A name and its data version. Counts are None if the tag was created by hand."""
-
-    name: str
-    md5: str
-    files: int
-    size: int
-    labels: str | None = None  # DVC's md5 of the version's rows.parquet
-    images: int | None = None
-    classes: dict[str, int] | None = None  # samples by label
-    difference: Difference | None = None
-    created: str = ""
-    message: str = ""
-
-    @property
-    def number(self) -> int:
-        return int(self.name.rpartition("@v")[2])
 
 
 def name_version(workspace: Workspace, domain: Domain, message: str = "") -> tuple[NamedVersion, bool]:

@@ -2,24 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import polars as pl
 
 from components.domain.domain import Domain
 from components.domain.strict import Strict
+from components.records.images import ValidationSummary
+from components.records.outcomes import Finding, Verdict
 
-Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
 STRICTEST: tuple[Verdict, ...] = ("REJECT", "HOLD", "PROMOTE")
-
-
-class Finding(Strict):
-    """What one gate found: a sentence for the auditor and the numbers behind it."""
-
-    gate: str
-    verdict: Verdict
-    reason: str
-    evidence: dict[str, float | str]
 
 
 class Decision(Strict):
@@ -50,7 +41,7 @@ class Context:
     champion: pl.DataFrame | None
     adapter_bytes: int
     manifest: pl.DataFrame
-    validation: Mapping[str, Any]
+    validation: ValidationSummary
     lineage: Mapping[str, str]
     serving: Mapping[str, float] = field(default_factory=dict)
     version: int = 0

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from components.domain.domain import Domain
 from components.errors import DomainError
 from components.promotion.evidence import require_evidence
-from components.promotion.gates.base import STRICTEST, Context, Decision, Finding
+from components.promotion.gates.base import STRICTEST, Context, Decision
 from components.promotion.gates.integrity import check_approval, check_data, check_lineage, check_split
 from components.promotion.gates.quality import (
     check_calibration,
@@ -38,6 +38,7 @@ from components.promotion.gates.quality import (
 )
 from components.promotion.gates.serving import check_latency, check_memory, check_size
 from components.promotion.gates.slices import check_slices
+from components.records.outcomes import Finding
 
 TAKEN_FOR_GRANTED = ("data", "split", "lineage")  # in the findings, and in the reason only where they say no
 

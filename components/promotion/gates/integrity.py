@@ -2,20 +2,20 @@
 
 import polars as pl
 
-from components.promotion.gates.base import Context, Finding
+from components.promotion.gates.base import Context
 from components.promotion.gates.sentences import count
+from components.records.outcomes import Finding
 
 
 def check_data(context: Context) -> Finding:
     """Did the images pass their own checks?"""
-    found, problems = context.validation, context.validation["problems"]
-    passed = bool(found["ok"]) and not problems
-    aside = len(found["quarantined"])
-    reason = f"Validation passed {found['fit']} of {found['images']} images and put {aside} aside."
+    found = context.validation
+    passed, aside = found.ok and not found.problems, len(found.quarantined)
+    reason = f"Validation passed {found.fit} of {found.images} images and put {aside} aside."
     if not passed:
-        reason = f"Validation said no: {'; '.join(problems) or 'it did not end well'}."
-    numbers: dict[str, float | str] = {"images": float(found["images"]), "fit": float(found["fit"])}
-    numbers |= {"quarantined": float(aside), "problems": float(len(problems))}
+        reason = f"Validation said no: {'; '.join(found.problems) or 'it did not end well'}."
+    numbers: dict[str, float | str] = {"images": float(found.images), "fit": float(found.fit)}
+    numbers |= {"quarantined": float(aside), "problems": float(len(found.problems))}
     return Finding(gate="data", verdict="PROMOTE" if passed else "REJECT", reason=reason, evidence=numbers)
 
 

@@ -4,7 +4,7 @@ import polars as pl
 
 from components.domain.domain import Domain
 from components.promotion.evidence import compare_frames, score_frame
-from components.promotion.gates.base import STRICTEST, Context, Finding, Verdict, require_limit
+from components.promotion.gates.base import STRICTEST, Context, require_limit
 from components.promotion.gates.sentences import ask_for_groups, count, points, show, to_evidence
 from components.promotion.statistics import (
     FEWEST_GROUPS,
@@ -20,6 +20,7 @@ from components.promotion.statistics import (
     widen,
     widening,
 )
+from components.records.outcomes import Finding, Verdict
 from components.tasks import create_task
 
 

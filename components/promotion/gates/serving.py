@@ -1,6 +1,7 @@
 """Gates on what serving takes: latency, memory, size of the adapter."""
 
-from components.promotion.gates.base import Context, Finding, require_limit
+from components.promotion.gates.base import Context, require_limit
+from components.records.outcomes import Finding
 
 BYTES_PER_MB = 1_000_000
 

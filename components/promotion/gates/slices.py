@@ -3,9 +3,10 @@
 import polars as pl
 
 from components.promotion.evidence import compare_frames
-from components.promotion.gates.base import STRICTEST, Context, Finding, Verdict
+from components.promotion.gates.base import STRICTEST, Context
 from components.promotion.gates.sentences import count, list_effects, points, to_evidence
 from components.promotion.statistics import Interval, bootstrap_difference
+from components.records.outcomes import Finding, Verdict
 from components.tasks import create_task
 from components.tasks.base import has_labels
 

@@ -1,0 +1,53 @@
+"""What `tessera predict` answers."""
+
+from components.domain.strict import Strict
+from components.records.fields import Box, Count, ErrorRecord, Number, Share
+from components.records.images import LeftOut
+
+
+class Answer(Strict):
+    """The answer for one image, or for one box in it; label and probabilities are None where `error` says why.
+
+    path: as it was given. box: as it was asked for. crop: what was cut for it; both None for a whole image.
+    """
+
+    path: str
+    box: Box | None
+    crop: Box | None
+    label: str | None
+    probabilities: dict[str, Share] | None
+    model_version: Number
+    error: ErrorRecord | None
+
+
+class LabelsAnswer(Answer):
+    """The answer of a model that may give an image several labels, or none."""
+
+    labels: tuple[str, ...]
+
+
+class Predictions(Strict):
+    """What `tessera predict --json` prints.
+
+    thresholds: from which probability on each label is answered; None where the most probable class is the answer.
+    input: what one input of the adapter is, as its adapter.json says; None where that is unknown. ignored: files that
+    are no pictures. notes: what was passed over in a file of boxes, counted.
+    """
+
+    domain: str
+    version: Number
+    tuner: str
+    thresholds: dict[str, Share] | None
+    input: dict[str, str | int | float] | None
+    predictions: tuple[LabelsAnswer | Answer, ...]
+    answered: Count
+    failed: Count
+    ignored: tuple[LeftOut, ...]
+    notes: dict[str, int]
+    warnings: tuple[str, ...]
+
+
+class Unanswered(Predictions):
+    """What `tessera predict --json` prints where nothing could be answered. error: that of the first image."""
+
+    error: ErrorRecord
