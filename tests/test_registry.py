@@ -84,6 +84,7 @@ def test_promotion_moves_the_aliases_and_leaves_a_record(workspace: Workspace, d
     assert (one.from_version, one.to_version, two.from_version, two.to_version) == (None, 1, 1, 2)
     assert (two.who, two.action, two.verdict, two.evidence_sha256) == ("ada", "promote", "PROMOTE", "e" * 64)
     assert two.data_version == champion.data_version
+    assert (one.test_groups, two.test_groups) == (0, 0)  # nothing was judged
     assert verify.verify_records(domain) == ()
 
 
@@ -106,6 +107,7 @@ def test_previous_is_set_before_champion(
     rollback(workspace, domain, "worse in use")
     moves = [("challenger", "3"), ("previous", "2"), ("champion", "3"), ("previous", "3"), ("champion", "2")]
     assert moved == moves
+    assert ledger.load_records(domain)[-1].test_groups == 0  # a rollback judges nothing
 
 
 def test_the_models_page_says_what_serves_and_why(workspace: Workspace, domain: str, register: Register) -> None:

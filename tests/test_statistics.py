@@ -378,6 +378,8 @@ def test_groups_to_decide_at_its_limits() -> None:
     assert groups_to_decide(Interval(0.25, -2.26, 2.75), 8) is None
     assert groups_to_decide(Interval(-0.25, -2.75, 2.25), 8) == 99 * 8
     assert groups_to_decide(Interval(0.5, 0.25, 0.75), 8) == 1  # it has left zero
+    assert groups_to_decide(Interval(-0.02, -0.10, 0.02), 50) == 150  # what counts is the end towards zero
+    assert groups_to_decide(Interval(0.02, -0.02, 0.10), 50) == 150
 
 
 def test_surely_is_beyond_the_number() -> None:
