@@ -4,6 +4,7 @@ Figures are made as objects: pyplot's global state leaks memory in a long-lived 
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_ANNOTATED = 20  # classes; beyond it the numbers cover one another
 TILE_PIXELS = 160
+LONGEST = 28  # characters of a line above a tile
 #: What a tuner costs: key of its line, label, and the least that is drawn.
 COSTS = (
     ("trainable_params", "trainable parameters, without the head", 1),
@@ -89,7 +91,8 @@ def draw_samples(frame: pl.DataFrame, task: Task, raw: Path, title: str, most: i
         axes.set_axis_off()
     for axes, row in zip(grid.flat, rows.iter_rows(named=True), strict=False):
         axes.imshow(_load_tile(raw / row["path"], row.get("crop")))
-        text = row["label"] if row["right"] else f"{row['label']}, taken for\n{row['answer']}"
+        parts = [row["label"]] if row["right"] else [f"{row['label']}, taken for", row["answer"]]
+        text = "\n".join(textwrap.fill(part, LONGEST) for part in parts)
         colour = RIGHT if row["right"] else WRONG
         axes.set_title(f"{text} {row['confidence']:.0%}", fontsize=8, color=colour, parse_math=False)
     return figure
@@ -136,7 +139,8 @@ def draw_heat(frame: pl.DataFrame, task: Task, heat: Mapping[str, Any], raw: Pat
         extent = (0, tile.shape[1], tile.shape[0], 0)
         text = f"{row['label']}, rightly" if row["right"] else f"{row['label']}, taken for {row['answer']}"
         left.imshow(tile, cmap="gray")
-        left.set_title(text, fontsize=8, color=RIGHT if row["right"] else WRONG, parse_math=False, loc="left")
+        colour = RIGHT if row["right"] else WRONG
+        left.set_title(textwrap.fill(text, LONGEST), fontsize=8, color=colour, parse_math=False, loc="left")
         right.imshow(tile, cmap="gray", alpha=0.55)
         style: dict[str, Any] = {"cmap": "inferno", "alpha": 0.6, "interpolation": "bilinear", "vmin": 0, "vmax": 1}
         right.imshow(heat[row["id"]], extent=extent, **style)
