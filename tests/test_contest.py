@@ -19,10 +19,12 @@ import mlflow.store.model_registry.sqlalchemy_store
 import mlflow.store.tracking.sqlalchemy_store  # loaded here, once for all children
 import pytest
 from servers import Servers, find_postgres
+from tiny import promote
 
 from components.errors import ChampionMoved
 from components.promotion import aliases, contest, ledger, verify
-from components.promotion.contest import Judgement, judge_until_settled
+from components.promotion.contest import judge_until_settled
+from components.promotion.ledger import Record
 from components.promotion.versions import CHAMPION, PREVIOUS, Version, load_version
 from components.tracking.store import Store
 from components.workspace import Workspace
@@ -76,12 +78,19 @@ def register(domain: str, versions: int) -> None:
         aliases.register_challenger(domain, "", "file:///nowhere", adapter_sha256="", tuner="vpt", data_version="d")
 
 
-def judge(round_: int, version: int, champion: Version | None) -> Judgement:
+def judge(round_: int, version: int, champion: Version | None) -> Record:
     """As good as the round says: no order of arrival is the order of merit."""
     named = 0 if champion is None else champion.version
     better = champion is None or merit(round_, version) > merit(round_, named)
     verdict = "PROMOTE" if better else "HOLD"
-    return Judgement(verdict=verdict, reason=f"{round_} {named}", evidence_sha256=f"{round_}/{version}/{named}")
+    return Record(
+        action="promote" if better else "judge",
+        from_version=None if champion is None else champion.version,
+        to_version=version,
+        verdict=verdict,
+        reason=f"{round_} {named}",
+        evidence_sha256=f"{round_}/{version}/{named}",
+    )
 
 
 def merit(round_: int, version: int) -> int:
@@ -163,13 +172,13 @@ def test_a_move_killed_at_any_write_is_ended_or_never_was(tmp_path: Path, sqlite
         for action, write in kills:
             register(f"{action}{write}", 3)
             for before, after in ((None, 1), (1, 2)):
-                contest.set_champion(place, f"{action}{write}", after, expected=before, reason="first")
+                promote(place, f"{action}{write}", after, expected=before, reason="first")
 
     def move_and_die(action: str, write: int) -> None:
         stop_at(write, signal.SIGKILL)
         domain = f"{action}{write}"
         if action == "promote":
-            contest.set_champion(place, domain, 3, expected=2, reason="better")
+            promote(place, domain, 3, expected=2, reason="better")
         else:
             contest.rollback(place, domain, "worse in use")
 
@@ -203,12 +212,12 @@ def test_who_was_frozen_and_wakes_up_overwrites_nothing(tmp_path: Path, sqlite: 
         for write in freezes:
             register(f"frozen{write}", 4)
             for before, after in ((None, 1), (1, 2)):
-                contest.set_champion(here, f"frozen{write}", after, expected=before, reason="first")
+                promote(here, f"frozen{write}", after, expected=before, reason="first")
 
     def freeze_and_wake(write: int) -> None:
         stop_at(write, signal.SIGSTOP)
         with suppress(ChampionMoved):
-            contest.set_champion(there, f"frozen{write}", 3, expected=2, reason="better")
+            promote(there, f"frozen{write}", 3, expected=2, reason="better")
 
     def promote_meanwhile(write: int) -> None:
         found = load_version(f"frozen{write}", CHAMPION)
@@ -218,7 +227,7 @@ def test_who_was_frozen_and_wakes_up_overwrites_nothing(tmp_path: Path, sqlite: 
             3 if write == 4 else 2,
             2 if write == 1 else 3,
         )
-        contest.set_champion(here, f"frozen{write}", 4, expected=champion and champion.version, reason="better still")
+        promote(here, f"frozen{write}", 4, expected=champion and champion.version, reason="better still")
 
     ask(sqlite, here, prepare)
     for write in freezes:
@@ -250,5 +259,5 @@ def test_the_lock_of_a_killed_promoter_is_free(tmp_path: Path, sqlite: str) -> N
     process.kill()
     process.join()
     begun = time.monotonic()
-    ask(sqlite, place, lambda: contest.set_champion(place, "tiles", 1, expected=None, reason="first").version)
+    ask(sqlite, place, lambda: promote(place, "tiles", 1, expected=None, reason="first").version)
     assert time.monotonic() - begun < aliases.LOCK_SECONDS / 2

@@ -17,6 +17,7 @@ import pytest
 from conftest import free_port
 from cryptography.fernet import Fernet
 from servers import Servers, answers, wait_until
+from tiny import promote
 
 from components.promotion import aliases, contest
 from components.tracking.store import Store
@@ -77,7 +78,7 @@ def test_mlflow_reports_each_alias_that_moves(
         facts = {"adapter_sha256": "", "tuner": "vpt", "data_version": "d"}
         for version, before in ((1, None), (2, 1)):
             aliases.register_challenger("parts", "", "s3://nowhere/model", **facts)
-            contest.set_champion(place, "parts", version, expected=before, reason="better")
+            promote(place, "parts", version, expected=before, reason="better")
         contest.rollback(place, "parts", "worse in use")
         told = [receiver.got.get(timeout=60) for _ in range(7)]
     assert all(signed for signed, _ in told)

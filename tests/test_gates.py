@@ -10,8 +10,10 @@ import tiny
 from tiny import CLASSES, create_domain, predict
 
 from components.errors import DomainError, PromotionError
+from components.promotion import evidence
 from components.promotion.gates.base import Context, Decision, Finding
 from components.promotion.gates.decide import GATES, decide, require_gates
+from components.promotion.statistics import Interval, bootstrap
 from components.tasks import create_task
 
 TRUTH = [CLASSES[k % 3] for k in range(240)]
@@ -206,6 +208,22 @@ def test_a_foreign_class_is_refused() -> None:
         decide(context(["blue", *TRUTH[1:]]))
 
 
+def test_predictions_are_resampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks, in whatever order of rows; another answer, confidence or class list is another question."""
+    drawn = list[Interval]()
+    monkeypatch.setattr(evidence, "_SCORED", {})
+    monkeypatch.setattr(evidence, "bootstrap", lambda *asked: drawn.append(bootstrap(*asked)) or drawn[-1])
+    rows, domain = frame(spoil(0.1)), create_domain()
+    for _ in range(2):
+        assert evidence.score_frame(rows, domain) == evidence.score_frame(rows.reverse(), domain) == drawn[0]
+    assert len(drawn) == 1
+    evidence.score_frame(frame(spoil(0.1, seed=1)), domain)
+    evidence.score_frame(rows, create_domain(gates={"confidence": 0.8}))
+    evidence.score_frame(rows, create_domain(classes=[*CLASSES, "blue"]))
+    assert len(drawn) == 4
+    assert drawn[2].low > drawn[0].low
+
+
 def test_random_weights_are_mentioned() -> None:
     one = context(spoil(0.05))
     assert "random weights" in decide(replace(one, trained=False)).reason
@@ -220,7 +238,7 @@ def test_gates_import_nothing_heavy() -> None:
 
 def test_repeated_evaluations_of_the_test_set_make_the_gate_stricter() -> None:
     first = context(spoil(0.04), spoil(0.13, seed=1))
-    later = replace(first, looks=30.0)
+    later = replace(first, evaluations=30.0)
     found = [finding(decide(one), "improvement") for one in (first, later)]
     assert found[0].verdict == "PROMOTE"
     assert found[1].verdict == "HOLD"

@@ -14,13 +14,14 @@ import pytest
 import tiny
 from PIL import Image
 from samples import save_coco, write_annotation, write_table
+from tiny import promote
 
 from components.data.annotations.crops import square_around
 from components.domain.domain import Domain
 from components.errors import DataError, PromotionError, TesseraError
 from components.models.adapter import load_meta
 from components.models.weights import save_adapter
-from components.promotion import aliases, contest, ledger, verify, versions
+from components.promotion import aliases, ledger, verify, versions
 from components.records import Result, load_predictions
 from components.serving.predictor import Predictor
 from components.serving.questions import ask, find_pictures, parse_box
@@ -79,7 +80,7 @@ def crops(store: Store, workspace: Workspace) -> Result:
     cut_up(folder)
     result = tiny.train(folder, domain, {"kind": "linear"})
     version = register(store, domain, result)
-    contest.set_champion(workspace, "parts", version.version, expected=None, reason="first")
+    promote(workspace, "parts", version.version, expected=None, reason="first")
     return result
 
 
@@ -90,7 +91,7 @@ def pictures(store: Store, workspace: Workspace) -> Result:
     folder.mkdir()
     result = tiny.train(folder, domain, {"kind": "linear"})
     version = register(store, domain, result)
-    contest.set_champion(workspace, "plain", version.version, expected=None, reason="first")
+    promote(workspace, "plain", version.version, expected=None, reason="first")
     return result
 
 
@@ -477,7 +478,7 @@ def test_what_is_from_before_works_and_is_called_not_bound(
     monkeypatch.setattr(aliases, "read_binding", lambda uri: "")
     domain = create_domain("older", "folders")
     version = register(store, domain, pictures)
-    contest.set_champion(workspace, "older", version.version, expected=None, reason="first")
+    promote(workspace, "older", version.version, expected=None, reason="first")
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))
     outcome = predict(workspace, "older", [path])
     assert exit_code(outcome) == 0
@@ -535,7 +536,7 @@ def test_a_champion_moved_by_hand_is_reported_and_restored(
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))
     for expected in (None, 1):
         version = register(store, domain, pictures).version
-        contest.set_champion(workspace, "moved", version, expected=expected, reason="better")
+        promote(workspace, "moved", version, expected=expected, reason="better")
     (workspace.root / "data" / "moved").mkdir(parents=True)
     (workspace.root / "data" / "moved" / "domain.yaml").write_text("")
     for move, words in (
@@ -578,7 +579,7 @@ def test_what_was_deleted_in_mlflow_is_said(store: Store, pictures: Result, work
 
     client = mlflow.MlflowClient()
     version = register(store, create_domain("deleted", "folders"), pictures)
-    contest.set_champion(workspace, "deleted", version.version, expected=None, reason="first")
+    promote(workspace, "deleted", version.version, expected=None, reason="first")
     client.delete_run(version.run_id)  # the version has its own copy of the adapter
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))
     assert predict(workspace, "deleted", [path])["answered"] == 1

@@ -15,11 +15,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tiny import promote
 
 from components.errors import PromotionError
 from components.promotion import aliases, contest, ledger, verify
 from components.promotion.aliases import register_challenger
-from components.promotion.contest import rollback, set_champion
+from components.promotion.contest import rollback
+from components.promotion.ledger import Record
 from components.promotion.versions import CHALLENGER, CHAMPION, PREVIOUS, load_version
 from components.workspace import Workspace
 
@@ -71,8 +73,8 @@ def test_registering_numbers_the_versions_and_moves_challenger(
 
 def test_promotion_moves_the_aliases_and_leaves_a_record(workspace: Workspace, domain: str, register: Register) -> None:
     first, second = register(), register()
-    set_champion(workspace, domain, first, expected=None, reason="First champion: floors only.")
-    champion = set_champion(
+    promote(workspace, domain, first, expected=None, reason="First champion: floors only.")
+    champion = promote(
         workspace, domain, second, expected=first, reason="surely better", evidence_sha256="e" * 64, who="ada"
     )
     assert champion.version == second
@@ -95,7 +97,7 @@ def test_previous_is_set_before_champion(
     import mlflow
 
     for version, before in ((register(), None), (register(), 1)):
-        set_champion(workspace, domain, version, expected=before, reason="better")
+        promote(workspace, domain, version, expected=before, reason="better")
     moved, move = [], mlflow.MlflowClient.set_registered_model_alias
 
     def note(client: mlflow.MlflowClient, name: str, alias: str, version: str) -> None:
@@ -103,7 +105,7 @@ def test_previous_is_set_before_champion(
         move(client, name, alias, version)
 
     monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", note)
-    set_champion(workspace, domain, register(), expected=2, reason="better")
+    promote(workspace, domain, register(), expected=2, reason="better")
     rollback(workspace, domain, "worse in use")
     moves = [("challenger", "3"), ("previous", "2"), ("champion", "3"), ("previous", "3"), ("champion", "2")]
     assert moved == moves
@@ -114,8 +116,8 @@ def test_the_models_page_says_what_serves_and_why(workspace: Workspace, domain: 
     import mlflow
 
     first, second = register(), register()
-    set_champion(workspace, domain, first, expected=None, reason="first", who="ada")
-    set_champion(workspace, domain, second, expected=first, reason="better | by far\nand away " * 40)
+    promote(workspace, domain, first, expected=None, reason="first", who="ada")
+    promote(workspace, domain, second, expected=first, reason="better | by far\nand away " * 40)
     contest.describe_model(domain)
     page = mlflow.MlflowClient().get_registered_model(domain).description
     assert "**Champion: version 2.**" in page
@@ -137,7 +139,7 @@ def test_the_list_of_experiments_says_what_serves(workspace: Workspace, domain: 
 
     client = mlflow.MlflowClient()
     experiment = client.create_experiment(domain)
-    set_champion(workspace, domain, register(), expected=None, reason="first")
+    promote(workspace, domain, register(), expected=None, reason="first")
     contest.describe_model(domain)
     assert client.get_experiment(experiment).tags["champion"] == "version 1"
     page = client.get_registered_model(domain).description
@@ -146,38 +148,47 @@ def test_the_list_of_experiments_says_what_serves(workspace: Workspace, domain: 
 
 def test_a_stale_expectation_is_refused(workspace: Workspace, domain: str, register: Register) -> None:
     first, second, third = register(), register(), register()
-    set_champion(workspace, domain, second, expected=None, reason="first")
+    promote(workspace, domain, second, expected=None, reason="first")
     for stale in (None, first):
         with pytest.raises(PromotionError, match="champion version 2: somebody else moved it"):
-            set_champion(workspace, domain, third, expected=stale, reason="judged against another")
+            promote(workspace, domain, third, expected=stale, reason="judged against another")
     assert len(ledger.load_records(domain)) == 1
 
 
 def test_saying_it_twice_is_one_promotion(workspace: Workspace, domain: str, register: Register) -> None:
     first = register()
     for _ in range(2):
-        assert set_champion(workspace, domain, first, expected=None, reason="first").version == first
+        assert promote(workspace, domain, first, expected=None, reason="first").version == first
     assert len(ledger.load_records(domain)) == 1
 
 
 def test_a_version_that_does_not_exist(workspace: Workspace, domain: str, register: Register) -> None:
     register()
     with pytest.raises(PromotionError, match=f"{domain} version 7: expected a registered version"):
-        set_champion(workspace, domain, 7, expected=None, reason="")
+        promote(workspace, domain, 7, expected=None, reason="")
 
 
 def test_rollback_goes_back_and_forth(workspace: Workspace, domain: str, register: Register) -> None:
     first, second = register(), register()
-    set_champion(workspace, domain, first, expected=None, reason="first")
+    promote(workspace, domain, first, expected=None, reason="first")
     with pytest.raises(PromotionError, match="champion version 1, previous none"):
         rollback(workspace, domain, "too early")
-    set_champion(workspace, domain, second, expected=first, reason="better")
+    promote(workspace, domain, second, expected=first, reason="better")
     assert rollback(workspace, domain, "false alarms on line 3", who="ada").version == first
     assert rollback(workspace, domain, "it was the lamp").version == second
     records = ledger.load_records(domain)
     assert [(r.action, r.from_version, r.to_version) for r in records[2:]] == [("rollback", 2, 1), ("rollback", 1, 2)]
     assert records[2].reason == "false alarms on line 3"
     assert verify.verify_records(domain) == ()
+
+
+@pytest.mark.parametrize("field", ["number", "before", "when", "who"])
+def test_a_stored_record_without_what_the_ledger_adds_is_none(field: str) -> None:
+    facts = {"number": 1, "when": "2026-11-24T15:30:00+00:00", "before": ledger.START, "who": "ada"}
+    rest = {"action": "promote", "from_version": None, "to_version": 1, "reason": "first"}
+    assert ledger.parse_record("parts", 1, json.dumps(facts | rest)).who == "ada"
+    with pytest.raises(PromotionError, match=f"found one without {field}"):
+        ledger.parse_record("parts", 1, json.dumps({key: facts[key] for key in facts if key != field} | rest))
 
 
 def test_rollback_of_a_domain_without_a_model(workspace: Workspace, domain: str) -> None:
@@ -189,19 +200,19 @@ def test_rollback_of_a_domain_without_a_model(workspace: Workspace, domain: str)
 
 def test_eight_threads_never_lose_an_update(workspace: Workspace, domain: str, register: Register) -> None:
     versions = [register() for _ in range(9)]
-    set_champion(workspace, domain, versions[0], expected=None, reason="first")
+    promote(workspace, domain, versions[0], expected=None, reason="first")
 
-    def promote(version: int) -> bool:
+    def attempt(version: int) -> bool:
         champion = load_version(domain, CHAMPION)
         assert champion is not None
         try:
-            set_champion(workspace, domain, version, expected=champion.version, reason=f"judged: {champion.version}")
+            promote(workspace, domain, version, expected=champion.version, reason=f"judged: {champion.version}")
         except PromotionError:
             return False
         return True
 
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(promote, versions[1:]))
+        won = list(pool.map(attempt, versions[1:]))
     records = ledger.load_records(domain)
     assert sum(won) == len(records) - 1 >= 1
     assert {record.to_version for record in records[1:]} == {v for v, w in zip(versions[1:], won, strict=True) if w}
@@ -212,15 +223,15 @@ def test_eight_threads_never_lose_an_update(workspace: Workspace, domain: str, r
 def test_threads_against_one_champion_have_one_winner(workspace: Workspace, domain: str, register: Register) -> None:
     versions = [register() for _ in range(8)]
 
-    def promote(version: int) -> bool:
+    def attempt(version: int) -> bool:
         try:
-            set_champion(workspace, domain, version, expected=None, reason="first")
+            promote(workspace, domain, version, expected=None, reason="first")
         except PromotionError:
             return False
         return True
 
     with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(promote, versions)) == 1
+        assert sum(pool.map(attempt, versions)) == 1
     assert len(ledger.load_records(domain)) == 1
 
 
@@ -229,10 +240,11 @@ def test_processes_never_lose_an_update(workspace: Workspace, domain: str, regis
     versions = [register() for _ in range(4)]
     code = (
         "import sys\nfrom pathlib import Path\nfrom components.tracking.store import Store\n"
-        "from components.errors import *\nfrom components.promotion.contest import set_champion\n"
-        "from components.workspace import Workspace\n"
+        "from components.errors import *\nfrom components.promotion.contest import settle\n"
+        "from components.promotion.ledger import Record\nfrom components.workspace import Workspace\n"
         "place = Workspace(Path(sys.argv[1])); Store.open(place); sys.stdin.readline()\n"
-        "try: set_champion(place, sys.argv[2], int(sys.argv[3]), expected=None, reason='first')\n"
+        "record = Record(action='promote', from_version=None, to_version=int(sys.argv[3]), reason='first')\n"
+        "try: settle(place, sys.argv[2], record)\n"
         "except PromotionError: sys.exit(3)\n"
     )
     started = [
@@ -254,7 +266,7 @@ def test_registering_from_threads(workspace: Workspace, register: Register) -> N
 def promote_three(workspace: Workspace, domain: str, register: Register) -> None:
     expected = None
     for version in (register(), register(), register()):
-        set_champion(workspace, domain, version, expected=expected, reason="better")
+        promote(workspace, domain, version, expected=expected, reason="better")
         expected = version
 
 
@@ -345,13 +357,13 @@ def test_an_alias_moved_by_hand_is_found(workspace: Workspace, domain: str, regi
     mlflow.MlflowClient().set_registered_model_alias(domain, "champion", "1")
     (problem,) = verify.verify_records(domain)
     assert "the champion is version 1 but the last record ends at 3" in problem
-    set_champion(workspace, domain, 2, expected=1, reason="goes on from there")
+    promote(workspace, domain, 2, expected=1, reason="goes on from there")
     (problem,) = verify.verify_records(domain)
     assert "between records 3 and 4 the champion went from version 3 to 1 without a record" in problem
 
 
 def test_a_long_reason_is_cut_and_fits_the_store(workspace: Workspace, domain: str, register: Register) -> None:
-    set_champion(workspace, domain, register(), expected=None, reason='"\n' * 5000, who="ü" * 200)
+    promote(workspace, domain, register(), expected=None, reason='"\n' * 5000, who="ü" * 200)
     (record,) = ledger.load_records(domain)
     assert len(record.reason) == ledger.MOST_REASON
     assert record.reason.endswith("…")
@@ -363,7 +375,7 @@ def test_a_record_that_cannot_fit_is_refused_before_anything_moves(
     workspace: Workspace, domain: str, register: Register
 ) -> None:
     with pytest.raises(PromotionError, match="at most 5000 characters"):
-        set_champion(workspace, domain, register(), expected=None, reason="", who="x" * 6000)
+        promote(workspace, domain, register(), expected=None, reason="", who="x" * 6000)
     assert load_version(domain, CHAMPION) is None
 
 
@@ -381,7 +393,7 @@ def test_who_is_the_user_or_what_the_service_says(monkeypatch: pytest.MonkeyPatc
 
 
 def test_records_are_readable_json(workspace: Workspace, domain: str, register: Register) -> None:
-    set_champion(workspace, domain, register(), expected=None, reason="first")
+    promote(workspace, domain, register(), expected=None, reason="first")
     record = json.loads(ledger.load_texts(domain)[1])
     assert record["reason"] == "first"
     assert record["before"] == ledger.START
@@ -402,16 +414,16 @@ def test_a_lock_that_is_held_is_reported(workspace: Workspace, domain: str, monk
 
 
 def judge(workspace: Workspace, domain: str, version: int, expected: int | None, groups: int, sha: str = "e") -> None:
-    facts = {"reason": "undecided", "verdict": "HOLD", "test_groups": groups}
-    contest.record_judgement(workspace, domain, version, expected=expected, evidence_sha256=sha * 64, **facts)
+    facts = {"reason": "undecided", "verdict": "HOLD", "test_groups": groups, "evidence_sha256": sha * 64}
+    contest.settle(workspace, domain, Record(action="judge", from_version=expected, to_version=version, **facts))
 
 
 def test_a_judgement_is_recorded_once_and_moves_nothing(workspace: Workspace, domain: str, register: Register) -> None:
     first, second, third = register(), register(), register()
-    set_champion(workspace, domain, first, expected=None, reason="first", test_groups=40)
+    promote(workspace, domain, first, expected=None, reason="first", test_groups=40)
     judge(workspace, domain, second, first, 40)
     judge(workspace, domain, second, first, 40)
-    set_champion(workspace, domain, third, expected=first, reason="better", test_groups=40)
+    promote(workspace, domain, third, expected=first, reason="better", test_groups=40)
     records = ledger.load_records(domain)
     assert [(record.action, record.to_version) for record in records] == [("promote", 1), ("judge", 2), ("promote", 3)]
     assert verify.verify_records(domain) == ()
@@ -428,10 +440,10 @@ def test_evaluations_are_counted_by_pair_and_by_share_of_the_groups() -> None:
         return ledger.Record(number=number, before=ledger.START, **facts, **pair)
 
     records = [judged(1, None, 1, 40), judged(2, 1, 2, 40), judged(3, 1, 2, 40), judged(4, 1, 3, 80)]
-    assert ledger.count_looks([], (None, 1), 40) == 1
-    assert ledger.count_looks(records, (1, 4), 80) == 2.5
-    assert ledger.count_looks(records, (1, 3), 80) == 1.5
-    assert ledger.count_looks(records, (1, 4), 40) == 3
+    assert ledger.count_evaluations([], (None, 1), 40) == 1
+    assert ledger.count_evaluations(records, (1, 4), 80) == 2.5
+    assert ledger.count_evaluations(records, (1, 3), 80) == 1.5
+    assert ledger.count_evaluations(records, (1, 4), 40) == 3
 
 
 def write_ledger(*moves: tuple[str, int | None, int, str], champion: int | None = None) -> ledger.Ledger:
@@ -479,15 +491,15 @@ def test_texts_are_cut_and_hashes_known() -> None:
     assert [ledger.is_sha256(text) for text in ("a" * 64, "a" * 63, "a" * 65, "g" * 64, "A" * 64)] == [True] + [
         False
     ] * 4
-    assert ledger.count_looks([], (None, 1), 0) == 1
+    assert ledger.count_evaluations([], (None, 1), 0) == 1
 
 
 def test_who_was_champion_then(workspace: Workspace, domain: str, register: Register) -> None:
     first, second = register(), register()
-    set_champion(workspace, domain, first, expected=None, reason="first")
+    promote(workspace, domain, first, expected=None, reason="first")
     between = datetime.now(UTC)
     time.sleep(1.1)  # records tell time in seconds
-    set_champion(workspace, domain, second, expected=first, reason="better")
+    promote(workspace, domain, second, expected=first, reason="better")
     records = ledger.load_records(domain)
     found = [ledger.find_champion(records, when) for when in (between - timedelta(days=1), between, datetime.now(UTC))]
     assert [record and record.to_version for record in found] == [None, first, second]

@@ -21,9 +21,10 @@ import polars as pl
 import pytest
 import tiny
 from PIL import Image
+from tiny import promote
 
 from components.errors import AdapterError, DataError, PromotionError
-from components.promotion import aliases, contest, versions
+from components.promotion import aliases, versions
 from components.records import Result, load_predictions
 from components.serving.predictor import Predictor
 from components.serving.questions import Question
@@ -56,7 +57,7 @@ def champion(store: Store, workspace: Workspace, result: Result) -> versions.Ver
     uri = artifacts.log_model(store, run_id, result.folder / "adapter")
     facts = {"adapter_sha256": result.adapter_sha256, "tuner": result.label, "data_version": tiny.DATA_VERSION}
     version = aliases.register_challenger(domain.name, run_id, uri, **facts)
-    return contest.set_champion(workspace, domain.name, version, expected=None, reason="first")
+    return promote(workspace, domain.name, version, expected=None, reason="first")
 
 
 def encode(path: Path) -> str:

@@ -11,14 +11,26 @@ from PIL import Image
 
 from components.domain.domain import Domain
 from components.domain.reading import parse_domain
+from components.promotion.contest import settle
+from components.promotion.ledger import Record
+from components.promotion.versions import Version
 from components.records import Job, Result, Rung, load_result, load_rung
 from components.records.images import ValidationSummary
 from components.records.outcomes import CandidateRow, Outcome, Score
 from components.tasks import create_task
+from components.workspace import Workspace
 
 CLASSES = ("dark", "light", "red")
 COLOURS = {"dark": (40, 40, 50), "light": (210, 205, 200), "red": (190, 60, 50)}
 DATA_VERSION = "0123456789abcdef0123456789abcdef.dir"
+
+
+def promote(workspace: Workspace, domain: str, version: int, *, expected: int | None, **facts: Any) -> Version:
+    """Make a version the champion by a record, as after a verdict against `expected`."""
+    record = Record(action="promote", from_version=expected, to_version=version, **{"verdict": "PROMOTE", **facts})
+    champion = settle(workspace, domain, record)
+    assert champion is not None
+    return champion
 
 
 def create_domain(**changes: Any) -> Domain:

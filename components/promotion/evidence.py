@@ -1,5 +1,7 @@
 """Predictions of the test split as evidence: the score of one model, and the paired difference of two."""
 
+import hashlib
+
 import polars as pl
 
 from components.domain.domain import Domain
@@ -9,10 +11,21 @@ from components.promotion.statistics import Interval, bootstrap, bootstrap_diffe
 from components.tasks import create_task
 from components.tasks.base import Evidence
 
+_SCORED: dict[str, Interval] = {}  # by the sha256 of predictions, task, classes and confidence
+
 
 def score_frame(frame: pl.DataFrame, domain: Domain) -> Interval:
-    """The task's metric over a frame of predictions, with its interval at the domain's confidence."""
-    return bootstrap(measure(frame, domain), domain.gates.confidence)
+    """The task's metric over a frame of predictions, with its interval at the domain's confidence.
+
+    Each set of predictions is resampled once per process: the table of candidates, the comparison of tuners, the gates
+    and the model card ask for the same score.
+    """
+    images = frame.sort("id")
+    asked = f"{create_task(domain).model_dump_json()} {domain.classes} {domain.gates.confidence}"
+    key = hashlib.sha256(asked.encode() + images.write_ipc(None).getvalue()).hexdigest()
+    if key not in _SCORED:
+        _SCORED[key] = bootstrap(measure(images, domain), domain.gates.confidence)
+    return _SCORED[key]
 
 
 def compare_frames(challenger: pl.DataFrame, champion: pl.DataFrame, domain: Domain) -> Interval:

@@ -1,14 +1,14 @@
-"""Who was champion, when and why: an append-only, hash-chained list, kept as the parameters of one MLflow run a domain.
+"""Who was champion, when and why: an append-only, hash-chained list in the parameters of one MLflow run per domain.
 
-MLflow takes a parameter of a run once, never a second value for it, and has no call that alters or deletes one. So a
-record is its own compare-and-set: of two who would write record 7 the database lets one, and the other has to judge
-again. No lease, clock or lock is trusted for that.
+MLflow accepts one value for a parameter of a run and has no call that alters or deletes it. So a record is its own
+compare-and-set: of two processes that would write record 7 the database accepts one, and the other has to judge again.
+No lease, clock or lock is trusted for that.
 
     000001 = {"number": 1, "before": "000...", "action": "promote", "from_version": null, "to_version": 3, ...}
 
-Whoever may write to the database itself can edit it all the same. Each record names the sha256 of the one before, and a
-tag of the registered model that of the last, so `verify_records` finds what was altered, cut off or moved; who writes
-the whole chain anew, and the tag, is found by an earlier export alone.
+Whoever can write to the database itself can still edit it. Each record names the sha256 of the one before, and a tag of
+the registered model that of the last, so `verify.verify_records` finds what was altered, cut off or moved. A chain that
+was rewritten as a whole, with the tag, is found only by comparison with an earlier export.
 """
 
 import getpass
@@ -42,7 +42,7 @@ MOST_CHARACTERS = 5000
 MOST_REASON = 1500
 
 
-#: What moved the alias; a `judge` record says what was held back or rejected, and that the test set was looked at.
+#: What moved the alias; a `judge` record says what was held back or rejected, and that the test set was evaluated.
 MOVES = ("promote", "rollback")
 Action = Literal["promote", "rollback", "judge"]
 
@@ -50,14 +50,16 @@ Action = Literal["promote", "rollback", "judge"]
 class Record(Strict):
     """One move of the alias `champion`, or one judgement that did not move it.
 
-    test_groups: how many test groups both were judged on; 0 where nothing was judged. adapter_json_sha256: of
-    `to_version`, and so of its whole adapter; empty in records from before it was kept.
+    from_version: the champion against which it was judged, None where there was none; a record is written only while
+    that one serves. test_groups: how many test groups both were judged on; 0 where nothing was judged.
+    adapter_json_sha256: of `to_version`, and so of its whole adapter; empty in records from before it was kept.
+    number, before, when: given by `append`; a record that is not written yet has none.
     """
 
-    number: int = Field(ge=1)
-    before: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the record before this one")
-    when: str
-    who: str
+    number: int = Field(default=0, ge=0)
+    before: str = Field(default=START, pattern=r"^[0-9a-f]{64}$", description="sha256 of the record before this one")
+    when: str = ""
+    who: str = Field(default_factory=lambda: find_user())
     action: Action
     from_version: int | None
     to_version: int
@@ -103,46 +105,25 @@ def create_ledger(domain: str) -> str:
     return run_id
 
 
-def append_record(
-    ledger: Ledger,
-    *,
-    action: Action,
-    from_version: int | None,
-    to_version: int,
-    reason: str,
-    verdict: Verdict | Literal[""] = "",
-    evidence_sha256: str = "",
-    data_version: str = "",
-    git_commit: str = "",
-    test_groups: int = 0,
-    adapter_json_sha256: str = "",
-    who: str | None = None,
-) -> Record:
-    """Write the record that follows the ledger as it was read. A very long reason is cut and ends with …
+def append(ledger: Ledger, record: Record) -> Record:
+    """Write the record that follows the ledger as it was read; returns it with its number, the hash before it and the
+    time. A very long reason is cut and ends with …
 
-    Raises ChampionMoved where somebody else wrote one since.
+    Raises ChampionMoved where another process wrote one since.
     """
     number = ledger.last + 1
-    record = Record(
-        number=number,
-        before=hash_text(ledger.texts[number - 1]) if ledger.texts else START,
-        when=datetime.now(UTC).isoformat(timespec="seconds"),
-        who=who or find_user(),
-        action=action,
-        from_version=from_version,
-        to_version=to_version,
-        verdict=verdict,
-        reason=shorten(reason, MOST_REASON),
-        evidence_sha256=evidence_sha256,
-        data_version=data_version,
-        git_commit=git_commit,
-        test_groups=test_groups,
-        adapter_json_sha256=adapter_json_sha256,
+    written = record.model_copy(
+        update={
+            "number": number,
+            "before": hash_text(ledger.texts[number - 1]) if ledger.texts else START,
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "reason": shorten(record.reason, MOST_REASON),
+        }
     )
-    text = record.model_dump_json()
+    text = written.model_dump_json()
     _require_short(ledger.domain, text)
     _write_once(ledger, number, text)
-    return record
+    return written
 
 
 def _write_once(ledger: Ledger, number: int, text: str) -> None:
@@ -223,20 +204,20 @@ def _read_backwards(ledger: Ledger) -> Iterator[Record]:
             yield parse_record(ledger.domain, number, ledger.texts[number])
 
 
-def count_looks(records: Sequence[Record], pair: tuple[int | None, int], groups: int) -> float:
-    """How often these test groups were looked at to compare two versions, the look at `pair` (champion, challenger)
+def count_evaluations(records: Sequence[Record], pair: tuple[int | None, int], groups: int) -> float:
+    """How often these test groups were used to compare two versions, the comparison of `pair` (champion, challenger)
     included: 1 for the first.
 
-    A group never changes its side, so test sets grow: a look at half of the present groups counts half, and fresh
-    groups renew the set. Judging one pair again is no new look, and without a champion nothing is compared.
+    A group never changes its split, so test sets grow: an evaluation on half of the present groups counts half, and
+    fresh groups renew the set. Judging one pair again is no new evaluation, and without a champion nothing is compared.
     """
     seen = {
         (record.from_version, record.to_version): record.test_groups
         for record in records
         if record.from_version is not None and record.test_groups
     }
-    others = [looked for judged, looked in seen.items() if judged != pair]
-    return 1 + sum(min(1.0, looked / max(1, groups)) for looked in others)
+    others = [used for judged, used in seen.items() if judged != pair]
+    return 1 + sum(min(1.0, used / max(1, groups)) for used in others)
 
 
 def load_texts(domain: str) -> Mapping[int, str]:
@@ -284,15 +265,21 @@ def load_ledger(domain: str) -> Ledger:
 
 
 def parse_record(domain: str, number: int, text: str) -> Record:
+    """A record out of its stored text. Raises PromotionError for one that `append` did not write."""
     try:
-        return Record.model_validate_json(text)
+        record = Record.model_validate_json(text)
+        missing = sorted({"number", "before", "when", "who"} - record.model_fields_set)
+        found = f"one without {', '.join(missing)}" if missing else ""
     except ValidationError as error:
+        found = f"{error.error_count()} faults, the first: {error.errors()[0]['msg']}"
+    if found:
         raise PromotionError(
             f"ledger of {domain}, record {number}",
             expected="a record as Tessera writes it",
-            found=f"{error.error_count()} faults, the first: {error.errors()[0]['msg']}",
-            hint=f"Someone edited MLflow's database: `tessera ledger verify {domain}` tells where.",
-        ) from None
+            found=found,
+            hint=f"Someone edited MLflow's database: `tessera ledger verify {domain}` reports where.",
+        )
+    return record
 
 
 def load_model(domain: str) -> Any:

@@ -43,7 +43,7 @@ def verify_records(domain: str, exported: Sequence[str] = ()) -> tuple[str, ...]
 
 
 def _check_chain(ledger: Ledger, records: dict[int, Record]) -> list[str]:
-    """An altered record is told by the one after it, or by the tag, which hold the hash of what was there before."""
+    """An altered record shows in the one after it, or in the tag, which hold the hash of its original text."""
     problems, stored = [], ledger.texts
     for number, record in records.items():
         if record.number != number:

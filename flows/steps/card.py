@@ -215,17 +215,15 @@ def _score_slices(card: ModelCard) -> Iterator[tuple[str, ...]]:
     """A head, then a row for all test images, each class, and each value of each slice column."""
     domain, frame = card.plan.domain, load_predictions(card.result.folder, "test")
     yield "slice", "images", "groups", "score", "between"
-    task = create_task(domain)
-    classes = task.class_evidence(frame, domain.classes)
+    classes, confidence = create_task(domain).class_evidence(frame, domain.classes), domain.gates.confidence
     counts = dict(by_class(frame)["label"].value_counts().iter_rows())
-    parts = [("all", frame.height, task.evidence(frame, domain.classes))]
-    parts += [(f"class = {name}", counts[name], classes[name]) for name in sorted(classes)]
+    parts = [("all", frame.height, score_frame(frame, domain))]
+    parts += [(f"class = {name}", counts[name], bootstrap(classes[name], confidence)) for name in sorted(classes)]
     for column in domain.slices:
         for (value,), part in sorted(frame.group_by(column), key=lambda item: str(item[0][0])):
             if has_labels(part):
-                parts.append((f"{column} = {value}", part.height, task.evidence(part, domain.classes)))
-    for name, images, evidence in parts:
-        score = bootstrap(evidence, domain.gates.confidence)
+                parts.append((f"{column} = {value}", part.height, score_frame(part, domain)))
+    for name, images, score in parts:
         yield name, str(images), str(score.groups), f"{score.value:.3f}", render_ends(score)
 
 

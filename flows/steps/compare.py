@@ -86,7 +86,9 @@ def _summarise(
 ) -> TunerRow:
     """The mean over the seeds, and its interval: a group is drawn with what every seed said of it."""
     task, classes = create_task(plan.domain), plan.domain.classes
-    test = bootstrap(_gather(plan, rows), plan.domain.gates.confidence).to_score()
+    test = rows[0].test  # of one seed, whose score with its interval is in its row
+    if len(rows) > 1:
+        test = bootstrap(_gather(plan, rows), plan.domain.gates.confidence).to_score()
     seeds = [task.class_evidence(answers, classes) for answers in _load_answers(rows)]
     first = rows[0]
     return TunerRow(

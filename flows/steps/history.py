@@ -1,4 +1,4 @@
-"""Who was champion, when and why: the registry and its ledger as commands show them, and the way back."""
+"""Who was champion, when and why: the ledger as commands show it, its proof, and the way back."""
 
 from datetime import UTC, datetime, time
 from pathlib import Path
@@ -33,13 +33,13 @@ def open_registry(workspace: Workspace, name: str) -> Store:
     with promotion_turn(name):
         aliases.complete_move(workspace, name)
     champion = versions.load_version(name, versions.CHAMPION)
-    if champion is not None:  # the process that was killed may not have told
+    if champion is not None:  # the process that was killed may not have reported it
         emit_promoted(champion)
     return store
 
 
 def rollback(workspace: Workspace, name: str, reason: str) -> RolledBack:
-    """Champion and previous change places."""
+    """Exchange champion and previous; returns the history."""
     open_registry(workspace, name)
     with promotion_turn(name):
         champion = contest.rollback(workspace, name, reason)
@@ -64,7 +64,7 @@ def find_faults(workspace: Workspace, name: str) -> tuple[str, ...]:
 
 
 def restore(workspace: Workspace, name: str) -> Restored:
-    """The aliases as the ledger's last record has them."""
+    """Set the aliases to what the ledger's last record says."""
     trouble = aliases.find_trouble(name)
     with promotion_turn(name):
         champion = aliases.restore_champion(workspace, name)
@@ -103,10 +103,10 @@ def describe_history_at(name: str, when: str) -> HistoryAt:
 
 
 def verify_ledger(workspace: Workspace, name: str, export: Path | None) -> LedgerReport:
-    """What is wrong with the ledger, and with the adapters that it says served; export: an earlier one, which the
-    ledger must still begin with.
+    """What is wrong with the ledger, and with the adapters that served by its records.
 
-    notes: what cannot be proven, because it is from before it was kept, or was deleted.
+    export: an earlier export, which the ledger must still begin with. notes: what cannot be proven, because it is older
+    than what proves it, or was deleted.
     """
     try:
         lines = export.read_text(encoding="utf-8").splitlines() if export else []
@@ -131,7 +131,7 @@ def verify_ledger(workspace: Workspace, name: str, export: Path | None) -> Ledge
 
 
 def export_ledger(name: str, file: Path) -> LedgerExport:
-    """Write the records as they are stored, a line a record."""
+    """Write the records as they are stored, one per line."""
     texts = [text for _, text in sorted(ledger.load_texts(name).items())]
     try:
         file.parent.stat()  # a folder that is not there is a mistyped one

@@ -1,6 +1,6 @@
-"""A verdict: challenger and champion scored on the same test images, and the alias moved if the gates agree.
+"""The flows' part of a verdict: scoring jobs, events, and turns around `components.promotion.contest`.
 
-The flows `retrain` and `promote` both call `settle_challenger`; nothing here knows which of them, or any flow at all.
+The flows `retrain` and `promote` both call `settle_challenger`; nothing here depends on which of them does.
 """
 
 from dataclasses import dataclass
@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from components.domain.domain import Domain
-from components.promotion import contest, ledger, versions
-from components.promotion.contest import Judgement
+from components.promotion import versions
+from components.promotion.contest import Contest
 from components.promotion.gates.base import Context, Decision
-from components.promotion.gates.decide import decide
 from components.promotion.versions import Version
 from components.records import Result, load_predictions
-from components.tracking import artifacts
 from components.tracking.store import Store
 from flows.plan import Plan
 from flows.processes.training import spawn_job
@@ -25,7 +23,7 @@ from flows.server.turns import promotion_turn
 
 @dataclass(frozen=True)
 class Approval:
-    """A person's word."""
+    """A person's agreement, and why."""
 
     by: str
     reason: str
@@ -37,49 +35,45 @@ class Approval:
 def settle_challenger(
     store: Store, plan: Plan, scored: Result, challenger: Version, approval: Approval | None = None
 ) -> tuple[Decision, Version | None]:
-    """Judge the challenger and let the verdict take effect, both anew where somebody moved the champion in between.
+    """Judge the challenger, whose own predictions are `scored`, and let the verdict take effect.
 
-    A verdict that moves nothing is recorded too, for it was a look at the test set all the same. Returns the decision
-    and the champion there is now.
+    Returns the decision and the champion there is now.
     """
-    name, decisions = plan.domain.name, list[Decision]()
-
-    def judge_against(champion: Version | None) -> Judgement:
-        if decisions:
-            report("note", text="The champion moved meanwhile: judging against the new one.")
-        decisions.append(judge(plan, scored, challenger, champion, str(approval or "")))
-        return _record(store, plan, challenger, decisions[-1], approval)
-
-    turn = partial(promotion_turn, name)
-    judgement, champion = contest.judge_until_settled(plan.workspace, name, challenger.version, judge_against, turn)
-    if judgement is None:
+    contest = Contest(
+        workspace=plan.workspace,
+        store=store,
+        challenger=challenger,
+        context=gather_evidence(plan, scored, challenger, approval),
+        score=lambda champion: load_predictions(score_version(plan, champion).folder, "test"),
+        data_version=plan.version.md5,
+        git_commit=plan.code,
+        who=None if approval is None else approval.by,
+        turn=partial(promotion_turn, plan.domain.name),
+        again=partial(report, "note", text="The champion moved meanwhile: judging against the new one."),
+    )
+    decision, champion = contest.settle()
+    if decision is None:
         return describe_champion(challenger.version), champion
-    contest.describe_model(name)
-    if judgement.verdict == "PROMOTE" and champion is not None:
+    if decision.verdict == "PROMOTE" and champion is not None:
         emit_promoted(champion)
-    return decisions[-1], champion
+    return decision, champion
 
 
-def judge(plan: Plan, scored: Result, challenger: Version, champion: Version | None, approved: str = "") -> Decision:
-    """The gates' decision on the test images, where the champion is scored afresh; `scored` is the challenger's."""
-    rival = None if champion is None else load_predictions(score_version(plan, champion).folder, "test")
-    frame = load_predictions(scored.folder, "test")
-    pair = (None if champion is None else champion.version, challenger.version)
-    context = Context(
+def gather_evidence(plan: Plan, scored: Result, challenger: Version, approval: Approval | None) -> Context:
+    """The challenger's side of the evidence: its answers for the test images, its lineage, and what serving takes."""
+    return Context(
         domain=plan.domain,
-        challenger=frame,
-        champion=rival,
+        challenger=load_predictions(scored.folder, "test"),
+        champion=None,
         adapter_bytes=scored.adapter_bytes,
         manifest=plan.load_manifest(),
         validation=plan.load_validation(),
         lineage=_trace(plan, scored, challenger),
         serving=_measure_serving(plan, challenger),
         version=challenger.version,
-        approved=approved,
-        looks=ledger.count_looks(ledger.load_records(plan.domain.name), pair, frame["group"].n_unique()),
+        approved=str(approval or ""),
         trained=bool(scored.backbone["trained"]),
     )
-    return decide(context)
 
 
 def limits_serving(domain: Domain) -> bool:
@@ -109,7 +103,7 @@ def _trace(plan: Plan, scored: Result, challenger: Version) -> dict[str, str]:
 
 
 def describe_champion(version: int) -> Decision:
-    """What is said of a challenger that is the champion already: nothing is to be judged."""
+    """The decision on a challenger that is the champion already: there is nothing to judge."""
     return Decision(verdict="PROMOTE", reason=f"Version {version} is the champion already.", findings=())
 
 
@@ -121,20 +115,3 @@ def score_version(plan: Plan, version: Version) -> Result:
 
 def score_folder(plan: Plan, version: int) -> Path:
     return plan.scores / f"version-{version}"
-
-
-def _record(store: Store, plan: Plan, challenger: Version, decision: Decision, approval: Approval | None) -> Judgement:
-    """What a record says of the judgement it rests on, which is kept before it; who approved it answers for it."""
-    text = ledger.write_evidence(decision.model_dump(mode="json"))
-    evidence = ledger.hash_text(text)
-    artifacts.log_evidence(store, challenger.run_id, evidence, text)
-    groups = next((int(found.evidence["groups"]) for found in decision.findings if "groups" in found.evidence), 0)
-    return Judgement(
-        reason=decision.reason,
-        verdict=decision.verdict,
-        evidence_sha256=evidence,
-        data_version=plan.version.md5,
-        git_commit=plan.code,
-        test_groups=groups,
-        who=None if approval is None else approval.by,
-    )

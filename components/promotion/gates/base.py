@@ -30,10 +30,10 @@ class Decision(Strict):
 class Context:
     """The evidence: predictions of the test split, of the challenger and, on the same images, of the champion.
 
-    looks: which comparison on these test groups this is (`ledger.count_looks`), 1 for the first. manifest: id, group
-    and split of every sample. validation: validation.json. serving: latency_ms_p50 and memory_mb, where they were
-    measured. lineage: what the challenger was made from, by name; an empty text is unknown. approved: who agreed to
-    the promotion, and why.
+    evaluations: which comparison on these test groups this is (`ledger.count_evaluations`), 1 for the first. manifest:
+    id, group and split of every sample. validation: validation.json. serving: latency_ms_p50 and memory_mb, where they
+    were measured. lineage: what the challenger was made from, by name; an empty text is unknown. approved: who agreed
+    to the promotion, and why.
     """
 
     domain: Domain
@@ -46,13 +46,13 @@ class Context:
     serving: Mapping[str, float] = field(default_factory=dict)
     version: int = 0
     approved: str = ""
-    looks: float = 1.0
+    evaluations: float = 1.0
     trained: bool = True  # False where the backbone's weights are random: the machinery is tried, not the method
 
 
-def require_limit(gate: str, told: str, numbers: dict[str, float]) -> Finding:
-    """numbers: what was found, and what it may be at most."""
+def require_limit(gate: str, measured: str, numbers: dict[str, float]) -> Finding:
+    """The finding of a limit. measured: the start of its sentence; numbers: what was found, and the limit."""
     value, limit = numbers.values()
     fits = value <= limit
-    reason = f"{told}, {'within' if fits else 'over'} the limit of {limit:g}."
+    reason = f"{measured}, {'within' if fits else 'over'} the limit of {limit:g}."
     return Finding(gate=gate, verdict="PROMOTE" if fits else "REJECT", reason=reason, evidence={**numbers})

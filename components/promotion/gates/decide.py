@@ -3,8 +3,8 @@
     floor        REJECT unless surely at the floor or above (better than guessing, where none is set); HOLD where the
                  test set has so few groups that nothing is sure
     improvement  PROMOTE a first champion or where surely better than the champion, REJECT where surely worse;
-                 else HOLD, and how many further test groups would decide. Looks at one test set are counted and
-                 the level corrected for them
+                 else HOLD, and how many further test groups would decide. Evaluations of one test set are
+                 counted and the level corrected for them
     slices       REJECT where a slice (a class, or what a column of the manifest says) is surely worse by more than the
                  margin; HOLD where it is surely worse and its estimate is beyond the margin
     costs        REJECT where mistakes cost surely more than the champion's or, at the estimate, than the limit; HOLD
@@ -12,7 +12,7 @@
     calibration  REJECT a calibration error over the limit
     latency, memory, size   REJECT what is over the limit, one image at a time on the device that judges
     data         REJECT where validation of the images said no
-    split        REJECT where a group or an image is on two sides
+    split        REJECT where a group or an image is in two splits
     lineage      REJECT what cannot be traced to its data, split, backbone, code and settings
     approval     HOLD until a person agrees, where the domain asks for it
 
@@ -69,8 +69,8 @@ def decide(context: Context) -> Decision:
     findings = tuple(finding for name in GATES if name in used and (finding := GATES[name](context)) is not None)
     verdict = min((finding.verdict for finding in findings), key=STRICTEST.index)
     decisive = [finding for finding in findings if finding.verdict == verdict]
-    told = [finding for finding in decisive if verdict != "PROMOTE" or finding.gate not in TAKEN_FOR_GRANTED]
-    reason = " ".join(finding.reason for finding in told)
+    named = [finding for finding in decisive if verdict != "PROMOTE" or finding.gate not in TAKEN_FOR_GRANTED]
+    reason = " ".join(finding.reason for finding in named)
     warnings, at_chance = warn_of_classes(context.challenger, context.domain)
     if at_chance:
         reason += f" Not surely better than guessing: {', '.join(at_chance)}."

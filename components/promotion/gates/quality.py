@@ -50,7 +50,7 @@ def check_improvement(context: Context) -> Finding | None:
     effect, level, wear = _compare_corrected(context, context.champion)
     groups = context.challenger["group"].n_unique()
     evidence = to_evidence(effect) | {"images": float(context.challenger.height), "groups": float(groups)}
-    evidence |= {"looks": context.looks, "confidence": level} | _count_changes(context, context.champion)
+    evidence |= {"evaluations": context.evaluations, "confidence": level} | _count_changes(context, context.champion)
     metric = create_task(context.domain).metric_words
     change = f"Against the champion the {metric} changes by {show(effect, signed=True)}"
     worn = f" {_explain_wear(context, level)}" if wear >= WORN_OUT else ""
@@ -70,10 +70,10 @@ def check_improvement(context: Context) -> Finding | None:
 
 
 def _compare_corrected(context: Context, champion: pl.DataFrame) -> tuple[Interval, float, float]:
-    """The difference at the level that so many looks leave, that level, and how much wider it made the interval."""
+    """The difference at the level that so many evaluations leave, that level, and how much wider the interval got."""
     effect = compare_frames(context.challenger, champion, context.domain)
     groups, asked = context.challenger["group"].n_unique(), context.domain.gates.confidence
-    level = correct_confidence(asked, context.looks)
+    level = correct_confidence(asked, context.evaluations)
     return widen(effect, asked, level, groups, reach=(-1.0, 1.0)), level, widening(asked, level, groups)
 
 
@@ -87,8 +87,9 @@ def _count_changes(context: Context, champion: pl.DataFrame) -> dict[str, float 
 
 def _explain_wear(context: Context, level: float) -> str:
     return (
-        f"The test set is worn out: at look {context.looks:.3g} the interval must hold with {100 * level:.2f} %, and a "
-        "difference must be more than twice what a fresh set would show. Label new test groups."
+        f"The test set is worn out: at evaluation {context.evaluations:.3g} the interval must hold with "
+        f"{100 * level:.2f} %, and a difference must be more than twice what a fresh set would show. "
+        "Label new test groups."
     )
 
 
