@@ -354,6 +354,13 @@ def test_a_given_split_that_contradicts_what_is_remembered_is_refused():
     memory = assign_given(GIVEN).memory
     with pytest.raises(DataError, match=r"1 images given to other splits, such as train0.png: test instead of train"):
         assign_given(GIVEN | {"train0": "test"}, memory)
+    with pytest.raises(DataError, match=r"such as val0.png: train instead of val"):
+        assign_given(GIVEN | {"val0": "train"}, memory)  # others are in val, so that none is drawn from train
+    drawn = assign_given(NO_VAL).memory
+    with pytest.raises(DataError, match=r"such as test0.png: test instead of val"):
+        assign_given(NO_VAL, drawn | {content("test0")[:DIGITS]: Line("", "val")})
+    moved = next(name for name in NO_VAL if drawn[content(name)[:DIGITS]].split == "val")
+    assert sides_of(assign_given(NO_VAL, drawn))[moved] == "val"  # given to train, and drawn for val before
 
 
 @pytest.mark.parametrize(
