@@ -12,6 +12,7 @@ from PIL import Image
 
 from components.domain.domain import Domain
 from components.domain.reading import parse_domain
+from components.records.reasons import Reason
 
 CLASSES = ("good", "cracked")
 
@@ -179,3 +180,8 @@ def save_ids(path: Path, ids: Sequence[int], width: int = 48, height: int = 40) 
         mask[4:20, 2 + 9 * place : 8 + 9 * place] = value
     Image.fromarray(mask).save(path)
     return path
+
+
+def explain(problem: dict[str, str] | None) -> str:
+    """A cell of the column `problem` of rows.parquet as the sentence that people read; empty without one."""
+    return "" if problem is None else str(Reason(**problem))

@@ -554,7 +554,7 @@ def test_an_unfit_file_is_quarantined_with_its_reason(tmp_path, case):
     if "each picture once" in case.words:
         reasons = [item.reason for item in validated.quarantined]
     assert reasons, [(item.path, item.reason) for item in validated.quarantined]
-    assert all(word in reasons[0] for word in case.words), reasons
+    assert all(word in str(reasons[0]) for word in case.words), reasons
     assert validated.fit.height + len(validated.quarantined) == validated.images
     assert len(validated.quarantined) <= 6
 
@@ -615,9 +615,9 @@ def test_serving_refuses_what_check_refuses(tmp_path, make, words):
     limits = Validation(max_megapixels=0.01)
     make().save(path := tmp_path / "a.png")
     problem = inspect_image(path, (), limits).problem
-    assert words in problem
+    assert words in str(problem)
     for source in (path, io.BytesIO(path.read_bytes())):
-        with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(problem))}$"):
             read_fit_picture(source, limits)
 
 
@@ -625,7 +625,7 @@ def test_serving_refuses_what_check_refuses(tmp_path, make, words):
 def test_serving_names_what_cannot_be_decoded_as_check_does(tmp_path, content):
     (path := tmp_path / "a.png").write_bytes(content)
     problem = inspect_image(path, (), Validation()).problem
-    with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(problem))}$"):
         read_fit_picture(io.BytesIO(content), Validation())
 
 
@@ -648,7 +648,7 @@ def test_every_format_is_fit_in_a_fresh_process(tmp_path, suffix):
     code = (
         "import sys; from pathlib import Path; from components.data.checks.pictures import inspect_image;"
         "from components.domain.domain import Validation;"
-        "sys.exit(inspect_image(Path(sys.argv[1]), (), Validation()).problem)"
+        "problem = inspect_image(Path(sys.argv[1]), (), Validation()).problem; sys.exit(problem and str(problem))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

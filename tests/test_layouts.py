@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from PIL import Image
 from samples import (
+    explain,
     make_domain,
     save_coco,
     save_ids,
@@ -227,10 +228,10 @@ def test_names_that_differ_in_case_or_accents_are_reported_and_backslashes_found
         save_picture(tmp_path / name, len(name))
     lines = [("a.png", "good"), ("\u00fcber.png", "good"), ("back\\slash.png", "cracked")]
     rows = read_rows(make_domain(layout="csv"), write_table_of(tmp_path, lines))
-    problems = dict(rows.select("path", "problem").rows())
+    problems = {path: explain(cell) for path, cell in rows.select("path", "problem").rows()}
     assert "no such file, but A.PNG" in problems["a.png"]
     assert "no such file, but u\u0308ber.png" in problems["\u00fcber.png"]
-    assert problems["back\\slash.png"] is None
+    assert problems["back\\slash.png"] == ""
 
 
 def test_pictures_beside_listed_ones_need_a_line_but_masks_do_not(tmp_path):
@@ -240,7 +241,7 @@ def test_pictures_beside_listed_ones_need_a_line_but_masks_do_not(tmp_path):
     rows = read_rows(make_domain(layout="csv"), tmp_path)
     unlisted = rows.filter(pl.col("problem").is_not_null())
     assert unlisted["path"].to_list() == ["images/new.png"]
-    assert "a line in labels.csv" in unlisted["problem"][0]
+    assert "a line in labels.csv" in explain(unlisted["problem"][0])
 
 
 # COCO
@@ -294,7 +295,7 @@ def test_a_picture_has_the_class_its_mask_shows(tmp_path):
     save_ids(tmp_path / "masks/p00.png", [1, 2, 255])
     named = {"kind": "masks", "ids": {"crack": 1, "pit": 2}, "ignore": [255]}
     rows = read_rows(make_domain(classes=["background", "crack", "pit"], layout=named), tmp_path)
-    assert "crack (96 pixels), pit (96 pixels)" in rows["problem"][0]
+    assert "crack (96 pixels), pit (96 pixels)" in explain(rows["problem"][0])
     rows = read_rows(make_domain(task="multilabel", classes=["pit", "crack"], layout=named), tmp_path)
     assert rows["labels"].to_list() == [["pit", "crack"], ["crack"], [], ["crack"]]
 
@@ -311,7 +312,7 @@ def test_masks_in_colour_and_ids_in_three_equal_channels(tmp_path):
     Image.fromarray(np.full((40, 48, 3), 1, dtype=np.uint8)).save(tmp_path / "masks/p00.png")
     assert count_values(tmp_path / "masks/p00.png", colours=False) == {1: 1920}
     rows = read_rows(make_domain(classes=["background", "crack"], layout=layout), tmp_path)
-    assert "found #010101 (1,920 pixels)" in rows["problem"][0]
+    assert "found #010101 (1,920 pixels)" in explain(rows["problem"][0])
 
 
 @pytest.mark.parametrize(

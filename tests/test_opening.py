@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from samples import picture
+from samples import make_domain, picture
 
 from components.data.batches.pixels import decode_image
 from components.data.checks.pictures import inspect_image
+from components.data.manifest import Row, create_rows
 from components.data.sources import images
-from components.data.sources.images import Reason, UnfitPicture, Upright, parse_reason, read_picture, reason
+from components.data.sources.images import UnfitPicture, Upright, read_picture
 from components.domain.settings import Validation
 from components.errors import DataError
+from components.records.reasons import Reason
 
 FORMS = {
     "jpg": ("JPEG", {}),
@@ -52,7 +54,7 @@ def problem_of(path: Path, data: bytes) -> str | None:
     path.write_bytes(data)
     short, long = (inspect_image(path, crops, Validation()).problem for crops in ((), [(0, 0, 20, 20)]))
     assert (short is None) == (long is None)
-    return short
+    return short and str(short)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -162,17 +164,15 @@ TEXTS = st.text(max_size=30)
 
 @given(TEXTS, TEXTS, TEXTS)
 def test_the_parts_of_a_reason_stay_apart(expected: str, found: str, hint: str) -> None:
-    made = reason(expected, found, hint)
-    assert made == f"expected {made.expected}; found {made.found}. {made.hint}"
-    again = parse_reason(made.lines)
-    assert (again.expected, again.found, again.hint) == (made.expected, made.found, made.hint)
+    """Also through rows.parquet, where a row without a problem has none."""
+    made = Reason(expected, found, hint)
+    assert str(made) == f"expected {made.expected}; found {made.found}. {made.hint}"
+    assert len(str(made).splitlines()) == 1
+    rows = [Row(path="a.png", problem=made), Row(path="b.png")]
+    kept = create_rows(rows, make_domain(), Path("raw"), {"a.png": None, "b.png": None})["problem"].to_list()
+    assert [kept[0] and Reason(**kept[0]), kept[1]] == [made, None]
     if not any(len(text.splitlines()) > 1 or text != text.strip() for text in (expected, found, hint)):
         assert [made.expected, made.found, made.hint] == [" ".join(t.splitlines()) for t in (expected, found, hint)]
-
-
-def test_a_path_with_a_stop_is_one_part() -> None:
-    made = Reason("its mask lot. 3/a; found b.png", "8 x 8 in lot. 3/m. 1.png", "Export it. Then import it.")
-    assert parse_reason(made.lines).found == "8 x 8 in lot. 3/m. 1.png"
 
 
 MEMORY = """

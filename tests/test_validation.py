@@ -214,7 +214,7 @@ def test_a_copied_picture_is_kept_once_with_all_its_crops(tmp_path):
     (raw / "Annotations/p9.xml").write_text(text.replace("cracked", "good"))
     validated = check(make_domain(layout="voc"), raw)
     assert {item.path for item in validated.quarantined} == {"JPEGImages/p0.jpg", "JPEGImages/p9.jpg"}
-    assert all("label conflict" in item.reason for item in validated.quarantined)
+    assert all("label conflict" in item.reason.found for item in validated.quarantined)
 
 
 # Masks of crops, and the ceiling

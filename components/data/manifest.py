@@ -11,16 +11,17 @@ give the same bytes.
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
-from components.data.sources.images import Box, Reason
+from components.data.sources.images import Box
 from components.domain.domain import Domain
 from components.errors import DataError
 from components.files import hash_file, write_whole
+from components.records.reasons import Reason
 from components.sealed import SEAL, is_sealed, read_sealed, seal, warn_of_damage
 from components.tasks import create_task
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 BOXES = pl.List(pl.List(pl.Int64))
+REASON = pl.Struct({part: pl.String() for part in ("expected", "found", "hint")})  # null: nothing is wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ def row_columns(domain: Domain) -> dict[str, pl.DataType]:
         "stated_size": pl.List(pl.Int64),
     }
     columns |= {"given": text} if domain.split.given else {}
-    return columns | dict.fromkeys(domain.slices, text) | {"problem": text}
+    return columns | dict.fromkeys(domain.slices, text) | {"problem": REASON}
 
 
 def manifest_columns(domain: Domain, *, split: bool) -> list[str]:
@@ -117,7 +119,7 @@ def create_rows(rows: Iterable[Row], domain: Domain, raw: Path, known: SupportsD
         record: dict[str, Any] = {
             "id": identity,
             "path": row.path,
-            "problem": row.problem and row.problem.lines,
+            "problem": None if row.problem is None else asdict(row.problem),
         }
         record |= task.annotate(row, domain.classes)
         record |= {"mask": row.mask, "group": row.columns.get(domain.group) if domain.group else None}

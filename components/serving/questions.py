@@ -24,9 +24,10 @@ from components.data.annotations.tables import resolve_picture
 from components.data.annotations.tree import Index, is_junk
 from components.data.annotations.voc import read_voc_file
 from components.data.manifest import Reading, Row
-from components.data.sources.images import SUFFIXES, Box, Reason
+from components.data.sources.images import SUFFIXES, Box
 from components.errors import DataError
 from components.models.adapter import AdapterMeta
+from components.records.reasons import Reason
 
 Source = Path | IO[bytes] | Image.Image
 IMAGE_COLUMNS = ("image", "path", "file", "file_name", "filename")

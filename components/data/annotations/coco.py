@@ -24,10 +24,11 @@ from components.data.annotations.tree import (
     walk_files,
 )
 from components.data.manifest import Reading, Row, Wanted
-from components.data.sources.images import SUFFIXES, Box, brief, reason
+from components.data.sources.images import SUFFIXES, Box, brief
 from components.domain.domain import Domain
 from components.domain.layouts import PART, Coco
 from components.errors import DataError
+from components.records.reasons import Reason
 
 Entry = Mapping[str, Any]  # one object of a COCO file
 Id = int | str
@@ -204,7 +205,7 @@ def _refuse_two_ids(file: _File, annotated: set[Id]) -> None:
             file.notes["images listed twice, annotated under one id alone"] += 1
             continue
         found = f"the ids {' and '.join(map(repr, both[:4]))} of {path} in {file.path}"
-        problem = reason("one id per picture", found, "Keep one id, and use it in all annotations of the picture.")
+        problem = Reason("one id per picture", found, "Keep one id, and use it in all annotations of the picture.")
         for key in keys:
             file.pictures[key] = replace(file.pictures[key], problem=problem)
 
@@ -294,14 +295,14 @@ def _coco_row(file: _File, annotation: Entry, number: int) -> Row:
     if picture is None or not label:
         key = "image_id" if picture is None else "category_id"
         missing = f"{key} {annotation[key]!r}"
-        problem = reason(f"an id that the file declares in {where}", missing, "Export the annotations again.")
+        problem = Reason(f"an id that the file declares in {where}", missing, "Export the annotations again.")
         return Row(path=picture.path if picture else file.path, problem=problem)
     whole = annotation.get("whole") is True or many
     box = None if whole else _coco_box(annotation)
     boxes, box_problem = parse_boxes(_text(annotation.get("boxes")))
     if box is None and not whole:
         found = repr(annotation.get("bbox"))[:80]
-        box_problem = reason(f"a bbox [x, y, width, height] in {where}", found, "Correct or remove the annotation.")
+        box_problem = Reason(f"a bbox [x, y, width, height] in {where}", found, "Correct or remove the annotation.")
     return Row(
         path=picture.path,
         label=None if many else label,

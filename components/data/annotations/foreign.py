@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.data.sources.images import SUFFIXES, Reason, reason
+from components.data.sources.images import SUFFIXES
 from components.errors import DataError
+from components.records.reasons import Reason
 
 LOOK = 12  # files of one kind that are inspected
 LARGE = 20_000_000  # bytes: a JSON file above this size cannot belong to one picture
@@ -65,9 +66,9 @@ def find_foreign_pictures(raw: Path, files: Iterable[str]) -> dict[str, Reason]:
         suffix = ".nii.gz" if lower.endswith(".nii.gz") else posixpath.splitext(lower)[1]
         if suffix in PICTURES:
             name, hint = PICTURES[suffix]
-            found[path] = reason(f"an image ({', '.join(SUFFIXES)})", f"{name} ({suffix})", hint)
+            found[path] = Reason(f"an image ({', '.join(SUFFIXES)})", f"{name} ({suffix})", hint)
         elif not suffix.strip(".0123456789") and (known := _read_magic(raw / path)):
-            found[path] = reason(f"an image ({', '.join(SUFFIXES)})", known[0], known[1])
+            found[path] = Reason(f"an image ({', '.join(SUFFIXES)})", known[0], known[1])
     return found
 
 

@@ -39,12 +39,13 @@ from components.data.annotations.tree import (
 from components.data.annotations.voc import read_voc
 from components.data.annotations.yolo import read_yolo
 from components.data.manifest import Reading, Row, SupportsDigest, Wanted, create_rows
-from components.data.sources.images import SUFFIXES, Reason, not_an_image, reason
+from components.data.sources.images import SUFFIXES, not_an_image
 from components.domain.domain import Domain
 from components.domain.layouts import PART, WITH_COLUMNS, Folders, Instances, Layout, Tree, Voc
 from components.domain.reading import render_layout
 from components.errors import DataError
 from components.records.images import Pictures
+from components.records.reasons import Reason
 from components.tasks import create_task
 
 Reader = Callable[[Any, Path, Wanted], Reading]
@@ -130,8 +131,8 @@ def read_layout(layout: Layout, raw: Path, wanted: Wanted) -> Reading:
     readings = 0
     for concrete, parts, lacks in _expand(layout, raw):
         if lacks:
-            why = reason(f"annotations for {concrete.images}", f"no {lacks}", "Add them, or remove these pictures.")
-            ignored |= dict.fromkeys((path for path in walk_files(raw, concrete.images) if _is_picture(path)), why)
+            why = Reason(f"annotations for {concrete.images}", f"no {lacks}", "Add them, or remove these pictures.")
+            ignored |= dict.fromkeys((path for path in walk_files(raw, concrete.images) if _is_picture(path)), str(why))
             continue
         reading, readings = READERS[layout.kind](concrete, raw, wanted), readings + 1
         shared = isinstance(layout, Voc) and concrete.annotations == layout.annotations
@@ -201,7 +202,7 @@ def _read_class_folders(raw: Path, base: str, parts: Mapping[str, str], masks: "
         if not rest:
             if _is_picture(path):
                 hint = "Move it into the folder of its class."
-                beside = reason("an image inside a class folder", "one beside them", hint)
+                beside = Reason("an image inside a class folder", "one beside them", hint)
                 rows.append(Row(path=path, columns=columns, problem=beside))
             continue
         problem = not_an_image(path)
@@ -268,7 +269,7 @@ def _without_shared_masks(rows: list[Row]) -> list[Row]:
             claims.setdefault(row.mask, set()).add(row.path)
     hint = "Rename one image and give it its own mask."
     return [
-        replace(row, mask=None, boxes=(), problem=reason("its own mask", found, hint))
+        replace(row, mask=None, boxes=(), problem=Reason("its own mask", found, hint))
         if len(others := claims.get(row.mask or "", set())) > 1
         and (found := f"the mask {row.mask} shared by {', '.join(sorted(others))}")
         else row
@@ -319,7 +320,7 @@ def _hold_to_given(rows: list[Row], account: Account, raw: Path) -> list[Row]:
         hint = "Add the missing split, or remove `split: given` from domain.yaml: then Tessera splits by groups."
         where = f"split: given of {raw}"
         raise DataError(where, expected="pictures for train and for test (val may be missing)", found=found, hint=hint)
-    problem = reason("a split that the tree or table names (train, val or test)", "none", "Name it, or remove the row.")
+    problem = Reason("a split that the tree or table names (train, val or test)", "none", "Name it, or remove the row.")
     held = []
     for row in rows:
         split = find_split(row.columns.get("split") or "")
@@ -342,7 +343,7 @@ def _account(layout: Layout, reading: Reading, files: list[str], foreign: Mappin
     named = {row.path for row in reading.rows} | {row.mask for row in reading.rows}
     elsewhere = f"It lies outside of what `layout: {render_layout(layout)}` reads, or no annotation names it."
     ignored = {
-        path: reading.ignored.get(path) or foreign.get(path) or elsewhere for path in pictures if path not in named
+        path: reading.ignored.get(path) or str(foreign.get(path) or elsewhere) for path in pictures if path not in named
     }
     return Account(len(pictures), ignored, dict(reading.notes), _count_given(reading.rows))
 

@@ -13,8 +13,9 @@ from components.data.annotations.crops import draw_background, find_boxes, read_
 from components.data.annotations.guessing import refuse_layout, require_folder
 from components.data.annotations.tree import Index, bare_stem, find_masks_beside, stem_of, walk_files
 from components.data.manifest import Reading, Row, Wanted, find_digest
-from components.data.sources.images import FORMATS, SUFFIXES, UNDECODABLE, Reason, brief, reason
+from components.data.sources.images import FORMATS, SUFFIXES, UNDECODABLE, brief
 from components.domain.layouts import Instances, Masks
+from components.records.reasons import Reason
 
 
 def read_instances(layout: Instances, raw: Path, wanted: Wanted) -> Reading:
@@ -31,7 +32,7 @@ def read_masks(layout: Masks, raw: Path, wanted: Wanted) -> Reading:
     pictures, index = _pair(raw, layout, layout.images, layout.masks, "masks")
     rows = _read_all(lambda path: [_mask_row(path, layout, raw, index, wanted)], pictures)
     stems = {stem_of(path) for path in pictures}
-    problem = reason("a picture of the same name as the mask", "none", "Add the picture, or remove the mask.")
+    problem = Reason("a picture of the same name as the mask", "none", "Add the picture, or remove the mask.")
     alone = [path for path in sorted(index.files) if not {stem_of(path), bare_stem(path)} & stems]
     return Reading(rows + [Row(path=path, problem=problem) for path in alone])
 
@@ -56,7 +57,7 @@ def _read_all(read: Callable[[str], list[Row]], paths: Iterable[str]) -> list[Ro
 
 def _no_mask(path: str, found: list[str], what: str) -> Row:
     hint = f"Add the {what}, or remove the picture."
-    return Row(path=path, problem=reason(f"one {what} of the same name", ", ".join(found[:4]) or "none", hint))
+    return Row(path=path, problem=Reason(f"one {what} of the same name", ", ".join(found[:4]) or "none", hint))
 
 
 def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted: Wanted) -> list[Row]:
@@ -68,7 +69,7 @@ def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted
         ids = read_ids(raw / found[0])
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         hint = "Save instance ids as one 8- or 16-bit channel, 0 = background."
-        return [Row(path=path, problem=reason(f"an id mask {found[0]}", brief(error), hint))]
+        return [Row(path=path, problem=Reason(f"an id mask {found[0]}", brief(error), hint))]
     around = (square_around(box, ids.shape[1], ids.shape[0]) for box in find_boxes(ids))
     squares = list(dict.fromkeys(around))  # two instances with the same square are one crop
     seed = find_digest(raw, path, wanted.digests) or "0"
@@ -95,7 +96,7 @@ def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted)
         areas = count_values(raw / found[0], _in_colour(layout))
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         hint = "Save it as PNG with one 8- or 16-bit channel of class ids, or with the colours given in `ids`."
-        return Row(path=path, problem=reason(f"a mask {found[0]}", brief(error), hint))
+        return Row(path=path, problem=Reason(f"a mask {found[0]}", brief(error), hint))
     names = {value: _name_of(value, layout) for value in areas}
     if unknown := {value: areas[value] for value, name in names.items() if name is None}:
         problem = _explain_unknown(unknown, found[0], layout)
@@ -111,7 +112,7 @@ def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted)
             f"{name} ({area:,} pixels)" for name, area in sorted(shown.items(), key=lambda item: -item[1])
         )
         hint = "Choose the task multilabel, or take the others out of the mask."
-        problem = reason(f"one class in the mask {found[0]}", several, hint)
+        problem = Reason(f"one class in the mask {found[0]}", several, hint)
         return Row(path=path, mask=found[0], problem=problem, several=True)
     return Row(path=path, label=next(iter(shown), layout.background), mask=found[0])
 
@@ -175,4 +176,4 @@ def _explain_unknown(unknown: dict[int, int], mask: str, layout: Masks) -> Reaso
     listed = ", ".join(f"{form.format(value)} ({area:,} pixels)" for value, area in most)
     more = f" and {len(unknown) - 4} more values" if len(unknown) > 4 else ""
     hint = "Add the value to `ids` or `ignore` in domain.yaml, or correct the mask (JPEG changes colours: use PNG)."
-    return reason(f"the values of `ids` in the mask {mask}", listed + more, hint)
+    return Reason(f"the values of `ids` in the mask {mask}", listed + more, hint)

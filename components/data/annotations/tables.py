@@ -19,10 +19,11 @@ from components.data.annotations.columns import (
 from components.data.annotations.guessing import refuse_layout
 from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
 from components.data.manifest import Reading, Row, Wanted
-from components.data.sources.images import SUFFIXES, Box, Reason, not_an_image, reason
+from components.data.sources.images import SUFFIXES, Box, not_an_image
 from components.domain.domain import Domain
 from components.domain.layouts import Csv, Parquet
 from components.errors import DataError
+from components.records.reasons import Reason
 from components.tasks import create_task
 
 Record = dict[str, str | None]
@@ -74,7 +75,7 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
         for number, record in zip(sheet.lines, records, strict=True)
     ]
     rows = [row for row in read if row.problem != NO_OBJECT]
-    empty = {row.path: NO_OBJECT for row in read if row.problem == NO_OBJECT}
+    empty = {row.path: str(NO_OBJECT) for row in read if row.problem == NO_OBJECT}
     unlisted = find_unlisted(files, read, f"a line in {table} for every picture beside the listed ones")
     return Reading(
         rows + unlisted, {path: why for path, why in empty.items() if path in lines.index.files}, lines.notes
@@ -115,7 +116,7 @@ def find_unlisted(files: list[str], rows: list[Row], expected: str) -> list[Row]
     """A row with a problem for every picture that no row names, in folders that contain named pictures."""
     named = {row.path for row in rows} | {row.mask for row in rows}
     folders = {posixpath.dirname(row.path) for row in rows}
-    problem = reason(expected, "none", "Add it, or take the picture out of the folder.")
+    problem = Reason(expected, "none", "Add it, or take the picture out of the folder.")
     return [
         Row(path=path, problem=problem)
         for path in files
@@ -161,7 +162,7 @@ def _one_picture(text: str, path: str, found: list[str], index: Index, where: st
     if found:
         return found[0], not_an_image(found[0])
     hint = "Add the image, or remove its line."
-    return path, reason(f"the listed image {text}", index.describe_missing(text), hint)
+    return path, Reason(f"the listed image {text}", index.describe_missing(text), hint)
 
 
 def parse_boxes(text: str | None, form: str = "corners") -> tuple[list[Box], Reason | None]:
@@ -178,7 +179,7 @@ def parse_boxes(text: str | None, form: str = "corners") -> tuple[list[Box], Rea
         elif part.strip():
             hint = "Write pixels, several boxes joined by `;`."
             expected = "boxes as `x0 y0 x1 y1`" if form == "corners" else "boxes as `x y width height`"
-            return [], reason(expected, repr(part.strip()), hint)
+            return [], Reason(expected, repr(part.strip()), hint)
     return boxes, None
 
 
@@ -216,7 +217,7 @@ def _read_line(lines: _Lines, record: Record, where: str) -> Row:
     boxes, box_problem = parse_boxes(record[layout.boxes] if layout.boxes else None, layout.box_form)
     crops, crop_problem = parse_boxes(_crop_text(layout, record), layout.box_form)
     if len(crops) > 1:
-        crop_problem = reason("one crop per row", f"{len(crops)}", "Write a row for each crop.")
+        crop_problem = Reason("one crop per row", f"{len(crops)}", "Write a row for each crop.")
     if not wanted.many and layout.crop and not layout.one_hot and not record[layout.label] and not crops:
         return Row(path=path, problem=problem or crop_problem or NO_OBJECT)
     labels, label_problem = _read_labels(lines, record, where)
@@ -261,7 +262,7 @@ def _read_labels(lines: _Lines, record: Record, where: str) -> tuple[list[str], 
         return labels, None
     found = f"{', '.join(labels) or 'none'} in {where}"
     hint = "Correct the line, or choose the task multilabel."
-    return [], reason("a 1 in exactly one column of the classes", found, hint)
+    return [], Reason("a 1 in exactly one column of the classes", found, hint)
 
 
 def _require_cell(record: Record, name: str, where: str) -> str:

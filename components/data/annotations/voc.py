@@ -10,8 +10,9 @@ from components.data.annotations.boxes import is_number
 from components.data.annotations.guessing import refuse_layout, require_folder
 from components.data.annotations.tree import Index, walk_files
 from components.data.manifest import Reading, Row, Wanted
-from components.data.sources.images import SUFFIXES, Box, Reason, brief, reason
+from components.data.sources.images import SUFFIXES, Box, brief
 from components.domain.layouts import Voc
+from components.records.reasons import Reason
 
 EMPTY = "annotated as a picture without any object"
 BY_STEM = "annotation files whose <filename> names no picture, taken by their own name"
@@ -47,7 +48,7 @@ def read_voc(layout: Voc, raw: Path, _wanted: Wanted) -> Reading:
             rows += found
     seen |= ignored.keys()
     hint = "Add its annotation file, or remove the picture."
-    problem = reason("an annotation file of the same name", "none", hint)
+    problem = Reason("an annotation file of the same name", "none", hint)
     rows += [Row(path=path, problem=problem) for path in pictures if path not in seen]
     return Reading(rows, ignored, dict(+notes))
 
@@ -79,7 +80,7 @@ def _voc_rows(
     except (ElementTree.ParseError, ValueError, OverflowError, OSError) as error:
         hint = "Export the annotation again."
         picture = next(iter(beside), path)
-        return None, [Row(path=picture, problem=reason(f"a Pascal VOC annotation {path}", brief(error), hint))]
+        return None, [Row(path=picture, problem=Reason(f"a Pascal VOC annotation {path}", brief(error), hint))]
 
 
 def _stem(path: str) -> str:
@@ -114,18 +115,18 @@ def _choose_picture(named: str, beside: list[str], path: str, index: Index) -> t
     if meant and beside and not set(meant) & set(beside):
         expected = f"a <filename> in {path} that is the file's own name"
         found = f"{named}, so that it may describe {meant[0]} or {beside[0]}"
-        return "", reason(expected, found, "Correct <filename>, or rename the annotation file.")
+        return "", Reason(expected, found, "Correct <filename>, or rename the annotation file.")
     found_all = both or by_name or beside
     if len(found_all) == 1:
         return found_all[0], None
     files = ", ".join(found_all[:4]) or index.describe_missing(named or _stem(path))
     hint = "Correct <filename>, or add the picture."
-    return "", reason(f"one picture {named or _stem(path)!r} of {path}", files, hint)
+    return "", Reason(f"one picture {named or _stem(path)!r} of {path}", files, hint)
 
 
 def _claimed_twice(picture: str, files: list[str]) -> Reason:
     hint = "Keep the right one, or correct <filename>."
-    return reason(f"one annotation file of {picture}", " and ".join(files[:4]), hint)
+    return Reason(f"one annotation file of {picture}", " and ".join(files[:4]), hint)
 
 
 def _passed_over(element: ElementTree.Element) -> Iterator[str]:

@@ -13,9 +13,10 @@ from components.data.annotations.guessing import refuse_layout, require_folder
 from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
 from components.data.annotations.yolo_files import find_names_files, load_facts, pair_labels, refuse_bad_names
 from components.data.manifest import Reading, Row, Wanted
-from components.data.sources.images import SUFFIXES, Box, Reason, reason
+from components.data.sources.images import SUFFIXES, Box
 from components.domain.layouts import Yolo
 from components.errors import DataError
+from components.records.reasons import Reason
 
 BACKGROUND = "annotated as background: its label file is empty"
 LISTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -134,7 +135,7 @@ def _read_labels(file: Path, names: Mapping[int, str]) -> _Labels:
 
 
 def _unfit(expected: str, found: str) -> Reason:
-    return reason(expected, found, "Correct the label file.")
+    return Reason(expected, found, "Correct the label file.")
 
 
 def _name_of(text: str, value: float | None, names: Mapping[int, str]) -> tuple[str, tuple[str, str] | None]:
@@ -163,7 +164,7 @@ def _rows_of(picture: str, path: str, labels: _Labels, claimed: list[str], raw: 
     columns = {"split": split} if split else {}
     if len(claimed) > 1:
         hint = "Rename the pictures, and give each its own label file."
-        problem = reason("a label file of its own", f"{path} shared by {' and '.join(claimed[:4])}", hint)
+        problem = Reason("a label file of its own", f"{path} shared by {' and '.join(claimed[:4])}", hint)
         return [Row(path=picture, columns=columns, problem=problem)]
     if labels.problem:
         why = Reason(labels.problem.expected, f"{labels.problem.found} of {path}", labels.problem.hint)
@@ -194,7 +195,7 @@ def _find_orphans(
         labels = _read_labels(raw / path, names)
         if labels.objects or labels.form or ((raw / path).stat().st_size == 0):
             hint = "Add the picture, or remove the label file."
-            rows.append(Row(path=path, problem=reason("a picture of the same name as the label file", "none", hint)))
+            rows.append(Row(path=path, problem=Reason("a picture of the same name as the label file", "none", hint)))
         elif posixpath.splitext(posixpath.basename(path))[0].lower() not in LISTS:
             others += 1
     return rows, {"text files that hold no labels, passed over": others} if others else {}

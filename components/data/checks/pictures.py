@@ -21,16 +21,15 @@ from components.data.sources.images import (
     SIDEWAYS,
     UNDECODABLE,
     Box,
-    Reason,
     UnfitPicture,
     Upright,
     brief,
     damaged,
     open_picture,
     read_picture,
-    reason,
 )
 from components.domain.settings import Validation
+from components.records.reasons import Reason
 
 PART = 32  # files that a thread takes at a time
 THUMBNAIL = 32  # side in pixels of the grey thumbnail by which near duplicates are found
@@ -188,9 +187,9 @@ def unfit_crop(crop: Box, size: tuple[int, int], limits: Validation, *, flat: bo
     width, height = crop[2] - crop[0], crop[3] - crop[1]
     if min(width, height) < limits.min_side:
         expected = f"an object of at least {limits.min_side} x {limits.min_side} pixels (validation.min_side)"
-        return reason(expected, f"{width} x {height}", "Remove the box, or lower the minimum.")
+        return Reason(expected, f"{width} x {height}", "Remove the box, or lower the minimum.")
     if flat:
-        return reason("an object in the box", "one value in every pixel", "Correct or remove the box.")
+        return Reason("an object in the box", "one value in every pixel", "Correct or remove the box.")
     return None
 
 

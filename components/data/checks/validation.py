@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
@@ -20,10 +20,11 @@ from components.data.checks.labels import Judgement
 from components.data.checks.outliers import HINTS, Outlier, find_outliers
 from components.data.checks.pictures import Picture, inspect_images, inspect_masks, unfit_boxes, unfit_crop
 from components.data.manifest import manifest_columns, require_manifest
-from components.data.sources.images import Box, Reason, parse_reason
+from components.data.sources.images import Box
 from components.domain.domain import Domain
 from components.errors import CheckFailed
 from components.records.images import ClassCount, OutlierRow, QuarantinedFile, Suspect, ValidationSummary
+from components.records.reasons import Reason
 from components.tasks.base import by_class
 
 HUGE = 0.5  # share of a class that one group should not exceed
@@ -42,17 +43,6 @@ class Quarantined:
     reason: Reason
 
 
-class Problem(NamedTuple):
-    """What is wrong with the set as a whole, in the three parts of an error."""
-
-    expected: str
-    found: str
-    hint: str
-
-    def __str__(self) -> str:
-        return Reason(*self)
-
-
 @dataclass(frozen=True)
 class Validated:
     """The result of validation: the fit rows, as valid.parquet holds them, and everything that the report shows."""
@@ -63,7 +53,7 @@ class Validated:
     quarantined: tuple[Quarantined, ...]
     near_duplicates: tuple[tuple[str, str], ...]  # paths
     classes: dict[str, dict[str, int]]
-    problems: tuple[Problem, ...]
+    problems: tuple[Reason, ...]
     warnings: tuple[str, ...]
     pictures: dict[str, Picture]  # of every fit file
     outliers: tuple[Outlier, ...]
@@ -87,7 +77,7 @@ class Validated:
             ok=self.ok,
             images=self.images,
             fit=self.fit.height,
-            quarantined=tuple(QuarantinedFile(path=path, reason=why, **vars(why)) for path, why in listed),
+            quarantined=tuple(QuarantinedFile(path=path, reason=str(why), **vars(why)) for path, why in listed),
             groups=self.fit["group"].n_unique(),
             near_duplicate_pairs=self.near_duplicates,
             pairs_that_share_a_picture=tuple(sorted(self.sisters)),
@@ -156,9 +146,10 @@ def require_valid(validated: Validated, report: Path) -> None:
     if validated.ok:
         return
     more = f" ({len(validated.problems) - 1} more after this one)" if len(validated.problems) > 1 else ""
-    expected, found, hint = validated.problems[0]
-    hint = f"{hint} The pictures are in {report}."
-    raise CheckFailed(f"validation of {validated.domain.name}", expected=expected, found=found + more, hint=hint)
+    first = validated.problems[0]
+    hint = f"{first.hint} The pictures are in {report}."
+    what, found = f"validation of {validated.domain.name}", first.found + more
+    raise CheckFailed(what, expected=first.expected, found=found, hint=hint)
 
 
 # Rows
@@ -182,8 +173,8 @@ def find_unfit(records: list[Record], pictures: dict[str, Picture], raw: Path, d
     masks = inspect_masks(raw, paths, domain.validation)
     reasons = {}
     for index, record in enumerate(records):
-        if record["problem"]:
-            reasons[index] = parse_reason(record["problem"])
+        if record["problem"] is not None:
+            reasons[index] = Reason(**record["problem"])
         elif why := _unfit(record, pictures[record["path"]], masks, domain):
             reasons[index] = why
     return reasons
@@ -315,36 +306,36 @@ def _fit_frame(
 # Problems of the set as a whole
 
 
-def _problems_of_columns(fit: list[Record], domain: Domain) -> list[Problem]:
+def _problems_of_columns(fit: list[Record], domain: Domain) -> list[Reason]:
     """A problem for each group or slice column with empty cells, because their values cannot be guessed."""
     names = dict.fromkeys([*(["group"] if domain.group else []), *domain.slices])
-    problems = list[Problem]()
+    problems = list[Reason]()
     for name in names:
         empty = [record["path"] for record in fit if not record[name]]
         if empty:
             column = domain.group if name == "group" else name
             found = f"{len(empty)} empty, first at {empty[0]}"
             hint = "Fill in the column, or remove it from domain.yaml."
-            problems.append(Problem(f"a value in column {column!r} of every image", found, hint))
+            problems.append(Reason(f"a value in column {column!r} of every image", found, hint))
     return problems
 
 
 def _problems_of_counts(
     images: int, reasons: Mapping[int, Reason], classes: dict[str, dict[str, int]], domain: Domain
-) -> list[Problem]:
+) -> list[Reason]:
     floors = domain.validation
-    problems = list[Problem]()
+    problems = list[Reason]()
     if len(reasons) > floors.max_quarantined * images:
         expected = f"at most {floors.max_quarantined:.1%} of the images in quarantine (validation.max_quarantined)"
         found = f"{len(reasons)} of {images} ({len(reasons) / images:.1%})"
         hint = "Fix the files listed in the report, or raise the limit if they should be left out."
-        problems.append(Problem(expected, found, hint))
+        problems.append(Reason(expected, found, hint))
     for label, counts in classes.items():
         for kind, floor in (("images", floors.min_images_per_class), ("groups", floors.min_groups_per_class)):
             if counts[kind] < floor:
                 expected = f"at least {floor} {kind} of class {label!r} (validation.min_{kind}_per_class)"
                 hint = "Add some, or remove the class from domain.yaml."
-                problems.append(Problem(expected, str(counts[kind]), hint))
+                problems.append(Reason(expected, str(counts[kind]), hint))
                 break  # too few images are often also too few groups: one problem per class
     return problems
 

@@ -25,6 +25,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from components.data.sources.tails import JPEG, Jpeg, find_bad_checksum
 from components.domain.settings import Validation
+from components.records.reasons import Reason
 
 Box = tuple[int, int, int, int]
 Mode = Literal["L", "RGB"]
@@ -57,41 +58,11 @@ REDUCING_GAP = 3.0  # of Pillow's resize: shrink by whole steps to at least this
 Image.core.set_block_size(BLOCK)  # type: ignore[attr-defined]  # same as setting PILLOW_BLOCK_SIZE
 
 
-class Reason(str):
-    """Why a file is unfit, as one sentence, and its parts: what was expected, what was found, how to fix it."""
-
-    expected: str
-    found: str
-    hint: str
-
-    def __new__(cls, expected: str, found: str, hint: str) -> "Reason":
-        parts = [" ".join(part.splitlines()) for part in (expected, found, hint)]
-        made = super().__new__(cls, f"expected {parts[0]}; found {parts[1]}. {parts[2]}")
-        made.expected, made.found, made.hint = parts
-        return made
-
-    @property
-    def lines(self) -> str:
-        """The parts on a line each, for a table: `parse_reason` reads it."""
-        return f"expected {self.expected}\nfound {self.found}\n{self.hint}"
-
-
-def reason(expected: str, found: str, hint: str) -> Reason:
-    """Why a file is unfit."""
-    return Reason(expected, found, hint)
-
-
-def parse_reason(lines: str) -> Reason:
-    """The reason whose `lines` these are."""
-    expected, found, hint = lines.split("\n")
-    return Reason(expected.removeprefix("expected "), found.removeprefix("found "), hint)
-
-
 class UnfitPicture(ValueError):  # noqa: N818
     """A file that can be decoded but must not be used."""
 
     def __init__(self, reason: Reason) -> None:
-        super().__init__(reason)
+        super().__init__(str(reason))
         self.reason = reason
 
 
