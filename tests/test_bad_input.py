@@ -41,6 +41,7 @@ from components.data.checks.validation import Validated, check_rows, require_val
 from components.data.sources.images import pixel_limit, read_picture
 from components.domain.settings import Validation
 from components.errors import CheckFailed, DataError, DomainError, TesseraError
+from components.tasks import create_task
 
 FOLDERS = {"layout": "folders"}
 MASKED = {"layout": {"kind": "folders", "masks": "masks"}}
@@ -581,7 +582,7 @@ def test_a_problem_of_the_whole_stops_the_run(tmp_path, case):
 )
 def test_a_wrong_domain_file_names_what_is_allowed(yaml, words):
     with pytest.raises(DomainError) as caught:
-        make_domain(**yaml)
+        create_task(make_domain(**yaml))
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
