@@ -25,8 +25,8 @@ from components.models.embedded import load_card
 from components.models.hub import EMBEDDED, choose_backbone
 from components.models.tuners import Tuner, create_tuners
 from components.promotion.gates.decide import require_gates
-from components.records import Job
 from components.records.images import LeftOut, ValidationSummary
+from components.records.jobs import Job
 from components.tasks import create_task
 from components.training.search import Trial, choose_seed, plan_rungs
 from components.workspace import Workspace

@@ -24,8 +24,8 @@ from components.models.adapter import load_meta
 from components.promotion import versions
 from components.promotion.evidence import score_frame
 from components.promotion.versions import Version
-from components.records import PROBABILITY, Job, Result, load_predictions, load_result
 from components.records.history import Reproduced
+from components.records.jobs import PROBABILITY, Job, Result, load_predictions, load_result
 from components.tasks import create_task
 from components.tasks.base import by_class
 from components.tracking import artifacts

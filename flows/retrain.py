@@ -20,8 +20,8 @@ from components.models.adapter import hash_meta, load_meta, require_intact
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import aliases, versions
 from components.promotion.versions import Version
-from components.records import Job, load_result
 from components.records.images import ValidationSummary
+from components.records.jobs import Job, load_result
 from components.records.outcomes import Outcome, SearchedTuner, Status, TrainedCandidate, Verdict
 from components.tasks import create_task
 from components.tracking import artifacts, outcomes

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from components.errors import TrackingError
-from components.records import Rung
+from components.records.jobs import Rung
 from components.tracking import candidates, live, runs
 from components.tracking.live import EpochReporter
 from components.tracking.store import Point, Store

@@ -16,10 +16,10 @@ from sklearn.metrics import average_precision_score
 
 from components.domain.domain import Domain
 from components.models.adapter import load_meta
-from components.records import Result, load_predictions
+from components.records.jobs import Result, load_predictions
 from components.serving.predictor import Predictor
 from components.tasks import create_task
-from components.training.explain import choose_hardest
+from components.training.saliency import choose_hardest
 
 DOMAIN = {
     "task": "multilabel",

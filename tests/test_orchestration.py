@@ -14,7 +14,7 @@ import yaml
 from conftest import DOMAIN, TINY, Answer
 from servers import SECRETS, Team, answers, find_postgres, find_processes, start_team, wait_until
 
-from components.records import Job, load_result
+from components.records.jobs import Job, load_result
 from components.records.operations import Deployment, Status
 from components.records.outcomes import Outcome
 from components.workspace import Workspace

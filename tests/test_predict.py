@@ -22,7 +22,7 @@ from components.errors import DataError, PromotionError, TesseraError
 from components.models.adapter import load_meta
 from components.models.weights import save_adapter
 from components.promotion import aliases, ledger, verify, versions
-from components.records import Result, load_predictions
+from components.records.jobs import Result, load_predictions
 from components.serving.predictor import Predictor
 from components.serving.questions import ask, find_pictures, parse_box
 from components.tracking import artifacts, runs

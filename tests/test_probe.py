@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 
 from components.errors import TrainingError
 from components.models.adapter import load_meta
-from components.models.team import Team
+from components.models.process_group import ProcessGroup
 from components.models.tuners import create_tuners
-from components.records import load_result
+from components.records.jobs import load_result
 from components.tasks.base import Problem
 from components.tasks.calibration import split_groups
 from components.training import probe, run
@@ -176,11 +176,11 @@ def test_the_leader_of_a_team_solves_alone(place: Path) -> None:
     training = {"epochs": 3, "batch_size": 8, "warmup_epochs": 1, "dtype": "float32"}
     domain = tiny.create_domain(img_size=32, training=training)
     for rank in (1, 0):
-        job = tiny.create_job(place, domain, {"kind": "linear"}, 0, place / "team")
-        run.do_job(job, lambda event, **facts: None, team=Team(rank, 2))
+        job = tiny.create_job(place, domain, {"kind": "linear"}, 0, place / "peers")
+        run.do_job(job, lambda event, **facts: None, peers=ProcessGroup(rank, 2))
         assert (job.folder / "result.json").exists() == (rank == 0)
     together, alone = (
-        load_file(folder / "adapter/adapter.safetensors") for folder in (place / "team", train(place, "alone"))
+        load_file(folder / "adapter/adapter.safetensors") for folder in (place / "peers", train(place, "alone"))
     )
     np.testing.assert_array_equal(together["head.weight"], alone["head.weight"])
 

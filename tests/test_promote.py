@@ -9,8 +9,8 @@ import pytest
 import tiny
 from conftest import DOMAIN, create_workspace, run_tessera
 
-from components.records import Result
 from components.records.history import Promotion
+from components.records.jobs import Result
 from components.workspace import Workspace
 from flows.reproduce import _find_difference, measure_difference
 

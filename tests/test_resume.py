@@ -22,7 +22,7 @@ import pytest
 import tiny
 from safetensors import safe_open
 
-from components.records import STOPPED, Job, Result, load_result, write_job
+from components.records.jobs import STOPPED, Job, Result, load_result, write_job
 from components.workspace import REPOSITORY
 
 pytestmark = pytest.mark.slow

@@ -23,7 +23,7 @@ from components.domain.settings import Search, Training
 from components.errors import DomainError, TrainingError
 from components.models.tuners import TUNERS, Tuner, create_tuners
 from components.models.tuners.base import Among, Within
-from components.records import Rung, load_rung
+from components.records.jobs import Rung, load_rung
 from components.training import search
 from components.training.search import Found, Trial
 from components.workspace import REPOSITORY

@@ -25,7 +25,7 @@ from tiny import promote
 
 from components.errors import AdapterError, DataError, PromotionError
 from components.promotion import aliases, versions
-from components.records import Result, load_predictions
+from components.records.jobs import Result, load_predictions
 from components.serving.predictor import Predictor
 from components.serving.questions import Question
 from components.tracking import artifacts, runs

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from components.domain.domain import Domain
 from components.errors import DataError, TrackingError
 from components.processes import identify
-from components.records import Result, load_predictions
+from components.records.jobs import Result, load_predictions
 from components.records.outcomes import CandidateRow, Outcome, Score, read_outcome
 from components.reports import pictures
 from components.tasks import CLASSIFICATION

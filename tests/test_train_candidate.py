@@ -13,7 +13,7 @@ import tiny
 
 from components.domain.domain import Domain
 from components.errors import BackboneError, TrainingError
-from components.records import Job, write_job
+from components.records.jobs import Job, write_job
 from components.workspace import REPOSITORY
 from flows.processes import training
 from flows.processes.training import prepare, spawn_job

@@ -15,7 +15,7 @@ from components.models.tuners import create_tuners
 from components.promotion.evidence import score_frame
 from components.promotion.gates.base import Context
 from components.promotion.gates.decide import decide
-from components.records import Result
+from components.records.jobs import Result
 from components.records.outcomes import BackboneRow, Comparison, Score, TrainedCandidate
 from components.reports import words
 from components.reports.pictures import draw_comparison

@@ -14,8 +14,8 @@ from components.domain.reading import parse_domain
 from components.promotion.contest import settle
 from components.promotion.ledger import Record
 from components.promotion.versions import Version
-from components.records import Job, Result, Rung, load_result, load_rung
 from components.records.images import ValidationSummary
+from components.records.jobs import Job, Result, Rung, load_result, load_rung
 from components.records.outcomes import CandidateRow, Outcome, Score
 from components.tasks import create_task
 from components.workspace import Workspace

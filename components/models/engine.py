@@ -7,7 +7,7 @@ import torch
 
 from components.models.fast import choose_attention
 from components.models.network import Network
-from components.models.team import ALONE, Team
+from components.models.process_group import ALONE, ProcessGroup
 from components.models.tokens import Tokens
 
 
@@ -21,7 +21,7 @@ class Engine:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fused_attention: bool
-    team: Team = ALONE
+    peers: ProcessGroup = ALONE
 
     def prepare(self, network: Network) -> Network:
         """Move the network here and put its frozen part into the form that is fastest here."""
@@ -53,7 +53,7 @@ def create_engine(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    team: Team = ALONE,
+    peers: ProcessGroup = ALONE,
 ) -> Engine:
     """A GPU where there is one; by itself bfloat16 where the device computes in it natively."""
     if torch.cuda.is_available():
@@ -62,4 +62,4 @@ def create_engine(
         device = torch.device("cpu")
         native = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_tile"))
     chosen = {"auto": torch.bfloat16 if native else torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    return Engine(device, chosen[dtype], mean, std, choose_attention(device, chosen[dtype]), team)
+    return Engine(device, chosen[dtype], mean, std, choose_attention(device, chosen[dtype]), peers)

@@ -122,7 +122,7 @@ def draw_calibration(frame: pl.DataFrame, task: Task, classes: Sequence[str], ti
     return figure
 
 
-def draw_heat(frame: pl.DataFrame, task: Task, heat: Mapping[str, Any], raw: Path, title: str) -> "Figure":
+def draw_saliency(frame: pl.DataFrame, task: Task, saliency: Mapping[str, Any], raw: Path, title: str) -> "Figure":
     """The hardest images, each beside what the model looked at; frame: their rows. Its maps are of the whole square."""
     from matplotlib.figure import Figure
 
@@ -143,7 +143,7 @@ def draw_heat(frame: pl.DataFrame, task: Task, heat: Mapping[str, Any], raw: Pat
         left.set_title(textwrap.fill(text, LONGEST), fontsize=8, color=colour, parse_math=False, loc="left")
         right.imshow(tile, cmap="gray", alpha=0.55)
         style: dict[str, Any] = {"cmap": "inferno", "alpha": 0.6, "interpolation": "bilinear", "vmin": 0, "vmax": 1}
-        right.imshow(heat[row["id"]], extent=extent, **style)
+        right.imshow(saliency[row["id"]], extent=extent, **style)
         right.set_title(f"looked for {row['likeliest']}", fontsize=8, parse_math=False, loc="left")
     return figure
 

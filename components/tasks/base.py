@@ -20,7 +20,7 @@ from components.domain.layouts import LAYOUTS
 from components.domain.settings import Gates
 from components.domain.strict import Strict
 from components.errors import PromotionError
-from components.records import PROBABILITY
+from components.records.jobs import PROBABILITY
 from components.tasks.calibration import Calibration, measure_gaps
 
 if TYPE_CHECKING:

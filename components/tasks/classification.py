@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from components.domain.domain import Domain
 from components.domain.layouts import Table
 from components.domain.settings import Gates
-from components.records import PROBABILITY
+from components.records.jobs import PROBABILITY
 from components.tasks.base import (
     PREDICTED,
     Annotated,

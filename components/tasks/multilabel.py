@@ -18,7 +18,7 @@ from components.domain.domain import Domain
 from components.domain.layouts import Table
 from components.domain.settings import Gates
 from components.errors import PromotionError
-from components.records import PROBABILITY
+from components.records.jobs import PROBABILITY
 from components.tasks.base import (
     PREDICTED,
     UNLABELLED,

@@ -13,7 +13,7 @@ from typing import Any
 from components.errors import TrackingError
 from components.files import whole_file
 from components.models.adapter import hash_meta, load_meta
-from components.records import HEAT_FILE, Result, write_result
+from components.records.jobs import SALIENCY_FILE, Result, write_result
 from components.tracking.pages import CARDS, DATA, EVIDENCE, link_run
 from components.tracking.runs import PARENT_TAG
 from components.tracking.store import Store
@@ -62,7 +62,7 @@ def fetch_candidate(store: Store, run_id: str, folder: Path) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT_FILE).unlink(missing_ok=True)
     with store.client() as client:
-        for name in ("adapter", "predictions.parquet", HEAT_FILE):
+        for name in ("adapter", "predictions.parquet", SALIENCY_FILE):
             client.download_artifacts(run_id, name, str(folder))
     return _fetch_result(store, run_id, f"{TRAINING}/{RESULT_FILE}", folder)
 

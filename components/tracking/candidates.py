@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from components.domain.domain import Domain
 from components.models.adapter import load_meta
-from components.records import HEAT_FILE, JOB_FILE, Result, Rung, load_predictions
+from components.records.jobs import JOB_FILE, SALIENCY_FILE, Result, Rung, load_predictions
 from components.records.outcomes import CandidateRow, Score
 from components.reports.pictures import draw_curves, draw_mistakes, draw_samples
 from components.tasks import create_task
@@ -237,7 +237,7 @@ def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Pa
     """Log the adapter, its predictions, and the pictures."""
     client.log_artifacts(run_id, str(result.folder / "adapter"), "adapter")
     client.log_artifact(run_id, str(result.folder / "predictions.parquet"))
-    client.log_artifact(run_id, str(result.folder / HEAT_FILE))
+    client.log_artifact(run_id, str(result.folder / SALIENCY_FILE))
     for path in (result.folder / RESULT_FILE, result.folder / JOB_FILE):
         if path.exists():
             client.log_artifact(run_id, str(path), TRAINING)

@@ -11,8 +11,8 @@ from typing import Protocol
 from urllib.parse import quote
 
 from components.domain.domain import Domain
-from components.records import Result
 from components.records.history import Promotion
+from components.records.jobs import Result
 from components.records.outcomes import CandidateRow, Finding, Outcome
 
 NOTE = "mlflow.note.content"

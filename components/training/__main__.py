@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from components.errors import TesseraError, TrainingError
-from components.records import STOP_SECONDS, STOPPED, Job
+from components.records.jobs import STOP_SECONDS, STOPPED, Job
 from components.workspace import DISK_TROUBLE, describe_disk_trouble
 
 LOOK_SECONDS = 0.02  # between two looks whether a fork has ended
@@ -137,30 +137,30 @@ def main(path: Path) -> int:
 
 
 def _work(job: Job, tell: Callable[..., None], stop: Callable[[], bool], started: float) -> bool | None:
-    """Whether this process speaks for the team; None where it was stopped."""
-    from components.models.team import join_team, leave_team
+    """Whether this process speaks for the process group; None where it was stopped."""
+    from components.models.process_group import join_process_group, leave_process_group
     from components.training.fit import Stopped  # torch starts here
     from components.training.run import do_job
 
-    team = join_team()
+    peers = join_process_group()
     try:
-        do_job(job, tell, stop, team, started)
+        do_job(job, tell, stop, peers, started)
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)  # noqa: T201  the log
         return None
     except RuntimeError as error:
-        if team.size == 1:
+        if peers.size == 1:
             raise
         # Whoever is left says so, for a process that was killed cannot.
         traceback.print_exc()
         raise TrainingError(
-            f"training on {team.size} devices",
+            f"training on {peers.size} devices",
             expected="every process to work to the end",
-            found=f"process {team.rank} could not go on: {str(error).splitlines()[0]}",
+            found=f"process {peers.rank} could not go on: {str(error).splitlines()[0]}",
             hint="See the log for the process that failed first; the same command goes on from the last checkpoint.",
         ) from None
-    leave_team()
-    return team.leads
+    leave_process_group()
+    return peers.leads
 
 
 def _hear_signals() -> Callable[[], bool]:

@@ -13,7 +13,7 @@ from components.data.batches.loading import Features, Samples, create_loader
 from components.domain.domain import Domain
 from components.models.engine import Engine
 from components.models.network import Network
-from components.records import PROBABILITY
+from components.records.jobs import PROBABILITY
 from components.tasks import create_task
 from components.tasks.calibration import Calibration
 

@@ -27,7 +27,7 @@ from components.domain.settings import Training
 from components.errors import Diverged, TrainingError
 from components.models.engine import Engine
 from components.models.network import Network
-from components.models.team import Team
+from components.models.process_group import ProcessGroup
 from components.models.tuners import Tuner
 from components.models.tuners.linear import LinearTuner
 from components.tasks import CLASSIFICATION, Task
@@ -106,7 +106,7 @@ class Loop:
         stop: Callable[[], bool],
     ) -> None:
         self.network, self.recipe, self.engine, self.stop = engine.prepare(network), recipe, engine, stop
-        training, team = recipe.training, engine.team
+        training, peers = recipe.training, engine.peers
         self.weights: Tensors = dict(network.trainable_parameters())
         self.optimizer = create_optimizer(network, recipe.tuner)
         identity = identify(recipe, engine, train, self.weights)
@@ -114,19 +114,19 @@ class Loop:
         self.progress = self.checkpoint.load()
         self.progress.losses = [loss.to(engine.device) for loss in self.progress.losses]
         network.encoder.vit.set_grad_checkpointing(training.gradient_checkpointing)
-        _require_share(train, training, team)
+        _require_share(train, training, peers)
         self.train, self.val = train, val
         self.order = self.create_order(train)
         self.loader: DataLoader[Any] = create_loader(
             train, training.batch_size, workers=training.workers, order=self.order
         )
-        self.learner = team.share(Learner(network, engine), engine.device)
+        self.learner = peers.share(Learner(network, engine), engine.device)
         self.balance = network.head.class_weights(train.targets)
         self.clock = time.monotonic()
 
     def create_order(self, train: Samples) -> StepOrder:
-        team = self.engine.team
-        return StepOrder(train, self.recipe.training.batch_size, self.recipe.seed, team.rank, team.size)
+        peers = self.engine.peers
+        return StepOrder(train, self.recipe.training.batch_size, self.recipe.seed, peers.rank, peers.size)
 
     def run(self, report: Report, until_epoch: int | None = None) -> Progress:
         """All epochs that remain; the network is left with the best one's weights."""
@@ -135,7 +135,7 @@ class Loop:
         while self.progress.epoch < min(self.recipe.training.epochs, until_epoch or self.recipe.training.epochs):
             report(self.run_epoch())
             self.keep_up(epoch_ends=True)
-        if until_epoch is not None and self.engine.team.leads:
+        if until_epoch is not None and self.engine.peers.leads:
             self.checkpoint.save(self.progress)
         with torch.no_grad():
             for name, tensor in self.weights.items():
@@ -170,9 +170,9 @@ class Loop:
 
     def keep_up(self, *, epoch_ends: bool) -> None:
         """Between two steps: write a checkpoint when it is time, or because somebody asks to stop."""
-        team, progress = self.engine.team, self.progress
-        stops = team.any(self.stop())
-        if team.leads and (stops or self.checkpoint.is_due(epoch_ends=epoch_ends)):
+        peers, progress = self.engine.peers, self.progress
+        stops = peers.any(self.stop())
+        if peers.leads and (stops or self.checkpoint.is_due(epoch_ends=epoch_ends)):
             if not epoch_ends:
                 self._add_seconds()
             self.checkpoint.save(progress)
@@ -186,22 +186,22 @@ class Loop:
 
     def take_step(self, images: torch.Tensor, targets: torch.Tensor) -> None:
         """One update from this process's share of a batch, computed in parts."""
-        training, progress, team = self.recipe.training, self.progress, self.engine.team
-        torch.manual_seed(self.draw_seed(team.rank))
+        training, progress, peers = self.recipe.training, self.progress, self.engine.peers
+        torch.manual_seed(self.draw_seed(peers.rank))
         self._set_rate()
         # Over the whole batch, so that parts and shares add up to its mean.
-        whole = team.total(self.network.head.count(targets, self.balance))
+        whole = peers.total(self.network.head.count(targets, self.balance))
         parts = list(zip(images.chunk(training.accumulate), targets.chunk(training.accumulate), strict=True))
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for number, (some, of) in enumerate(parts, 1):
             with self._sync_if(number == len(parts)):
                 loss = self.measure(some, of) / float(whole)
-                (loss * team.size).backward()  # type: ignore[no-untyped-call]  # DDP averages over the team
+                (loss * peers.size).backward()  # type: ignore[no-untyped-call]  # DDP averages over the process group
             losses.append(loss.detach())
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), CLIP_NORM)
         self.optimizer.step()
-        progress.losses.append(team.total(torch.stack(losses).sum()))
+        progress.losses.append(peers.total(torch.stack(losses).sum()))
 
     def _sync_if(self, last: bool) -> Any:
         """Gradients travel once a step, with its last part."""
@@ -239,11 +239,11 @@ def solve_head(
 ) -> Progress:
     """Leave the network with the optimal head for the frozen features, and report that as the one epoch there is.
 
-    strength: None for the one that cross-validation chooses. The leader of a team works alone, the others have nothing
-    to do. Nothing is kept for a process that was killed: the next one computes the same bits in seconds. Raises
+    strength: None for the one that cross-validation chooses. The leader of a process group works alone, the others have
+    nothing to do. Nothing is kept for a process that was killed: the next one computes the same bits in seconds. Raises
     TrainingError where the optimum is not reached, and Stopped.
     """
-    if not engine.team.leads:
+    if not engine.peers.leads:
         return Progress()
 
     def pause() -> None:
@@ -309,7 +309,7 @@ def identify(recipe: Recipe, engine: Engine, train: Samples, weights: Tensors) -
         "list of weights": hashlib.sha256(shapes.encode()).hexdigest(),
         "attention": "fused" if engine.fused_attention else "plain",
         "number format": str(engine.dtype).removeprefix("torch."),
-        "number of devices": str(engine.team.size),
+        "number of devices": str(engine.peers.size),
     }
 
 
@@ -337,12 +337,12 @@ def scale_rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
 
-def _require_share(train: Samples, training: Training, team: Team) -> None:
+def _require_share(train: Samples, training: Training, peers: ProcessGroup) -> None:
     fewest = min(training.batch_size, len(train))
-    if fewest < team.size:
+    if fewest < peers.size:
         raise TrainingError(
             "training on several devices",
-            expected=f"{team.size} images a step at least, one for each device",
+            expected=f"{peers.size} images a step at least, one for each device",
             found=f"{fewest}: batch_size {training.batch_size}, {len(train)} training images",
             hint="Lower training.devices or raise training.batch_size.",
         )
@@ -359,13 +359,13 @@ def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
 
 
 def _predict_together(network: Network, val: Samples, engine: Engine, batch_size: int) -> NDArray[np.float64]:
-    """Probabilities (N, C), of which every process of the team computes its share."""
-    team = engine.team
-    if team.size == 1 or len(val) < team.size:
+    """Probabilities (N, C), of which every process of the process group computes its share."""
+    peers = engine.peers
+    if peers.size == 1 or len(val) < peers.size:
         return predict_probabilities(network, val, engine, batch_size)
-    mine = range(team.rank, len(val), team.size)
+    mine = range(peers.rank, len(val), peers.size)
     shares = predict_probabilities(network, Subset(val, mine), engine, batch_size)
     whole = torch.zeros(len(val), shares.shape[1], dtype=torch.float64)
-    whole[team.rank :: team.size] = torch.from_numpy(shares)
-    together: NDArray[np.float64] = team.total(whole).numpy()
+    whole[peers.rank :: peers.size] = torch.from_numpy(shares)
+    together: NDArray[np.float64] = peers.total(whole).numpy()
     return together

@@ -19,16 +19,16 @@ from components.models.adapter import AdapterMeta, InputMeta, load_meta
 from components.models.backbones import Backbone, load_backbone
 from components.models.engine import Engine, create_engine
 from components.models.network import Network, create_network
-from components.models.team import ALONE, Team
+from components.models.process_group import ALONE, ProcessGroup
 from components.models.tuners import Tuner, create_tuners
 from components.models.weights import load_adapter, save_adapter
-from components.records import Job, Result, Rung, write_result, write_rung
+from components.records.jobs import Job, Result, Rung, write_result, write_rung
 from components.tasks import create_task
 from components.tasks.calibration import Calibration
 from components.training.checkpoint import remove_checkpoint
 from components.training.evaluate import frame_predictions, hash_split, predict_probabilities
-from components.training.explain import write_heat
 from components.training.fit import Recipe, fit
+from components.training.saliency import write_saliency
 from components.training.usage import Usage, measure_serving
 
 Tell = Callable[..., None]
@@ -36,7 +36,9 @@ Stop = Callable[[], bool]
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def do_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE, started: float | None = None) -> None:
+def do_job(
+    job: Job, tell: Tell, stop: Stop = lambda: False, peers: ProcessGroup = ALONE, started: float | None = None
+) -> None:
     """Do the job and leave its files in the folder, result.json last, or those of a rung.
 
     Raises Stopped soon after `stop` says so. started: when the process was, by the monotonic clock.
@@ -48,7 +50,7 @@ def do_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE,
     manifest = load_samples(job.manifest, job.domain)
     checkpoint = job.folder / CHECKPOINT
     if job.action == "train":
-        result = _train(job, manifest, checkpoint, tell, stop, team, started)
+        result = _train(job, manifest, checkpoint, tell, stop, peers, started)
     else:
         result = _score(job, manifest)
     if isinstance(result, Rung):
@@ -61,19 +63,19 @@ def do_job(job: Job, tell: Tell, stop: Stop = lambda: False, team: Team = ALONE,
 
 
 def _train(
-    job: Job, manifest: pl.DataFrame, checkpoint: Path, tell: Tell, stop: Stop, team: Team, started: float
+    job: Job, manifest: pl.DataFrame, checkpoint: Path, tell: Tell, stop: Stop, peers: ProcessGroup, started: float
 ) -> Result | Rung | None:
-    """The result, for the team's leader; nothing for the others, whose work ends with the last epoch."""
+    """The result, for the leader of the process group; nothing for the others, whose work ends with the last epoch."""
     (tuner,) = create_tuners([job.tuner])
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
     require_fit(job.domain.augmentation, backbone.img_size)
     task = create_task(job.domain)
     network = create_network(backbone, tuner, len(job.domain.classes), job.seed, task)
     pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache, job.domain.validation.max_megapixels)
-    engine = create_engine(backbone.mean, backbone.std, job.domain.training.dtype, team)
+    engine = create_engine(backbone.mean, backbone.std, job.domain.training.dtype, peers)
     train = _samples(job, manifest, pixels, ["train"], Augmentation(job.domain.augmentation, job.seed))
     val = _samples(job, manifest, pixels, ["val"], None)
-    if team.leads:
+    if peers.leads:
         epochs = 1 if network.learns_head_only else job.domain.training.epochs  # the one is solved
         tell("start", epochs=epochs, images=len(train), device=str(engine.device))
     origin = f"{backbone.sha256}, {job.data_version}"
@@ -81,7 +83,7 @@ def _train(
     usage = Usage()
 
     def report(row: dict[str, float]) -> None:
-        if team.leads:
+        if peers.leads:
             tell("epoch", **row, score=row[f"val/{task.metric}"], **usage.sample())
 
     try:
@@ -89,8 +91,8 @@ def _train(
     except Diverged as error:
         if job.until_epoch is None:
             raise
-        return _describe_rung(job, {}, started, str(error)) if team.leads else None
-    if not team.leads:
+        return _describe_rung(job, {}, started, str(error)) if peers.leads else None
+    if not peers.leads:
         return None
     if job.until_epoch is not None:
         return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
@@ -201,7 +203,7 @@ def _write_predictions(
     frame = frame_predictions(rows, probabilities, job.domain, calibration)
     frame.write_parquet(job.folder / "predictions.parquet")
     if job.action == "train":
-        write_heat(job.folder, frame, task, held_out, network, engine)
+        write_saliency(job.folder, frame, task, held_out, network, engine)
     metrics: dict[str, float] = {}
     for split in ("val", "test"):
         mask = (rows["split"] == split).to_numpy()
@@ -249,7 +251,7 @@ def _environment(engine: Engine) -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "timm", "numpy", "albumentations")},
         "device": gpu or _name_cpu(),
-        "devices": str(engine.team.size),
+        "devices": str(engine.peers.size),
         "dtype": str(engine.dtype).removeprefix("torch."),
         "attention": "fused" if engine.fused_attention else "plain",
         "threads": str(torch.get_num_threads()),

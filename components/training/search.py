@@ -17,7 +17,7 @@ from components.domain.settings import Search, Training
 from components.errors import TrainingError
 from components.models.tuners import Tuner, create_tuners
 from components.models.tuners.base import Within
-from components.records import Rung
+from components.records.jobs import Rung
 
 STARTUP = 4  # trials at random before TPE begins to learn from them
 ATTEMPTS = 50  # at something that was not tried before

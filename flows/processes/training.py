@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar, cast
 from components.domain.domain import Domain
 from components.errors import TesseraError, TrainingError
 from components.files import write_whole
-from components.records import JOB_FILE, STOP_SECONDS, Job, Result, Rung, load_result, load_rung, write_job
+from components.records.jobs import JOB_FILE, STOP_SECONDS, Job, Result, Rung, load_result, load_rung, write_job
 from flows.progress import report
 from flows.server.gpus import gpu_slot, list_gpus
 

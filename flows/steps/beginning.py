@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from components.data.store.pipeline import Stages
 from components.models.tuners import Tuner
-from components.records import Rung, load_result, load_rung
+from components.records.jobs import Rung, load_result, load_rung
 from components.records.outcomes import New, Outcome
 from components.tracking import candidates, outcomes, runs
 from components.tracking.store import Store

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from components.promotion.evidence import score_frame
-from components.records import Job, Result, load_predictions, load_result
+from components.records.jobs import Job, Result, load_predictions, load_result
 from components.records.outcomes import BackboneRow, TrainedCandidate
 from components.tasks import create_task
 from components.tracking import artifacts, candidates, runs

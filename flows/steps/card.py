@@ -16,9 +16,9 @@ import polars as pl
 from components.files import write_whole
 from components.promotion.evidence import score_frame
 from components.promotion.statistics import bootstrap
-from components.records import HEAT_FILE, Result, load_predictions
+from components.records.jobs import SALIENCY_FILE, Result, load_predictions
 from components.records.outcomes import Outcome
-from components.reports.pictures import draw_calibration, draw_heat, draw_mistakes
+from components.reports.pictures import draw_calibration, draw_mistakes, draw_saliency
 from components.reports.words import list_gains
 from components.tasks import create_task
 from components.tasks.base import by_class, has_labels
@@ -83,7 +83,7 @@ def render_html(card: ModelCard) -> str:
     task = create_task(card.plan.domain)
     head, *rows = list(_score_slices(card))
     table = "".join(_render_row(row, "td") for row in rows)
-    calibration, confusion, heat = _draw_pictures(card)
+    calibration, confusion, saliency = _draw_pictures(card)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(card.title)}</title>'
         f"<style>{STYLE}.pair{{display:flex;gap:1rem;align-items:flex-start}}.pair img{{width:50%;min-width:0}}</style>"
@@ -93,7 +93,7 @@ def render_html(card: ModelCard) -> str:
         f"<p>{_capitalise(task.metric_words)} on the test groups; of one class its {task.class_words}. Intervals by "
         f"bootstrap over groups at {card.plan.domain.gates.confidence:.0%}.</p>"
         f'<h2>Calibration and mistakes</h2><div class="pair">{calibration}{confusion}</div>'
-        f"<h2>What it looked at</h2><p>{LOOKED}</p>{heat}{''.join(map(_render_section, rest))}"
+        f"<h2>What it looked at</h2><p>{LOOKED}</p>{saliency}{''.join(map(_render_section, rest))}"
         f"<dl>{render_links(card.pages, report=report_path(card.plan))}</dl></html>"
     )
 
@@ -231,8 +231,8 @@ def _draw_pictures(card: ModelCard) -> tuple[str, str, str]:
     from safetensors.numpy import load_file
 
     domain, frame = card.plan.domain, load_predictions(card.result.folder, "test")
-    heat = load_file(card.result.folder / HEAT_FILE)
-    rows = frame.filter(pl.col("id").is_in(list(heat)))
+    saliency = load_file(card.result.folder / SALIENCY_FILE)
+    rows = frame.filter(pl.col("id").is_in(list(saliency)))
     task = create_task(domain)
     hardest = rows.with_columns(ease=task.ease(rows)).sort("ease", "id")
     raw = card.plan.workspace.raw(domain.name)
@@ -241,7 +241,7 @@ def _draw_pictures(card: ModelCard) -> tuple[str, str, str]:
             draw_calibration(frame, task, domain.classes, "calibration, test"), "How often each probability was right"
         ),
         _embed(draw_mistakes(frame, task, domain.classes, "mistakes, test"), "What was answered, by class"),
-        _embed(draw_heat(hardest, task, heat, raw, ""), "The hardest images and what was looked at"),
+        _embed(draw_saliency(hardest, task, saliency, raw, ""), "The hardest images and what was looked at"),
     )
 
 

@@ -10,7 +10,7 @@ from components.errors import PromotionError
 from components.files import whole_file
 from components.models.tuners import Tuner
 from components.promotion.statistics import Interval, bootstrap, bootstrap_difference, score
-from components.records import load_predictions
+from components.records.jobs import load_predictions
 from components.records.outcomes import Comparison, Gain, Outcome, SearchedTuner, SeedScores, TrainedCandidate, TunerRow
 from components.tasks import Task, create_task
 from components.tasks.base import Evidence

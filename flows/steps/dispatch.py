@@ -30,7 +30,7 @@ from components.errors import TrackingError, TrainingError, WorkspaceError
 from components.keys import Code, read_code
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import versions
-from components.records import Job, load_result
+from components.records.jobs import Job, load_result
 from components.records.outcomes import SearchedTuner, TrainedCandidate
 from components.tracking import artifacts, candidates
 from components.tracking.store import Store

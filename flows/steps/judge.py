@@ -12,7 +12,7 @@ from components.promotion import versions
 from components.promotion.contest import Contest
 from components.promotion.gates.base import Context, Decision
 from components.promotion.versions import Version
-from components.records import Result, load_predictions
+from components.records.jobs import Result, load_predictions
 from components.tracking.store import Store
 from flows.plan import Plan
 from flows.processes.training import spawn_job

@@ -5,7 +5,7 @@ import time
 
 from components.domain.settings import Search, Training
 from components.models.tuners import Tuner
-from components.records import Rung, load_rung, write_rung
+from components.records.jobs import Rung, load_rung, write_rung
 from components.records.outcomes import SearchedTuner
 from components.reports.words import render_options
 from components.tracking import candidates, runs

@@ -22,8 +22,8 @@ from components.errors import TesseraError, TrackingError, VersioningError
 from components.promotion import versions
 from components.promotion.gates.base import Decision
 from components.promotion.versions import Version
-from components.records import load_result
 from components.records.images import ValidationSummary
+from components.records.jobs import load_result
 from components.tracking import artifacts, runs
 from components.tracking.store import Store, is_server
 from components.workspace import Workspace, find_workspace

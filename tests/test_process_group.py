@@ -16,9 +16,9 @@ from vits import create_backbone
 from components.errors import TesseraError, TrainingError
 from components.models.engine import Engine
 from components.models.network import create_network
-from components.models.team import Team
+from components.models.process_group import ProcessGroup
 from components.models.tuners import TUNERS, create_tuners
-from components.records import Job, load_result
+from components.records.jobs import Job, load_result
 from components.training import run
 from components.training.fit import Learner
 from flows.processes.training import spawn_job
@@ -27,7 +27,7 @@ from flows.progress import listening
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("team")
+    folder = tmp_path_factory.mktemp("peers")
     tiny.write_images(folder / "raw", groups=36).write_parquet(folder / "manifest.parquet")
     return folder
 
@@ -149,7 +149,7 @@ def test_every_candidate_can_be_shared(kind: str, tmp_path: Path) -> None:
         (tuner,) = create_tuners([{"kind": kind}])
         engine = Engine(torch.device("cpu"), torch.bfloat16, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
         network = engine.prepare(create_network(create_backbone(), tuner, 3, 0)).train()
-        learner = Team(0, 2).share(Learner(network, engine), engine.device)
+        learner = ProcessGroup(0, 2).share(Learner(network, engine), engine.device)
         images = torch.zeros(2, 24) if network.learns_head_only else torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         for _ in range(2):
             learner(images).sum().backward()
@@ -161,4 +161,4 @@ def test_every_candidate_can_be_shared(kind: str, tmp_path: Path) -> None:
 def test_more_devices_than_images_are_refused(place: Path) -> None:
     job = create_job(place, 8)
     with pytest.raises(TrainingError, match="8 images a step at least"):
-        run.do_job(job, lambda event, **facts: None, team=Team(0, 8))
+        run.do_job(job, lambda event, **facts: None, peers=ProcessGroup(0, 8))

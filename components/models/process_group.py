@@ -16,7 +16,7 @@ PATIENCE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """Rank r of `size` processes. What they decide they decide alike, because they look at the same numbers."""
 
     rank: int = 0
@@ -45,10 +45,10 @@ class Team:
         return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-ALONE = Team()
+ALONE = ProcessGroup()
 
 
-def join_team() -> Team:
+def join_process_group() -> ProcessGroup:
     """This process's place among those torchrun started; alone without it. Each gets a GPU of its own."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -58,10 +58,10 @@ def join_team() -> Team:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Decisions travel by gloo, for which nobody waits on the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    return Team(dist.get_rank(), size)
+    return ProcessGroup(dist.get_rank(), size)
 
 
-def leave_team() -> None:
+def leave_process_group() -> None:
     """Close the connections, where there are any."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -8,7 +8,7 @@ from vits import create_backbone
 from components.models.engine import create_engine
 from components.models.network import create_network
 from components.models.tuners import TUNERS, create_tuners
-from components.training.explain import map_heat
+from components.training.saliency import map_saliency
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -22,11 +22,11 @@ def test_every_tuner_can_be_asked_what_it_looked_at(kind: str, dtype: str) -> No
     size = backbone.img_size
     image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     before = engine.forward(network.eval(), image)
-    heat = map_heat(network, engine, image)
+    saliency = map_saliency(network, engine, image)
     rows, columns = backbone.vit.patch_embed.grid_size
-    assert heat.shape == (rows, columns)
-    assert heat.dtype == np.float32
-    assert 0 <= heat.min() <= heat.max() <= 1
-    assert heat.max() == pytest.approx(1, abs=1e-5)
+    assert saliency.shape == (rows, columns)
+    assert saliency.dtype == np.float32
+    assert 0 <= saliency.min() <= saliency.max() <= 1
+    assert saliency.max() == pytest.approx(1, abs=1e-5)
     assert torch.equal(engine.forward(network.eval(), image), before)  # left as it was found
     assert all(parameter.grad is None for parameter in network.parameters())

@@ -21,13 +21,13 @@ from components.data.batches.loading import Samples
 from components.models.encoders import PromptedEncoder
 from components.models.engine import Engine
 from components.models.network import Network
-from components.records import HEAT_FILE
+from components.records.jobs import SALIENCY_FILE
 from components.tasks import Task
 
 MOST = 12
 
 
-def write_heat(
+def write_saliency(
     folder: Path, frame: pl.DataFrame, task: Task, held_out: Samples, network: Network, engine: Engine
 ) -> None:
     """Maps of the hardest test images, by id, for the model card; frame: their predictions, in the samples' order."""
@@ -35,8 +35,8 @@ def write_heat(
     with _whole_blocks(network.encoder):
         for row in choose_hardest(frame, task):
             image, _ = held_out[row]
-            maps[frame["id"][row]] = map_heat(network, engine, torch.as_tensor(image)[None])
-    save_file(maps, folder / HEAT_FILE)
+            maps[frame["id"][row]] = map_saliency(network, engine, torch.as_tensor(image)[None])
+    save_file(maps, folder / SALIENCY_FILE)
 
 
 def choose_hardest(frame: pl.DataFrame, task: Task) -> list[int]:
@@ -45,7 +45,7 @@ def choose_hardest(frame: pl.DataFrame, task: Task) -> list[int]:
     return ranked.sort("ease", "id").head(MOST)["row"].to_list()
 
 
-def map_heat(network: Network, engine: Engine, image: torch.Tensor) -> NDArray[np.float32]:
+def map_saliency(network: Network, engine: Engine, image: torch.Tensor) -> NDArray[np.float32]:
     """(rows, columns) of the patch grid, from 0 to 1, for one uint8 image (1, 3, H, W) and its first class."""
     caught: list[torch.Tensor] = []
 
@@ -64,8 +64,8 @@ def map_heat(network: Network, engine: Engine, image: torch.Tensor) -> NDArray[n
             hook.remove()
     (tokens,) = caught
     rows, columns = encoder.vit.patch_embed.grid_size
-    heat = (tokens * gradient)[0, -rows * columns :].sum(-1).float().clamp(min=0).reshape(rows, columns)
-    scaled: NDArray[np.float32] = (heat / heat.max().clamp(min=1e-12)).detach().cpu().numpy()
+    saliency = (tokens * gradient)[0, -rows * columns :].sum(-1).float().clamp(min=0).reshape(rows, columns)
+    scaled: NDArray[np.float32] = (saliency / saliency.max().clamp(min=1e-12)).detach().cpu().numpy()
     return scaled
 
 
