@@ -316,7 +316,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "large": (lambda path: Image.effect_noise((400, 200), 50).save(path), "at most 0.05 megapixels"),
     "narrow": (lambda path: Image.effect_noise((40, 9), 50).save(path), "sides of at least 16 pixels"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-300]), "decoded to its end"),
-    "text": (lambda path: path.write_text("no image"), "found a file that is in another format"),
+    "text": (lambda path: path.write_text("no image"), "found a file in another format"),
     "empty": (lambda path: path.write_bytes(b""), "an empty file"),
 }
 
