@@ -10,13 +10,13 @@ from components.promotion import aliases, versions
 from components.promotion.gates.base import Decision
 from components.promotion.versions import Version
 from components.records.history import Promotion
+from components.reports import retrain_page
 from components.tracking import outcomes
 from components.tracking.store import Store
 from components.workspace import Workspace
 from flows.plan import Plan, load_checked_domain
 from flows.processes.training import prepare
 from flows.progress import report
-from flows.steps import retrain_page
 from flows.steps.dispatch import find_pool
 from flows.steps.history import describe_history, open_registry
 from flows.steps.judge import Approval, describe_champion, score_folder
@@ -125,4 +125,4 @@ def publish(plan: Plan, parent: str, promotion: Promotion) -> None:
     """The verdict as a page of the flow run and in MLflow."""
     store = Store.open(plan.workspace)
     outcomes.log_verdict(store, parent, promotion)
-    show("promote", plan.domain.name, retrain_page.render_verdict(promotion), "Verdict and what each gate found")
+    show("promote", plan.domain.name, retrain_page.describe_verdict(promotion), "Verdict and what each gate found")

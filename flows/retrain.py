@@ -23,6 +23,8 @@ from components.promotion.versions import Version
 from components.records.images import ValidationSummary
 from components.records.jobs import Job, load_result
 from components.records.outcomes import Outcome, SearchedTuner, Status, TrainedCandidate, Verdict
+from components.reports import retrain_page
+from components.reports.compare import PICTURE, draw_picture
 from components.tasks import create_task
 from components.tracking import artifacts, outcomes
 from components.tracking.store import Store
@@ -31,11 +33,10 @@ from flows.plan import Plan
 from flows.processes.training import prepare
 from flows.progress import report
 from flows.server.links import list_pages
-from flows.steps import retrain_page
+from flows.steps import pages
 from flows.steps.beginning import Beginning, begin
 from flows.steps.candidates import select_candidate, train_job
-from flows.steps.card import ModelCard, write_card
-from flows.steps.compare import PICTURE, draw_picture, summarise_tuners
+from flows.steps.compare import summarise_tuners
 from flows.steps.dispatch import find_pool, search_on_pool, train_on_pool
 from flows.steps.search import search_options
 from flows.steps.tasks import (
@@ -155,7 +156,7 @@ def _train_and_promote(
         validation=summary.count(),
         new=begun.new,
         estimate_seconds=begun.estimate.seconds,
-        report=retrain_page.report_path(plan),
+        report=pages.report_path(plan),
         seconds=round(time.monotonic() - started, 1),
     )
     publish(plan, parent, outcome)
@@ -260,11 +261,12 @@ def publish(plan: Plan, parent: str, outcome: Outcome) -> None:
     """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow."""
     store = Store.open(plan.workspace)
     picture = draw_picture(outcome, create_task(plan.domain), plan.folder / PICTURE)
-    path = retrain_page.write_report(plan, outcome, picture, list_pages(store, parent))
+    path = pages.write_report(plan, outcome, picture, list_pages(store, parent))
     best = outcome.best
     job = plan.create_jobs()[f"{best.tuner}-s{best.seed}"]
     result = require(load_result(job.folder), "result")
-    page, text = write_card(ModelCard(plan, outcome, result, parent, list_pages(store, best.run_id)))
+    card = pages.create_card(plan, outcome, result, parent, list_pages(store, best.run_id))
+    page, text = pages.write_card(plan, card)
     tags = {"test score": f"{best.test.value:.3f}"}
     artifacts.log_card(store, best.run_id, plan.domain.name, outcome.challenger_version, page, text, tags)
     outcomes.log_result(store, parent, outcome, [path, picture])

@@ -17,13 +17,14 @@ from components.promotion.gates.base import Context
 from components.promotion.gates.decide import decide
 from components.records.jobs import Result
 from components.records.outcomes import BackboneRow, Comparison, Score, TrainedCandidate
-from components.reports import words
+from components.reports import card, retrain_page, words
 from components.reports.pictures import draw_comparison
 from components.tasks import CLASSIFICATION
 from components.tracking import pages
+from components.workspace import Workspace
 from flows.commands import console
-from flows.steps import card, retrain_page
 from flows.steps.compare import summarise_tuners
+from flows.steps.pages import create_card, create_report
 
 IMAGES = 60
 BACKBONE = BackboneRow(name="embedded", sha256="0" * 64, trained=True)
@@ -79,6 +80,7 @@ def create_plan(folder: Path, kinds: list[Any]) -> Any:
         code="c0ffee",
         sources=SimpleNamespace(training="c" * 64),
         folder=folder.resolve(),
+        workspace=Workspace(folder.resolve()),
         validation_report=(folder / "validation.html").resolve(),
         load_validation=lambda: validation,
         load_manifest=lambda: manifest,
@@ -143,12 +145,12 @@ def read_everywhere(plan: Any, outcome: Comparison, folder: Path, monkeypatch: p
         folder=folder / "vpt-deep-s0",
     )
     draw_comparison(outcome.tuners, CLASSIFICATION, "title").canvas.draw()
-    about = card.ModelCard(plan, outcome, result, "parent", {})
+    about = create_card(plan, outcome, result, "parent", {})
     texts = {
         "retrain": read_terminal(console.show_retrain, outcome, monkeypatch),
         "compare": read_terminal(console.show_comparison, outcome, monkeypatch),
         "page of Prefect": retrain_page.render_markdown(outcome),
-        "report": retrain_page.render_html(plan, outcome, folder / "picture.png", {}),
+        "report": retrain_page.render_html(create_report(plan, outcome, folder / "picture.png", {})),
         "card": card.render_markdown(about),
         "page of MLflow": pages.describe_outcome(outcome, "1", "2", ()),
     }

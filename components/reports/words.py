@@ -1,11 +1,12 @@
-"""Tables and sentences that the terminal, the retrain report and the card share."""
+"""Tables and sentences that the terminal, the retrain report, the card and MLflow's pages share."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from components.records.outcomes import CandidateRow, Score, Searched, TunerRow
+from components.records.outcomes import CandidateRow, Finding, Score, Searched, TunerRow
 
 HEADS = ("candidate", "seed", "trainable", "share", "val", "test [95 %]", "secs", "adapter")
+UNTRAINED = "The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods."
 
 
 def list_gains(tuners: Sequence[TunerRow]) -> list[str]:
@@ -72,3 +73,50 @@ def format_score(score: Score) -> str:
     if score.low is None or score.high is None:
         return f"{score.value:.3f} not known"
     return f"{score.value:.3f} [{score.low:.2f} {score.high:.2f}]"
+
+
+def without_html(markdown: str) -> str:
+    """Markdown in which no user's text becomes HTML: names and descriptions are shown as they are written."""
+    return markdown.replace("<", "&lt;")
+
+
+class Ends(Protocol):
+    """What is known of an interval: both ends or neither, and over how many groups it is."""
+
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+    @property
+    def groups(self) -> int | None: ...
+
+
+class Estimate(Ends, Protocol):
+    """A score with what is known of its interval."""
+
+    @property
+    def value(self) -> float: ...
+
+
+def render_ends(interval: Ends, sign: str = "") -> str:
+    """`0.812 to 0.934`, or `not known (2 groups)`. sign: "+" shows it."""
+    if interval.low is None or interval.high is None:
+        groups = interval.groups or 0
+        return f"not known ({groups} group{'' if groups == 1 else 's'})"
+    return f"{interval.low:{sign}.3f} to {interval.high:{sign}.3f}"
+
+
+def name_verdict(verdict: str) -> str:
+    """A gate's verdict as shown: a gate passes, and only the verdict over all of them promotes."""
+    return "pass" if verdict == "PROMOTE" else verdict
+
+
+def render_gates(findings: Iterable[Finding]) -> str:
+    """`floor pass, improvement HOLD`"""
+    return ", ".join(f"{found.gate} {name_verdict(found.verdict)}" for found in findings)
+
+
+def render_table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [[f"{cell}&emsp;" for cell in cells] for cells in (heads, *lines)]
+    rows.insert(1, ["---"] * len(heads))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

@@ -7,13 +7,13 @@ chosen none.
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 from urllib.parse import quote
 
 from components.domain.domain import Domain
 from components.records.history import Promotion
 from components.records.jobs import Result
-from components.records.outcomes import CandidateRow, Finding, Outcome
+from components.records.outcomes import CandidateRow, Outcome
+from components.reports.words import render_ends, render_gates, render_table, without_html
 
 NOTE = "mlflow.note.content"
 FOR_TRAINING = "workflowType=machine_learning"
@@ -42,11 +42,6 @@ def link_comparison(experiment: str, runs: Sequence[str]) -> str:
 def link_model(domain: str, version: int | None = None) -> str:
     """The page of a registered model, or of one of its versions."""
     return f"#/models/{domain}{f'/versions/{version}' if version else ''}?{FOR_TRAINING}"
-
-
-def without_html(markdown: str) -> str:
-    """Markdown in which no user's text becomes HTML: names and descriptions are shown as they are written."""
-    return markdown.replace("<", "&lt;")
 
 
 def link_prefect(page: str | None) -> str:
@@ -96,35 +91,6 @@ def _describe_domain(domain: Domain, experiment: str) -> str:
         *(f"{key}: {value}" for key, value in facts.items() if value),
     ]
     return without_html("\n\n".join(lines))
-
-
-class Ends(Protocol):
-    """What is known of an interval: both ends or neither, and over how many groups it is."""
-
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
-    @property
-    def groups(self) -> int | None: ...
-
-
-def render_ends(interval: Ends, sign: str = "") -> str:
-    """`0.812 to 0.934`, or `not known (2 groups)`. sign: "+" shows it."""
-    if interval.low is None or interval.high is None:
-        groups = interval.groups or 0
-        return f"not known ({groups} group{'' if groups == 1 else 's'})"
-    return f"{interval.low:{sign}.3f} to {interval.high:{sign}.3f}"
-
-
-def name_verdict(verdict: str) -> str:
-    """A gate's verdict as shown: a gate passes, and only the verdict over all of them promotes."""
-    return "pass" if verdict == "PROMOTE" else verdict
-
-
-def render_gates(findings: Iterable[Finding]) -> str:
-    """`floor pass, improvement HOLD`"""
-    return ", ".join(f"{found.gate} {name_verdict(found.verdict)}" for found in findings)
 
 
 def describe_candidate(domain: Domain, result: Result, row: CandidateRow, metric_words: str) -> str:
@@ -188,9 +154,3 @@ def _render_candidates(rows: Sequence[CandidateRow], experiment: str) -> str:
     heads = ("candidate", "seed", "validation", "test", "trainable parameters", "adapter bytes", "seconds")
     selected = "Bold is what was selected: the best mean on validation over its seeds, and of these the best."
     return f"{render_table(heads, lines)}\n\n{selected}" if lines else ""
-
-
-def render_table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [[f"{cell}&emsp;" for cell in cells] for cells in (heads, *lines)]
-    rows.insert(1, ["---"] * len(heads))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

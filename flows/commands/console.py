@@ -28,18 +28,19 @@ from components.records.predictions import Answer, LabelsAnswer, Predictions
 from components.records.versions import CheckedOut, Named, NamedVersion, Versions
 from components.reports.words import (
     HEADS,
+    UNTRAINED,
     describe_candidate,
     describe_numbers,
     format_score,
     list_gains,
     list_searches,
     mark_selected,
+    render_gates,
 )
 
 # Everything a person reads goes to stderr's sibling only through here; `--json` silences it.
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
-UNTRAINED = "[yellow]The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods.[/]"
 WATCH_SECONDS = 5.0
 MUCH_DRIFT = 0.2  # without any, one growth in twenty of a domain with few groups has more (benchmarks/drift.py)
 DRIFT = "[dim]drift: new images unlike all of the champion's data version; without drift 5 %[/]"
@@ -70,8 +71,6 @@ def show_retrain(outcome: Outcome) -> None:
 
 def _show_verdict(outcome: Outcome | Promotion) -> None:
     """The verdict and why, what each gate said, and the classes to look after."""
-    from components.tracking.pages import render_gates  # here: it loads polars, which most commands do without
-
     OUT.print(f"[bold {COLOUR[outcome.verdict]}]{outcome.verdict}[/]  {escape(outcome.reason)}")
     if outcome.findings:
         OUT.print(f"Gates    {escape(render_gates(outcome.findings))}")
@@ -88,7 +87,7 @@ def show_candidates(outcome: Outcome) -> None:
     OUT.print(table)
     _show_gains(outcome)
     if not backbone.trained:
-        OUT.print(UNTRAINED)
+        OUT.print(f"[yellow]{UNTRAINED}[/]")
 
 
 def _show_gains(outcome: Outcome) -> None:
@@ -117,7 +116,7 @@ def show_comparison(outcome: Comparison) -> None:
     for name, text in list_searches(outcome.tuners).items():
         OUT.print(f"{escape(name)}: {escape(text)}")
     if not backbone.trained:
-        OUT.print(UNTRAINED)
+        OUT.print(f"[yellow]{UNTRAINED}[/]")
     OUT.print(f"Picture  {escape(str(outcome.picture))}", soft_wrap=True)
 
 

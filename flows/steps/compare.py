@@ -1,26 +1,23 @@
 """`tessera compare`: what each tuner of a retrain reached and cost, over its seeds; as rows, and as one picture."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 
 import polars as pl
 
 from components.errors import PromotionError
-from components.files import whole_file
 from components.models.tuners import Tuner
 from components.promotion.statistics import Interval, bootstrap, bootstrap_difference, score
 from components.records.jobs import load_predictions
-from components.records.outcomes import Comparison, Gain, Outcome, SearchedTuner, SeedScores, TrainedCandidate, TunerRow
-from components.tasks import Task, create_task
+from components.records.outcomes import Comparison, Gain, SearchedTuner, SeedScores, TrainedCandidate, TunerRow
+from components.reports.compare import PICTURE, draw_picture
+from components.reports.words import render_ends
+from components.tasks import create_task
 from components.tasks.base import Evidence
 from components.tracking import outcomes
-from components.tracking.pages import render_ends
 from components.tracking.store import Store
 from components.workspace import Workspace
 from flows.plan import Plan, load_checked_domain
-
-PICTURE = "comparison.png"
 
 
 def compare(workspace: Workspace, name: str) -> Comparison:
@@ -107,24 +104,4 @@ def _summarise(
         options=tuner.model_dump(mode="json", exclude={"kind", "name"}),
         search=None if search is None else search.to_row(),
         over_linear=gain,
-    )
-
-
-def draw_picture(outcome: Outcome, task: Task, path: Path) -> Path:
-    """Draw an outcome's tuners into a PNG; returns its path."""
-    from components.reports.pictures import draw_comparison
-
-    with whole_file(path) as partial:
-        figure = draw_comparison(outcome.tuners, task, describe_outcome(outcome, task))
-        figure.savefig(partial, format="png", dpi=120)
-    return path
-
-
-def describe_outcome(outcome: Outcome, task: Task) -> str:
-    """The picture's title: what was compared, on what, and what the intervals are of."""
-    seeds = outcome.tuners[0].seeds
-    number = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
-    return (
-        f"{outcome.domain} on {outcome.backbone.name}: {task.metric_words} on the test groups, {number}\n"
-        f"bars: intervals by bootstrap over groups; dots: seeds; data version {outcome.data_version[:12]}"
     )

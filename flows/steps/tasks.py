@@ -24,6 +24,7 @@ from components.promotion.gates.base import Decision
 from components.promotion.versions import Version
 from components.records.images import ValidationSummary
 from components.records.jobs import load_result
+from components.reports import retrain_page
 from components.tracking import artifacts, runs
 from components.tracking.store import Store, is_server
 from components.workspace import Workspace, find_workspace
@@ -31,7 +32,6 @@ from flows import progress
 from flows.plan import Plan, create_plan, load_checked_domain
 from flows.progress import listening, report
 from flows.server.links import link, write_key
-from flows.steps import retrain_page
 from flows.steps.dispatch import find_pool, following, score_on_pool
 from flows.steps.history import open_registry
 from flows.steps.judge import Approval, limits_serving, score_version, settle_challenger
@@ -144,10 +144,11 @@ def prepare_data(plan: Plan, stages: Stages) -> ValidationSummary:
         for stage, title in titles.items():
             report("stage", title=title)
             run_stage.with_options(name=title, task_run_name=title)(stages, stage)
-    summary = plan.load_validation()
-    counts = plan.load_manifest()["split"].value_counts(sort=True)
+    summary, manifest = plan.load_validation(), plan.load_manifest()
+    counts = manifest["split"].value_counts(sort=True)
     sides = ", ".join(f"{count} {split}" for split, count in counts.iter_rows())
-    show("validation", plan.domain.name, retrain_page.render_validation(plan), "Images, classes and what was put away")
+    page = retrain_page.render_validation(summary, manifest, plan.domain.classes, plan.validation_report)
+    show("validation", plan.domain.name, page, "Images, classes and what was put away")
     done = "images, checks and code as before" if stages.fresh else "checked and split images"
     report("stage-done", title=done, note=f"{summary.groups} groups; {sides}")
     return summary

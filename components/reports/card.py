@@ -3,34 +3,42 @@
 What it says is measured or read from the version's own record; what nobody stated is said to be not stated.
 """
 
-import base64
 import html
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import polars as pl
 
-from components.files import write_whole
-from components.promotion.evidence import score_frame
-from components.promotion.statistics import bootstrap
+from components.domain.domain import Domain
+from components.records.images import ValidationSummary
 from components.records.jobs import SALIENCY_FILE, Result, load_predictions
 from components.records.outcomes import Outcome
 from components.reports.pictures import draw_calibration, draw_mistakes, draw_saliency
-from components.reports.words import list_gains
+from components.reports.shell import (
+    embed_figure,
+    render_links,
+    render_page,
+    render_row,
+    render_section,
+    render_verdict,
+    render_warning,
+)
+from components.reports.words import (
+    UNTRAINED,
+    Estimate,
+    list_gains,
+    name_verdict,
+    render_ends,
+    render_table,
+    without_html,
+)
 from components.tasks import create_task
-from components.tasks.base import by_class, has_labels
-from components.tracking.pages import CARD, DATA, EVIDENCE, name_verdict, render_ends, render_table, without_html
-from flows.plan import Plan
-from flows.steps.retrain_page import COLOUR, STYLE, UNTRAINED, render_links, render_warnings, report_path
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from components.tasks.base import by_class
 
 UNSTATED = "not stated in domain.yaml"
-CARD_TEXT = "model_card.md"
+HEADS = ("slice", "images", "groups", "score", "between")
+STYLE = ".pair{display:flex;gap:1rem;align-items:flex-start}.pair img{width:50%;min-width:0}"
 LOOKED = (
     "The hardest test images, those whose truth got the least probability, and the patches that speak for the "
     "answer given: HiResCAM (Draelos & Carin, arXiv 2011.08891) at the patch tokens that enter the last block."
@@ -39,27 +47,49 @@ Section = tuple[str, Sequence[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
-class ModelCard:
-    """Everything a card is made from. parent: the retrain's run in MLflow. pages: those of the candidate's run."""
+class SliceScore:
+    """The score of some test images: of all, of a class, or of a value of a slice column, as `name` says."""
 
-    plan: Plan
+    name: str
+    images: int
+    score: Estimate
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As the table shows it; HEADS are above."""
+        score = self.score
+        return self.name, str(self.images), str(score.groups), f"{score.value:.3f}", render_ends(score)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything a card is made from.
+
+    scores: on the test images, that of all first. validation, manifest: of the images it was trained on. raw: the
+    folder that the manifest's paths are in. code: git commit; code_sha256: of the code that trains. run_id: the
+    retrain's run in MLflow; validation_artifact: a file of it; evidence_artifact: a folder of the candidate's run.
+    report: the retrain report. pages: those of the candidate's run, by name.
+    """
+
+    domain: Domain
     outcome: Outcome
     result: Result
-    parent: str
+    scores: Sequence[SliceScore]
+    validation: ValidationSummary
+    manifest: pl.DataFrame
+    raw: Path
+    code: str
+    code_sha256: str
+    run_id: str
+    validation_artifact: str
+    evidence_artifact: str
+    report: Path
     pages: Mapping[str, str]
 
     @property
     def title(self) -> str:
-        name = self.plan.domain.title or self.plan.domain.name
+        name = self.domain.title or self.domain.name
         return f"{name}: {self.result.label}, version {self.outcome.challenger_version}"
-
-
-def write_card(card: ModelCard) -> tuple[Path, Path]:
-    """Both forms, beside the retrain report."""
-    page, text = card.plan.folder / CARD, card.plan.folder / CARD_TEXT
-    write_whole(page, render_html(card).encode())
-    write_whole(text, render_markdown(card).encode())
-    return page, text
 
 
 def render_markdown(card: ModelCard) -> str:
@@ -67,8 +97,7 @@ def render_markdown(card: ModelCard) -> str:
     lines = [f"# {card.title}", "", _summarise(card), ""]
     lines += [] if card.result.backbone["trained"] else [f"> {UNTRAINED}", ""]
     lines += [line for warning in card.outcome.warnings for line in (f"> Warning: {warning}", "")]
-    head, *rows = list(_score_slices(card))
-    lines += ["## Scores by slice", "", render_table(head, rows), ""]
+    lines += ["## Scores by slice", "", render_table(HEADS, [row.cells for row in card.scores]), ""]
     for title, facts in _sections(card):
         lines += [f"## {title}", "", *(f"- **{name}**: {value}" for name, value in facts), ""]
     return without_html("\n".join(lines))
@@ -76,31 +105,28 @@ def render_markdown(card: ModelCard) -> str:
 
 def render_html(card: ModelCard) -> str:
     """The whole card with its pictures; every text in it is escaped."""
-    verdict = card.outcome.verdict
-    warning = "" if card.result.backbone["trained"] else f'<p class="warning">{UNTRAINED}</p>'
-    told = f"<p>{html.escape(_summarise(card))}</p>{render_warnings(card.outcome)}"
+    outcome, task = card.outcome, create_task(card.domain)
+    untrained = "" if card.result.backbone["trained"] else render_warning(UNTRAINED)
     use, *rest = _sections(card)
-    task = create_task(card.plan.domain)
-    head, *rows = list(_score_slices(card))
-    table = "".join(_render_row(row, "td") for row in rows)
+    rows = "".join(render_row(row.cells) for row in card.scores)
+    sections = "".join(render_section(*section) for section in rest)
     calibration, confusion, saliency = _draw_pictures(card)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(card.title)}</title>'
-        f"<style>{STYLE}.pair{{display:flex;gap:1rem;align-items:flex-start}}.pair img{{width:50%;min-width:0}}</style>"
-        f"<h1>{html.escape(card.title)}</h1>{warning}"
-        f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p>{told}'
-        f"{_render_section(use)}<h2>Scores by slice</h2><table>{_render_row(head, 'th')}{table}</table>"
+    body = (
+        f"<h1>{html.escape(card.title)}</h1>{untrained}"
+        f"{render_verdict(outcome.verdict, _summarise(card), outcome.warnings)}"
+        f"{render_section(*use)}<h2>Scores by slice</h2><table>{render_row(HEADS, 'th')}{rows}</table>"
         f"<p>{_capitalise(task.metric_words)} on the test groups; of one class its {task.class_words}. Intervals by "
-        f"bootstrap over groups at {card.plan.domain.gates.confidence:.0%}.</p>"
+        f"bootstrap over groups at {card.domain.gates.confidence:.0%}.</p>"
         f'<h2>Calibration and mistakes</h2><div class="pair">{calibration}{confusion}</div>'
-        f"<h2>What it looked at</h2><p>{LOOKED}</p>{saliency}{''.join(map(_render_section, rest))}"
-        f"<dl>{render_links(card.pages, report=report_path(card.plan))}</dl></html>"
+        f"<h2>What it looked at</h2><p>{LOOKED}</p>{saliency}{sections}"
+        f"<dl>{render_links(card.pages, report=card.report)}</dl>"
     )
+    return render_page(card.title, body, STYLE)
 
 
 def _summarise(card: ModelCard) -> str:
-    words = _capitalise(create_task(card.plan.domain).metric_words)
-    test, metrics = score_frame(load_predictions(card.result.folder, "test"), card.plan.domain), card.result.metrics
+    words = _capitalise(create_task(card.domain).metric_words)
+    test, metrics = card.scores[0].score, card.result.metrics
     return (
         f"{words} {test.value:.3f} on the test groups, interval {render_ends(test)}; "
         f"calibration error {metrics['test/ece']:.3f}. When it was trained the gates said {card.outcome.verdict}: "
@@ -121,7 +147,7 @@ def _sections(card: ModelCard) -> list[Section]:
 
 
 def _describe_use(card: ModelCard) -> list[tuple[str, str]]:
-    domain = card.plan.domain
+    domain = card.domain
     limits = (
         "It answers in its classes for any image whatever. Its scores hold for images like those it was tested on, "
         "and say nothing of other sources."
@@ -134,8 +160,7 @@ def _describe_use(card: ModelCard) -> list[tuple[str, str]]:
 
 
 def _describe_data(card: ModelCard) -> list[tuple[str, str]]:
-    plan, found = card.plan, card.plan.load_validation()
-    manifest = plan.load_manifest()
+    found, manifest = card.validation, card.manifest
     sides = [
         f"{part.height} images of {part['group'].n_unique()} groups in {side}"
         for side in ("train", "val", "test")
@@ -147,7 +172,7 @@ def _describe_data(card: ModelCard) -> list[tuple[str, str]]:
         ("Split", f"{'; '.join(sides)}. A group is on one side, for good"),
         ("Classes", ", ".join(f"{name} {count}" for name, count in classes)),
         ("Warnings", "; ".join(found.warnings) or "none"),
-        ("Source", plan.domain.source or UNSTATED),
+        ("Source", card.domain.source or UNSTATED),
     ]
 
 
@@ -169,7 +194,7 @@ def _describe_training(card: ModelCard) -> list[tuple[str, str]]:
 
 
 def _describe_budget(card: ModelCard) -> str:
-    result, training = card.result, card.plan.domain.training
+    result, training = card.result, card.domain.training
     if "strength" in result.metrics:
         return f"solved to its optimum at strength {result.metrics['strength']:g}; {result.seconds:.0f} s"
     return f"{training.epochs} epochs of batches of {training.batch_size}; {result.seconds:.0f} s"
@@ -185,7 +210,7 @@ def _list_own_gains(card: ModelCard) -> list[str]:
 
 
 def _describe_licences(card: ModelCard) -> list[tuple[str, str]]:
-    domain, backbone = card.plan.domain, card.result.backbone
+    domain, backbone = card.domain, card.result.backbone
     return [
         ("Data", domain.licence or UNSTATED),
         ("Citation", domain.citation or UNSTATED),
@@ -194,73 +219,41 @@ def _describe_licences(card: ModelCard) -> list[tuple[str, str]]:
 
 
 def _describe_lineage(card: ModelCard) -> list[tuple[str, str]]:
-    plan, result, outcome = card.plan, card.result, card.outcome
-    best = outcome.best
+    result, outcome = card.result, card.outcome
     return [
         ("Images", f"DVC {outcome.data_version}"),
-        ("Validation report", f"{DATA}/{plan.validation_report.name} of MLflow run {card.parent}"),
+        ("Validation report", f"{card.validation_artifact} of MLflow run {card.run_id}"),
         ("Split", f"sha256 {result.split_sha256}"),
         ("Backbone", f"{result.backbone['name']}, sha256 {result.backbone['sha256']}"),
         ("Settings", f"key {outcome.verdict_key}"),
-        ("Code", f"commit {plan.code}, sha256 {plan.sources.training}"),
+        ("Code", f"commit {card.code}, sha256 {card.code_sha256}"),
         ("Environment", ", ".join(f"{key} {value}" for key, value in result.environment.items())),
         ("Adapter", f"sha256 {result.adapter_sha256}"),
-        ("MLflow run", best.run_id),
-        ("Gate evidence", f"{EVIDENCE}/ of that run, a file named by the hash in its record of the ledger"),
-        ("Again", f"tessera reproduce {plan.domain.name} {outcome.challenger_version}"),
+        ("MLflow run", outcome.best.run_id),
+        (
+            "Gate evidence",
+            f"{card.evidence_artifact}/ of that run, a file named by the hash in its record of the ledger",
+        ),
+        ("Again", f"tessera reproduce {card.domain.name} {outcome.challenger_version}"),
     ]
-
-
-def _score_slices(card: ModelCard) -> Iterator[tuple[str, ...]]:
-    """A head, then a row for all test images, each class, and each value of each slice column."""
-    domain, frame = card.plan.domain, load_predictions(card.result.folder, "test")
-    yield "slice", "images", "groups", "score", "between"
-    classes, confidence = create_task(domain).class_evidence(frame, domain.classes), domain.gates.confidence
-    counts = dict(by_class(frame)["label"].value_counts().iter_rows())
-    parts = [("all", frame.height, score_frame(frame, domain))]
-    parts += [(f"class = {name}", counts[name], bootstrap(classes[name], confidence)) for name in sorted(classes)]
-    for column in domain.slices:
-        for (value,), part in sorted(frame.group_by(column), key=lambda item: str(item[0][0])):
-            if has_labels(part):
-                parts.append((f"{column} = {value}", part.height, score_frame(part, domain)))
-    for name, images, score in parts:
-        yield name, str(images), str(score.groups), f"{score.value:.3f}", render_ends(score)
 
 
 def _draw_pictures(card: ModelCard) -> tuple[str, str, str]:
     from safetensors.numpy import load_file
 
-    domain, frame = card.plan.domain, load_predictions(card.result.folder, "test")
+    domain, frame = card.domain, load_predictions(card.result.folder, "test")
     saliency = load_file(card.result.folder / SALIENCY_FILE)
     rows = frame.filter(pl.col("id").is_in(list(saliency)))
     task = create_task(domain)
     hardest = rows.with_columns(ease=task.ease(rows)).sort("ease", "id")
-    raw = card.plan.workspace.raw(domain.name)
     return (
-        _embed(
+        embed_figure(
             draw_calibration(frame, task, domain.classes, "calibration, test"), "How often each probability was right"
         ),
-        _embed(draw_mistakes(frame, task, domain.classes, "mistakes, test"), "What was answered, by class"),
-        _embed(draw_saliency(hardest, task, saliency, raw, ""), "The hardest images and what was looked at"),
+        embed_figure(draw_mistakes(frame, task, domain.classes, "mistakes, test"), "What was answered, by class"),
+        embed_figure(draw_saliency(hardest, task, saliency, card.raw, ""), "The hardest images and what was looked at"),
     )
 
 
 def _capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _embed(figure: "Figure", alt: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">'
-
-
-def _render_section(section: Section) -> str:
-    title, facts = section
-    items = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts)
-    return f"<h2>{html.escape(title)}</h2><dl>{items}</dl>"
-
-
-def _render_row(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

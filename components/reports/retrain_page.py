@@ -1,0 +1,169 @@
+"""The retrain report: one HTML file on disk that needs nothing else, and its table as Markdown for Prefect."""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from components.domain.domain import Domain
+from components.records.history import Promotion
+from components.records.images import ValidationSummary
+from components.records.outcomes import Outcome, Score
+from components.reports.shell import embed_picture, render_links, render_page, render_verdict, render_warning
+from components.reports.words import (
+    HEADS,
+    UNTRAINED,
+    describe_candidate,
+    list_gains,
+    list_searches,
+    name_verdict,
+    without_html,
+)
+from components.tasks import Task, create_task
+from components.tasks.base import by_class
+
+MOST_LISTED = 50
+
+
+@dataclass(frozen=True)
+class RetrainReport:
+    """Everything the report is made from.
+
+    picture: a PNG that compares the candidates. code: git commit. validation: the validation report, and
+    `validation_artifact` its place in MLflow. card: the model card. pages: those on servers, by name.
+    """
+
+    domain: Domain
+    outcome: Outcome
+    picture: Path
+    code: str
+    validation: Path
+    validation_artifact: str
+    card: Path
+    pages: Mapping[str, str]
+
+
+def render_markdown(outcome: Outcome) -> str:
+    """The verdict and its reasons, and the candidates' table."""
+    rows = [" | ".join(HEADS), " | ".join("---" for _ in HEADS)]
+    rows += [" | ".join(cell.strip() for cell in describe_candidate(row)) for row in outcome.candidates]
+    gains = [f"- {text}" for text in list_gains(outcome.tuners)]
+    searches = [f"- {name}: {text}" for name, text in list_searches(outcome.tuners).items()]
+    warning = [] if outcome.backbone.trained else [f"> {UNTRAINED}", ""]
+    data = f"Data version `{outcome.data_version}`."
+    parts = [describe_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *gains, *searches, "", data]
+    return without_html("\n".join(parts))
+
+
+def describe_verdict(judged: Outcome | Promotion) -> str:
+    """What a version came to, why, and who is champion now."""
+    findings = [f"- **{f.gate}** {name_verdict(f.verdict)}: {f.reason}" for f in judged.findings]
+    warnings = [line for warning in judged.warnings for line in (f"> Warning: {warning}", "")]
+    head = f"# {judged.domain} version {judged.challenger_version}: {judged.verdict}"
+    champion = judged.champion_version
+    told = f"Champion now: {f'version {champion}' if champion else 'none yet'}."
+    parts = [head, "", judged.reason, "", *warnings, told, "", "## Gates", "", *findings]
+    return without_html("\n".join(parts))
+
+
+def render_validation(record: ValidationSummary, manifest: pl.DataFrame, classes: Sequence[str], report: Path) -> str:
+    """What the data stages found: classes by side, what is in quarantine, what deserves a look.
+
+    manifest: samples with their splits. report: the page with pictures.
+    """
+    sides = ("train", "val", "test")
+    counted = by_class(manifest).group_by("label", "split").len()
+    counts = {(label, side): count for label, side, count in counted.rows()}
+    labels = [label for label in classes if any((label, side) in counts for side in sides)]
+    rows = [f"| {label} | " + " | ".join(str(counts.get((label, s), 0)) for s in sides) + " |" for label in labels]
+    put_away = [f"- `{row.path}`: {row.reason}" for row in record.quarantined]
+    told = [f"- {warning}" for warning in record.warnings]
+    return without_html(
+        "\n".join(
+            [
+                f"# {record.fit} of {record.images} images are fit, in {record.groups} groups",
+                "",
+                "| class | train | val | test |",
+                "|---|---|---|---|",
+                *rows,
+                *(["", "## Warnings", *told] if told else []),
+                *(["", f"## In quarantine: {len(put_away)}", *put_away[:MOST_LISTED]] if put_away else []),
+                "",
+                f"The report with pictures: `{report}`",
+            ]
+        )
+    )
+
+
+def render_html(report: RetrainReport) -> str:
+    """The whole report with the picture in it; every text in it is escaped."""
+    domain, outcome = report.domain, report.outcome
+    title = domain.title or domain.name
+    untrained = "" if outcome.backbone.trained else render_warning(UNTRAINED)
+    findings = "".join(
+        f"<dt><b>{html.escape(f.gate)}</b> {name_verdict(f.verdict)}</dt><dd>{html.escape(f.reason)}</dd>"
+        for f in outcome.findings
+    )
+    picture = embed_picture(report.picture.read_bytes(), "Scores against costs, scores by class")
+    body = (
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(domain.description)}</p>{untrained}"
+        f"{render_verdict(outcome.verdict, outcome.reason, outcome.warnings)}"
+        f"<h2>Candidates</h2>{_render_table(outcome, create_task(domain))}{_render_gains(outcome)}{picture}"
+        f"{_render_searches(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
+        f"<h2>Lineage</h2><dl>{_render_lineage(report)}{render_links(report.pages, card=report.card)}</dl>"
+    )
+    return render_page(f"{title}: {outcome.verdict}", body)
+
+
+def _render_gains(outcome: Outcome) -> str:
+    return "".join(f"<p>{html.escape(text)}</p>" for text in list_gains(outcome.tuners))
+
+
+def _render_table(outcome: Outcome, task: Task) -> str:
+    head = "".join(f"<th>{name}</th>" for name in (*HEADS, ""))
+    body = "".join(
+        f'<tr class="{"best" if row.selected else ""}">'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in describe_candidate(row))
+        + f"<td>{_render_bar(row.test)}</td></tr>"
+        for row in outcome.candidates
+    )
+    note = f"The score is {task.metric_words}; intervals by bootstrap over groups. ► the best on validation (mean)"
+    return f"<table><tr>{head}</tr>{body}</table><p>{note}</p>"
+
+
+def _render_searches(outcome: Outcome) -> str:
+    """What was tried and chosen, where there was a search."""
+    searches = list_searches(outcome.tuners).items()
+    items = "".join(f"<dt><b>{html.escape(name)}</b></dt><dd>{html.escape(text)}</dd>" for name, text in searches)
+    return f"<h2>Searches</h2><dl>{items}</dl>" if items else ""
+
+
+def _render_bar(test: Score) -> str:
+    """The interval, where it is known, on the scale from 0 to 1, and the score as a tick."""
+    score = f'<b style="left:{100 * test.value:.1f}%"></b>'
+    if test.low is None or test.high is None:
+        return f'<span class="bar">{score}</span>'
+    low, width = 100 * test.low, 100 * (test.high - test.low)
+    return f'<span class="bar"><i style="left:{low:.1f}%;width:{width:.1f}%"></i>{score}</span>'
+
+
+def _render_lineage(report: RetrainReport) -> str:
+    domain, outcome = report.domain, report.outcome
+    backbone, data = outcome.backbone, outcome.validation
+    facts = {
+        "data version": outcome.data_version,
+        "images": f"{data.fit} fit of {data.images}, in {data.groups} groups",
+        "backbone": f"{backbone.name}, sha256 {backbone.sha256}",
+        "code": report.code,
+        "key": outcome.verdict_key,
+        "challenger": f"version {outcome.challenger_version}",
+        "champion": f"version {outcome.champion_version}" if outcome.champion_version else "none yet",
+        "licence of the data": domain.licence or "not stated in domain.yaml",
+        "citation": domain.citation or "not stated in domain.yaml",
+    }
+    rows = "".join(f"<dt>{name}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in facts.items())
+    here, there = html.escape(report.validation.as_uri()), html.escape(report.validation_artifact)
+    links = f'<a href="{here}">on the machine of the retrain</a>; in MLflow <code>{there}</code> of the same run'
+    return rows + f"<dt>validation report</dt><dd>{links}</dd>"

@@ -1,0 +1,77 @@
+"""The HTML page around every report: one file that needs no network, with its style and pictures in it.
+
+Everything here takes texts as they are and escapes them, except for what is called HTML.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from components.records.outcomes import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOUR: Mapping[Verdict, str] = {"PROMOTE": "#1a7f37", "HOLD": "#9a6700", "REJECT": "#cf222e"}
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#1f2328}
+table{border-collapse:collapse;width:100%;margin:1rem 0}td,th{padding:.35rem .6rem;text-align:right}
+td:first-child,th:first-child{text-align:left}th{border-bottom:2px solid #d0d7de}td{border-bottom:1px solid #eaeef2}
+tr.best{font-weight:600;background:#f6f8fa}.verdict{font-size:1.3rem;font-weight:700}
+.warning{background:#fff8c5;border:1px solid #d4a72c;padding:.5rem .8rem}dt{color:#59636e}dd{margin:0 0 .4rem}
+dd{overflow-wrap:anywhere}code{font-size:.9em}img{width:100%}
+.bar{background:#afb8c1;height:8px;position:relative;width:160px;border-radius:4px;display:inline-block}
+.bar i{position:absolute;height:8px;background:#0969da;border-radius:4px}
+.bar b{position:absolute;width:2px;height:14px;top:-3px;background:#1f2328}
+"""
+
+
+def render_page(title: str, body: str, style: str = "") -> str:
+    """A whole page. body: HTML. style: CSS of this page, after the CSS that all pages share."""
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}{style}</style>'
+    return f'<!doctype html><html lang="en">{head}{body}</html>'
+
+
+def render_verdict(verdict: Verdict, reason: str, warnings: Iterable[str]) -> str:
+    """The verdict in its colour, why, and what to look after."""
+    head = f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p><p>{html.escape(reason)}</p>'
+    return head + "".join(map(render_warning, warnings))
+
+
+def render_warning(text: str) -> str:
+    return f'<p class="warning">{html.escape(text)}</p>'
+
+
+def render_section(title: str, facts: Iterable[tuple[str, str]]) -> str:
+    """A headline, and names with their values."""
+    items = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts)
+    return f"<h2>{html.escape(title)}</h2><dl>{items}</dl>"
+
+
+def render_row(cells: Sequence[str], tag: str = "td") -> str:
+    """A row of a table. tag: "th" for its head."""
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def render_links(elsewhere: Mapping[str, str], **here: Path) -> str:
+    """Other pages on the same subject: on servers, and beside this one on the disk of the machine that wrote it."""
+    pages = dict(elsewhere) | {f"{name} (on the machine of the retrain)": path.as_uri() for name, path in here.items()}
+    links = [f'<a href="{html.escape(page)}">{html.escape(name)}</a>' for name, page in pages.items()]
+    return f"<dt>see also</dt><dd>{' · '.join(links)}</dd>"
+
+
+def embed_picture(png: bytes, alt: str) -> str:
+    """An image element with the picture in it. alt: what it shows, for who cannot see it."""
+    encoded = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">'
+
+
+def embed_figure(figure: "Figure", alt: str) -> str:
+    """The same of a figure that is not on disk."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return embed_picture(buffer.getvalue(), alt)

@@ -1,0 +1,88 @@
+"""Writes the retrain report and the model card of a plan, side by side in its folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import polars as pl
+
+from components.domain.domain import Domain
+from components.files import write_whole
+from components.promotion.evidence import score_frame
+from components.promotion.statistics import bootstrap
+from components.records.jobs import Result, load_predictions
+from components.records.outcomes import Outcome
+from components.reports import card, retrain_page
+from components.reports.card import ModelCard, SliceScore
+from components.reports.retrain_page import RetrainReport
+from components.tasks import create_task
+from components.tasks.base import by_class, has_labels
+from components.tracking.pages import CARD, DATA, EVIDENCE
+from flows.plan import Plan
+
+CARD_TEXT = "model_card.md"
+
+
+def report_path(plan: Plan) -> Path:
+    return plan.folder / "report.html"
+
+
+def create_report(plan: Plan, outcome: Outcome, picture: Path, pages: Mapping[str, str]) -> RetrainReport:
+    """The report of a finished retrain. pages: of `list_pages`."""
+    return RetrainReport(
+        domain=plan.domain,
+        outcome=outcome,
+        picture=picture,
+        code=plan.code,
+        validation=plan.validation_report,
+        validation_artifact=f"{DATA}/{plan.validation_report.name}",
+        card=plan.folder / CARD,
+        pages=pages,
+    )
+
+
+def write_report(plan: Plan, outcome: Outcome, picture: Path, pages: Mapping[str, str]) -> Path:
+    """Write the report beside the adapters it speaks of; returns its path. pages: of `list_pages`."""
+    path = report_path(plan)
+    write_whole(path, retrain_page.render_html(create_report(plan, outcome, picture, pages)).encode())
+    return path
+
+
+def create_card(plan: Plan, outcome: Outcome, result: Result, parent: str, pages: Mapping[str, str]) -> ModelCard:
+    """The card of the outcome's challenger. parent: the retrain's run in MLflow. pages: of the candidate's run."""
+    return ModelCard(
+        domain=plan.domain,
+        outcome=outcome,
+        result=result,
+        scores=score_slices(load_predictions(result.folder, "test"), plan.domain),
+        validation=plan.load_validation(),
+        manifest=plan.load_manifest(),
+        raw=plan.workspace.raw(plan.domain.name),
+        code=plan.code,
+        code_sha256=plan.sources.training,
+        run_id=parent,
+        validation_artifact=f"{DATA}/{plan.validation_report.name}",
+        evidence_artifact=EVIDENCE,
+        report=report_path(plan),
+        pages=pages,
+    )
+
+
+def write_card(plan: Plan, about: ModelCard) -> tuple[Path, Path]:
+    """Both forms, beside the retrain report."""
+    page, text = plan.folder / CARD, plan.folder / CARD_TEXT
+    write_whole(page, card.render_html(about).encode())
+    write_whole(text, card.render_markdown(about).encode())
+    return page, text
+
+
+def score_slices(frame: pl.DataFrame, domain: Domain) -> tuple[SliceScore, ...]:
+    """All images of a frame of predictions, then each class, and each value of each slice column."""
+    classes, confidence = create_task(domain).class_evidence(frame, domain.classes), domain.gates.confidence
+    counts = dict(by_class(frame)["label"].value_counts().iter_rows())
+    parts = [("all", frame.height, score_frame(frame, domain))]
+    parts += [(f"class = {name}", counts[name], bootstrap(classes[name], confidence)) for name in sorted(classes)]
+    for column in domain.slices:
+        for (value,), part in sorted(frame.group_by(column), key=lambda item: str(item[0][0])):
+            if has_labels(part):
+                parts.append((f"{column} = {value}", part.height, score_frame(part, domain)))
+    return tuple(SliceScore(name, images, score) for name, images, score in parts)
