@@ -1,4 +1,4 @@
-"""What a run says while it runs: events to whoever listens in this process, and how long it will take yet."""
+"""Progress of a run: events for listeners in this process, and the remaining time."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping

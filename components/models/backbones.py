@@ -42,8 +42,8 @@ class Backbone:
     sha256: of the weights as stored, before positions are resampled to img_size. mean, std: of the pixels,
     in [0, 1]. trained: False where features mean nothing.
 
-    The backbone owns its numbers: whoever needs them in another dtype or on another device asks `tensor` or `at`, so
-    that each tensor exists once in each form however many adapters stand on it, and no longer than one of them does.
+    The backbone owns its weights: `tensor` and `at` return them in another dtype or on another device. All adapters
+    of a process therefore share one copy per dtype and device, which is freed with the last adapter that uses it.
     """
 
     name: str

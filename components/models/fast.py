@@ -1,4 +1,4 @@
-"""The prompted forward as it is trained and served: the same numbers as `prompts.forward_prompted`, for less.
+"""The prompted forward as it is trained and served: the same numbers as `prompts.forward_prompted` at lower cost.
 
 A deep prompt's own output is thrown away, so it only ever acts as one more key and value: it needs no query, no
 output projection and no MLP, and a static one's key and value are the same for every image. Where the head reads the

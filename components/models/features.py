@@ -1,8 +1,8 @@
-"""Frozen features of every sample, for the data stages: what is near to what, and which label does not fit.
+"""Frozen features of every sample, for the data stages: which samples are alike, and which label does not fit.
 
-Always the embedded backbone's, whatever a domain trains on, so that groups depend on the images alone. Both files keep
-what is known of a content, so a run costs what is new in it; they are written as it goes, so a killed run goes on.
-Torch is loaded only where a picture is new.
+The features are always those of the embedded backbone, whichever backbone the domain trains on, so that groups depend
+on the images alone. Both files cache results by the images' content, so a run computes only what is new. They are
+written during the run, so a killed run continues. Torch is loaded only if a picture is new.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The model hub: does it answer, and which backbone is meant where a domain names none. No torch here.
+"""The model hub: whether it answers, and which backbone is used where a domain names none. Imports no torch.
 
 Asked once per process. A plan names the backbone that was chosen, so training processes do not ask.
 """

@@ -1,4 +1,4 @@
-"""What tuners put into their copy of a plain ViT, and how it is folded away again for inference.
+"""Modules that tuners insert into their copy of a plain ViT, and how they are merged into its weights for inference.
 
     SSF          Lian et al., NeurIPS 2022, https://arxiv.org/abs/2210.08823
     AdaptFormer  Chen et al., NeurIPS 2022, https://arxiv.org/abs/2205.13535

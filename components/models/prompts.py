@@ -6,7 +6,7 @@
 Letters: B images, S prefix tokens (CLS, registers), H x W patch grid, N prompts, D embed_dim, L blocks,
 r bottleneck, A adaptive blocks. A token sequence is always [prefix | prompts | patches].
 
-`forward_prompted` is the definition, `fast.forward_fast` computes the same for less; a tuner differs from another in
+`forward_prompted` is the definition, `fast.forward_fast` computes the same faster; a tuner differs from another in
 its prompt source alone: a module asked before every block, with the tokens that enter it, for that block's prompts.
 """
 

@@ -4,7 +4,7 @@
     challenger  was registered last and awaits the gates
     previous    served before the champion; `rollback` goes back to it
 
-The aliases follow the ledger's records; why they may not decide themselves is written in `contest`.
+The aliases follow the ledger's records; `contest` explains why an alias alone cannot decide.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""How sure are we? The score of one model with an interval, and the paired difference of two.
+"""Intervals: for the score of one model, and for the paired difference of two.
 
 Images of one group (a patient, a slide, a production lot) resemble one another, so the images of a test
 set are not independent draws: the bootstrap draws whole groups (Field & Welsh 2007,
@@ -6,8 +6,8 @@ https://doi.org/10.1111/j.1467-9868.2007.00593.x). Intervals are percentile inte
 Hesterberg 2015 (https://doi.org/10.1080/00031305.2015.1089789) because the plain ones are
 too narrow below some thirty groups, which is where promotions are decided.
 
-What is scored, and how, the task's evidence knows (components/tasks/base.py): a score is a function of how often each
-group counts. A resample is then one row of weights, and of a score made of counts all resamples are one product
+The task's evidence defines the score (components/tasks/base.py) as a function of how often each group counts. A
+resample is then one row of weights, and for a score made of counts all resamples are one product
 (R, G) @ (G, K). Groups with equal counts are exchangeable and are drawn as one kind, which is exact: ten thousand
 single images collapse into a handful of kinds.
 

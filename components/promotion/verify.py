@@ -1,4 +1,4 @@
-"""Is the ledger whole, and does it explain the present champion?"""
+"""Verifies that the ledger is whole and that it explains the present champion."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Why something is unfit, as three parts that are never joined but to be shown."""
+"""Why something is unfit, as three parts, which are joined into a sentence only where a person reads them."""
 
 from dataclasses import dataclass, fields
 

@@ -69,7 +69,7 @@ def describe_verdict(judged: Outcome | Promotion) -> str:
 
 
 def render_validation(record: ValidationSummary, manifest: pl.DataFrame, classes: Sequence[str], report: Path) -> str:
-    """What the data stages found: classes by side, what is in quarantine, what deserves a look.
+    """What the data stages found: images per class and split, what is in quarantine, and warnings.
 
     manifest: samples with their splits. report: the page with pictures.
     """

@@ -1,8 +1,8 @@
 """What can be predicted of an image: `ls` of this folder is the list of tasks.
 
-A task is a strict record with a literal `kind` and its options, which knows all that depends on it but the network's
-head (components/models/heads). To add one: a file here and one there, and one word in `Member` and `HEADS`; the tests
-enumerate both. Importing this package imports no torch.
+A task is a strict record with a literal `kind` and its options. It defines everything that depends on the task, except
+the network's head (components/models/heads). To add one, write a file here and one there, and add one word to `Member`
+and one entry to `HEADS`; the tests enumerate both. Importing this package imports no torch.
 
     create_task(domain)              # `task: multilabel`, or a mapping with its options
     create_task(domain).evidence(predictions, domain.classes).scores(np.ones((1, 40)))

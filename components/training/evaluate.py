@@ -1,4 +1,4 @@
-"""Predictions of a network over a manifest: the currency that metrics, gates and pictures are paid in."""
+"""Predictions of a network over a manifest: what metrics, gates and pictures are computed from."""
 
 import hashlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""One job from manifest to adapter: what the training process does between its first and last line."""
+"""One job from manifest to adapter: all steps of a training process."""
 
 import platform
 import time

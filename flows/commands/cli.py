@@ -1,4 +1,4 @@
-"""The one entry: `tessera`. Each command is a thin shell around a function elsewhere that returns a mapping.
+"""The one entry: `tessera`. Each command is a thin shell around a function elsewhere that returns a typed record.
 
 Nothing heavy is imported at the top of these modules: help must come in under half a second, so each command imports
 what it needs.

@@ -1,4 +1,4 @@
-"""`tessera demo`: the bundled domain made, retrained and used, to show the whole road on any machine."""
+"""`tessera demo`: makes, retrains and uses the bundled domain, to show all steps on any machine."""
 
 from components.data.store import versioning
 from components.domain.reading import load_domain

@@ -1,4 +1,4 @@
-"""`tessera doctor`: is this installation able to do its work? One row a check, with the command that fixes it."""
+"""`tessera doctor`: checks the installation. One row per check, with the command that fixes it."""
 
 import os
 import shutil

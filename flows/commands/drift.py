@@ -1,4 +1,4 @@
-"""How far today's images lie from what the champion was trained on; known when the data stages have seen them."""
+"""How far today's images are from those the champion was trained on; known once the data stages have run on them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -229,11 +229,11 @@ def restore_ledger(domain: DomainArgument, as_json: JsonOption = False, workspac
 @ledger_app.command("export")
 def export_ledger(
     domain: DomainArgument,
-    file: Annotated[Path, typer.Argument(help="Where to write it, one JSON record a line.")],
+    file: Annotated[Path, typer.Argument(help="Where to write it, one JSON record per line.")],
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write the ledger as it is stored, a line a record: each names the sha256 of the line before."""
+    """Write the ledger as it is stored, one line per record: each names the sha256 of the line before."""
 
     def act(place: "Workspace") -> "LedgerExport":
         from flows.steps.history import export_ledger as run

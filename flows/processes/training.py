@@ -1,4 +1,4 @@
-"""Run one training job in a process of its own: torch never loads here, and a dead parent leaves no orphan.
+"""Run one training job in a process of its own: this process never loads torch, and a training ends with its parent.
 
 That process is forked by one that has loaded torch already and stays for the next job; `prepare` starts it ahead. A
 job that is killed takes nothing with it but itself. Where there are GPUs a job is started afresh instead: a device must

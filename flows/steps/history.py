@@ -1,4 +1,4 @@
-"""Who was champion, when and why: the ledger as commands show it, its proof, and the way back."""
+"""Who was champion, when and why: the ledger as commands show it, its verification, and rollback."""
 
 from datetime import UTC, datetime, time
 from pathlib import Path

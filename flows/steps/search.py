@@ -1,4 +1,4 @@
-"""One candidate's search: a training process and an MLflow run a trial; known ones from disk or from MLflow."""
+"""One candidate's search: one training process and one MLflow run per trial; known trials are looked up."""
 
 import shutil
 import time

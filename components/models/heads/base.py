@@ -1,4 +1,4 @@
-"""What every head has: from what the encoder made of an image to an answer, and the loss of that answer.
+"""What every head has: it turns the encoder's output into answers, and defines their loss.
 
 Shapes: B images, D features, C classes; R problems of a linear probe.
 """

@@ -14,12 +14,12 @@
     data         REJECT where validation of the images said no
     split        REJECT where a group or an image is in two splits
     lineage      REJECT what cannot be traced to its data, split, backbone, code and settings
-    approval     HOLD until a person agrees, where the domain asks for it
+    approval     HOLD until a person approves, where the domain asks for it
 
 "Surely" means that the whole confidence interval agrees (`gates.confidence` of the domain). Of one or two groups there
 is no interval, and nothing is sure. A class that is not surely recognised better than by guessing is a warning. A gate
-that has nothing to say returns None; `gates.use` of the domain picks some. To add one, write a function and its row in
-GATES.
+that has nothing to judge returns None, for example where no limit is set; `gates.use` of the domain picks some. To add
+one, write a function and its row in GATES.
 """
 
 from collections.abc import Callable
