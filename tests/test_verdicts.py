@@ -1,10 +1,11 @@
 """What everybody reads of a verdict: gains over the linear probe, intervals, gates and warnings, in every place."""
 
+import re
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 import pytest
@@ -16,8 +17,8 @@ from components.promotion.evidence import score_frame
 from components.promotion.gates.base import Context
 from components.promotion.gates.decide import decide
 from components.records.jobs import Result
-from components.records.outcomes import BackboneRow, Comparison, Score, TrainedCandidate
-from components.reports import card, retrain_page, words
+from components.records.outcomes import BackboneRow, Comparison, Score, TrainedCandidate, Verdict
+from components.reports import card, retrain_page, shell, words
 from components.reports.pictures import draw_comparison
 from components.tasks import CLASSIFICATION
 from components.tracking import pages
@@ -236,3 +237,28 @@ def test_every_place_says_pass_and_names_a_class_at_chance(tmp_path: Path, monke
         for gate in ("floor", "data", "split"):
             assert f"{gate} PROMOTE" not in text.replace("*", "").replace("</b>", "").replace(":", ""), place
     assert "Gates floor pass, improvement pass" in read_terminal(console.show_retrain, outcome, monkeypatch)
+
+
+def test_a_page_has_every_colour_for_light_and_for_dark_systems() -> None:
+    verdicts = "".join(shell.render_verdict(verdict, "", ()) for verdict in get_args(Verdict))
+    page = shell.render_page("title", verdicts)
+    light, dark = (set(re.findall(r"(--\w+):", root)) for root in re.findall(r":root\{(.+?)\}", page, re.DOTALL))
+    assert set(re.findall(r"var\((--\w+)\)", page)) == light == dark
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda text: shell.render_page(text, ""),
+        lambda text: shell.render_verdict("HOLD", text, (text,)),
+        lambda text: shell.render_section(text, [(text, text)]),
+        lambda text: shell.render_row([text]),
+        lambda text: shell.render_links({text: text}),
+        lambda text: shell.embed_picture(b"", text),
+    ],
+)
+def test_no_text_becomes_html(part: Callable[[str], str]) -> None:
+    page = part('"><script>')
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert '"">' not in page

@@ -1,5 +1,6 @@
-"""The HTML page around every report: one file that needs no network, with its style and pictures in it.
+"""The HTML page around report and card: one file that needs no network, with its style and pictures in it.
 
+It is light or dark as the reader's system is; pictures stay light.
 Everything here takes texts as they are and escapes them, except for what is called HTML.
 """
 
@@ -15,18 +16,23 @@ from components.records.outcomes import Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOUR: Mapping[Verdict, str] = {"PROMOTE": "#1a7f37", "HOLD": "#9a6700", "REJECT": "#cf222e"}
-
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#1f2328}
+:root{color-scheme:light dark;--paper:#fff;--ink:#1f2328;--quiet:#59636e;--link:#0969da;--rule:#d0d7de;--thin:#eaeef2;
+--best:#f6f8fa;--warn:#fff8c5;--edge:#d4a72c;--bar:#afb8c1;--PROMOTE:#1a7f37;--HOLD:#9a6700;--REJECT:#cf222e}
+@media(prefers-color-scheme:dark){
+:root{--paper:#0d1117;--ink:#e6edf3;--quiet:#9198a1;--link:#58a6ff;--rule:#3d444d;--thin:#21262d;
+--best:#161b22;--warn:#2e2510;--edge:#9e6a03;--bar:#484f58;--PROMOTE:#3fb950;--HOLD:#d29922;--REJECT:#f85149}}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem}
+html{background:var(--paper);color:var(--ink)}a{color:var(--link)}
 table{border-collapse:collapse;width:100%;margin:1rem 0}td,th{padding:.35rem .6rem;text-align:right}
-td:first-child,th:first-child{text-align:left}th{border-bottom:2px solid #d0d7de}td{border-bottom:1px solid #eaeef2}
-tr.best{font-weight:600;background:#f6f8fa}.verdict{font-size:1.3rem;font-weight:700}
-.warning{background:#fff8c5;border:1px solid #d4a72c;padding:.5rem .8rem}dt{color:#59636e}dd{margin:0 0 .4rem}
-dd{overflow-wrap:anywhere}code{font-size:.9em}img{width:100%}
-.bar{background:#afb8c1;height:8px;position:relative;width:160px;border-radius:4px;display:inline-block}
-.bar i{position:absolute;height:8px;background:#0969da;border-radius:4px}
-.bar b{position:absolute;width:2px;height:14px;top:-3px;background:#1f2328}
+td:first-child,th:first-child{text-align:left}
+th{border-bottom:2px solid var(--rule)}td{border-bottom:1px solid var(--thin)}
+tr.best{font-weight:600;background:var(--best)}.verdict{font-size:1.3rem;font-weight:700}
+.warning{background:var(--warn);border:1px solid var(--edge);padding:.5rem .8rem}
+dt{color:var(--quiet)}dd{margin:0 0 .4rem;overflow-wrap:anywhere}code{font-size:.9em}img{width:100%}
+.bar{background:var(--bar);height:8px;position:relative;width:160px;border-radius:4px;display:inline-block}
+.bar i{position:absolute;height:8px;background:var(--link);border-radius:4px}
+.bar b{position:absolute;width:2px;height:14px;top:-3px;background:var(--ink)}
 """
 
 
@@ -38,7 +44,7 @@ def render_page(title: str, body: str, style: str = "") -> str:
 
 def render_verdict(verdict: Verdict, reason: str, warnings: Iterable[str]) -> str:
     """The verdict in its colour, why, and what to look after."""
-    head = f'<p class="verdict" style="color:{COLOUR[verdict]}">{verdict}</p><p>{html.escape(reason)}</p>'
+    head = f'<p class="verdict" style="color:var(--{verdict})">{verdict}</p><p>{html.escape(reason)}</p>'
     return head + "".join(map(render_warning, warnings))
 
 
