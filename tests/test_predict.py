@@ -23,17 +23,29 @@ from components.models.adapter import load_meta
 from components.models.weights import save_adapter
 from components.promotion import aliases, ledger, verify, versions
 from components.records.jobs import Result, load_predictions
+from components.records.predictions import Predictions, Unanswered
 from components.serving.predictor import Predictor
 from components.serving.questions import ask, find_pictures, parse_box
 from components.tracking import artifacts, runs
 from components.tracking.store import Store
 from components.workspace import Workspace
 from flows import retrain
+from flows.commands import predict as command
 from flows.commands.doctor import check_champions
-from flows.commands.predict import exit_code, predict
 from flows.steps import history
 
 LIMITS = {"max_megapixels": 0.05, "min_side": 16}
+
+
+def predict(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """What `tessera predict --json` prints."""
+    return command.predict(*arguments, **options).model_dump()
+
+
+def code_of(outcome: dict[str, Any]) -> int:
+    """The exit code of `tessera predict`."""
+    record = Unanswered if "error" in outcome else Predictions
+    return command.exit_code(record.model_validate(outcome))
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +173,7 @@ def test_boxes_give_what_evaluation_gave(
     unnamed = [row for row in outcome["predictions"] if row["error"] is not None]
     assert len(answered) + len(unnamed) == len(list(raw.iterdir()))
     assert all(row["error"]["expected"].startswith("boxes of it in") for row in unnamed)
-    assert (outcome["failed"], exit_code(outcome)) == (len(unnamed), 1)
+    assert (outcome["failed"], code_of(outcome)) == (len(unnamed), 1)
 
 
 def test_a_file_of_boxes_finds_its_pictures(crops: Result, workspace: Workspace) -> None:
@@ -169,7 +181,7 @@ def test_a_file_of_boxes_finds_its_pictures(crops: Result, workspace: Workspace)
     file = write_coco_boxes(raw.parent, raw, rows)
     outcome = predict(workspace, "parts", [], boxes_file=file)
     assert [Path(row["path"]).name for row in outcome["predictions"]] == rows["path"].to_list()
-    assert exit_code(outcome) == 0
+    assert code_of(outcome) == 0
     one = predict(workspace, "parts", [raw / rows["path"][0]], boxes_file=file)
     assert len(one["predictions"]) == 1
 
@@ -338,12 +350,12 @@ def test_a_bad_picture_never_fails_the_others(pictures: Result, workspace: Works
         assert words in errors[name]["message"]
         assert all(errors[name][key] for key in ("expected", "found", "hint"))
     assert outcome["predictions"][0]["probabilities"] == outcome["predictions"][-2]["probabilities"]
-    assert (outcome["answered"], outcome["failed"], exit_code(outcome)) == (2, len(BAD) + 1, 1)
+    assert (outcome["answered"], outcome["failed"], code_of(outcome)) == (2, len(BAD) + 1, 1)
     assert [Path(item["path"]).name for item in outcome["ignored"]] == ["notes.txt"]
     assert "error" not in outcome
     none = predict(workspace, "plain", [tmp_path / "sub"])
-    assert (exit_code(none), none["error"]) == (2, none["predictions"][0]["error"])
-    assert exit_code(predict(workspace, "plain", [tmp_path / "a.png"])) == 0
+    assert (code_of(none), none["error"]) == (2, none["predictions"][0]["error"])
+    assert code_of(predict(workspace, "plain", [tmp_path / "a.png"])) == 0
 
 
 def test_a_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
@@ -429,14 +441,14 @@ def test_an_edited_adapter_is_refused_everywhere(
         try:
             with pytest.raises(PromotionError, match="plain version 1: expected"):
                 predict(workspace, "plain", [path])
-            assert history.verify_ledger(workspace, "plain", None)["problems"]
+            assert history.verify_ledger(workspace, "plain", None).problems
             assert history.find_faults(workspace, "plain")
             if where == "store":
                 with pytest.raises(TesseraError):
                     mlflow.pyfunc.load_model("models:/plain@champion")
         finally:
             cached.mkdir(exist_ok=True)
-    assert history.verify_ledger(workspace, "plain", None)["problems"] == []
+    assert history.verify_ledger(workspace, "plain", None).problems == ()
 
 
 TAGS = {
@@ -465,11 +477,11 @@ def test_an_edited_tag_is_refused(
         path = next((workspace.root / "plain" / "raw").rglob("*.png"))
         with pytest.raises(PromotionError, match="plain version 1: expected"):
             predict(workspace, "plain", [path])
-        assert words in " ".join(history.verify_ledger(workspace, "plain", None)["problems"])
+        assert words in " ".join(history.verify_ledger(workspace, "plain", None).problems)
         assert not (workspace.adapters / "../../x").resolve().exists()
     finally:
         client.set_model_version_tag("plain", "1", tag, before)
-    assert history.verify_ledger(workspace, "plain", None)["problems"] == []
+    assert history.verify_ledger(workspace, "plain", None).problems == ()
 
 
 def test_what_is_from_before_works_and_is_called_not_bound(
@@ -481,10 +493,10 @@ def test_what_is_from_before_works_and_is_called_not_bound(
     promote(workspace, "older", version.version, expected=None, reason="first")
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))
     outcome = predict(workspace, "older", [path])
-    assert exit_code(outcome) == 0
+    assert code_of(outcome) == 0
     assert "Version 1 is not bound" in outcome["warnings"][0]
     verified = history.verify_ledger(workspace, "older", None)
-    assert (verified["problems"], len(verified["notes"])) == ([], 1)
+    assert (verified.problems, len(verified.notes)) == ((), 1)
 
 
 # Registered once, moved by hand
@@ -549,7 +561,7 @@ def test_a_champion_moved_by_hand_is_reported_and_restored(
         assert "`tessera ledger restore moved`" in caught.value.hint
         assert words in check_champions(workspace).found
         restored = history.restore(workspace, "moved")
-        assert (restored["champion_version"], restored["found"]) == (2, words)
+        assert (restored.champion_version, restored.found) == (2, words)
         assert predict(workspace, "moved", [path])["version"] == 2
         assert verify.verify_records("moved") == ()
         assert check_champions(workspace).state == "ok"
@@ -569,7 +581,7 @@ def test_an_alias_without_any_record_serves_nothing(
     mlflow.MlflowClient().set_registered_model_alias("byhand", "champion", "1")
     with pytest.raises(PromotionError, match="no record of the ledger made one"):
         aliases.require_champion("byhand")
-    assert history.restore(workspace, "byhand")["champion_version"] is None
+    assert history.restore(workspace, "byhand").champion_version is None
     with pytest.raises(PromotionError, match="expected a champion; found none"):
         aliases.require_champion("byhand")
 
