@@ -9,6 +9,7 @@ import hypothesis.extra.numpy as npst
 import numpy as np
 import polars as pl
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -224,7 +225,7 @@ def judge(challenger: pl.DataFrame, champion: pl.DataFrame | None, **gates: Any)
 
 
 MANIFEST = pl.DataFrame({"id": ["a", "b"], "group": ["x", "y"], "split": ["train", "test"]})
-VALIDATION = {"ok": True, "problems": [], "images": 3, "fit": 3, "quarantined": []}
+VALIDATION = tiny.create_validation(images=3)
 
 
 def test_the_gates_compare_average_precisions() -> None:
