@@ -170,7 +170,7 @@ def test_control_characters_are_written_out() -> None:
     """ESC commands a terminal, an override turns the order of what follows; line ends and accents stay."""
     assert make_visible("a\x1b[31mb\x07\x9b\u202e\r") == r"a\x1b[31mb\x07\x9b\u202e\r"
     assert make_visible("défaut\nÜ\t✓") == "défaut\nÜ\t✓"
-    assert make_harmless({"\x1b": [("\x1b", 1)]}) == {r"\x1b": [[r"\x1b", 1]]}
+    assert make_harmless({"\x1b": [("\x1b", 1)]}) == {r"\x1b": [(r"\x1b", 1)]}
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_domains_are_registered_once_and_comments_stay(place: Workspace) -> None
         versioning.register_domain(place, name)
     text = (place.root / "dvc.yaml").read_text()
     assert yaml.safe_load(text)["vars"][0]["domains"] == ["another", DOMAIN]
-    assert text.startswith("# Everything that is derived")
+    assert text.startswith("# All files that are derived")
 
 
 def test_a_repository_that_lost_its_git_is_reported(tmp_path: Path) -> None:
