@@ -159,7 +159,7 @@ def test_one_server_has_the_database(place: Workspace, monkeypatch: pytest.Monke
     os.close(first)
     os.close(second)
     alone = hold_database(place, alone=True)
-    with pytest.raises(WorkspaceError, match="`tessera up` on it, which gives no answer"):
+    with pytest.raises(WorkspaceError, match="`tessera up`, which does not answer"):
         EmbeddedPrefect(place)
     os.close(alone)
     os.close(hold_database(place, alone=False))

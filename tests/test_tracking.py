@@ -257,10 +257,10 @@ def test_each_result_is_found_by_its_key(store: Store, finished: dict[str, Any],
 
 
 def test_the_cost_of_a_training_is_known_from_an_earlier_one(
-    store: Store, finished: dict[str, Any], row: dict[str, Any]
+    store: Store, finished: dict[str, Any], row: CandidateRow
 ) -> None:
     """Of the domain itself, or of another one on the same backbone."""
-    cost = candidates.Cost(row["seconds"], 3, 30)
+    cost = candidates.Cost(row.seconds, 3, 30)
     assert candidates.find_cost(store, "vpt-deep", "tiny", "any other") == cost
     assert candidates.find_cost(store, "vpt-deep", "unknown", "embedded") == cost
     assert candidates.find_cost(store, "vpt-deep", "unknown", "any 'other'") is None
