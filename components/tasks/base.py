@@ -167,7 +167,6 @@ class Task(Strict, ABC):
     kind: str
     metric: ClassVar[str]
     metric_words: ClassVar[str]
-    class_metric: ClassVar[str]
     class_words: ClassVar[str]
     annotation: ClassVar[Annotation]
     reads: ClassVar[frozenset[str]] = frozenset(LAYOUTS)

@@ -39,7 +39,6 @@ class ClassificationTask(Task):
 
     metric: ClassVar[str] = "balanced_accuracy"
     metric_words: ClassVar[str] = "balanced accuracy"
-    class_metric: ClassVar[str] = "recall"
     class_words: ClassVar[str] = "recall"
     annotation: ClassVar[Annotation] = "label"
     fewest_classes: ClassVar[int] = 2

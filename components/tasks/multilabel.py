@@ -49,7 +49,6 @@ class MultilabelTask(Task):
 
     metric: ClassVar[str] = "macro_ap"
     metric_words: ClassVar[str] = "macro average precision"
-    class_metric: ClassVar[str] = "ap"
     class_words: ClassVar[str] = "average precision"
     annotation: ClassVar[Annotation] = "labels"
     reads: ClassVar[frozenset[str]] = frozenset({"csv", "parquet", "coco", "masks"})
