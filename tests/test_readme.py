@@ -1,5 +1,6 @@
 """The tree in docs/architecture.md is the file list, and the README names every command."""
 
+import ast
 import re
 
 from conftest import SLOWEST
@@ -38,6 +39,17 @@ def test_the_tree_is_the_file_list() -> None:
     missing = {path for path in modules - described if not path.startswith(whole_folders)}
     assert missing == set()
     assert {path for path in described if not (REPOSITORY / path).exists()} == set()
+
+
+def test_no_function_is_longer_than_fifty_lines() -> None:
+    long = {
+        f"{path.relative_to(REPOSITORY)}: {node.name}"
+        for room in ("components", "flows")
+        for path in (REPOSITORY / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 50
+    }
+    assert long == set()
 
 
 def test_every_command_is_described() -> None:

@@ -49,39 +49,9 @@ def import_(
     """Add a folder of images to a domain, or make it one, versioned by DVC."""
 
     def act(place: "Workspace") -> "Imported":
-        from components.data.accounts import explain_given, summarise
-        from components.data.annotations.names import warn_of_alike
-        from components.data.store import importing, versioning
-        from components.records.images import Imported
+        from flows.commands.importing import import_images
 
-        versioning.require_repository(place)
-        with versioning.hold_domain(place, domain, f"tessera import of {domain}"):
-            imported = importing.import_folder(
-                place, source, domain, layout, group, shards=shards, replace=replace, force=force
-            )
-            versioning.register_domain(place, domain)
-            version = versioning.record_version(place, domain)
-            versioning.push_version(place, domain)
-        known, read = imported.domain, imported.understood
-        understood = summarise(known, read.rows)
-        return Imported(
-            domain=domain,
-            layout=known.layout.kind,
-            classes=known.classes,
-            data_version=version.md5,
-            files=version.files,
-            raw=place.raw(domain),
-            added=imported.added,
-            removed=imported.removed,
-            changed=imported.changed,
-            kept=imported.kept,
-            pictures=read.pictures,
-            notes=dict(read.account.notes),
-            given_split=dict(read.account.given),
-            understood=understood,
-            hints=tuple(explain_given(read.account, known)),
-            warnings=tuple(warn_of_alike(understood.classes)),
-        )
+        return import_images(place, source, domain, layout, group, shards=shards, replace=replace, force=force)
 
     execute(act, shower("show_import"), as_json, workspace)
 

@@ -52,11 +52,7 @@ def predict(
         meta = load_meta(adapter)
         require_boxes(meta, questions, whole=whole)
         reply = child.ask(adapter, questions, whole=whole)
-    answers = iter(reply["answers"])
-    pairs = [
-        (one, {"error": one.to_dict()} if isinstance(one, DataError) else next(answers)) for one in asked.questions
-    ]
-    rows = [_describe(one, answer, champion.version) for one, answer in pairs]
+    rows = _describe_all(asked.questions, reply["answers"], champion.version)
     failed = [row.error for row in rows if row.error is not None]
     unbound = "" if champion.adapter_json_sha256 else UNBOUND.format(version=champion.version)
     answered = Predictions(
@@ -73,6 +69,15 @@ def predict(
         warnings=tuple(warning for warning in (reply["doubt"], unbound) if warning),
     )
     return answered if answered.answered else Unanswered(**dict(answered), error=failed[0])
+
+
+def _describe_all(
+    asked: "Sequence[Question | DataError]", answers: Sequence[Mapping[str, Any]], version: int
+) -> list[Answer]:
+    """A row per question, in order; answers: those of the questions that could be asked."""
+    given = iter(answers)
+    pairs = [(one, {"error": one.to_dict()} if isinstance(one, DataError) else next(given)) for one in asked]
+    return [_describe(one, answer, version) for one, answer in pairs]
 
 
 def _describe(asked: "Question | DataError", answer: Mapping[str, Any], version: int) -> Answer:
