@@ -504,7 +504,7 @@ def test_a_removed_domain_leaves_nothing_of_its_own_and_comes_back(tmp_path: Pat
     named, _ = name_version(workspace, load_domain(workspace.domain_file("tiles")))
     (workspace.runs("tiles") / "0123").mkdir(parents=True)
     outcome = remove_domain(workspace, "tiles")
-    assert (outcome["files"], outcome["data_version"]) == (10, named.md5)
+    assert (outcome.files, outcome.data_version) == (10, named.md5)
     assert [path.name for path in workspace.domain_file("tiles").parent.iterdir()] == ["versions.json"]
     assert yaml.safe_load((workspace.root / "dvc.yaml").read_text())["vars"][0]["domains"] == ["tile"]
     assert list(load_locked(workspace)) == ["manifest@tile"]
@@ -512,7 +512,7 @@ def test_a_removed_domain_leaves_nothing_of_its_own_and_comes_back(tmp_path: Pat
     assert not workspace.runs("tiles").exists()
     assert workspace.derived("tile").exists()
     assert list_versions(workspace, "tiles") == [named]
-    subprocess.run(outcome["back"], shell=True, check=True)
+    subprocess.run(outcome.back, shell=True, check=True)
     assert versioning.record_version(workspace, "tiles").md5 == named.md5
     assert contents(workspace.raw("tiles")) == before
     with pytest.raises(DomainError, match="tile"):
