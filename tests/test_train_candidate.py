@@ -127,7 +127,7 @@ def test_nothing_outlives_a_killed_parent(place: Path, domain: Domain) -> None:
     job = create_job(place, domain, "left")
     path = write_job(job, job.folder / "told.json")
     code = (
-        "import os, signal, sys; from pathlib import Path; from components.records import Job\n"
+        "import os, signal, sys; from pathlib import Path; from components.records.jobs import Job\n"
         "from flows.progress import listening; from flows.processes.training import spawn_job\n"
         "def hear(event):\n"
         "    if event['event'] == 'training-epoch': os.kill(os.getpid(), signal.SIGKILL)\n"
