@@ -116,7 +116,9 @@ def _refuse(error: "TesseraError", answer: Any) -> NoReturn:
     from components.errors import make_visible
 
     if answer is not None:
-        answer.write(json.dumps({"error": error.to_dict()}) + "\n")
+        from components.records.fields import ErrorRecord, Refused
+
+        answer.write(json.dumps(Refused(error=ErrorRecord.of(error)).model_dump(mode="json")) + "\n")
         answer.flush()
     typer.echo(f"tessera: {make_visible(str(error))}", err=True)
     raise typer.Exit(error.exit_code) from None

@@ -45,7 +45,6 @@ SILENCE_SECONDS = 90
 #: Variables of a process pool for the command, its environment and its folder. Anyone who may start a run could replace
 #: them, and nothing here needs that.
 FIXED = ("command", "env", "working_dir")
-ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 MARK = "tessera:"  # precedes, in a description, the hash of what was deployed
 
 

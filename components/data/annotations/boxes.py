@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,11 +50,6 @@ def clip(box: Box, width: int, height: int) -> Box:
         return box
     cut = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     return cut if cut[0] < cut[2] and cut[1] < cut[3] else box
-
-
-def count_marked(marks: Iterable[str], words: str) -> dict[str, int]:
-    """Notes with the number of times each mark was found: `{"objects marked difficult, read as any other": 3}`."""
-    return {words.format(mark): number for mark, number in sorted(Counter(marks).items())}
 
 
 def is_number(value: object) -> bool:

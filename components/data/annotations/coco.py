@@ -268,10 +268,6 @@ def _load_coco(file: Path, path: str, notes: Counter[str]) -> dict[str, list[Ent
     return content  # type: ignore[no-any-return]
 
 
-def _is_caption(entry: object) -> bool:
-    return isinstance(entry, dict) and "caption" in entry and "category_id" not in entry
-
-
 def _leave_out_captions(content: Any, notes: Counter[str]) -> None:
     """Remove captions, which COCO stores in files of the same form as boxes, and note their number."""
     annotations = content.get("annotations") if isinstance(content, dict) else None

@@ -27,7 +27,6 @@ FORMS = {
     6: "a box with a confidence (six numbers), as a model predicts it",
     9: "an oriented box or an outline of four corners (nine numbers)",
 }
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 OUTLINE, KEYPOINTS = "an outline (a polygon, as segmentation has it)", "a box with keypoints (pose)"
 
 
