@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from components.domain.settings import Gates
 from components.errors import DomainError, PromotionError
-from components.models.heads import HEADS, create_head
+from components.models.heads import HEADS, Shape, create_head
 from components.models.tokens import Tokens
 from components.promotion.gates.base import Context, Finding
 from components.promotion.gates.decide import decide
@@ -261,7 +261,7 @@ def test_the_gates_compare_average_precisions() -> None:
 def test_a_heads_loss_adds_up_over_parts_and_is_one_of_its_probabilities(kind: str) -> None:
     task: Task = TASKS[kind]()
     torch.manual_seed(0)
-    head, features = create_head(task, 6, 3), torch.randn(12, 6)
+    head, features = create_head(task, Shape(6), 3), torch.randn(12, 6)
     targets = np.arange(12) % 3 if kind == "classification" else draw(12)[0]
     weights, truth = head.class_weights(targets), torch.from_numpy(targets)
     outputs = head(Tokens(pooled=10 * features))
@@ -280,7 +280,7 @@ def test_a_heads_loss_adds_up_over_parts_and_is_one_of_its_probabilities(kind: s
 
 def test_every_label_loses_one_at_the_start() -> None:
     targets = draw(400)[0]
-    head = create_head(MULTI, 4, 3)
+    head = create_head(MULTI, Shape(4), 3)
     weights, shares = head.class_weights(targets), targets.mean(axis=0)
     logits = torch.from_numpy(np.log(shares / (1 - shares))).expand(400, 3)
     losses = [float(head.loss(logits[:, [k]], torch.from_numpy(targets[:, [k]]), weights[[k]])) for k in range(3)]
@@ -291,7 +291,7 @@ def test_every_label_loses_one_at_the_start() -> None:
 def test_a_linear_probe_of_labels_is_one_regression_each() -> None:
     targets, _, _ = draw(200)
     features = np.random.default_rng(0).normal(size=(200, 5)) + targets @ np.ones((3, 5))
-    head, strength = create_head(MULTI, 5, 3), 0.01
+    head, strength = create_head(MULTI, Shape(5), 3), 0.01
     head.fill([solve(standardise(features), problem, strength) for problem in MULTI.problems(targets, 3)])
     found = head.decode(head(Tokens(pooled=torch.from_numpy(features).float()))).detach().numpy()
     scaled = (features - features.mean(axis=0)) / features.std(axis=0)

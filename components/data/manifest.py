@@ -21,9 +21,11 @@ from components.data.sources.images import Box
 from components.domain.domain import Domain
 from components.errors import DataError
 from components.files import hash_file, write_whole
+from components.records.maps import Painting, Regions
 from components.records.reasons import Reason
 from components.sealed import SEAL, is_sealed, read_sealed, seal, warn_of_damage
 from components.tasks import create_task
+from components.tasks.base import Annotation
 
 if TYPE_CHECKING:
     from pandera.polars import DataFrameSchema
@@ -37,14 +39,15 @@ REASON = pl.Struct({part: pl.String() for part in ("expected", "found", "hint")}
 class Row:
     """One sample as a layout's reader found it; paths are POSIX paths relative to raw/.
 
-    label: the label; `labels` instead where a picture has any number of them. stated_size: width and height that the
-    annotation states; validation compares them with the picture's. several: the row's problem is a mask with several
-    classes.
+    label: the label; `labels` instead where a picture has any number of them, `regions` where its pixels have.
+    stated_size: width and height that the annotation states; validation compares them with the picture's. several: the
+    row's problem is a mask with several classes.
     """
 
     path: str
     label: str | None = None
     labels: Sequence[str] | None = None
+    regions: Regions | None = None
     mask: str | None = None
     boxes: Sequence[Box] = ()
     crop: Box | None = None
@@ -75,13 +78,22 @@ class SupportsDigest(Protocol):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a reader must return: further columns, and all labels of a picture (`many`) instead of one."""
+    """What a reader must return: further columns, and of each picture a label, all its labels, or its regions.
+
+    painting: how shapes and masks become regions; None unless the annotation is `mask`.
+    """
 
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()  # empty: all labels that occur
-    many: bool = False
+    annotation: Annotation = "label"
+    painting: Painting | None = None
     rename: Mapping[str, str] = field(default_factory=dict)  # labels as written, to classes
     digests: SupportsDigest | None = None  # hashes that are known; None: read the file
+
+    @property
+    def many(self) -> bool:
+        """Whether a row is a picture with all its labels."""
+        return self.annotation == "labels"
 
 
 def row_columns(domain: Domain) -> dict[str, pl.DataType]:

@@ -120,6 +120,28 @@ class FullEncoder(nn.Module):
         return forward_plain(self.vit, images, needs)
 
 
+class BlindEncoder(nn.Module):
+    """Zeros in the place of every token, without running the backbone: the control of heads that read pixels."""
+
+    def __init__(self, vit: "VisionTransformer") -> None:
+        super().__init__()
+        self.vit = vit.requires_grad_(False)
+
+    def prepare(self, backbone: Backbone, dtype: torch.dtype, device: torch.device, fused_attention: bool) -> None:
+        """The backbone is not used, so it stays where it is."""
+
+    def forward(self, images: Tensor, needs: Needs = POOLED) -> Tokens:
+        height, width = self.vit.patch_embed.patch_size
+        rows, columns = images.shape[-2] // height, images.shape[-1] // width
+        empty = images.new_zeros(1, 1, self.vit.embed_dim).expand(len(images), rows * columns, -1)
+        return Tokens(
+            (rows, columns),
+            pooled=empty[:, 0] if needs.pooled else None,
+            patches=empty if needs.patches else None,
+            layers=(empty,) * len(needs.layers),
+        )
+
+
 def set_attention(vit: "VisionTransformer", fused: bool) -> None:
     """timm's own switch between the fused kernel and products with softmax."""
     for block in vit.blocks:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from components.models.backbones import Backbone, require_plain_vit
 from components.models.encoders import set_attention
-from components.models.heads import create_head
+from components.models.heads import Shape, create_head
 from components.tasks import CLASSIFICATION, Task
 
 if TYPE_CHECKING:
@@ -23,10 +23,12 @@ class Network(nn.Module):
         self.backbone: Backbone | None = backbone  # until the network is prepared
         self.form: tuple[torch.dtype, torch.device] | None = None
         self.encoder = tuner.apply(backbone.vit)
-        self.head = create_head(task, backbone.vit.num_features, num_classes)
+        self.head = create_head(task, Shape.of(backbone.vit), num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        outputs: Tensor = self.head(self.encoder(images, self.head.needs))
+        tokens = self.encoder(images, self.head.needs)
+        tokens.pixels = images
+        outputs: Tensor = self.head(tokens)
         return outputs
 
     def prepare(self, dtype: torch.dtype, device: torch.device, fused_attention: bool) -> None:

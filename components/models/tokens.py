@@ -61,6 +61,7 @@ class Tokens:
     """An encoder's answer. Reading a part that was not asked for raises ValueError.
 
     grid: (H, W), the rows and columns of the patches. layers: one (B, HW, D) for each of `needs.layers`, in its order.
+    pixels: the normalised images (B, 3, height, width) themselves, which the network adds.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Tokens:
     ) -> None:
         self.grid, self.layers = grid, layers
         self._pooled, self._patches = pooled, patches
+        self.pixels: Tensor | None = None
 
     @property
     def pooled(self) -> Tensor:

@@ -21,6 +21,7 @@ from components.domain.settings import Gates
 from components.domain.strict import Strict
 from components.errors import PromotionError
 from components.records.jobs import PROBABILITY
+from components.records.maps import Painting, Regions
 from components.tasks.calibration import Calibration, measure_gaps
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Annotation = Literal["label", "labels"]
+Annotation = Literal["label", "labels", "mask"]
 
 UNLABELLED = "(none)"  # what a picture without any label is called where people read
 
@@ -140,6 +141,9 @@ class Annotated(Protocol):
     @property
     def labels(self) -> Sequence[str] | None: ...
 
+    @property
+    def regions(self) -> Regions | None: ...
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -160,8 +164,9 @@ class Task(Strict, ABC):
     the domain's slices, the answer (`answers`), and one probability per class (`p_<class>`).
 
     metric: the score that selects, gates and is shown; in words for people, and those of one class alone likewise.
-    annotation: what is said of a picture: one label, or any number of them.
-    reads: the layouts that can say it.
+    annotation: what is said of a picture: one label, any number of them, or the class of every pixel.
+    reads: the layouts that can say it. shown: a second score, which is followed while training. control: the kind of
+    the candidate that every retrain compares the others with; None where the linear probe is comparison enough.
     """
 
     kind: str
@@ -171,6 +176,8 @@ class Task(Strict, ABC):
     annotation: ClassVar[Annotation]
     reads: ClassVar[frozenset[str]] = frozenset(LAYOUTS)
     fewest_classes: ClassVar[int] = 1
+    shown: ClassVar[str] = "macro_f1"
+    control: ClassVar[str | None] = None
 
     # The domain and its data
 
@@ -189,6 +196,11 @@ class Task(Strict, ABC):
             more = "".join(f" and {word}" for word in self.cost_words)
             expected = f"gates.costs of the classes {', '.join(domain.classes)}{more}"
             return expected, f"gates.costs speaks of {', '.join(strangers)}", "Correct the names."
+        return None
+
+    @property
+    def painting(self) -> Painting | None:
+        """How annotations become class maps; None where a picture's pixels have no classes."""
         return None
 
     @property
@@ -239,6 +251,10 @@ class Task(Strict, ABC):
     @abstractmethod
     def rescale(self, probabilities: Floats, temperature: float) -> Floats:
         """(N, C) probabilities as they are with the logits divided by the temperature."""
+
+    def keep(self, probabilities: Floats, targets: NDArray[Any]) -> Floats:
+        """(B, K) what `metrics` and `surprise` need of answers while training; of one answer per image, (B, C), all."""
+        return probabilities
 
     # What answers are worth
 
@@ -324,6 +340,42 @@ class Task(Strict, ABC):
     def frame_error(self, frame: pl.DataFrame, classes: Sequence[str]) -> float:
         """The calibration error of a frame of predictions."""
         return self.calibration_error(self.targets(frame, classes), read_probabilities(frame, classes))
+
+
+class MapTask(Task, ABC):
+    """A task that answers the class of every pixel. Class maps as in `components.records.maps`.
+
+    `keep` reduces each answer at training size to K numbers, and `metrics` and `surprise` take these (N, K) in the
+    place of probabilities. What the gates read is measured at the size of the picture, by `judge`.
+
+    A frame of predictions has no probabilities, and the columns that `judged` names: `answer_map` among them, which is
+    the answer as `encode_map` writes it; the truth is in the manifest's column `class_map`.
+    """
+
+    annotation: ClassVar[Annotation] = "mask"
+
+    @abstractmethod
+    def sample(self, probabilities: Floats, targets: NDArray[np.uint8]) -> tuple[Ints, Floats, Ints]:
+        """Some labelled pixels of probabilities (B, C, h, w) and targets (B, h, w), for `calibrate`: classes (M,),
+        probabilities (M, C), and the number of each pixel's image (M,). The same pixels at every call."""
+
+    @abstractmethod
+    def decide(self, probabilities: Floats, classes: Sequence[str], calibration: Calibration) -> NDArray[np.uint8]:
+        """(C, H, W) calibrated probabilities -> (H, W) the number of the class that each pixel is answered."""
+
+    @abstractmethod
+    def judged(self) -> dict[str, pl.DataType]:
+        """Names and types of the columns that `judge` fills."""
+
+    @abstractmethod
+    def judge(
+        self, probabilities: Floats, truth: NDArray[np.uint8], classes: Sequence[str], calibration: Calibration
+    ) -> dict[str, Any]:
+        """The row of one picture: (C, H, W) probabilities that are not calibrated yet, and its class map (H, W)."""
+
+    @abstractmethod
+    def score_frame(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, float]:
+        """All scores of a frame of predictions, the metric first; ece, ece_uncalibrated and loss among them."""
 
 
 PREDICTED = "predicted"  # column of the answer, as a text

@@ -1,6 +1,7 @@
 """Predictions of a network over a manifest: what metrics, gates and pictures are computed from."""
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from components.domain.domain import Domain
 from components.models.engine import Engine
 from components.models.network import Network
 from components.records.jobs import PROBABILITY
-from components.tasks import create_task
+from components.tasks import Task, create_task
 from components.tasks.calibration import Calibration
 
 
@@ -31,16 +32,28 @@ def extract_features(network: Network, samples: Samples, engine: Engine, batch_s
 
 
 @torch.no_grad()
+def answer_batches(
+    network: Network, samples: Dataset[Any], engine: Engine, batch_size: int
+) -> Iterator[tuple[NDArray[np.float64], NDArray[Any]]]:
+    """Probabilities (B, C, ...), not calibrated, and targets of batch after batch, in the samples' order."""
+    network.eval()
+    for images, targets in create_loader(samples, batch_size):
+        yield network.head.decode(engine.forward(network, images)).cpu().double().numpy(), targets.numpy()
+
+
 def predict_probabilities(
     network: Network, samples: Dataset[Any], engine: Engine, batch_size: int
 ) -> NDArray[np.float64]:
     """Probabilities (N, C) in the samples' order, not calibrated."""
-    network.eval()
-    parts = [
-        network.head.decode(engine.forward(network, images)).cpu() for images, _ in create_loader(samples, batch_size)
-    ]
-    probabilities: NDArray[np.float64] = torch.cat(parts).double().numpy()
-    return probabilities
+    return np.concatenate([chances for chances, _ in answer_batches(network, samples, engine, batch_size)])
+
+
+def keep_answers(
+    network: Network, samples: Dataset[Any], engine: Engine, batch_size: int, task: Task
+) -> NDArray[np.float64]:
+    """What the task keeps of each answer, (N, K), in the samples' order."""
+    batches = answer_batches(network, samples, engine, batch_size)
+    return np.concatenate([task.keep(chances, targets) for chances, targets in batches])
 
 
 def frame_predictions(

@@ -33,7 +33,7 @@ from components.models.tuners.linear import LinearTuner
 from components.tasks import CLASSIFICATION, Task
 from components.tasks.base import Problem
 from components.training.checkpoint import Checkpoint, Progress, Tensors
-from components.training.evaluate import extract_features, predict_probabilities
+from components.training.evaluate import extract_features, keep_answers
 from components.training.probe import Choice, Head, choose_strength, solve, standardise, weigh_images
 
 Report = Callable[[dict[str, float]], None]
@@ -76,7 +76,7 @@ def fit(
     Every epoch is reported, those of an earlier process at once and marked. until_epoch: stop there with a checkpoint.
     Raises Stopped, with a checkpoint written, soon after `stop` says so, and Diverged where the loss is no number.
     """
-    if isinstance(recipe.tuner, LinearTuner):
+    if isinstance(recipe.tuner, LinearTuner) and network.head.solvable:
         return solve_head(network, train, val, recipe.tuner.strength, recipe, engine, report, stop)
     return Loop(network, train, val, recipe, engine, checkpoint, stop).run(report, until_epoch)
 
@@ -164,9 +164,21 @@ class Loop:
         return row
 
     def validate(self) -> dict[str, float]:
-        probabilities = _predict_together(self.network, self.val, self.engine, self.recipe.training.batch_size * 2)
-        _require_finite(float(probabilities.sum()), self.recipe, self.progress.epoch - 1)  # one step may be too many
-        return score_validation(self.val, probabilities, self.recipe)
+        kept = self._answer_together(self.recipe.training.batch_size * 2)
+        _require_finite(float(kept.sum()), self.recipe, self.progress.epoch - 1)  # one step may be too many
+        return score_validation(self.val, kept, self.recipe)
+
+    def _answer_together(self, batch_size: int) -> NDArray[np.float64]:
+        """What is kept of the answers (N, K), of which every process of the process group computes its share."""
+        peers, task = self.engine.peers, self.recipe.task
+        if peers.size == 1 or len(self.val) < peers.size:
+            return keep_answers(self.network, self.val, self.engine, batch_size, task)
+        mine = range(peers.rank, len(self.val), peers.size)
+        shares = keep_answers(self.network, Subset(self.val, mine), self.engine, batch_size, task)
+        whole = torch.zeros(len(self.val), shares.shape[1], dtype=torch.float64)
+        whole[peers.rank :: peers.size] = torch.from_numpy(shares)
+        together: NDArray[np.float64] = peers.total(whole).numpy()
+        return together
 
     def keep_up(self, *, epoch_ends: bool) -> None:
         """Between two steps: write a checkpoint when it is time, or because somebody asks to stop."""
@@ -267,8 +279,8 @@ def solve_head(
     loss = float(np.mean([_measure(*pair, features[0]) for pair in zip(problems, solutions, strict=True)]))
     row = {"epoch": 1.0, "strength": choice.strength, "train/loss": loss}
     row |= {"held_out/loss": choice.losses[choice.strength]} if choice.losses else {}
-    probabilities = predict_probabilities(network, sides[1], engine, 2 * recipe.training.batch_size)
-    row |= score_validation(val, probabilities, recipe)
+    kept = keep_answers(network, sides[1], engine, 2 * recipe.training.batch_size, task)
+    row |= score_validation(val, kept, recipe)
     report(row)
     best = {name: tensor.detach().clone() for name, tensor in network.trainable_parameters().items()}
     return Progress(epoch=1, history=[row], best_epoch=1, seconds=time.monotonic() - started, best=best)
@@ -286,12 +298,12 @@ def _name_groups(samples: Samples) -> tuple[NDArray[Any], NDArray[np.generic]]:
     return samples.targets, groups
 
 
-def score_validation(val: Samples, probabilities: NDArray[np.float64], recipe: Recipe) -> dict[str, float]:
-    """What an epoch's row says of the validation images."""
+def score_validation(val: Samples, kept: NDArray[np.float64], recipe: Recipe) -> dict[str, float]:
+    """What an epoch's row says of the validation images; kept: what their answers were reduced to (`Task.keep`)."""
     task = recipe.task
-    scores = task.metrics(val.targets, probabilities, recipe.classes)
-    shown = {f"val/{name}": scores[name] for name in (task.metric, "macro_f1")}
-    return {"val/loss": float(task.surprise(val.targets, probabilities).mean()), **shown}
+    scores = task.metrics(val.targets, kept, recipe.classes)
+    shown = {f"val/{name}": scores[name] for name in (task.metric, task.shown)}
+    return {"val/loss": float(task.surprise(val.targets, kept).mean()), **shown}
 
 
 def identify(recipe: Recipe, engine: Engine, train: Samples, weights: Tensors) -> dict[str, str]:
@@ -320,6 +332,8 @@ def create_optimizer(network: Network, tuner: Tuner) -> torch.optim.AdamW:
     first gradients are 10^2 to 10^3 times larger than later ones; remembered for long, they would freeze it.
     """
     scales = tuner.lr_scales(network.encoder)
+    if network.head.lr is not None:
+        scales |= dict.fromkeys(network.head.parameters(), network.head.lr / tuner.lr)
     members: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}  # share of the learning rate, whether decayed
     for parameter in network.trainable_parameters().values():
         members.setdefault((scales.get(parameter, 1.0), parameter.ndim > 1), []).append(parameter)
@@ -356,16 +370,3 @@ def _require_finite(loss: float, recipe: Recipe, epoch: int) -> None:
             found=f"{loss} in epoch {epoch + 1}",
             hint=f"Lower its learning rate (now lr: {recipe.tuner.lr}) or lengthen training.warmup_epochs.",
         )
-
-
-def _predict_together(network: Network, val: Samples, engine: Engine, batch_size: int) -> NDArray[np.float64]:
-    """Probabilities (N, C), of which every process of the process group computes its share."""
-    peers = engine.peers
-    if peers.size == 1 or len(val) < peers.size:
-        return predict_probabilities(network, val, engine, batch_size)
-    mine = range(peers.rank, len(val), peers.size)
-    shares = predict_probabilities(network, Subset(val, mine), engine, batch_size)
-    whole = torch.zeros(len(val), shares.shape[1], dtype=torch.float64)
-    whole[peers.rank :: peers.size] = torch.from_numpy(shares)
-    together: NDArray[np.float64] = peers.total(whole).numpy()
-    return together

@@ -76,7 +76,8 @@ def _train(
     train = _samples(job, manifest, pixels, ["train"], Augmentation(job.domain.augmentation, job.seed))
     val = _samples(job, manifest, pixels, ["val"], None)
     if peers.leads:
-        epochs = 1 if network.learns_head_only else job.domain.training.epochs  # the one is solved
+        solved = network.learns_head_only and network.head.solvable  # in one step
+        epochs = 1 if solved else job.domain.training.epochs
         tell("start", epochs=epochs, images=len(train), device=str(engine.device))
     origin = f"{backbone.sha256}, {job.data_version}"
     recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin, task)

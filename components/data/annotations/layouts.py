@@ -79,8 +79,8 @@ def read_tree(domain: Domain, raw: Path, digests: SupportsDigest | None = None) 
     require_raw(raw)
     columns = tuple(dict.fromkeys([*([domain.group] if domain.group else []), *domain.slices]))
     _require_columns(domain, columns)
-    many = create_task(domain).annotation == "labels"
-    wanted = Wanted(columns, domain.classes, many=many, rename=domain.rename, digests=digests)
+    task = create_task(domain)
+    wanted = Wanted(columns, domain.classes, task.annotation, task.painting, domain.rename, digests)
     files = walk_files(raw)
     foreign = find_foreign_pictures(raw, files)
     reading = rename_labels(clip_boxes(read_layout(domain.layout, raw, wanted), raw), domain.rename)
@@ -105,7 +105,7 @@ def find_classes(layout: Layout, raw: Path, *, many: bool = False) -> list[str]:
     require_raw(raw)
     if isinstance(layout, Instances):
         return sorted((layout.background, layout.label))
-    rows = read_layout(layout, raw, Wanted(many=many)).rows
+    rows = read_layout(layout, raw, Wanted(annotation="labels" if many else "label")).rows
     return sorted({label for row in rows for label in _labels(row)})
 
 

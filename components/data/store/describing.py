@@ -174,10 +174,10 @@ def _explain_unknown(files: Sequence[str]) -> str:
 
 def _describe(source: Path, layout: Layout) -> Described:
     many = isinstance(layout, Csv | Parquet) and looks_multilabel(layout, source)
-    reading = read_layout(layout, source, Wanted(many=many))
+    reading = read_layout(layout, source, Wanted(annotation="labels" if many else "label"))
     if isinstance(layout, Masks) and sum(row.several for row in reading.rows) > MANY * len(reading.rows):
         many = True
-        reading = read_layout(layout, source, Wanted(many=True))
+        reading = read_layout(layout, source, Wanted(annotation="labels"))
     if isinstance(layout, Instances):
         return Described(layout, many, reading, tuple(sorted((layout.background, layout.label))))
     labels = {label for row in reading.rows for label in (row.labels or ([row.label] if row.label else []))}

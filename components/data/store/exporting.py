@@ -61,8 +61,9 @@ def _read_further(manifest: pl.DataFrame, domain: Domain, raw: Path) -> Further:
     names = list_further_columns(domain, raw) + list_further_keys(domain, raw)
     if not names:
         return manifest.select([])
-    many = create_task(domain).annotation == "labels"
-    reading = read_layout(domain.layout, raw, Wanted(tuple(names), domain.classes, many=many, rename=domain.rename))
+    task = create_task(domain)
+    wanted = Wanted(tuple(names), domain.classes, task.annotation, task.painting, domain.rename)
+    reading = read_layout(domain.layout, raw, wanted)
     values: dict[tuple[str, Box | None], Mapping[str, str | None]] = {}
     for row in clip_boxes(reading, raw).rows:
         values.setdefault((row.path, row.crop), row.columns)

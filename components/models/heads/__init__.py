@@ -1,14 +1,16 @@
 """The last layer of each task: one file per task, as in components/tasks."""
 
-from components.models.heads.base import Head, LinearHead
+from components.models.heads.base import Head, Shape
 from components.models.heads.classification import ClassificationHead
 from components.models.heads.multilabel import MultilabelHead
 from components.tasks import Task
 
+__all__ = ["HEADS", "Head", "Shape", "create_head"]
+
 #: kind -> its head; a test holds it against components.tasks.TASKS.
-HEADS: dict[str, type[LinearHead]] = {"classification": ClassificationHead, "multilabel": MultilabelHead}
+HEADS: dict[str, type[Head]] = {"classification": ClassificationHead, "multilabel": MultilabelHead}
 
 
-def create_head(task: Task, num_features: int, num_classes: int) -> Head:
+def create_head(task: Task, shape: Shape, num_classes: int) -> Head:
     """A fresh head; torch's generator decides its first weights."""
-    return HEADS[task.kind](num_features, num_classes)
+    return HEADS[task.kind].create(task, shape, num_classes)

@@ -5,7 +5,7 @@ Shapes: B images, D features, C classes; R problems of a linear probe.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -13,8 +13,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from components.models.tokens import POOLED, Needs, Tokens
+from components.tasks.base import Task
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 HEAD_STD = 0.01  # small, so that the first logits are near zero and the first loss near that of a guess
+
+
+class Shape(NamedTuple):
+    """What a head must know of the encoder: channels of a token, number of blocks, height and width of a patch."""
+
+    width: int
+    depth: int = 12
+    patch: tuple[int, int] = (16, 16)
+
+    @staticmethod
+    def of(vit: "VisionTransformer") -> "Shape":
+        height, width = vit.patch_embed.patch_size
+        return Shape(vit.num_features, len(vit.blocks), (height, width))
 
 
 class Solution(Protocol):
@@ -30,17 +47,25 @@ class Solution(Protocol):
 class Head(nn.Module, ABC):
     """One task's last layer. Its parameters are `head.*` of an adapter.
 
-    needs: what of the encoder's output it reads.
+    needs: what of the encoder's output it reads. solvable: whether `linear` computes its optimum (`fill`) instead of
+    training it. lr: the learning rate of its parameters; None for that of the tuner.
     """
 
-    needs: ClassVar[Needs] = POOLED
+    needs: Needs = POOLED
+    solvable: ClassVar[bool] = False
+    lr: float | None = None
+
+    @classmethod
+    @abstractmethod
+    def create(cls, task: Task, shape: Shape, num_classes: int) -> Self:
+        """A fresh head; torch's generator decides its first weights."""
 
     @abstractmethod
     def forward(self, tokens: Tokens) -> Tensor:
         """Outputs of the network (B, ...), which `loss` and `decode` read."""
 
     @abstractmethod
-    def class_weights(self, targets: NDArray[Any]) -> Tensor:
+    def class_weights(self, targets: Any) -> Tensor:
         """(C,) from the targets of all training images: what keeps a rare class from being ignored."""
 
     @abstractmethod
@@ -56,15 +81,21 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
-        """Probabilities (B, C)."""
+        """Probabilities (B, C, ...)."""
 
-    @abstractmethod
     def fill(self, solutions: Sequence[Solution]) -> None:
         """Take the optimum of a linear probe: the solutions of the task's problems, in their order."""
+        raise TypeError(f"{type(self).__name__} is trained, not solved")
 
 
 class LinearHead(nn.Linear, Head):
     """Logits (B, C) of the pooled features (B, D)."""
+
+    solvable: ClassVar[bool] = True
+
+    @classmethod
+    def create(cls, task: Task, shape: Shape, num_classes: int) -> Self:
+        return cls(shape.width, num_classes)
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__(num_features, num_classes)

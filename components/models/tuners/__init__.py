@@ -22,12 +22,22 @@ from components.models.tuners.dora import DoraTuner
 from components.models.tuners.full import FullTuner
 from components.models.tuners.linear import LinearTuner
 from components.models.tuners.lora import LoraTuner
+from components.models.tuners.pixels import PixelsTuner
 from components.models.tuners.ssf import SsfTuner
 from components.models.tuners.vapt import VaptTuner
 from components.models.tuners.vpt import VptTuner
 
 Member = (
-    LinearTuner | FullTuner | BitFitTuner | LoraTuner | DoraTuner | AdaptFormerTuner | SsfTuner | VptTuner | VaptTuner
+    LinearTuner
+    | FullTuner
+    | BitFitTuner
+    | LoraTuner
+    | DoraTuner
+    | AdaptFormerTuner
+    | SsfTuner
+    | VptTuner
+    | VaptTuner
+    | PixelsTuner
 )
 Tuner = Annotated[Member, Field(discriminator="kind")]
 
