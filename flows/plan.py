@@ -27,7 +27,7 @@ from components.models.tuners import Tuner, create_tuners
 from components.promotion.gates.decide import require_gates
 from components.records.images import LeftOut, ValidationSummary
 from components.records.jobs import Job
-from components.tasks import create_task
+from components.tasks import Task, create_task
 from components.training.search import Trial, choose_seed, plan_rungs
 from components.workspace import Workspace
 from flows.progress import report
@@ -196,10 +196,17 @@ def load_checked_domain(workspace: Workspace, name: str, overrides: Sequence[str
     domain = load_domain(workspace.domain_file(name), overrides)
     if domain.backbone.endswith(".safetensors"):  # a relative path is one in the workspace
         domain = domain.model_copy(update={"backbone": str(workspace.root / Path(domain.backbone).expanduser())})
-    create_task(domain, str(workspace.domain_file(name)))
+    domain = add_control(domain, create_task(domain, str(workspace.domain_file(name))))
     create_tuners(domain.candidates, f"{workspace.domain_file(name)}: candidates")
     require_gates(domain, str(workspace.domain_file(name)))
     return domain
+
+
+def add_control(domain: Domain, task: Task) -> Domain:
+    """The domain with the task's control among its candidates, for nobody can judge the others without it."""
+    if task.control is None or any(candidate.get("kind") == task.control for candidate in domain.candidates):
+        return domain
+    return domain.model_copy(update={"candidates": (*domain.candidates, {"kind": task.control})})
 
 
 def require_obeyed(overrides: Sequence[str], file: Path) -> None:

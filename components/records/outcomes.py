@@ -118,6 +118,7 @@ class TunerRow(Strict):
     """One tuner over its seeds: val, seconds and scores are means.
 
     class_scores: on test, per class. over_linear: None for the linear probe itself, and where no candidate is one.
+    over_control: likewise for the task's control, of which most tasks have none.
     """
 
     tuner: str
@@ -135,6 +136,12 @@ class TunerRow(Strict):
     options: dict[str, Any]
     search: Searched | None
     over_linear: Gain | None = None
+    over_control: Gain | None = None
+
+    @property
+    def gains(self) -> tuple[Gain, ...]:
+        """Over what it is compared with."""
+        return tuple(gain for gain in (self.over_linear, self.over_control) if gain)
 
 
 class Finding(Strict):

@@ -183,7 +183,7 @@ def _describe_training(card: ModelCard) -> list[tuple[str, str]]:
         ("Method", f"{result.label}, seed {result.seed}"),
         ("Parameters that learn", f"{learns}, and a head of {result.head_params:,}"),
         ("Budget", _describe_budget(card)),
-        ("Against a linear probe", " ".join(f"{text}." for text in _list_own_gains(card))),
+        ("Against the baselines", " ".join(f"{text}." for text in _list_own_gains(card))),
         ("Adapter", f"{result.adapter_bytes / 1e6:.2g} MB"),
         (
             "Calibration",
@@ -204,8 +204,8 @@ def _list_own_gains(card: ModelCard) -> list[str]:
     """What the table says of this candidate; of a linear probe, what it says of all others."""
     tuners = card.outcome.tuners
     own = next(row for row in tuners if row.tuner == card.result.label)
-    if own.over_linear:
-        return [own.over_linear.text]
+    if own.gains:
+        return [gain.text for gain in own.gains]
     return list_gains(tuners) or ["it is one, and there was no other candidate"]
 
 

@@ -10,14 +10,29 @@ UNTRAINED = "The backbone is UNTRAINED (random weights): these scores show the m
 
 
 def list_gains(tuners: Sequence[TunerRow]) -> list[str]:
-    """A sentence per candidate on its gain over the linear probe; none of an outcome of an older version."""
+    """Sentences on the gains of each candidate over the linear probe, and over the task's control where there is one.
+
+    None of an outcome of an older version.
+    """
     if not tuners:
         return []
     if not any(row.kind == "linear" for row in tuners):
         return ["No `linear` among the candidates: nothing says whether these are worth more than a linear probe."]
-    gains = [row.over_linear.text for row in tuners if row.over_linear]
-    solved = [row for row in tuners if row.kind == "linear" and len(row.seeds) > 1]
-    return gains + [f"{row.tuner} is solved, not trained: its {len(row.seeds)} seeds are one head." for row in solved]
+    gains = [gain.text for row in tuners for gain in row.gains]
+    solved = [row for row in tuners if row.kind == "linear" and len(row.seeds) > 1 and len(set(row.test.seeds)) == 1]
+    gains += [f"{row.tuner} is solved, not trained: its {len(row.seeds)} seeds are one head." for row in solved]
+    return gains + doubt_backbone(tuners)
+
+
+def doubt_backbone(tuners: Sequence[TunerRow]) -> list[str]:
+    """A sentence where no candidate is surely better than the control, which does not use the backbone."""
+    over = [row.over_control for row in tuners if row.over_control]
+    if not over or any(gain.low is not None and gain.low > 0 for gain in over):
+        return []
+    return [
+        f"None is surely better than {over[0].baseline}, the same head on the pixels alone: "
+        "these images do not show that the backbone helps."
+    ]
 
 
 def list_searches(tuners: Sequence[TunerRow]) -> dict[str, str]:

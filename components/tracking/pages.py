@@ -120,7 +120,7 @@ def describe_outcome(outcome: Outcome, experiment: str, run_id: str, files: Iter
         pages[f"version {outcome.challenger_version}"] = link_model(outcome.domain, outcome.challenger_version)
         pages["its model card"] = link_run(experiment, outcome.best.run_id, f"{CARDS}/{CARD}")
     links = " · ".join(f"[{name}]({page})" for name, page in pages.items())
-    gains = [row.over_linear.text for row in outcome.tuners if row.over_linear]
+    gains = [gain.text for row in outcome.tuners for gain in row.gains]
     return _describe_verdict(outcome, links, [_render_candidates(rows, experiment), *gains])
 
 

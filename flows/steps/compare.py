@@ -37,20 +37,30 @@ def summarise_tuners(
 ) -> tuple[TunerRow, ...]:
     """One row per tuner, the best on validation first.
 
-    The baseline is the linear probe, the best one on validation where there are several.
+    The baselines are the linear probe, the best one on validation where there are several, and the task's control.
     """
     tuners = {tuner.label: tuner for tuner in plan.tuners}
     seeds = {label: [row for row in rows if row.tuner == label] for label in tuners}
     means = {label: fmean(row.val for row in seeds[label]) for label in tuners}
     ranked = sorted(tuners, key=lambda label: -means[label])
-    baseline = next((label for label in ranked if tuners[label].kind == "linear"), None)
-    gains = {
-        label: _compare(plan, label, seeds[label], baseline, seeds[baseline])
-        for label in ranked
-        if baseline is not None and label != baseline
-    }
+
+    def compare_with(kind: str | None, label: str) -> Gain | None:
+        baseline = next((other for other in ranked if tuners[other].kind == kind), None)
+        if baseline is None or label == baseline:
+            return None
+        return _compare(plan, label, seeds[label], baseline, seeds[baseline])
+
+    control = create_task(plan.domain).control
     return tuple(
-        _summarise(plan, tuners[label], seeds[label], searches.get(label), gains.get(label)) for label in ranked
+        _summarise(
+            plan,
+            tuners[label],
+            seeds[label],
+            searches.get(label),
+            over_linear=compare_with("linear", label),
+            over_control=compare_with(control, label),
+        )
+        for label in ranked
     )
 
 
@@ -79,7 +89,11 @@ def _gather(plan: Plan, rows: Sequence[TrainedCandidate]) -> Evidence:
 
 
 def _summarise(
-    plan: Plan, tuner: Tuner, rows: Sequence[TrainedCandidate], search: SearchedTuner | None, gain: Gain | None
+    plan: Plan,
+    tuner: Tuner,
+    rows: Sequence[TrainedCandidate],
+    search: SearchedTuner | None,
+    **gains: Gain | None,
 ) -> TunerRow:
     """The mean over the seeds, and its interval: a group is drawn with what every seed said of it."""
     task, classes = create_task(plan.domain), plan.domain.classes
@@ -103,5 +117,5 @@ def _summarise(
         adapter_bytes=first.adapter_bytes,
         options=tuner.model_dump(mode="json", exclude={"kind", "name"}),
         search=None if search is None else search.to_row(),
-        over_linear=gain,
+        **gains,
     )
