@@ -1,0 +1,194 @@
+"""The class of every pixel: `conv`, a small pyramid over four depths of the backbone and a stem on the pixels, and
+`linear`, one projection of the patch tokens.
+
+A patch token covers 16 x 16 pixels, hence cannot say where inside it an edge runs. The stem of `conv` can: three thin
+convolutions on the pixels themselves, joined where the pyramid has their stride.
+
+There is no batch norm in either, although linear heads of the literature have one: running statistics differ between
+one process and several, are no parameters, so that an adapter would lack them, and are noise at two pictures per step.
+Tokens are normalised one by one instead, and maps by groups of channels.
+
+Shapes: B images, C classes, D channels of a token, (H, W) patch grid, (h, w) pixels of the training canvas.
+"""
+
+import math
+from abc import abstractmethod
+from typing import Literal, Protocol, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from components.models.heads.base import HEAD_STD, Head, Shape
+from components.models.tokens import Needs, Tokens
+from components.records.maps import IGNORE
+from components.tasks.base import Task
+
+DEPTHS = 4  # how many blocks a head reads
+STRIDE = 4  # pixels per answer, along each side
+CHANNELS = 96
+STEM = (16, 32, 64)  # channels at the strides 2, 4 and 8
+GROUPS = 8  # of channels that are normalised together
+RAREST = 10.0  # the largest weight of a class
+SMOOTH = 1.0  # pixels added to both sides of a Dice, so that a class of a few pixels has a gradient
+
+
+class Options(Protocol):
+    """What of the task's options the head reads."""
+
+    head: Literal["conv", "linear"]
+    head_lr: float
+
+
+class SegmentationHead(Head):
+    """targets: (B, h, w) uint8 numbers of classes; IGNORE counts for nothing.
+
+    Outputs are logits (B, C, h / 4, w / 4), rounded up.
+    """
+
+    @classmethod
+    def create(cls, task: Task, shape: Shape, num_classes: int) -> Self:
+        options = cast(Options, task)
+        made = HEADS[options.head](shape, num_classes)
+        made.lr = options.head_lr
+        return cast(Self, made)
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.needs = Needs(layers=choose_layers(shape.depth))
+
+    @abstractmethod
+    def forward(self, tokens: Tokens) -> Tensor: ...
+
+    def class_weights(self, targets: NDArray[np.uint8]) -> Tensor:
+        """One over the root of a class's share of the pixels, in proportion to that of the commonest class, and 10 at
+        most: the loss of a rare class counts without drowning that of the others."""
+        pixels = np.zeros(self.classes)
+        for classes in targets:  # one at a time: they are mapped from a file
+            pixels += np.bincount(classes.reshape(-1), minlength=IGNORE + 1)[: self.classes]
+        weights = np.sqrt(pixels.max() / np.maximum(pixels, 1)).clip(1, RAREST)
+        return torch.from_numpy(weights).float()
+
+    def count(self, targets: Tensor, weights: Tensor) -> Tensor:
+        """The number of images with a labelled pixel; a trace more than 0 where there is none."""
+        return (targets != IGNORE).flatten(1).any(dim=1).sum().double().clamp(min=1e-9)
+
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Per image the cross entropy, as a weighted mean over its labelled pixels, plus one minus its mean Dice."""
+        logits = F.interpolate(outputs, targets.shape[-2:], mode="bilinear")
+        return measure_entropy(logits, targets, weights) + measure_overlap(logits, targets)
+
+    def decode(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+        return F.softmax(outputs / temperature, dim=1)
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """C."""
+
+
+class LinearMapHead(SegmentationHead):
+    """`linear`: normalised tokens, one projection to the classes."""
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        super().__init__(shape)
+        self.project = nn.Linear(shape.width * len(self.needs.layers), num_classes)
+        _start_near_zero(self.project)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        logits = _lay_out(self.project(_join_layers(tokens)), tokens.grid)
+        return F.interpolate(logits, _divide(_require_pixels(tokens), STRIDE), mode="bilinear")
+
+    @property
+    def classes(self) -> int:
+        return self.project.out_features
+
+
+class ConvMapHead(SegmentationHead):
+    """`conv`: normalised tokens projected to 96 channels, enlarged twice, with the stem's maps beside them."""
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        super().__init__(shape)
+        self.project = nn.Linear(shape.width * len(self.needs.layers), CHANNELS)
+        widths = (3, *STEM)
+        self.stem = nn.ModuleList(_convolve(a, b, stride=2) for a, b in zip(widths, STEM, strict=False))
+        self.eighth = _convolve(CHANNELS + STEM[2], CHANNELS)
+        self.fourth = _convolve(CHANNELS + STEM[1], CHANNELS // 2)
+        self.answer = nn.Conv2d(CHANNELS // 2, num_classes, 1)
+        _start_near_zero(self.answer)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        x = _lay_out(self.project(_join_layers(tokens)), tokens.grid)
+        seen = [_require_pixels(tokens)]
+        for layer in self.stem:
+            seen.append(layer(seen[-1]))
+        for convolution, beside in ((self.eighth, seen[3]), (self.fourth, seen[2])):
+            x = F.interpolate(x, beside.shape[-2:], mode="bilinear")
+            x = convolution(torch.cat([x, beside], dim=1))
+        logits: Tensor = self.answer(x)
+        return logits
+
+    @property
+    def classes(self) -> int:
+        return self.answer.out_channels
+
+
+HEADS: dict[str, type[LinearMapHead] | type[ConvMapHead]] = {"conv": ConvMapHead, "linear": LinearMapHead}
+
+
+def choose_layers(depth: int) -> tuple[int, ...]:
+    """Four blocks at even distances, the last one included; all of them where there are no more."""
+    return tuple(sorted({math.ceil(depth * part / DEPTHS) - 1 for part in range(1, DEPTHS + 1)}))
+
+
+def measure_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Sum over the images of their weighted mean cross entropy. logits: (B, C, h, w)."""
+    losses = F.cross_entropy(logits, targets.long(), weight=weights, ignore_index=IGNORE, reduction="none")
+    labelled = (targets != IGNORE).sum(dim=(1, 2))
+    return (losses.sum(dim=(1, 2)) / labelled.clamp(min=1)).sum()
+
+
+def measure_overlap(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum over the images of one minus the mean Dice of the classes that the image shows. logits: (B, C, h, w)."""
+    known = targets != IGNORE
+    truth = F.one_hot(targets.long().where(known, 0), logits.shape[1]).permute(0, 3, 1, 2) * known[:, None]
+    chances = F.softmax(logits, dim=1) * known[:, None]
+    shared, size, answered = (part.sum(dim=(2, 3)) for part in (chances * truth, truth, chances))  # (B, C)
+    dice = (2 * shared + SMOOTH) / (size + answered + SMOOTH)
+    shown = (size > 0).float()
+    lacking: Tensor = ((1 - dice) * shown).sum(dim=1) / shown.sum(dim=1).clamp(min=1)
+    return lacking.sum()
+
+
+def _join_layers(tokens: Tokens) -> Tensor:
+    """(B, HW, D * layers), each token of each layer with mean 0 and variance 1."""
+    return torch.cat([F.layer_norm(layer, layer.shape[-1:]) for layer in tokens.layers], dim=-1)
+
+
+def _lay_out(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, HW, D) to (B, D, H, W)."""
+    return x.transpose(1, 2).reshape(len(x), -1, *grid)
+
+
+def _divide(pixels: Tensor, stride: int) -> tuple[int, int]:
+    height, width = pixels.shape[-2:]
+    return math.ceil(height / stride), math.ceil(width / stride)
+
+
+def _require_pixels(tokens: Tokens) -> Tensor:
+    if tokens.pixels is None:
+        raise ValueError("a dense head reads the pixels, which `Network.forward` puts among the tokens")
+    return tokens.pixels
+
+
+def _convolve(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(GROUPS, outputs), nn.GELU())
+
+
+def _start_near_zero(layer: nn.Linear | nn.Conv2d) -> None:
+    nn.init.normal_(layer.weight, std=HEAD_STD)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
