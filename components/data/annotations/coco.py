@@ -28,6 +28,7 @@ from components.data.sources.images import SUFFIXES, Box, brief
 from components.domain.domain import Domain
 from components.domain.layouts import PART, Coco
 from components.errors import DataError
+from components.records.objects import read_counts, read_rle_size
 from components.records.reasons import Reason
 
 Entry = Mapping[str, Any]  # one object of a COCO file
@@ -326,44 +327,19 @@ def _coco_box(annotation: Entry) -> Box | None:
     return _run_box(polygons) if bbox is None and isinstance(polygons, dict) else None
 
 
-def _run_box(mask: Entry) -> Box | None:
-    """The extent of a run-length mask, `{"counts": [...] or "...", "size": [height, width]}`; None if it is empty.
-
-    The counts are the lengths of alternating runs of 0 and 1, column by column.
-    """
-    counts, size = mask.get("counts"), mask.get("size")
-    counts = _unpack_counts(counts) if isinstance(counts, str) else counts
-    if not (isinstance(counts, list) and all(isinstance(count, int) and count >= 0 for count in counts)):
+def _run_box(rle: Entry) -> Box | None:
+    """The extent of a run-length mask; None if it is empty or invalid."""
+    try:
+        (height, _), ends = read_rle_size(rle), list(accumulate(read_counts(rle).tolist()))
+    except ValueError:
         return None
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-        return None
-    height, ends = size[0], list(accumulate(counts))
     runs = [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=False) if end > start]
-    if not runs or ends[-1] != size[0] * size[1]:
+    if not runs:
         return None
     tall = any(start // height != (end - 1) // height for start, end in runs)
     top = 0 if tall else min(start % height for start, _ in runs)
     bottom = height if tall else max((end - 1) % height for _, end in runs) + 1
     return runs[0][0] // height, top, (runs[-1][1] - 1) // height + 1, bottom
-
-
-def _unpack_counts(text: str) -> list[int] | None:
-    """The counts of a compressed run-length mask; None if the text is invalid.
-
-    A character holds five bits, the lowest first; from the third count on, the text holds differences.
-    """
-    counts, value, shift = list[int](), 0, 0
-    for sign in text:
-        code = ord(sign) - 48
-        if not 0 <= code < 64:
-            return None
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            value -= (code & 16) and 1 << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value, shift = 0, 0
-    return None if shift else counts
 
 
 def _coco_mask(entry: Entry, where: str) -> str | None:
