@@ -15,7 +15,7 @@ from components.models.backbones import Backbone
 from components.models.encoders import FORMS, PromptedEncoder, set_attention
 from components.models.fast import ImageWiseAttention, attend, choose_attention
 from components.models.network import create_network
-from components.models.tokens import POOLED, Needs, Tokens
+from components.models.tokens import POOLED, Needs, Tokens, forward_plain
 from components.models.tuners import create_tuners
 
 CPU = torch.device("cpu")
@@ -138,10 +138,10 @@ class TestTheory:
 
         encoder = PromptedEncoder(vit, None)
         encoder.__dict__["prompts"] = Nobody()
+        images, needs = create_images(vit), Needs(pooled=True, patches=True, layers=(0, 2))
+        expected = join(forward_plain(vit, images, needs), needs)
         for form in ("fast", "textbook"):
-            torch.testing.assert_close(
-                run(encoder, create_images(vit), form, False)[0], vit(create_images(vit)), atol=1e-5, rtol=1e-5
-            )
+            torch.testing.assert_close(run(encoder, images, form, False, needs)[0], expected, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize(
         ("change", "bound"),

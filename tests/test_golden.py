@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden import BOUND, WAYS, Way, create_encoder, measure_errors, run
+from golden import BOUND, WAYS, Way, create_encoder, measure_errors, measure_patches, run
 from safetensors.torch import load_file, save
 
 from components.models.backbones import Backbone
@@ -32,7 +32,16 @@ def load_case(name: str) -> tuple[PromptedEncoder, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("name", CASES)
 def test_every_form_is_the_references(name: str, way: Way) -> None:
     errors = measure_errors(RECORD["cases"][name], load_file(GOLDEN / f"{name}.safetensors"), way)
-    assert max(errors.features, errors.gradients, errors.plain) <= BOUND
+    assert max(errors.features, errors.patches, errors.gradients, errors.plain) <= BOUND
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prepared_for_float32_its_patches_are_the_references(name: str) -> None:
+    """As a job computes: on the backbone's own tensors, in the fast form."""
+    encoder, tensors = load_case(name)
+    backbone = Backbone("golden", encoder.vit, "", 0, (0.5,) * 3, (0.5,) * 3, trained=False, licence="")
+    encoder.prepare(backbone, torch.float32, torch.device("cpu"), fused_attention=False)
+    assert measure_patches(encoder.eval(), tensors, torch.float32) <= BOUND
 
 
 def test_the_golden_files_are_whole() -> None:
