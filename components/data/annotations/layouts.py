@@ -10,8 +10,9 @@ import difflib
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from components.data.annotations.foreign import find_foreign_pictures, refuse_fo
 from components.data.annotations.guessing import hint_layout, refuse_layout, require_folder
 from components.data.annotations.masks import read_instances, read_masks
 from components.data.annotations.names import rename_labels
+from components.data.annotations.regions import paint_classes, settle
 from components.data.annotations.tables import read_table
 from components.data.annotations.tree import (
     bare_stem,
@@ -84,6 +86,8 @@ def read_tree(domain: Domain, raw: Path, digests: SupportsDigest | None = None) 
     files = walk_files(raw)
     foreign = find_foreign_pictures(raw, files)
     reading = rename_labels(clip_boxes(read_layout(domain.layout, raw, wanted), raw), domain.rename)
+    if task.painting is not None:
+        reading = settle(reading, raw, task.painting)
     if all(row.problem for row in reading.rows):
         _refuse_unread(raw, files, foreign)
     if not reading.rows:
@@ -164,8 +168,11 @@ def _expand(layout: Tree, raw: Path) -> Iterator[tuple[Any, dict[str, str], str 
         yield layout.model_copy(update=changes), parts, missing
 
 
-def read_folders(layout: Folders, raw: Path, _wanted: Wanted) -> Reading:
-    """One row per image below a class folder. If a class has a folder of masks, each of its images needs a mask."""
+def read_folders(layout: Folders, raw: Path, wanted: Wanted) -> Reading:
+    """One row per image below a class folder. If a class has a folder of masks, each of its images needs a mask.
+
+    With regions wanted, all pixels of a mask that are not 0 are of the folder's class.
+    """
     files = walk_files(raw)
     folders = list_folders(files)
     bases = match_parts(layout.images, folders) if layout.parts else {require_folder(raw, layout.images, layout): {}}
@@ -181,7 +188,20 @@ def read_folders(layout: Folders, raw: Path, _wanted: Wanted) -> Reading:
         rows += _read_class_folders(raw, base, parts, masks)
     if not any(row.label for row in rows):
         refuse_layout(raw, layout, f"one folder per class with images in {layout.images!r}", "no such folders")
-    return Reading(rows)
+    if wanted.painting is None:
+        return Reading(rows)
+    rows = paint_classes([_with_one_mask(row, known.values()) for row in rows], raw, wanted)
+    return Reading(rows + [row for masks in known.values() for row in masks.list_unused(rows)])
+
+
+def _with_one_mask(row: Row, known: Iterable["_Masks"]) -> Row:
+    """The row without a mask that does not exist, and with a problem where several masks have the picture's name."""
+    found = [path for masks in known for path in masks.find_all(row)]
+    if len(found) > 1:
+        hint = "Join them into one mask, or remove the others."
+        problem = Reason("one mask of the same name", ", ".join(found[:4]), hint)
+        return replace(row, mask=found[0], problem=row.problem or problem)
+    return replace(row, mask=found[0] if found else None)
 
 
 def _read_class_folders(raw: Path, base: str, parts: Mapping[str, str], masks: "_Masks | None") -> list[Row]:
@@ -248,10 +268,33 @@ class _Masks:
         bare = {posixpath.join(posixpath.dirname(path), bare_stem(path)): path for path in files}
         self.files = bare | {posixpath.splitext(path)[0]: path for path in files}
         self.labels = {posixpath.relpath(stem, base or ".").split("/")[0] for stem in self.files}
+        self.masks = set(filter(_is_picture, files))
 
     def holds(self, path: str) -> bool:
         """Whether a file is a mask, or lies in the folder of masks."""
         return path in self.masks if self.beside else path.startswith(f"{self.base}/")
+
+    def find_all(self, row: Row) -> list[str]:
+        """All masks of the row's picture: those with its stem, else those called `<stem>_mask` or similar."""
+        if row.mask is None:
+            return []
+        folder, stem = posixpath.split(posixpath.splitext(row.mask)[0])
+        names = self._stems.get(folder, {}).get(stem, []) if stem == stem_of(row.path) else []
+        return names or self._bare.get(folder, {}).get(stem_of(row.path), [])
+
+    @cached_property
+    def _stems(self) -> dict[str, dict[str, list[str]]]:
+        return _by_name(self.masks, stem_of)
+
+    @cached_property
+    def _bare(self) -> dict[str, dict[str, list[str]]]:
+        return _by_name((path for path in self.masks if bare_stem(path) != stem_of(path)), bare_stem)
+
+    def list_unused(self, rows: Iterable[Row]) -> list[Row]:
+        """A row with a problem for every mask that belongs to no picture."""
+        named = {path for row in rows for path in self.find_all(row)}
+        problem = Reason("a picture of the same name as the mask", "none", "Add the picture, or remove the mask.")
+        return [Row(path=path, problem=problem) for path in sorted(self.masks - named)]
 
     def find(self, path: str, label: str, rest: str) -> str | None:
         """The mask of an image. If it is missing, the name it should have, so that validation reports it."""
@@ -259,6 +302,14 @@ class _Masks:
             return self.files.get(path)
         stem = posixpath.join(self.base, label, posixpath.splitext(rest)[0])
         return self.files.get(stem, f"{stem}.png") if label in self.labels else None
+
+
+def _by_name(paths: Iterable[str], name: Callable[[str], str]) -> dict[str, dict[str, list[str]]]:
+    """Paths by folder and by name."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for path in sorted(paths):
+        found.setdefault(posixpath.dirname(path), {}).setdefault(name(path), []).append(path)
+    return found
 
 
 def _without_shared_masks(rows: list[Row]) -> list[Row]:
@@ -269,7 +320,7 @@ def _without_shared_masks(rows: list[Row]) -> list[Row]:
             claims.setdefault(row.mask, set()).add(row.path)
     hint = "Rename one image and give it its own mask."
     return [
-        replace(row, mask=None, boxes=(), problem=Reason("its own mask", found, hint))
+        replace(row, mask=None, regions=None, boxes=(), problem=Reason("its own mask", found, hint))
         if len(others := claims.get(row.mask or "", set())) > 1
         and (found := f"the mask {row.mask} shared by {', '.join(sorted(others))}")
         else row
@@ -376,6 +427,8 @@ def _require_columns(domain: Domain, columns: Sequence[str]) -> None:
 
 
 def _labels(row: Row) -> list[str]:
+    if row.regions is not None:
+        return row.regions.shown
     return list(row.labels) if row.labels is not None else [row.label] if row.label else []
 
 

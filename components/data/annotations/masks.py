@@ -1,40 +1,47 @@
-"""Masks to rows: instance ids give crops, semantic masks give the labels of whole pictures."""
+"""Masks to rows: instance ids give crops, semantic masks the labels of pictures; both give regions if wanted."""
 
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from components.data.annotations.crops import draw_background, find_boxes, read_ids, square_around
 from components.data.annotations.guessing import refuse_layout, require_folder
+from components.data.annotations.regions import Pixels, count_pixels_of, paint, read_mask, read_values
 from components.data.annotations.tree import Index, bare_stem, find_masks_beside, stem_of, walk_files
 from components.data.manifest import Reading, Row, Wanted, find_digest
-from components.data.sources.images import FORMATS, SUFFIXES, UNDECODABLE, brief
+from components.data.sources.images import SUFFIXES, UNDECODABLE, brief
 from components.domain.layouts import Instances, Masks
+from components.records.maps import MOST_CLASSES, Regions
 from components.records.reasons import Reason
 
 
 def read_instances(layout: Instances, raw: Path, wanted: Wanted) -> Reading:
-    """One row per instance, and as many rows of background, cropped as squares. The id mask is the mask of each row."""
+    """One row per instance, and as many rows of background, cropped as squares. The id mask is the mask of each row.
+
+    With regions wanted, a row is a picture: all its instances are of one class.
+    """
     pictures, index = _pair(raw, layout, layout.images, layout.instances, "id masks")
+    if (painting := wanted.painting) is not None:
+        names = {0: painting.background, 1: layout.label}
+        rows = _read_all(lambda path: [_paint_row(path, raw, index, lambda ids, _: paint(ids != 0, names))], pictures)
+        return Reading(rows + _without_picture(pictures, index))
     return Reading(_read_all(lambda path: _instance_rows(path, layout, raw, index, wanted), pictures))
 
 
 def read_masks(layout: Masks, raw: Path, wanted: Wanted) -> Reading:
     """One row per picture with the class that its mask shows (multilabel: all classes).
 
-    A mask without a picture gives a row with a problem.
+    With regions wanted, the row has the class of every pixel. A mask without a picture gives a row with a problem.
     """
     pictures, index = _pair(raw, layout, layout.images, layout.masks, "masks")
-    rows = _read_all(lambda path: [_mask_row(path, layout, raw, index, wanted)], pictures)
-    stems = {stem_of(path) for path in pictures}
-    problem = Reason("a picture of the same name as the mask", "none", "Add the picture, or remove the mask.")
-    alone = [path for path in sorted(index.files) if not {stem_of(path), bare_stem(path)} & stems]
-    return Reading(rows + [Row(path=path, problem=problem) for path in alone])
+    if (painting := wanted.painting) is not None:
+        rows = _read_all(lambda path: [_region_row(path, layout, raw, index, painting.background)], pictures)
+    else:
+        rows = _read_all(lambda path: [_mask_row(path, layout, raw, index, wanted)], pictures)
+    return Reading(rows + _without_picture(pictures, index))
 
 
 def _pair(raw: Path, layout: Instances | Masks, images: str, masks: str, what: str) -> tuple[list[str], Index]:
@@ -47,6 +54,14 @@ def _pair(raw: Path, layout: Instances | Masks, images: str, masks: str, what: s
     if not pictures or not index.files:
         refuse_layout(raw, layout, f"images in {images!r} and {what} in {masks!r}", "none")
     return pictures, index
+
+
+def _without_picture(pictures: list[str], index: Index) -> list[Row]:
+    """A row with a problem for every mask that belongs to no picture."""
+    stems = {stem_of(path) for path in pictures}
+    problem = Reason("a picture of the same name as the mask", "none", "Add the picture, or remove the mask.")
+    alone = [path for path in sorted(index.files) if not {stem_of(path), bare_stem(path)} & stems]
+    return [Row(path=path, problem=problem) for path in alone]
 
 
 def _read_all(read: Callable[[str], list[Row]], paths: Iterable[str]) -> list[Row]:
@@ -97,7 +112,7 @@ def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted)
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         hint = "Save it as PNG with one 8- or 16-bit channel of class ids, or with the colours given in `ids`."
         return Row(path=path, problem=Reason(f"a mask {found[0]}", brief(error), hint))
-    names = {value: _name_of(value, layout) for value in areas}
+    names = {value: _name_of(value, layout, layout.background) for value in areas}
     if unknown := {value: areas[value] for value, name in names.items() if name is None}:
         problem = _explain_unknown(unknown, found[0], layout)
         return Row(path=path, mask=found[0], problem=problem)
@@ -117,37 +132,44 @@ def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted)
     return Row(path=path, label=next(iter(shown), layout.background), mask=found[0])
 
 
+def _region_row(path: str, layout: Masks, raw: Path, index: Index, background: str | None) -> Row:
+    """A row with the class of every pixel."""
+
+    def name(pixels: Pixels, mask: str) -> Regions | Reason:
+        areas = count_pixels_of(pixels)
+        names = {value: _name_of(value, layout, background) for value in areas}
+        if unknown := {value: areas[value] for value, name in names.items() if name is None}:
+            return _explain_unknown(unknown, mask, layout)
+        if len(names) > MOST_CLASSES:
+            hint = "Masks with a number per object are the layout instances; soft edges must be 0 or 255."
+            return Reason(f"at most {MOST_CLASSES} classes in the mask {mask}", f"{len(names)} values", hint)
+        return paint(pixels, {value: name or None for value, name in names.items()})
+
+    return _paint_row(path, raw, index, name, colours=_in_colour(layout))
+
+
+def _paint_row(
+    path: str, raw: Path, index: Index, name: Callable[[Pixels, str], Regions | Reason], *, colours: bool = False
+) -> Row:
+    """The row of a picture and its mask, whose values `name` turns into regions; without a mask, only the picture."""
+    found = index.find_mask(path)
+    if not found:
+        return Row(path=path)
+    if len(found) > 1:
+        return _no_mask(path, found, "mask")
+    pixels = read_mask(raw, found[0], colours=colours)
+    named = pixels if isinstance(pixels, Reason) else name(pixels, found[0])
+    if isinstance(named, Reason):
+        return Row(path=path, mask=found[0], problem=named)
+    return Row(path=path, mask=found[0], regions=named)
+
+
 def count_values(path: Path, colours: bool) -> dict[int, int]:
     """The number of pixels of every class id in a mask, or of every colour as 0xRRGGBB.
 
     Raises ValueError for an image whose mode cannot hold ids or colours.
     """
-    with Image.open(path, formats=FORMATS) as opened:
-        if getattr(opened, "n_frames", 1) > 1:
-            raise ValueError("several frames")
-        pixels = np.asarray(opened.convert("RGB") if colours else opened)
-        mode = opened.mode
-    if colours:
-        pixels = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
-    elif pixels.ndim == 3 and mode in ("LA", "RGBA") and pixels[..., -1].min() < 255:
-        raise ValueError(f"an image of mode {mode} with transparent pixels")
-    elif pixels.ndim == 3 and mode in ("LA", "RGB", "RGBA") and _is_grey(pixels, mode):
-        pixels = pixels[..., 0]  # ids that were saved as grey in several channels
-    if pixels.ndim != 2 or pixels.dtype.kind not in "uib" or (pixels.dtype.kind == "i" and pixels.min() < 0):
-        raise ValueError(f"an image of mode {mode}")
-    return _count(pixels)
-
-
-def _is_grey(pixels: NDArray[np.generic], mode: str) -> bool:
-    return mode == "LA" or bool((pixels[..., :3] == pixels[..., :1]).all())
-
-
-def _count(pixels: NDArray[np.generic]) -> dict[int, int]:
-    if pixels.dtype.itemsize <= 2:
-        counts = np.bincount(pixels.ravel())
-        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    values, found = np.unique(pixels, return_counts=True)
-    return dict(zip(values.tolist(), found.tolist(), strict=True))
+    return count_pixels_of(read_values(path, colours))
 
 
 def _in_colour(layout: Masks) -> bool:
@@ -158,15 +180,18 @@ def _number(value: int | str) -> int:
     return int(value.removeprefix("#"), 16) if isinstance(value, str) else value
 
 
-def _name_of(value: int, layout: Masks) -> str | None:
-    """The class of a value; "" for a value to be ignored, None for a value that is not declared."""
+def _name_of(value: int, layout: Masks, background: str | None) -> str | None:
+    """The class of a value; "" for a value to be ignored, None for a value that is not declared.
+
+    background: the class of 0 where `ids` says nothing else; None: 0 is ignored.
+    """
     if value in map(_number, layout.ignore):
         return ""
     names = {_number(number): name for name, number in layout.ids.items()}
     if value in names:
         return names[value]
-    if value == 0 and layout.background not in layout.ids:
-        return layout.background
+    if value == 0 and background not in layout.ids:
+        return background or ""
     return None if layout.ids else f"class_{value}"
 
 

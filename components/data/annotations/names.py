@@ -80,6 +80,7 @@ def rename_labels(reading: Reading, rename: Mapping[str, str]) -> Reading:
             row,
             label=rename.get(row.label, row.label) if row.label else None,
             labels=None if row.labels is None else [rename.get(label, label) for label in row.labels],
+            regions=None if row.regions is None else row.regions.rename(rename),
         )
         for row in reading.rows
     ]

@@ -17,6 +17,7 @@ from components.data.annotations.columns import (
     parse_numbers,
 )
 from components.data.annotations.guessing import refuse_layout
+from components.data.annotations.regions import paint_classes, require_one_mask
 from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
 from components.data.manifest import Reading, Row, Wanted
 from components.data.sources.images import SUFFIXES, Box, not_an_image
@@ -50,6 +51,9 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     Pictures that no line lists, in folders of listed ones, are rows with a problem.
     """
     table = resolve_inside(layout.table, "", "layout.table")
+    if wanted.painting is not None and (layout.crop or not layout.mask):
+        found, hint = "`crop`" if layout.crop else "no column `mask`", "Correct the layout, or choose another task."
+        raise DataError(f"layout {layout.kind}", expected="whole pictures with a `mask`", found=found, hint=hint)
     sheet = _load(layout, raw, table)
     flags = layout.one_hot or (wanted.many and not layout.separator)
     classes = (_written_classes(wanted, sheet.frame) or find_flags(sheet.frame, layout)) if flags else ()
@@ -76,6 +80,9 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     ]
     rows = [row for row in read if row.problem != NO_OBJECT]
     empty = {row.path: str(NO_OBJECT) for row in read if row.problem == NO_OBJECT}
+    if wanted.painting is not None:
+        rows = paint_classes(require_one_mask(rows), raw, wanted)
+        read += [Row(path=row.mask, mask=row.path) for row in read if row.mask]  # masks must be listed, too
     unlisted = find_unlisted(files, read, f"a line in {table} for every picture beside the listed ones")
     return Reading(
         rows + unlisted, {path: why for path, why in empty.items() if path in lines.index.files}, lines.notes

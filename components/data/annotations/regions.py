@@ -1,0 +1,183 @@
+"""Mask files to regions, and what a picture without any annotation shows.
+
+A mask is an image of the size of its picture with a number or a colour per pixel. `read_mask` returns its values,
+`paint` names them, and `settle` decides on pictures that have no annotation at all.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from components.data.annotations.columns import read_size
+from components.data.annotations.tree import walk_files
+from components.data.manifest import Reading, Row, Wanted
+from components.data.sources.images import FORMATS, UNDECODABLE, brief
+from components.records.maps import IGNORE, Painting, Regions
+from components.records.reasons import Reason
+
+Pixels = NDArray[np.generic]
+
+LOSSY = (".jpg", ".jpeg")
+UNANNOTATED = Reason(
+    "an annotation of the picture",
+    "none",
+    "Add one, or write `unannotated: background` into the task's options if such pictures show background alone.",
+)
+LEFT_OUT = "pictures without an annotation left out (the task's option `unannotated: background` includes them)"
+SHOWS_NOTHING = "pictures whose annotation shows nothing, taken as background"
+
+
+def read_mask(raw: Path, path: str, *, colours: bool = False) -> Pixels | Reason:
+    """The values of a mask (H, W) as `read_values` returns them, or why it cannot be used."""
+    hint = "Save it as PNG with one 8- or 16-bit channel of class ids, or with the colours given in `ids`."
+    if path.lower().endswith(LOSSY):
+        found = "a JPEG, whose compression changes the numbers that were written"
+        return Reason(f"a mask {path}", found, hint)
+    try:
+        return read_values(raw / path, colours)
+    except (Image.DecompressionBombError, *UNDECODABLE) as error:
+        empty = not (raw / path).stat().st_size
+        return Reason(f"a mask {path}", "an empty file" if empty else brief(error), hint)
+
+
+def read_values(path: Path, colours: bool) -> Pixels:
+    """The class id of every pixel of a mask (H, W), or its colour as 0xRRGGBB; upright.
+
+    Raises ValueError for an image whose mode cannot hold ids or colours.
+    """
+    with Image.open(path, formats=FORMATS) as opened:
+        if getattr(opened, "n_frames", 1) > 1:
+            raise ValueError("several frames")
+        upright = ImageOps.exif_transpose(opened)
+        pixels, mode = np.asarray(upright.convert("RGB") if colours else upright), opened.mode
+    if colours:
+        pixels = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
+    elif pixels.ndim == 3 and mode in ("LA", "RGBA") and pixels[..., -1].min() < 255:
+        raise ValueError(f"an image of mode {mode} with transparent pixels")
+    elif pixels.ndim == 3 and mode in ("LA", "RGB", "RGBA") and _is_grey(pixels, mode):
+        pixels = pixels[..., 0]  # ids that were saved as grey in several channels
+    if pixels.ndim != 2 or pixels.dtype.kind not in "uib" or (pixels.dtype.kind == "i" and pixels.min() < 0):
+        raise ValueError(f"an image of mode {mode}")
+    return pixels
+
+
+def count_pixels_of(pixels: Pixels) -> dict[int, int]:
+    """The number of pixels of every value."""
+    if pixels.dtype.itemsize <= 2:
+        counts = np.bincount(pixels.ravel())
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    values, found = np.unique(pixels, return_counts=True)
+    return dict(zip(values.tolist(), found.tolist(), strict=True))
+
+
+def paint(pixels: Pixels, names: Mapping[int, str | None]) -> Regions:
+    """Regions of a mask whose values are named; None for values of which nothing is known.
+
+    names: at most MOST_CLASSES different ones.
+    """
+    shown = sorted({name for name in names.values() if name is not None})
+    classes = np.full(pixels.shape, IGNORE, np.uint8)
+    for value, name in names.items():
+        if name is not None:
+            classes[pixels == value] = shown.index(name)
+    return Regions.of(classes, shown)
+
+
+def paint_classes(rows: list[Row], raw: Path, wanted: Wanted) -> list[Row]:
+    """Rows with a label and a mask, as regions: every pixel of the mask that is not 0 is of the class `label`.
+
+    Files are read in threads: Pillow and numpy release the GIL.
+    """
+    files, background = set(walk_files(raw)), (wanted.painting or Painting()).background
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda row: _paint_class(row, raw, files, background, wanted.rename), rows))
+
+
+def _paint_class(row: Row, raw: Path, files: Set[str], background: str | None, rename: Mapping[str, str]) -> Row:
+    if row.problem or row.mask is None or row.label is None:
+        return row
+    if row.mask not in files:
+        return replace(
+            row, problem=Reason(f"its mask {row.mask}", "no such file", "Add the mask, or correct its name.")
+        )
+    pixels = read_mask(raw, row.mask)
+    if isinstance(pixels, Reason):
+        return replace(row, problem=pixels)
+    shown = pixels != 0
+    if shown.any() and rename.get(row.label, row.label) == background:
+        expected = f"an empty mask, because {row.label!r} is the background"
+        found = f"{np.count_nonzero(shown):,} pixels that are not 0 in {row.mask}"
+        return replace(row, problem=Reason(expected, found, "Correct the mask, or move the picture to its class."))
+    return replace(row, regions=paint(shown, {0: background, 1: row.label}))
+
+
+def require_one_mask(rows: list[Row]) -> list[Row]:
+    """Rows with a problem where several of them annotate one picture by different masks."""
+    claims: dict[str, dict[str, None]] = {}
+    for row in rows:
+        claims.setdefault(row.path, {})[row.mask or "none"] = None
+    hint = "Join the masks of a picture into one with a number per class (layout masks)."
+    return [
+        replace(row, regions=None, problem=Reason("one mask per picture", ", ".join(claims[row.path]), hint))
+        if len(claims[row.path]) > 1 and not row.problem
+        else row
+        for row in rows
+    ]
+
+
+# Pictures without an annotation
+
+
+def settle(reading: Reading, raw: Path, painting: Painting) -> Reading:
+    """Decide on the pictures of which the reader returned neither regions nor a problem, and count what was decided.
+
+    Such a picture shows background alone where its label says so (the folder of sound pictures), or where the domain
+    says it of all of them; else it is left out. A picture without any labelled pixel gets a problem.
+    """
+    rows, ignored, notes = list[Row](), dict(reading.ignored), Counter(reading.notes)
+    for row in reading.rows:
+        if row.problem is None and row.regions is None:
+            decided = _decide(row, raw, painting)
+            if decided.problem == UNANNOTATED:
+                ignored[row.path] = str(UNANNOTATED)
+                notes[LEFT_OUT] += 1
+                continue
+        else:
+            decided = row if row.problem else _require_labelled(row)
+            if decided.regions and decided.regions.shown == [painting.background]:
+                notes[SHOWS_NOTHING] += 1
+        rows.append(decided)
+    return Reading(rows, ignored, notes)
+
+
+def _decide(row: Row, raw: Path, painting: Painting) -> Row:
+    """A row without annotation as background, or with a problem."""
+    background = painting.background
+    sound = row.label is not None and row.label == background
+    if background is None or not (sound or painting.unannotated == "background"):
+        return replace(row, problem=UNANNOTATED)
+    if row.label is not None and not sound:
+        expected, hint = f"a mask that shows where {row.label!r} is", "Add it, or remove the picture."
+        return replace(row, problem=Reason(expected, "none", hint))
+    if (size := read_size(raw / row.path)) is None:
+        problem = Reason("an image that can be decoded", "a file without a size", "Export it again, or remove it.")
+        return replace(row, problem=problem)
+    return replace(row, regions=Regions.of(np.zeros(size[::-1], np.uint8), [background]))
+
+
+def _require_labelled(row: Row) -> Row:
+    if row.regions is None or row.regions.shown:
+        return row
+    hint = "Annotate it, or say in domain.yaml what pixels without annotation show (the task's option `background`)."
+    return replace(row, problem=Reason("at least one labelled pixel", "none: every pixel is to be ignored", hint))
+
+
+def _is_grey(pixels: Pixels, mode: str) -> bool:
+    return mode == "LA" or bool((pixels[..., :3] == pixels[..., :1]).all())
