@@ -76,9 +76,9 @@ class SegmentationHead(Head):
         return (targets != IGNORE).flatten(1).any(dim=1).sum().double().clamp(min=1e-9)
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Per image the cross entropy, as a weighted mean over its labelled pixels, plus one minus its mean Dice."""
+        """Per image the cross entropy, as a weighted mean over its labelled pixels, plus what its Dice lacks of one."""
         logits = F.interpolate(outputs, targets.shape[-2:], mode="bilinear")
-        return measure_entropy(logits, targets, weights) + measure_overlap(logits, targets)
+        return measure_losses(logits, targets, weights).sum()
 
     def decode(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         return F.softmax(outputs / temperature, dim=1)
@@ -143,23 +143,31 @@ def choose_layers(depth: int) -> tuple[int, ...]:
     return tuple(sorted({math.ceil(depth * part / DEPTHS) - 1 for part in range(1, DEPTHS + 1)}))
 
 
-def measure_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Sum over the images of their weighted mean cross entropy. logits: (B, C, h, w)."""
-    losses = F.cross_entropy(logits, targets.long(), weight=weights, ignore_index=IGNORE, reduction="none")
-    labelled = (targets != IGNORE).sum(dim=(1, 2))
-    return (losses.sum(dim=(1, 2)) / labelled.clamp(min=1)).sum()
+def measure_losses(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """(B,) cross entropy, as a weighted mean over an image's labelled pixels, plus one minus the mean Dice of the
+    classes that it shows. logits: (B, C, h, w); targets: (B, h, w) uint8.
 
-
-def measure_overlap(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum over the images of one minus the mean Dice of the classes that the image shows. logits: (B, C, h, w)."""
+    Everything is a sum by class of a value per pixel, so that no array of ones and zeros per class is needed.
+    """
+    logs = F.log_softmax(logits, dim=1)
     known = targets != IGNORE
-    truth = F.one_hot(targets.long().where(known, 0), logits.shape[1]).permute(0, 3, 1, 2) * known[:, None]
-    chances = F.softmax(logits, dim=1) * known[:, None]
-    shared, size, answered = (part.sum(dim=(2, 3)) for part in (chances * truth, truth, chances))  # (B, C)
-    dice = (2 * shared + SMOOTH) / (size + answered + SMOOTH)
-    shown = (size > 0).float()
-    lacking: Tensor = ((1 - dice) * shown).sum(dim=1) / shown.sum(dim=1).clamp(min=1)
-    return lacking.sum()
+    place = targets.long().where(known, 0)
+    picked = logs.gather(1, place[:, None])[:, 0]
+    pixels, entropy, shared = (
+        _sum_by_class(values * known, place, logits.shape[1])
+        for values in (torch.ones_like(picked), picked, picked.exp())
+    )
+    answered = (logs.exp() * known[:, None]).sum(dim=(2, 3))
+    dice = (2 * shared + SMOOTH) / (pixels + answered + SMOOTH)
+    shown = (pixels > 0).float()
+    lacking = ((1 - dice) * shown).sum(dim=1) / shown.sum(dim=1).clamp(min=1)
+    losses: Tensor = lacking - (entropy * weights).sum(dim=1) / pixels.sum(dim=1).clamp(min=1)
+    return losses
+
+
+def _sum_by_class(values: Tensor, place: Tensor, classes: int) -> Tensor:
+    """Values (B, h, w) and the class of each pixel to (B, C)."""
+    return values.new_zeros(len(values), classes).scatter_add(1, place.flatten(1), values.flatten(1))
 
 
 def _join_layers(tokens: Tokens) -> Tensor:
