@@ -1,65 +1,56 @@
-"""COCO: each annotation's box becomes one crop of its picture; for multilabel, each picture gets all its categories."""
+"""COCO: each annotation's box becomes one crop of its picture; for multilabel, each picture gets all its categories.
 
-import json
+Where regions are wanted, the polygons and run-length masks of a picture's annotations are painted into its class map.
+"""
+
 import math
-import posixpath
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from components.data.annotations.boxes import is_number
-from components.data.annotations.columns import is_outside
+from components.data.annotations.coco_files import (
+    IMAGE_KEYS,
+    KNOWN,
+    CocoFile,
+    Entry,
+    as_text,
+    find_columns,
+    find_files,
+    find_mask_of,
+    identify,
+    is_crowd,
+    load_coco,
+    name_unread,
+    open_file,
+)
+from components.data.annotations.coco_shapes import read_segmentation
 from components.data.annotations.guessing import refuse_layout, require_folder
-from components.data.annotations.tables import ELSEWHERE, find_unlisted, parse_boxes, resolve_picture
+from components.data.annotations.painting import Drawn, paint_all, paint_row
+from components.data.annotations.tables import find_unlisted, parse_boxes
 from components.data.annotations.tree import (
     Index,
-    match_parts,
-    name_columns,
-    require_inside,
-    resolve_inside,
     walk_files,
 )
 from components.data.manifest import Reading, Row, Wanted
-from components.data.sources.images import SUFFIXES, Box, brief
+from components.data.sources.images import SUFFIXES, Box
 from components.domain.domain import Domain
-from components.domain.layouts import PART, Coco
-from components.errors import DataError
+from components.domain.layouts import Coco
+from components.records.maps import Painting
 from components.records.objects import read_counts, read_rle_size
 from components.records.reasons import Reason
 
-Entry = Mapping[str, Any]  # one object of a COCO file
-Id = int | str
-
-EMPTY = "listed without any object to cut out"
 CROWDS = "crowd annotations (iscrowd: 1) left out"
-#: Keys of an annotation that are read, or that only repeat what is read.
-KNOWN = {
-    *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "whole", "mask", "boxes", "group", "split"),
-    *("category_name", "ignore", "image"),
-}
-IMAGE_KEYS = {"file_name", "width", "height", "license", "licence", "flickr_url", "coco_url"}
-MARKS = ("difficult", "truncated", "occluded", "ignore")
-EXPORT_AGAIN = "Export the file again."
-
-
-@dataclass(frozen=True)
-class _File:
-    """One COCO file; its ids are unique only within the file."""
-
-    path: str
-    wanted: Wanted
-    index: Index
-    names: Mapping[Id, str]
-    notes: Counter[str]
-    pictures: dict[Id, Row] = field(default_factory=dict)
+CROWDS_IGNORED = "crowd regions (iscrowd: 1), whose pixels are ignored"
+EMPTY = "listed without any object to cut out"
 
 
 def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> Reading:
     """One row per annotation, cropped by its box; for multilabel, one row per picture with all its labels.
+
+    With regions wanted, one row per picture. What several files annotate in one picture is painted in their order.
 
     Raises DataError for a file that is not COCO, or whose ids contradict one another.
     """
@@ -69,11 +60,15 @@ def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> Reading:
         refuse_layout(raw, layout, f"images in {layout.images!r}", "none")
     index, rows, listed, notes = Index(walk_files(raw), images), list[Row](), list[Row](), Counter[str]()
     wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))  # needed by `split: given`
-    for path, parts in _annotation_files(layout, raw).items():
+    expected = f"an entry in `images` of {layout.annotations} for every picture beside the listed ones"
+    if wanted.painting is not None:
+        rows, listed = _paint_pictures(find_files(layout, raw), raw, index, wanted, notes)
+        unlisted = [replace(row, problem=None) for row in find_unlisted(pictures, listed, expected)]
+        return Reading(rows + unlisted, notes=dict(+notes))
+    for path, parts in find_files(layout, raw).items():
         found, entries = _coco_rows(path, raw, index, wanted, notes)
         rows += [replace(row, columns={**row.columns, **parts}) for row in found]
         listed += entries
-    expected = f"an entry in `images` of {layout.annotations} for every picture beside the listed ones"
     used = {row.path for row in rows}
     ignored = {} if wanted.many else {row.path: EMPTY for row in listed if row.path not in used}
     return Reading(rows + find_unlisted(pictures, rows + listed, expected), ignored, dict(+notes))
@@ -87,208 +82,22 @@ def read_coco_file(file: Path, index: Index) -> Reading:
     return Reading(rows + [row for row in listed if row.path not in named], notes=dict(+notes))
 
 
-def _annotation_files(layout: Coco, raw: Path) -> dict[str, dict[str, str]]:
-    """The files that `annotations` names, each with the split that its name contains."""
-    if PART.search(layout.annotations):
-        if matched := match_parts(layout.annotations, walk_files(raw)):
-            return {path: name_columns(parts) for path, parts in matched.items()}
-        refuse_layout(raw, layout, f"files like {layout.annotations!r}", "none")
-    named = resolve_inside(layout.annotations, "", f"layout {layout.kind}")
-    if (raw / named).is_dir():
-        if found := [path for path in walk_files(raw, named) if path.lower().endswith(".json")]:
-            return {path: {} for path in found}
-        refuse_layout(raw, layout, f".json files in {layout.annotations!r}", "none")
-    if not (raw / named).is_file():
-        refuse_layout(raw, layout, f"the annotations {layout.annotations!r}", "no such file")
-    require_inside(raw, raw / named)
-    return {named: {}}
-
-
 def _coco_rows(path: str, raw: Path, index: Index, wanted: Wanted, notes: Counter[str]) -> tuple[list[Row], list[Row]]:
     """The rows of one file, and one row for every picture that it lists, with or without annotations."""
-    content = _load_coco(raw / path, path, notes)
-    numbered = [(number, entry) for number, entry in enumerate(content["annotations"]) if not _is_crowd(entry)]
-    notes[CROWDS] += len(content["annotations"]) - len(numbered)
-    used = {_identify(entry["category_id"]) for _, entry in numbered}
-    file = _File(path, wanted, index, _name_categories(content["categories"], used, path), notes)
-    for number, entry in enumerate(content["images"]):
-        _add_picture(file, entry, f"{path}, images[{number}]")
-    _refuse_two_ids(file, {_identify(entry["image_id"]) for _, entry in numbered})
-    _count_annotation_ids(file, numbered)
+    file, annotations = open_file(path, raw, index, wanted, notes)
+    numbered = [(number, entry) for number, entry in annotations if not is_crowd(entry)]
+    notes[CROWDS] += len(annotations) - len(numbered)
     rows = [_coco_row(file, annotation, number) for number, annotation in numbered]
-    notes.update(note for _, annotation in numbered for note in _passed_over(annotation, wanted))
+    notes.update(note for _, annotation in numbered for note in name_unread(annotation, wanted))
     listed = list(file.pictures.values())
     return (_join_labels(listed, rows), listed) if wanted.many else (rows + [r for r in listed if r.problem], listed)
 
 
-# Ids
-
-
-def _identify(value: object) -> Id:
-    """An id in the form in which it is looked up: 3, 3.0 and "3" are the same id within one file."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and re.fullmatch(r"0|-?[1-9]\d{0,17}", value.strip()):
-        return int(value)
-    return value.strip() if isinstance(value, str) else value  # type: ignore[return-value]
-
-
-def _is_id(value: object) -> bool:
-    return not isinstance(value, bool) and (isinstance(value, int | str) or _is_whole(value))
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, float) and value.is_integer()
-
-
-def _contradict(path: str, what: str, first: object, second: object, hint: str) -> DataError:
-    return DataError(f"{path}, {what}", expected="one meaning", found=f"{first} and {second}", hint=hint)
-
-
-def _name_categories(categories: Iterable[Entry], used: set[Id], path: str) -> dict[Id, str]:
-    """The name of every category id.
-
-    Raises DataError for an id with two names, and for a name with two ids that are both used.
-    """
-    names: dict[Id, str] = {}
-    for entry in categories:
-        key, name = _identify(entry["id"]), str(entry.get("name") or "").strip()
-        hint = "Give every category its own id, and export the annotations again."
-        if names.get(key, name) != name:
-            raise _contradict(path, f"category id {entry['id']!r}", repr(names[key]), repr(name), hint)
-        names[key] = name
-    holders: dict[str, Id] = {}
-    for key, name in names.items():
-        if key in used and name and holders.setdefault(name, key) != key:
-            hint = "Join the two in the file, or rename one."
-            raise _contradict(path, f"category {name!r}", f"id {holders[name]!r}", f"id {key!r}", hint)
-    return names
-
-
-def _add_picture(file: _File, entry: Entry, where: str) -> None:
-    """Register the picture of an entry under its id. Raises DataError if the id belongs to another picture."""
-    if not isinstance(name := entry.get("file_name"), str) or not name:
-        raise DataError(where, expected="an id and a file_name", found=repr(dict(entry))[:100], hint=EXPORT_AGAIN)
-    picture, problem = resolve_picture(name, file.index, where)
-    file.notes[ELSEWHERE] += is_outside(name) or not (problem or _is_end(name, picture))
-    key, many = _identify(entry["id"]), file.wanted.many
-    before = file.pictures.get(key)
-    if before and before.path != picture:
-        hint = "Give the images and their annotations new ids, and export the file again."
-        raise _contradict(file.path, f"image id {entry['id']!r}", before.path, picture, hint)
-    file.notes["images listed twice under one id"] += before is not None
-    file.pictures[key] = Row(
-        path=picture,
-        labels=[] if many else None,
-        mask=_coco_mask(entry, where),
-        boxes=parse_boxes(_text(entry.get("boxes")))[0],
-        stated_size=_coco_size(entry),
-        columns=_columns(entry, file.wanted),
-        problem=problem,
-    )
-
-
-def _is_end(name: str, picture: str) -> bool:
-    """Whether a name is a bare file name, or the end of its picture's path."""
-    plain = posixpath.normpath(name.replace("\\", "/"))
-    return "/" not in plain or f"/{picture}".endswith(f"/{plain}")
-
-
-def _refuse_two_ids(file: _File, annotated: set[Id]) -> None:
-    """Give a problem to pictures that are listed under several ids, if several of these have annotations."""
-    ids: dict[str, list[Id]] = {}
-    for key, picture in file.pictures.items():
-        ids.setdefault(picture.path, []).append(key)
-    for path, keys in ids.items():
-        if len(keys) == 1:
-            continue
-        if len(both := [key for key in keys if key in annotated]) < 2:
-            file.notes["images listed twice, annotated under one id alone"] += 1
-            continue
-        found = f"the ids {' and '.join(map(repr, both[:4]))} of {path} in {file.path}"
-        problem = Reason("one id per picture", found, "Keep one id, and use it in all annotations of the picture.")
-        for key in keys:
-            file.pictures[key] = replace(file.pictures[key], problem=problem)
-
-
-def _count_annotation_ids(file: _File, numbered: Iterable[tuple[int, Entry]]) -> None:
-    """Note annotation ids that occur twice. Both annotations are read, because nothing is looked up by these ids."""
-    first: dict[Id, Entry] = {}
-    twice = []
-    for _, entry in numbered:
-        if _is_id(entry.get("id")) and first.setdefault(_identify(entry["id"]), entry) is not entry:
-            twice.append(entry)
-    if twice:
-        places = [
-            file.pictures.get(_identify(entry["image_id"])) for entry in (first[_identify(twice[0]["id"])], twice[0])
-        ]
-        named = " and ".join(row.path if row else "an unknown image" for row in places)
-        file.notes[f"annotation ids given twice, both read (first: {twice[0]['id']!r} in {named})"] += len(twice)
-
-
-# Annotations
-
-
-def _is_crowd(annotation: Entry) -> bool:
-    return str(annotation.get("iscrowd")).lower() in ("1", "1.0", "true")
-
-
-def _passed_over(annotation: Entry, wanted: Wanted) -> Iterator[str]:
-    """A note for everything in an annotation that no row holds."""
-    attributes = annotation.get("attributes")
-    marks = {**attributes, **annotation} if isinstance(attributes, dict) else annotation
-    for mark in MARKS:
-        if str(marks.get(mark)).lower() in ("1", "1.0", "true"):
-            yield f"annotations marked {mark}, read as any other"
-    for key in sorted(set(annotation) - KNOWN - set(MARKS) - set(wanted.columns)):
-        if annotation[key] not in (None, "", 0, [], {}) and not (key == "segmentation" and "bbox" not in annotation):
-            yield f"annotations with {key[:40]}, which is not kept"
-
-
-def _load_coco(file: Path, path: str, notes: Counter[str]) -> dict[str, list[Entry]]:
-    """The three lists of a COCO file. Raises DataError if a list is missing, or an id is not a number or a text."""
-    expected, hint = "a COCO file with the lists images, annotations and categories", "Export the file again."
-    try:
-        data = file.read_bytes()
-        content = json.loads(data)
-        if re.search(rb"\\u[dD][89abAB]", data):  # lone surrogates, which no table can hold
-            json.dumps(content, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise DataError(path, expected=expected, found=f"invalid JSON: {brief(error)}", hint=hint) from None
-    _leave_out_captions(content, notes)
-    for key in ("images", "annotations", "categories"):
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise DataError(path, expected=expected, found=f"no list {key!r}", hint=hint)
-        ids = ("image_id", "category_id") if key == "annotations" else ("id",)
-        for number, entry in enumerate(entries):
-            if not isinstance(entry, dict) or not all(_is_id(entry.get(name)) for name in ids):
-                found = repr(entry)[:100]
-                wanted = f"an entry with {' and '.join(ids)}"
-                raise DataError(f"{path}, {key}[{number}]", expected=wanted, found=found, hint=hint)
-    return content  # type: ignore[no-any-return]
-
-
-def _leave_out_captions(content: Any, notes: Counter[str]) -> None:
-    """Remove captions, which COCO stores in files of the same form as boxes, and note their number."""
-    annotations = content.get("annotations") if isinstance(content, dict) else None
-    if isinstance(annotations, list):
-        kept = [
-            entry
-            for entry in annotations
-            if not (isinstance(entry, dict) and "caption" in entry and "category_id" not in entry)
-        ]
-        if len(kept) < len(annotations):
-            notes["captions left out"] += len(annotations) - len(kept)
-            content.setdefault("categories", [])
-            content["annotations"] = kept
-
-
-def _coco_row(file: _File, annotation: Entry, number: int) -> Row:
+def _coco_row(file: CocoFile, annotation: Entry, number: int) -> Row:
     """The row of one annotation. A fault becomes the row's problem, with the picture's path if that is known."""
-    where, many = f"{file.path}, annotations[{number}]", file.wanted.many
-    picture = file.pictures.get(_identify(annotation["image_id"]))
-    label = file.names.get(_identify(annotation["category_id"]))
+    where, many = f"{file.path}, annotations[{number}]", file.wanted.annotation != "label"
+    picture = file.pictures.get(identify(annotation["image_id"]))
+    label = file.names.get(identify(annotation["category_id"]))
     if picture is None or not label:
         key = "image_id" if picture is None else "category_id"
         missing = f"{key} {annotation[key]!r}"
@@ -296,7 +105,7 @@ def _coco_row(file: _File, annotation: Entry, number: int) -> Row:
         return Row(path=picture.path if picture else file.path, problem=problem)
     whole = annotation.get("whole") is True or many
     box = None if whole else _coco_box(annotation)
-    boxes, box_problem = parse_boxes(_text(annotation.get("boxes")))
+    boxes, box_problem = parse_boxes(as_text(annotation.get("boxes")))
     if box is None and not whole:
         found = repr(annotation.get("bbox"))[:80]
         box_problem = Reason(f"a bbox [x, y, width, height] in {where}", found, "Correct or remove the annotation.")
@@ -304,11 +113,11 @@ def _coco_row(file: _File, annotation: Entry, number: int) -> Row:
         path=picture.path,
         label=None if many else label,
         labels=[label] if many else None,
-        mask=_coco_mask(annotation, where) or picture.mask,
+        mask=find_mask_of(annotation, where) or picture.mask,
         boxes=boxes or picture.boxes,
         crop=box,
         stated_size=picture.stated_size,
-        columns=_columns(annotation, file.wanted, picture.columns),
+        columns=find_columns(annotation, file.wanted, picture.columns),
         problem=picture.problem or box_problem,
     )
 
@@ -342,15 +151,70 @@ def _run_box(rle: Entry) -> Box | None:
     return runs[0][0] // height, top, (runs[-1][1] - 1) // height + 1, bottom
 
 
-def _coco_mask(entry: Entry, where: str) -> str | None:
-    mask = _text(entry.get("mask"))
-    return resolve_inside(mask, "", where) if mask else None
+@dataclass
+class _Picture:
+    """What all files say of one picture. annotated: whether a file says that it is, even where it shows nothing."""
+
+    row: Row
+    source: str
+    marks: list[tuple[Entry, str | None, str]] = field(default_factory=list)  # annotation, class (None: ignore), place
+    annotated: bool = False
 
 
-def _coco_size(entry: Entry) -> tuple[int, int] | None:
-    width, height = entry.get("width"), entry.get("height")
-    stated = all(isinstance(side, int) and 0 < side < 10**6 for side in (width, height))
-    return (int(width), int(height)) if stated else None  # type: ignore[arg-type]
+def _paint_pictures(
+    files: Mapping[str, Mapping[str, str]], raw: Path, index: Index, wanted: Wanted, notes: Counter[str]
+) -> tuple[list[Row], list[Row]]:
+    """One row per listed picture, and one per annotation of no picture; and the rows of the listed pictures."""
+    found: dict[str, _Picture] = {}
+    strays = [row for path, parts in files.items() for row in _gather(path, parts, raw, index, wanted, notes, found)]
+    painting = wanted.painting or Painting()
+
+    def draw(path: str) -> Drawn:
+        picture = found[path]
+        if picture.row.problem or not (picture.marks or picture.annotated):
+            return picture.row, {}
+        first = sorted(picture.marks, key=lambda mark: mark[1] is not None)  # what is to be ignored lies below
+        return paint_row(
+            picture.row, lambda size: [read_segmentation(*mark, size) for mark in first], raw, painting, picture.source
+        )
+
+    rows, counts = paint_all(draw, list(found))
+    notes.update(counts)
+    return rows + strays, [picture.row for picture in found.values()]
+
+
+def _gather(
+    path: str,
+    parts: Mapping[str, str],
+    raw: Path,
+    index: Index,
+    wanted: Wanted,
+    notes: Counter[str],
+    found: dict[str, _Picture],
+) -> list[Row]:
+    """Add what one file says of its pictures to `found`; the rows of annotations that belong to no picture."""
+    file, annotations = open_file(path, raw, index, wanted, notes)
+    strays = []
+    for row in file.pictures.values():
+        whole = replace(row, mask=None, columns={**row.columns, **parts})
+        picture = found.setdefault(row.path, _Picture(whole, path))
+        picture.annotated |= row.path in file.annotated
+        picture.row = replace(picture.row, problem=picture.row.problem or row.problem)
+    for number, annotation in annotations:
+        row = _coco_row(file, annotation, number)
+        picture_of = found.get(row.path)
+        if picture_of is None:
+            strays.append(row)
+            continue
+        above = picture_of.row
+        columns = {name: above.columns.get(name) or value for name, value in row.columns.items()} | dict(parts)
+        picture_of.row = replace(above, columns={**above.columns, **columns}, problem=above.problem or row.problem)
+        crowd = is_crowd(annotation)
+        notes[CROWDS_IGNORED] += crowd
+        label = row.labels[0] if row.labels else None
+        picture_of.marks.append((annotation, None if crowd else label, f"{path}, annotations[{number}]"))
+    notes.update(note for _, annotation in annotations for note in name_unread(annotation, wanted))
+    return strays
 
 
 def _join_labels(pictures: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
@@ -374,28 +238,14 @@ def _join_labels(pictures: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
     return [*joined.values(), *broken]
 
 
-def _columns(entry: Entry, wanted: Wanted, above: Mapping[str, str | None] | None = None) -> dict[str, str | None]:
-    """The values of the columns wanted, and the split if one is named.
-
-    above: the columns of the annotation's picture, which fill in what the annotation lacks.
-    """
-    found = {name: _text(entry.get(name)) or (above or {}).get(name) for name in (*wanted.columns, "split")}
-    return {name: value for name, value in found.items() if value is not None or name in wanted.columns}
-
-
 def list_further_keys(domain: Domain, raw: Path) -> list[str]:
     """Keys of images and annotations that a COCO domain does not use and that hold plain values."""
     if not isinstance(domain.layout, Coco) or domain.layout.parts or not (raw / domain.layout.annotations).exists():
         return []
     used = KNOWN | IMAGE_KEYS | {domain.group, *domain.slices}
     keys = dict[str, None]()
-    for path in _annotation_files(domain.layout, raw):
-        content = _load_coco(raw / path, path, Counter())
+    for path in find_files(domain.layout, raw):
+        content = load_coco(raw / path, path, Counter())
         for entry in (*content["images"], *content["annotations"]):
-            keys |= {key: None for key, value in entry.items() if key not in used and _text(value) is not None}
+            keys |= {key: None for key, value in entry.items() if key not in used and as_text(value) is not None}
     return list(keys)
-
-
-def _text(value: object) -> str | None:
-    """The value of a further key as text; None for a list or an object."""
-    return str(value).strip() or None if isinstance(value, str | int | float) and not isinstance(value, bool) else None

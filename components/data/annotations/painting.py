@@ -2,9 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,6 @@ Drawn = tuple[Row, Mapping[str, int]]  # a row, and counts for the notes
 
 SHAPES_CLIPPED = f"shapes up to {EDGE} pixels over the edge of their picture, clipped"
 UNSEEN = "shapes too small to cover the centre of a pixel, which show nothing"
-NOTHING = "pictures whose annotation shows nothing but background"
-AS_BACKGROUND = "pictures without any annotation, taken as background"
-LEFT_OUT = (
-    "pictures without any annotation, left out (if they show background, write `unannotated: background` in `task`)"
-)
-NO_ANNOTATION = "no annotation; if that means background, write `unannotated: background` in `task`"
 OVERLAP = {
     "later": "pixels on which shapes of different classes overlap (the later one counts)",
     "smaller": "pixels on which shapes of different classes overlap (the smaller one counts)",
@@ -65,7 +59,6 @@ def paint(shapes: Sequence[Shape], size: tuple[int, int], painting: Painting) ->
             contested[covered.window] |= covered.pixels & (below != 0) & (below != IGNORE) & (below != number)
         below[covered.pixels] = number
     notes[OVERLAP[painting.overlap]] += int(contested.sum())
-    notes[NOTHING] += not canvas.any()
     if painting.background is None:
         canvas[canvas == 0] = IGNORE
     return Painted(Regions.of(canvas, (painting.background or "", *names)), dict(+notes))
@@ -75,46 +68,36 @@ def paint(shapes: Sequence[Shape], size: tuple[int, int], painting: Painting) ->
 
 
 def paint_row(
-    path: str,
-    shapes: Sequence[Shape],
+    row: Row,
+    parse: Callable[[tuple[int, int]], Sequence[Shape]],
     raw: Path,
     painting: Painting,
     source: str,
-    *,
-    stated: tuple[int, int] | None = None,
-    columns: Mapping[str, str | None] | None = None,
 ) -> Drawn:
-    """The row of a picture and counts for the notes. A shape that cannot be painted becomes the row's problem.
+    """The row with the regions of its picture, or with a problem, and counts for the notes.
 
-    A row without regions is one whose picture has no size, or another one than the annotation states; validation
-    reports both.
+    parse: the shapes in a picture of this width and height; a ValueError of it is what is wrong with a shape. source:
+    the annotation file.
     """
-    row = Row(path=path, stated_size=stated, columns=columns or {})
-    size = read_size(raw / path)
-    if size is None or stated not in (None, size):
-        return row, {}
+    size = read_size(raw / row.path)
+    if size is None:
+        problem = Reason("an image that can be decoded", "a file without a size", "Export it again, or remove it.")
+        return replace(row, problem=problem), {}
+    if row.stated_size not in (None, size):
+        return replace(row, problem=_wrong_size(row, size)), {}
     try:
-        painted = paint(shapes, size, painting)
+        painted = paint(parse(size), size, painting)
     except ValueError as error:
-        return Row(path=path, columns=row.columns, problem=_unfit(source, error)), {}
-    return Row(path=path, regions=painted.regions, stated_size=stated, columns=row.columns), painted.notes
+        problem = Reason(f"shapes that can be painted in {source}", str(error), "Correct or remove the shape.")
+        return replace(row, problem=problem), {}
+    return replace(row, regions=painted.regions), painted.notes
 
 
-def _unfit(source: str, error: ValueError) -> Reason:
-    return Reason(f"shapes of the picture in {source}", str(error), "Correct or remove the shape.")
-
-
-def take_unannotated(
-    paths: Iterable[str], raw: Path, painting: Painting, columns: Mapping[str, Mapping[str, str | None]] | None = None
-) -> tuple[list[Row], dict[str, str], dict[str, int]]:
-    """Pictures without any annotation as rows of background, or as ignored ones, each with the counts for the notes."""
-    listed = list(paths)
-    if not listed:
-        return [], {}, {}
-    if painting.unannotated == "leave_out":
-        return [], dict.fromkeys(listed, NO_ANNOTATION), {LEFT_OUT: len(listed)}
-    rows = [paint_row(path, (), raw, painting, path, columns=(columns or {}).get(path))[0] for path in listed]
-    return rows, {}, {AS_BACKGROUND: len(listed)}
+def _wrong_size(row: Row, size: tuple[int, int]) -> Reason:
+    width, height = row.stated_size or size
+    expected = f"a picture of {width} x {height} pixels, as its annotation says"
+    hint = "Annotate the picture as it is shown, or put back the one that was annotated."
+    return Reason(expected, f"{size[0]} x {size[1]}", hint)
 
 
 def paint_all(
