@@ -19,7 +19,7 @@ from components.promotion.gates.decide import decide
 from components.records.jobs import Result
 from components.records.outcomes import BackboneRow, Comparison, Score, TrainedCandidate, Verdict
 from components.reports import card, retrain_page, shell, words
-from components.reports.pictures import draw_comparison
+from components.reports.compare import draw_comparison
 from components.tasks import CLASSIFICATION
 from components.tracking import pages
 from components.workspace import Workspace

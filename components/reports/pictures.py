@@ -1,4 +1,4 @@
-"""What a run looks like: mistakes by class, sample pictures, learning curves, the comparison, as matplotlib figures.
+"""What a run looks like: mistakes by class, sample pictures, learning curves, as matplotlib figures.
 
 Figures are made as objects: pyplot's global state leaks memory in a long-lived worker and wants a main thread.
 """
@@ -12,24 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from components.errors import DataError
-from components.records.outcomes import TunerRow
+from components.reports.tiles import load_tile
 from components.tasks import Task
 from components.tasks.base import list_probabilities, number_names, read_probabilities
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_ANNOTATED = 20  # classes; beyond it the numbers cover one another
-TILE_PIXELS = 160
 LONGEST = 28  # characters of a line above a tile
-#: What a tuner costs: key of its line, label, and the least that is drawn.
-COSTS = (
-    ("trainable_params", "trainable parameters, without the head", 1),
-    ("seconds", "seconds of training, mean of the seeds", 0.1),
-    ("adapter_bytes", "bytes of the adapter", 1),
-)
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 RIGHT, WRONG = "#1a7f37", "#b42318"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's colours
@@ -90,7 +81,7 @@ def draw_samples(frame: pl.DataFrame, task: Task, raw: Path, title: str, most: i
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, row in zip(grid.flat, rows.iter_rows(named=True), strict=False):
-        axes.imshow(_load_tile(raw / row["path"], row.get("crop")))
+        axes.imshow(load_tile(raw / row["path"], row.get("crop")))
         parts = [row["label"]] if row["right"] else [f"{row['label']}, taken for", row["answer"]]
         text = "\n".join(textwrap.fill(part, LONGEST) for part in parts)
         colour = RIGHT if row["right"] else WRONG
@@ -135,7 +126,7 @@ def draw_saliency(frame: pl.DataFrame, task: Task, saliency: Mapping[str, Any], 
         axes.set_axis_off()
     cells = grid.reshape(lines * pairs, 2)
     for (left, right), row in zip(cells, describe_rows(frame, task).iter_rows(named=True), strict=False):
-        tile = _load_tile(raw / row["path"], row.get("crop"))
+        tile = load_tile(raw / row["path"], row.get("crop"))
         extent = (0, tile.shape[1], tile.shape[0], 0)
         text = f"{row['label']}, rightly" if row["right"] else f"{row['label']}, taken for {row['answer']}"
         left.imshow(tile, cmap="gray")
@@ -174,69 +165,6 @@ def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int, title: 
     return figure
 
 
-def draw_comparison(tuners: Sequence[TunerRow], task: Task, title: str) -> "Figure":
-    """Scores with their intervals against what they cost, and those of every class below.
-
-    A number is a tuner wherever it stands, the best first.
-    """
-    from matplotlib.figure import Figure
-
-    ranked = sorted(tuners, key=lambda line: -line.test.value)
-    table = 0.36 * len(ranked) + 1.3
-    figure = Figure(figsize=(13, 4.4 + table), layout="constrained")
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    grid = figure.add_gridspec(2, len(COSTS), height_ratios=[4.4, table])
-    first = None
-    for place, (key, label, floor) in enumerate(COSTS):
-        axes = figure.add_subplot(grid[0, place], sharey=first)
-        _draw_cost(axes, ranked, key, floor)
-        axes.set_xlabel(label)
-        if first is None:
-            first = axes
-            axes.set_ylabel(f"{task.metric_words}, test")
-        else:
-            axes.tick_params(labelleft=False)
-    _draw_classes(figure.add_subplot(grid[1, :]), ranked, task)
-    return figure
-
-
-def _draw_cost(axes: "Axes", ranked: Sequence[TunerRow], key: str, floor: float) -> None:
-    """floor: what stands for less, as a logarithm has no zero."""
-    from matplotlib.ticker import NullFormatter
-
-    places = [max(getattr(line, key), floor) for line in ranked]
-    axes.set_xscale("log")
-    axes.set_xlim(min(places) / 4, max(places) * 4)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.25)
-    for place, line in enumerate(ranked):
-        colour, x, test = SERIES[place % len(SERIES)], places[place], line.test
-        if test.low is not None and test.high is not None:
-            axes.vlines(x, test.low, test.high, color=colour, linewidth=1.4, alpha=0.6)
-            axes.plot([x, x], [test.low, test.high], "_", color=colour, markersize=8, alpha=0.6)
-        axes.plot([x] * len(test.seeds), test.seeds, ".", color=colour, markersize=5)
-        axes.plot(x, test.value, "o", color=colour, markersize=14, markeredgecolor="white")
-        style: dict[str, Any] = {"color": "white", "fontsize": 8, "weight": "bold", "ha": "center", "va": "center"}
-        axes.annotate(str(place + 1), (x, test.value), **style)
-
-
-def _draw_classes(axes: "Axes", ranked: Sequence[TunerRow], task: Task) -> None:
-    """A row a tuner, a column a class; its name and number at the left, its score with them."""
-    classes = list(ranked[0].class_scores)
-    shares = np.array([[line.class_scores[name] for name in classes] for line in ranked])
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right", parse_math=False)
-    names = [f"{place}  {line.tuner}  {line.test.value:.3f}" for place, line in enumerate(ranked, 1)]
-    axes.set_yticks(range(len(ranked)), names, parse_math=False)
-    for place, label in enumerate(axes.get_yticklabels()):
-        label.set_color(SERIES[place % len(SERIES)])
-    axes.set_title(f"{task.class_words} by class, test", fontsize=10)
-    if len(classes) <= MOST_ANNOTATED:
-        for (row, column), share in np.ndenumerate(shares):
-            shade = "white" if share > 0.5 else "black"
-            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=shade, fontsize=8.5)
-
-
 def choose_samples(frame: pl.DataFrame, task: Task, most: int) -> pl.DataFrame:
     """At most `most` rows, as `describe_rows` completes them."""
     scored = describe_rows(frame, task)
@@ -256,18 +184,3 @@ def describe_rows(frame: pl.DataFrame, task: Task) -> pl.DataFrame:
         task.confidence(frame).alias("confidence"),
         pl.Series("likeliest", np.array(names)[places], dtype=pl.String),
     )
-
-
-def _load_tile(path: Path, crop: Sequence[int] | None) -> Any:
-    """Pixels alone: nothing of a file's EXIF gets into a figure, and so into the tracking store."""
-    from components.data.sources.images import UNDECODABLE, read_picture
-
-    try:
-        picture = read_picture(path)
-    except UNDECODABLE as error:
-        hint = "It was readable when it was validated: fetch the data version again."
-        raise DataError(str(path), expected="a readable image", found=str(error), hint=hint) from None
-    if crop is not None:
-        picture = picture.crop((crop[0], crop[1], crop[2], crop[3]))
-    picture.thumbnail((TILE_PIXELS, TILE_PIXELS))
-    return np.asarray(picture)
