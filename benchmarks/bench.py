@@ -20,6 +20,7 @@ from components.data.batches.pixels import Pixels, load_pixels
 from components.data.batches.transforms import Augmentation
 from components.data.manifest import load_manifest
 from components.data.store import importing, versioning
+from components.domain.canvas import ImgSize
 from components.domain.domain import Domain
 from components.domain.reading import load_domain
 from components.files import write_whole
@@ -42,7 +43,7 @@ MOST_HELD_OUT = {"val": 300, "test": 500}
 class Bench:
     """One data set in place: checked, split, decoded."""
 
-    def __init__(self, workspace: Workspace, domain: Domain, img_size: int) -> None:
+    def __init__(self, workspace: Workspace, domain: Domain, img_size: ImgSize) -> None:
         self.domain = domain
         self.version = versioning.read_version(workspace, domain.name).md5
         self.manifest = load_manifest(find_manifest(workspace, domain.name), domain)
@@ -123,7 +124,7 @@ def find_manifest(workspace: Workspace, name: str) -> Path:
     return workspace.derived(name) / "manifest.parquet"
 
 
-def open_bench(name: str, source: Path, state: Path, img_size: int) -> Bench:
+def open_bench(name: str, source: Path, state: Path, img_size: ImgSize) -> Bench:
     """Bring the set into a workspace of its own and run the data stages, as `tessera import` and `check` do."""
     workspace = find_home(state, name)
     workspace.activate()

@@ -33,6 +33,7 @@ from components.data.annotations.layouts import read_rows
 from components.data.batches.loading import Samples, StepOrder, create_loader
 from components.data.batches.pixels import Pixels, load_pixels
 from components.data.batches.transforms import Augmentation
+from components.domain.canvas import ImgSize
 from components.domain.domain import PRESETS
 from components.domain.reading import load_domain
 from components.models.backbones import load_backbone
@@ -89,7 +90,7 @@ def decode(folder: Path) -> tuple[pl.DataFrame, Pixels, dict[str, float]]:
     domain = load_domain(REPOSITORY / "data" / "surface_defects" / "domain.yaml")
     rows = read_rows(domain, folder / "raw")
     cpu, wall = time.process_time(), time.perf_counter()
-    pixels = load_pixels(rows, folder / "raw", 128, folder / "cache", 100)
+    pixels = load_pixels(rows, folder / "raw", ImgSize(128, 128), folder / "cache", 100)
     spent = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
     return rows, pixels, {clock: round(len(pixels) / seconds) for clock, seconds in spent.items()}
 

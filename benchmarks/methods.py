@@ -292,7 +292,7 @@ class Study:
         bench, protocol = self.bench(trial.cell.data), self.protocol
         facts = {
             "format": 2,
-            "backbone": [self.backbone.sha256, self.backbone.img_size],
+            "backbone": [self.backbone.sha256, self.backbone.img_size.plain],
             "data": [bench.version, bench.split, bench.domain.augmentation],
             "budget": [protocol.batch_size, protocol.rounds, protocol.warmup, SHOTS, asdict(trial.cell.fraction)],
             "tuner": trial.tuner.model_dump(mode="json"),
@@ -387,7 +387,7 @@ class Study:
         """What all results have in common, as JSON gives it back."""
         protocol = asdict(self.protocol) | {"shots": SHOTS, "most_held_out": MOST_HELD_OUT}
         backbone = {"name": Path(self.backbone.name).name, "sha256": self.backbone.sha256}
-        setting = {"backbone": backbone, "img_size": self.backbone.img_size, "protocol": protocol}
+        setting = {"backbone": backbone, "img_size": self.backbone.img_size.plain, "protocol": protocol}
         again: Record = json.loads(json.dumps(setting))
         return again
 

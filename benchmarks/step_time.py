@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
+from components.domain.canvas import ImgSize
 from components.models.backbones import Backbone
 from components.models.encoders import set_attention
 from components.models.fast import choose_attention
@@ -118,7 +119,7 @@ def create_runners(model: str, prompts: int, images: Tensor, targets: Tensor) ->
     """Every row; the textbook's twice, once for each attention."""
     runners = []
     vit = timm.create_model(model, num_classes=0).to(images.device).requires_grad_(False).eval()
-    backbone = Backbone(model, vit, "", 224, (0.5,) * 3, (0.5,) * 3, trained=False, licence="")
+    backbone = Backbone(model, vit, "", ImgSize(224, 224), (0.5,) * 3, (0.5,) * 3, trained=False, licence="")
     for kind in ("vpt", "vapt"):
         (tuner,) = create_tuners([{"kind": kind, "num_prompts": prompts}])
         for fused in (True, False):

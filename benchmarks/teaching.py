@@ -222,7 +222,14 @@ class School:
 
     def _path(self, lesson: Lesson) -> Path:
         bench = self.benches[lesson.data]
-        facts = [self.backbone.sha256, self.backbone.img_size, bench.version, bench.split, STEPS[lesson.data], SHARE]
+        facts = [
+            self.backbone.sha256,
+            self.backbone.img_size.plain,
+            bench.version,
+            bench.split,
+            STEPS[lesson.data],
+            SHARE,
+        ]
         facts += [dict(TUNERS[lesson.tuner]), BATCH, ROUNDS, WARMUP, lesson.way, lesson.seed]
         return self.state / "teaching" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
 
@@ -234,7 +241,7 @@ class School:
         rows = [row for place in places for row in self._rows(place, found[place])]
         return {
             "backbone": {"name": Path(self.backbone.name).name, "sha256": self.backbone.sha256},
-            "img_size": self.backbone.img_size,
+            "img_size": self.backbone.img_size.plain,
             "protocol": {"share": SHARE, "steps": STEPS, "batch_size": BATCH, "rounds": ROUNDS, "seeds": SEEDS},
             "machine": describe_machine(self.engine),
             "commits": sorted({record["commit"] for ways in found.values() for way in ways.values() for record in way}),

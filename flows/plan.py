@@ -16,6 +16,7 @@ from components.data.store import versioning
 from components.data.store.pipeline import Stages
 from components.data.store.shards import open_images
 from components.data.store.versioning import DataVersion
+from components.domain.canvas import ImgSize
 from components.domain.domain import Domain
 from components.domain.reading import load_domain
 from components.errors import DomainError
@@ -34,7 +35,7 @@ from flows.progress import report
 
 #: Keys that `--set` may change for one run. All others are read from domain.yaml by the data stages, the schedules or
 #: the pages, where an override of one run would be ignored.
-OVERRIDABLE = {"augmentation", "backbone", "img_size", "candidates", "training", "search", "gates", "work_pool"}
+OVERRIDABLE = {"augmentation", "backbone", "img_size", "fit", "candidates", "training", "search", "gates", "work_pool"}
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def create_plan(workspace: Workspace, domain: Domain) -> Plan:
         report("note", text=told)
     domain = embed_augmentation(domain, workspace.domain_file(name).parent)
     if (img_size := known_size(domain)) is not None:
-        require_fit(domain.augmentation, img_size)
+        require_fit(domain.augmentation, img_size, maps=create_task(domain).annotation == "mask")
     versioning.require_repository(workspace)
     versioning.register_domain(workspace, name)
     version = versioning.record_version(workspace, name)
@@ -250,9 +251,9 @@ def _note_without_effect(tuners: Sequence[Tuner]) -> None:
             report("note", text=text)
 
 
-def known_size(domain: Domain) -> int | None:
+def known_size(domain: Domain) -> ImgSize | None:
     """The size of training images; None where the domain leaves it to a backbone that is not loaded here."""
-    return domain.img_size or (load_card().img_size if domain.backbone == EMBEDDED else None)
+    return domain.img_size or (ImgSize.of(load_card().img_size) if domain.backbone == EMBEDDED else None)
 
 
 def hash_backbone(name: str) -> str:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save, save_file
 from test_tuners import TUNER_CASES, stir
 from vits import create_backbone, create_images
 
+from components.domain.canvas import ImgSize
 from components.errors import AdapterError
 from components.models import weights
 from components.models.adapter import AdapterMeta, load_meta
@@ -108,7 +109,7 @@ def test_the_backbone_in_the_record_is_loaded_without_a_hub(tmp_path: Path, monk
     again, found = load_adapter(tmp_path / "adapter")
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(again(images), network(images))
-    assert (found.backbone.img_size, found.backbone.trained) == (32, True)
+    assert (found.backbone.img_size, found.backbone.trained) == (ImgSize(32, 32), True)
 
 
 def test_the_record_is_read_without_torch(saved: Path) -> None:

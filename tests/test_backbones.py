@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from vits import create_vit
 
+from components.domain.canvas import ImgSize
 from components.errors import BackboneError
 from components.models import backbones, hub
 from components.models.backbones import Backbone, hash_tensors, load_backbone, require_plain_vit
@@ -63,7 +64,7 @@ class TestEmbedded:
     def test_it_is_the_network_on_its_card(self) -> None:
         backbone = load_backbone("embedded")
         assert backbone.sha256 == EMBEDDED_SHA256
-        assert (backbone.img_size, backbone.vit.patch_embed.grid_size) == (128, (8, 8))
+        assert (backbone.img_size, backbone.vit.patch_embed.grid_size) == (ImgSize(128, 128), (8, 8))
         assert (backbone.vit.embed_dim, len(backbone.vit.blocks), backbone.trained) == (192, 12, True)
         require_frozen(backbone)
 
@@ -82,7 +83,7 @@ class TestEmbedded:
 
     def test_another_size_resamples_positions_and_keeps_the_hash(self) -> None:
         backbone = load_backbone("embedded", 64)
-        assert (backbone.img_size, backbone.vit.patch_embed.grid_size) == (64, (4, 4))
+        assert (backbone.img_size, backbone.vit.patch_embed.grid_size) == (ImgSize(64, 64), (4, 4))
         assert backbone.sha256 == EMBEDDED_SHA256
         assert backbone.vit(torch.zeros(1, 3, 64, 64)).shape == (1, 192)
 
@@ -94,7 +95,7 @@ class TestFiles:
         state = {name: tensor for name, tensor in create_state().items() if not name.startswith("head.")}
         assert all(torch.equal(state[name], tensor) for name, tensor in backbone.vit.state_dict().items())
         assert backbone.sha256 == hash_tensors(state)
-        assert (backbone.img_size, backbone.trained, backbone.licence) == (160, True, "apache-2.0")
+        assert (backbone.img_size, backbone.trained, backbone.licence) == (ImgSize(160, 160), True, "apache-2.0")
         assert (backbone.name, backbone.mean) == (str(weights), (0.5, 0.5, 0.5))
 
     def test_the_hash_is_of_the_weights_not_of_size_head_or_order(self, weights: Path, tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ class TestFiles:
         said = {"architecture": SMALL, "mean": "[0.1, 0.2, 0.3]", "std": "[1, 1, 1]", "licence": "CC-BY-4.0"}
         save_file(create_state(img_size=96), path, metadata={**said, "trained": "false"})
         backbone = load_backbone(str(path))
-        assert (backbone.img_size, backbone.mean, backbone.std) == (96, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+        assert (backbone.img_size, backbone.mean, backbone.std) == (ImgSize(96, 96), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
         assert (backbone.licence, backbone.trained) == ("CC-BY-4.0", False)
 
     def test_half_precision_is_widened_exactly(self, tmp_path: Path) -> None:
@@ -301,7 +302,7 @@ class TestRealWeights:
 
         path = Path(os.environ["TESSERA_REAL_DATA"]) / "backbones" / f"{name}.safetensors"
         backbone = load_backbone(str(path))
-        assert (backbone.img_size, backbone.mean[0], backbone.licence) == (224, mean, "apache-2.0")
+        assert (backbone.img_size, backbone.mean[0], backbone.licence) == (ImgSize(224, 224), mean, "apache-2.0")
         reference = timm.create_model(name.partition(".")[0], pretrained=False)
         reference.load_state_dict(load_file(path), strict=True)
         images = torch.randn(2, 3, 224, 224)
@@ -312,14 +313,14 @@ class TestRealWeights:
     def test_positions_are_resampled(self) -> None:
         path = Path(os.environ["TESSERA_REAL_DATA"]) / "backbones" / f"{self.CASES[0][0]}.safetensors"
         own, small = load_backbone(str(path)), load_backbone(str(path), 128)
-        assert (small.img_size, small.vit.pos_embed.shape[1], small.sha256) == (128, 65, own.sha256)
+        assert (small.img_size, small.vit.pos_embed.shape[1], small.sha256) == (ImgSize(128, 128), 65, own.sha256)
 
     def test_a_file_at_its_own_size_and_half_precision(self, tmp_path: Path) -> None:
         source = Path(os.environ["TESSERA_REAL_DATA"]) / "backbones" / "trial_vit_tiny_patch16_128.safetensors"
         path = tmp_path / "vit_tiny_patch16_224.trial.safetensors"
         path.symlink_to(source)
         backbone = load_backbone(str(path))
-        assert (backbone.img_size, backbone.vit.norm.weight.dtype) == (128, torch.float32)
+        assert (backbone.img_size, backbone.vit.norm.weight.dtype) == (ImgSize(128, 128), torch.float32)
 
 
 def test_a_backbones_facts_are_plain_json() -> None:

@@ -19,6 +19,7 @@ from components.data.manifest import load_cache, load_frame, save_frame
 from components.data.stages import run_manifest
 from components.data.store import digests as digests_module
 from components.data.store.digests import Digests
+from components.domain.canvas import ImgSize
 from components.errors import DataError
 from components.models.features import run_features
 from components.sealed import DAMAGED, save_known
@@ -91,7 +92,7 @@ def test_damaged_pixels_are_decoded_again(
     manifest = pl.DataFrame({"id": ids, "path": paths}).with_columns(crop=pl.lit(None, dtype=pl.List(pl.Int64)))
 
     def load() -> np.ndarray:
-        return np.array(load_pixels(manifest, raw, 32, tmp_path / "cache", 100))
+        return np.array(load_pixels(manifest, raw, ImgSize(32, 32), tmp_path / "cache", 100))
 
     expected = load()
     (file,) = (tmp_path / "cache" / what).iterdir()

@@ -11,6 +11,7 @@ from step_time import count, create_step
 from torch import Tensor
 from vits import VITS, create_backbone, create_images, create_vit
 
+from components.domain.canvas import ImgSize
 from components.models.backbones import Backbone
 from components.models.encoders import FORMS, PromptedEncoder, set_attention
 from components.models.fast import ImageWiseAttention, attend, choose_attention
@@ -193,7 +194,7 @@ def test_less_than_half_is_kept_for_the_backward_pass(kind: str) -> None:
     import timm
 
     vit = timm.create_model("vit_tiny_patch16_224", depth=3, num_classes=0).requires_grad_(False).eval()
-    backbone = Backbone("tiny", vit, "", 224, (0.5,) * 3, (0.5,) * 3, trained=False, licence="")
+    backbone = Backbone("tiny", vit, "", ImgSize(224, 224), (0.5,) * 3, (0.5,) * 3, trained=False, licence="")
     kept = {}
     for form in FORMS:
         network = create_network(backbone, create_tuners([{"kind": kind, "num_prompts": 50}])[0], 10, 0)

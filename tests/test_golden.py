@@ -10,6 +10,7 @@ import torch
 from golden import BOUND, WAYS, Way, create_encoder, measure_errors, measure_patches, run
 from safetensors.torch import load_file, save
 
+from components.domain.canvas import ImgSize
 from components.models.backbones import Backbone
 from components.models.encoders import PromptedEncoder
 from components.models.network import Network, create_network
@@ -114,7 +115,7 @@ def create_base_network(options: dict[str, Any], num_classes: int = 100) -> Netw
     (tuner,) = create_tuners([options])
     with torch.device("meta"):
         vit = timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0).requires_grad_(False)
-        backbone = Backbone("base", vit, "", 224, (0.5,) * 3, (0.5,) * 3, trained=False, licence="")
+        backbone = Backbone("base", vit, "", ImgSize(224, 224), (0.5,) * 3, (0.5,) * 3, trained=False, licence="")
         return create_network(backbone, tuner, num_classes, seed=0)
 
 

@@ -18,6 +18,7 @@ from components.data.checks.pictures import inspect_image
 from components.data.manifest import Row, create_rows
 from components.data.sources import images
 from components.data.sources.images import UnfitPicture, Upright, read_picture
+from components.domain.canvas import ImgSize
 from components.domain.settings import Validation
 from components.errors import DataError
 from components.records.reasons import Reason
@@ -153,7 +154,7 @@ def test_limits_hold_wherever_a_picture_is_opened(tmp_path: Path) -> None:
     with pytest.raises(UnfitPicture, match=r"at most 0\.03 megapixels"):
         read_picture(path, 0.03)
     with pytest.raises(DataError, match=r"at most 0\.03 megapixels"):
-        decode_image(path, 32, max_megapixels=0.03)
+        decode_image(path, ImgSize(32, 32), max_megapixels=0.03)
     Image.new("RGBA", (40, 40), (9, 9, 9, 0)).save(path)
     with pytest.raises(UnfitPicture, match="transparent pixels"):
         read_picture(path)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from components.data.batches.pixels import decode_image, load_pixels
+from components.domain.canvas import ImgSize
 from components.errors import DataError, WorkspaceError
 from components.workspace import REPOSITORY
 
@@ -25,7 +26,8 @@ import hashlib, sys
 from pathlib import Path
 import polars as pl
 from components.data.batches import pixels
-folder, size = Path(sys.argv[1]), int(sys.argv[2])
+from components.domain.canvas import ImgSize
+folder, size = Path(sys.argv[1]), ImgSize.of(int(sys.argv[2]))
 decoded = 0
 def count(*arguments):
     global decoded
@@ -50,7 +52,9 @@ def place(tmp_path: Path, images: Path) -> Path:
 
 
 def _load(place: Path, size: int = SIZE) -> np.ndarray:
-    return load_pixels(pl.read_parquet(place / "manifest.parquet"), place / "raw", size, place / "cache", 100)
+    return load_pixels(
+        pl.read_parquet(place / "manifest.parquet"), place / "raw", ImgSize.of(size), place / "cache", 100
+    )
 
 
 def _files(place: Path) -> list[Path]:
@@ -70,7 +74,7 @@ def test_pixels_are_decoded_once_and_named_by_content(place: Path) -> None:
     first = _load(place)
     assert first.shape == (manifest.height, SIZE, SIZE, 3)
     assert not first.flags.writeable
-    np.testing.assert_array_equal(first[3], decode_image(place / "raw" / manifest["path"][3], SIZE))
+    np.testing.assert_array_equal(first[3], decode_image(place / "raw" / manifest["path"][3], ImgSize.of(SIZE)))
     (file,) = _files(place)
     made = file.stat().st_ino
     np.testing.assert_array_equal(first, _load(place))
@@ -88,9 +92,9 @@ def test_crops_of_one_picture_are_what_each_alone_would_be(tmp_path: Path) -> No
     digest = hashlib.sha256(picture.read_bytes()).hexdigest()
     crops = [[0, 0, 20, 30], [10, 10, 80, 60]]
     rows = {"id": [f"{digest}#{k}" for k in range(2)], "path": ["a.png"] * 2, "crop": crops}
-    pixels = load_pixels(pl.DataFrame(rows), tmp_path, SIZE, tmp_path / "cache", 100)
+    pixels = load_pixels(pl.DataFrame(rows), tmp_path, ImgSize.of(SIZE), tmp_path / "cache", 100)
     for got, crop in zip(pixels, crops, strict=True):
-        np.testing.assert_array_equal(got, decode_image(picture, SIZE, crop))
+        np.testing.assert_array_equal(got, decode_image(picture, ImgSize.of(SIZE), crop))
 
 
 def test_a_file_that_is_not_whole_is_made_again(place: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from components.domain.canvas import ImgSize
 from components.errors import BackboneError
 from components.models import embedded
 from components.models.backbones import hash_tensors, load_backbone
@@ -133,7 +134,7 @@ class TestRun:
         assert seen == [1, 2, 3]
         assert [path.name for path in tmp_path.iterdir()] == [out.name]
         backbone = load_backbone(str(out))
-        assert (backbone.img_size, backbone.trained, backbone.mean) == (32, True, (0.5, 0.5, 0.5))
+        assert (backbone.img_size, backbone.trained, backbone.mean) == (ImgSize(32, 32), True, (0.5, 0.5, 0.5))
         assert {tensor.dtype for tensor in load_file(out).values()} == {torch.float16}
         with pytest.raises(BackboneError, match="no such file"):
             pretrain(teacher, out, TOY)

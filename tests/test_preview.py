@@ -10,6 +10,7 @@ from PIL import Image
 
 from components.data.batches.preview import choose_rows, draw_preview, load_labelled
 from components.data.batches.transforms import Augmentation
+from components.domain.canvas import ImgSize
 from components.domain.domain import PRESETS
 from components.domain.reading import parse_domain
 from components.records.images import Previewed
@@ -26,7 +27,7 @@ def _row(tmp_path: Path, crop: list[int] | None = None) -> dict[str, object]:
 
 @pytest.mark.parametrize("crop", [None, [20, 10, 70, 50]])
 def test_labels_are_brought_to_the_size_of_the_image(tmp_path: Path, crop: list[int] | None) -> None:
-    image, mask, ((x0, y0, x1, y1),) = load_labelled(_row(tmp_path, crop), tmp_path, 64)
+    image, mask, ((x0, y0, x1, y1),) = load_labelled(_row(tmp_path, crop), tmp_path, ImgSize(64, 64))
     white = image[..., 0] > 127
     assert (white != mask.astype(bool)).mean() < 0.02
     y, x = np.nonzero(white)
@@ -35,7 +36,7 @@ def test_labels_are_brought_to_the_size_of_the_image(tmp_path: Path, crop: list[
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_labels_go_the_way_of_the_image_that_training_sees(tmp_path: Path, preset: str) -> None:
-    image, mask, boxes = load_labelled(_row(tmp_path), tmp_path, 64)
+    image, mask, boxes = load_labelled(_row(tmp_path), tmp_path, ImgSize(64, 64))
     augment = Augmentation(preset, 7)
     for epoch in range(12):
         seen, moved, around = augment.with_labels(image, mask, boxes, epoch, 3)
@@ -75,9 +76,9 @@ def test_a_sheet_has_a_line_an_image(tmp_path: Path) -> None:
         [_row(tmp_path), _row(tmp_path, [20, 10, 70, 50])], schema_overrides={"crop": pl.List(pl.Int64)}
     )
     facts = {"name": "tiles", "task": "classification", "classes": ["x", "y"], "layout": "folders"}
-    sheet = draw_preview(rows, tmp_path, parse_domain(facts | {"augmentation": "xray"}, "tests"), 32)
+    sheet = draw_preview(rows, tmp_path, parse_domain(facts | {"augmentation": "xray"}, "tests"), ImgSize(32, 32))
     assert len(sheet.axes) == 2 * 7
-    plain = draw_preview(rows, tmp_path, parse_domain(facts | {"augmentation": "none"}, "tests"), 32)
+    plain = draw_preview(rows, tmp_path, parse_domain(facts | {"augmentation": "none"}, "tests"), ImgSize(32, 32))
     assert len(plain.axes) == 2
 
 

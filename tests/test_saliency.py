@@ -19,8 +19,8 @@ def test_every_tuner_can_be_asked_what_it_looked_at(kind: str, dtype: str) -> No
     network = create_network(backbone, tuner, 3, seed=0)
     engine = create_engine(backbone.mean, backbone.std, dtype)
     engine.prepare(network)
-    size = backbone.img_size
-    image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    dice = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, *backbone.img_size), dtype=torch.uint8, generator=dice)
     before = engine.forward(network.eval(), image)
     saliency = map_saliency(network, engine, image)
     rows, columns = backbone.vit.patch_embed.grid_size

@@ -16,6 +16,7 @@ from components.data.batches.transforms import (
     load_albumentations,
     require_fit,
 )
+from components.domain.canvas import ImgSize
 from components.domain.domain import PRESETS, Domain
 from components.domain.reading import load_domain
 from components.errors import DomainError
@@ -23,6 +24,7 @@ from components.workspace import Workspace
 from flows.plan import Plan, create_plan, load_checked_domain
 
 A = load_albumentations()
+SIZE = ImgSize(32, 32)
 OWN = A.Compose(
     [
         A.D4(p=0.5),
@@ -87,7 +89,7 @@ def test_what_albumentations_saved_is_what_is_done(tmp_path: Path) -> None:
     theirs.pipeline = A.Compose([A.from_dict(_record())])
     for index in range(20):
         np.testing.assert_array_equal(ours(image, 0, index), theirs(image, 0, index))
-    require_fit(domain.augmentation, 32)
+    require_fit(domain.augmentation, SIZE)
     assert domain.augmentation == embed_augmentation(_domain(domain.augmentation), tmp_path).augmentation
 
 
@@ -138,7 +140,7 @@ def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, text: Any, words:
 )
 def test_a_pipeline_that_does_not_fit_is_refused_by_name(transform: Any, words: tuple[str, ...]) -> None:
     with pytest.raises(DomainError) as caught:
-        require_fit({"transform": A.to_dict(transform)["transform"]}, 32)
+        require_fit({"transform": A.to_dict(transform)["transform"]}, SIZE)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 

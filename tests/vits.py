@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from components.domain.canvas import ImgSize
 from components.models.backbones import Backbone, hash_tensors, require_plain_vit
 
 VITS: dict[str, dict[str, Any]] = {
@@ -49,5 +50,5 @@ def create_images(vit: Any, count: int = 2) -> torch.Tensor:
 def create_backbone(options: Mapping[str, Any] = {}) -> Backbone:
     vit = create_vit(options)
     half = (0.5, 0.5, 0.5)
-    size = int(vit.patch_embed.img_size[0])
+    size = ImgSize.of(vit.patch_embed.img_size)
     return Backbone("tiny", vit, hash_tensors(vit.state_dict()), size, half, half, trained=False, licence="CC0-1.0")

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from components.domain.canvas import CanvasSize, Fit
 from components.domain.layouts import RESERVED_COLUMNS, Layout
 from components.domain.settings import Gates, Groups, Schedule, Search, Split, Training, Validation
 from components.domain.strict import NAME_PATTERN, Strict
@@ -52,8 +53,12 @@ class Domain(Strict):
     backbone: str = "auto"
     """`embedded`, a .safetensors path, a timm name, or `auto`: the hub's default if the hub answers, else the embedded
     one."""
-    img_size: int | None = Field(default=None, ge=16, le=2048)
-    """Side of training images in pixels; the backbone's own when left out."""
+    img_size: CanvasSize | None = None
+    """Side of training images in pixels, or `[height, width]`, each a multiple of the backbone's patch size; the
+    backbone's own when left out."""
+    fit: Fit = "squash"
+    """How a picture of another shape becomes a training image: `squash` changes its aspect, `letterbox` keeps it and
+    fills the rest with grey."""
     candidates: tuple[Mapping[str, Any], ...] = Field(
         default=({"kind": "linear"}, {"kind": "vpt"}, {"kind": "vapt"}, {"kind": "full"}), min_length=1
     )

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import Field, FiniteFloat, ValidationError, field_validator
+from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 
+from components.domain.canvas import Fit, Size
 from components.domain.strict import Strict
 from components.errors import AdapterError
 from components.models.tuners import Tuner
@@ -41,7 +42,7 @@ class BackboneMeta(Strict):
 
     name: str
     sha256: str
-    img_size: int
+    img_size: Size
     mean: tuple[float, ...]
     std: tuple[float, ...]
     trained: bool
@@ -54,15 +55,23 @@ class InputMeta(Strict):
     kind: `picture`, all of a picture file; `crop`, the part of it inside a box; `either`, where training saw both.
     cut: what a box becomes: `box`, exactly the part inside it; `square`, a square half as long again as the box's
     longer side, with the box in its middle (`crops.square_around`), as the layout `instances` cuts its objects.
-    resize: `stretch`, bicubic to (img_size, img_size) without keeping the aspect.
+    fit: how it is brought to the backbone's img_size, bicubic: `squash` without keeping the aspect, `letterbox` in the
+    middle of a grey canvas. Adapters of earlier releases say `resize: stretch`, which is `squash`.
     max_megapixels, min_side (pixels): limits of the whole picture, from the domain's `validation`.
     """
 
     kind: Literal["picture", "crop", "either"]
     cut: Literal["box", "square"] = "box"
-    resize: Literal["stretch"] = "stretch"
+    fit: Fit = "squash"
     max_megapixels: FiniteFloat = Field(gt=0)
     min_side: int = Field(ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stretch_is_squash(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("resize") == "stretch":
+            return {"fit": "squash", **{key: item for key, item in value.items() if key != "resize"}}
+        return value
 
 
 class AdapterMeta(Strict):
@@ -104,6 +113,11 @@ class AdapterMeta(Strict):
     @property
     def label(self) -> str:
         return self.tuner.label
+
+    @property
+    def fit(self) -> Fit:
+        """How its images are brought to their size; adapters that do not say what an input is were squashed."""
+        return self.input.fit if self.input else "squash"
 
     @property
     def calibrated(self) -> Calibration:

@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from components.domain.canvas import ImgSize
 from components.errors import BackboneError
 from components.models import embedded, hub
 
@@ -49,7 +50,7 @@ class Backbone:
     name: str
     vit: "VisionTransformer"
     sha256: str
-    img_size: int
+    img_size: ImgSize
     mean: tuple[float, ...]
     std: tuple[float, ...]
     trained: bool
@@ -93,17 +94,21 @@ class Weights:
     metadata: dict[str, str]
 
 
-def load_backbone(name: str, img_size: int | None = None) -> Backbone:
-    """The backbone called `name`, frozen, in eval mode, without classifier; `img_size` None means its own.
+def load_backbone(name: str, img_size: int | tuple[int, int] | None = None) -> Backbone:
+    """The backbone called `name`, frozen, in eval mode, without classifier.
+
+    img_size: side of a square or (height, width) of its images, in pixels, to which positions are resampled; None means
+    its own.
 
     Raises BackboneError for an unknown name, a damaged file, a hub out of reach or a network that is no plain ViT.
     """
     name, _ = hub.choose_backbone(name)
+    size = None if img_size is None else ImgSize.of(img_size)
     if name == hub.EMBEDDED:
-        return _load_embedded(img_size)
+        return _load_embedded(size)
     path = Path(name).expanduser()
     if path.suffix == ".safetensors":
-        return _load_file(name, path, img_size)
+        return _load_file(name, path, size)
     if path.suffix in PICKLES or path.name != name:
         raise BackboneError(
             f"backbone {name}",
@@ -113,7 +118,7 @@ def load_backbone(name: str, img_size: int | None = None) -> Backbone:
         )
     config = _require_known(name)
     require_plain_vit(_create_skeleton(name), name)
-    return _create_backbone(name, name, load_weights(_fetch_weights(name, config)), config, img_size)
+    return _create_backbone(name, name, load_weights(_fetch_weights(name, config)), config, size)
 
 
 def require_plain_vit(model: nn.Module, name: str) -> None:
@@ -155,14 +160,14 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load_embedded(img_size: int | None) -> Backbone:
+def _load_embedded(img_size: ImgSize | None) -> Backbone:
     """The file that ships with this package, if it is still the one on its card."""
     return replace(
         _load_file(hub.EMBEDDED, embedded.require_embedded(), img_size), licence=embedded.load_card().licence
     )
 
 
-def _load_file(name: str, path: Path, img_size: int | None) -> Backbone:
+def _load_file(name: str, path: Path, img_size: ImgSize | None) -> Backbone:
     weights = load_weights(path)
     model = weights.metadata.get("architecture", path.name.removesuffix(".safetensors"))
     try:
@@ -178,20 +183,20 @@ def _load_file(name: str, path: Path, img_size: int | None) -> Backbone:
     return _create_backbone(name, model, weights, config, img_size)
 
 
-def _create_backbone(name: str, model: str, weights: Weights, config: Any, img_size: int | None) -> Backbone:
+def _create_backbone(name: str, model: str, weights: Weights, config: Any, img_size: ImgSize | None) -> Backbone:
     """Put weights into the architecture at the size asked for; every tensor must find its place."""
     import timm
 
     skeleton = _create_skeleton(model)
-    size = _require_size(name, skeleton, img_size or _own_size(weights.tensors, skeleton) or config.input_size[-1])
+    own = _own_size(weights.tensors, skeleton) or ImgSize.of(config.input_size[-2:])
+    size = _require_size(name, skeleton, img_size or own)
     # timm renames, checks and resamples a state dict handed over in this way as it does its own downloads.
     # num_classes=0 on both sides keeps its check strict.
-    overlay = {"state_dict": weights.tensors, "num_classes": 0, "custom_load": False}
+    stored = {"state_dict": weights.tensors, "num_classes": 0, "custom_load": False}
+    overlay: dict[str, Any] = {"num_classes": 0, "pretrained_cfg_overlay": stored}
     try:
         with torch.random.fork_rng(devices=[]):  # timm draws random weights first: the caller's dice stay as they were
-            vit = timm.create_model(
-                _architecture(model), pretrained=True, img_size=size, num_classes=0, pretrained_cfg_overlay=overlay
-            )
+            vit = timm.create_model(_architecture(model), pretrained=True, img_size=tuple(size), **overlay)
     except (RuntimeError, KeyError) as error:
         raise BackboneError(
             f"backbone {name}",
@@ -305,24 +310,26 @@ def _unreachable(name: str, found: str) -> BackboneError:
     )
 
 
-def _own_size(tensors: dict[str, Tensor], vit: Any) -> int | None:
-    """The side the stored positions are made for, where they form a square grid."""
+def _own_size(tensors: dict[str, Tensor], vit: Any) -> ImgSize | None:
+    """The size that the stored positions are made for, where they form a square grid: a file does not say its sides."""
     if vit.pos_embed is None or "pos_embed" not in tensors or tensors["pos_embed"].ndim != 3:
         return None
     patches = tensors["pos_embed"].shape[1] - (0 if vit.no_embed_class else vit.num_prefix_tokens)
     side = math.isqrt(max(patches, 0))
-    return int(side * vit.patch_embed.patch_size[0]) if side * side == patches and side else None
+    height, width = vit.patch_embed.patch_size
+    return ImgSize(int(side * height), int(side * width)) if side * side == patches and side else None
 
 
-def _require_size(name: str, vit: Any, img_size: int) -> int:
-    patch: int = vit.patch_embed.patch_size[0]
-    if img_size < patch or img_size % patch:
-        lower = max(img_size // patch, 1) * patch
+def _require_size(name: str, vit: Any, img_size: ImgSize) -> ImgSize:
+    patch = ImgSize.of(vit.patch_embed.patch_size)
+    if any(side < unit or side % unit for side, unit in zip(img_size, patch, strict=True)):
+        lower = ImgSize(*(max(side // unit, 1) * unit for side, unit in zip(img_size, patch, strict=True)))
+        upper = ImgSize(lower.height + patch.height, lower.width + patch.width)
         raise BackboneError(
             f"backbone {name}",
             expected=f"an img_size that is a multiple of its patch size, {patch}",
-            found=f"img_size: {img_size}",
-            hint=f"Choose {lower} or {lower + patch}.",
+            found=f"img_size: {img_size.plain}",
+            hint=f"Choose {lower.plain} or {upper.plain}.",
         )
     return img_size
 

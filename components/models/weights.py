@@ -96,9 +96,9 @@ def _require_backbone(folder: Path, meta: AdapterMeta, backbone: Backbone) -> No
     if found != (wanted.img_size, wanted.mean, wanted.std):
         raise AdapterError(
             f"adapter {folder}",
-            expected=f"img_size {wanted.img_size}, mean {wanted.mean}, std {wanted.std}, as in training",
-            found=f"img_size {found[0]}, mean {found[1]}, std {found[2]}",
-            hint=f"Load the backbone with img_size={wanted.img_size}, or train the adapter again.",
+            expected=f"img_size {wanted.img_size.plain}, mean {wanted.mean}, std {wanted.std}, as in training",
+            found=f"img_size {found[0].plain}, mean {found[1]}, std {found[2]}",
+            hint=f"Load the backbone with img_size={wanted.img_size.plain}, or train the adapter again.",
         )
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from components.domain.canvas import Size
 from components.domain.strict import Strict
 from components.records.fields import Box, Count, Md5, Share
 
@@ -195,12 +196,15 @@ class Checked(Strict):
 
 
 class Previewed(Strict):
-    """What `tessera preview --json` prints. images: on the sheet, per class. img_size: side in pixels."""
+    """What `tessera preview --json` prints.
+
+    images: on the sheet, per class. img_size: side in pixels, or height and width.
+    """
 
     domain: str
     data_version: Md5
     augmentation: str | dict[str, Any]
-    img_size: Count
+    img_size: Size
     images: dict[str, Count]
     path: Path
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 from components.data.annotations.boxes import clip
 from components.data.annotations.crops import square_around
-from components.data.batches.pixels import Pixels, shrink
+from components.data.batches.geometry import Pixels, fit_image
 from components.data.checks.pictures import read_fit_picture, require_fit_crop, unfit_boxes
-from components.data.sources.images import UNDECODABLE, Box, UnfitPicture, damaged
+from components.data.sources.images import UNDECODABLE, Box, UnfitPicture, Upright, damaged
 from components.domain.settings import Validation
 from components.errors import DataError
 from components.models.backbones import Backbone
@@ -126,7 +126,7 @@ class Predictor:
             crop = None if question.box is None else self._cut(question.box, upright)
         except ValueError as error:
             return _Look(question, trouble=_explain(name_question(question), error))
-        return _Look(question, crop, shrink(upright, self.meta.backbone.img_size, crop))
+        return _Look(question, crop, fit_image(Upright(upright), self.meta.backbone.img_size, self.meta.fit, crop))
 
     def _read(self, image: Source) -> Image.Image:
         return read_fit_picture(io.BytesIO(image.read_bytes()) if isinstance(image, Path) else image, self.limits)

@@ -5,15 +5,19 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
+from components.data.batches.geometry import Pixels
 from components.data.batches.loading import Samples
-from components.data.batches.pixels import Pixels, load_pixels
+from components.data.batches.pixels import load_maps, load_pixels
 from components.data.batches.transforms import Augmentation, require_fit
 from components.data.manifest import load_samples
+from components.domain.canvas import Fit, ImgSize
 from components.errors import DataError, Diverged
 from components.models.adapter import AdapterMeta, InputMeta, load_meta
 from components.models.backbones import Backbone, load_backbone
@@ -24,6 +28,7 @@ from components.models.tuners import Tuner, create_tuners
 from components.models.weights import load_adapter, save_adapter
 from components.records.jobs import Job, Result, Rung, write_result, write_rung
 from components.tasks import create_task
+from components.tasks.base import MapTask
 from components.tasks.calibration import Calibration
 from components.training.checkpoint import remove_checkpoint
 from components.training.evaluate import frame_predictions, hash_split, predict_probabilities
@@ -68,13 +73,15 @@ def _train(
     """The result, for the leader of the process group; nothing for the others, whose work ends with the last epoch."""
     (tuner,) = create_tuners([job.tuner])
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
-    require_fit(job.domain.augmentation, backbone.img_size)
-    task = create_task(job.domain)
+    task, fit_to = create_task(job.domain), job.domain.fit
+    require_fit(job.domain.augmentation, backbone.img_size, maps=isinstance(task, MapTask))
     network = create_network(backbone, tuner, len(job.domain.classes), job.seed, task)
-    pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache, job.domain.validation.max_megapixels)
+    limit = job.domain.validation.max_megapixels
+    pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache, limit, fit_to)
     engine = create_engine(backbone.mean, backbone.std, job.domain.training.dtype, peers)
-    train = _samples(job, manifest, pixels, ["train"], Augmentation(job.domain.augmentation, job.seed))
-    val = _samples(job, manifest, pixels, ["val"], None)
+    augmentation = Augmentation(job.domain.augmentation, job.seed, square=backbone.img_size.is_square)
+    train = _samples(job, manifest, pixels, ["train"], fit_to, augmentation)
+    val = _samples(job, manifest, pixels, ["val"], fit_to)
     if peers.leads:
         solved = network.learns_head_only and network.head.solvable  # in one step
         epochs = 1 if solved else job.domain.training.epochs
@@ -97,7 +104,7 @@ def _train(
         return None
     if job.until_epoch is not None:
         return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
-    metrics, calibration = _write_predictions(job, manifest, pixels, network, engine)
+    metrics, calibration = _write_predictions(job, manifest, pixels, fit_to, network, engine)
     metrics |= {key: value for key, value in progress.history[-1].items() if key == "strength"}
     folder = _save_adapter(job, manifest, network, backbone, tuner, metrics, calibration)
     facts = {"best_epoch": float(progress.best_epoch)}
@@ -137,6 +144,7 @@ def _describe_input(job: Job, manifest: pl.DataFrame) -> InputMeta:
     cut = manifest["crop"].is_not_null()
     return InputMeta(
         kind="crop" if cut.all() else "either" if cut.any() else "picture",
+        fit=job.domain.fit,
         cut="square" if job.domain.layout.kind == "instances" else "box",
         max_megapixels=job.domain.validation.max_megapixels,
         min_side=job.domain.validation.min_side,
@@ -168,24 +176,36 @@ def _score(job: Job, manifest: pl.DataFrame) -> Result:
         )
     network, meta = load_adapter(job.adapter)
     engine = create_engine(tuple(meta.backbone.mean), tuple(meta.backbone.std), job.domain.training.dtype)
-    pixels = load_pixels(manifest, job.raw, meta.backbone.img_size, job.cache, job.domain.validation.max_megapixels)
+    limit = job.domain.validation.max_megapixels
+    pixels = load_pixels(manifest, job.raw, meta.backbone.img_size, job.cache, limit, meta.fit)
     costs = measure_serving(engine.prepare(network), engine, meta.backbone.img_size)  # before the batches of scoring
-    metrics, _ = _write_predictions(job, manifest, pixels, network, engine, meta.calibrated)
+    metrics, _ = _write_predictions(job, manifest, pixels, meta.fit, network, engine, meta.calibrated)
     return _result(job, manifest, engine, metrics | costs, (), 0.0, job.adapter)
 
 
 def _samples(
-    job: Job, manifest: pl.DataFrame, pixels: Pixels, splits: list[str], augmentation: Augmentation | None
+    job: Job,
+    manifest: pl.DataFrame,
+    pixels: Pixels,
+    splits: list[str],
+    fit_to: Fit,
+    augmentation: Augmentation | None = None,
 ) -> Samples:
+    """The samples of these splits. fit_to: how the pixels were made, so that class maps are made alike."""
     rows = np.flatnonzero(manifest["split"].is_in(splits).to_numpy())
-    targets = create_task(job.domain).targets(manifest, job.domain.classes)
-    return Samples(pixels, rows, targets[rows], augmentation, manifest["group"].to_numpy()[rows])
+    task, chosen = create_task(job.domain), manifest[rows]
+    if isinstance(task, MapTask):
+        targets: NDArray[Any] = load_maps(chosen, ImgSize.of(pixels.shape[1:3]), fit_to, job.cache)
+    else:
+        targets = task.targets(chosen, job.domain.classes)
+    return Samples(pixels, rows, targets, augmentation, chosen["group"].to_numpy())
 
 
 def _write_predictions(
     job: Job,
     manifest: pl.DataFrame,
     pixels: Pixels,
+    fit_to: Fit,
     network: Network,
     engine: Engine,
     calibration: Calibration | None = None,
@@ -193,7 +213,7 @@ def _write_predictions(
     """Predict the held-out splits and write them, calibrated; returns their metrics as `<split>/<metric>`, and the
     calibration, found on validation where none is given. `loss` is that of the training, before it."""
     task, classes = create_task(job.domain), job.domain.classes
-    held_out = _samples(job, manifest, pixels, ["val", "test"], None)
+    held_out = _samples(job, manifest, pixels, ["val", "test"], fit_to)
     plain = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
     rows = manifest[held_out.rows]
     if calibration is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from components.domain.canvas import ImgSize
     from components.models.engine import Engine
     from components.models.network import Network
 
@@ -49,12 +50,12 @@ def resident_memory() -> int:
 
 
 @torch.inference_mode()
-def measure_serving(network: "Network", engine: "Engine", img_size: int) -> dict[str, float]:
+def measure_serving(network: "Network", engine: "Engine", img_size: "ImgSize") -> dict[str, float]:
     """latency_ms_p50 of the network for one image at a time, and memory_mb of this process, or on the GPU.
 
     The image is zeros, which take as long as any picture. Warm-up runs choose kernels and fill caches.
     """
-    image = torch.zeros((1, 3, img_size, img_size), dtype=torch.uint8)
+    image = torch.zeros((1, 3, *img_size), dtype=torch.uint8)
     network.eval()
     seconds = []
     for _ in range(3 + RUNS):

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from components.data.batches.preview import choose_rows, draw_preview
 from components.data.store import versioning
 from components.data.store.shards import open_images
+from components.domain.canvas import ImgSize
 from components.files import whole_file
 from components.records.images import Previewed
 from components.workspace import Workspace
 from flows.plan import create_plan, known_size, load_checked_domain
 from flows.progress import report
 
-USUAL_SIZE = 224  # of a backbone whose size is known only to its own library
+USUAL_SIZE = ImgSize(224, 224)  # of a backbone whose size is known only to its own library
 
 
 def preview(workspace: Workspace, name: str, overrides: Sequence[str], images: int) -> Previewed:

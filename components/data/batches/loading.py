@@ -10,19 +10,21 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from components.data.batches.pixels import Pixels
+from components.data.batches.geometry import Pixels
 from components.data.batches.transforms import Augmentation
 
 AHEAD = 2  # batches made ahead: one that is ready and one in preparation
 
 
-Target = int | torch.Tensor  # a class's number, or what a task makes of more than one number
+Target = int | torch.Tensor  # a class's number, or what a task makes of more than one number: flags, a class map
 
 
 class Samples(Dataset[tuple[torch.Tensor, Target]]):
     """Rows of the pixel cache with their targets, augmented if an augmentation is given.
 
-    targets: (N, ...), as the task makes them. groups: the group of each row (N,), if known.
+    targets: (N, ...) of the samples, in their order, as the task makes them. Those of three axes are class maps
+    (N, height, width), which an augmentation moves together with the image. groups: the group of each row (N,), if
+    known.
     """
 
     def __init__(
@@ -45,16 +47,20 @@ class Samples(Dataset[tuple[torch.Tensor, Target]]):
         return index
 
     def target(self, place: int) -> Target:
+        """That of the sample at a position in `rows`, before any augmentation."""
         found = self.targets[place]
-        return torch.from_numpy(found) if isinstance(found, np.ndarray) else int(found)
+        return torch.from_numpy(np.array(found)) if isinstance(found, np.ndarray) else int(found)  # a map is read-only
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
         place = self.locate(index)
         row = int(self.rows[place])
-        image = np.array(self.pixels[row])
-        if self.augmentation is not None:
+        image, target = np.array(self.pixels[row]), self.target(place)
+        if self.augmentation is not None and isinstance(target, torch.Tensor) and target.ndim == 2:
+            image, moved = self.augmentation.with_map(image, target.numpy(), self.epoch, row)
+            target = torch.from_numpy(np.ascontiguousarray(moved))
+        elif self.augmentation is not None:
             image = self.augmentation(image, self.epoch, row)
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), self.target(place)
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), target
 
 
 class Features(Samples):

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from PIL import Image
 
-from components.data.batches.pixels import Pixels, open_upright
+from components.data.batches.geometry import Pixels, fit_image, fit_map, place
+from components.data.batches.pixels import open_upright
 from components.data.batches.transforms import Augmentation, Box
 from components.data.sources.images import MAX_MEGAPIXELS, open_picture
+from components.domain.canvas import Fit, ImgSize
 from components.domain.domain import Domain
+from components.records.maps import IGNORE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,23 +38,24 @@ def choose_rows(manifest: pl.DataFrame, images: int) -> pl.DataFrame:
     return turns.sort("turn", "label").head(images).sort("label", "turn").drop("turn")
 
 
-def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: int) -> "Figure":
+def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: ImgSize) -> "Figure":
     """One line per image, the original first. Epochs and seed are those of training, so it sees the same pictures."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     seed = domain.training.seeds[0]
-    augment = Augmentation(domain.augmentation, seed)
+    augment = Augmentation(domain.augmentation, seed, square=img_size.is_square)
     epochs = 0 if augment.pipeline is None else EPOCHS
     width = max(1 + epochs, 3)
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     figure = Figure(figsize=(TILE_INCHES * width + 0.45, TILE_INCHES * rows.height + 0.95), layout=layout)
     grid = figure.subplots(rows.height, 1 + epochs, squeeze=False)
     named = domain.augmentation if isinstance(domain.augmentation, str) else "own pipeline"
-    figure.suptitle(f"{domain.name}, augmentation {named}, {img_size} px, seed {seed}", fontsize=11)
+    fit = "" if domain.fit == "squash" else f", {domain.fit}"
+    figure.suptitle(f"{domain.name}, augmentation {named}, {img_size} px{fit}, seed {seed}", fontsize=11)
     seen = set()
     for line, row in zip(grid, rows.iter_rows(named=True), strict=True):
-        image, mask, boxes = load_labelled(row, raw, img_size, domain.validation.max_megapixels)
+        image, mask, boxes = load_labelled(row, raw, img_size, domain.fit, domain.validation.max_megapixels)
         seen |= ({"mask"} if mask.any() else set()) | ({"box"} if boxes else set())
         line[0].set_ylabel(row["label"], fontsize=9, parse_math=False)
         _draw_tile(line[0], image, mask, boxes)
@@ -65,18 +68,20 @@ def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: int) -
 
 
 def load_labelled(
-    row: dict[str, Any], raw: Path, img_size: int, max_megapixels: float = MAX_MEGAPIXELS
+    row: dict[str, Any], raw: Path, img_size: ImgSize, fit: Fit = "squash", max_megapixels: float = MAX_MEGAPIXELS
 ) -> tuple[Pixels, Mask, list[Box]]:
-    """The image of a row at training size, with its mask (0 or 1) and boxes scaled to the same size."""
+    """The image of a row at training size, with its mask (0 or 1) and boxes, which lie where the picture does."""
     with open_upright(raw / row["path"], row["path"], max_megapixels) as picture:
         x0, y0, x1, y1 = box = tuple(row["crop"] or (0, 0, *picture.size))
-        image = np.asarray(picture.shrink((img_size, img_size), "RGB", box))
-    scale = np.array([img_size / (x1 - x0), img_size / (y1 - y0)] * 2)
-    boxes = [tuple(map(float, (np.array(box) - [x0, y0, x0, y0]) * scale)) for box in row["boxes"]]
-    mask = np.zeros((img_size, img_size), np.uint8)
+        image = fit_image(picture, img_size, fit, box)
+    left, top, right, bottom = place((x1 - x0, y1 - y0), img_size, fit).box
+    scale = np.array([(right - left) / (x1 - x0), (bottom - top) / (y1 - y0)] * 2)
+    shift = np.array([left, top] * 2)
+    boxes = [tuple(map(float, (np.array(box) - [x0, y0, x0, y0]) * scale + shift)) for box in row["boxes"]]
+    mask = np.zeros(img_size, np.uint8)
     if row["mask"]:
-        part = Image.fromarray(_read_mask(raw / row["mask"], box, max_megapixels))
-        mask = np.asarray(part.resize((img_size, img_size), Image.Resampling.NEAREST))
+        moved = fit_map(_read_mask(raw / row["mask"], box, max_megapixels), img_size, fit)
+        mask = np.where(moved == IGNORE, 0, moved).astype(np.uint8)
     return image, mask, boxes
 
 
@@ -99,12 +104,12 @@ def _draw_tile(axes: "Axes", image: Pixels, mask: Mask, boxes: Sequence[Box]) ->
     for width, colour in HALO:
         if mask.any():
             # The mask is padded, so that an outline closes along the image's edge.
-            places = np.arange(-1, len(mask) + 1)
-            axes.contour(places, places, np.pad(mask, 1), [0.5], colors=[colour or MASK], linewidths=width)
+            down, across = (np.arange(-1, side + 1) for side in mask.shape)
+            axes.contour(across, down, np.pad(mask, 1), [0.5], colors=[colour or MASK], linewidths=width)
         for x0, y0, x1, y1 in boxes:
             corner = (x0 - 0.5, y0 - 0.5)
             axes.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour or BOX, linewidth=width))
-    axes.set(xlim=(-0.5, len(image) - 0.5), ylim=(len(image) - 0.5, -0.5))
+    axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(len(image) - 0.5, -0.5))
 
 
 def _draw_legend(figure: "Figure", seen: set[str]) -> None:

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.domain.canvas import ImgSize
 from components.domain.domain import PRESETS, Domain
 from components.domain.reading import parse_yaml
 from components.errors import DomainError
+from components.records.maps import IGNORE, ClassMap
 
 Image = NDArray[np.uint8]
 Record = Mapping[str, Any]
@@ -30,16 +32,20 @@ Box = tuple[float, ...]  # x0, y0, x1, y1 in pixels
 
 CLASS = "__class_fullname__"
 TRIALS = 24  # trial runs of a user's pipeline before anything is trained on it
+DRAWS = 12  # of one transform, in search of the one that changes the shape
+#: They would grow and shrink classes by their numbers.
+NUMBERS_ARE_BRIGHTNESS = ("Morphological",)
+MAP_ON_TRIAL = np.array([0, 0, 0, 40, 40, 80, 200, 200, 0, 80, 80], np.uint8)  # repeated in rows of any length
 #: Parameters of a saved pipeline that are ignored: they describe boxes and points, which are added here.
 ASIDE = ("bbox_params", "keypoint_params", "additional_targets")
 
 
 class Augmentation:
-    """`augment(image, epoch, index)`: (H, W, 3) uint8 in, the same shape out."""
+    """`augment(image, epoch, index)`: (H, W, 3) uint8 in, the same shape out. square: whether H equals W."""
 
-    def __init__(self, recipe: str | Record, seed: int) -> None:
-        self.recipe, self.seed = recipe, seed
-        self.pipeline = create_pipeline(recipe)
+    def __init__(self, recipe: str | Record, seed: int, *, square: bool = True) -> None:
+        self.recipe, self.seed, self.square = recipe, seed, square
+        self.pipeline = create_pipeline(recipe, square=square)
 
     def __call__(self, image: Image, epoch: int, index: int) -> Image:
         if self.pipeline is None:
@@ -48,6 +54,31 @@ class Augmentation:
         if augmented.shape != image.shape or augmented.dtype != image.dtype:
             raise _misshapen("augmentation", self.pipeline, image, augmented)
         return augmented
+
+    def with_map(self, image: Image, classes: ClassMap, epoch: int, index: int) -> tuple[Image, ClassMap]:
+        """Augment an image together with its class map (H, W); the image is the same as without one.
+
+        Where the image is mirrored at its border, the map is; where it is filled, the map says IGNORE.
+        """
+        if self.pipeline is None:
+            return image, classes
+        found = self._draw(self._mapping, epoch, index)(image=image, mask=classes)
+        augmented, moved = found["image"], found["mask"]
+        if augmented.shape != image.shape or augmented.dtype != image.dtype or moved.shape != classes.shape:
+            raise _misshapen("augmentation", self.pipeline, image, augmented)
+        return augmented, moved
+
+    @cached_property
+    def _mapping(self) -> Any:
+        """The same transforms, for maps of class numbers, which must not be blended or invented."""
+        pipeline = create_pipeline(self.recipe, square=self.square)
+        for one in _leaves(pipeline):
+            if hasattr(one, "mask_interpolation"):
+                one.mask_interpolation = 0  # cv2.INTER_NEAREST
+            for name in ("fill_mask", "mask_drop_value"):  # None: the transform leaves masks alone
+                if getattr(one, name, None) is not None:
+                    setattr(one, name, IGNORE)
+        return pipeline
 
     def with_labels(
         self, image: Image, mask: NDArray[np.uint8], boxes: Sequence[Box], epoch: int, index: int
@@ -63,7 +94,8 @@ class Augmentation:
     def _labelled(self) -> Any:
         """The same transforms at the same depth: a Compose around a Compose would draw one more random number."""
         A = load_albumentations()  # noqa: N806  its usual name
-        return A.Compose(create_pipeline(self.recipe).transforms, bbox_params=A.BboxParams("pascal_voc", clip=True))
+        transforms = create_pipeline(self.recipe, square=self.square).transforms
+        return A.Compose(transforms, bbox_params=A.BboxParams("pascal_voc", clip=True))
 
     def _draw(self, pipeline: Any, epoch: int, index: int) -> Any:
         state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(2)
@@ -80,14 +112,19 @@ def load_albumentations() -> Any:
     return albumentations
 
 
-def create_pipeline(recipe: str | Record) -> Any:
-    """An albumentations Compose, or None for `none`. A preset contains what cannot change a label in its field."""
+def create_pipeline(recipe: str | Record, *, square: bool = True) -> Any:
+    """An albumentations Compose, or None for `none`. A preset contains what cannot change a label in its field.
+
+    square: whether images are. Quarter turns would change the shape of any other image, so that presets leave them out
+    there: the two flips alone already give all four symmetries of a rectangle.
+    """
     if recipe == "none":
         return None
     A = load_albumentations()  # noqa: N806
     if not isinstance(recipe, str):
         return A.Compose([_create_transform(A, recipe["transform"], "augmentation")])
-    turns = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5), A.RandomRotate90(p=0.5)]
+    flips = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
+    turns = [*flips, A.RandomRotate90(p=0.5)] if square else flips
     shift = A.Affine(scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10, 10), border_mode=4, p=0.7)
     light = A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.7)
     noise = A.GaussNoise(std_range=(0.005, 0.03), p=0.3)
@@ -117,19 +154,24 @@ def embed_augmentation(domain: Domain, folder: Path) -> Domain:
     return domain.model_copy(update={"augmentation": {"transform": record["transform"]}})
 
 
-def require_fit(recipe: str | Record, img_size: int) -> None:
+def require_fit(recipe: str | Record, img_size: ImgSize, *, maps: bool = False) -> None:
     """Try a user's pipeline on a picture of the training size. Raises DomainError unless it keeps shape and type.
 
-    Each trial runs twice: a transform with other sources of randomness would differ between workers.
+    Each trial runs twice: a transform with other sources of randomness would differ between workers. maps: whether it
+    must move class maps together with the images.
     """
     if isinstance(recipe, str):
         return
-    image = np.random.default_rng(0).integers(0, 256, (img_size, img_size, 3), dtype=np.uint8)
-    first, again = Augmentation(recipe, 0), Augmentation(recipe, 0)
+    image = np.random.default_rng(0).integers(0, 256, (*img_size, 3), dtype=np.uint8)
+    first, again = (Augmentation(recipe, 0, square=img_size.is_square) for _ in range(2))
     for index in range(TRIALS):
         try:
-            if np.array_equal(first(image, 0, index), again(image, 0, index)):
-                continue
+            if not np.array_equal(first(image, 0, index), again(image, 0, index)):
+                found = "another picture for the same seed, epoch and index"
+                hint = "Remove the transform that draws its own random numbers."
+                raise DomainError("augmentation", expected="a repeatable pipeline", found=found, hint=hint)
+            if maps:
+                _require_map(first, image, index)
         except DomainError:
             raise
         except Exception as error:  # noqa: BLE001  any error of a transform is about the user's choice of it
@@ -137,9 +179,31 @@ def require_fit(recipe: str | Record, img_size: int) -> None:
             found = f"{name}: {_brief(error)}"
             hint = "Correct or remove it; a transform gets only the image."
             raise DomainError("augmentation", expected="transforms that work", found=found, hint=hint) from None
-        found = "another picture for the same seed, epoch and index"
-        hint = "Remove the transform that draws its own random numbers."
-        raise DomainError("augmentation", expected="a repeatable pipeline", found=found, hint=hint)
+
+
+def _require_map(augment: Augmentation, image: Image, index: int) -> None:
+    """Raise DomainError unless an image brings its class map along, and the map keeps to the numbers it had."""
+    classes = np.resize(MAP_ON_TRIAL, image.shape[:2])
+    seen, moved = augment.with_map(image, classes, 0, index)
+    names = [type(one).__name__ for one in _leaves(augment.pipeline)]
+    wrong = [name for name in names if name in NUMBERS_ARE_BRIGHTNESS]
+    if not _has_invented(classes, moved) and np.array_equal(seen, augment(image, 0, index)) and not wrong:
+        return
+    for one in _leaves(augment._mapping):
+        one.set_random_state(np.random.default_rng(0), random.Random(0))
+        if _has_invented(classes, one(image=image, mask=classes, force_apply=True)["mask"]):
+            wrong.append(type(one).__name__)
+    raise DomainError(
+        "augmentation",
+        expected="transforms that move a class map with its image",
+        found=f"{', '.join(dict.fromkeys(wrong)) or ', '.join(names)}, which changes classes",
+        hint="Remove it, or replace it by one that moves pixels or changes the image alone.",
+    )
+
+
+def _has_invented(before: ClassMap, after: NDArray[Any]) -> bool:
+    """Whether a map has lost its type, or has classes that it did not have."""
+    return after.dtype != np.uint8 or not np.isin(after, [*np.unique(before), IGNORE]).all()
 
 
 def _read_pipeline(path: Path) -> dict[str, Any]:
@@ -223,8 +287,8 @@ def _misshapen(what: str, pipeline: Any, before: Image, after: NDArray[Any]) -> 
 
 
 def _changes_shape(transform: Any, image: Image) -> bool:
-    after = _apply_alone(transform, image)
-    return bool(after.shape != image.shape or after.dtype != image.dtype)
+    draws = (_apply_alone(transform, image, seed) for seed in range(DRAWS))
+    return any(after.shape != image.shape or after.dtype != image.dtype for after in draws)
 
 
 def _find_culprit(pipeline: Any, image: Image) -> str:
@@ -237,8 +301,8 @@ def _find_culprit(pipeline: Any, image: Image) -> str:
     return "the pipeline"
 
 
-def _apply_alone(transform: Any, image: Image) -> Any:
-    transform.set_random_state(np.random.default_rng(0), random.Random(0))
+def _apply_alone(transform: Any, image: Image, seed: int = 0) -> Any:
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
     return transform(image=image, force_apply=True)["image"]
 
 

@@ -61,16 +61,17 @@ def extract_features(
     A backbone of another size sees them enlarged, and its patches are averaged to the grid it would have at img_size.
     """
     mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
-    vit, side = backbone.vit, img_size or backbone.img_size
+    vit, (height, width) = backbone.vit, backbone.img_size
+    side = img_size or height
     found: tuple[int, int] = vit.patch_embed.grid_size
-    wanted = (side * found[0] // backbone.img_size, side * found[1] // backbone.img_size)
+    wanted = (side * found[0] // height, side * found[1] // width)
     images, patches = [], []
     for start in range(0, len(paths), batch_size):
         pixels = np.stack([_read(path, side) for path in paths[start : start + batch_size]])
         batch = ((torch.from_numpy(pixels).float() / 255 - mean) / std).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            if side != backbone.img_size:
-                batch = F.interpolate(batch, [backbone.img_size] * 2, mode="bicubic", antialias=True)
+            if (side, side) != (height, width):
+                batch = F.interpolate(batch, [height, width], mode="bicubic", antialias=True)
             states = vit.forward_features(batch)
             images.append(vit.forward_head(states, pre_logits=True).float().numpy())
             grid = resample_patches(states, found, wanted)[:, 1:].reshape(len(batch), *wanted, -1)
