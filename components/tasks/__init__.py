@@ -9,18 +9,30 @@ and one entry to `HEADS`; the tests enumerate both. Importing this package impor
 """
 
 import difflib
-from typing import Annotated, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, ValidationError
 
 from components.domain.domain import Domain
-from components.domain.reading import explain
+from components.domain.reading import explain, parse_yaml
 from components.errors import DomainError
 from components.tasks.base import Annotation, Task
 from components.tasks.classification import ClassificationTask
 from components.tasks.multilabel import MultilabelTask
 
-__all__ = ["CLASSIFICATION", "TASKS", "Member", "Task", "TaskRecord", "choose_kind", "create_task"]
+__all__ = [
+    "CLASSIFICATION",
+    "TASKS",
+    "Member",
+    "Task",
+    "TaskRecord",
+    "choose_kind",
+    "create_task",
+    "parse_task",
+    "read_task",
+    "write_task",
+]
 
 Member = ClassificationTask | MultilabelTask
 TaskRecord = Annotated[Member, Field(discriminator="kind")]
@@ -37,24 +49,45 @@ def create_task(domain: Domain, where: str = "") -> Member:
 
     Raises DomainError for an unknown kind or option, and where layout, classes or costs do not fit the task.
     """
-    record = {"kind": domain.task} if isinstance(domain.task, str) else dict(domain.task)
-    kind, where = record.get("kind"), where or f"domain {domain.name}"
-    if kind not in TASKS:
+    where = where or f"domain {domain.name}"
+    task = read_task(domain.task, f"{where}: task")
+    if misfit := task.find_misfit(domain):
+        expected, found, hint = misfit
+        raise DomainError(where, expected=expected, found=found, hint=hint)
+    return task
+
+
+def read_task(written: str | Mapping[str, Any], where: str) -> Member:
+    """A task from its kind, or from a mapping with its options. Raises DomainError for an unknown kind or option."""
+    record = {"kind": written} if isinstance(written, str) else dict(written)
+    kind = record.get("kind")
+    if not isinstance(kind, str) or kind not in TASKS:
         close = difflib.get_close_matches(str(kind), TASKS, 1)
         raise DomainError(
-            f"{where}: task",
+            where,
             expected=f"a task among {', '.join(TASKS)}",
             found="no kind" if kind is None else f"{kind}",
             hint=f"{f'Did you mean {close[0]!r}? ' if close else ''}Name one of these.",
         )
     try:
-        task = TASKS[kind].model_validate(record)
+        return TASKS[kind].model_validate(record)
     except ValidationError as error:
-        raise explain(error, f"{where}: task", TASKS[kind]) from None
-    if misfit := task.find_misfit(domain):
-        expected, found, hint = misfit
-        raise DomainError(where, expected=expected, found=found, hint=hint)
-    return task
+        raise explain(error, where, TASKS[kind]) from None
+
+
+def parse_task(text: str, where: str = "--task") -> Member:
+    """The task from a command line: its kind, or the mapping that domain.yaml would hold. Raises DomainError."""
+    try:
+        raw = parse_yaml(text)
+    except ValueError as error:
+        raise DomainError(where, expected="legal YAML", found=str(error), hint="Correct it.") from None
+    return read_task(raw if isinstance(raw, Mapping) else str(raw), where)
+
+
+def write_task(task: Task) -> str | dict[str, Any]:
+    """A task as domain.yaml holds it: its kind alone, or with the options that differ from the default."""
+    options = task.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
+    return {"kind": task.kind, **options} if options else task.kind
 
 
 def choose_kind(annotation: Annotation) -> str:

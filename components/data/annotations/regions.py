@@ -31,6 +31,7 @@ UNANNOTATED = Reason(
     "Add one, or write `unannotated: background` into the task's options if such pictures show background alone.",
 )
 LEFT_OUT = "pictures without an annotation left out (the task's option `unannotated: background` includes them)"
+AS_BACKGROUND = "pictures without an annotation, taken as background (the task's option `unannotated`)"
 SHOWS_NOTHING = "pictures whose annotation shows nothing, taken as background"
 
 
@@ -149,12 +150,13 @@ def settle(reading: Reading, raw: Path, painting: Painting) -> Reading:
                 ignored[row.path] = str(UNANNOTATED)
                 notes[LEFT_OUT] += 1
                 continue
+            notes[AS_BACKGROUND] += decided.problem is None and row.label is None
         else:
             decided = row if row.problem else _require_labelled(row)
             if decided.regions and decided.regions.shown == [painting.background]:
                 notes[SHOWS_NOTHING] += 1
         rows.append(decided)
-    return Reading(rows, ignored, notes)
+    return Reading(rows, ignored, dict(+notes))
 
 
 def _decide(row: Row, raw: Path, painting: Painting) -> Row:
