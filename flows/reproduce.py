@@ -13,7 +13,6 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from components.data.store.versions import restore_copy
@@ -25,7 +24,7 @@ from components.promotion import versions
 from components.promotion.evidence import score_frame
 from components.promotion.versions import Version
 from components.records.history import Reproduced
-from components.records.jobs import PROBABILITY, Job, Result, load_predictions, load_result
+from components.records.jobs import Job, Result, load_predictions, load_result
 from components.tasks import create_task
 from components.tasks.base import by_class
 from components.tracking import artifacts
@@ -149,7 +148,7 @@ def compare(
     facts |= {"bit_equal": exact, "same_machine": same_machine, "differs": None}
     if exact:
         return facts | {"verdict": "PASS", "reason": "The weights are the same, bit for bit."}
-    differs = facts["differs"] = _find_difference(workspace, version, before, after)
+    differs = facts["differs"] = _find_difference(workspace, domain, version, before, after)
     if before.split_sha256 != after.split_sha256:
         return facts | {"verdict": "FAIL", "reason": differs}
     then, now = (pl.concat(load_predictions(result.folder, side) for side in HELD_OUT) for result in (before, after))
@@ -179,7 +178,7 @@ def measure_difference(domain: Domain, then: pl.DataFrame, now: pl.DataFrame) ->
     return abs(scores[1] - scores[0]), max(chance, 1 / min(sizes)) / len(sizes)
 
 
-def _find_difference(workspace: Workspace, version: Version, before: Result, after: Result) -> str:
+def _find_difference(workspace: Workspace, domain: Domain, version: Version, before: Result, after: Result) -> str:
     """The first step at which the two trainings part, in the order in which things are made."""
     for what, one, other in (
         ("the split", before.split_sha256, after.split_sha256),
@@ -199,15 +198,13 @@ def _find_difference(workspace: Workspace, version: Version, before: Result, aft
                 return f"They part at epoch {row['epoch']:.0f}: {key} {row[key]!r} then, {again[key]!r} now.{kind}"
     adapter = versions.fetch_adapter(version, workspace.adapters)
     if load_meta(adapter).adapter_sha256 == before.adapter_sha256 != after.adapter_sha256:
-        return f"Every epoch's numbers agree, the weights do not; {_describe_predictions(before, after)}.{kind}"
+        return f"Every epoch's numbers agree, the weights do not; {_describe_predictions(domain, before, after)}.{kind}"
     return f"The registered weights are not those that its own training left.{kind}"
 
 
-def _describe_predictions(before: Result, after: Result) -> str:
-    old, new = (load_predictions(result.folder, "test") for result in (before, after))
-    columns = [column for column in old.columns if column.startswith(PROBABILITY)]
-    gap = float(np.abs(old.select(columns).to_numpy() - new.select(columns).to_numpy()).max())
-    return f"probabilities differ by at most {gap:.2g}"
+def _describe_predictions(domain: Domain, before: Result, after: Result) -> str:
+    then, now = (load_predictions(result.folder, "test") for result in (before, after))
+    return create_task(domain).describe_gap(then, now)
 
 
 def render_comparison(outcome: Reproduced, before: Result, after: Result, metric: str) -> str:

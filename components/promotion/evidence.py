@@ -48,7 +48,8 @@ def require_evidence(context: Context) -> None:
             found=f"{ours.height} rows of {', '.join(sorted(set(ours['split']))) or 'no split'}",
             hint="Filter the predictions to the test split; give the domain test groups where there are none.",
         )
-    same = ["id", "label", "group"]
+    truth = create_task(context.domain).columns()  # joins take no lists; `label` says what lists say
+    same = ["id", "group", *(name for name, kind in truth.items() if not kind.is_nested())]
     if theirs is not None and not ours.select(same).sort("id").equals(theirs.select(same).sort("id")):
         shared = ours.join(theirs, on=same, how="semi").height
         raise PromotionError(

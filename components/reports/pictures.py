@@ -14,13 +14,15 @@ import polars as pl
 
 from components.reports.tiles import load_tile
 from components.tasks import Task
-from components.tasks.base import list_probabilities, number_names, read_probabilities
+from components.tasks.base import Annotation, list_probabilities, number_names, read_probabilities
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_ANNOTATED = 20  # classes; beyond it the numbers cover one another
 LONGEST = 28  # characters of a line above a tile
+#: What a probability is of, by what a picture is annotated with.
+KINDS: dict[Annotation, str] = {"label": "answers", "labels": "labels", "mask": "pixels"}
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 RIGHT, WRONG = "#1a7f37", "#b42318"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's colours
@@ -89,23 +91,17 @@ def draw_samples(frame: pl.DataFrame, task: Task, raw: Path, title: str, most: i
     return figure
 
 
-def draw_calibration(frame: pl.DataFrame, task: Task, classes: Sequence[str], title: str, bins: int = 10) -> "Figure":
+def draw_calibration(frame: pl.DataFrame, task: Task, classes: Sequence[str], title: str) -> "Figure":
     """How often what has each probability came true (arXiv 1706.04599, figure 1), and how much there is of each."""
     from matplotlib.figure import Figure
 
-    sure, hits = task.reliability(task.targets(frame, classes), read_probabilities(frame, classes))
-    what = "answers" if task.annotation == "label" else "labels"
-    sure, hits = sure.reshape(-1), hits.reshape(-1)
-    place = np.minimum((sure * bins).astype(int), bins - 1)
-    count = np.bincount(place, minlength=bins)
-    seen = count > 0
-    mean = np.bincount(place, weights=sure, minlength=bins)[seen] / count[seen]
-    right = np.bincount(place, weights=hits, minlength=bins)[seen] / count[seen]
+    mean, right, count = task.reliability_curve(frame, classes)
+    what, bins, seen = KINDS[task.annotation], len(count), count > 0
     figure = Figure(figsize=(4.6, 5), layout="constrained")
     figure.suptitle(title, fontsize=10, parse_math=False)
     above, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
     above.plot([0, 1], [0, 1], ":", color="#59636e", label="as sure as right")
-    above.plot(mean, right, "o-", color=SERIES[0], label="this model")
+    above.plot(mean[seen], right[seen], "o-", color=SERIES[0], label="this model")
     above.set(ylabel=f"share of the {what} that is right", xlim=(0, 1), ylim=(0, 1.02))
     above.legend(fontsize=8, frameon=False, loc="upper left")
     below.bar((np.arange(bins) + 0.5) / bins, count, width=0.9 / bins, color="#afb8c1")

@@ -20,6 +20,7 @@ from components.errors import DomainError
 from components.tasks.base import Annotation, Task
 from components.tasks.classification import ClassificationTask
 from components.tasks.multilabel import MultilabelTask
+from components.tasks.segmentation import SegmentationTask
 
 __all__ = [
     "CLASSIFICATION",
@@ -34,7 +35,7 @@ __all__ = [
     "write_task",
 ]
 
-Member = ClassificationTask | MultilabelTask
+Member = ClassificationTask | MultilabelTask | SegmentationTask
 TaskRecord = Annotated[Member, Field(discriminator="kind")]
 
 #: kind -> its record, read from the union so that there is one list only.
@@ -54,6 +55,7 @@ def create_task(domain: Domain, where: str = "") -> Member:
     if misfit := task.find_misfit(domain):
         expected, found, hint = misfit
         raise DomainError(where, expected=expected, found=found, hint=hint)
+    _require_control(task, domain, where)
     return task
 
 
@@ -88,6 +90,18 @@ def write_task(task: Task) -> str | dict[str, Any]:
     """A task as domain.yaml holds it: its kind alone, or with the options that differ from the default."""
     options = task.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
     return {"kind": task.kind, **options} if options else task.kind
+
+
+def _require_control(task: Member, domain: Domain, where: str) -> None:
+    """Raise DomainError where a candidate is the control of another task, for which it would compute nothing."""
+    others = {other.control for other in TASKS.values()} - {None, task.control}
+    if strange := [str(each["kind"]) for each in domain.candidates if each.get("kind") in others]:
+        raise DomainError(
+            f"{where}: candidates",
+            expected=f"tuners for the task {task.kind}",
+            found=f"{', '.join(strange)}, the control of tasks whose head reads the pixels",
+            hint="Remove it from `candidates`.",
+        )
 
 
 def choose_kind(annotation: Annotation) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Chances = NDArray[np.floating[Any]]  # probabilities of pixels, of which there are many: float32 will do
 Annotation = Literal["label", "labels", "mask"]
 
 UNLABELLED = "(none)"  # what a picture without any label is called where people read
@@ -167,6 +168,7 @@ class Task(Strict, ABC):
     annotation: what is said of a picture: one label, any number of them, or the class of every pixel.
     reads: the layouts that can say it. shown: a second score, which is followed while training. control: the kind of
     the candidate that every retrain compares the others with; None where the linear probe is comparison enough.
+    cost_unit: what the mean cost of mistakes is counted per.
     """
 
     kind: str
@@ -178,6 +180,7 @@ class Task(Strict, ABC):
     fewest_classes: ClassVar[int] = 1
     shown: ClassVar[str] = "macro_f1"
     control: ClassVar[str | None] = None
+    cost_unit: ClassVar[str] = "an image"
 
     # The domain and its data
 
@@ -341,27 +344,57 @@ class Task(Strict, ABC):
         """The calibration error of a frame of predictions."""
         return self.calibration_error(self.targets(frame, classes), read_probabilities(frame, classes))
 
+    def reliability_curve(
+        self, frame: pl.DataFrame, classes: Sequence[str], bins: int = 10
+    ) -> tuple[Floats, Floats, Ints]:
+        """(bins,) mean probability, share that came true, and number, by equal bins of probability.
+
+        The first two are not a number where the third is 0.
+        """
+        tables = self.reliability(self.targets(frame, classes), read_probabilities(frame, classes))
+        sure, hits = (table.reshape(-1) for table in tables)
+        place = np.minimum((sure * bins).astype(int), bins - 1)
+        count = np.bincount(place, minlength=bins)
+        sums = (np.bincount(place, weights=values, minlength=bins) for values in (sure, hits))
+        mean, right = (np.divide(each, count, out=np.full(bins, np.nan), where=count > 0) for each in sums)
+        return mean, right, count
+
+    def describe_gap(self, then: pl.DataFrame, now: pl.DataFrame) -> str:
+        """How far two models' answers for the same images, in one order, are apart, as the end of a sentence."""
+        names = list_probabilities(then)
+        gap = float(np.abs(read_probabilities(then, names) - read_probabilities(now, names)).max())
+        return f"probabilities differ by at most {gap:.2g}"
+
 
 class MapTask(Task, ABC):
     """A task that answers the class of every pixel. Class maps as in `components.records.maps`.
 
-    `keep` reduces each answer at training size to K numbers, and `metrics` and `surprise` take these (N, K) in the
-    place of probabilities. What the gates read is measured at the size of the picture, by `judge`.
+    What is learned are class maps at the size of the training, which the caller loads: `targets` says only which
+    classes a picture shows, for strata. While training, `keep` reduces each answer to K numbers, and `metrics` and
+    `surprise` take these (N, K) in the place of probabilities. What the gates read is measured at the size of the
+    picture, by `judge`. `calibrate`, `rescale` and `reliability` take pixels in the place of images.
 
     A frame of predictions has no probabilities, and the columns that `judged` names: `answer_map` among them, which is
     the answer as `encode_map` writes it; the truth is in the manifest's column `class_map`.
+
+    `decide` and `judge` take probabilities before calibration and apply it themselves: interpolated probabilities that
+    are calibrated are not calibrated ones that are interpolated, and both ways must give the same answer.
     """
 
     annotation: ClassVar[Annotation] = "mask"
 
     @abstractmethod
-    def sample(self, probabilities: Floats, targets: NDArray[np.uint8]) -> tuple[Ints, Floats, Ints]:
-        """Some labelled pixels of probabilities (B, C, h, w) and targets (B, h, w), for `calibrate`: classes (M,),
+    def keep(self, probabilities: Chances, targets: NDArray[Any]) -> Floats:
+        """(B, K) of probabilities (B, C, h', w') of any size and class maps (B, h, w)."""
+
+    @abstractmethod
+    def sample(self, probabilities: Chances, targets: NDArray[np.uint8]) -> tuple[Ints, Floats, Ints]:
+        """Some labelled pixels of probabilities (B, C, h', w') and class maps (B, h, w), for `calibrate`: classes (M,),
         probabilities (M, C), and the number of each pixel's image (M,). The same pixels at every call."""
 
     @abstractmethod
-    def decide(self, probabilities: Floats, classes: Sequence[str], calibration: Calibration) -> NDArray[np.uint8]:
-        """(C, H, W) calibrated probabilities -> (H, W) the number of the class that each pixel is answered."""
+    def decide(self, probabilities: Chances, classes: Sequence[str], calibration: Calibration) -> NDArray[np.uint8]:
+        """(C, H, W) probabilities that are not calibrated yet -> (H, W) the class that each pixel is answered."""
 
     @abstractmethod
     def judged(self) -> dict[str, pl.DataType]:
@@ -369,13 +402,24 @@ class MapTask(Task, ABC):
 
     @abstractmethod
     def judge(
-        self, probabilities: Floats, truth: NDArray[np.uint8], classes: Sequence[str], calibration: Calibration
+        self, probabilities: Chances, truth: NDArray[np.uint8], classes: Sequence[str], calibration: Calibration
     ) -> dict[str, Any]:
         """The row of one picture: (C, H, W) probabilities that are not calibrated yet, and its class map (H, W)."""
 
     @abstractmethod
+    def describe_map(self, answer: NDArray[np.uint8], classes: Sequence[str]) -> dict[str, Any]:
+        """What `decide` answered, for people and programs: `{"label": ..., "areas": {...}, "components": {...}}`."""
+
+    @abstractmethod
     def score_frame(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, float]:
         """All scores of a frame of predictions, the metric first; ece, ece_uncalibrated and loss among them."""
+
+    def answer(self, probabilities: Chances, classes: Sequence[str], calibration: Calibration) -> list[dict[str, Any]]:
+        """(N, C, H, W) probabilities that are not calibrated yet -> `describe_map` of each answer."""
+        return [self.describe_map(self.decide(each, classes, calibration), classes) for each in probabilities]
+
+    def answers(self, probabilities: Chances, classes: Sequence[str], calibration: Calibration) -> list[pl.Series]:
+        raise TypeError("the columns of an answered class map are those that `judge` fills")
 
 
 PREDICTED = "predicted"  # column of the answer, as a text
@@ -396,6 +440,16 @@ def by_class(frame: pl.DataFrame) -> pl.DataFrame:
     if "labels" not in frame.columns:
         return frame
     return frame.with_columns(label="labels").explode("label").drop_nulls("label")
+
+
+def ask_each(frame: pl.DataFrame, names: Sequence[str]) -> list[pl.DataFrame]:
+    """The frame once per class: does the image have it, by the column `labels`?"""
+    return [
+        frame.with_columns(
+            label=pl.when(pl.col("labels").list.contains(name)).then(pl.lit(name)).otherwise(pl.lit(f"no {name}"))
+        )
+        for name in names
+    ]
 
 
 def has_labels(frame: pl.DataFrame) -> bool:

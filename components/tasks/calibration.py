@@ -42,13 +42,39 @@ class Answers(Protocol):
         """(N, C) probabilities as they are with the logits divided by the temperature."""
 
 
+class Exclusive:
+    """Probabilities (N, C) of which exactly one comes true; targets: (N,) numbers of classes."""
+
+    def surprise(self, targets: Ints, probabilities: Floats) -> Floats:
+        losses: Floats = -np.log(np.maximum(probabilities[np.arange(len(targets)), targets], TINY))
+        return losses
+
+    def rescale(self, probabilities: Floats, temperature: float) -> Floats:
+        """Which class is first stays as it is."""
+        if temperature == 1:
+            return probabilities
+        scaled = np.log(np.maximum(probabilities, TINY)) / temperature
+        raised = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        shares: Floats = raised / raised.sum(axis=1, keepdims=True)
+        return shares
+
+
+EXCLUSIVE = Exclusive()
+
+
 def calibrate(
-    answers: Answers, targets: NDArray[Any], probabilities: Floats, groups: NDArray[np.generic], strata: Ints
+    answers: Answers,
+    targets: NDArray[Any],
+    probabilities: Floats,
+    groups: NDArray[np.generic],
+    strata: Ints,
+    rows: int = 1,
 ) -> Calibration:
     """A temperature where it helps groups of validation images that it was not fitted on; else 1, which changes none.
 
     Each group is held out once. Help is a lower negative log likelihood, averaged over the images of a group and then
     over the groups: many images of one patient are one witness. groups, strata: (N,), as `split_groups` takes them.
+    rows: how many rows are one image.
     """
     names, places = np.unique(groups, return_inverse=True)
     if len(names) < FEWEST_GROUPS:
@@ -57,31 +83,31 @@ def calibrate(
         return Calibration(reason=reason)
     after = np.empty(len(targets))
     for held_out in split_groups(strata, groups):
-        temperature = fit_temperature(answers, targets[~held_out], probabilities[~held_out])
+        temperature = fit_temperature(answers, targets[~held_out], probabilities[~held_out], rows)
         after[held_out] = answers.surprise(targets[held_out], answers.rescale(probabilities[held_out], temperature))
     images = np.bincount(places.reshape(-1))
     plain, calibrated = (
         float((np.bincount(places.reshape(-1), weights=loss) / images).mean())
         for loss in (answers.surprise(targets, probabilities), after)
     )
-    temperature = fit_temperature(answers, targets, probabilities)
+    temperature = fit_temperature(answers, targets, probabilities, rows)
     told = f"loss on held-out validation groups {plain:.3f} without and {calibrated:.3f} with it ({len(names)} groups)"
     if calibrated < plain:
         return Calibration(temperature, f"temperature {temperature:.3g}: {told}")
     return Calibration(reason=f"not calibrated, for a temperature of {temperature:.3g} does not help: {told}")
 
 
-def fit_temperature(answers: Answers, targets: NDArray[Any], probabilities: Floats) -> float:
+def fit_temperature(answers: Answers, targets: NDArray[Any], probabilities: Floats, rows: int = 1) -> float:
     """The temperature for which these targets are least surprising (Guo et al., arXiv 1706.04599).
 
     By likelihood and a prior on log T around zero of the width PRIOR: where all of a few images are right, the
-    likelihood alone would call every answer certain.
+    likelihood alone would call every answer certain. rows: how many rows are one image, which is one witness.
     """
     from scipy.optimize import minimize_scalar
 
     def loss(log_t: float) -> float:
         losses = answers.surprise(targets, answers.rescale(probabilities, float(np.exp(log_t))))
-        return float(losses.sum() + (log_t / PRIOR) ** 2 / 2)
+        return float(losses.sum() / rows + (log_t / PRIOR) ** 2 / 2)
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 

@@ -28,7 +28,7 @@ from components.tasks.base import (
     number_groups,
     number_names,
 )
-from components.tasks.calibration import TINY, Calibration, calibrate
+from components.tasks.calibration import EXCLUSIVE, Calibration, calibrate
 
 if TYPE_CHECKING:
     from pandera.polars import Check, Column
@@ -73,8 +73,7 @@ class ClassificationTask(Task):
         return [Problem(targets, classes, balanced=True)]
 
     def surprise(self, targets: Ints, probabilities: Floats) -> Floats:
-        losses: Floats = -np.log(np.maximum(probabilities[np.arange(len(targets)), targets], TINY))
-        return losses
+        return EXCLUSIVE.surprise(targets, probabilities)
 
     def calibrate(
         self, targets: Ints, probabilities: Floats, groups: NDArray[np.generic], classes: Sequence[str]
@@ -82,13 +81,7 @@ class ClassificationTask(Task):
         return calibrate(self, targets, probabilities, groups, self.strata(targets))
 
     def rescale(self, probabilities: Floats, temperature: float) -> Floats:
-        """Which class is first stays as it is."""
-        if temperature == 1:
-            return probabilities
-        scaled = np.log(np.maximum(probabilities, TINY)) / temperature
-        raised = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        shares: Floats = raised / raised.sum(axis=1, keepdims=True)
-        return shares
+        return EXCLUSIVE.rescale(probabilities, temperature)
 
     def answer(self, probabilities: Floats, classes: Sequence[str], calibration: Calibration) -> list[dict[str, Any]]:
         return [{"label": classes[place]} for place in probabilities.argmax(axis=1)]

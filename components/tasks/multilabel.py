@@ -29,6 +29,7 @@ from components.tasks.base import (
     Ints,
     Problem,
     Task,
+    ask_each,
     list_probabilities,
     name_labels,
     number_groups,
@@ -87,12 +88,7 @@ class MultilabelTask(Task):
 
     def questions(self, frame: pl.DataFrame, classes: Sequence[str]) -> list[pl.DataFrame]:
         """One per class: does the image have it?"""
-        return [
-            frame.with_columns(
-                label=pl.when(pl.col("labels").list.contains(name)).then(pl.lit(name)).otherwise(pl.lit(f"no {name}"))
-            )
-            for name in classes
-        ]
+        return ask_each(frame, classes)
 
     def targets(self, manifest: pl.DataFrame, classes: Sequence[str]) -> Flags:
         return _flag(manifest["labels"], classes)

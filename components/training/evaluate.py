@@ -68,6 +68,11 @@ def frame_predictions(
 
 
 def hash_split(manifest: pl.DataFrame) -> str:
-    """Name of who is on which side: sha256 over the sorted (id, label, split) of every row."""
-    rows = sorted(manifest.select("id", "label", "split").iter_rows())
-    return hashlib.sha256(repr(rows).encode()).hexdigest()
+    """Name of who is on which side: sha256 over the sorted (id, label, split) of every row, and its class map's hash
+    where it has one."""
+    facts = manifest.select("id", "label", "split")
+    if "class_map" in manifest.columns:
+        facts = facts.with_columns(
+            truth=pl.Series([hashlib.sha256(each).hexdigest() for each in manifest["class_map"]])
+        )
+    return hashlib.sha256(repr(sorted(facts.iter_rows())).encode()).hexdigest()

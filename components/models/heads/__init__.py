@@ -3,12 +3,17 @@
 from components.models.heads.base import Head, Shape
 from components.models.heads.classification import ClassificationHead
 from components.models.heads.multilabel import MultilabelHead
+from components.models.heads.segmentation import SegmentationHead
 from components.tasks import Task
 
 __all__ = ["HEADS", "Head", "Shape", "create_head"]
 
 #: kind -> its head; a test holds it against components.tasks.TASKS.
-HEADS: dict[str, type[Head]] = {"classification": ClassificationHead, "multilabel": MultilabelHead}
+HEADS: dict[str, type[Head]] = {
+    "classification": ClassificationHead,
+    "multilabel": MultilabelHead,
+    "segmentation": SegmentationHead,  # type: ignore[type-abstract]  # its `create` chooses among its own
+}
 
 
 def create_head(task: Task, shape: Shape, num_classes: int) -> Head:

@@ -104,7 +104,7 @@ def check_costs(context: Context) -> Finding | None:
     mean = bootstrap_mean(ours, groups, (0.0, most), gates.confidence)
     ends = f"not known, {count_groups(mean.groups)}"
     ends = ends if mean.low is None else f"between {mean.low:.3g} and {mean.high:.3g}"
-    reason = f"Mistakes cost {mean.value:.3g} an image ({ends}), a plain one being 1."
+    reason = f"Mistakes cost {mean.value:.3g} {task.cost_unit} ({ends}), a plain one being 1."
     evidence = to_evidence(mean)
     verdict: Verdict = "PROMOTE"
     if gates.max_cost is not None:

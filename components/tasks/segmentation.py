@@ -1,0 +1,499 @@
+"""The class of every pixel. The metric is the mean IoU: the mean over the classes present of the pixels that truth and
+answer share, of all that either has, summed over the pictures. A small defect is then as heavy as the background.
+
+Pixels to ignore count for nothing. All scores are measured at the size of the pictures.
+
+Shapes: N pictures, C classes, K numbers kept per answer, G groups, M pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field
+
+from components.domain.domain import Domain
+from components.domain.layouts import Csv, Folders, Instances, Masks, Parquet
+from components.domain.settings import Gates
+from components.errors import PromotionError
+from components.records.maps import (
+    MOST_CLASSES,
+    Painting,
+    count_pixels,
+    decode_map,
+    encode_map,
+    find_components,
+)
+from components.tasks.base import (
+    PREDICTED,
+    Annotated,
+    Chances,
+    CountEvidence,
+    Evidence,
+    Floats,
+    Ints,
+    MapTask,
+    Problem,
+    ask_each,
+    name_labels,
+    number_groups,
+    number_names,
+    sum_by_group,
+)
+from components.tasks.calibration import EXCLUSIVE, TINY, Calibration, calibrate
+from components.tasks.map_scores import count_boundaries, count_components, count_confusion
+from components.tasks.pixels import (
+    BINS,
+    answer_map,
+    choose_limit,
+    find_best,
+    measure_bins,
+    measure_sureness,
+    resize_probabilities,
+    restore_limit,
+    sample_pixels,
+)
+
+if TYPE_CHECKING:
+    from pandera.polars import Check, Column
+
+SAMPLED = 512  # pixels per picture that the temperature is fitted on
+FURTHER = 8  # times as many for a threshold, which rests on the pixels of a rare class
+Bytes = NDArray[np.uint8]
+
+
+class SegmentationTask(MapTask):
+    """`task: segmentation`, or `{kind: segmentation, background: sound, overlap: smaller}`"""
+
+    metric: ClassVar[str] = "mean_iou"
+    metric_words: ClassVar[str] = "mean IoU"
+    class_words: ClassVar[str] = "IoU"
+    reads: ClassVar[frozenset[str]] = frozenset(
+        {"folders", "csv", "parquet", "coco", "yolo", "instances", "masks", "labelme", "cvat"}
+    )
+    fewest_classes: ClassVar[int] = 2
+    shown: ClassVar[str] = "mean_dice"
+    control: ClassVar[str | None] = "pixels"
+    cost_unit: ClassVar[str] = "per pixel, averaged over the images"
+
+    kind: Literal["segmentation"] = "segmentation"
+    """Every pixel of an image has a class."""
+    background: str | None = "background"
+    """The class of pixels that no annotation covers (0 in a mask); `null` where nothing is known of them: they are then
+    ignored."""
+    unannotated: Literal["leave_out", "background"] = "leave_out"
+    """Whether pictures without any annotation are left out, or show background alone."""
+    overlap: Literal["later", "smaller"] = "later"
+    """Which of two shapes that cover a pixel decides its class: the later one of the file, or the smaller one."""
+    head: Literal["conv", "linear"] = "conv"
+    """The last layers: `conv` joins tokens of several depths with the pixels themselves, `linear` projects tokens."""
+    head_lr: float = Field(default=0.002, gt=0, le=1)
+    """AdamW's peak learning rate of the last layers."""
+
+    # The domain and its data
+
+    def find_misfit(self, domain: Domain) -> tuple[str, str, str] | None:
+        classes, layout = domain.classes, domain.layout
+        if len(classes) > MOST_CLASSES:
+            return f"at most {MOST_CLASSES} classes", f"{len(classes)}", "Join classes with `rename`."
+        if self.background is not None and self.background not in classes:
+            expected = f"a background among the classes {', '.join(classes)}, or null"
+            hint = (
+                "Add it to `classes`, or write `task: {kind: segmentation, background: <class>}`; with `null`, pixels "
+            )
+            return expected, f"background: {self.background}", f"{hint}that no annotation covers are ignored."
+        if isinstance(layout, Masks | Instances):
+            default = type(layout).model_fields["background"].default
+            if layout.background not in (default, self.background):
+                found = f"layout.background: {layout.background}"
+                return f"the background that the task names, {self.background}", found, "Remove it from `layout`."
+        if (
+            isinstance(layout, Csv | Parquet | Folders)
+            and (getattr(layout, "mask", None) or getattr(layout, "masks", None)) is None
+        ):
+            option = "masks: <folder>" if isinstance(layout, Folders) else "mask: <column>"
+            found = f"the layout {layout.kind} without masks"
+            return "a layout that says the class of every pixel", found, f"Add `{option}` to `layout`."
+        return super().find_misfit(domain)
+
+    @property
+    def painting(self) -> Painting:
+        return Painting(self.background, self.unannotated, self.overlap)
+
+    def columns(self) -> dict[str, pl.DataType]:
+        """pixels: labelled pixels per class, in the order of the classes."""
+        return {
+            "label": pl.String(),
+            "labels": pl.List(pl.String),
+            "class_map": pl.Binary(),
+            "pixels": pl.List(pl.Int64),
+        }
+
+    def annotate(self, row: Annotated, classes: Sequence[str]) -> dict[str, Any]:
+        if row.regions is None:
+            return {"label": row.label}
+        data = row.regions.renumber(classes)
+        pixels = count_pixels(data, len(classes))
+        labels = _name_shown(pixels, classes)
+        return {"label": self.describe_labels(labels), "labels": labels, "class_map": data, "pixels": pixels}
+
+    def describe_labels(self, labels: Sequence[str]) -> str:
+        """The foreground classes as one text; the background's name where there is nothing else."""
+        return name_labels([name for name in labels if name != self.background] or labels)
+
+    def checks(self, classes: Sequence[str]) -> "tuple[dict[str, Column], list[Check]]":
+        import pandera.polars as pa
+
+        def agree(data: Any) -> bool:
+            frame = data.lazyframe.collect()
+            rows = frame.select("labels", "class_map", "pixels").iter_rows()
+            return all(
+                count_pixels(data, len(classes)) == pixels and labels == _name_shown(pixels, classes)
+                for labels, data, pixels in rows
+            )
+
+        columns = {
+            "label": pa.Column(pl.String),
+            "labels": pa.Column(pl.List(pl.String)),
+            "class_map": pa.Column(pl.Binary),
+            "pixels": pa.Column(pl.List(pl.Int64)),
+        }
+        return columns, [pa.Check(agree, name=f"class maps of {', '.join(classes)}, with their labels and pixels")]
+
+    def questions(self, frame: pl.DataFrame, classes: Sequence[str]) -> list[pl.DataFrame]:
+        """One per class that is not the background: does the picture show it?"""
+        return ask_each(frame, [classes[number] for number in self.find_foreground(classes)])
+
+    def find_foreground(self, classes: Sequence[str]) -> list[int]:
+        """The numbers of the classes that are not the background."""
+        return [number for number, name in enumerate(classes) if name != self.background]
+
+    # What a network learns
+
+    def targets(self, manifest: pl.DataFrame, classes: Sequence[str]) -> NDArray[np.bool_]:
+        """(N, C) which classes a picture shows; the class maps themselves are loaded at the size of the training."""
+        return _flag(manifest["labels"], classes)
+
+    def strata(self, targets: NDArray[Any]) -> Ints:
+        """The rarest class of each picture."""
+        rarity = np.where(targets, -targets.sum(axis=0), -np.inf)
+        rarest: Ints = rarity.argmax(axis=1)
+        return rarest
+
+    def problems(self, targets: NDArray[Any], classes: int) -> list[Problem]:
+        """None: no linear probe solves the head."""
+        return []
+
+    def keep(self, probabilities: Chances, targets: Bytes) -> Floats:
+        """(B, C * C + 2): labelled pixels by true and answered class, the sum of the truth's negative log likelihoods,
+        and the number of labelled pixels, all at the size of the training, to which probabilities are interpolated."""
+        rows = []
+        for chances, truth in zip(probabilities, targets, strict=True):
+            grown = resize_probabilities(chances, *truth.shape)
+            confusion = count_confusion(truth, answer_map(grown), len(grown))
+            pixels = int(confusion.sum())
+            rows.append([*confusion.reshape(-1), measure_sureness(grown, truth, 1).surprise * pixels, pixels])
+        return np.array(rows, np.float64)
+
+    def metrics(
+        self,
+        targets: NDArray[Any],
+        probabilities: Floats,
+        classes: Sequence[str],
+        calibration: Calibration | None = None,
+    ) -> dict[str, float]:
+        """mean_iou, mean_dice, accuracy, and iou and dice of each class, of what `keep` kept (N, K)."""
+        confusion = probabilities[:, :-2].sum(axis=0).reshape(len(classes), len(classes))
+        return _score(confusion, classes)
+
+    def surprise(self, targets: NDArray[Any], probabilities: Floats) -> Floats:
+        """The mean over the labelled pixels of each picture, of what `keep` kept (N, K)."""
+        losses: Floats = probabilities[:, -2] / np.maximum(probabilities[:, -1], 1)
+        return losses
+
+    def sample(self, probabilities: Chances, targets: Bytes) -> tuple[Ints, Floats, Ints]:
+        number = SAMPLED * FURTHER if probabilities.shape[1] == 2 else SAMPLED
+        parts = []
+        for image, (chances, truth) in enumerate(zip(probabilities, targets, strict=True)):
+            found, of = sample_pixels(resize_probabilities(chances, *truth.shape), truth, number)
+            parts.append((found, of, np.full(len(found), image)))
+        numbers, rows, images = zip(*parts, strict=True)
+        return np.concatenate(numbers), np.concatenate(rows), np.concatenate(images)
+
+    def calibrate(
+        self, targets: Ints, probabilities: Floats, groups: NDArray[np.generic], classes: Sequence[str]
+    ) -> Calibration:
+        """Of pixels as `sample` returns them. Where there are two classes, background and another, that one has a
+        threshold too: of the highest mean IoU of these pixels."""
+        step = FURTHER if len(classes) == 2 else 1
+        some = slice(None, None, step)
+        strata = _find_rarest(targets[some], groups[some], len(classes))
+        found = calibrate(EXCLUSIVE, targets[some], probabilities[some], groups[some], strata, rows=SAMPLED)
+        foreground = self.find_foreground(classes)
+        if len(classes) != 2 or len(foreground) != 1:
+            return found
+        (number,) = foreground
+        chances = self.rescale(probabilities, found.temperature)[:, number]
+        return replace(found, thresholds={classes[number]: choose_limit(targets == number, chances)})
+
+    def rescale(self, probabilities: Floats, temperature: float) -> Floats:
+        return EXCLUSIVE.rescale(probabilities, temperature)
+
+    def reliability(self, targets: Ints, probabilities: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        """Of pixels: the probability of the most probable class, and whether it is right."""
+        best, answers = find_best(probabilities.T)
+        return best.astype(np.float64)[:, None], (answers == targets)[:, None]
+
+    # What answers are worth
+
+    def decide(self, probabilities: Chances, classes: Sequence[str], calibration: Calibration) -> Bytes:
+        """The most probable class, which a temperature does not change; of two classes, by the threshold if any."""
+        if not calibration.thresholds:
+            return answer_map(probabilities)
+        ((name, limit),) = calibration.thresholds.items()
+        return answer_map(probabilities, restore_limit(limit, calibration.temperature), list(classes).index(name))
+
+    def judged(self) -> dict[str, pl.DataType]:
+        """answer_map, and what scores are computed from.
+
+        answered: classes answered for labelled pixels; predicted: these as a text. confusion: labelled pixels by true
+        and answered class, row by row. components, boundary: of each class that is not background, four numbers, as
+        `count_components` and `count_boundaries` have them. sureness, sureness_raw: as `Sureness` has them, after and
+        before calibration. nll: before calibration. dice: the mean over the foreground classes that truth or answer
+        shows; 1 where neither shows any.
+        """
+        numbers, reals = pl.List(pl.Int64), pl.List(pl.Float64)
+        return {
+            "answer_map": pl.Binary(),
+            PREDICTED: pl.String(),
+            "answered": pl.List(pl.String),
+            "confusion": numbers,
+            "components": numbers,
+            "boundary": numbers,
+            "sureness": reals,
+            "sureness_raw": reals,
+            "nll": pl.Float64(),
+            "dice": pl.Float64(),
+        }
+
+    def judge(
+        self, probabilities: Chances, truth: Bytes, classes: Sequence[str], calibration: Calibration
+    ) -> dict[str, Any]:
+        answer, foreground = self.decide(probabilities, classes, calibration), self.find_foreground(classes)
+        confusion = count_confusion(truth, answer, len(classes))
+        sureness = measure_sureness(probabilities, truth, calibration.temperature)
+        answered = _name_shown(confusion.sum(axis=0), classes)
+        return {
+            "answer_map": encode_map(answer),
+            PREDICTED: self.describe_labels(answered),
+            "answered": answered,
+            "confusion": confusion.reshape(-1).tolist(),
+            "components": count_components(truth, answer, foreground).reshape(-1).tolist(),
+            "boundary": count_boundaries(truth, answer, foreground).reshape(-1).tolist(),
+            "sureness": sureness.calibrated.tolist(),
+            "sureness_raw": sureness.plain.tolist(),
+            "nll": sureness.surprise,
+            "dice": _measure_dice(confusion, foreground),
+        }
+
+    def describe_map(self, answer: Bytes, classes: Sequence[str]) -> dict[str, Any]:
+        """label, and of each class that is not background its area in pixels and the number of its components."""
+        areas = np.bincount(answer.reshape(-1), minlength=len(classes))
+        shown = {classes[number]: number for number in self.find_foreground(classes)}
+        return {
+            "label": self.describe_labels(_name_shown(areas, classes)),
+            "areas": {name: int(areas[number]) for name, number in shown.items()},
+            "components": {name: len(find_components(answer, number).areas) for name, number in shown.items()},
+        }
+
+    def outputs(self, classes: Sequence[str]) -> dict[str, str]:
+        """mask: base64 of a PNG file with the number of the class in every pixel."""
+        names = [classes[number] for number in self.find_foreground(classes)]
+        areas = {f"area_{name}": "double" for name in names} | {f"components_{name}": "double" for name in names}
+        return {"label": "string", "mask": "string"} | areas
+
+    def score_frame(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, float]:
+        """mean_iou, mean_dice, accuracy, picture_dice, false_components (per picture), ece, ece_uncalibrated, loss, iou
+        and dice of each class; boundary_f1 and defect_recall, of all classes and of each, where there is a boundary or
+        a component to find."""
+        names = [classes[number] for number in self.find_foreground(classes)]
+        confusion = _read_confusion(frame, classes).sum(axis=0)
+        components = _read(frame, "components", 4 * len(names)).sum(axis=0).reshape(-1, 4)
+        boundary = _read(frame, "boundary", 4 * len(names)).sum(axis=0).reshape(-1, 4)
+        sureness, plain = (_read(frame, name, 3 * BINS).sum(axis=0) for name in ("sureness", "sureness_raw"))
+        return {
+            **_score(confusion, classes),
+            "picture_dice": float(frame["dice"].to_numpy().mean()),
+            "false_components": float(components[:, 3].sum() / frame.height),
+            "ece": measure_bins(sureness),
+            "ece_uncalibrated": measure_bins(plain),
+            "loss": float(frame["nll"].to_numpy().mean()),
+            **_score_boundaries(boundary, names),
+            **_score_components(components, names),
+        }
+
+    def evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> Evidence:
+        return self._count(frame, classes, range(len(classes)))
+
+    def class_evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, Evidence]:
+        """The IoU of each class over all pictures."""
+        pixels = _read_confusion(frame, classes).sum(axis=(0, 2))
+        return {name: self._count(frame, classes, [k]) for k, name in enumerate(classes) if pixels[k]}
+
+    def _count(self, frame: pl.DataFrame, classes: Sequence[str], numbers: Sequence[int]) -> CountEvidence:
+        groups, number = number_groups(frame["group"].to_numpy())
+        confusion = _read_confusion(frame, classes)
+        hits, answered, truth = (
+            sum_by_group(table[:, numbers], groups, number)
+            for table in (np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(axis=1), confusion.sum(axis=2))
+        )
+        return CountEvidence(groups, np.concatenate([hits, answered], axis=1), truth, average_iou)
+
+    def chance(self, frame: pl.DataFrame, classes: Sequence[str], of: str | None = None) -> float:
+        """Answering one class everywhere has that class's share of the pixels as its IoU, and none for the others."""
+        pixels = _read_confusion(frame, classes).sum(axis=(0, 2))
+        shares = pixels / pixels.sum()
+        return float(shares.max() / (pixels > 0).sum() if of is None else shares[list(classes).index(of)])
+
+    def name_chance(self, classes: Sequence[str], of: str | None = None) -> str:
+        return "answering it everywhere" if of else "answering the commonest class everywhere"
+
+    def costs(self, frame: pl.DataFrame, gates: Gates, classes: Sequence[str]) -> tuple[Floats, float]:
+        """The mean cost of a labelled pixel, per picture."""
+        prices = np.array([[gates.cost(truth, answer) for answer in classes] for truth in classes])
+        confusion = _read_confusion(frame, classes)
+        return (confusion * prices).sum(axis=(1, 2)) / confusion.sum(axis=(1, 2)), float(prices.max())
+
+    def frame_error(self, frame: pl.DataFrame, classes: Sequence[str]) -> float:
+        return measure_bins(_read(frame, "sureness", 3 * BINS).sum(axis=0))
+
+    def reliability_curve(
+        self, frame: pl.DataFrame, classes: Sequence[str], bins: int = BINS
+    ) -> tuple[Floats, Floats, Ints]:
+        """Of labelled pixels, by the bins that `judge` counted, whatever `bins` asks for."""
+        sure, hits, count = _read(frame, "sureness", 3 * BINS).sum(axis=0).reshape(3, BINS)
+        mean, right = (np.divide(each, count, out=np.full(BINS, np.nan), where=count > 0) for each in (sure, hits))
+        return mean, right, count.astype(np.int64)
+
+    def flags(self, frame: pl.DataFrame, classes: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """By labelled pixels."""
+        return _flag(frame["labels"], classes), _flag(frame["answered"], classes)
+
+    def hits(self, frame: pl.DataFrame) -> NDArray[np.bool_]:
+        """Every true component was found, and none that is answered is false."""
+        width = len(frame["components"][0]) if frame.height else 0
+        counts = _read(frame, "components", width).reshape(frame.height, -1, 4)
+        right: NDArray[np.bool_] = ((counts[..., 0] == counts[..., 1]) & (counts[..., 3] == 0)).all(axis=1)
+        return right
+
+    def confidence(self, frame: pl.DataFrame) -> pl.Series:
+        """The mean over the labelled pixels of the probability of the most probable class."""
+        sure, _, count = _read(frame, "sureness", 3 * BINS).reshape(frame.height, 3, BINS).sum(axis=2).T
+        return pl.Series(sure / np.maximum(count, 1))
+
+    def ease(self, frame: pl.DataFrame) -> pl.Series:
+        """The Dice of the picture."""
+        return frame["dice"]
+
+    def describe_gap(self, then: pl.DataFrame, now: pl.DataFrame) -> str:
+        pairs = zip(then["answer_map"], now["answer_map"], strict=True)
+        shares = [(decode_map(one) != decode_map(other)).mean() for one, other in pairs]
+        return f"answers differ at {np.mean(shares):.2%} of the pixels, and at {np.max(shares):.2%} of one picture's"
+
+
+def average_iou(own: Floats, truth: Floats) -> Floats:
+    """(R, 2 C) pixels that truth and answer share, and pixels answered; (R, C) true pixels -> (R,): the mean over the
+    classes present in each row, NaN where none is."""
+    hits, answered = np.split(own, 2, axis=1)
+    present = truth > 0
+    shares = np.divide(hits, truth + answered - hits, out=np.zeros_like(hits), where=present)
+    classes = present.sum(axis=1)
+    mean: Floats = np.divide(shares.sum(axis=1), classes, out=np.full(len(truth), np.nan), where=classes > 0)
+    return mean
+
+
+def _score(confusion: NDArray[Any], classes: Sequence[str]) -> dict[str, float]:
+    """Of the classes that occur; confusion: (C, C) pixels by true and answered class."""
+    hits, truth, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    present = np.flatnonzero(truth).tolist()
+    iou = {k: float(hits[k] / (truth[k] + answered[k] - hits[k])) for k in present}
+    dice = {k: float(2 * hits[k] / (truth[k] + answered[k])) for k in present}
+    return {
+        "mean_iou": float(np.mean(list(iou.values()))) if iou else 0.0,
+        "mean_dice": float(np.mean(list(dice.values()))) if dice else 0.0,
+        "accuracy": float(hits.sum() / max(truth.sum(), 1)),
+        **{f"iou/{classes[k]}": value for k, value in iou.items()},
+        **{f"dice/{classes[k]}": value for k, value in dice.items()},
+    }
+
+
+def _score_boundaries(counts: NDArray[Any], names: Sequence[str]) -> dict[str, float]:
+    """The harmonic mean of the shares of true and of answered boundary pixels that are matched, per class that has
+    true ones, and their mean."""
+    scores = {}
+    for name, (true, matched, answered, agreed) in zip(names, counts, strict=True):
+        if true:
+            recall, precision = matched / true, agreed / max(answered, 1)
+            scores[name] = float(2 * recall * precision / max(recall + precision, TINY))
+    mean = {"boundary_f1": float(np.mean(list(scores.values())))} if scores else {}
+    return mean | {f"boundary_f1/{name}": value for name, value in scores.items()}
+
+
+def _score_components(counts: NDArray[Any], names: Sequence[str]) -> dict[str, float]:
+    """The share of the true components that are found, of all together and per class that has any."""
+    scores = {name: float(row[1] / row[0]) for name, row in zip(names, counts, strict=True) if row[0]}
+    true, found = counts[:, 0].sum(), counts[:, 1].sum()
+    together = {"defect_recall": float(found / true)} if true else {}
+    return together | {f"defect_recall/{name}": value for name, value in scores.items()}
+
+
+def _measure_dice(confusion: Ints, foreground: Sequence[int]) -> float:
+    hits, sizes = confusion.diagonal(), confusion.sum(axis=0) + confusion.sum(axis=1)
+    shares = [2 * hits[k] / sizes[k] for k in foreground if sizes[k]]
+    return float(np.mean(shares)) if shares else 1.0
+
+
+def _name_shown(pixels: Sequence[int] | Ints, classes: Sequence[str]) -> list[str]:
+    return [name for name, count in zip(classes, pixels, strict=True) if count]
+
+
+def _find_rarest(targets: Ints, groups: NDArray[np.generic], classes: int) -> Ints:
+    """(M,) of each pixel, the rarest class of its group."""
+    _, places = np.unique(groups, return_inverse=True)
+    counts = np.zeros((int(places.max()) + 1, classes), np.int64)
+    np.add.at(counts, (places.reshape(-1), targets), 1)
+    rarity = np.where(counts > 0, -counts.sum(axis=0), -np.inf)
+    rarest: Ints = rarity.argmax(axis=1)[places.reshape(-1)]
+    return rarest
+
+
+def _flag(lists: pl.Series, classes: Sequence[str]) -> NDArray[np.bool_]:
+    """(N, C) which classes each list names. Raises PromotionError for a name that is none."""
+    rows = np.repeat(np.arange(len(lists)), lists.list.len().to_numpy())
+    names = lists.explode().drop_nulls()
+    flags = np.zeros((len(lists), len(classes)), bool)
+    flags[rows, number_names(names, classes)] = True
+    return flags
+
+
+def _read_confusion(frame: pl.DataFrame, classes: Sequence[str]) -> Floats:
+    """(N, C, C) labelled pixels by true and answered class. Raises PromotionError for other classes than these."""
+    for column in ("labels", "answered"):
+        number_names(frame[column].explode().drop_nulls().unique(), classes)
+    return _read(frame, "confusion", len(classes) ** 2).reshape(-1, len(classes), len(classes))
+
+
+def _read(frame: pl.DataFrame, column: str, width: int) -> Floats:
+    """(N, width) a column of lists of one length. Raises PromotionError where they have another."""
+    if found := sorted(set(frame[column].list.len().to_list()) - {width}):
+        raise PromotionError(
+            "predictions",
+            expected=f"{width} numbers per image in the column {column}",
+            found=", ".join(map(str, found)),
+            hint="Score the model again with the classes of the present domain.yaml.",
+        )
+    table: Floats = frame[column].explode().to_numpy().reshape(frame.height, width).astype(np.float64)
+    return table
