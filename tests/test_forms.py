@@ -17,6 +17,7 @@ from components.models.encoders import FORMS, PromptedEncoder, set_attention
 from components.models.fast import ImageWiseAttention, attend, choose_attention
 from components.models.network import create_network
 from components.models.tokens import POOLED, Needs, Tokens, forward_plain
+from components.models.tuners import TUNERS as TUNER_KINDS
 from components.models.tuners import create_tuners
 
 CPU = torch.device("cpu")
@@ -121,6 +122,29 @@ def test_both_forms_give_the_same_tokens_and_gradients(
     for name, gradient in gradients.items():
         scale = max(1.0, float(reference[name].abs().max()))
         torch.testing.assert_close(gradient / scale, reference[name] / scale, atol=bound, rtol=bound, msg=name)
+
+
+@pytest.mark.parametrize("options", [{"img_size": (24, 56)}, {"img_size": (96, 32), "patch_size": 16}], ids=str)
+@pytest.mark.parametrize("kind", TUNER_KINDS)
+def test_on_a_grid_that_is_not_square_every_tuner_computes_what_its_paper_says(
+    kind: str, options: dict[str, Any]
+) -> None:
+    """As a job computes in float32, against the textbook form, or timm's own forward, in float64."""
+    needs = Needs(pooled=True, patches=True, layers=(0, 1))
+    networks = [create_network(create_backbone(options), create_tuners([{"kind": kind}])[0], 3, 0) for _ in range(2)]
+    for network in networks:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in network.trainable_parameters().values():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    fast, textbook = (network.eval().encoder for network in networks)
+    textbook.form = "textbook"
+    images = create_images(textbook.vit, 3)
+    expected = join(textbook.double()(images.double(), needs), needs).detach()
+    networks[0].prepare(torch.float32, CPU, fused_attention=True)
+    found = join(fast(images, needs), needs).detach()
+    scale = max(float(expected.abs().max()), 1)
+    torch.testing.assert_close(found.double() / scale, expected / scale, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", [pytest.param(options, id=name) for name, options in VITS.items()])

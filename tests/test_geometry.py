@@ -15,7 +15,16 @@ from PIL import Image
 from pydantic import ValidationError
 
 from components.data.batches import geometry
-from components.data.batches.geometry import GREY, Placement, fit_image, fit_map, place, restore, restore_bands
+from components.data.batches.geometry import (
+    GREY,
+    Placement,
+    find_canvas,
+    fit_image,
+    fit_map,
+    place,
+    restore,
+    restore_bands,
+)
 from components.data.batches.loading import Samples, StepOrder, create_loader
 from components.data.batches.pixels import load_maps
 from components.data.batches.transforms import Augmentation, load_albumentations, require_fit
@@ -79,6 +88,11 @@ def test_a_letterbox_keeps_the_aspect_in_the_middle(size: Any, canvas: Any, box:
     assert (image[inside] == (200, 10, 30)).all()
     assert (image[~inside] == GREY).all()
     np.testing.assert_array_equal(classes, np.where(inside, 7, IGNORE))
+
+
+def test_the_canvas_lies_around_a_letterboxed_picture() -> None:
+    assert find_canvas((640, 480), (256, 256), "letterbox") == (0, -80, 640, 560)
+    assert find_canvas((640, 480), (256, 256), "squash") == (0, 0, 640, 480)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -272,7 +286,7 @@ class TestAugmentation:
     [
         A.Affine(rotate=45, border_mode=0, fill=9, p=1),
         A.Rotate((45, 45), border_mode=0, p=1),
-        A.ShiftScaleRotate(shift_limit=0.3, border_mode=0, p=1),
+        A.SafeRotate((45, 45), border_mode=0, p=1),
         A.Perspective((0.2, 0.3), border_mode=0, fit_output=True, p=1),
         A.ElasticTransform(alpha=300, sigma=5, border_mode=0, p=1),
         A.Compose([A.PadIfNeeded(48, 48, border_mode=0), A.RandomCrop(32, 32)], p=1),

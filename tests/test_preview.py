@@ -10,10 +10,11 @@ from PIL import Image
 
 from components.data.batches.preview import choose_rows, draw_preview, load_labelled
 from components.data.batches.transforms import Augmentation
-from components.domain.canvas import ImgSize
+from components.domain.canvas import Fit, ImgSize
 from components.domain.domain import PRESETS
 from components.domain.reading import parse_domain
 from components.records.images import Previewed
+from components.records.maps import IGNORE, encode_map
 
 
 def _row(tmp_path: Path, crop: list[int] | None = None) -> dict[str, object]:
@@ -26,9 +27,11 @@ def _row(tmp_path: Path, crop: list[int] | None = None) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("crop", [None, [20, 10, 70, 50]])
-def test_labels_are_brought_to_the_size_of_the_image(tmp_path: Path, crop: list[int] | None) -> None:
-    image, mask, ((x0, y0, x1, y1),) = load_labelled(_row(tmp_path, crop), tmp_path, ImgSize(64, 64))
-    white = image[..., 0] > 127
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+def test_labels_are_brought_to_the_size_of_the_image(tmp_path: Path, fit: Fit, crop: list[int] | None) -> None:
+    image, mask, ((x0, y0, x1, y1),) = load_labelled(_row(tmp_path, crop), tmp_path, ImgSize(64, 96), fit)
+    assert mask.max() == 1
+    white = image[..., 0] > 160
     assert (white != mask.astype(bool)).mean() < 0.02
     y, x = np.nonzero(white)
     np.testing.assert_allclose([x0, y0, x1, y1], [x.min(), y.min(), x.max() + 1, y.max() + 1], atol=1)
@@ -80,6 +83,24 @@ def test_a_sheet_has_a_line_an_image(tmp_path: Path) -> None:
     assert len(sheet.axes) == 2 * 7
     plain = draw_preview(rows, tmp_path, parse_domain(facts | {"augmentation": "none"}, "tests"), ImgSize(32, 32))
     assert len(plain.axes) == 2
+
+
+@pytest.mark.parametrize(("fit", "img_size"), [("squash", ImgSize(32, 32)), ("letterbox", ImgSize(32, 64))])
+def test_a_sheet_of_class_maps_names_the_classes_in_its_legend(tmp_path: Path, fit: str, img_size: ImgSize) -> None:
+    """From the manifest's map, not from the file: here the file is gone."""
+    classes = np.zeros((60, 80), np.uint8)
+    classes[20:40, 30:60], classes[:5] = 1, IGNORE
+    row = {**_row(tmp_path), "mask": "gone.png", "class_map": encode_map(classes)}
+    rows = pl.DataFrame([row], schema_overrides={"crop": pl.List(pl.Int64)})
+    facts = {"name": "tiles", "task": "classification", "classes": ["x", "mask", "z"], "layout": "folders", "fit": fit}
+    sheet = draw_preview(rows, tmp_path, parse_domain(facts | {"augmentation": "industrial"}, "tests"), img_size)
+    assert len(sheet.axes) == 7
+    (legend,) = sheet.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["x", "mask", "no class (ignored, or outside)"]
+    tile = np.asarray(sheet.axes[0].images[0].get_array()).astype(int)
+    assert tile.shape == (*img_size, 3)
+    middle = tile[img_size.height // 2, img_size.width // 2]  # white in the picture, of the class `mask`
+    assert np.ptp(middle) > 60
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from components.domain.canvas import ImgSize
 from components.domain.domain import Domain
 from components.records.images import ValidationSummary
 from components.records.jobs import SALIENCY_FILE, Result, load_predictions
@@ -246,12 +247,13 @@ def _draw_pictures(card: ModelCard) -> tuple[str, str, str]:
     rows = frame.filter(pl.col("id").is_in(list(saliency)))
     task = create_task(domain)
     hardest = rows.with_columns(ease=task.ease(rows)).sort("ease", "id")
+    seen = draw_saliency(hardest, task, saliency, card.raw, ImgSize.of(card.result.backbone["img_size"]), domain.fit)
     return (
         embed_figure(
             draw_calibration(frame, task, domain.classes, "calibration, test"), "How often each probability was right"
         ),
         embed_figure(draw_mistakes(frame, task, domain.classes, "mistakes, test"), "What was answered, by class"),
-        embed_figure(draw_saliency(hardest, task, saliency, card.raw, ""), "The hardest images and what was looked at"),
+        embed_figure(seen, "The hardest images and what was looked at"),
     )
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from components.data.batches.geometry import find_canvas
+from components.domain.canvas import Fit, ImgSize
 from components.reports.tiles import load_tile
 from components.tasks import Task
 from components.tasks.base import Annotation, list_probabilities, number_names, read_probabilities
@@ -109,28 +111,34 @@ def draw_calibration(frame: pl.DataFrame, task: Task, classes: Sequence[str], ti
     return figure
 
 
-def draw_saliency(frame: pl.DataFrame, task: Task, saliency: Mapping[str, Any], raw: Path, title: str) -> "Figure":
-    """The hardest images, each beside what the model looked at; frame: their rows. Its maps are of the whole square."""
+def draw_saliency(
+    frame: pl.DataFrame, task: Task, saliency: Mapping[str, Any], raw: Path, img_size: ImgSize, fit: Fit
+) -> "Figure":
+    """The hardest images, each beside what the model looked at; frame: their rows.
+
+    saliency: by id, of the whole canvas that the model saw, of which img_size and fit say where the picture lies.
+    """
     from matplotlib.figure import Figure
 
     pairs = 3
     lines = max(1, math.ceil(frame.height / pairs))
     figure = Figure(figsize=(11, 2.0 * lines + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=10, parse_math=False)
     grid = figure.subplots(lines, 2 * pairs, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     cells = grid.reshape(lines * pairs, 2)
     for (left, right), row in zip(cells, describe_rows(frame, task).iter_rows(named=True), strict=False):
         tile = load_tile(raw / row["path"], row.get("crop"))
-        extent = (0, tile.shape[1], tile.shape[0], 0)
+        height, width = tile.shape[:2]
+        x0, y0, x1, y1 = find_canvas((width, height), img_size, fit)
         text = f"{row['label']}, rightly" if row["right"] else f"{row['label']}, taken for {row['answer']}"
         left.imshow(tile, cmap="gray")
         colour = RIGHT if row["right"] else WRONG
         left.set_title(textwrap.fill(text, LONGEST), fontsize=8, color=colour, parse_math=False, loc="left")
-        right.imshow(tile, cmap="gray", alpha=0.55)
+        right.imshow(tile, cmap="gray", alpha=0.55, extent=(0, width, height, 0))
         style: dict[str, Any] = {"cmap": "inferno", "alpha": 0.6, "interpolation": "bilinear", "vmin": 0, "vmax": 1}
-        right.imshow(saliency[row["id"]], extent=extent, **style)
+        right.imshow(saliency[row["id"]], extent=(x0, x1, y1, y0), **style)
+        right.set(xlim=(0, width), ylim=(height, 0))
         right.set_title(f"looked for {row['likeliest']}", fontsize=8, parse_math=False, loc="left")
     return figure
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from components.data.batches.loading import Samples
-from components.models.encoders import PromptedEncoder
+from components.models.encoders import BlindEncoder, PromptedEncoder
 from components.models.engine import Engine
 from components.models.network import Network
 from components.records.jobs import SALIENCY_FILE
@@ -46,7 +46,10 @@ def choose_hardest(frame: pl.DataFrame, task: Task) -> list[int]:
 
 
 def map_saliency(network: Network, engine: Engine, image: torch.Tensor) -> NDArray[np.float32]:
-    """(rows, columns) of the patch grid, from 0 to 1, for one uint8 image (1, 3, H, W) and its first class."""
+    """(rows, columns) of the patch grid, from 0 to 1, for one uint8 image (1, 3, H, W) and its likeliest class.
+
+    All 0 for a network that runs no block and so looks at no patch.
+    """
     caught: list[torch.Tensor] = []
 
     def catch(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -55,6 +58,9 @@ def map_saliency(network: Network, engine: Engine, image: torch.Tensor) -> NDArr
         return (caught[0], *rest)
 
     encoder: Any = network.encoder
+    rows, columns = encoder.vit.patch_embed.grid_size
+    if isinstance(encoder, BlindEncoder):
+        return np.zeros((rows, columns), np.float32)
     network.eval()
     with _whole_blocks(encoder), torch.enable_grad():
         hook = encoder.vit.blocks[-1].register_forward_pre_hook(catch)
@@ -63,7 +69,6 @@ def map_saliency(network: Network, engine: Engine, image: torch.Tensor) -> NDArr
         finally:
             hook.remove()
     (tokens,) = caught
-    rows, columns = encoder.vit.patch_embed.grid_size
     saliency = (tokens * gradient)[0, -rows * columns :].sum(-1).float().clamp(min=0).reshape(rows, columns)
     scaled: NDArray[np.float32] = (saliency / saliency.max().clamp(min=1e-12)).detach().cpu().numpy()
     return scaled

@@ -50,6 +50,14 @@ def place(size: tuple[int, int], canvas: tuple[int, int], fit: Fit) -> Placement
     return Placement((left, top, left + width, top + height), canvas)
 
 
+def find_canvas(size: tuple[int, int], canvas: tuple[int, int], fit: Fit) -> tuple[float, float, float, float]:
+    """Where the canvas lies in the pixels of a picture of (width, height): x0, y0, x1, y1, beyond its edges where the
+    picture is letterboxed."""
+    left, top, right, bottom = place(size, canvas, fit).box
+    across, down = size[0] / (right - left), size[1] / (bottom - top)
+    return -left * across, -top * down, (canvas[1] - left) * across, (canvas[0] - top) * down
+
+
 def fit_image(picture: Upright, canvas: tuple[int, int], fit: Fit, crop: Box | None = None) -> Pixels:
     """The picture, or the part of it in `crop`, on the canvas: (height, width, 3) uint8."""
     rows, columns = canvas

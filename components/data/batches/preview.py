@@ -1,4 +1,4 @@
-"""A contact sheet of training images: the original and its first augmented versions, with masks and boxes."""
+"""A contact sheet of training images: the original and its first augmented versions, with masks, boxes or classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,19 +8,23 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from components.data.batches.colours import choose_colours, draw_over, to_matplotlib
 from components.data.batches.geometry import Pixels, fit_image, fit_map, place
 from components.data.batches.pixels import open_upright
 from components.data.batches.transforms import Augmentation, Box
 from components.data.sources.images import MAX_MEGAPIXELS, open_picture
 from components.domain.canvas import Fit, ImgSize
 from components.domain.domain import Domain
-from components.records.maps import IGNORE
+from components.records.maps import IGNORE, decode_map
+from components.tasks import create_task
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Mask = NDArray[np.uint8]
+Marks = dict[int, "Artist"]  # of the legend, in the order of their numbers
 
 EPOCHS = 6  # augmented versions of each image
 TILE_INCHES = 1.6
@@ -48,23 +52,68 @@ def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: ImgSiz
     epochs = 0 if augment.pipeline is None else EPOCHS
     width = max(1 + epochs, 3)
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    figure = Figure(figsize=(TILE_INCHES * width + 0.45, TILE_INCHES * rows.height + 0.95), layout=layout)
+    tall = TILE_INCHES * img_size.height / img_size.width
+    figure = Figure(figsize=(TILE_INCHES * width + 0.45, tall * rows.height + 0.95), layout=layout)
     grid = figure.subplots(rows.height, 1 + epochs, squeeze=False)
     named = domain.augmentation if isinstance(domain.augmentation, str) else "own pipeline"
     fit = "" if domain.fit == "squash" else f", {domain.fit}"
     figure.suptitle(f"{domain.name}, augmentation {named}, {img_size} px{fit}, seed {seed}", fontsize=11)
-    seen = set()
+    draw = _draw_map_line if "class_map" in rows.columns else _draw_line
+    marks: Marks = {}
     for line, row in zip(grid, rows.iter_rows(named=True), strict=True):
-        image, mask, boxes = load_labelled(row, raw, img_size, domain.fit, domain.validation.max_megapixels)
-        seen |= ({"mask"} if mask.any() else set()) | ({"box"} if boxes else set())
         line[0].set_ylabel(row["label"], fontsize=9, parse_math=False)
-        _draw_tile(line[0], image, mask, boxes)
-        for epoch in range(epochs):
-            _draw_tile(line[1 + epoch], *augment.with_labels(image, mask, boxes, epoch, row["row"]))
+        marks |= draw(line, row, raw, domain, img_size, augment)
     for column, axes in enumerate(grid[0]):
         axes.set_title(f"epoch {column}" if column else "as it is", fontsize=9)
-    _draw_legend(figure, seen)
+    if marks:
+        place = {"loc": "outside lower center", "ncols": min(len(marks), 5), "fontsize": 9}
+        figure.legend(handles=[marks[key] for key in sorted(marks)], facecolor="#505050", labelcolor="w", **place)
     return figure
+
+
+def _draw_line(
+    line: Sequence["Axes"], row: dict[str, Any], raw: Path, domain: Domain, img_size: ImgSize, augment: Augmentation
+) -> Marks:
+    """One image and its versions, outlined by mask and boxes."""
+    from matplotlib.lines import Line2D
+
+    image, mask, boxes = load_labelled(row, raw, img_size, domain.fit, domain.validation.max_megapixels)
+    _draw_tile(line[0], image, mask, boxes)
+    for epoch, axes in enumerate(line[1:]):
+        _draw_tile(axes, *augment.with_labels(image, mask, boxes, epoch, row["row"]))
+    kinds = [("mask", MASK, bool(mask.any())), ("box", BOX, bool(boxes))]
+    return {
+        number: Line2D([], [], color=colour, label=name) for number, (name, colour, seen) in enumerate(kinds) if seen
+    }
+
+
+def _draw_map_line(
+    line: Sequence["Axes"], row: dict[str, Any], raw: Path, domain: Domain, img_size: ImgSize, augment: Augmentation
+) -> Marks:
+    """One image and its versions, with the classes of their pixels in colours."""
+    painting = create_task(domain).painting
+    background = painting.background if painting else None
+    with open_upright(raw / row["path"], row["path"], domain.validation.max_megapixels) as picture:
+        image = fit_image(picture, img_size, domain.fit)
+    classes = fit_map(decode_map(row["class_map"]), img_size, domain.fit)
+    versions = [(image, classes)]
+    versions += [augment.with_map(image, classes, epoch, row["row"]) for epoch in range(len(line) - 1)]
+    for axes, (seen, moved) in zip(line, versions, strict=True):
+        _draw_tile(axes, draw_over(seen, moved, domain.classes, background), np.zeros(img_size, np.uint8), [])
+    shown = {number for _, moved in versions for number in np.unique(moved).tolist()}
+    return {number: _mark_class(number, domain.classes, background) for number in shown}
+
+
+def _mark_class(number: int, classes: Sequence[str], background: str | None) -> "Artist":
+    """What a class looks like on the sheet."""
+    from matplotlib.patches import Patch
+
+    if number == IGNORE:
+        return Patch(facecolor="none", edgecolor="#b0b0b0", hatch="////", label="no class (ignored, or outside)")
+    name = classes[number]
+    if name == background:
+        return Patch(facecolor="none", edgecolor="w", label=f"{name} (not coloured)")
+    return Patch(facecolor=to_matplotlib(choose_colours(classes, background)[name]), label=name)
 
 
 def load_labelled(
@@ -110,13 +159,3 @@ def _draw_tile(axes: "Axes", image: Pixels, mask: Mask, boxes: Sequence[Box]) ->
             corner = (x0 - 0.5, y0 - 0.5)
             axes.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour or BOX, linewidth=width))
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(len(image) - 0.5, -0.5))
-
-
-def _draw_legend(figure: "Figure", seen: set[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    kinds = [(name, colour) for name, colour in (("mask", MASK), ("box", BOX)) if name in seen]
-    lines = [Line2D([], [], color=colour, label=name) for name, colour in kinds]
-    if lines:
-        place = {"loc": "outside lower center", "ncols": len(lines), "fontsize": 9}
-        figure.legend(handles=lines, facecolor="#505050", labelcolor="w", **place)
