@@ -30,6 +30,7 @@ from components.serving.predictor import Predictor
 from components.serving.questions import Question
 from components.tracking import artifacts, runs
 from components.tracking.store import Store
+from components.training.run import do_job
 from components.workspace import Workspace
 from flows.processes.answering import Answering
 
@@ -72,6 +73,26 @@ def test_the_predictor_gives_what_evaluation_gave(predictor: Predictor, result: 
         found = np.array([answer.probabilities[name] for answer in answers])
         assert found == pytest.approx(test[f"p_{name}"].to_numpy(), abs=2e-2 if _is_reduced(predictor) else 1e-5)
     assert Path(answers[0].path).name == Path(test["path"][0]).name
+
+
+@pytest.mark.parametrize(("fit", "img_size"), [("letterbox", 48), ("letterbox", [32, 80]), ("squash", [32, 80])])
+def test_a_picture_is_brought_to_size_as_the_adapter_was_trained(tmp_path: Path, fit: str, img_size: Any) -> None:
+    """By the predictor, and where a version is scored that was trained with settings other than today's."""
+    domain = tiny.create_domain(fit=fit, img_size=img_size, backbone="embedded", augmentation="industrial")
+    result = tiny.train(tmp_path, domain, {"kind": "vpt"})
+    record = json.loads((result.folder / "adapter" / "adapter.json").read_text())
+    assert (record["input"]["fit"], record["backbone"]["img_size"]) == (fit, img_size)
+    predictor, test = Predictor(result.folder / "adapter"), load_predictions(result.folder, "test")
+    answers = predictor.predict([tmp_path / "raw" / path for path in test["path"]])
+    found = np.array([[answer.probabilities[name] for name in tiny.CLASSES] for answer in answers])
+    expected = test.select(f"p_{name}" for name in tiny.CLASSES).to_numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-2 if _is_reduced(predictor) else 1e-5)
+    today = tiny.create_domain(backbone="embedded", img_size=64)
+    job = tiny.create_job(tmp_path, today, {"kind": "vpt"}, 0, tmp_path / "scored")
+    do_job(
+        job.model_copy(update={"action": "score", "adapter": result.folder / "adapter"}), lambda event, **facts: None
+    )
+    assert load_predictions(tmp_path / "scored", "test").equals(test)
 
 
 def _is_reduced(predictor: Predictor) -> bool:
