@@ -109,25 +109,3 @@ def _read_runs(data: bytes) -> tuple[ClassMap, NDArray[np.uint32]]:
     runs = (len(data) - HEAD) // 5
     values = np.frombuffer(data, np.uint8, runs, HEAD)
     return values, np.frombuffer(data, "<u4", runs, HEAD + runs)
-
-
-@dataclass(frozen=True)
-class Components:
-    """Pixels of one class that touch by edges or corners.
-
-    places: (height, width) int32, 0 outside and k + 1 in the k-th component. boxes: (K, 4) x0, y0, x1, y1, whose ends
-    are exclusive. areas: (K,) pixels.
-    """
-
-    places: NDArray[np.int32]
-    boxes: NDArray[np.int64]
-    areas: NDArray[np.int64]
-
-
-def find_components(classes: ClassMap, number: int) -> Components:
-    """The components of the class with this number, from top to bottom."""
-    import cv2
-
-    _, places, stats, _ = cv2.connectedComponentsWithStats((classes == number).astype(np.uint8), connectivity=8)
-    left, top, width, height, areas = stats[1:].astype(np.int64).T
-    return Components(places, np.stack([left, top, left + width, top + height], axis=1), areas)

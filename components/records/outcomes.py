@@ -10,7 +10,7 @@ from typing import Any, Literal
 from components.domain.strict import Strict
 from components.records.fields import Count, Md5, Number, Seconds, Sha256, Share
 from components.records.images import ImageCounts
-from components.records.predictions import Answer, LabelsAnswer
+from components.records.predictions import Answer, LabelsAnswer, MapAnswer
 
 OLD_KEYS = {"recalls": "class_scores"}  # of a tuner's row
 
@@ -216,4 +216,4 @@ class Comparison(Outcome):
 class Demonstrated(Outcome):
     """What `tessera demo --json` prints once there is a champion: its answers for a few test images."""
 
-    predictions: tuple[LabelsAnswer | Answer, ...]
+    predictions: tuple[MapAnswer | LabelsAnswer | Answer, ...]

@@ -26,6 +26,27 @@ class LabelsAnswer(Answer):
     labels: tuple[str, ...]
 
 
+class Component(Strict):
+    """Connected pixels of one class. area: in pixels. confidence: the mean probability of the class in them."""
+
+    label: str
+    box: Box
+    area: Count
+    confidence: Share
+
+
+class MapAnswer(Answer):
+    """The answer of a model that answers the class of every pixel; its `probabilities` are None.
+
+    areas: pixels by class. components: of every class but the background. mask, overlay: files that were written.
+    """
+
+    areas: dict[str, Count]
+    components: tuple[Component, ...]
+    mask: str | None = None
+    overlay: str | None = None
+
+
 class Predictions(Strict):
     """What `tessera predict --json` prints.
 
@@ -39,7 +60,7 @@ class Predictions(Strict):
     tuner: str
     thresholds: dict[str, Share] | None
     input: dict[str, str | int | float] | None
-    predictions: tuple[LabelsAnswer | Answer, ...]
+    predictions: tuple[MapAnswer | LabelsAnswer | Answer, ...]
     answered: Count
     failed: Count
     ignored: tuple[LeftOut, ...]

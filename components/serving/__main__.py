@@ -3,12 +3,14 @@
 It loads torch first, so a caller starts it early. Then it reads one line of JSON from stdin and writes one to stdout:
 
     {"adapter": FOLDER, "questions": [{"path": FILE, "box": [x0, y0, x1, y1] or null}, ...], "whole": false}
-    {"doubt": "", "answers": [{"answer": {...}, "probabilities": {...}, "crop": [...]} or {"error": {...}}, ...]}
+    {"doubt": "", "answers": [{"answer": {...}, "probabilities": {...} or null, "crop": [...], "class_map": null or the
+                               base64 text of `encode_map`} or {"error": {...}}, ...]}
 
 Where the request as a whole cannot be answered the reply is `{"error": {...}}`, and the exit code is that error's.
 When stdin closes the process ends at once, for nobody waits for the reply.
 """
 
+import base64
 import functools
 import json
 import os
@@ -42,6 +44,7 @@ def main() -> int:
 
 def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     """The reply as the module describes it. Raises AdapterError, BackboneError, or DataError about the boxes."""
+    from components.records.maps import encode_map
     from components.serving.predictor import Predictor
     from components.serving.questions import Question
 
@@ -54,7 +57,12 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     answers = [
         {"error": found.to_dict()}
         if isinstance(found, DataError)
-        else {"answer": found.answer, "probabilities": found.probabilities, "crop": found.crop}
+        else {
+            "answer": found.answer,
+            "probabilities": found.probabilities,
+            "crop": found.crop,
+            "class_map": None if found.class_map is None else base64.b64encode(encode_map(found.class_map)).decode(),
+        }
         for found in predictor.answer(questions, whole=request["whole"])
     ]
     return {"doubt": predictor.doubt, "answers": answers}

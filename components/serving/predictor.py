@@ -19,7 +19,7 @@ from PIL import Image
 
 from components.data.annotations.boxes import clip
 from components.data.annotations.crops import square_around
-from components.data.batches.geometry import Pixels, fit_image
+from components.data.batches.geometry import Pixels, fit_image, place, restore
 from components.data.checks.pictures import read_fit_picture, require_fit_crop, unfit_boxes
 from components.data.sources.images import UNDECODABLE, Box, UnfitPicture, Upright, damaged
 from components.domain.settings import Validation
@@ -27,8 +27,10 @@ from components.errors import DataError
 from components.models.backbones import Backbone
 from components.models.engine import create_engine
 from components.models.weights import load_adapter
+from components.records.maps import ClassMap
+from components.serving.maps import describe_map
 from components.serving.questions import Question, Source, name_question, require_boxes
-from components.tasks.base import describe_answer
+from components.tasks.base import MapTask, describe_answer
 
 UNKNOWN = (
     "This adapter was trained before adapter.json said what an input is: a whole picture, or the crop inside a box. "
@@ -41,14 +43,16 @@ class Prediction:
     """The answer for one question.
 
     path: empty where the image came from memory. answer: `{"label": "crack"}`, or what else the task answers. box: as
-    it was asked; crop: what was cut for it.
+    it was asked; crop: what was cut for it. class_map: (H, W) the answer of each pixel of the upright picture, where
+    that is what the task answers; probabilities are None then.
     """
 
     path: str
     answer: dict[str, Any]
-    probabilities: dict[str, float]
+    probabilities: dict[str, float] | None
     box: Box | None = None
     crop: Box | None = None
+    class_map: ClassMap | None = None
 
     @property
     def label(self) -> str:
@@ -126,7 +130,9 @@ class Predictor:
             crop = None if question.box is None else self._cut(question.box, upright)
         except ValueError as error:
             return _Look(question, trouble=_explain(name_question(question), error))
-        return _Look(question, crop, fit_image(Upright(upright), self.meta.backbone.img_size, self.meta.fit, crop))
+        pixels = fit_image(Upright(upright), self.meta.backbone.img_size, self.meta.fit, crop)
+        size = upright.size if crop is None else (crop[2] - crop[0], crop[3] - crop[1])
+        return _Look(question, crop, pixels, size)
 
     def _read(self, image: Source) -> Image.Image:
         return read_fit_picture(io.BytesIO(image.read_bytes()) if isinstance(image, Path) else image, self.limits)
@@ -148,12 +154,16 @@ class Predictor:
         return [look.trouble or self._describe(look, next(rows)) for look in looks]
 
     def _forward(self, pixels: Pixels) -> NDArray[np.float64]:
-        """Calibrated probabilities (B, C) of images (B, H, W, 3)."""
+        """Probabilities (B, C, ...) of images (B, H, W, 3), calibrated where they are of whole images: those of pixels
+        are interpolated first."""
         outputs = self.engine.forward(self.network, torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        rows: NDArray[np.float64] = self.network.head.decode(outputs, self.meta.temperature).double().cpu().numpy()
+        temperature = 1.0 if isinstance(self.meta.task, MapTask) else self.meta.temperature
+        rows: NDArray[np.float64] = self.network.head.decode(outputs, temperature).double().cpu().numpy()
         return rows
 
     def _describe(self, look: "_Look", row: NDArray[np.float64]) -> Prediction:
+        if isinstance(self.meta.task, MapTask):
+            return self._describe_map(self.meta.task, look, row)
         (answer,) = self.meta.task.answer(row[None], self.classes, self.meta.calibrated)
         return Prediction(
             path=look.question.path,
@@ -163,14 +173,23 @@ class Predictor:
             crop=look.crop,
         )
 
+    def _describe_map(self, task: MapTask, look: "_Look", row: NDArray[np.float64]) -> Prediction:
+        """row: (C, h, w) probabilities of the canvas, not calibrated, which are put back to the size of the picture."""
+        size = self.meta.backbone.img_size
+        chances = restore(row, place(look.size, size, self.meta.fit), look.size[::-1])
+        classes = task.decide(chances, self.classes, self.meta.calibrated)
+        answer = describe_map(task, classes, chances, self.classes, self.meta.temperature)
+        return Prediction(look.question.path, answer, None, look.question.box, look.crop, classes)
+
 
 @dataclass(frozen=True)
 class _Look:
-    """What the network gets to see of a question, or why nothing."""
+    """What the network gets to see of a question, or why nothing. size: width and height of the picture or crop."""
 
     question: Question
     crop: Box | None = None
     pixels: Pixels | None = None
+    size: tuple[int, int] = (0, 0)
     trouble: DataError | None = None
 
 

@@ -1,9 +1,10 @@
 """An adapter as MLflow serves it: logged *as this file* with the adapter folder as its artifact, so nothing is pickled.
 
 A request is a table with a column `image` of base64 texts and, for an adapter that was trained on crops, a column `box`
-with "x0 y0 x1 y1" in pixels. The answer has one row per request row: `label` (or `labels`, a list, where
-an image has any number of them) and, for every class, `p_<class>`. The
-parameter `whole` says that the images are crops already. Both `mlflow.pyfunc.load_model("models:/<domain>@champion")`
+with "x0 y0 x1 y1" in pixels. The answer has one row per request row: `label` (or `labels`, a list, where an image has
+any number of them) and, for every class, `p_<class>`. Where every pixel is answered instead, there are `mask`, the
+base64 text of a PNG with the numbers of the classes, `area_<class>` in pixels and `components_<class>`. The parameter
+`whole` says that the images are crops already. Both `mlflow.pyfunc.load_model("models:/<domain>@champion")`
 and `mlflow models serve` with `--env-manager local` end here. The environment must have Tessera installed.
 
 The adapter must have the sha256 that stands in the `MLmodel` file beside it; whether that file is the registered one
@@ -14,12 +15,17 @@ import base64
 import binascii
 import io
 import warnings
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow.models
 import mlflow.pyfunc
 import pandas as pd  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from components.models.adapter import AdapterMeta
+    from components.serving.predictor import Prediction
 
 
 class AdapterModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow ships no types
@@ -49,8 +55,26 @@ class AdapterModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow s
         for answer in self.predictor.answer(questions, whole=bool((params or {}).get("whole"))):
             if isinstance(answer, DataError):
                 raise answer
-            rows.append(answer.answer | {f"p_{name}": p for name, p in answer.probabilities.items()})
+            rows.append(_flatten(answer, self.predictor.meta))
         return pd.DataFrame(rows, columns=list(self.predictor.meta.task.outputs(self.predictor.classes)))
+
+
+def _flatten(answer: "Prediction", meta: "AdapterMeta") -> dict[str, Any]:
+    """The columns of one answer."""
+    from components.tasks.base import MapTask
+
+    if answer.class_map is None or not isinstance(meta.task, MapTask):
+        return answer.answer | {f"p_{name}": p for name, p in (answer.probabilities or {}).items()}
+    from components.serving.maps import find_background
+    from components.serving.writing import encode_mask
+
+    png, background = io.BytesIO(), find_background(meta.task)
+    encode_mask(answer.class_map, meta.classes, background).save(png, format="PNG")
+    counts = Counter(component["label"] for component in answer.answer["components"])
+    found = {name: area for name, area in answer.answer["areas"].items() if name != background}
+    facts = {f"area_{name}": float(area) for name, area in found.items()}
+    facts |= {f"components_{name}": float(counts[name]) for name in found}
+    return {"label": answer.label, "mask": base64.b64encode(png.getvalue()).decode(), **facts}
 
 
 def read_bound_hash(adapter: Path) -> str:

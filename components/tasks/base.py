@@ -407,16 +407,11 @@ class MapTask(Task, ABC):
         """The row of one picture: (C, H, W) probabilities that are not calibrated yet, and its class map (H, W)."""
 
     @abstractmethod
-    def describe_map(self, answer: NDArray[np.uint8], classes: Sequence[str]) -> dict[str, Any]:
-        """What `decide` answered, for people and programs: `{"label": ..., "areas": {...}, "components": {...}}`."""
-
-    @abstractmethod
     def score_frame(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, float]:
         """All scores of a frame of predictions, the metric first; ece, ece_uncalibrated and loss among them."""
 
     def answer(self, probabilities: Chances, classes: Sequence[str], calibration: Calibration) -> list[dict[str, Any]]:
-        """(N, C, H, W) probabilities that are not calibrated yet -> `describe_map` of each answer."""
-        return [self.describe_map(self.decide(each, classes, calibration), classes) for each in probabilities]
+        raise TypeError("a class map is answered by `decide`, and described by components/serving/maps.py")
 
     def answers(self, probabilities: Chances, classes: Sequence[str], calibration: Calibration) -> list[pl.Series]:
         raise TypeError("the columns of an answered class map are those that `judge` fills")

@@ -25,7 +25,6 @@ from components.records.maps import (
     count_pixels,
     decode_map,
     encode_map,
-    find_components,
 )
 from components.tasks.base import (
     PREDICTED,
@@ -299,18 +298,8 @@ class SegmentationTask(MapTask):
             "dice": _measure_dice(confusion, foreground),
         }
 
-    def describe_map(self, answer: Bytes, classes: Sequence[str]) -> dict[str, Any]:
-        """label, and of each class that is not background its area in pixels and the number of its components."""
-        areas = np.bincount(answer.reshape(-1), minlength=len(classes))
-        shown = {classes[number]: number for number in self.find_foreground(classes)}
-        return {
-            "label": self.describe_labels(_name_shown(areas, classes)),
-            "areas": {name: int(areas[number]) for name, number in shown.items()},
-            "components": {name: len(find_components(answer, number).areas) for name, number in shown.items()},
-        }
-
     def outputs(self, classes: Sequence[str]) -> dict[str, str]:
-        """mask: base64 of a PNG file with the number of the class in every pixel."""
+        """mask: base64 of a PNG file with the number of the class in every pixel; areas in pixels."""
         names = [classes[number] for number in self.find_foreground(classes)]
         areas = {f"area_{name}": "double" for name in names} | {f"components_{name}": "double" for name in names}
         return {"label": "string", "mask": "string"} | areas

@@ -33,6 +33,7 @@ from components.tasks.calibration import Calibration
 from components.training.checkpoint import remove_checkpoint
 from components.training.evaluate import frame_predictions, hash_split, predict_probabilities
 from components.training.fit import Recipe, fit
+from components.training.maps import Maps
 from components.training.saliency import write_saliency
 from components.training.usage import Usage, measure_serving
 
@@ -214,6 +215,10 @@ def _write_predictions(
     calibration, found on validation where none is given. `loss` is that of the training, before it."""
     task, classes = create_task(job.domain), job.domain.classes
     held_out = _samples(job, manifest, pixels, ["val", "test"], fit_to)
+    if isinstance(task, MapTask):
+        batch_size = job.domain.training.batch_size
+        maps = Maps(network, engine, task, held_out, manifest[held_out.rows], job.domain, fit_to, batch_size)
+        return _write_maps(job.folder, maps, calibration)
     plain = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
     rows = manifest[held_out.rows]
     if calibration is None:
@@ -234,6 +239,16 @@ def _write_predictions(
         scores["loss"] = float(task.surprise(targets, plain[mask]).mean())
         metrics |= {f"{split}/{name}": value for name, value in scores.items()}
     return metrics, calibration
+
+
+def _write_maps(folder: Path, maps: Maps, calibration: Calibration | None) -> tuple[dict[str, float], Calibration]:
+    """The same for answers that are class maps. They need no saliency: the answer itself says where it looked."""
+    calibration = calibration or maps.calibrate()
+    frame = maps.judge(calibration)
+    frame.write_parquet(folder / "predictions.parquet")
+    parts = {split: frame.filter(pl.col("split") == split) for split in ("val", "test")}
+    scores = {split: maps.task.score_frame(part, maps.domain.classes) for split, part in parts.items()}
+    return {f"{split}/{name}": value for split, found in scores.items() for name, value in found.items()}, calibration
 
 
 def _result(

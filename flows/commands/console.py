@@ -1,6 +1,7 @@
 """What a person sees in the terminal: live progress while a run goes on, one table and a verdict at its end."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from components.records.history import (
 from components.records.images import Checked, Created, Exported, Imported, Previewed, Removed
 from components.records.operations import Deployment, Diagnosis, DomainRow, Drift, Status
 from components.records.outcomes import Comparison, Demonstrated, Outcome
-from components.records.predictions import Answer, LabelsAnswer, Predictions
+from components.records.predictions import Answer, LabelsAnswer, MapAnswer, Predictions
 from components.records.versions import CheckedOut, Named, NamedVersion, Versions
 from components.reports.words import (
     HEADS,
@@ -380,18 +381,29 @@ def show_predictions(outcome: Predictions) -> None:
 
 def _draw_answers(title: str, rows: Sequence[Answer]) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
-    boxed = any(row.box for row in rows)
-    for head in ("image", *(["box"] if boxed else []), "class", "probability"):
+    boxed, maps = any(row.box for row in rows), any(isinstance(row, MapAnswer) for row in rows)
+    heads = ("shows", "found", "share of the pixels") if maps else ("class", "probability")
+    for head in ("image", *(["box"] if boxed else []), *heads):
         table.add_column(head)
     for row in rows:
         cells = [escape(shorten_path(row.path)), *([" ".join(map(str, row.box or ()))] if boxed else [])]
-        if row.label is None or row.probabilities is None:
+        if isinstance(row, MapAnswer):
+            table.add_row(*cells, escape(row.label or ""), *_describe_areas(row))
+        elif row.label is None or row.probabilities is None:
             table.add_row(*cells, "[red]no answer[/]", "")
         else:
             names = row.labels if isinstance(row, LabelsAnswer) else (row.label,)
             sure = ", ".join(f"{row.probabilities[name]:.3f}" for name in names)
             table.add_row(*cells, escape(row.label), sure)
     return table
+
+
+def _describe_areas(row: MapAnswer) -> tuple[str, str]:
+    """How many components of each class were found, and what share of the pixels each class has."""
+    found = Counter(component.label for component in row.components)
+    whole = max(sum(row.areas.values()), 1)
+    shares = ", ".join(f"{name} {row.areas[name] / whole:.2%}" for name in found)
+    return ", ".join(f"{count} {name}" for name, count in found.items()) or "nothing", shares
 
 
 def _list_unanswered(rows: Sequence[Answer]) -> list[str]:

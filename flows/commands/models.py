@@ -39,24 +39,28 @@ app.add_typer(ledger_app, name="ledger")
 
 @app.command()
 def demo(
+    task: Annotated[
+        str | None, typer.Option("--task", help="The task of the bundled domain: classification, or segmentation.")
+    ] = None,
     data_only: Annotated[bool, typer.Option("--data-only", help="Make and import the images, then stop.")] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Make the bundled domain, retrain it, promote the best adapter and predict with it."""
+    """Make a bundled domain, retrain it, promote the best adapter and predict with it."""
 
     def act(place: "Workspace") -> "Created | Outcome":
         from components.records.outcomes import Demonstrated
         from flows.commands import demo as steps
 
+        name = steps.choose_domain(task)
         with watched(as_json):
-            made = steps.create_domain(place)
+            made = steps.create_domain(place, name)
         if data_only:
             return made
-        outcome = _retrain(place, steps.DOMAIN, [], False, as_json)
+        outcome = _retrain(place, name, [], False, as_json)
         if outcome.status == "unchanged" or outcome.champion_version is None:
             return outcome
-        return Demonstrated(**dict(outcome), predictions=steps.predict_samples(place).predictions)
+        return Demonstrated(**dict(outcome), predictions=steps.predict_samples(place, name).predictions)
 
     execute(act, shower("show_demo"), as_json, workspace, failed=_was_held)
 
@@ -262,10 +266,21 @@ def predict(
     whole: Annotated[
         bool, typer.Option("--whole", help="The champion was trained on crops, and each image is such a crop already.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER|FILE.json",
+            help="Segmentation: write masks, drawings and a COCO file here, or the COCO file alone.",
+        ),
+    ] = None,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="In the COCO file: outlines instead of run lengths.")
+    ] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Classify images, or boxes in them, with the domain's champion; exit code 0 only if all were answered."""
+    """Ask the domain's champion about images, or boxes in them; exit code 0 only if all were answered."""
     from flows.commands.predict import exit_code
     from flows.commands.predict import predict as run
 
@@ -273,7 +288,8 @@ def predict(
         from flows.plan import load_checked_domain
 
         load_checked_domain(place, domain)
-        predictions = run(place, domain, images or [], boxes=box or [], boxes_file=boxes, whole=whole)
+        asked = partial(run, place, domain, images or [], boxes=box or [], boxes_file=boxes, whole=whole)
+        predictions = asked(out=out, polygons=polygons)
         for warning in predictions.warnings:
             typer.echo(f"tessera: warning: {warning}", err=True)
         return predictions

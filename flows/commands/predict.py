@@ -1,5 +1,6 @@
 """`tessera predict`: the champion's answer for images on disk."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,11 +9,13 @@ from components.errors import DataError
 from components.promotion import aliases, versions
 from components.records.fields import ErrorRecord
 from components.records.images import LeftOut
-from components.records.predictions import Answer, LabelsAnswer, Predictions, Unanswered
+from components.records.maps import decode_map
+from components.records.predictions import Answer, LabelsAnswer, MapAnswer, Predictions, Unanswered
 from components.tasks.base import describe_answer
 from components.workspace import Workspace
 
 if TYPE_CHECKING:
+    from components.models.adapter import AdapterMeta
     from components.serving.questions import Question
 
 UNBOUND = (
@@ -29,11 +32,14 @@ def predict(
     boxes: Sequence[str] = (),
     boxes_file: Path | None = None,
     whole: bool = False,
+    out: Path | None = None,
+    polygons: bool = False,
 ) -> Predictions:
-    """Class probabilities of every image, or of every box in it; a row with `error` where one cannot be answered.
+    """The answer for every image, or for every box in it; a row with `error` where one cannot be answered.
 
     paths: files, and folders of them. boxes: texts `x0,y0,x1,y1` in the one image. boxes_file: boxes of many.
-    whole: images for a champion of crops are crops already.
+    whole: images for a champion of crops are crops already. out: where masks and drawings are written, or a COCO file
+    that ends in .json. polygons: outlines in that file instead of run lengths.
 
     Raises DataError where nothing can be asked, or boxes are missing or not wanted; PromotionError where there is no
     champion that the ledger explains, or its adapter is not the registered one.
@@ -51,8 +57,12 @@ def predict(
         questions = [one for one in asked.questions if not isinstance(one, DataError)]
         meta = load_meta(adapter)
         require_boxes(meta, questions, whole=whole)
+        if out is not None:
+            _require_maps(meta, out)
         reply = child.ask(adapter, questions, whole=whole)
     rows = _describe_all(asked.questions, reply["answers"], champion.version)
+    if out is not None:
+        rows = _write_all(rows, questions, reply["answers"], meta, out, polygons=polygons)
     failed = [row.error for row in rows if row.error is not None]
     unbound = "" if champion.adapter_json_sha256 else UNBOUND.format(version=champion.version)
     answered = Predictions(
@@ -90,7 +100,51 @@ def _describe(asked: "Question | DataError", answer: Mapping[str, Any], version:
         raise ValueError("what cannot be asked has no answer")
     facts = {"path": asked.path, "box": asked.box, "crop": answer["crop"], "label": describe_answer(answer["answer"])}
     facts |= {**answer["answer"], "probabilities": answer["probabilities"], "model_version": version, "error": None}
-    return LabelsAnswer.model_validate(facts) if "labels" in facts else Answer.model_validate(facts)
+    form = MapAnswer if "areas" in facts else LabelsAnswer if "labels" in facts else Answer
+    return form.model_validate(facts)
+
+
+def _require_maps(meta: "AdapterMeta", out: Path) -> None:
+    """Raise DataError unless the champion answers masks, of which files can be made."""
+    if meta.task.annotation != "mask":
+        raise DataError(
+            f"--out {out}",
+            expected="a champion that answers a mask for each picture",
+            found=f"one of the task {meta.task.kind}",
+            hint="Leave --out away; `--json` prints the answers.",
+        )
+
+
+def _write_all(
+    rows: Sequence[Answer],
+    questions: "Sequence[Question]",
+    answers: Sequence[Mapping[str, Any]],
+    meta: "AdapterMeta",
+    out: Path,
+    *,
+    polygons: bool,
+) -> list[Answer]:
+    """The rows with the files that were written for them. questions, answers: of those that could be asked."""
+    from components.serving.writing import Answered, write_answers
+
+    maps = {
+        question.path: base64.b64decode(answer["class_map"])
+        for question, answer in zip(questions, answers, strict=True)
+        if "error" not in answer
+    }
+    drawn = [row for row in rows if isinstance(row, MapAnswer)]
+    answered = [
+        Answered(Path(row.path), decode_map(maps[row.path]), {(c.label, c.box): c.confidence for c in row.components})
+        for row in drawn
+    ]
+    background = meta.task.painting.background if meta.task.painting else None
+    files = iter(write_answers(out, answered, meta.classes, background, polygons=polygons))
+    return [
+        row.model_copy(update={"mask": (file := next(files)).mask, "overlay": file.overlay})
+        if isinstance(row, MapAnswer)
+        else row
+        for row in rows
+    ]
 
 
 def exit_code(outcome: Predictions) -> int:

@@ -32,6 +32,7 @@ from components.domain.strict import NAME_PATTERN, Strict
 from components.errors import DataError, DomainError, RemoteError, TesseraError, VersioningError, WorkspaceError
 from components.files import settle_folder, whole_folder, write_whole
 from components.sealed import DAMAGED
+from components.synthetic import BUNDLED
 from components.workspace import DISK_TROUBLE, REPOSITORY, Workspace, describe_disk_trouble
 
 #: Number of tries if a DVC process that Tessera did not start holds DVC's lock; each try waits three seconds.
@@ -280,7 +281,7 @@ def restore_raw(workspace: Workspace, name: str) -> None:
         expected=f"a folder {raw} with images, or raw.dvc beside it and its files in the DVC cache or remote",
         found="neither" if not raw.with_suffix(".dvc").exists() else "a raw.dvc whose files are nowhere",
         hint=f"Bring the images in with `tessera import SOURCE --domain {name}{replace}`"
-        + (", or make them with `tessera demo --data-only`." if name == "surface_defects" else "."),
+        + (f", or make them with `{BUNDLED[name]}`." if name in BUNDLED else "."),
     )
     if not raw.with_suffix(".dvc").exists():
         raise missing
