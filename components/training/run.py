@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from components.data.batches.geometry import Pixels
 from components.data.batches.loading import Samples
@@ -26,7 +27,7 @@ from components.models.network import Network, create_network
 from components.models.process_group import ALONE, ProcessGroup
 from components.models.tuners import Tuner, create_tuners
 from components.models.weights import load_adapter, save_adapter
-from components.records.jobs import Job, Result, Rung, write_result, write_rung
+from components.records.jobs import SALIENCY_FILE, Job, Result, Rung, write_result, write_rung
 from components.tasks import create_task
 from components.tasks.base import MapTask
 from components.tasks.calibration import Calibration
@@ -218,7 +219,7 @@ def _write_predictions(
     if isinstance(task, MapTask):
         batch_size = job.domain.training.batch_size
         maps = Maps(network, engine, task, held_out, manifest[held_out.rows], job.domain, fit_to, batch_size)
-        return _write_maps(job.folder, maps, calibration)
+        return _write_maps(job, maps, calibration)
     plain = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
     rows = manifest[held_out.rows]
     if calibration is None:
@@ -241,11 +242,13 @@ def _write_predictions(
     return metrics, calibration
 
 
-def _write_maps(folder: Path, maps: Maps, calibration: Calibration | None) -> tuple[dict[str, float], Calibration]:
-    """The same for answers that are class maps. They need no saliency: the answer itself says where it looked."""
+def _write_maps(job: Job, maps: Maps, calibration: Calibration | None) -> tuple[dict[str, float], Calibration]:
+    """The same for answers that are class maps. Their saliency has no maps: an answer itself says where it looked."""
     calibration = calibration or maps.calibrate()
     frame = maps.judge(calibration)
-    frame.write_parquet(folder / "predictions.parquet")
+    frame.write_parquet(job.folder / "predictions.parquet")
+    if job.action == "train":
+        save_file({}, job.folder / SALIENCY_FILE)
     parts = {split: frame.filter(pl.col("split") == split) for split in ("val", "test")}
     scores = {split: maps.task.score_frame(part, maps.domain.classes) for split, part in parts.items()}
     return {f"{split}/{name}": value for split, found in scores.items() for name, value in found.items()}, calibration
