@@ -16,7 +16,7 @@ from components.workspace import Workspace
 
 if TYPE_CHECKING:
     from components.models.adapter import AdapterMeta
-    from components.serving.questions import Question
+    from components.serving.questions import Asked, Question
 
 UNBOUND = (
     "Version {version} is not bound: it was registered before the registry and the ledger kept the sha256 of "
@@ -61,8 +61,14 @@ def predict(
             _require_maps(meta, out)
         reply = child.ask(adapter, questions, whole=whole)
     rows = _describe_all(asked.questions, reply["answers"], champion.version)
-    if out is not None:
-        rows = _write_all(rows, questions, reply["answers"], meta, out, polygons=polygons)
+    rows = _write_all(rows, questions, reply["answers"], meta, out, polygons=polygons) if out else rows
+    return _summarise(name, champion, meta, asked, rows, reply["doubt"])
+
+
+def _summarise(
+    name: str, champion: versions.Version, meta: "AdapterMeta", asked: "Asked", rows: Sequence[Answer], doubt: str
+) -> Predictions:
+    """The rows with all that holds for them together. doubt: what the predictor warns of; may be empty."""
     failed = [row.error for row in rows if row.error is not None]
     unbound = "" if champion.adapter_json_sha256 else UNBOUND.format(version=champion.version)
     answered = Predictions(
@@ -76,7 +82,7 @@ def predict(
         failed=len(failed),
         ignored=tuple(LeftOut(path=path, reason=reason) for path, reason in sorted(asked.ignored.items())),
         notes=dict(asked.notes),
-        warnings=tuple(warning for warning in (reply["doubt"], unbound) if warning),
+        warnings=tuple(warning for warning in (doubt, unbound) if warning),
     )
     return answered if answered.answered else Unanswered(**dict(answered), error=failed[0])
 
