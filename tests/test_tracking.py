@@ -527,5 +527,6 @@ def test_confusion_counts() -> None:
 def test_class_names_are_not_read_as_formulas(result: Result, workspace: Workspace, tmp_path: Path) -> None:
     names = {"dark": "$\\frac{", "light": "$", "red": "50 % $x"}
     test = load_predictions(result.folder, "test").with_columns(pl.col("label", "predicted").replace(names))
-    pictures.draw_mistakes(test, CLASSIFICATION, list(names.values()), "odd").savefig(tmp_path / "a.png")
-    pictures.draw_samples(test, CLASSIFICATION, workspace.root / "raw", "odd").savefig(tmp_path / "b.png")
+    classes = list(names.values())
+    pictures.draw_mistakes(test, CLASSIFICATION, classes, "odd").savefig(tmp_path / "a.png")
+    pictures.draw_samples(test, CLASSIFICATION, classes, workspace.root / "raw", "odd").savefig(tmp_path / "b.png")

@@ -14,14 +14,16 @@ import polars as pl
 
 from components.data.batches.geometry import find_canvas
 from components.domain.canvas import Fit, ImgSize
+from components.reports.maps import draw_worst
+from components.reports.pixels import MOST_ANNOTATED, draw_confusion
 from components.reports.tiles import load_tile
 from components.tasks import Task
-from components.tasks.base import Annotation, list_probabilities, number_names, read_probabilities
+from components.tasks.base import Annotation, MapTask, list_probabilities, number_names, read_probabilities
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_ANNOTATED = 20  # classes; beyond it the numbers cover one another
+MOST_SAMPLES = 24
 LONGEST = 28  # characters of a line above a tile
 #: What a probability is of, by what a picture is annotated with.
 KINDS: dict[Annotation, str] = {"label": "answers", "labels": "labels", "mask": "pixels"}
@@ -33,10 +35,13 @@ SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 def draw_mistakes(frame: pl.DataFrame, task: Task, classes: Sequence[str], title: str) -> "Figure":
     """What was taken for what, or, where an image has any number of labels, what was found, missed and made up.
 
-    Counts, coloured by the share of each true class: a rare class is as visible as a frequent one.
+    Counts, coloured by the share of each true class: a rare class is as visible as a frequent one. Of class maps, the
+    counts are of pixels.
     """
     from matplotlib.figure import Figure
 
+    if isinstance(task, MapTask):
+        return draw_confusion(frame, classes, title)
     if task.annotation == "label":
         counts, columns = count_confusion(frame, task, classes), list(classes)
         support, words = counts.sum(axis=1), ("answer", "truth (images)")
@@ -72,11 +77,16 @@ def count_labels(frame: pl.DataFrame, task: Task, classes: Sequence[str]) -> Cou
     return np.stack([(truth & answered).sum(0), (truth & ~answered).sum(0), (answered & ~truth).sum(0)], axis=1)
 
 
-def draw_samples(frame: pl.DataFrame, task: Task, raw: Path, title: str, most: int = 24) -> "Figure":
-    """A sheet of pictures: the mistakes first, the most confident of them on top, then the least certain hits."""
+def draw_samples(frame: pl.DataFrame, task: Task, classes: Sequence[str], raw: Path, title: str) -> "Figure":
+    """A sheet of pictures: the mistakes first, the most confident of them on top, then the least certain hits.
+
+    Of class maps it is that of `draw_worst`.
+    """
     from matplotlib.figure import Figure
 
-    rows = choose_samples(frame, task, most)
+    if isinstance(task, MapTask):
+        return draw_worst(frame, task, classes, raw, title)
+    rows = choose_samples(frame, task, MOST_SAMPLES)
     columns = min(6, max(1, rows.height))
     lines = max(1, math.ceil(rows.height / columns))
     figure = Figure(figsize=(2.1 * columns, 2.5 * lines + 0.6), layout="constrained")

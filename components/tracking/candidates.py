@@ -248,4 +248,4 @@ def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Pa
     if result.history:
         best = int(result.metrics["best_epoch"])
         client.log_figure(run_id, draw_curves(result.history, best, title), "pictures/learning_curves.png")
-    client.log_figure(run_id, draw_samples(test, task, raw, title), "pictures/samples.png")
+    client.log_figure(run_id, draw_samples(test, task, domain.classes, raw, title), "pictures/samples.png")

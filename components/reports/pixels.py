@@ -1,0 +1,154 @@
+"""Pixels, objects and boundaries of the answered class maps of a split: their confusion, and one row per class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from components.reports.maps import Legend
+from components.tasks.base import MapTask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Counts = NDArray[np.int64]
+
+MOST_ANNOTATED = 20  # classes; beyond it the numbers cover one another
+HEADS = (
+    "class", "IoU", "Dice", "precision", "recall", "true pixels", "share", "images", "objects found", "false objects",
+    "boundary F1",
+)  # fmt: skip
+NOTE = (
+    "IoU, Dice, precision and recall are of pixels, summed over the test images. An object is a connected region. It "
+    "is found where an answered object of its class overlaps it with an IoU above 0.1; an answered object that finds "
+    "none is false. Boundary F1 is that of the boundary pixels that have a counterpart nearby."
+)
+NONE = "-"  # of what there is nothing to measure
+
+
+@dataclass(frozen=True)
+class ClassPixels:
+    """One class over a split. hits, truth, answered: labelled pixels. share: of all labelled pixels. images: that show
+    it. components: true, found, answered, false; boundary: true, of these matched, answered, of these matched; both
+    None for the background."""
+
+    name: str
+    hits: int
+    truth: int
+    answered: int
+    share: float
+    images: int
+    components: tuple[int, ...] | None
+    boundary: tuple[int, ...] | None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As the table shows them; HEADS are above."""
+        objects = (NONE, NONE)
+        if self.components is not None:
+            true, found, _, false = self.components
+            objects = (f"{found:,} of {true:,}", f"{false:,}")
+        return (
+            self.name,
+            _divide(self.hits, self.truth + self.answered - self.hits),
+            _divide(2 * self.hits, self.truth + self.answered),
+            _divide(self.hits, self.answered),
+            _divide(self.hits, self.truth),
+            count_short(self.truth),
+            f"{self.share:.2%}",
+            f"{self.images:,}",
+            *objects,
+            self._score_boundary(),
+        )
+
+    def _score_boundary(self) -> str:
+        """The harmonic mean of the matched shares of the true and of the answered boundary."""
+        if self.boundary is None or not self.boundary[0]:
+            return NONE
+        true, matched, answered, agreed = self.boundary
+        recall, precision = matched / true, agreed / max(answered, 1)
+        return f"{2 * recall * precision / (recall + precision):.3f}" if recall + precision else "0.000"
+
+
+def count_classes(frame: pl.DataFrame, task: MapTask, classes: Sequence[str]) -> tuple[ClassPixels, ...]:
+    """One row per class, of a frame of predictions."""
+    confusion = count_pixels(frame, classes)
+    background = Legend.of(task, classes).background
+    foreground = [name for name in classes if name != background]
+    parts = (_sum(frame, column, 4 * len(foreground)).reshape(-1, 4).tolist() for column in ("components", "boundary"))
+    components, boundary = (dict(zip(foreground, map(tuple, rows), strict=True)) for rows in parts)
+    images = dict(frame["labels"].explode().drop_nulls().value_counts().iter_rows())
+    return tuple(
+        ClassPixels(
+            name=name,
+            hits=int(confusion[k, k]),
+            truth=int(confusion[k].sum()),
+            answered=int(confusion[:, k].sum()),
+            share=float(confusion[k].sum() / max(confusion.sum(), 1)),
+            images=images.get(name, 0),
+            components=components.get(name),
+            boundary=boundary.get(name),
+        )
+        for k, name in enumerate(classes)
+    )
+
+
+def count_pixels(frame: pl.DataFrame, classes: Sequence[str]) -> Counts:
+    """(C, C) labelled pixels by true (row) and answered (column) class."""
+    return _sum(frame, "confusion", len(classes) ** 2).reshape(len(classes), len(classes))
+
+
+def draw_confusion(frame: pl.DataFrame, classes: Sequence[str], title: str) -> "Figure":
+    """Which class the pixels of each true class were answered: as shares of the true class, and as counts."""
+    from matplotlib.figure import Figure
+
+    counts = count_pixels(frame, classes)
+    truth = counts.sum(axis=1)
+    shares = counts / np.maximum(truth, 1)[:, None]
+    cell = 0.72 if len(classes) <= MOST_ANNOTATED else 0.4
+    side = min(3 + cell * len(classes), 24)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(classes)), list(classes), rotation=45, ha="right", parse_math=False)
+    names = [f"{name} ({count_short(int(count))})" for name, count in zip(classes, truth, strict=True)]
+    axes.set_yticks(range(len(classes)), names, parse_math=False)
+    axes.set(xlabel="answer", ylabel="truth (pixels)")
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    if len(classes) <= MOST_ANNOTATED:
+        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            share, shade = shares[row, column], "white" if shares[row, column] > 0.5 else "black"
+            text = f"{format_share(share)}\n{count_short(int(counts[row, column]))}"
+            axes.text(column, row, text, color=shade, **style)
+    return figure
+
+
+def count_short(number: int) -> str:
+    """`812`, `12.3 k`, `1.2 M`, `3.4 G`."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def format_share(share: float) -> str:
+    """`93 %`; near none and all with one more digit, so that `<0.1 %` is not none and `>99.9 %` is not all."""
+    percent = 100 * share
+    if 0 < percent < 0.1 or 99.9 < percent < 100:
+        return "<0.1 %" if percent < 50 else ">99.9 %"
+    return f"{percent:.1f} %" if 0 < percent < 1 or 99 < percent < 100 else f"{percent:.0f} %"
+
+
+def _sum(frame: pl.DataFrame, column: str, width: int) -> Counts:
+    """(width,) the sum over all rows of a column of lists."""
+    rows = np.array(frame[column].to_list(), np.int64).reshape(-1, width)
+    total: Counts = rows.sum(axis=0)
+    return total
+
+
+def _divide(part: int, whole: int) -> str:
+    return f"{part / whole:.3f}" if whole else NONE
