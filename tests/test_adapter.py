@@ -27,12 +27,13 @@ from components.models.backbones import Backbone, load_backbone
 from components.models.network import Network, create_network
 from components.models.tuners import Tuner, create_tuners
 from components.models.weights import load_adapter, save_adapter
+from components.tasks import CLASSIFICATION, TASKS
 
 CLASSES = ("good", "cracked", "ßpäl")
 
 
 def create_adapter(tuner: Tuner, backbone: Backbone, **told: Any) -> tuple[Network, AdapterMeta]:
-    network = create_network(backbone, tuner, len(CLASSES), seed=1)
+    network = create_network(backbone, tuner, len(CLASSES), seed=1, task=told.get("task", CLASSIFICATION))
     stir(network)
     facts: dict[str, Any] = {"data_version": "d1", "split_sha256": "s1", "git_commit": "c1", "seed": 1}
     facts |= {"classes": CLASSES, "metrics": {"val/macro_f1": 0.75}}
@@ -49,9 +50,10 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("tuner", TUNER_CASES)
 class TestEveryTuner:
-    def test_the_round_trip_is_bit_equal(self, tuner: Tuner, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", TASKS)
+    def test_the_round_trip_is_bit_equal(self, kind: str, tuner: Tuner, tmp_path: Path) -> None:
         backbone = create_backbone()
-        network, meta = create_adapter(tuner, backbone)
+        network, meta = create_adapter(tuner, backbone, task=TASKS[kind]())
         digest = save_adapter(tmp_path / "adapter", network, meta)
         again, found = load_adapter(tmp_path / "adapter", create_backbone())
         images = create_images(backbone.vit)

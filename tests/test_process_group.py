@@ -19,6 +19,7 @@ from components.models.network import create_network
 from components.models.process_group import ProcessGroup
 from components.models.tuners import TUNERS, create_tuners
 from components.records.jobs import Job, load_result
+from components.tasks import TASKS
 from components.training import run
 from components.training.fit import Learner
 from flows.processes.training import spawn_job
@@ -141,16 +142,18 @@ def _wait(holds: Any, seconds: float) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("kind", sorted(TUNERS))
-def test_every_candidate_can_be_shared(kind: str, tmp_path: Path) -> None:
+def test_every_candidate_can_be_shared(kind: str, task: str, tmp_path: Path) -> None:
     """Nothing that learns is left without a gradient, which the others would wait for in vain."""
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         (tuner,) = create_tuners([{"kind": kind}])
         engine = Engine(torch.device("cpu"), torch.bfloat16, (0.5,) * 3, (0.5,) * 3, fused_attention=False)
-        network = engine.prepare(create_network(create_backbone(), tuner, 3, 0)).train()
+        network = engine.prepare(create_network(create_backbone(), tuner, 3, 0, TASKS[task]())).train()
         learner = ProcessGroup(0, 2).share(Learner(network, engine), engine.device)
-        images = torch.zeros(2, 24) if network.learns_head_only else torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        features = network.learns_head_only and network.head.solvable
+        images = torch.zeros(2, 24) if features else torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         for _ in range(2):
             learner(images).sum().backward()
         assert all(parameter.grad is not None for parameter in network.trainable_parameters().values())

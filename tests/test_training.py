@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score, recall_score
-from vits import create_backbone
+from vits import create_backbone, create_targets
 
 from components.data.batches.loading import Samples
 from components.data.batches.transforms import Augmentation
@@ -23,27 +23,29 @@ from components.models.engine import Engine
 from components.models.network import Network, create_network
 from components.models.tokens import Needs, Tokens
 from components.models.tuners import TUNERS, create_tuners
-from components.tasks import CLASSIFICATION
+from components.tasks import CLASSIFICATION, TASKS, Task
 from components.tasks.calibration import fit_temperature
 from components.tasks.classification import weigh_classes
+from components.tasks.segmentation import SegmentationTask
 from components.training import checkpoint
 from components.training.checkpoint import Checkpoint, Progress
 from components.training.evaluate import extract_features, predict_probabilities
 from components.training.fit import Loop, Recipe, Stopped, create_optimizer, fit, identify, scale_rate
 
 CLASSES = ("a", "b", "c")
+PAIRS = [pytest.param(kind, task(), id=f"{kind}-{name}") for kind in sorted(TUNERS) for name, task in TASKS.items()]
 
 
 class Killed(BaseException):
     """Stands for a SIGKILL between two steps; tests/test_resume.py sends real ones."""
 
 
-def _samples(augmentation: Augmentation | None, count: int = 24) -> Samples:
+def _samples(augmentation: Augmentation | None, count: int = 24, task: Task = CLASSIFICATION) -> Samples:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (count, 32, 32, 3), dtype=np.uint8)
-    targets = np.arange(count) % len(CLASSES)
-    pixels[targets == 1] //= 2  # something to learn
-    return Samples(pixels, np.arange(count), targets, augmentation)
+    classes = np.arange(count) % len(CLASSES)
+    pixels[classes == 1] //= 2  # something to learn
+    return Samples(pixels, np.arange(count), create_targets(task, classes), augmentation)
 
 
 def _train(
@@ -52,12 +54,12 @@ def _train(
     dtype: torch.dtype = torch.float32,
     *,
     die_at: int = 0,
-    dropout: bool = True,
+    task: Task = CLASSIFICATION,
     **options: Any,
 ) -> tuple[Network, Progress]:
     """Four epochs of three steps, a checkpoint after each; dead before the one after step `die_at`."""
     (tuner,) = create_tuners([{"kind": kind}])
-    network = create_network(create_backbone(), tuner, len(CLASSES), 0)
+    network = create_network(create_backbone(), tuner, len(CLASSES), 0, task)
     training = Training(epochs=4, batch_size=8, warmup_epochs=1, checkpoint_seconds=0, **options)
     steps = []
 
@@ -68,8 +70,8 @@ def _train(
         return False
 
     folder.mkdir(exist_ok=True)
-    train, val = _samples(Augmentation("industrial", 0)), _samples(None)
-    recipe = Recipe(tuner, training, CLASSES, 0)
+    train, val = _samples(Augmentation("industrial", 0), task=task), _samples(None, task=task)
+    recipe = Recipe(tuner, training, CLASSES, 0, task=task)
     engine = create_engine(dtype)
     progress = fit(network, train, val, recipe, engine, folder / "c.safetensors", lambda row: None, die)
     return network, progress
@@ -84,13 +86,14 @@ def _weights(network: Network) -> dict[str, NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("task", [CLASSIFICATION, SegmentationTask()], ids=lambda task: task.kind)
 @pytest.mark.parametrize("kind", sorted(TUNERS))
-def test_a_killed_run_resumes_to_the_same_bits(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    whole, undisturbed = _train(kind, tmp_path / "whole", dtype)
+def test_a_killed_run_resumes_to_the_same_bits(kind: str, task: Task, dtype: torch.dtype, tmp_path: Path) -> None:
+    whole, undisturbed = _train(kind, tmp_path / "whole", dtype, task=task)
     for die_at in (2, 5, 6):  # after step 1; after epoch 1, 1 + 4 steps; in the next epoch, at its end
         with pytest.raises(Killed):
-            _train(kind, tmp_path / "broken", dtype, die_at=die_at)
-    resumed, progress = _train(kind, tmp_path / "broken", dtype)
+            _train(kind, tmp_path / "broken", dtype, die_at=die_at, task=task)
+    resumed, progress = _train(kind, tmp_path / "broken", dtype, task=task)
     assert progress.history == undisturbed.history
     _assert_same(whole, resumed)
 
@@ -178,17 +181,17 @@ def test_any_number_of_workers_gives_the_same_weights(tmp_path: Path) -> None:
         _assert_same(alone, _train("vapt", tmp_path / str(workers), workers=workers)[0])
 
 
-@pytest.mark.parametrize("kind", sorted(TUNERS))
-def test_a_batch_in_parts_is_the_same_update(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "task"), PAIRS)
+def test_a_batch_in_parts_is_the_same_update(kind: str, task: Task, tmp_path: Path) -> None:
     """Classes weigh what they weigh in the whole batch, whose parts are uneven. Dropout's numbers fall otherwise."""
     options = {"dropout": 0.0} if "dropout" in TUNERS[kind].model_fields else {}
     (tuner,) = create_tuners([{"kind": kind, **options}])
-    samples = _samples(None)
-    samples.targets[:7] = 0
+    samples = _samples(None, task=task)
+    samples.targets[:7] = samples.targets[0]
     found = []
     for parts in (1, 3):
-        network = create_network(create_backbone(), tuner, len(CLASSES), 0).train()
-        recipe = Recipe(tuner, Training(epochs=1, batch_size=16, accumulate=parts), CLASSES, 0)
+        network = create_network(create_backbone(), tuner, len(CLASSES), 0, task).train()
+        recipe = Recipe(tuner, Training(epochs=1, batch_size=16, accumulate=parts), CLASSES, 0, task=task)
         engine = create_engine(torch.float32)
         loop = Loop(network, samples, samples, recipe, engine, tmp_path / "none", lambda: False)
         loop.take_step(*next(iter(loop.loader)))
@@ -202,7 +205,7 @@ def test_a_batch_in_parts_is_the_same_update(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", sorted(set(TUNERS) - {"linear"}))
+@pytest.mark.parametrize("kind", sorted(set(TUNERS) - {"linear", "pixels"}))  # which keep nothing of the backbone
 def test_gradient_checkpointing_keeps_less_and_changes_nothing(kind: str, dtype: torch.dtype) -> None:
     """With dropout on: the second forward draws what the first one drew."""
     (tuner,) = create_tuners([{"kind": kind}])

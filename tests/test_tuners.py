@@ -17,6 +17,9 @@ from components.models.network import Network, create_network
 from components.models.prompts import average_regions, embed_images
 from components.models.tokens import Needs
 from components.models.tuners import TUNERS, Tuner, create_tuners
+from components.tasks import CLASSIFICATION, Task
+from components.tasks.base import MapTask
+from components.tasks.segmentation import SegmentationTask
 from components.training.fit import create_optimizer
 
 CPU = torch.device("cpu")
@@ -30,13 +33,21 @@ VARIANTS += [
     for kind in ("lora", "dora")
 ]
 TUNER_CASES = [pytest.param(tuner, id=tuner.label) for tuner in create_tuners(VARIANTS)]
+READING_CASES = [case for case in TUNER_CASES if case.id != "pixels"]  # the backbone
 FROZEN_CASES = [case for case in TUNER_CASES if case.id != "full"]
 MERGED_CASES = [case for case in TUNER_CASES if case.values[0].merges]
 VIT_CASES = [pytest.param(options, id=name) for name, options in VITS.items()]
+#: Every tuner with a head of pooled features and one of tokens; `pixels` is made for the latter alone.
+PAIR_CASES = [
+    pytest.param(case.values[0], task, id=f"{case.id}-{task.kind}")
+    for case in TUNER_CASES
+    for task in (CLASSIFICATION, SegmentationTask())
+    if case.id != "pixels" or isinstance(task, MapTask)
+]
 
 
-def create(tuner: Tuner, options: dict[str, Any], seed: int = 0) -> Network:
-    return create_network(create_backbone(options), tuner, num_classes=4, seed=seed)
+def create(tuner: Tuner, options: dict[str, Any], seed: int = 0, task: Task = CLASSIFICATION) -> Network:
+    return create_network(create_backbone(options), tuner, num_classes=4, seed=seed, task=task)
 
 
 def stir(network: Network) -> None:
@@ -47,26 +58,33 @@ def stir(network: Network) -> None:
 
 
 @pytest.mark.parametrize("options", VIT_CASES)
-@pytest.mark.parametrize("tuner", TUNER_CASES)
-class TestOnEveryVit:
-    def test_everything_that_may_learn_gets_a_gradient(self, tuner: Tuner, options: dict[str, Any]) -> None:
-        network = create(tuner, options)
+@pytest.mark.parametrize(("tuner", "task"), PAIR_CASES)
+class TestWithEveryHead:
+    def test_everything_that_may_learn_gets_a_gradient(self, tuner: Tuner, task: Task, options: dict[str, Any]) -> None:
+        """Without it a process group would wait in vain. `pixels` has zeros for tokens, whose weights get none."""
+        network = create(tuner, options, task=task)
         stir(network)
         network.eval()
         network(create_images(network.encoder.vit)).square().sum().backward()
-        still = [n for n, p in network.trainable_parameters().items() if p.grad is None or not p.grad.any()]
-        assert still == []
+        learns = network.trainable_parameters().items()
+        assert [name for name, parameter in learns if parameter.grad is None] == []
+        still = [name for name, parameter in learns if not parameter.grad.any()]
+        assert still == (["head.project.weight"] if tuner.kind == "pixels" else [])
         frozen = [n for n, p in network.named_parameters() if p.grad is not None and not p.requires_grad]
         assert frozen == []
 
-    def test_an_image_does_not_see_its_neighbours(self, tuner: Tuner, options: dict[str, Any]) -> None:
-        network = create(tuner, options)
+    def test_an_image_does_not_see_its_neighbours(self, tuner: Tuner, task: Task, options: dict[str, Any]) -> None:
+        network = create(tuner, options, task=task)
         stir(network)
         images = create_images(network.eval().encoder.vit, count=3)
         with torch.no_grad():
             together, alone = network(images), torch.cat([network(image[None]) for image in images])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
+
+@pytest.mark.parametrize("options", VIT_CASES)
+@pytest.mark.parametrize("tuner", READING_CASES)
+class TestOnEveryVit:
     def test_every_part_is_the_same_whatever_else_is_asked_for(self, tuner: Tuner, options: dict[str, Any]) -> None:
         """Pooled features, patches and layers, each alone and all at once; the last layer is the patches."""
         network = create(tuner, options)
@@ -117,6 +135,21 @@ def test_patches_lie_where_the_picture_has_them() -> None:
     assert before.grid == (4, 8)
     moved = (after.layers[0] - before.layers[0]).norm(dim=-1).unflatten(1, before.grid)
     assert [divmod(int(row.argmax()), 8) for row in moved] == [(1, 5)] * 2
+
+
+@pytest.mark.parametrize("options", VIT_CASES)
+def test_pixels_has_zeros_for_tokens_and_does_not_run_the_backbone(options: dict[str, Any]) -> None:
+    (tuner,) = create_tuners([{"kind": "pixels"}])
+    vit = create_vit(options)
+    encoder = tuner.apply(vit)
+    for module in (vit.patch_embed, *vit.blocks):
+        module.register_forward_hook(lambda *_: pytest.fail("the backbone ran"))
+    tokens = encoder(create_images(vit), Needs(pooled=True, patches=True, layers=(0, 1)))
+    assert tokens.grid == tuple(vit.patch_embed.grid_size)
+    for part in (tokens.patches, *tokens.layers):
+        assert part.shape == (2, vit.patch_embed.num_patches, vit.embed_dim)
+        assert not part.any()
+    assert tokens.pooled.shape == (2, vit.embed_dim)
 
 
 def test_a_head_gets_what_it_needs_and_nothing_else() -> None:
@@ -284,7 +317,7 @@ def test_adapters_on_one_backbone_hold_it_once(tuner: Tuner, dtype: torch.dtype)
     together = sum(({**held[0], **held[1], **held[2]}).values())
     assert together - learned == sum(held[0].values()) - learned / 3
     assert together - learned <= sum(4 * parameter.numel() for parameter in backbone.vit.parameters())
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and tuner.kind != "pixels":  # which has no use for another form
         (lora,) = create_tuners([{"kind": "lora"}])
         other = create_network(backbone, lora, 4, seed=0)
         other.prepare(dtype, CPU, fused_attention=False)
@@ -421,7 +454,7 @@ def test_a_tuner_says_what_does_not_fit_the_backbone(options: dict[str, Any], me
 
 def test_labels_and_names() -> None:
     labels = [tuner.label for tuner in create_tuners([*VARIANTS, {"kind": "vpt", "name": "vpt-wide"}])]
-    alone = ["linear", "full", "bitfit", "lora", "dora", "adaptformer", "ssf"]
+    alone = ["linear", "full", "bitfit", "lora", "dora", "adaptformer", "ssf", "pixels"]
     odd = ["vpt-shallow", "vapt-odd", "lora-odd", "dora-odd", "vpt-wide"]
     assert labels == ["vpt-deep", "vapt", *alone, *odd]
 

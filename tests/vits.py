@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from components.domain.canvas import ImgSize
 from components.models.backbones import Backbone, hash_tensors, require_plain_vit
+from components.records.maps import IGNORE
+from components.tasks import Task
 
 VITS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -52,3 +56,16 @@ def create_backbone(options: Mapping[str, Any] = {}) -> Backbone:
     half = (0.5, 0.5, 0.5)
     size = ImgSize.of(vit.patch_embed.img_size)
     return Backbone("tiny", vit, hash_tensors(vit.state_dict()), size, half, half, trained=False, licence="CC0-1.0")
+
+
+def create_targets(task: Task, classes: NDArray[np.int64], side: int = 32) -> NDArray[Any]:
+    """What the task's head learns of images that show one class of three each; in a class map, in their middle."""
+    if task.annotation == "label":
+        return classes
+    if task.annotation == "labels":
+        return np.eye(3, dtype=np.float32)[classes]
+    maps = np.zeros((len(classes), side, side), np.uint8)
+    middle = slice(side // 4, -side // 4)
+    maps[:, middle, middle] = classes[:, None, None]
+    maps[:, : side // 8] = IGNORE
+    return maps

@@ -126,6 +126,13 @@ class BlindEncoder(nn.Module):
     def __init__(self, vit: "VisionTransformer") -> None:
         super().__init__()
         self.vit = vit.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "BlindEncoder":
+        """The backbone, which others share, stays in eval mode."""
+        super().train(mode)
+        self.vit.eval()
+        return self
 
     def prepare(self, backbone: Backbone, dtype: torch.dtype, device: torch.device, fused_attention: bool) -> None:
         """The backbone is not used, so it stays where it is."""

@@ -11,6 +11,8 @@ from components.models.heads import Shape, create_head
 from components.tasks import CLASSIFICATION, Task
 
 if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
     from components.models.tuners import Tuner
 
 
@@ -24,6 +26,8 @@ class Network(nn.Module):
         self.form: tuple[torch.dtype, torch.device] | None = None
         self.encoder = tuner.apply(backbone.vit)
         self.head = create_head(task, Shape.of(backbone.vit), num_classes)
+        if not self.head.needs.pooled:
+            _freeze_pooling(self.encoder.vit)
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.encoder(images, self.head.needs)
@@ -59,6 +63,14 @@ class Network(nn.Module):
         """Count of the parameters that learn. Papers count the head, which says more of the task than of the method."""
         counts = {name: parameter.numel() for name, parameter in self.trainable_parameters().items()}
         return sum(count for name, count in counts.items() if with_head or not name.startswith("head."))
+
+
+def _freeze_pooling(vit: "VisionTransformer") -> None:
+    """Nothing learns there if the head reads tokens alone: a parameter without a gradient would be weight in every
+    adapter, and a process group would wait for it."""
+    for module in (vit.fc_norm, vit.attn_pool):
+        if module is not None:
+            module.requires_grad_(False)
 
 
 def create_network(
