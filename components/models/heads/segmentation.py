@@ -13,7 +13,7 @@ Shapes: B images, C classes, D channels of a token, (H, W) patch grid, (h, w) pi
 
 import math
 from abc import abstractmethod
-from typing import Literal, Protocol, Self, cast
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from components.models.heads.base import HEAD_STD, Head, Shape
 from components.models.tokens import Needs, Tokens
 from components.records.maps import IGNORE
 from components.tasks.base import Task
+from components.tasks.segmentation import SegmentationTask
 
 DEPTHS = 4  # how many blocks a head reads
 STRIDE = 4  # pixels per answer, along each side
@@ -35,13 +36,6 @@ RAREST = 10.0  # the largest weight of a class
 SMOOTH = 1.0  # pixels added to both sides of a Dice, so that a class of a few pixels has a gradient
 
 
-class Options(Protocol):
-    """What of the task's options the head reads."""
-
-    head: Literal["conv", "linear"]
-    head_lr: float
-
-
 class SegmentationHead(Head):
     """targets: (B, h, w) uint8 numbers of classes; IGNORE counts for nothing.
 
@@ -50,10 +44,12 @@ class SegmentationHead(Head):
 
     @classmethod
     def create(cls, task: Task, shape: Shape, num_classes: int) -> Self:
-        options = cast(Options, task)
-        made = HEADS[options.head](shape, num_classes)
-        made.lr = options.head_lr
-        return cast(Self, made)
+        """One of the kind that the task's options choose."""
+        if not isinstance(task, SegmentationTask):
+            raise TypeError(f"a head for class maps answers no task of {task.kind}")
+        head = HEADS[task.head](shape, num_classes)
+        head.lr = task.head_lr
+        return cast(Self, head)
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
