@@ -508,20 +508,6 @@ def test_a_layout_on_the_command_line_is_checked_strictly(text, words):
 # Refusals
 
 
-def labelme(raw):
-    put(raw, "images/p*3")
-    for number in range(3):
-        put_json(raw / f"labelme/p{number:02d}.json", {"version": "5", "shapes": [], "imagePath": f"p{number:02d}.png"})
-
-
-def cvat(raw):
-    put(raw, "images/p*3")
-    text = (
-        '<?xml version="1.0"?>\n<annotations><version>1.1</version><image id="0" name="p00.png"></image></annotations>'
-    )
-    (raw / "annotations.xml").write_text(text)
-
-
 def label_studio(raw):
     put(raw, "p*3")
     put_json(raw / "project.json", [{"id": 1, "data": {"image": "p00.png"}, "annotations": []}])
@@ -579,8 +565,6 @@ def pictures_of(name):
 
 
 REFUSED = [
-    ("LabelMe JSON", labelme),
-    ("CVAT XML", cvat),
     ("Label Studio JSON", label_studio),
     ("CreateML JSON", createml),
     ("VGG Image Annotator", via),
@@ -674,9 +658,9 @@ def test_one_class_alone_is_refused_with_what_is_wrong(tmp_path):
 
 
 def test_a_layout_that_is_asked_for_does_not_hide_annotations_that_are_not_read(tmp_path):
-    labelme(tmp_path)
+    supervisely(tmp_path)
     for layout in ("folders", "voc", "masks"):
-        with pytest.raises(DataError, match=r"LabelMe JSON \(as in labelme/.*Convert it to COCO"):
+        with pytest.raises(DataError, match=r"Supervisely JSON \(as in ds/ann/.*Export to COCO"):
             understand(tmp_path, layout)
 
 

@@ -47,8 +47,8 @@ class Folders(Tree):
     `images` in angle brackets stands for every folder at that place: `images: <split>` reads train/good and
     test/good, `<lot>` reads P00/good and P01/good, `<class>/<lot>` reads good/P00. Its name is a column that may
     serve as `group` or as a slice, except that `<split>` matches only names of splits and serves `split: given`.
-    The layouts voc, coco, instances and masks take such parts as well: `{kind: masks, images: <split>/images, masks:
-    <split>/masks}`.
+    The layouts voc, coco, labelme, cvat, instances and masks take such parts as well: `{kind: masks, images:
+    <split>/images, masks: <split>/masks}`.
     """
 
     kind: Literal["folders"] = "folders"
@@ -149,9 +149,11 @@ class Coco(Tree):
 
     `annotations` is one .json file or a folder of them, or, with the part `<split>`, one file per split
     (`annotations/instances_<split>.json`, `<split>/_annotations.coco.json`). A segmentation gives its extent if there
-    is no box, and is not kept otherwise; crowds (`iscrowd: 1`) are ignored. Further keys of an annotation or of its
+    is no box, and is not kept otherwise; crowds (`iscrowd: 1`) are left out. Further keys of an annotation or of its
     image may serve as `group` or as slices; `mask`, `boxes` and `whole: true` (the picture itself instead of a crop)
-    are read as `tessera export` writes them. With the task `multilabel` a row is a picture with all its categories.
+    are read as `tessera export` writes them. With the task `multilabel` a row is a picture with all its categories,
+    with `segmentation` the class of its pixels: the polygons of an annotation are united, run-length masks may be
+    compressed or not, and the pixels of crowds are ignored.
     """
 
     kind: Literal["coco"] = "coco"
@@ -164,6 +166,8 @@ class Coco(Tree):
 
 class Yolo(Strict):
     """YOLO detection: each line `class cx cy width height` of a label file becomes one crop.
+
+    With the task `segmentation` each line is a polygon, `class x1 y1 x2 y2 x3 y3 ...`, in shares of the picture's size.
 
     The label file of `<images>/train/a.jpg` is `<labels>/train/a.txt`, `labels` beside `images` (`train/images/a.jpg`,
     `train/labels/a.txt`), or `a.txt` beside the picture. `names` is the file that names the classes, data.yaml or a
@@ -178,6 +182,45 @@ class Yolo(Strict):
     """The folder of the label files."""
     names: str | None = None
     """The file that names the classes, data.yaml or a text file; searched for when left out."""
+
+
+class Labelme(Tree):
+    """LabelMe: one JSON file per picture, beside it or in another folder; each object becomes one crop.
+
+    The objects of a picture are one group. Polygons, rectangles, circles and masks are read; parts with the same
+    `group_id` and label are one object. Lines and points have no area, and their pictures are quarantined. A file
+    without shapes means background. A picture without shapes but with one flag that is set gets the flag as its label.
+    With the task `multilabel` a row is a picture with all its labels, with `segmentation` the class of its pixels.
+    """
+
+    kind: Literal["labelme"] = "labelme"
+    """LabelMe."""
+    images: str = "."
+    """The folder of the pictures; a part `<name>` stands for every folder at that place."""
+    annotations: str = "."
+    """The folder of the JSON files."""
+    ignore: tuple[str, ...] = ()
+    """Labels that are left out; the task `segmentation` ignores their pixels."""
+
+
+class Cvat(Tree):
+    """CVAT for images 1.1: one XML file for all pictures; each object becomes one crop.
+
+    The objects of a picture are one group. Polygons, boxes, ellipses (also rotated) and masks are read. Lines, points
+    and skeletons have no area, and their pictures are quarantined. `annotations` is one .xml file or a folder of them.
+    The `subset` of a picture names its split. A picture without shapes but with one tag gets the tag as its label. With
+    the task `multilabel` a row is a picture with all its labels, with `segmentation` the class of its pixels, where
+    shapes are drawn in the order of `z_order`.
+    """
+
+    kind: Literal["cvat"] = "cvat"
+    """CVAT for images 1.1."""
+    images: str = "images"
+    """The folder that names are relative to; a part `<name>` stands for every folder at that place."""
+    annotations: str = "annotations.xml"
+    """The .xml file or a folder of them; with the part `<split>` one file per split."""
+    ignore: tuple[str, ...] = ()
+    """Labels that are left out; the task `segmentation` ignores their pixels."""
 
 
 class Instances(Tree):
@@ -232,16 +275,18 @@ class Masks(Tree):
 
 
 Layout = Annotated[
-    Folders | Csv | Parquet | Voc | Coco | Yolo | Instances | Masks,
+    Folders | Csv | Parquet | Voc | Coco | Yolo | Labelme | Cvat | Instances | Masks,
     Field(discriminator="kind"),
 ]
-LAYOUTS: dict[str, type[Folders | Csv | Parquet | Voc | Coco | Yolo | Instances | Masks]] = {
+LAYOUTS: dict[str, type[Folders | Csv | Parquet | Voc | Coco | Yolo | Labelme | Cvat | Instances | Masks]] = {
     "folders": Folders,
     "csv": Csv,
     "parquet": Parquet,
     "voc": Voc,
     "coco": Coco,
     "yolo": Yolo,
+    "labelme": Labelme,
+    "cvat": Cvat,
     "instances": Instances,
     "masks": Masks,
 }

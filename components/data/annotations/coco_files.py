@@ -22,7 +22,7 @@ from components.data.annotations.tree import (
 )
 from components.data.manifest import Row, Wanted
 from components.data.sources.images import brief
-from components.domain.layouts import PART, Coco
+from components.domain.layouts import PART, Coco, Cvat
 from components.errors import DataError
 from components.records.reasons import Reason
 
@@ -75,7 +75,7 @@ def open_file(
     return file, annotations
 
 
-def find_files(layout: Coco, raw: Path) -> dict[str, dict[str, str]]:
+def find_files(layout: Coco | Cvat, raw: Path, suffix: str = ".json") -> dict[str, dict[str, str]]:
     """The files that `annotations` names, each with the split that its name contains."""
     if PART.search(layout.annotations):
         if matched := match_parts(layout.annotations, walk_files(raw)):
@@ -83,9 +83,9 @@ def find_files(layout: Coco, raw: Path) -> dict[str, dict[str, str]]:
         refuse_layout(raw, layout, f"files like {layout.annotations!r}", "none")
     named = resolve_inside(layout.annotations, "", f"layout {layout.kind}")
     if (raw / named).is_dir():
-        if found := [path for path in walk_files(raw, named) if path.lower().endswith(".json")]:
+        if found := [path for path in walk_files(raw, named) if path.lower().endswith(suffix)]:
             return {path: {} for path in found}
-        refuse_layout(raw, layout, f".json files in {layout.annotations!r}", "none")
+        refuse_layout(raw, layout, f"{suffix} files in {layout.annotations!r}", "none")
     if not (raw / named).is_file():
         refuse_layout(raw, layout, f"the annotations {layout.annotations!r}", "no such file")
     require_inside(raw, raw / named)

@@ -12,6 +12,7 @@ from components.data.sources.images import SUFFIXES
 from components.errors import DataError
 from components.records.reasons import Reason
 
+READ = "folders, csv, parquet, Pascal VOC, COCO, YOLO, LabelMe, CVAT or masks"
 LOOK = 12  # files of one kind that are inspected
 LARGE = 20_000_000  # bytes: a JSON file above this size cannot belong to one picture
 START = 4096  # bytes of a text file that are inspected
@@ -103,7 +104,7 @@ def refuse_foreign(raw: Path, files: Sequence[str], where: str, hint: str = "") 
     if found := find_foreign(raw, files):
         raise DataError(
             where,
-            expected="annotations in a format that is read (folders, csv, parquet, Pascal VOC, COCO, YOLO or masks)",
+            expected=f"annotations in a format that is read ({READ})",
             found=f"{found.name} (as in {found.example}), which is not read yet",
             hint=found.hint + hint,
         )
@@ -135,7 +136,7 @@ def _stem(path: str) -> str:
 
 # JSON
 
-LABELME, STUDIO, VIA, VOTT = "LabelMe JSON", "Label Studio JSON", "VGG Image Annotator (VIA)", "VoTT JSON"
+STUDIO, VIA, VOTT = "Label Studio JSON", "VGG Image Annotator (VIA)", "VoTT JSON"
 SUPERVISELY, DATUMARO, GEOJSON, LABELBOX = "Supervisely JSON", "Datumaro JSON", "GeoJSON outlines", "Labelbox JSON"
 KEYPOINTS, PANOPTIC, CAPTIONS = "COCO keypoints without boxes", "COCO panoptic segments", "COCO captions"
 POINTS, CREATEML = "point labels", "CreateML JSON"
@@ -171,8 +172,6 @@ def _name_list(first: dict[str, Json]) -> str | None:
 
 def _name_object(content: dict[str, Json]) -> str | None:
     keys, values = set(content), list(content.values())
-    if "shapes" in keys and keys & {"imagePath", "imageHeight", "imageData"}:
-        return LABELME
     if keys & {"_via_img_metadata", "_via_settings"} or {"project", "config", "attribute", "view"} <= keys:
         return VIA
     if values and all(isinstance(value, dict) and {"filename", "regions"} <= set(value) for value in values[:LOOK]):
@@ -211,8 +210,7 @@ def _is_point(entry: Json) -> bool:
 
 # XML, csv, txt
 
-CVAT, MIT, ROTATED, ASAP, APERIO = (
-    "CVAT XML",
+MIT, ROTATED, ASAP, APERIO = (
     "LabelMe XML",
     "rotated boxes in Pascal VOC",
     "ASAP XML",
@@ -230,8 +228,6 @@ def _name_xml(path: Path) -> str | None:
     start = _read_start(path)
     root = re.search(r"<([A-Za-z_]\w*)[\s>/]", re.sub(r"<\?.*?\?>|<!--.*?-->", "", start, flags=re.DOTALL))
     tag = root[1] if root else ""
-    if tag == "annotations":
-        return CVAT
     if tag == "ASAP_Annotations":
         return ASAP
     if tag == "Annotations":
@@ -282,8 +278,6 @@ def _read_start(path: Path) -> str:
 
 
 HINTS = {
-    LABELME: "Convert it to COCO or Pascal VOC (`labelme2coco.py` and `labelme2voc.py` are among the examples in "
-    "LabelMe's repository), or sort the pictures into one folder per class.",
     STUDIO: "In Label Studio choose Export, then `COCO` or `Pascal VOC XML` (or `CSV` for one label per picture).",
     VIA: "In VIA choose Annotation, then `Export Annotations (COCO format)`.",
     VOTT: "In VoTT choose the export format `Pascal VOC`.",
@@ -296,7 +290,6 @@ HINTS = {
     PANOPTIC: "Export instances (boxes or outlines) as COCO, or one mask per picture (layout masks).",
     CAPTIONS: "Take the file of instances (boxes or outlines) instead.",
     POINTS: "Write boxes around the points (COCO, Pascal VOC or a csv with `crop`), or one label per picture.",
-    CVAT: "In CVAT choose `Export task dataset`, then `COCO 1.0` or `PASCAL VOC 1.1` (or `Segmentation mask 1.1`).",
     MIT: "Convert it to COCO or Pascal VOC.",
     ROTATED: "Export upright boxes (`bndbox`) as Pascal VOC, or COCO.",
     ASAP: "Cut tiles of the outlined regions into one folder per class.",

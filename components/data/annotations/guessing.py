@@ -3,12 +3,12 @@
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from components.data.annotations.columns import Found, list_described, suggest_table
-from components.data.annotations.foreign import find_foreign, find_foreign_pictures, refuse_foreign_pictures
+from components.data.annotations.foreign import LARGE, find_foreign, find_foreign_pictures, refuse_foreign_pictures
 from components.data.annotations.roles import Roles, find_roles, find_values, is_instances
 from components.data.annotations.tree import (
     SPLIT_WORDS,
@@ -20,11 +20,12 @@ from components.data.annotations.tree import (
 )
 from components.data.annotations.yolo_files import suggest_yolo
 from components.data.sources.images import SUFFIXES
-from components.domain.layouts import PART, Coco, Folders, Instances, Layout, Masks, Voc
+from components.domain.layouts import PART, Coco, Cvat, Folders, Instances, Labelme, Layout, Masks, Voc
 from components.domain.reading import render_layout
 from components.errors import DataError
 
 COCO_KEYS = (b'"images"', b'"annotations"', b'"categories"')
+LABELME_KEYS = (b'"imagePath"', b'"imageHeight"', b'"imageData"')
 SPLIT_TOKEN = re.compile(rf"(?<![a-z])(?:{'|'.join(SPLIT_WORDS)})(?:\d{{4}})?(?![a-z])", re.IGNORECASE)
 _ROLES = "images image imgs img jpegimages pictures data labels annotations masks raw"
 ROLES = frozenset(_ROLES.split())  # folder names that are never class names
@@ -55,7 +56,10 @@ def suggest_layout(raw: Path) -> Layout | None:
     roles = find_roles(raw, files)
     if not roles.pictures:
         return None
-    if annotated := _suggest_voc(raw, files, roles) or _suggest_coco(raw, files, roles) or suggest_yolo(raw, files):
+    for suggest in (_suggest_voc, _suggest_coco, _suggest_labelme, _suggest_cvat):
+        if annotated := suggest(raw, files, roles):
+            return annotated
+    if annotated := suggest_yolo(raw, files):
         return annotated
     table, folders = suggest_table(raw, files), suggest_by_folders(raw, roles)
     if table and (folders is None or (table.sure and 2 * len(table.pictures) >= _count_pictures(files, table))):
@@ -80,6 +84,50 @@ def _suggest_voc(raw: Path, files: Sequence[str], roles: Roles) -> Layout | None
     found = {folder: paths for folder, paths in annotations.items() if _is_voc(raw / paths[0])}
     if not found:
         return None
+    pair = _pair_folders(found, roles)
+    return Voc(images=pair[0], annotations=pair[1]) if pair else None
+
+
+def _suggest_labelme(raw: Path, files: Sequence[str], roles: Roles) -> Layout | None:
+    """LabelMe, where one of the first files of a folder is one; further JSON files may lie beside them."""
+    annotations = defaultdict[str, list[str]](list)
+    for path in files:
+        if path.lower().endswith(".json"):
+            annotations[posixpath.dirname(path)].append(path)
+    found = {folder: paths for folder, paths in annotations.items() if any(_is_labelme(raw / one) for one in paths[:3])}
+    pair = _pair_folders(found, roles) if found else None
+    return Labelme(images=pair[0], annotations=pair[1]) if pair else None
+
+
+def _is_labelme(path: Path) -> bool:
+    if path.stat().st_size > LARGE:
+        return False
+    data = path.read_bytes()
+    return b'"shapes"' in data and any(key in data for key in LABELME_KEYS)
+
+
+def _suggest_cvat(raw: Path, files: Sequence[str], roles: Roles) -> Layout | None:
+    found = [path for path in files if path.lower().endswith(".xml") and _is_cvat(raw / path)]
+    if not found:
+        return None
+    folders = {posixpath.dirname(path) for path in roles.pictures}
+    images = posixpath.commonpath(list(folders)) if len(folders) > 1 else next(iter(folders))
+    above = {posixpath.dirname(path) for path in found}
+    if len(found) == 1:
+        return Cvat(images=images or ".", annotations=found[0])
+    return Cvat(images=images or ".", annotations=posixpath.commonpath(list(above)) or ".") if above else None
+
+
+def _is_cvat(path: Path) -> bool:
+    with path.open("rb") as file:
+        return re.search(rb"<annotations[\s>]", file.read(4096)) is not None
+
+
+def _pair_folders(found: Mapping[str, Sequence[str]], roles: Roles) -> tuple[str, str] | None:
+    """The folders of the pictures and of their annotation files, which have the same stems; parts stand for several.
+
+    found: annotation files by folder.
+    """
     where = _largest({folder: len(paths) for folder, paths in found.items()})
     stems = {stem_of(path) for paths in found.values() for path in paths}
     shown = Counter(posixpath.dirname(path) for path in roles.pictures if stem_of(path) in stems)
@@ -88,7 +136,7 @@ def _suggest_voc(raw: Path, files: Sequence[str], roles: Roles) -> Layout | None
         return None
     if not PART.search(images) and (both := _generalise_pair(shown, found)):
         images, where = both
-    return Voc(images=images or ".", annotations=where or ".")
+    return images or ".", where or "."
 
 
 def _generalise_pair(images: Iterable[str], annotations: Iterable[str]) -> tuple[str, str] | None:

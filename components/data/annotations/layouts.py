@@ -21,8 +21,10 @@ import polars as pl
 from components.data.accounts import Account
 from components.data.annotations.boxes import clip_boxes
 from components.data.annotations.coco import read_coco
+from components.data.annotations.cvat import read_cvat
 from components.data.annotations.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
 from components.data.annotations.guessing import hint_layout, refuse_layout, require_folder
+from components.data.annotations.labelme import read_labelme
 from components.data.annotations.masks import read_instances, read_masks
 from components.data.annotations.names import rename_labels
 from components.data.annotations.regions import paint_classes, settle
@@ -43,7 +45,7 @@ from components.data.annotations.yolo import read_yolo
 from components.data.manifest import Reading, Row, SupportsDigest, Wanted, create_rows
 from components.data.sources.images import SUFFIXES, not_an_image
 from components.domain.domain import Domain
-from components.domain.layouts import PART, WITH_COLUMNS, Folders, Instances, Layout, Tree, Voc
+from components.domain.layouts import PART, WITH_COLUMNS, Folders, Instances, Labelme, Layout, Tree, Voc
 from components.domain.reading import render_layout
 from components.errors import DataError
 from components.records.images import Pictures
@@ -139,7 +141,7 @@ def read_layout(layout: Layout, raw: Path, wanted: Wanted) -> Reading:
             ignored |= dict.fromkeys((path for path in walk_files(raw, concrete.images) if _is_picture(path)), str(why))
             continue
         reading, readings = READERS[layout.kind](concrete, raw, wanted), readings + 1
-        shared = isinstance(layout, Voc) and concrete.annotations == layout.annotations
+        shared = isinstance(layout, Labelme | Voc) and concrete.annotations == layout.annotations
         for row in reading.rows:
             if shared and row.problem and not _is_picture(row.path):
                 orphans.setdefault(row.path, []).append(row)
@@ -246,6 +248,8 @@ READERS: dict[str, Reader] = {
     "voc": read_voc,
     "coco": read_coco,
     "yolo": read_yolo,
+    "labelme": read_labelme,
+    "cvat": read_cvat,
     "instances": read_instances,
     "masks": read_masks,
 }

@@ -97,20 +97,24 @@ def _extent(part: Part) -> tuple[float, float, float, float]:
 
 def require_inside_picture(shape: Shape, size: tuple[int, int]) -> bool:
     """Whether a shape exceeds its picture by no more than EDGE pixels. Raises ValueError if it is no legal shape."""
-    for part in shape.parts:
-        if isinstance(part, Bitmap):
-            if part.pixels.ndim != 2 or not part.pixels.any():
-                raise ValueError(f"{shape.where}: a mask without a pixel")
-            continue
-        if isinstance(part, Ellipse):
-            _require_ellipse(part, shape.where)
-        else:
-            _require_ring(part, shape.where)
+    require_legal(shape)
     x0, y0, x1, y1 = extent_of(shape)
     if min(x0, y0) < -EDGE or x1 > size[0] + EDGE or y1 > size[1] + EDGE:
         extent = ", ".join(f"{value:.6g}" for value in (x0, y0, x1, y1))
         raise ValueError(f"{shape.where}: from {extent} (x0, y0, x1, y1) in a picture of {size[0]} x {size[1]} pixels")
     return bool(min(x0, y0) < 0 or x1 > size[0] or y1 > size[1])
+
+
+def require_legal(shape: Shape) -> None:
+    """Raise ValueError for a shape without area, or with coordinates that are no numbers."""
+    for part in shape.parts:
+        if isinstance(part, Bitmap):
+            if part.pixels.ndim != 2 or not part.pixels.any():
+                raise ValueError(f"{shape.where}: a mask without a pixel")
+        elif isinstance(part, Ellipse):
+            _require_ellipse(part, shape.where)
+        else:
+            _require_ring(part, shape.where)
 
 
 def _require_ring(ring: Ring, where: str) -> None:
@@ -120,7 +124,8 @@ def _require_ring(ring: Ring, where: str) -> None:
         raise ValueError(f"{where}: {len(ring)} point{'s' if len(ring) != 1 else ''}, of at least 3")
     apart = ring - ring[0]
     far = apart[np.abs(apart).sum(axis=1).argmax()]
-    if not (apart[:, 0] * far[1] - apart[:, 1] * far[0]).any():
+    aside = np.abs(apart[:, 0] * far[1] - apart[:, 1] * far[0]).max()
+    if aside <= 1e-9 * (far @ far):  # shares of a size are no exact numbers
         raise ValueError(f"{where}: no area, because all its points lie on one line")
 
 

@@ -1,6 +1,5 @@
 """Pascal VOC: each annotated object becomes one crop of its picture."""
 
-import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +7,14 @@ from xml.etree import ElementTree
 
 from components.data.annotations.boxes import is_number
 from components.data.annotations.guessing import refuse_layout, require_folder
+from components.data.annotations.pairing import choose_picture, claimed_twice, find_beside, find_named
 from components.data.annotations.tree import Index, walk_files
 from components.data.manifest import Reading, Row, Wanted
 from components.data.sources.images import SUFFIXES, Box, brief
 from components.domain.layouts import Voc
 from components.records.reasons import Reason
 
+NAME = "<filename>"
 EMPTY = "annotated as a picture without any object"
 BY_STEM = "annotation files whose <filename> names no picture, taken by their own name"
 FLAGS = ("difficult", "truncated", "occluded")
@@ -38,9 +39,9 @@ def read_voc(layout: Voc, raw: Path, _wanted: Wanted) -> Reading:
         claims.setdefault(picture or path, []).append(path)
     rows, ignored, seen = list[Row](), dict[str, str](), set[str]()
     for path, (picture, found) in read.items():
-        seen |= {row.path for row in found} | set(_beside(path, annotations, index))
+        seen |= {row.path for row in found} | set(find_beside(path, annotations, index))
         if picture and (same := claims[picture])[1:]:
-            rows += [Row(path=picture, problem=_claimed_twice(picture, same))] if path == same[0] else []
+            rows += [Row(path=picture, problem=claimed_twice(picture, same, NAME))] if path == same[0] else []
             seen.add(picture)
         elif picture and not found:
             ignored[picture] = EMPTY
@@ -64,14 +65,14 @@ def _voc_rows(
     path: str, raw: Path, index: Index, annotations: str, notes: Counter[str]
 ) -> tuple[str | None, list[Row]]:
     """The picture of one annotation file and its objects; one row with a problem when it cannot be read."""
-    beside = _beside(path, annotations, index)
+    beside = find_beside(path, annotations, index)
     try:
-        root = _parse_xml((raw / path).read_bytes())
+        root = parse_xml((raw / path).read_bytes())
         named = (root.findtext("filename") or "").strip()
-        found, problem = _choose_picture(named, beside, path, index)
+        found, problem = choose_picture(named, beside, path, index, NAME)
         if problem:
             return None, [Row(path=next(iter(beside), path), problem=problem)]
-        notes[BY_STEM] += bool(named and not _named(named, index))
+        notes[BY_STEM] += bool(named and not find_named(named, index))
         size = _parse_size(root)
         elements = list(root.iter("object"))
         objects = [_parse_object(element, number) for number, element in enumerate(elements, 1)]
@@ -81,52 +82,6 @@ def _voc_rows(
         hint = "Export the annotation again."
         picture = next(iter(beside), path)
         return None, [Row(path=picture, problem=Reason(f"a Pascal VOC annotation {path}", brief(error), hint))]
-
-
-def _stem(path: str) -> str:
-    return posixpath.splitext(posixpath.basename(path))[0]
-
-
-def _beside(path: str, annotations: str, index: Index) -> list[str]:
-    """Pictures with the stem of an annotation file; where there are several, those in the same sub-folder."""
-    found = index.find(_stem(path))
-    inner = posixpath.dirname(posixpath.relpath(path, annotations or "."))
-    same = [picture for picture in found if posixpath.dirname(posixpath.relpath(picture, index.base or ".")) == inner]
-    return same or found
-
-
-def _named(text: str, index: Index) -> list[str]:
-    """Pictures that `<filename>` names, whatever folder it puts before the name."""
-    plain = text.replace("\\", "/")
-    return index.find(text) or index.find(posixpath.basename(plain))
-
-
-def _named_alike(text: str, index: Index) -> list[str]:
-    """Pictures whose names differ from `<filename>` only in suffix, case or the encoding of accents."""
-    name = posixpath.basename(text.replace("\\", "/"))
-    return index.find_alike(name) if name.lower().endswith(SUFFIXES) else []
-
-
-def _choose_picture(named: str, beside: list[str], path: str, index: Index) -> tuple[str, Reason | None]:
-    """The picture of an annotation file, or why there is not exactly one."""
-    by_name = _named(named, index) if named else []
-    both = [picture for picture in beside if picture in by_name]
-    meant = by_name or _named_alike(named, index)
-    if meant and beside and not set(meant) & set(beside):
-        expected = f"a <filename> in {path} that is the file's own name"
-        found = f"{named}, so that it may describe {meant[0]} or {beside[0]}"
-        return "", Reason(expected, found, "Correct <filename>, or rename the annotation file.")
-    found_all = both or by_name or beside
-    if len(found_all) == 1:
-        return found_all[0], None
-    files = ", ".join(found_all[:4]) or index.describe_missing(named or _stem(path))
-    hint = "Correct <filename>, or add the picture."
-    return "", Reason(f"one picture {named or _stem(path)!r} of {path}", files, hint)
-
-
-def _claimed_twice(picture: str, files: list[str]) -> Reason:
-    hint = "Keep the right one, or correct <filename>."
-    return Reason(f"one annotation file of {picture}", " and ".join(files[:4]), hint)
 
 
 def _passed_over(element: ElementTree.Element) -> Iterator[str]:
@@ -139,10 +94,11 @@ def _passed_over(element: ElementTree.Element) -> Iterator[str]:
             yield f"objects whose {words} are not read"
 
 
-def _parse_xml(data: bytes) -> ElementTree.Element:
+def parse_xml(data: bytes) -> ElementTree.Element:
+    """The root of a document. Raises ParseError or ValueError, also for declarations that can fill the memory."""
     if b"\0" in data:  # zero bytes would hide the declarations that are refused next
         raise ValueError("UTF-16 text or binary data instead of UTF-8")
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # VOC needs neither, and small files with them can fill the memory
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # annotations need neither
         raise ValueError("a document type or entity declaration")
     return ElementTree.fromstring(data)
 

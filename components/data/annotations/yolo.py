@@ -1,21 +1,28 @@
-"""YOLO: one text file per picture, one crop per line: `class cx cy width height`, in shares of the picture's size."""
+"""YOLO: one text file per picture, one crop per line: `class cx cy width height`, in shares of the picture's size.
+
+Where regions are wanted, each line is a polygon instead.
+"""
 
 import math
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from components.data.annotations.columns import read_size
 from components.data.annotations.guessing import refuse_layout, require_folder
+from components.data.annotations.painting import Drawn, paint_all, paint_row
 from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
 from components.data.annotations.yolo_files import find_names_files, load_facts, pair_labels, refuse_bad_names
+from components.data.annotations.yolo_shapes import BOX, holds_boxes, read_polygons
 from components.data.manifest import Reading, Row, Wanted
 from components.data.sources.images import SUFFIXES, Box
 from components.domain.layouts import Yolo
 from components.errors import DataError
+from components.records.maps import Painting
 from components.records.reasons import Reason
 
 BACKGROUND = "annotated as background: its label file is empty"
@@ -39,9 +46,11 @@ class _Labels:
     problem: Reason | None = None
 
 
-def read_yolo(layout: Yolo, raw: Path, _wanted: Wanted) -> Reading:
+def read_yolo(layout: Yolo, raw: Path, wanted: Wanted) -> Reading:
     """One row per line of every label file, cropped by its box. A picture with an empty label file is background
     and is ignored.
+
+    With regions wanted, one row per picture: each line is a polygon.
 
     The column `split` is train, val or test where data.yaml, a list or a folder names it.
     Raises DataError if no file names the classes, or if the labels are not boxes.
@@ -55,12 +64,16 @@ def read_yolo(layout: Yolo, raw: Path, _wanted: Wanted) -> Reading:
     if facts.get("kpt_shape"):
         raise _refuse_form(raw, KEYPOINTS, f"`kpt_shape` in {source}")
     pairs = pair_labels(pictures, set(texts), images, labels)
-    read = {path: _read_labels(raw / path, facts["names"]) for path in dict.fromkeys(pairs.values())}
-    _refuse_other_forms(raw, read)
     claims: dict[str, list[str]] = {}
     for picture, path in pairs.items():
         claims.setdefault(path, []).append(picture)
     splits = _find_splits(raw, facts, pictures)
+    unread, notes = _find_orphans(raw, [path for path in texts if path not in claims], source, facts["names"])
+    if wanted.painting is not None:
+        rows, counts = _paint(pictures, pairs, claims, splits, raw, facts["names"], wanted.painting)
+        return Reading(rows + unread, notes=dict(Counter(notes) + counts))
+    read = {path: _read_labels(raw / path, facts["names"]) for path in claims}
+    _refuse_other_forms(raw, read)
     rows, ignored = list[Row](), dict[str, str]()
     for picture in pictures:
         if picture not in pairs:
@@ -70,7 +83,6 @@ def read_yolo(layout: Yolo, raw: Path, _wanted: Wanted) -> Reading:
         found = _rows_of(picture, path, read[path], claims[path], raw, splits.get(picture))
         rows += found
         ignored |= {} if found else {picture: BACKGROUND}
-    unread, notes = _find_orphans(raw, [path for path in texts if path not in read], source, facts["names"])
     if empty := sum(why == BACKGROUND for why in ignored.values()):
         notes["pictures annotated as background (an empty label file), left out"] = empty
     return Reading(rows + unread, ignored, notes)
@@ -154,17 +166,16 @@ def _refuse_other_forms(raw: Path, read: Mapping[str, _Labels]) -> None:
 
 def _refuse_form(raw: Path, form: str, where: str) -> DataError:
     hint = "Export the annotations as boxes (YOLO detection: `class cx cy width height` per line), VOC or COCO."
+    hint += " Outlines are read with `--task segmentation`." if form in (OUTLINE, FORMS[9]) else ""
     return DataError(
-        f"layout yolo of {raw}", expected="boxes", found=f"{form}, which is not read yet ({where})", hint=hint
+        f"layout yolo of {raw}", expected="boxes", found=f"{form}, which is not read as boxes ({where})", hint=hint
     )
 
 
 def _rows_of(picture: str, path: str, labels: _Labels, claimed: list[str], raw: Path, split: str | None) -> list[Row]:
     columns = {"split": split} if split else {}
     if len(claimed) > 1:
-        hint = "Rename the pictures, and give each its own label file."
-        problem = Reason("a label file of its own", f"{path} shared by {' and '.join(claimed[:4])}", hint)
-        return [Row(path=picture, columns=columns, problem=problem)]
+        return [Row(path=picture, columns=columns, problem=_claimed_twice(path, claimed))]
     if labels.problem:
         why = Reason(labels.problem.expected, f"{labels.problem.found} of {path}", labels.problem.hint)
         return [Row(path=picture, columns=columns, problem=why)]
@@ -173,6 +184,39 @@ def _rows_of(picture: str, path: str, labels: _Labels, claimed: list[str], raw: 
         return [Row(path=picture, label=labels.objects[0][0], columns=columns)]
     boxes = [(name, _to_pixels(shares, *size)) for name, shares in labels.objects] if size else []
     return [Row(path=picture, label=name, crop=box, stated_size=size, columns=columns) for name, box in boxes]
+
+
+def _claimed_twice(path: str, pictures: Sequence[str]) -> Reason:
+    hint = "Rename the pictures, and give each its own label file."
+    return Reason("a label file of its own", f"{path} shared by {' and '.join(pictures[:4])}", hint)
+
+
+def _paint(
+    pictures: Sequence[str],
+    pairs: Mapping[str, str],
+    claims: Mapping[str, Sequence[str]],
+    splits: Mapping[str, str],
+    raw: Path,
+    names: Mapping[int, str],
+    painting: Painting,
+) -> tuple[list[Row], Counter[str]]:
+    """One row per picture; without regions where it has no label file. Raises DataError if most files hold boxes."""
+    filled = [path for path in claims if (raw / path).stat().st_size]
+    boxes = [path for path in filled if holds_boxes(raw / path)]
+    if 2 * len(boxes) > len(filled):
+        hint = "Export the annotations as polygons (YOLO segmentation), or choose the task classification."
+        found = f"{BOX} (first in {boxes[0]})"
+        raise DataError(f"layout yolo of {raw}", expected="polygons for the task segmentation", found=found, hint=hint)
+
+    def draw(picture: str) -> Drawn:
+        row = Row(path=picture, columns={"split": splits[picture]} if picture in splits else {})
+        if (path := pairs.get(picture)) is None:
+            return row, {}
+        if len(claims[path]) > 1:
+            return replace(row, problem=_claimed_twice(path, claims[path])), {}
+        return paint_row(row, lambda size: read_polygons(raw / path, names, size), raw, painting, path)
+
+    return paint_all(draw, pictures)
 
 
 def _to_pixels(shares: tuple[float, float, float, float], width: int, height: int) -> Box:
