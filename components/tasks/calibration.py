@@ -74,7 +74,7 @@ def calibrate(
 
     Each group is held out once. Help is a lower negative log likelihood, averaged over the images of a group and then
     over the groups: many images of one patient are one witness. groups, strata: (N,), as `split_groups` takes them.
-    rows: how many rows are one image.
+    rows: how many rows are one witness for `fit_temperature`.
     """
     names, places = np.unique(groups, return_inverse=True)
     if len(names) < FEWEST_GROUPS:
@@ -101,7 +101,7 @@ def fit_temperature(answers: Answers, targets: NDArray[Any], probabilities: Floa
     """The temperature for which these targets are least surprising (Guo et al., arXiv 1706.04599).
 
     By likelihood and a prior on log T around zero of the width PRIOR: where all of a few images are right, the
-    likelihood alone would call every answer certain. rows: how many rows are one image, which is one witness.
+    likelihood alone would call every answer certain. rows: how many rows are one witness.
     """
     from scipy.optimize import minimize_scalar
 

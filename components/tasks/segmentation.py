@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from pandera.polars import Check, Column
 
 SAMPLED = 512  # pixels per picture that the temperature is fitted on
+WITNESSES = 32  # that a picture counts for against the temperature's prior: its pixels resemble one another
 FURTHER = 8  # times as many for a threshold, which rests on the pixels of a rare class
 Bytes = NDArray[np.uint8]
 
@@ -230,7 +231,9 @@ class SegmentationTask(MapTask):
         step = FURTHER if len(classes) == 2 else 1
         some = slice(None, None, step)
         strata = _find_rarest(targets[some], groups[some], len(classes))
-        found = calibrate(EXCLUSIVE, targets[some], probabilities[some], groups[some], strata, rows=SAMPLED)
+        found = calibrate(
+            EXCLUSIVE, targets[some], probabilities[some], groups[some], strata, rows=SAMPLED // WITNESSES
+        )
         foreground = self.find_foreground(classes)
         if len(classes) != 2 or len(foreground) != 1:
             return found
