@@ -435,7 +435,7 @@ def test_rows_say_whether_they_are_right_and_how_sure() -> None:
     assert len(TASK.questions(frame, CLASSES)) == 2
     assert TASK.questions(frame, CLASSES)[1]["label"].to_list() == ["no pit"] * 3
     assert TASK.strata(TASK.targets(frame, CLASSES)).tolist() in ([0] * 3, [1] * 3)
-    with pytest.raises(TypeError, match="decide"):
+    with pytest.raises(TypeError, match="judge"):
         TASK.answers(cases[0].chances, CLASSES, PLAIN)
 
 

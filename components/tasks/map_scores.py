@@ -1,17 +1,20 @@
-"""Two class maps of one picture side by side: pixels, components and boundaries, each counted so that counts add up.
+"""Two class maps of one picture side by side: pixels, components and boundaries as counts that add up over pictures,
+and the scores of these counts.
 
 Pixels to ignore count for nothing. Class maps as in `components.records.maps`.
 
-Shapes: H, W height and width of the picture, C classes, P pixels.
+Shapes: H, W height and width of the picture, C classes, R resamples.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.records.maps import IGNORE, ClassMap
+from components.tasks.calibration import TINY
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -54,6 +57,59 @@ def count_boundaries(truth: ClassMap, answer: ClassMap, classes: Sequence[int]) 
 def measure_tolerance(height: int, width: int) -> float:
     """In pixels, one at least."""
     return max(1.0, TOLERANCE * math.hypot(height, width))
+
+
+def average_iou(own: Floats, truth: Floats) -> Floats:
+    """(R, 2 C) pixels that truth and answer share, and pixels answered; (R, C) true pixels -> (R,): the mean over the
+    classes present in each row, NaN where none is."""
+    hits, answered = np.split(own, 2, axis=1)
+    present = truth > 0
+    shares = np.divide(hits, truth + answered - hits, out=np.zeros_like(hits), where=present)
+    classes = present.sum(axis=1)
+    mean: Floats = np.divide(shares.sum(axis=1), classes, out=np.full(len(truth), np.nan), where=classes > 0)
+    return mean
+
+
+def score_pixels(confusion: NDArray[Any], classes: Sequence[str]) -> dict[str, float]:
+    """Of the classes that occur; confusion: (C, C) pixels by true and answered class."""
+    hits, truth, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    present = np.flatnonzero(truth).tolist()
+    iou = {k: float(hits[k] / (truth[k] + answered[k] - hits[k])) for k in present}
+    dice = {k: float(2 * hits[k] / (truth[k] + answered[k])) for k in present}
+    return {
+        "mean_iou": float(np.mean(list(iou.values()))) if iou else 0.0,
+        "mean_dice": float(np.mean(list(dice.values()))) if dice else 0.0,
+        "accuracy": float(hits.sum() / max(truth.sum(), 1)),
+        **{f"iou/{classes[k]}": value for k, value in iou.items()},
+        **{f"dice/{classes[k]}": value for k, value in dice.items()},
+    }
+
+
+def score_boundaries(counts: NDArray[Any], names: Sequence[str]) -> dict[str, float]:
+    """The harmonic mean of the shares of true and of answered boundary pixels that are matched, per class that has
+    true ones, and their mean."""
+    scores = {}
+    for name, (true, matched, answered, agreed) in zip(names, counts, strict=True):
+        if true:
+            recall, precision = matched / true, agreed / max(answered, 1)
+            scores[name] = float(2 * recall * precision / max(recall + precision, TINY))
+    mean = {"boundary_f1": float(np.mean(list(scores.values())))} if scores else {}
+    return mean | {f"boundary_f1/{name}": value for name, value in scores.items()}
+
+
+def score_components(counts: NDArray[Any], names: Sequence[str]) -> dict[str, float]:
+    """The share of the true components that are found, of all together and per class that has any."""
+    scores = {name: float(row[1] / row[0]) for name, row in zip(names, counts, strict=True) if row[0]}
+    true, found = counts[:, 0].sum(), counts[:, 1].sum()
+    together = {"defect_recall": float(found / true)} if true else {}
+    return together | {f"defect_recall/{name}": value for name, value in scores.items()}
+
+
+def measure_dice(confusion: Ints, foreground: Sequence[int]) -> float:
+    """The mean Dice of one picture, over the foreground classes that truth or answer shows; 1 where neither does."""
+    hits, sizes = confusion.diagonal(), confusion.sum(axis=0) + confusion.sum(axis=1)
+    shares = [2 * hits[k] / sizes[k] for k in foreground if sizes[k]]
+    return float(np.mean(shares)) if shares else 1.0
 
 
 def _match(truth: Flags, answer: Flags, ignored: Flags) -> tuple[int, int, int, int]:

@@ -42,8 +42,17 @@ from components.tasks.base import (
     number_names,
     sum_by_group,
 )
-from components.tasks.calibration import EXCLUSIVE, TINY, Calibration, calibrate
-from components.tasks.map_scores import count_boundaries, count_components, count_confusion
+from components.tasks.calibration import EXCLUSIVE, Calibration, calibrate
+from components.tasks.map_scores import (
+    average_iou,
+    count_boundaries,
+    count_components,
+    count_confusion,
+    measure_dice,
+    score_boundaries,
+    score_components,
+    score_pixels,
+)
 from components.tasks.pixels import (
     BINS,
     answer_map,
@@ -207,7 +216,7 @@ class SegmentationTask(MapTask):
     ) -> dict[str, float]:
         """mean_iou, mean_dice, accuracy, and iou and dice of each class, of what `keep` kept (N, K)."""
         confusion = probabilities[:, :-2].sum(axis=0).reshape(len(classes), len(classes))
-        return _score(confusion, classes)
+        return score_pixels(confusion, classes)
 
     def surprise(self, targets: NDArray[Any], probabilities: Floats) -> Floats:
         """The mean over the labelled pixels of each picture, of what `keep` kept (N, K)."""
@@ -298,7 +307,7 @@ class SegmentationTask(MapTask):
             "sureness": sureness.calibrated.tolist(),
             "sureness_raw": sureness.plain.tolist(),
             "nll": sureness.surprise,
-            "dice": _measure_dice(confusion, foreground),
+            "dice": measure_dice(confusion, foreground),
         }
 
     def outputs(self, classes: Sequence[str]) -> dict[str, str]:
@@ -317,14 +326,14 @@ class SegmentationTask(MapTask):
         boundary = _read(frame, "boundary", 4 * len(names)).sum(axis=0).reshape(-1, 4)
         sureness, plain = (_read(frame, name, 3 * BINS).sum(axis=0) for name in ("sureness", "sureness_raw"))
         return {
-            **_score(confusion, classes),
+            **score_pixels(confusion, classes),
             "picture_dice": float(frame["dice"].to_numpy().mean()),
             "false_components": float(components[:, 3].sum() / frame.height),
             "ece": measure_bins(sureness),
             "ece_uncalibrated": measure_bins(plain),
             "loss": float(frame["nll"].to_numpy().mean()),
-            **_score_boundaries(boundary, names),
-            **_score_components(components, names),
+            **score_boundaries(boundary, names),
+            **score_components(components, names),
         }
 
     def evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> Evidence:
@@ -394,58 +403,6 @@ class SegmentationTask(MapTask):
         pairs = zip(then["answer_map"], now["answer_map"], strict=True)
         shares = [(decode_map(one) != decode_map(other)).mean() for one, other in pairs]
         return f"answers differ at {np.mean(shares):.2%} of the pixels, and at {np.max(shares):.2%} of one picture's"
-
-
-def average_iou(own: Floats, truth: Floats) -> Floats:
-    """(R, 2 C) pixels that truth and answer share, and pixels answered; (R, C) true pixels -> (R,): the mean over the
-    classes present in each row, NaN where none is."""
-    hits, answered = np.split(own, 2, axis=1)
-    present = truth > 0
-    shares = np.divide(hits, truth + answered - hits, out=np.zeros_like(hits), where=present)
-    classes = present.sum(axis=1)
-    mean: Floats = np.divide(shares.sum(axis=1), classes, out=np.full(len(truth), np.nan), where=classes > 0)
-    return mean
-
-
-def _score(confusion: NDArray[Any], classes: Sequence[str]) -> dict[str, float]:
-    """Of the classes that occur; confusion: (C, C) pixels by true and answered class."""
-    hits, truth, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    present = np.flatnonzero(truth).tolist()
-    iou = {k: float(hits[k] / (truth[k] + answered[k] - hits[k])) for k in present}
-    dice = {k: float(2 * hits[k] / (truth[k] + answered[k])) for k in present}
-    return {
-        "mean_iou": float(np.mean(list(iou.values()))) if iou else 0.0,
-        "mean_dice": float(np.mean(list(dice.values()))) if dice else 0.0,
-        "accuracy": float(hits.sum() / max(truth.sum(), 1)),
-        **{f"iou/{classes[k]}": value for k, value in iou.items()},
-        **{f"dice/{classes[k]}": value for k, value in dice.items()},
-    }
-
-
-def _score_boundaries(counts: NDArray[Any], names: Sequence[str]) -> dict[str, float]:
-    """The harmonic mean of the shares of true and of answered boundary pixels that are matched, per class that has
-    true ones, and their mean."""
-    scores = {}
-    for name, (true, matched, answered, agreed) in zip(names, counts, strict=True):
-        if true:
-            recall, precision = matched / true, agreed / max(answered, 1)
-            scores[name] = float(2 * recall * precision / max(recall + precision, TINY))
-    mean = {"boundary_f1": float(np.mean(list(scores.values())))} if scores else {}
-    return mean | {f"boundary_f1/{name}": value for name, value in scores.items()}
-
-
-def _score_components(counts: NDArray[Any], names: Sequence[str]) -> dict[str, float]:
-    """The share of the true components that are found, of all together and per class that has any."""
-    scores = {name: float(row[1] / row[0]) for name, row in zip(names, counts, strict=True) if row[0]}
-    true, found = counts[:, 0].sum(), counts[:, 1].sum()
-    together = {"defect_recall": float(found / true)} if true else {}
-    return together | {f"defect_recall/{name}": value for name, value in scores.items()}
-
-
-def _measure_dice(confusion: Ints, foreground: Sequence[int]) -> float:
-    hits, sizes = confusion.diagonal(), confusion.sum(axis=0) + confusion.sum(axis=1)
-    shares = [2 * hits[k] / sizes[k] for k in foreground if sizes[k]]
-    return float(np.mean(shares)) if shares else 1.0
 
 
 def _name_shown(pixels: Sequence[int] | Ints, classes: Sequence[str]) -> list[str]:
