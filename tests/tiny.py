@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from components.data.manifest import Row
 from components.domain.domain import Domain
 from components.domain.reading import parse_domain
 from components.promotion.contest import settle
@@ -16,8 +17,10 @@ from components.promotion.ledger import Record
 from components.promotion.versions import Version
 from components.records.images import ValidationSummary
 from components.records.jobs import Job, Result, Rung, load_result, load_rung
+from components.records.maps import Regions
 from components.records.outcomes import CandidateRow, Outcome, Score
 from components.tasks import create_task
+from components.tasks.segmentation import SegmentationTask
 from components.workspace import Workspace
 
 CLASSES = ("dark", "light", "red")
@@ -87,6 +90,23 @@ def write_marked_images(raw: Path, groups: int = 36) -> pl.DataFrame:
     return frame.with_columns(crop).sort("path", "id")
 
 
+def write_masked_images(raw: Path, groups: int = 36) -> pl.DataFrame:
+    """The same tiles with the class map of each, where `dark` is what lies between the patches of the others."""
+    frame = write_marked_images(raw, groups)
+    maps = []
+    for labels in frame["labels"].to_list():
+        classes = np.zeros((24, 32), np.uint8)
+        for number, name in enumerate(CLASSES):
+            if name != "dark" and name in labels:
+                classes[4:20, 10 * number : 10 * number + 9] = number
+        maps.append(Regions.of(classes, CLASSES))
+    task = SegmentationTask(background="dark")
+    rows = [task.annotate(Row(path="", regions=regions), CLASSES) for regions in maps]
+    return frame.with_columns(
+        pl.Series(name, [row[name] for row in rows], kind) for name, kind in task.columns().items()
+    )
+
+
 def train(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int = 0) -> Result:
     """One candidate through the real training code, in this process."""
     from components.training.run import do_job
@@ -115,8 +135,8 @@ def climb(folder: Path, domain: Domain, tuner: Mapping[str, Any], rungs: list[in
 def create_job(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int, place: Path) -> Job:
     raw, manifest = folder / "raw", folder / "manifest.parquet"
     if not manifest.exists():
-        write = write_marked_images if "labels" in create_task(domain).columns() else write_images
-        write(raw).write_parquet(manifest)
+        writers = {"label": write_images, "labels": write_marked_images, "mask": write_masked_images}
+        writers[create_task(domain).annotation](raw).write_parquet(manifest)
     return Job(
         action="train",
         domain=domain,
