@@ -34,6 +34,12 @@ def import_(
     group: Annotated[
         str | None, typer.Option("--group", help="The column that names the group (lot, patient, part).")
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", metavar="KIND", help="A kind, or '{kind: segmentation, background: ok}'; guessed when left out."
+        ),
+    ] = None,
     shards: Annotated[
         bool, typer.Option("--shards", help="Keep the images in tars, for sets past 100,000; it stays so.")
     ] = False,
@@ -51,7 +57,9 @@ def import_(
     def act(place: "Workspace") -> "Imported":
         from flows.commands.importing import import_images
 
-        return import_images(place, source, domain, layout, group, shards=shards, replace=replace, force=force)
+        return import_images(
+            place, source, domain, layout, group, task=task, shards=shards, replace=replace, force=force
+        )
 
     execute(act, shower("show_import"), as_json, workspace)
 

@@ -16,18 +16,19 @@ def import_images(
     layout: str | None,
     group: str | None,
     *,
+    task: str | None,
     shards: bool,
     replace: bool,
     force: bool,
 ) -> Imported:
     """Import a folder or an archive into the domain `name`, and record and push the version that comes of it.
 
-    layout, group, shards, replace, force: as `importing.import_folder` takes them, whose errors this raises.
+    layout, group, task, shards, replace, force: as `importing.import_folder` takes them, whose errors this raises.
     """
     versioning.require_repository(workspace)
     with versioning.hold_domain(workspace, name, f"tessera import of {name}"):
         imported = importing.import_folder(
-            workspace, source, name, layout, group, shards=shards, replace=replace, force=force
+            workspace, source, name, layout, group, task=task, shards=shards, replace=replace, force=force
         )
         versioning.register_domain(workspace, name)
         version = versioning.record_version(workspace, name)

@@ -45,6 +45,7 @@ NO_LABELS = {
     *("license", "patient", "patientid", "lesionid", "serial", "price", "age", "sex", "gender", "female", "male"),
     *("smoker", "isfemale", "ismale"),
 }
+MASK_WORDS = ("mask", "seg", "groundtruth", "gt", "annotationmask", "labelmask")  # how names of columns of masks begin
 SPLIT_WORDS = ("split", "set", "subset", "partition", "phase")
 BOX_WORDS = ("crop", "bbox", "boundingbox", "box", "roi")
 CORNERS = (
@@ -142,6 +143,20 @@ def complete_table(layout: Table, raw: Path) -> Table:
         return max(found, key=lambda each: len(each.pictures)).layout
     if errors:
         raise errors[0]
+    return layout
+
+
+def complete_mask(layout: T, raw: Path) -> T:
+    """The layout with its column `mask`, if the table has one column that names masks; else unchanged."""
+    table = resolve_inside(layout.table, "", "layout.table")
+    if layout.mask or not (raw / table).is_file():
+        return layout
+    frame = load_sheet(layout, raw / table, table).frame
+    index = Index((path for path in walk_files(raw) if path.lower().endswith(SUFFIXES)), posixpath.dirname(table))
+    for name in frame.columns:
+        texts = _texts(frame, name, SAMPLE) if _word(name).startswith(MASK_WORDS) and name != layout.image else []
+        if texts and 2 * sum(bool(find_pictures(text, index)) for text in texts) >= len(texts):
+            return _with(layout, mask=name)
     return layout
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from components.data.annotations.columns import Found, list_described, suggest_table
+from components.data.annotations.columns import Found, complete_mask, list_described, suggest_table
 from components.data.annotations.foreign import LARGE, find_foreign, find_foreign_pictures, refuse_foreign_pictures
 from components.data.annotations.roles import Roles, find_roles, find_values, is_instances
 from components.data.annotations.tree import (
@@ -47,24 +47,52 @@ def guess_layout(raw: Path) -> str | None:
     return suggested.kind if suggested else None
 
 
-def suggest_layout(raw: Path) -> Layout | None:
+def suggest_layout(raw: Path, *, maps: bool = False) -> Layout | None:
     """The layout that a folder looks like, with the names of its sub-folders or its table filled in.
 
-    Annotation files are tried first, because they say most; then tables; then the folders themselves.
+    Annotation files are tried first, because they say most; then tables; then the folders themselves. maps: the layout
+    must say the class of every pixel, if there is one that does.
     """
     files = walk_files(raw) if raw.is_dir() else []
     roles = find_roles(raw, files)
     if not roles.pictures:
         return None
     for suggest in (_suggest_voc, _suggest_coco, _suggest_labelme, _suggest_cvat):
-        if annotated := suggest(raw, files, roles):
+        if not (maps and suggest is _suggest_voc) and (annotated := suggest(raw, files, roles)):
             return annotated
     if annotated := suggest_yolo(raw, files):
         return annotated
     table, folders = suggest_table(raw, files), suggest_by_folders(raw, roles)
+    if maps:
+        return _choose_masks(raw, table, folders, roles)
     if table and (folders is None or (table.sure and 2 * len(table.pictures) >= _count_pictures(files, table))):
         return table.layout
     return folders
+
+
+def _choose_masks(raw: Path, table: Found | None, folders: Layout | None, roles: Roles) -> Layout | None:
+    """The table or the folders, whichever names masks."""
+    listed = complete_mask(table.layout, raw) if table else None
+    if listed is not None and listed.mask:
+        return listed
+    if isinstance(folders, Folders) and folders.masks:
+        return _without_class_folders(raw, folders, roles) or folders
+    return folders or listed
+
+
+def _without_class_folders(raw: Path, layout: Folders, roles: Roles) -> Masks | None:
+    """The layout masks, where the folders below `images` are groups by their names, or a mask shows several classes."""
+    base = "" if layout.images == "." else layout.images
+    depth = base.count("/") + 1 if base else 0
+    names = {path.split("/")[depth] for path in roles.pictures if path.count("/") > depth}
+    numbers = find_values(raw, roles.masks) - {0, 255}
+    if layout.masks is None or "class" in layout.parts or not (_are_groups(names) or len(numbers) > 1):
+        return None
+    part = "<group>" if _are_groups(names) and "group" not in layout.parts and len(names) > 2 else "<folder>"
+    if part.strip("<>") in layout.parts:
+        return None
+    images, masks = (posixpath.join(*([] if path == "." else [path]), part) for path in (layout.images, layout.masks))
+    return Masks(images=images, masks=masks, ignore=(255,) if 255 in find_values(raw, roles.masks) and numbers else ())
 
 
 def _count_pictures(files: list[str], table: Found) -> int:

@@ -3,66 +3,69 @@
 import posixpath
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from components.data.annotations import coco, voc, yolo
-from components.data.annotations.columns import complete_table, is_weakly_named, list_described, refuse_unclear_tables
+from components.data.annotations.columns import (
+    complete_mask,
+    complete_table,
+    is_weakly_named,
+    list_described,
+    refuse_unclear_tables,
+)
 from components.data.annotations.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
 from components.data.annotations.guessing import hint_foreign, list_choices, suggest_by_folders, suggest_layout
 from components.data.annotations.layouts import account_of, read_layout
+from components.data.annotations.regions import UNANNOTATED
 from components.data.annotations.roles import find_roles, has_few_values
 from components.data.annotations.tables import NO_OBJECT, looks_multilabel
 from components.data.annotations.tree import find_split, walk_files
 from components.data.manifest import Reading, Wanted
 from components.data.sources.images import SUFFIXES as PICTURES
 from components.data.store.archives import SUFFIXES as ARCHIVES
+from components.data.store.describing_tasks import Described, describe_as, list_classes
 from components.domain.domain import Domain
-from components.domain.layouts import LAYOUTS, Csv, Folders, Instances, Layout, Masks, Parquet, Tree
+from components.domain.layouts import LAYOUTS, Csv, Folders, Layout, Masks, Parquet, Tree
 from components.domain.reading import parse_domain, parse_layout, render_layout, write_layout
 from components.errors import DataError, DomainError, TesseraError
 from components.files import write_whole
-from components.tasks import choose_kind, create_task
+from components.tasks import TASKS, Task, choose_kind, create_task, parse_task, read_task, write_task
+from components.tasks.base import Annotation
 
 MANY = 0.05  # if at least this share of masks shows several classes, the task is multilabel
 DROPPED = 3  # a guess that ignores one in DROPPED pictures is refused
 CHOICES = 4
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".jsonl", ".ndjson")
-WITHOUT_OBJECT = frozenset((coco.EMPTY, voc.EMPTY, yolo.BACKGROUND, NO_OBJECT))
+WITHOUT_OBJECT = frozenset((coco.EMPTY, voc.EMPTY, yolo.BACKGROUND, NO_OBJECT, str(UNANNOTATED)))
 LOOKED, MASKED = 60, 0.2  # pictures that are decoded, and the share of masks among them that is not an accident
 
 
-@dataclass(frozen=True)
-class Described:
-    """A layout, and the reading of a folder by it."""
+def describe_folder(
+    source: Path, name: str, layout: str | None, group: str | None, where: Path, task: str | None = None
+) -> Domain:
+    """The smallest domain that fits a folder, with the given layout and task or guessed ones.
 
-    layout: Layout
-    many: bool
-    reading: Reading
-    classes: tuple[str, ...]
+    layout, task: a kind, or a mapping in YAML. where: the domain file that error messages name.
 
-
-def describe_folder(source: Path, name: str, layout: str | None, group: str | None, where: Path) -> Domain:
-    """The smallest domain that fits a folder, with the given layout or a guessed one.
-
-    layout: a kind, or a mapping in YAML. where: the domain file that error messages name.
-
-    Raises DomainError if the layout cannot be determined or a guess would leave out a third of the pictures, DataError
-    if the annotations or pictures are in a format that is not read.
+    Raises DomainError if the layout cannot be determined, does not fit the task, or a guess would leave out a third of
+    the pictures; DataError if the annotations or pictures are in a format that is not read.
     """
-    chosen, guessed = _choose_layout(source, layout)
+    asked = parse_task(task) if task is not None else None
+    chosen, guessed = _choose_layout(source, layout, asked)
     if isinstance(chosen, Csv | Parquet):
         chosen = complete_table(chosen, source)
-    described = _describe(source, chosen)
+        chosen = complete_mask(chosen, source) if asked and asked.painting else chosen
+    described = describe_as(source, chosen, asked) if asked else _describe(source, chosen)
+    chosen = described.layout
     if guessed:
-        _refuse_losses(source, described)
+        _refuse_losses(source, described, asked)
         if isinstance(chosen, Folders):
             _refuse_masks_as_pictures(source, described)
     _require_classes(source, described)
-    facts: dict[str, Any] = {"name": name, "task": choose_kind("labels" if described.many else "label")}
+    facts: dict[str, Any] = {"name": name, "task": write_task(described.task)}
     facts |= {"classes": described.classes, "layout": chosen.model_dump()}
     parts = chosen.parts if isinstance(chosen, Tree) else ()
     group = group or ("group" if "group" in parts else None)
@@ -93,6 +96,28 @@ def require_same_layout(domain: Domain, layout: str | None, domain_file: Path) -
     )
 
 
+def require_same_task(domain: Domain, task: str | None, domain_file: Path) -> None:
+    """Raise DomainError if `task` differs from the domain file's."""
+    if task is None:
+        return
+    asked, known = parse_task(task), read_task(domain.task, f"{domain_file}: task")
+    if asked == known or (task.strip() in TASKS and asked.kind == known.kind):
+        return
+    raise DomainError(
+        f"--task {task}",
+        expected=f"{_render_task(known)}, as {domain_file} says",
+        found=_render_task(asked),
+        hint="Leave out --task, import under another name with --domain, or change the file.",
+    )
+
+
+def _render_task(task: Task) -> str:
+    written = write_task(task)
+    return (
+        written if isinstance(written, str) else yaml.safe_dump(written, default_flow_style=True, width=10**6).strip()
+    )
+
+
 def write_domain(domain: Domain, path: Path) -> None:
     """Write a domain file with the keys that differ from their default."""
     facts: dict[str, Any] = {
@@ -107,24 +132,25 @@ def write_domain(domain: Domain, path: Path) -> None:
     write_whole(path, text.encode())
 
 
-def _choose_layout(source: Path, layout: str | None) -> tuple[Layout, bool]:
+def _choose_layout(source: Path, layout: str | None, asked: Task | None) -> tuple[Layout, bool]:
     """The given layout, or else the one that the folder looks like; and whether it is a guess."""
+    maps = asked is not None and asked.painting is not None
     if layout is not None:
-        asked = parse_layout(layout)
+        named = parse_layout(layout)
         if layout.strip() not in LAYOUTS:
-            return asked, False
-        suggested = suggest_layout(source)  # fills in the names of sub-folders if only the kind is given
-        return (suggested, False) if suggested and suggested.kind == asked.kind else (asked, False)
+            return named, False
+        suggested = suggest_layout(source, maps=maps)  # fills in the names of sub-folders if only the kind is given
+        return (suggested, False) if suggested and suggested.kind == named.kind else (named, False)
     files = walk_files(source)
     refuse_foreign(source, files, f"annotations of {source}", " Or name the layout with `--layout`.")
     refuse_foreign_pictures(source, files, find_foreign_pictures(source, files))
-    suggested = suggest_layout(source)
+    suggested = suggest_layout(source, maps=maps)
     if suggested is None:
         refuse_unclear_tables(source, files)
-        error = _refuse_choice(source, "a folder whose layout can be recognised", _explain_unknown(files))
+        error = _refuse_choice(source, "a folder whose layout can be recognised", _explain_unknown(files), asked)
         refuse_unclear_tables(source, files, any_error="--layout '" not in error.hint)  # nothing says more
         raise error
-    if isinstance(suggested, Csv | Parquet):
+    if isinstance(suggested, Csv | Parquet) and not maps:
         _refuse_rivals(source, files, suggested)
     return suggested, True
 
@@ -173,15 +199,17 @@ def _explain_unknown(files: Sequence[str]) -> str:
 
 
 def _describe(source: Path, layout: Layout) -> Described:
+    """Without a task that is asked for: one label per picture, or several where the annotations say so."""
     many = isinstance(layout, Csv | Parquet) and looks_multilabel(layout, source)
     reading = read_layout(layout, source, Wanted(annotation="labels" if many else "label"))
     if isinstance(layout, Masks) and sum(row.several for row in reading.rows) > MANY * len(reading.rows):
         many = True
         reading = read_layout(layout, source, Wanted(annotation="labels"))
-    if isinstance(layout, Instances):
-        return Described(layout, many, reading, tuple(sorted((layout.background, layout.label))))
-    labels = {label for row in reading.rows for label in (row.labels or ([row.label] if row.label else []))}
-    return Described(layout, many, reading, tuple(sorted(labels)))
+    return Described(layout, _task_of("labels" if many else "label"), reading, list_classes(layout, reading))
+
+
+def _task_of(annotation: Annotation) -> Task:
+    return read_task(choose_kind(annotation), "task")
 
 
 def _require_classes(source: Path, described: Described) -> None:
@@ -200,7 +228,7 @@ def _require_classes(source: Path, described: Described) -> None:
     )
 
 
-def _refuse_losses(source: Path, described: Described) -> None:
+def _refuse_losses(source: Path, described: Described, asked: Task | None) -> None:
     """Raise DomainError if a guess would ignore a third of the pictures or more.
 
     Masks, and pictures that are annotated as having no object, are not counted.
@@ -212,7 +240,8 @@ def _refuse_losses(source: Path, described: Described) -> None:
     if DROPPED * len(lost) < max(shown, 1):
         return
     found = f"{len(lost):,} of {shown:,} pictures left out by {render_layout(described.layout)}, such as {lost[0]}"
-    raise _refuse_choice(source, "a layout that reads nearly all pictures", f"{found} ({account.ignored[lost[0]]})")
+    found += f" ({account.ignored[lost[0]]})"
+    raise _refuse_choice(source, "a layout that reads nearly all pictures", found, asked)
 
 
 def _refuse_masks_as_pictures(source: Path, described: Described) -> None:
@@ -227,12 +256,12 @@ def _refuse_masks_as_pictures(source: Path, described: Described) -> None:
     raise _refuse_choice(source, "folders of pictures", found)
 
 
-def _refuse_choice(source: Path, expected: str, found: str) -> DomainError:
+def _refuse_choice(source: Path, expected: str, found: str, asked: Task | None = None) -> DomainError:
     """The error that lists the layouts that would read some pictures, the one that reads most first."""
     counted = []
     for layout in list_choices(source):
         try:
-            described = _describe(source, layout)
+            described = describe_as(source, layout, asked) if asked else _describe(source, layout)
         except TesseraError:
             continue
         account = account_of(layout, described.reading, source)

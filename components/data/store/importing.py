@@ -15,7 +15,7 @@ from components.data.annotations import layouts
 from components.data.annotations.tree import walk_files
 from components.data.store import versioning
 from components.data.store.archives import unpacked
-from components.data.store.describing import describe_folder, require_same_layout, write_domain
+from components.data.store.describing import describe_folder, require_same_layout, require_same_task, write_domain
 from components.data.store.digests import Digests
 from components.data.store.merging import Change, Standing, compare, find_standing, require_labels_kept
 from components.data.store.shards import is_sharded, list_packed, pack_shards
@@ -55,6 +55,7 @@ def import_folder(
     layout: str | None = None,
     group: str | None = None,
     *,
+    task: str | None = None,
     shards: bool = False,
     replace: bool = False,
     force: bool = False,
@@ -63,8 +64,9 @@ def import_folder(
 
     domain.yaml is the one in `source`, if `tessera export` wrote one, or is created.
 
-    shards: pack the images into tar files, also in later imports. replace: make raw/ identical to `source` instead of
-    adding to it. force: allow to drop or overwrite pictures that no named version holds.
+    task: a kind, or a mapping in YAML; what the annotations say when left out. shards: pack the images into tar files,
+    also in later imports. replace: make raw/ identical to `source` instead of adding to it. force: allow to drop or
+    overwrite pictures that no named version holds.
 
     The labels are read before anything is put in place, so a wrong layout leaves the workspace unchanged.
     """
@@ -75,7 +77,7 @@ def import_folder(
             with unpacked(source, scratch) as folder:
                 digests = Digests(folder, workspace.cache)
                 try:
-                    imported = _import(workspace, folder, digests, name, layout, group, shards, replace, force)
+                    imported = _import(workspace, folder, digests, name, layout, group, task, shards, replace, force)
                 except TesseraError as error:
                     raise _speak_of(source, folder, error) from None
                 if folder == source:  # not the content of an archive, which is deleted afterwards
@@ -103,6 +105,7 @@ def _import(
     name: str,
     layout: str | None,
     group: str | None,
+    task: str | None,
     shards: bool,
     replace: bool,
     force: bool,
@@ -112,8 +115,9 @@ def _import(
     if domain_file.exists():
         domain = load_domain(domain_file)
         require_same_layout(domain, layout, domain_file)
+        require_same_task(domain, task, domain_file)
     else:
-        domain = _describe(source, name, layout, group, domain_file)
+        domain = _describe(source, name, layout, group, domain_file, task)
     understood = layouts.read_tree(domain, source, digests)
     there = find_standing(workspace, name, replace=replace, force=force)
     paths = [path for path in walk_files(source) if path != DOMAIN_FILE]
@@ -137,12 +141,13 @@ def _bring_known_domain(domain_file: Path, name: str) -> None:
         write_whole(domain_file, shipped.read_bytes())
 
 
-def _describe(source: Path, name: str, layout: str | None, group: str | None, where: Path) -> Domain:
+def _describe(source: Path, name: str, layout: str | None, group: str | None, where: Path, task: str | None) -> Domain:
     """The domain file in the folder, or the smallest one that fits the folder."""
     if not (source / DOMAIN_FILE).is_file():
-        return describe_folder(source, name, layout, group, where)
+        return describe_folder(source, name, layout, group, where, task)
     domain = parse_domain(read_yaml(source / DOMAIN_FILE) | {"name": name}, str(source / DOMAIN_FILE))
     require_same_layout(domain, layout, source / DOMAIN_FILE)
+    require_same_task(domain, task, source / DOMAIN_FILE)
     return domain
 
 

@@ -4,6 +4,7 @@ An import only adds. Files with the same path and other content are merged if th
 table, a COCO file, a list of a split). Anything else would remove something and is refused unless the user allows it.
 """
 
+import hashlib
 import io
 import json
 import posixpath
@@ -177,9 +178,14 @@ def _group_rows(rows: pl.DataFrame) -> dict[str, Counter[str]]:
     names = [name for name in rows.columns if name not in ("id", "path", "problem", "stated_size")]
     for path, *values in rows.filter(pl.col("problem").is_null()).select("path", *names).iter_rows():
         facts = zip(names, values, strict=True)
-        text = ", ".join(f"{name}={value}" for name, value in facts if value not in (None, []))
+        text = ", ".join(f"{name}={_show(value)}" for name, value in facts if value not in (None, []))
         said.setdefault(path, Counter())[text] += 1
     return said
+
+
+def _show(value: Any) -> Any:
+    """A cell as text can hold it: of bytes, the beginning of their hash."""
+    return hashlib.sha256(value).hexdigest()[:12] if isinstance(value, bytes) else value
 
 
 def merge_labels(layout: Layout, path: str, old: Path, new: Path) -> bytes | None:

@@ -9,6 +9,7 @@ session of their own, so that they end even if this process is killed.
 """
 
 import configparser
+import hashlib
 import json
 import subprocess
 from collections import Counter
@@ -155,9 +156,13 @@ def _annotations(rows: pl.DataFrame, listing: Mapping[str, str]) -> Annotations:
     ids = {path: identity for path, identity in rows.select("path", "id").rows() if identity}
     packed = all(NAME.fullmatch(path) for path in listing)  # DVC knows only the shards; the rows name their images
     known = {path: content_of(identity) for path, identity in ids.items()} if packed else listing
-    for path, mask, *said in rows.select("path", "mask", "label", "boxes", "crop").rows():
-        if path in known:
-            files.setdefault(path, []).append(repr((*said, listing.get(mask or ""))))
+    maps = rows["class_map"] if "class_map" in rows.columns else [None] * rows.height
+    for (path, mask, *said), pixels in zip(
+        rows.select("path", "mask", "label", "boxes", "crop").rows(), maps, strict=True
+    ):
+        if path in known:  # pixels decide where they are known, however their mask is stored
+            shown = listing.get(mask or "") if pixels is None else hashlib.sha256(pixels).hexdigest()
+            files.setdefault(path, []).append(repr((*said, shown)))
     contents: Annotations = {}
     for path, said in files.items():
         contents.setdefault(known[path], []).append(repr(sorted(said)))
