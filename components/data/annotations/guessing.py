@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from components.data.annotations.columns import Found, complete_mask, list_described, suggest_table
 from components.data.annotations.foreign import LARGE, find_foreign, find_foreign_pictures, refuse_foreign_pictures
-from components.data.annotations.roles import Roles, find_roles, find_values, is_instances
+from components.data.annotations.roles import VALUES, Roles, find_roles, find_values, is_instances
 from components.data.annotations.tree import (
     SPLIT_WORDS,
     find_split,
@@ -86,7 +86,7 @@ def _without_class_folders(raw: Path, layout: Folders, roles: Roles) -> Masks | 
     depth = base.count("/") + 1 if base else 0
     names = {path.split("/")[depth] for path in roles.pictures if path.count("/") > depth}
     numbers = find_values(raw, roles.masks) - {0, 255}
-    if layout.masks is None or "class" in layout.parts or not (_are_groups(names) or len(numbers) > 1):
+    if layout.masks is None or "class" in layout.parts or not (_are_groups(names) or 1 < len(numbers) <= VALUES):
         return None
     part = "<group>" if _are_groups(names) and "group" not in layout.parts and len(names) > 2 else "<folder>"
     if part.strip("<>") in layout.parts:

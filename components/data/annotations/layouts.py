@@ -192,8 +192,8 @@ def read_folders(layout: Folders, raw: Path, wanted: Wanted) -> Reading:
         refuse_layout(raw, layout, f"one folder per class with images in {layout.images!r}", "no such folders")
     if wanted.painting is None:
         return Reading(rows)
-    rows = paint_classes([_with_one_mask(row, known.values()) for row in rows], raw, wanted)
-    return Reading(rows + [row for masks in known.values() for row in masks.list_unused(rows)])
+    rows, notes = paint_classes([_with_one_mask(row, known.values()) for row in rows], raw, wanted)
+    return Reading(rows + [row for masks in known.values() for row in masks.list_unused(rows)], notes=notes)
 
 
 def _with_one_mask(row: Row, known: Iterable["_Masks"]) -> Row:

@@ -32,6 +32,7 @@ UNANNOTATED = Reason(
 )
 LEFT_OUT = "pictures without an annotation left out (the task's option `unannotated: background` includes them)"
 AS_BACKGROUND = "pictures without an annotation, taken as background (the task's option `unannotated`)"
+SOFT = "masks with several values beside 0, as soft edges have: all that is not 0 is of the class"
 SHOWS_NOTHING = "pictures whose annotation shows nothing, taken as background"
 
 
@@ -91,32 +92,39 @@ def paint(pixels: Pixels, names: Mapping[int, str | None]) -> Regions:
     return Regions.of(classes, shown)
 
 
-def paint_classes(rows: list[Row], raw: Path, wanted: Wanted) -> list[Row]:
+def paint_classes(rows: list[Row], raw: Path, wanted: Wanted) -> tuple[list[Row], Counter[str]]:
     """Rows with a label and a mask, as regions: every pixel of the mask that is not 0 is of the class `label`.
+
+    Also counts for the notes: masks with soft edges.
 
     Files are read in threads: Pillow and numpy release the GIL.
     """
     files, background = set(walk_files(raw)), (wanted.painting or Painting()).background
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda row: _paint_class(row, raw, files, background, wanted.rename), rows))
+        drawn = list(pool.map(lambda row: _paint_class(row, raw, files, background, wanted.rename), rows))
+    return [row for row, _ in drawn], +Counter({SOFT: sum(soft for _, soft in drawn)})
 
 
-def _paint_class(row: Row, raw: Path, files: Set[str], background: str | None, rename: Mapping[str, str]) -> Row:
+def _paint_class(
+    row: Row, raw: Path, files: Set[str], background: str | None, rename: Mapping[str, str]
+) -> tuple[Row, bool]:
+    """The row with its regions, and whether the mask has several values beside 0."""
     if row.problem or row.mask is None or row.label is None:
-        return row
+        return row, False
     if row.mask not in files:
-        return replace(
-            row, problem=Reason(f"its mask {row.mask}", "no such file", "Add the mask, or correct its name.")
-        )
+        hint = "Add the mask, or correct its name."
+        return replace(row, problem=Reason(f"its mask {row.mask}", "no such file", hint)), False
     pixels = read_mask(raw, row.mask)
     if isinstance(pixels, Reason):
-        return replace(row, problem=pixels)
+        return replace(row, problem=pixels), False
     shown = pixels != 0
     if shown.any() and rename.get(row.label, row.label) == background:
         expected = f"an empty mask, because {row.label!r} is the background"
         found = f"{np.count_nonzero(shown):,} pixels that are not 0 in {row.mask}"
-        return replace(row, problem=Reason(expected, found, "Correct the mask, or move the picture to its class."))
-    return replace(row, regions=paint(shown, {0: background, 1: row.label}))
+        problem = Reason(expected, found, "Correct the mask, or move the picture to its class.")
+        return replace(row, problem=problem), False
+    soft = bool((shown & (pixels != pixels.max())).any())
+    return replace(row, regions=paint(shown, {0: background, 1: row.label})), soft
 
 
 def require_one_mask(rows: list[Row]) -> list[Row]:

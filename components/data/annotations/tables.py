@@ -81,7 +81,8 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     rows = [row for row in read if row.problem != NO_OBJECT]
     empty = {row.path: str(NO_OBJECT) for row in read if row.problem == NO_OBJECT}
     if wanted.painting is not None:
-        rows = paint_classes(require_one_mask(rows), raw, wanted)
+        rows, soft = paint_classes(require_one_mask(rows), raw, wanted)
+        notes.update(soft)
         read += [Row(path=row.mask, mask=row.path) for row in read if row.mask]  # masks must be listed, too
     unlisted = find_unlisted(files, read, f"a line in {table} for every picture beside the listed ones")
     return Reading(
