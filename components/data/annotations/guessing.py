@@ -86,9 +86,9 @@ def _without_class_folders(raw: Path, layout: Folders, roles: Roles) -> Masks | 
     depth = base.count("/") + 1 if base else 0
     names = {path.split("/")[depth] for path in roles.pictures if path.count("/") > depth}
     numbers = find_values(raw, roles.masks) - {0, 255}
-    if layout.masks is None or "class" in layout.parts or not (_are_groups(names) or 1 < len(numbers) <= VALUES):
+    if layout.masks is None or "class" in layout.parts or not (_are_named_groups(names) or 1 < len(numbers) <= VALUES):
         return None
-    part = "<group>" if _are_groups(names) and "group" not in layout.parts and len(names) > 2 else "<folder>"
+    part = "<group>" if _are_named_groups(names) and "group" not in layout.parts and len(names) > 2 else "<folder>"
     if part.strip("<>") in layout.parts:
         return None
     images, masks = (posixpath.join(*([] if path == "." else [path]), part) for path in (layout.images, layout.masks))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from components.data.annotations.names import warn_of_alike
@@ -24,10 +25,12 @@ from components.data.sources.images import Box
 from components.domain.domain import Domain
 from components.errors import CheckFailed
 from components.records.images import ClassCount, OutlierRow, QuarantinedFile, Suspect, ValidationSummary
+from components.records.maps import measure_map
 from components.records.reasons import Reason
 from components.tasks.base import by_class
 
 HUGE = 0.5  # share of a class that one group should not exceed
+FEW_PIXELS = 0.0005  # share of all labelled pixels below which a class is hardly seen
 LARGE = 0.1  # share of all images that one group should not exceed
 
 Record = dict[str, Any]  # one row of rows.parquet
@@ -125,6 +128,7 @@ def check_rows(
         *_warnings(fit, [pair for pair in pairs if pair not in sister_pairs], domain),
         *warn_of_huge_groups(frame),
         *_warn_of_turned(seen),
+        *_warn_of_few_pixels(frame, domain),
     ]
     return Validated(
         domain,
@@ -193,7 +197,12 @@ def _unfit(
             return mask
         if mask != (picture.width, picture.height):
             expected, found = f"a mask of {picture.width} x {picture.height} pixels", f"{mask[0]} x {mask[1]}"
-            return Reason(expected, f"{found} in {record['mask']}", "Export the mask again at the image's size.")
+            found += f" in {record['mask']}" + (", and the picture is turned by EXIF" if picture.turned else "")
+            return Reason(expected, found, "Export the mask again at the image's size.")
+    if (data := record.get("class_map")) and measure_map(data) != (picture.width, picture.height):
+        expected = f"annotations of a picture of {picture.width} x {picture.height} pixels"
+        found = "{} x {}".format(*measure_map(data)) + (", and the picture is turned by EXIF" if picture.turned else "")
+        return Reason(expected, found, "Annotate the picture as it is shown.")
     boxes = [(box[0], box[1], box[2], box[3]) for box in record["boxes"]]
     return unfit_boxes(boxes, picture.width, picture.height, "a box") or _unfit_crop(record, picture, domain)
 
@@ -232,9 +241,14 @@ def _duplicate_files(records: list[Record], fit: list[int]) -> dict[int, Reason]
         units.setdefault((record["path"], -1 if record["crop"] else index), []).append(index)
     rows = list(units.values())
     keys = [_content(records[members[0]]) for members in rows]
-    labels = [tuple(sorted((str(records[i]["crop"]), records[i]["label"]) for i in members)) for members in rows]
+    labels = [tuple(sorted((str(records[i]["crop"]), _shown(records[i])) for i in members)) for members in rows]
     reasons = _explain_repeats([records[members[0]] for members in rows], keys, labels)
     return {index: why for unit, why in reasons.items() for index in rows[unit]}
+
+
+def _shown(record: Record) -> Any:
+    """What a row's annotation shows, to compare it with that of a copy."""
+    return record.get("class_map") or record["label"]
 
 
 def _duplicate_crops(records: list[Record], fit: list[int]) -> dict[int, Reason]:
@@ -404,6 +418,22 @@ def _warn_of_turned(pictures: dict[str, Picture]) -> list[str]:
         f"Turned upright by their EXIF orientation: {len(turned)} (first: {path}). "
         "Make sure that boxes and masks were drawn on the upright pictures."
         for path in turned[:1]
+    ]
+
+
+def _warn_of_few_pixels(frame: pl.DataFrame, domain: Domain) -> list[str]:
+    """A line about classes that are hardly seen, where pixels have classes."""
+    if "pixels" not in frame.columns or frame.is_empty():
+        return []
+    pixels = np.array(frame["pixels"].to_list(), np.int64).reshape(-1, len(domain.classes)).sum(axis=0)
+    shares = pixels / max(int(pixels.sum()), 1)
+    few = {name: share for name, share in zip(domain.classes, shares, strict=True) if 0 < share < FEW_PIXELS}
+    if not few:
+        return []
+    listed = ", ".join(f"{name} {share:.4%}" for name, share in few.items())
+    return [
+        f"Classes in less than {FEW_PIXELS:.2%} of the labelled pixels: {listed}. Shrinking the pictures to `img_size` may "
+        "remove them: choose one at which they are still some pixels wide."
     ]
 
 
