@@ -92,7 +92,8 @@ class Csv(Table):
     (`[xmin, ymin, xmax, ymax]`): the row is then that part of the picture. `box_form: size` says that boxes are
     `x y width height`. `one_hot: true`: the table has one column of 0 and 1 per class, with the name of the class, and
     exactly one 1 per row. With the task `multilabel` there are such columns with any number of 1s; or, with a
-    `separator`, the column `label` holds all labels joined by it (no label: an empty cell).
+    `separator`, the column `label` holds all labels joined by it (no label: an empty cell). With the task
+    `segmentation`, `mask` names one mask per picture, and every pixel of it that is not 0 has the class in `label`.
     """
 
     kind: Literal["csv"] = "csv"
@@ -224,7 +225,10 @@ class Cvat(Tree):
 
 
 class Instances(Tree):
-    """Instance-id masks (0 = background): one crop per instance, and as many crops of empty background."""
+    """Instance-id masks (0 = background): one crop per instance, and as many crops of empty background.
+
+    With the task `segmentation` a row is the whole picture, and the pixels of all instances have the class `label`.
+    """
 
     kind: Literal["instances"] = "instances"
     """Masks with one number per object."""
@@ -245,7 +249,8 @@ class Masks(Tree):
     The mask of `a.jpg` may also be called `a_mask.png`, and lie beside it (`masks: .`). 0 (black) is `background`,
     the label of pictures that show nothing else; numbers or colours in `ignore` are not counted. A picture with several
     classes has no single label and is quarantined; the task `multilabel` takes all its classes, and background is then
-    not a label.
+    not a label. With the task `segmentation` every pixel has the class of its number; `tessera import` then writes the
+    numbers that it found into `ids`: `object` where there is one beside 0, else `class_1`, `class_2` and so on.
     """
 
     kind: Literal["masks"] = "masks"

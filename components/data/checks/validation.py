@@ -431,10 +431,8 @@ def _warn_of_few_pixels(frame: pl.DataFrame, domain: Domain) -> list[str]:
     if not few:
         return []
     listed = ", ".join(f"{name} {share:.4%}" for name, share in few.items())
-    return [
-        f"Classes in less than {FEW_PIXELS:.2%} of the labelled pixels: {listed}. Shrinking the pictures to `img_size` may "
-        "remove them: choose one at which they are still some pixels wide."
-    ]
+    hint = "Shrinking the pictures to `img_size` may remove them: choose one at which they are some pixels wide."
+    return [f"Classes in less than {FEW_PIXELS:.2%} of the labelled pixels: {listed}. {hint}"]
 
 
 def _warn_of_looks(outliers: Sequence[Outlier]) -> list[str]:
