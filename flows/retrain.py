@@ -261,13 +261,15 @@ def publish(plan: Plan, parent: str, outcome: Outcome) -> None:
     """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow."""
     store = Store.open(plan.workspace)
     picture = draw_picture(outcome, create_task(plan.domain), plan.folder / PICTURE)
-    path = pages.write_report(plan, outcome, picture, list_pages(store, parent))
     best = outcome.best
     job = plan.create_jobs()[f"{best.tuner}-s{best.seed}"]
     result = require(load_result(job.folder), "result")
+    about = pages.create_report(plan, outcome, result, picture, list_pages(store, parent))
+    path = pages.write_report(plan, about)
     card = pages.create_card(plan, outcome, result, parent, list_pages(store, best.run_id))
     page, text = pages.write_card(plan, card)
     tags = {"test score": f"{best.test.value:.3f}"}
     artifacts.log_card(store, best.run_id, plan.domain.name, outcome.challenger_version, page, text, tags)
     outcomes.log_result(store, parent, outcome, [path, picture])
-    show("retrain", plan.domain.name, retrain_page.render_markdown(outcome), "Candidates and verdict")
+    summary = retrain_page.render_markdown(outcome, pages.count_pixels(plan, result))
+    show("retrain", plan.domain.name, summary, "Candidates and verdict")

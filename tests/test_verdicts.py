@@ -17,7 +17,7 @@ from components.promotion.evidence import score_frame
 from components.promotion.gates.base import Context
 from components.promotion.gates.decide import decide
 from components.records.jobs import Result
-from components.records.outcomes import BackboneRow, Comparison, Score, TrainedCandidate, Verdict
+from components.records.outcomes import BackboneRow, Comparison, Gain, Score, TrainedCandidate, Verdict
 from components.reports import card, retrain_page, shell, words
 from components.reports.compare import draw_comparison
 from components.tasks import CLASSIFICATION
@@ -151,7 +151,7 @@ def read_everywhere(plan: Any, outcome: Comparison, folder: Path, monkeypatch: p
         "retrain": read_terminal(console.show_retrain, outcome, monkeypatch),
         "compare": read_terminal(console.show_comparison, outcome, monkeypatch),
         "page of Prefect": retrain_page.render_markdown(outcome),
-        "report": retrain_page.render_html(create_report(plan, outcome, folder / "picture.png", {})),
+        "report": retrain_page.render_html(create_report(plan, outcome, result, folder / "picture.png", {})),
         "card": card.render_markdown(about),
         "page of MLflow": pages.describe_outcome(outcome, "1", "2", ()),
     }
@@ -173,6 +173,41 @@ def test_every_place_says_who_beats_the_linear_probe(tmp_path: Path, monkeypatch
     assert by_name["vapt"].value < 0
     for place, text in read_everywhere(plan, outcome, tmp_path, monkeypatch).items():
         assert by_name["vpt-deep"].text in text, place
+
+
+def with_control(outcome: Comparison, low: float) -> Comparison:
+    """The same, with the linear probe as the control that the others are compared with."""
+    gain = Gain(value=low + 0.1, low=low, high=low + 0.2, groups=20, baseline="linear", text="over the control: so so")
+    rows = [row.model_copy(update={"over_control": row.over_linear and gain}) for row in outcome.tuners]
+    return outcome.model_copy(update={"tuners": tuple(rows)})
+
+
+@pytest.mark.parametrize("most", [1, 6])
+def test_every_place_says_what_the_control_is_and_whether_the_backbone_helps(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "MOST_SENTENCES", most)
+    plan, outcome = create_outcome(tmp_path, KINDS, {"linear": BAD, "vpt-deep": GOOD, "vapt": UGLY}, 20)
+    doubtful, sure = with_control(outcome, -0.01), with_control(outcome, 0.01)
+    doubt = "None is surely better than linear, the same head on the pixels alone"
+    for place, text in read_everywhere(plan, doubtful, tmp_path, monkeypatch).items():
+        assert doubt in text, place
+        if place == "card":
+            continue  # of one candidate
+        assert "* the control: the same head on the pixels alone, without the backbone" in text.replace("\\", ""), place
+        assert re.search(r"linear(\]\(.+?\))? \\?\*", text), place
+        assert ("over the control: so so" in text) == (most > 1), place
+        assert ("+0.090 [-0.01 +0.19] not surely" in text) == (most == 1), place
+    for place, text in read_everywhere(plan, sure, tmp_path, monkeypatch).items():
+        assert doubt not in text, place
+        assert ("+0.110 [+0.01 +0.21] better" in text) == (most == 1 and place != "card"), place
+
+
+def test_without_a_control_none_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, outcome = create_outcome(tmp_path, KINDS, {"linear": BAD, "vpt-deep": GOOD, "vapt": UGLY}, 20)
+    for place, text in read_everywhere(plan, outcome, tmp_path, monkeypatch).items():
+        assert "the control" not in text, place
+        assert "linear *" not in text, place
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from components.domain.canvas import ImgSize
@@ -15,7 +16,9 @@ from components.domain.domain import Domain
 from components.records.images import ValidationSummary
 from components.records.jobs import SALIENCY_FILE, Result, load_predictions
 from components.records.outcomes import Outcome
+from components.reports import map_sections
 from components.reports.pictures import draw_calibration, draw_mistakes, draw_saliency
+from components.reports.pixels import count_classes, format_share
 from components.reports.shell import (
     embed_figure,
     render_links,
@@ -28,14 +31,15 @@ from components.reports.shell import (
 from components.reports.words import (
     UNTRAINED,
     Estimate,
+    doubt_backbone,
     list_gains,
     name_verdict,
     render_ends,
     render_table,
     without_html,
 )
-from components.tasks import create_task
-from components.tasks.base import by_class
+from components.tasks import Task, create_task
+from components.tasks.base import MapTask, by_class
 
 UNSTATED = "not stated in domain.yaml"
 HEADS = ("slice", "images", "groups", "score", "between")
@@ -99,6 +103,10 @@ def render_markdown(card: ModelCard) -> str:
     lines += [] if card.result.backbone["trained"] else [f"> {UNTRAINED}", ""]
     lines += [line for warning in card.outcome.warnings for line in (f"> Warning: {warning}", "")]
     lines += ["## Scores by slice", "", render_table(HEADS, [row.cells for row in card.scores]), ""]
+    task = create_task(card.domain)
+    if isinstance(task, MapTask):
+        rows = count_classes(load_predictions(card.result.folder, "test"), task, card.domain.classes)
+        lines += ["## Classes", "", map_sections.tabulate_classes(rows), ""]
     for title, facts in _sections(card):
         lines += [f"## {title}", "", *(f"- **{name}**: {value}" for name, value in facts), ""]
     return without_html("\n".join(lines))
@@ -111,15 +119,13 @@ def render_html(card: ModelCard) -> str:
     use, *rest = _sections(card)
     rows = "".join(render_row(row.cells) for row in card.scores)
     sections = "".join(render_section(*section) for section in rest)
-    calibration, confusion, saliency = _draw_pictures(card)
     body = (
         f"<h1>{html.escape(card.title)}</h1>{untrained}"
         f"{render_verdict(outcome.verdict, _summarise(card), outcome.warnings)}"
         f"{render_section(*use)}<h2>Scores by slice</h2><table>{render_row(HEADS, 'th')}{rows}</table>"
         f"<p>{_capitalise(task.metric_words)} on the test groups; of one class its {task.class_words}. Intervals by "
         f"bootstrap over groups at {card.domain.gates.confidence:.0%}.</p>"
-        f'<h2>Calibration and mistakes</h2><div class="pair">{calibration}{confusion}</div>'
-        f"<h2>What it looked at</h2><p>{LOOKED}</p>{saliency}{sections}"
+        f"{_render_pictures(card, task)}{sections}"
         f"<dl>{render_links(card.pages, report=card.report)}</dl>"
     )
     return render_page(card.title, body, STYLE)
@@ -168,13 +174,23 @@ def _describe_data(card: ModelCard) -> list[tuple[str, str]]:
         if (part := manifest.filter(pl.col("split") == side)).height
     ]
     classes = by_class(manifest)["label"].value_counts(sort=True).iter_rows()
+    shares = _share_pixels(card)
     return [
         ("Images", f"{found.fit} fit of {found.images}; {len(found.quarantined)} put aside"),
         ("Split", f"{'; '.join(sides)}. A group is on one side, for good"),
-        ("Classes", ", ".join(f"{name} {count}" for name, count in classes)),
+        ("Classes", ", ".join(f"{name} {count}{shares.get(name, '')}" for name, count in classes)),
         ("Warnings", "; ".join(found.warnings) or "none"),
         ("Source", card.domain.source or UNSTATED),
     ]
+
+
+def _share_pixels(card: ModelCard) -> dict[str, str]:
+    """The share of each class of all labelled pixels, as it stands behind the number of its images."""
+    if "pixels" not in card.manifest.columns:
+        return {}
+    counts = np.array(card.manifest["pixels"].to_list()).sum(axis=0)
+    shares = zip(card.domain.classes, counts / counts.sum(), strict=True)
+    return {name: f" ({format_share(share)} of the pixels)" for name, share in shares}
 
 
 def _describe_training(card: ModelCard) -> list[tuple[str, str]]:
@@ -206,7 +222,7 @@ def _list_own_gains(card: ModelCard) -> list[str]:
     tuners = card.outcome.tuners
     own = next(row for row in tuners if row.tuner == card.result.label)
     if own.gains:
-        return [gain.text for gain in own.gains]
+        return [gain.text for gain in own.gains] + doubt_backbone(tuners)
     return list_gains(tuners) or ["it is one, and there was no other candidate"]
 
 
@@ -239,22 +255,29 @@ def _describe_lineage(card: ModelCard) -> list[tuple[str, str]]:
     ]
 
 
-def _draw_pictures(card: ModelCard) -> tuple[str, str, str]:
+def _render_pictures(card: ModelCard, task: Task) -> str:
+    """Calibration and mistakes; then the worst class maps, or what was looked at for other answers."""
+    classes, frame = card.domain.classes, load_predictions(card.result.folder, "test")
+    calibration = draw_calibration(frame, task, classes, "calibration, test")
+    mistakes = draw_mistakes(frame, task, classes, "mistakes, test")
+    pair = embed_figure(calibration, "How often each probability was right")
+    pair += embed_figure(mistakes, "What was answered, by class")
+    section = f'<h2>Calibration and mistakes</h2><div class="pair">{pair}</div>'
+    if isinstance(task, MapTask):
+        return section + map_sections.render_sections(frame, task, classes, card.raw)
+    return section + _render_saliency(card, task, frame)
+
+
+def _render_saliency(card: ModelCard, task: Task, frame: pl.DataFrame) -> str:
     from safetensors.numpy import load_file
 
-    domain, frame = card.domain, load_predictions(card.result.folder, "test")
     saliency = load_file(card.result.folder / SALIENCY_FILE)
     rows = frame.filter(pl.col("id").is_in(list(saliency)))
-    task = create_task(domain)
     hardest = rows.with_columns(ease=task.ease(rows)).sort("ease", "id")
-    seen = draw_saliency(hardest, task, saliency, card.raw, ImgSize.of(card.result.backbone["img_size"]), domain.fit)
-    return (
-        embed_figure(
-            draw_calibration(frame, task, domain.classes, "calibration, test"), "How often each probability was right"
-        ),
-        embed_figure(draw_mistakes(frame, task, domain.classes, "mistakes, test"), "What was answered, by class"),
-        embed_figure(seen, "The hardest images and what was looked at"),
-    )
+    size = ImgSize.of(card.result.backbone["img_size"])
+    seen = draw_saliency(hardest, task, saliency, card.raw, size, card.domain.fit)
+    pictures = embed_figure(seen, "The hardest images and what was looked at")
+    return f"<h2>What it looked at</h2><p>{LOOKED}</p>{pictures}"
 
 
 def _capitalise(text: str) -> str:

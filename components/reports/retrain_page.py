@@ -10,19 +10,31 @@ import polars as pl
 from components.domain.domain import Domain
 from components.records.history import Promotion
 from components.records.images import ValidationSummary
+from components.records.jobs import load_predictions
 from components.records.outcomes import Outcome, Score
-from components.reports.shell import embed_picture, render_links, render_page, render_verdict, render_warning
+from components.reports import map_sections
+from components.reports.pixels import ClassPixels
+from components.reports.shell import (
+    embed_picture,
+    render_links,
+    render_page,
+    render_row,
+    render_verdict,
+    render_warning,
+)
 from components.reports.words import (
     HEADS,
     UNTRAINED,
     describe_candidate,
-    list_gains,
+    describe_gains,
+    explain_control,
+    find_control,
     list_searches,
     name_verdict,
     without_html,
 )
 from components.tasks import Task, create_task
-from components.tasks.base import by_class
+from components.tasks.base import MapTask, by_class
 
 MOST_LISTED = 50
 
@@ -31,13 +43,16 @@ MOST_LISTED = 50
 class RetrainReport:
     """Everything the report is made from.
 
-    picture: a PNG that compares the candidates. code: git commit. validation: the validation report, and
-    `validation_artifact` its place in MLflow. card: the model card. pages: those on servers, by name.
+    picture: a PNG that compares the candidates. challenger: the folder of its training; raw: the folder of the
+    images. code: git commit. validation: the validation report, and `validation_artifact` its place in MLflow. card:
+    the model card. pages: those on servers, by name.
     """
 
     domain: Domain
     outcome: Outcome
     picture: Path
+    challenger: Path
+    raw: Path
     code: str
     validation: Path
     validation_artifact: str
@@ -45,16 +60,31 @@ class RetrainReport:
     pages: Mapping[str, str]
 
 
-def render_markdown(outcome: Outcome) -> str:
-    """The verdict and its reasons, and the candidates' table."""
-    rows = [" | ".join(HEADS), " | ".join("---" for _ in HEADS)]
-    rows += [" | ".join(cell.strip() for cell in describe_candidate(row)) for row in outcome.candidates]
-    gains = [f"- {text}" for text in list_gains(outcome.tuners)]
+def render_markdown(outcome: Outcome, classes: Sequence[ClassPixels] = ()) -> str:
+    """The verdict and its reasons, and the candidates' table.
+
+    classes: how the challenger answers them, where answers are class maps.
+    """
+    control, gains = find_control(outcome.tuners), describe_gains(outcome.tuners)
+    rows = _list_lines(HEADS, [describe_candidate(row, control) for row in outcome.candidates])
+    compared = [*_list_lines(gains.heads, gains.rows), ""] if gains.rows else []
+    notes = [f"- {text}" for text in (*map(_escape_star, explain_control(outcome.tuners)), *gains.sentences)]
     searches = [f"- {name}: {text}" for name, text in list_searches(outcome.tuners).items()]
     warning = [] if outcome.backbone.trained else [f"> {UNTRAINED}", ""]
+    pixels = ["## Classes", "", map_sections.tabulate_classes(classes), ""] if classes else []
     data = f"Data version `{outcome.data_version}`."
-    parts = [describe_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *gains, *searches, "", data]
-    return without_html("\n".join(parts))
+    parts = [describe_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *compared, *notes, *searches, ""]
+    return without_html("\n".join([*parts, *pixels, data]))
+
+
+def _list_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, line by line."""
+    lines = [" | ".join(_escape_star(cell.strip()) for cell in cells) for cells in (heads, *rows)]
+    return [lines[0], " | ".join("---" for _ in heads), *lines[1:]]
+
+
+def _escape_star(text: str) -> str:
+    return text.replace("*", "\\*")
 
 
 def describe_verdict(judged: Outcome | Promotion) -> str:
@@ -69,7 +99,7 @@ def describe_verdict(judged: Outcome | Promotion) -> str:
 
 
 def render_validation(record: ValidationSummary, manifest: pl.DataFrame, classes: Sequence[str], report: Path) -> str:
-    """What the data stages found: images per class and split, what is in quarantine, and warnings.
+    """What the data stages found: images that show each class by split, what is in quarantine, and warnings.
 
     manifest: samples with their splits. report: the page with pictures.
     """
@@ -107,30 +137,45 @@ def render_html(report: RetrainReport) -> str:
         for f in outcome.findings
     )
     picture = embed_picture(report.picture.read_bytes(), "Scores against costs, scores by class")
+    task = create_task(domain)
     body = (
         f"<h1>{html.escape(title)}</h1><p>{html.escape(domain.description)}</p>{untrained}"
         f"{render_verdict(outcome.verdict, outcome.reason, outcome.warnings)}"
-        f"<h2>Candidates</h2>{_render_table(outcome, create_task(domain))}{_render_gains(outcome)}{picture}"
-        f"{_render_searches(outcome)}<h2>Gates</h2><dl>{findings}</dl>"
+        f"<h2>Candidates</h2>{_render_table(outcome, task)}{_render_gains(outcome)}{picture}"
+        f"{_render_searches(outcome)}{_render_maps(report, task)}<h2>Gates</h2><dl>{findings}</dl>"
         f"<h2>Lineage</h2><dl>{_render_lineage(report)}{render_links(report.pages, card=report.card)}</dl>"
     )
     return render_page(f"{title}: {outcome.verdict}", body)
 
 
 def _render_gains(outcome: Outcome) -> str:
-    return "".join(f"<p>{html.escape(text)}</p>" for text in list_gains(outcome.tuners))
+    gains = describe_gains(outcome.tuners)
+    rows = "".join(map(render_row, gains.rows))
+    table = f"<table>{render_row(gains.heads, 'th')}{rows}</table>" if rows else ""
+    return table + "".join(f"<p>{html.escape(text)}</p>" for text in gains.sentences)
+
+
+def _render_maps(report: RetrainReport, task: Task) -> str:
+    """What the challenger's class maps are worth; nothing for other answers."""
+    if not isinstance(task, MapTask):
+        return ""
+    return map_sections.render_sections(
+        load_predictions(report.challenger, "test"), task, report.domain.classes, report.raw
+    )
 
 
 def _render_table(outcome: Outcome, task: Task) -> str:
+    control = find_control(outcome.tuners)
     head = "".join(f"<th>{name}</th>" for name in (*HEADS, ""))
     body = "".join(
         f'<tr class="{"best" if row.selected else ""}">'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in describe_candidate(row))
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in describe_candidate(row, control))
         + f"<td>{_render_bar(row.test)}</td></tr>"
         for row in outcome.candidates
     )
     note = f"The score is {task.metric_words}; intervals by bootstrap over groups. ► the best on validation (mean)"
-    return f"<table><tr>{head}</tr>{body}</table><p>{note}</p>"
+    notes = "".join(f"<p>{html.escape(text)}</p>" for text in (note, *explain_control(outcome.tuners)))
+    return f"<table><tr>{head}</tr>{body}</table>{notes}"
 
 
 def _render_searches(outcome: Outcome) -> str:

@@ -30,6 +30,7 @@ th{border-bottom:2px solid var(--rule)}td{border-bottom:1px solid var(--thin)}
 tr.best{font-weight:600;background:var(--best)}.verdict{font-size:1.3rem;font-weight:700}
 .warning{background:var(--warn);border:1px solid var(--edge);padding:.5rem .8rem}
 dt{color:var(--quiet)}dd{margin:0 0 .4rem;overflow-wrap:anywhere}code{font-size:.9em}img{width:100%}
+.wide{overflow-x:auto}.wide td{white-space:nowrap}
 .bar{background:var(--bar);height:8px;position:relative;width:160px;border-radius:4px;display:inline-block}
 .bar i{position:absolute;height:8px;background:var(--link);border-radius:4px}
 .bar b{position:absolute;width:2px;height:14px;top:-3px;background:var(--ink)}

@@ -1,12 +1,54 @@
 """Tables and sentences that the terminal, the retrain report, the card and MLflow's pages share."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from components.records.outcomes import CandidateRow, Finding, Score, Searched, TunerRow
+from components.records.outcomes import CandidateRow, Finding, Gain, Score, Searched, TunerRow
 
 HEADS = ("candidate", "seed", "trainable", "share", "val", "test [95 %]", "secs", "adapter")
+MOST_SENTENCES = 6  # on gains; more are a table
+CONTROL = "*"  # behind the name of the control
 UNTRAINED = "The backbone is UNTRAINED (random weights): these scores show the machinery, not the methods."
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What is said of the candidates' gains: sentences, and a table in the place of those that would be too many.
+
+    heads, rows: of the table; empty where sentences say it all.
+    """
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    sentences: tuple[str, ...]
+
+
+def describe_gains(tuners: Sequence[TunerRow]) -> Gains:
+    """The gains over the linear probe, and over the task's control where there is one."""
+    if sum(len(row.gains) for row in tuners) <= MOST_SENTENCES:
+        return Gains((), (), tuple(list_gains(tuners)))
+    kinds = {
+        "linear": [row.over_linear for row in tuners],
+        "control": [row.over_control for row in tuners],
+    }
+    shown = {kind: gains for kind, gains in kinds.items() if any(gains)}
+    names = {kind: next(gain.baseline for gain in gains if gain) for kind, gains in shown.items()}
+    rows = [
+        (row.tuner, *(_describe_gain(gains[place]) for gains in shown.values())) for place, row in enumerate(tuners)
+    ]
+    heads = ("candidate", *(f"over {names[kind]} [95 %]" for kind in shown))
+    return Gains(heads, tuple(rows), tuple(_list_doubts(tuners)))
+
+
+def _describe_gain(gain: Gain | None) -> str:
+    """`+0.051 [+0.02 +0.08] better`, as short as a terminal wants it; nothing for the baseline itself."""
+    if gain is None:
+        return ""
+    if gain.low is None or gain.high is None:
+        return f"{gain.value:+.3f} not known"
+    word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "not surely"
+    return f"{gain.value:+.3f} [{gain.low:+.2f} {gain.high:+.2f}] {word}"
 
 
 def list_gains(tuners: Sequence[TunerRow]) -> list[str]:
@@ -14,14 +56,19 @@ def list_gains(tuners: Sequence[TunerRow]) -> list[str]:
 
     None of an outcome of an older version.
     """
+    return [gain.text for row in tuners for gain in row.gains] + _list_doubts(tuners)
+
+
+def _list_doubts(tuners: Sequence[TunerRow]) -> list[str]:
+    """What makes a comparison say less than it seems to."""
     if not tuners:
         return []
     if not any(row.kind == "linear" for row in tuners):
-        return ["No `linear` among the candidates: nothing says whether these are worth more than a linear probe."]
-    gains = [gain.text for row in tuners for gain in row.gains]
+        missing = "No `linear` among the candidates: nothing says whether these are worth more than a linear probe."
+        return [missing, *doubt_backbone(tuners)]
     solved = [row for row in tuners if row.kind == "linear" and len(row.seeds) > 1 and len(set(row.test.seeds)) == 1]
-    gains += [f"{row.tuner} is solved, not trained: its {len(row.seeds)} seeds are one head." for row in solved]
-    return gains + doubt_backbone(tuners)
+    same = [f"{row.tuner} is solved, not trained: its {len(row.seeds)} seeds are one head." for row in solved]
+    return same + doubt_backbone(tuners)
 
 
 def doubt_backbone(tuners: Sequence[TunerRow]) -> list[str]:
@@ -33,6 +80,18 @@ def doubt_backbone(tuners: Sequence[TunerRow]) -> list[str]:
         f"None is surely better than {over[0].baseline}, the same head on the pixels alone: "
         "these images do not show that the backbone helps."
     ]
+
+
+def find_control(tuners: Sequence[TunerRow]) -> str | None:
+    """The name of the candidate that is the task's control; None where there is none to compare with."""
+    return next((row.over_control.baseline for row in tuners if row.over_control), None)
+
+
+def explain_control(tuners: Sequence[TunerRow]) -> list[str]:
+    """What the mark in a table of candidates stands for; nothing where none is marked."""
+    return [f"{CONTROL} the control: the same head on the pixels alone, without the backbone"] * bool(
+        find_control(tuners)
+    )
 
 
 def list_searches(tuners: Sequence[TunerRow]) -> dict[str, str]:
@@ -56,14 +115,14 @@ def render_options(options: Mapping[str, Any]) -> str:
     )
 
 
-def describe_candidate(row: CandidateRow) -> tuple[str, ...]:
+def describe_candidate(row: CandidateRow, control: str | None = None) -> tuple[str, ...]:
     """The cells of one candidate's row, as the terminal and the report show them; HEADS are above them."""
-    return (mark_selected(row), str(row.seed), *describe_numbers(row))
+    return (mark_name(row, control), str(row.seed), *describe_numbers(row))
 
 
-def mark_selected(row: CandidateRow | TunerRow) -> str:
-    """The name, and a sign before that of the selected one."""
-    return ("► " if row.selected else "  ") + row.tuner
+def mark_name(row: CandidateRow | TunerRow, control: str | None = None) -> str:
+    """The name, with a sign before that of the selected one and behind that of the control."""
+    return ("► " if row.selected else "  ") + row.tuner + (f" {CONTROL}" if row.tuner == control else "")
 
 
 def describe_numbers(row: CandidateRow | TunerRow) -> tuple[str, ...]:

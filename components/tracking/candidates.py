@@ -10,8 +10,11 @@ from components.domain.domain import Domain
 from components.models.adapter import load_meta
 from components.records.jobs import JOB_FILE, SALIENCY_FILE, Result, Rung, load_predictions
 from components.records.outcomes import CandidateRow, Score
+from components.reports.map_sections import tabulate_classes
 from components.reports.pictures import draw_curves, draw_mistakes, draw_samples
-from components.tasks import create_task
+from components.reports.pixels import count_classes
+from components.tasks import Task, create_task
+from components.tasks.base import MapTask
 from components.tracking.artifacts import RESULT_FILE, TRAINING
 from components.tracking.live import EpochReporter
 from components.tracking.pages import NOTE, describe_candidate
@@ -83,7 +86,7 @@ def log_candidate(
     with store.client() as client:
         above = client.get_run(parent)
         task = create_task(domain)
-        note = describe_candidate(domain, result, row, task.metric_words)
+        note = describe_candidate(domain, result, row, task, _tabulate_classes(task, domain, result))
         named = _create_candidate_tags(above, result) | {NOTE: note} | create_tags(**tags)
         ended = int(time.time() * 1000)
         points = [] if reporter is None else reporter.missing
@@ -231,6 +234,13 @@ def _spread(history: Sequence[Mapping[str, float]], span: tuple[int, int]) -> li
         Point(int(row["epoch"]), span[0] + whole * number // len(history), {k: row[k] for k in row if k != "epoch"})
         for number, row in enumerate(history, start=1)
     ]
+
+
+def _tabulate_classes(task: Task, domain: Domain, result: Result) -> str:
+    """How pixels and objects of each class were answered on test; nothing where answers are no class maps."""
+    if not isinstance(task, MapTask):
+        return ""
+    return tabulate_classes(count_classes(load_predictions(result.folder, "test"), task, domain.classes))
 
 
 def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Path) -> None:

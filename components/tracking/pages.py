@@ -13,7 +13,17 @@ from components.domain.domain import Domain
 from components.records.history import Promotion
 from components.records.jobs import Result
 from components.records.outcomes import CandidateRow, Outcome
-from components.reports.words import render_ends, render_gates, render_table, without_html
+from components.reports.words import (
+    CONTROL,
+    describe_gains,
+    explain_control,
+    find_control,
+    render_ends,
+    render_gates,
+    render_table,
+    without_html,
+)
+from components.tasks.base import Annotation, Task
 
 NOTE = "mlflow.note.content"
 FOR_TRAINING = "workflowType=machine_learning"
@@ -22,6 +32,7 @@ EVIDENCE = "gates"  # artifact folder of the gates' findings on a version, one f
 CARDS, CARD = "card", "model_card.html"  # artifact folder and page of the model card
 #: A view of an experiment's runs as MLflow saves it: listed under `Views`, and opened by a link with its name.
 VIEW = "candidates"
+SAMPLES: dict[Annotation, str] = {"label": "mistakes", "labels": "mistakes", "mask": "the worst answers"}
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 
 
@@ -93,22 +104,22 @@ def _describe_domain(domain: Domain, experiment: str) -> str:
     return without_html("\n\n".join(lines))
 
 
-def describe_candidate(domain: Domain, result: Result, row: CandidateRow, metric_words: str) -> str:
-    """The description of a candidate's run. metric_words: of the score in `row`."""
+def describe_candidate(domain: Domain, result: Result, row: CandidateRow, task: Task, details: str = "") -> str:
+    """The description of a candidate's run. details: a text of its own at the end."""
     test, backbone = row.test, result.backbone
     random = " **The backbone's weights are random: this tries the machinery, not the method.**"
     untrained = "" if backbone["trained"] else random
     tuned = f"{result.trainable_params:,} parameters ({result.share:.2%} of the backbone) and"
     return (
-        f"**{result.label}**, seed {result.seed}: {metric_words} **{test.value:.3f}** on test "
+        f"**{result.label}**, seed {result.seed}: {task.metric_words} **{test.value:.3f}** on test "
         f"({domain.gates.confidence:.0%} interval {render_ends(test)}), {row.val:.3f} on "
         f"validation.{untrained}\n\n"
         f"Tuned {tuned if result.trainable_params else 'only'} a head of {result.head_params:,} in "
         f"{result.seconds:.0f} s; the adapter takes {result.adapter_bytes / 1e6:.2g} MB. "
         f"Backbone `{backbone['name']}`, weights `{str(backbone['sha256'])[:12]}`.\n\n"
-        "Artifacts: `pictures/samples.png` (mistakes first), `pictures/mistakes.png`, "
+        f"Artifacts: `pictures/samples.png` ({SAMPLES[task.annotation]} first), `pictures/mistakes.png`, "
         "`pictures/learning_curves.png`, `predictions.parquet`, `adapter/`."
-    )
+    ) + (details and f"\n\n{without_html(details)}")
 
 
 def describe_outcome(outcome: Outcome, experiment: str, run_id: str, files: Iterable[str]) -> str:
@@ -120,8 +131,12 @@ def describe_outcome(outcome: Outcome, experiment: str, run_id: str, files: Iter
         pages[f"version {outcome.challenger_version}"] = link_model(outcome.domain, outcome.challenger_version)
         pages["its model card"] = link_run(experiment, outcome.best.run_id, f"{CARDS}/{CARD}")
     links = " · ".join(f"[{name}]({page})" for name, page in pages.items())
-    gains = [gain.text for row in outcome.tuners for gain in row.gains]
-    return _describe_verdict(outcome, links, [_render_candidates(rows, experiment), *gains])
+    gains, control = describe_gains(outcome.tuners), find_control(outcome.tuners)
+    compared = [render_table(gains.heads, gains.rows)] if gains.rows else []
+    notes = [f"\\{text}" for text in explain_control(outcome.tuners)]
+    return _describe_verdict(
+        outcome, links, [_render_candidates(rows, experiment, control), *notes, *compared, *gains.sentences]
+    )
 
 
 def describe_promotion(promotion: Promotion) -> str:
@@ -143,11 +158,12 @@ def _describe_verdict(judged: Outcome | Promotion, links: str, details: Iterable
     return without_html("\n\n".join(part for part in parts if part))
 
 
-def _render_candidates(rows: Sequence[CandidateRow], experiment: str) -> str:
+def _render_candidates(rows: Sequence[CandidateRow], experiment: str, control: str | None) -> str:
     lines = []
     for row in rows:
         name = f"[{row.tuner}]({link_run(experiment, row.run_id)})" if row.run_id else row.tuner
         name = f"**{name}**" if row.selected else name
+        name = f"{name} \\{CONTROL}" if row.tuner == control else name
         test = f"{row.test.value:.3f} ({render_ends(row.test)})"
         costs = (f"{row.trainable_params:,}", f"{row.adapter_bytes:,}", f"{row.seconds:.0f}")
         lines.append((name, str(row.seed), f"{row.val:.3f}", test, *costs))

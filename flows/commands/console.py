@@ -31,11 +31,13 @@ from components.reports.words import (
     HEADS,
     UNTRAINED,
     describe_candidate,
+    describe_gains,
     describe_numbers,
+    explain_control,
+    find_control,
     format_score,
-    list_gains,
     list_searches,
-    mark_selected,
+    mark_name,
     render_gates,
 )
 
@@ -83,8 +85,10 @@ def show_candidates(outcome: Outcome) -> None:
     """One row a candidate and seed, best on validation marked."""
     backbone = outcome.backbone
     table = _create_table(f"{outcome.domain} on {backbone.name}", HEADS)
+    control = find_control(outcome.tuners)
     for row in outcome.candidates:
-        table.add_row(*(escape(cell) for cell in describe_candidate(row)), style="bold" if row.selected else None)
+        cells = describe_candidate(row, control)
+        table.add_row(*map(escape, cells), style="bold" if row.selected else None)
     OUT.print(table)
     _show_gains(outcome)
     if not backbone.trained:
@@ -92,8 +96,16 @@ def show_candidates(outcome: Outcome) -> None:
 
 
 def _show_gains(outcome: Outcome) -> None:
-    """Whether each candidate beats the linear probe; and where intervals are not known, why."""
-    for text in list_gains(outcome.tuners):
+    """What the control is, and whether each candidate beats the baselines; where intervals are not known, why."""
+    gains = describe_gains(outcome.tuners)
+    for text in explain_control(outcome.tuners):
+        OUT.print(escape(text))
+    if gains.rows:
+        table = _create_table("gains, test", gains.heads)
+        for cells in gains.rows:
+            table.add_row(*map(escape, cells))
+        OUT.print(table)
+    for text in gains.sentences:
         OUT.print(escape(text))
     if any(line.test.low is None for line in outcome.tuners):
         OUT.print("[yellow]Intervals are not known: the test set has fewer than three groups.[/]")
@@ -103,9 +115,10 @@ def show_comparison(outcome: Comparison) -> None:
     """A row a tuner over its seeds, the score of every class, what was searched, and where the picture is."""
     backbone = outcome.backbone
     table = _create_table(f"{outcome.domain} on {backbone.name}", ("tuner", "seeds", *HEADS[2:]))
+    control = find_control(outcome.tuners)
     for line in outcome.tuners:
         seeds = " ".join(str(seed) for seed in line.seeds)
-        cells = (mark_selected(line), seeds, *describe_numbers(line))
+        cells = (mark_name(line, control), seeds, *describe_numbers(line))
         table.add_row(*map(escape, cells), style="bold" if line.selected else None)
     OUT.print(table)
     _show_gains(outcome)

@@ -13,9 +13,10 @@ from components.records.jobs import Result, load_predictions
 from components.records.outcomes import Outcome
 from components.reports import card, retrain_page
 from components.reports.card import ModelCard, SliceScore
+from components.reports.pixels import ClassPixels, count_classes
 from components.reports.retrain_page import RetrainReport
 from components.tasks import create_task
-from components.tasks.base import by_class, has_labels
+from components.tasks.base import MapTask, by_class, has_labels
 from components.tracking.pages import CARD, DATA, EVIDENCE
 from flows.plan import Plan
 
@@ -26,12 +27,16 @@ def report_path(plan: Plan) -> Path:
     return plan.folder / "report.html"
 
 
-def create_report(plan: Plan, outcome: Outcome, picture: Path, pages: Mapping[str, str]) -> RetrainReport:
-    """The report of a finished retrain. pages: of `list_pages`."""
+def create_report(
+    plan: Plan, outcome: Outcome, result: Result, picture: Path, pages: Mapping[str, str]
+) -> RetrainReport:
+    """The report of a finished retrain. result: of the challenger's training. pages: of `list_pages`."""
     return RetrainReport(
         domain=plan.domain,
         outcome=outcome,
         picture=picture,
+        challenger=result.folder,
+        raw=plan.workspace.raw(plan.domain.name),
         code=plan.code,
         validation=plan.validation_report,
         validation_artifact=f"{DATA}/{plan.validation_report.name}",
@@ -40,11 +45,19 @@ def create_report(plan: Plan, outcome: Outcome, picture: Path, pages: Mapping[st
     )
 
 
-def write_report(plan: Plan, outcome: Outcome, picture: Path, pages: Mapping[str, str]) -> Path:
-    """Write the report beside the adapters it speaks of; returns its path. pages: of `list_pages`."""
+def write_report(plan: Plan, about: RetrainReport) -> Path:
+    """Write the report beside the adapters it speaks of; returns its path."""
     path = report_path(plan)
-    write_whole(path, retrain_page.render_html(create_report(plan, outcome, picture, pages)).encode())
+    write_whole(path, retrain_page.render_html(about).encode())
     return path
+
+
+def count_pixels(plan: Plan, result: Result) -> tuple[ClassPixels, ...]:
+    """The classes of answered class maps on the test split; none where answers are no class maps."""
+    task = create_task(plan.domain)
+    if not isinstance(task, MapTask):
+        return ()
+    return count_classes(load_predictions(result.folder, "test"), task, plan.domain.classes)
 
 
 def create_card(plan: Plan, outcome: Outcome, result: Result, parent: str, pages: Mapping[str, str]) -> ModelCard:
