@@ -171,6 +171,7 @@ def measure_difference(domain: Domain, then: pl.DataFrame, now: pl.DataFrame) ->
     Chance is one answer in twenty being another, for better or worse: each moves its class's score by one image. Two
     standard errors of that, and at least one image of the smallest class: far for a dozen images, hardly for thousands.
     It is stated before and not taken from the answers that did change: the more went wrong, the more would be allowed.
+    Of class maps, an answer is that of a picture for one of the classes that it shows.
     """
     scores = [score_frame(frame, domain).value for frame in (then, now)]
     sizes = by_class(then)["label"].value_counts()["count"].to_list()
