@@ -45,14 +45,14 @@ class ImgSize(NamedTuple):
 def _read(value: Any) -> ImgSize:
     sides = [value] if not isinstance(value, list | tuple) else list(value)
     if len(sides) > 2 or not sides or any(type(side) is not int or side < 1 for side in sides):
-        raise ValueError("expected a number of pixels, or [height, width]")
+        raise ValueError("a number of pixels, or [height, width]")
     return ImgSize(sides[0], sides[-1])
 
 
 def _read_canvas(value: Any) -> ImgSize:
     size = _read(value)
     if not SMALLEST <= min(size) <= max(size) <= LARGEST:
-        raise ValueError(f"expected sides of {SMALLEST} to {LARGEST} pixels")
+        raise ValueError(f"sides of {SMALLEST} to {LARGEST} pixels")
     return size
 
 

@@ -54,7 +54,7 @@ class Domain(Strict):
     """`embedded`, a .safetensors path, a timm name, or `auto`: the hub's default if the hub answers, else the embedded
     one."""
     img_size: CanvasSize | None = None
-    """Side of training images in pixels, or `[height, width]`, each a multiple of the backbone's patch size; the
+    """Side of training images in pixels (16 to 2048), or `[height, width]`, multiples of the backbone's patch size; the
     backbone's own when left out."""
     fit: Fit = "squash"
     """How a picture of another shape becomes a training image: `squash` changes its aspect, `letterbox` keeps it and
