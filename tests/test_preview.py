@@ -101,6 +101,8 @@ def test_a_sheet_of_class_maps_names_the_classes_in_its_legend(tmp_path: Path, f
     assert tile.shape == (*img_size, 3)
     middle = tile[img_size.height // 2, img_size.width // 2]  # white in the picture, of the class `mask`
     assert np.ptp(middle) > 60
+    outside = tile[0] if fit == "squash" else tile[:, 0]  # of no class, and of one colour in the picture
+    assert len(np.unique(outside[:9], axis=0)) == 2, "hatched"
 
 
 @pytest.mark.slow

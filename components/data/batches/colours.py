@@ -39,14 +39,15 @@ def draw_over(
 ) -> NDArray[np.uint8]:
     """The picture (H, W, 3) with each class in its colour over it, outlined; the background stays as it is.
 
-    Pixels to ignore are hatched in grey.
+    Pixels to ignore are hatched, light on dark and dark on light: a grey would vanish in a grey picture.
     """
     drawn = image.astype(np.float32)
     colours = paint_map(classes, names, background).astype(np.float32)
     diagonals = np.add.outer(np.arange(classes.shape[0]), np.arange(classes.shape[1]))
     covered = np.isin(classes, [k for k, name in enumerate(names) if name != background])
     hatched = (classes == IGNORE) & (diagonals // 3 % 3 == 0)
-    for where, strength in ((covered, STRENGTH), (hatched, 0.8), (covered & _is_edge(classes), 1.0)):
+    colours[hatched] = np.where(image[hatched].mean(axis=-1, keepdims=True) <= GREY[0], 255, 0)
+    for where, strength in ((covered, STRENGTH), (hatched, STRENGTH), (covered & _is_edge(classes), 1.0)):
         drawn[where] += strength * (colours[where] - drawn[where])
     return drawn.round().astype(np.uint8)
 

@@ -28,6 +28,7 @@ Marks = dict[int, "Artist"]  # of the legend, in the order of their numbers
 
 EPOCHS = 6  # augmented versions of each image
 TILE_INCHES = 1.6
+LEGEND_INCHES = 0.3  # of a further line of the legend
 MASK, BOX = "#00e5ff", "#ffd400"
 HALO = [(1.9, "#00000090"), (0.8, None)]  # a dark line below a bright one is visible on any background
 
@@ -66,6 +67,7 @@ def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: ImgSiz
     for column, axes in enumerate(grid[0]):
         axes.set_title(f"epoch {column}" if column else "as it is", fontsize=9)
     if marks:
+        figure.set_figheight(figure.get_figheight() + LEGEND_INCHES * (-(-len(marks) // 5) - 1))
         place = {"loc": "outside lower center", "ncols": min(len(marks), 5), "fontsize": 9}
         figure.legend(handles=[marks[key] for key in sorted(marks)], facecolor="#505050", labelcolor="w", **place)
     return figure
