@@ -48,7 +48,8 @@ class Folders(Tree):
     test/good, `<lot>` reads P00/good and P01/good, `<class>/<lot>` reads good/P00. Its name is a column that may
     serve as `group` or as a slice, except that `<split>` matches only names of splits and serves `split: given`.
     The layouts voc, coco, labelme, cvat, instances and masks take such parts as well: `{kind: masks, images:
-    <split>/images, masks: <split>/masks}`.
+    <split>/images, masks: <split>/masks}`. With the task `segmentation` every pixel of a mask that is not 0 has the
+    folder's class; pictures in the folder that is called like the background need no mask.
     """
 
     kind: Literal["folders"] = "folders"

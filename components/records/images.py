@@ -137,6 +137,7 @@ class Imported(Strict):
 
     files: in the raw folder. added, removed, changed, kept: of these, against the version before. notes: annotations
     that were passed over or corrected, counted. given_split: pictures per split that the tree or table names.
+    masks_unread: the task that would learn from the pixels of the masks; None without masks, or where it does.
     """
 
     domain: str
@@ -152,6 +153,7 @@ class Imported(Strict):
     pictures: Pictures
     notes: dict[str, int]
     given_split: dict[str, int]
+    masks_unread: str | None = None
     understood: Summary
     hints: tuple[str, ...]
     warnings: tuple[str, ...]

@@ -197,6 +197,9 @@ def show_import(outcome: Imported) -> None:
     if outcome.kept:
         OUT.print("In what was brought now:")
     show_understood(outcome)
+    if outcome.masks_unread:
+        line = f"Masks    used as masks of {outcome.understood.task}; `--task {outcome.masks_unread}` "
+        OUT.print(f"{line}under another name learns the class of every pixel from them", soft_wrap=True)
     OUT.print(f"Next     tessera check {outcome.domain}")
     for line in outcome.warnings:
         OUT.print(f"[yellow]Warning[/]  {escape(line)}", soft_wrap=True)

@@ -6,6 +6,7 @@ from components.data.accounts import explain_given, summarise
 from components.data.annotations.names import warn_of_alike
 from components.data.store import importing, versioning
 from components.records.images import Imported
+from components.tasks import choose_kind, create_task
 from components.workspace import Workspace
 
 
@@ -49,6 +50,7 @@ def import_images(
         pictures=read.pictures,
         notes=dict(read.account.notes),
         given_split=dict(read.account.given),
+        masks_unread=choose_kind("mask") if read.pictures.masks and create_task(known).painting is None else None,
         understood=understood,
         hints=tuple(explain_given(read.account, known)),
         warnings=tuple(warn_of_alike(understood.classes)),

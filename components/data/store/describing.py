@@ -19,7 +19,6 @@ from components.data.annotations.columns import (
 from components.data.annotations.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
 from components.data.annotations.guessing import hint_foreign, list_choices, suggest_by_folders, suggest_layout
 from components.data.annotations.layouts import account_of, read_layout
-from components.data.annotations.regions import UNANNOTATED
 from components.data.annotations.roles import find_roles, has_few_values
 from components.data.annotations.tables import NO_OBJECT, looks_multilabel
 from components.data.annotations.tree import find_split, walk_files
@@ -39,7 +38,7 @@ MANY = 0.05  # if at least this share of masks shows several classes, the task i
 DROPPED = 3  # a guess that ignores one in DROPPED pictures is refused
 CHOICES = 4
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".jsonl", ".ndjson")
-WITHOUT_OBJECT = frozenset((coco.EMPTY, voc.EMPTY, yolo.BACKGROUND, NO_OBJECT, str(UNANNOTATED)))
+WITHOUT_OBJECT = frozenset((coco.EMPTY, voc.EMPTY, yolo.BACKGROUND, NO_OBJECT))
 LOOKED, MASKED = 60, 0.2  # pictures that are decoded, and the share of masks among them that is not an accident
 
 
@@ -64,7 +63,7 @@ def describe_folder(
         _refuse_losses(source, described, asked)
         if isinstance(chosen, Folders):
             _refuse_masks_as_pictures(source, described)
-    _require_classes(source, described)
+    _require_classes(source, described, asked.fewest_classes if asked else 2)
     facts: dict[str, Any] = {"name": name, "task": write_task(described.task)}
     facts |= {"classes": described.classes, "layout": chosen.model_dump()}
     parts = chosen.parts if isinstance(chosen, Tree) else ()
@@ -212,9 +211,9 @@ def _task_of(annotation: Annotation) -> Task:
     return read_task(choose_kind(annotation), "task")
 
 
-def _require_classes(source: Path, described: Described) -> None:
-    """Raise DataError if there are fewer than two classes, with the problem of the first unfit row."""
-    if len(described.classes) > 1:
+def _require_classes(source: Path, described: Described, fewest: int) -> None:
+    """Raise DataError if there are fewer classes, with the problem of the first unfit row."""
+    if len(described.classes) >= fewest:
         return
     problem = next((f"; {row.path}: {row.problem}".rstrip(".") for row in described.reading.rows if row.problem), "")
     hint = "Add pictures of another class, or name the layout with `--layout`."
@@ -222,7 +221,7 @@ def _require_classes(source: Path, described: Described) -> None:
         hint += """ Masks in colours: `--layout '{kind: masks, ids: {scratch: "#ff0000"}}'`."""
     raise DataError(
         f"{source} as layout {render_layout(described.layout)}",
-        expected="at least two classes",
+        expected="at least two classes" if fewest > 1 else "at least one class",
         found=f"{', '.join(described.classes) or 'none'}{problem}",
         hint=hint + hint_foreign(source),
     )

@@ -1,5 +1,6 @@
 """What a folder says of the class of every pixel: the names of a mask's numbers, and which class is the background."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +102,7 @@ def _refuse_colours(layout: Masks, source: Path, reading: Reading) -> None:
         f"{source} as layout {render_layout(layout)}",
         expected="masks with one number per pixel, or `ids` that name their colours",
         found=f"the colours {', '.join(ids.values())}",
-        hint=f"Give the colours names: --layout '{render_layout(named)}'.",
+        hint=f"Give the colours names: --layout {shlex.quote(render_layout(named))}.",
     )
 
 
