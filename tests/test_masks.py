@@ -355,7 +355,7 @@ def test_masks_that_hold_no_class_numbers_are_refused(tmp_path):
             tmp_path / f"masks/p0{n}.png"
         )
     with pytest.raises(DataError, match="254 different numbers"):
-        understand(tmp_path)
+        understand(tmp_path, "{kind: masks}")
 
 
 def test_a_known_domain_keeps_its_task(tmp_path):

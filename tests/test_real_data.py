@@ -4,13 +4,15 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import run_tessera
+from PIL import Image
 
 from components.data.manifest import load_frame
 from components.data.stages import run_manifest
 from components.domain.reading import load_domain
-from components.records.images import Checked
+from components.records.images import Checked, Imported
 from components.records.outcomes import Outcome
 from components.workspace import Workspace
 
@@ -53,6 +55,38 @@ def test_boxes_and_instances_become_crops(tmp_path: Path, name: str, rows: int, 
     checked.read(Checked)
     assert checked.outcome["images"] > 300
     assert 0.9 * some <= checked.outcome["groups"] <= some
+
+
+#: The layout, and how many pictures show each class; four masks of `uneven` are black.
+SEGMENTED = {
+    "magnetic_tile": (
+        "{kind: folders, images: images, masks: masks}",
+        {"free": 1344, "blowhole": 115, "break": 85, "crack": 57, "fray": 32, "uneven": 99},
+    ),
+    "dsb2018_stained": ("{kind: instances, label: nucleus}", {"background": 107, "nucleus": 107}),
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTED)
+def test_masks_become_class_maps(tmp_path: Path, name: str) -> None:
+    layout, images = SEGMENTED[name]
+    named = ("--domain", "pixels", "--task", "segmentation", "--layout", layout)
+    imported = run_tessera(tmp_path, "import", str(DATA / name), *named)
+    assert imported.code == 0, imported.stderr
+    imported.read(Imported)
+    assert imported.outcome["understood"]["classes"] == images
+    checked = run_tessera(tmp_path, "check", "pixels")
+    assert checked.code == 0, checked.stderr
+    manifest = load_frame(Workspace(tmp_path).derived("pixels") / "manifest.parquet")
+    checked.read(Checked)
+    assert manifest.height == checked.outcome["fit"] <= sum(1 for _ in (DATA / name / "images").rglob("*.*"))
+    classes = load_domain(Workspace(tmp_path).domain_file("pixels")).classes
+    for path, mask, pixels, shown in manifest.select("path", "mask", "pixels", "labels").rows():
+        values = np.asarray(Image.open(DATA / name / mask))
+        label = path.split("/")[1] if name == "magnetic_tile" else "nucleus"
+        found = {label: int((values != 0).sum()), classes[0]: int((values == 0).sum())}  # of `free` all are 0
+        assert dict(zip(classes, pixels, strict=True)) == dict.fromkeys(classes, 0) | found
+        assert shown == [each for each in classes if found.get(each)]
 
 
 def take_images(source: Path, target: Path, count: int) -> Path:
