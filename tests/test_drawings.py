@@ -18,7 +18,7 @@ from components.data.annotations.labelme import BY_STEM, OTHERS
 from components.data.annotations.layouts import READERS, read_layout, read_tree
 from components.data.annotations.painting import OVERLAP
 from components.data.manifest import Wanted
-from components.domain.layouts import Coco, Cvat, Labelme, Yolo
+from components.domain.layouts import Coco, Csv, Cvat, Labelme, Yolo
 from components.errors import DataError
 from components.records.maps import IGNORE, Painting, decode_map
 
@@ -465,6 +465,28 @@ def test_a_coco_annotation_that_cannot_be_painted_is_named(tmp_path, changes, wo
     assert row.regions is None
     assert words in row.problem.found
     assert "annotations.json, annotations[1]" in f"{row.problem.expected} {row.problem.found}"
+
+
+TABLE_IDS = {"kind": "csv", "mask": "mask", "ids": {"pit": 7, "stain": 9}, "ignore": (3,)}
+
+
+def test_a_table_names_masks_whose_numbers_are_classes(tmp_path):
+    write_pictures(tmp_path)
+    mask = np.zeros(SIZE[::-1], np.uint8)
+    mask[:4], mask[4:6], mask[6:7] = 7, 9, 3
+    (tmp_path / "masks").mkdir()
+    for name, values in (("p0", mask), ("p1", mask * 5)):
+        Image.fromarray(values).save(tmp_path / f"masks/{name}.png")
+    lines = [f"images/p{k}.png,masks/p{k}.png,north" for k in range(3)]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,mask,site", *lines]))
+    layout = Csv.model_validate(TABLE_IDS)
+    reading = read(tmp_path, layout)
+    assert np.bincount(read_map(find_row(reading)).ravel()).tolist()[-1] == 48
+    assert find_row(reading).regions.shown == ["background", "pit", "stain"]
+    assert "15 (48 pixels)" in find_row(reading, "p1.png").problem.found
+    assert find_row(reading, "p2.png").problem.expected == "its mask masks/p2.png"
+    with pytest.raises(DataError, match="no `ids`, which name pixels"):
+        READERS["csv"](layout, tmp_path, Wanted())
 
 
 # Other tasks, and what a folder looks like

@@ -1,24 +1,31 @@
 """An export says what the manifest says: importing it gives the same rows, whatever the domain."""
 
+import contextlib
+import io
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as reference
+from pycocotools.coco import COCO
 from samples import make_domain, save_mask, save_picture, write_coco, write_csv, write_multilabel
 
 from components.data.annotations.layouts import read_rows
 from components.data.checks.validation import check_rows
 from components.data.manifest import Row, create_rows
 from components.data.splits import assign_splits
-from components.data.store.exporting import FORMS, export_manifest
+from components.data.store.exporting import export_manifest
 from components.domain.domain import Domain
 from components.domain.reading import load_domain, parse_domain, read_yaml
 from components.errors import DataError, DomainError
 from components.models.features import run_features
+from components.records.maps import IGNORE, Regions
 
 NAMES = st.text("aZü-_,;'\"$ #&+\\", min_size=1, max_size=6).map(lambda text: f"x{text}x")  # blanks inside alone
 CLASS_NAMES = ("good", "a;b", "ü, |", "x")
@@ -73,7 +80,7 @@ def read_again(folder: Path) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize("task", ["classification", "multilabel"])
-@pytest.mark.parametrize("form", sorted(FORMS))
+@pytest.mark.parametrize("form", ["coco", "csv"])
 @settings(max_examples=10, derandomize=True, phases=[Phase.generate])
 @given(data=st.data())
 def test_importing_an_export_gives_the_same_manifest(form, task, data, pictures):
@@ -85,6 +92,72 @@ def test_importing_an_export_gives_the_same_manifest(form, task, data, pictures)
         facts = export_manifest(manifest, domain, raw, target, form)
         assert facts.rows == manifest.height > 0
         assert read_again(target).equals(manifest)
+
+
+def draw_map(draw: st.DrawFn, number: int) -> np.ndarray:
+    """A class map of 48 x 40 pixels: blots and dust of some of so many classes, and of pixels to ignore."""
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    values = [*draw(st.lists(st.integers(0, number - 1), max_size=3)), draw(st.sampled_from([0, 1, IGNORE]))]
+    classes = np.full((40, 48), draw(st.integers(0, number - 1)), np.uint8)
+    for value in values:
+        x0, y0, x1, y1 = rng.integers(0, 49), rng.integers(0, 41), rng.integers(0, 49), rng.integers(0, 41)
+        classes[min(y0, y1) : max(y0, y1), min(x0, x1) : max(x0, x1)] = value
+        classes[rng.random(classes.shape) < draw(st.sampled_from([0, 0.02, 0.4]))] = value
+    return classes
+
+
+@pytest.mark.parametrize("background", ["x", None])
+@pytest.mark.parametrize("form", ["coco", "masks"])
+@settings(max_examples=8, derandomize=True, phases=[Phase.generate])
+@given(data=st.data())
+def test_importing_exported_class_maps_gives_the_same_manifest(form, background, data, pictures):
+    task = {"kind": "segmentation", "background": background}
+    facts = {"classes": CLASS_NAMES, "group": "lot", "slices": ["site"], "split": {"seed": 3}}
+    domain = make_domain(task=task, layout={"kind": "csv", "mask": "mask"}, **facts)
+    drawn = [
+        replace(row, label=None, labels=None, regions=Regions.of(draw_map(data.draw, len(CLASS_NAMES)), CLASS_NAMES))
+        for row in data.draw(rows(many=True))
+    ]
+    drawn = [row for row in drawn if row.regions and row.regions.shown]
+    assume(drawn)
+    with tempfile.TemporaryDirectory() as folder:
+        raw, target = Path(folder) / "raw", Path(folder) / "out"
+        manifest = make_manifest(drawn, domain, raw, pictures)
+        facts = export_manifest(manifest, domain, raw, target, form)
+        assert (facts.format, facts.rows, facts.files) == (form, manifest.height, manifest["path"].n_unique())
+        again = read_again(target)
+        assert again.drop("mask").equals(manifest.drop("mask"))
+        assert again["mask"].null_count() == (0 if form == "masks" else again.height)
+        assert export_manifest(manifest, domain, raw, Path(folder) / "default").format == "masks"
+
+
+def test_class_maps_in_coco_are_what_pycocotools_expects(tmp_path):
+    classes = np.zeros((40, 48), np.uint8)
+    classes[2:8, 3:9], classes[8:12, 9:20], classes[30:, 40:] = 1, 1, 2
+    classes[20:22] = IGNORE
+    raw, task = tmp_path / "raw", {"kind": "segmentation", "background": "good"}
+    save_picture(raw / "a.png", 1)
+    names = ("good", "crack", "dent")
+    domain = make_domain(task=task, classes=names, layout={"kind": "csv", "mask": "mask"})
+    rows = create_rows([Row(path="a.png", regions=Regions.of(classes, names))], domain, raw)
+    manifest = check_and_split(rows, domain, raw)
+    export_manifest(manifest, domain, raw, tmp_path / "out", "coco")
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = COCO(tmp_path / "out/annotations.json")
+    shown = found.loadAnns(found.getAnnIds())
+    assert [(each["category_id"], each["iscrowd"], each["area"]) for each in shown] == [
+        (2, 0, 80),
+        (3, 0, 80),
+        (2, 1, 96),
+    ]
+    painted = np.zeros_like(classes)
+    for each in shown:
+        mask = found.annToMask(each) > 0
+        assert reference.toBbox(each["segmentation"]).tolist() == each["bbox"]
+        painted[mask] = IGNORE if each["iscrowd"] else each["category_id"] - 1
+    assert painted.tolist() == classes.tolist()
+    with pytest.raises(DataError, match="one of coco, masks; found csv, which holds the labels of whole pictures"):
+        export_manifest(manifest, domain, raw, tmp_path / "no", "csv")
 
 
 def test_coco_is_what_other_readers_expect(tmp_path):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from components.domain.strict import Strict
 
@@ -60,6 +60,21 @@ class Folders(Tree):
     """The folder that holds the masks, in folders with the names of the classes."""
 
 
+def _check_values(value: Any) -> Any:
+    """Numbers or colours of classes, none of them twice. Raises ValueError."""
+    values = list(value.values()) if isinstance(value, Mapping) else list(value)
+    colours = [v for v in values if isinstance(v, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", v)]
+    numbers = [v for v in values if isinstance(v, int) and 0 <= v < 2**32]
+    if len(values) not in (len(colours), len(numbers)):
+        raise ValueError('must be whole numbers, or else colours such as "#ff0000" in quotes')
+    if len({str(v).lower() for v in values}) != len(values):
+        raise ValueError("gives one value to two classes")
+    return value
+
+
+Values = AfterValidator(_check_values)
+
+
 class Table(Strict):
     """The base of the layouts csv and parquet."""
 
@@ -81,6 +96,10 @@ class Table(Strict):
     """The column that holds one box, or the four columns of its corners: the row is then that part of the picture."""
     box_form: Literal["corners", "size"] = "corners"
     """Whether a box is `x0 y0 x1 y1` (corners) or `x y width height` (size)."""
+    ids: Annotated[Mapping[str, int | str], Values] = {}
+    """Which number or colour `"#rrggbb"` in a mask is which class (task `segmentation`)."""
+    ignore: Annotated[tuple[int | str, ...], Values] = ()
+    """Numbers or colours of pixels to ignore, where `ids` names the others."""
 
 
 class Csv(Table):
@@ -94,7 +113,8 @@ class Csv(Table):
     `x y width height`. `one_hot: true`: the table has one column of 0 and 1 per class, with the name of the class, and
     exactly one 1 per row. With the task `multilabel` there are such columns with any number of 1s; or, with a
     `separator`, the column `label` holds all labels joined by it (no label: an empty cell). With the task
-    `segmentation`, `mask` names one mask per picture, and every pixel of it that is not 0 has the class in `label`.
+    `segmentation`, `mask` names one mask per picture, and every pixel of it that is not 0 has the class in `label`; with
+    `ids`, which says which number or colour is which class, a mask shows any number of classes, and no label is read.
     """
 
     kind: Literal["csv"] = "csv"
@@ -260,24 +280,12 @@ class Masks(Tree):
     """The folder of the pictures; a part `<name>` stands for every folder at that place."""
     masks: str = "masks"
     """The folder of the masks; `.` where they lie beside their pictures."""
-    ids: Mapping[str, int | str] = {}
+    ids: Annotated[Mapping[str, int | str], Values] = {}
     """Which number or colour `"#rrggbb"` is which class; left out, number k is `class_k`."""
     background: str = "background"
     """The class of pictures that show nothing else; 0 (black) in the mask."""
-    ignore: tuple[int | str, ...] = ()
+    ignore: Annotated[tuple[int | str, ...], Values] = ()
     """Numbers or colours that are not counted."""
-
-    @field_validator("ids", "ignore")
-    @classmethod
-    def _numbers_or_colours(cls, value: Any) -> Any:
-        values = list(value.values()) if isinstance(value, Mapping) else list(value)
-        colours = [v for v in values if isinstance(v, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", v)]
-        numbers = [v for v in values if isinstance(v, int) and 0 <= v < 2**32]
-        if len(values) not in (len(colours), len(numbers)):
-            raise ValueError('must be whole numbers, or else colours such as "#ff0000" in quotes')
-        if len({str(v).lower() for v in values}) != len(values):
-            raise ValueError("gives one value to two classes")
-        return value
 
 
 Layout = Annotated[

@@ -215,7 +215,7 @@ class Exported(Strict):
     """What `tessera export --json` prints. rows: samples. files: pictures and masks copied."""
 
     domain: str
-    format: Literal["coco", "csv"]
+    format: Literal["coco", "csv", "masks"]
     folder: Path
     rows: Count
     files: Count

@@ -131,11 +131,16 @@ def preview(
 def export(
     domain: DomainArgument,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
-    form: Annotated[str, typer.Option("--format", metavar="csv|coco", help="How the labels are written.")] = "csv",
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="csv|coco|masks", help="How annotations are written; csv or masks by default."
+        ),
+    ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write the fit images with labels, groups and splits as COCO or csv, for other tools or another workspace."""
+    """Write the fit images with annotations, groups and splits, for other tools or another workspace."""
 
     def act(place: "Workspace") -> "Exported":
         from components.data.manifest import load_manifest

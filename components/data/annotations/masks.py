@@ -13,7 +13,7 @@ from components.data.annotations.regions import Pixels, count_pixels_of, paint, 
 from components.data.annotations.tree import Index, bare_stem, find_masks_beside, stem_of, walk_files
 from components.data.manifest import Reading, Row, Wanted, find_digest
 from components.data.sources.images import SUFFIXES, UNDECODABLE, brief
-from components.domain.layouts import Instances, Masks
+from components.domain.layouts import Instances, Masks, Table
 from components.records.maps import MOST_CLASSES, Regions
 from components.records.reasons import Reason
 
@@ -108,7 +108,7 @@ def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted)
         return _no_mask(path, found, "mask")
     try:
         _require_lossless(found[0])
-        areas = count_values(raw / found[0], _in_colour(layout))
+        areas = count_values(raw / found[0], in_colour(layout))
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         hint = "Save it as PNG with one 8- or 16-bit channel of class ids, or with the colours given in `ids`."
         return Row(path=path, problem=Reason(f"a mask {found[0]}", brief(error), hint))
@@ -136,16 +136,9 @@ def _region_row(path: str, layout: Masks, raw: Path, index: Index, background: s
     """A row with the class of every pixel."""
 
     def name(pixels: Pixels, mask: str) -> Regions | Reason:
-        areas = count_pixels_of(pixels)
-        names = {value: _name_of(value, layout, background) for value in areas}
-        if unknown := {value: areas[value] for value, name in names.items() if name is None}:
-            return _explain_unknown(unknown, mask, layout)
-        if len(names) > MOST_CLASSES:
-            hint = "Masks with a number per object are the layout instances; soft edges must be 0 or 255."
-            return Reason(f"at most {MOST_CLASSES} classes in the mask {mask}", f"{len(names)} values", hint)
-        return paint(pixels, {value: name or None for value, name in names.items()})
+        return name_values(pixels, mask, layout, background)
 
-    return _paint_row(path, raw, index, name, colours=_in_colour(layout))
+    return _paint_row(path, raw, index, name, colours=in_colour(layout))
 
 
 def _paint_row(
@@ -164,6 +157,18 @@ def _paint_row(
     return Row(path=path, mask=found[0], regions=named)
 
 
+def name_values(pixels: Pixels, mask: str, layout: Masks | Table, background: str | None) -> Regions | Reason:
+    """The regions of a mask whose values `ids` and `ignore` of the layout name, or why it cannot be used."""
+    areas = count_pixels_of(pixels)
+    names = {value: _name_of(value, layout, background) for value in areas}
+    if unknown := {value: areas[value] for value, name in names.items() if name is None}:
+        return _explain_unknown(unknown, mask, layout)
+    if len(names) > MOST_CLASSES:
+        hint = "Masks with a number per object are the layout instances; soft edges must be 0 or 255."
+        return Reason(f"at most {MOST_CLASSES} classes in the mask {mask}", f"{len(names)} values", hint)
+    return paint(pixels, {value: name or None for value, name in names.items()})
+
+
 def count_values(path: Path, colours: bool) -> dict[int, int]:
     """The number of pixels of every class id in a mask, or of every colour as 0xRRGGBB.
 
@@ -172,7 +177,7 @@ def count_values(path: Path, colours: bool) -> dict[int, int]:
     return count_pixels_of(read_values(path, colours))
 
 
-def _in_colour(layout: Masks) -> bool:
+def in_colour(layout: Masks | Table) -> bool:
     return any(isinstance(value, str) for value in layout.ids.values())
 
 
@@ -180,7 +185,7 @@ def _number(value: int | str) -> int:
     return int(value.removeprefix("#"), 16) if isinstance(value, str) else value
 
 
-def _name_of(value: int, layout: Masks, background: str | None) -> str | None:
+def _name_of(value: int, layout: Masks | Table, background: str | None) -> str | None:
     """The class of a value; "" for a value to be ignored, None for a value that is not declared.
 
     background: the class of 0 where `ids` says nothing else; None: 0 is ignored.
@@ -195,8 +200,8 @@ def _name_of(value: int, layout: Masks, background: str | None) -> str | None:
     return None if layout.ids else f"class_{value}"
 
 
-def _explain_unknown(unknown: dict[int, int], mask: str, layout: Masks) -> Reason:
-    form = "#{:06x}" if _in_colour(layout) else "{}"
+def _explain_unknown(unknown: dict[int, int], mask: str, layout: Masks | Table) -> Reason:
+    form = "#{:06x}" if in_colour(layout) else "{}"
     most = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))[:4]
     listed = ", ".join(f"{form.format(value)} ({area:,} pixels)" for value, area in most)
     more = f" and {len(unknown) - 4} more values" if len(unknown) > 4 else ""

@@ -6,7 +6,7 @@ A mask is an image of the size of its picture with a number or a colour per pixe
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +105,24 @@ def paint_classes(rows: list[Row], raw: Path, wanted: Wanted) -> tuple[list[Row]
     return [row for row, _ in drawn], +Counter({SOFT: sum(soft for _, soft in drawn)})
 
 
+def paint_masks(rows: list[Row], raw: Path, name: Callable[[Path, str], Regions | Reason]) -> list[Row]:
+    """Rows with a mask, as regions: `name` returns those of a mask below raw/, or why it cannot be used."""
+    files = set(walk_files(raw))
+
+    def draw(row: Row) -> Row:
+        if row.problem or row.mask is None:
+            return row
+        found = name(raw, row.mask) if row.mask in files else _no_mask(row.mask)
+        return replace(row, problem=found) if isinstance(found, Reason) else replace(row, regions=found)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(draw, rows))
+
+
+def _no_mask(mask: str) -> Reason:
+    return Reason(f"its mask {mask}", "no such file", "Add the mask, or correct its name.")
+
+
 def _paint_class(
     row: Row, raw: Path, files: Set[str], background: str | None, rename: Mapping[str, str]
 ) -> tuple[Row, bool]:
@@ -112,8 +130,7 @@ def _paint_class(
     if row.problem or row.mask is None or row.label is None:
         return row, False
     if row.mask not in files:
-        hint = "Add the mask, or correct its name."
-        return replace(row, problem=Reason(f"its mask {row.mask}", "no such file", hint)), False
+        return replace(row, problem=_no_mask(row.mask)), False
     pixels = read_mask(raw, row.mask)
     if isinstance(pixels, Reason):
         return replace(row, problem=pixels), False

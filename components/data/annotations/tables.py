@@ -2,6 +2,7 @@
 
 import posixpath
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from components.data.annotations.columns import (
     parse_numbers,
 )
 from components.data.annotations.guessing import refuse_layout
-from components.data.annotations.regions import paint_classes, require_one_mask
+from components.data.annotations.masks import in_colour, name_values
+from components.data.annotations.regions import paint_classes, paint_masks, read_mask, require_one_mask
 from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
 from components.data.manifest import Reading, Row, Wanted
 from components.data.sources.images import SUFFIXES, Box, not_an_image
 from components.domain.domain import Domain
 from components.domain.layouts import Csv, Parquet
 from components.errors import DataError
+from components.records.maps import Regions
 from components.records.reasons import Reason
 from components.tasks import create_task
 
@@ -54,10 +57,13 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     if wanted.painting is not None and (layout.crop or not layout.mask):
         found, hint = "`crop`" if layout.crop else "no column `mask`", "Correct the layout, or choose another task."
         raise DataError(f"layout {layout.kind}", expected="whole pictures with a `mask`", found=found, hint=hint)
+    if layout.ids and wanted.painting is None:
+        hint = "Remove `ids` from the layout, or choose the task segmentation."
+        raise DataError(f"layout {layout.kind}", expected="no `ids`, which name pixels", found="`ids`", hint=hint)
     sheet = _load(layout, raw, table)
     flags = layout.one_hot or (wanted.many and not layout.separator)
     classes = (_written_classes(wanted, sheet.frame) or find_flags(sheet.frame, layout)) if flags else ()
-    names = [layout.image, *(classes if flags else [layout.label]), *wanted.columns]
+    names = [layout.image, *(() if layout.ids else classes if flags else (layout.label,)), *wanted.columns]
     split = find_split_column(sheet.frame)
     names += [name for name in (split, layout.mask, layout.boxes, *_crop_columns(layout)) if name]
     if missing := [name for name in dict.fromkeys(names) if name not in sheet.frame.columns]:
@@ -81,13 +87,25 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     rows = [row for row in read if row.problem != NO_OBJECT]
     empty = {row.path: str(NO_OBJECT) for row in read if row.problem == NO_OBJECT}
     if wanted.painting is not None:
-        rows, soft = paint_classes(require_one_mask(rows), raw, wanted)
+        one = require_one_mask(rows)
+        named = _name_masks(layout, wanted)
+        rows, soft = (paint_masks(one, raw, named), {}) if layout.ids else paint_classes(one, raw, wanted)
         notes.update(soft)
         read += [Row(path=row.mask, mask=row.path) for row in read if row.mask]  # masks must be listed, too
     unlisted = find_unlisted(files, read, f"a line in {table} for every picture beside the listed ones")
     return Reading(
         rows + unlisted, {path: why for path, why in empty.items() if path in lines.index.files}, lines.notes
     )
+
+
+def _name_masks(layout: Csv | Parquet, wanted: Wanted) -> Callable[[Path, str], Regions | Reason]:
+    background = wanted.painting.background if wanted.painting else None
+
+    def name(raw: Path, mask: str) -> Regions | Reason:
+        pixels = read_mask(raw, mask, colours=in_colour(layout))
+        return pixels if isinstance(pixels, Reason) else name_values(pixels, mask, layout, background)
+
+    return name
 
 
 def looks_multilabel(layout: Csv | Parquet, raw: Path) -> bool:
@@ -228,7 +246,7 @@ def _read_line(lines: _Lines, record: Record, where: str) -> Row:
         crop_problem = Reason("one crop per row", f"{len(crops)}", "Write a row for each crop.")
     if not wanted.many and layout.crop and not layout.one_hot and not record[layout.label] and not crops:
         return Row(path=path, problem=problem or crop_problem or NO_OBJECT)
-    labels, label_problem = _read_labels(lines, record, where)
+    labels, label_problem = ([], None) if layout.ids else _read_labels(lines, record, where)
     further = {name: record[name] for name in wanted.columns}
     return Row(
         path=path,

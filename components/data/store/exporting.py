@@ -1,17 +1,21 @@
-"""Exports a manifest with its pictures to a folder that other tools can read: COCO or csv. Importing it gives the same
-rows.
+"""Exports a manifest with its pictures to a folder that other tools can read: COCO, csv, or masks. Importing it gives
+the same rows.
+
+Class maps are exported as COCO's run-length masks, one per connected component, or as PNG with a number per class.
 
 Files are copied byte for byte, because ids are hashes of the content: EXIF data on place and time are copied, too.
 """
 
 import json
+import posixpath
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import yaml
+from PIL import Image
 
 from components.data.annotations.boxes import clip_boxes
 from components.data.annotations.coco import list_further_keys
@@ -24,6 +28,8 @@ from components.domain.layouts import Coco, Csv, Layout
 from components.errors import DataError, DomainError
 from components.files import whole_folder, write_whole
 from components.records.images import Exported
+from components.records.maps import IGNORE, ClassMap, Painting, decode_map
+from components.records.objects import encode_rle, find_components
 from components.tasks import create_task
 
 SEPARATORS = (";", "|", "/", "\t", "\x1f")
@@ -34,20 +40,27 @@ BEFORE = "original_"  # prefix of a further column whose name is a column of the
 Further = pl.DataFrame  # one row per row of the manifest: the columns that the domain does not use
 
 
-def export_manifest(manifest: pl.DataFrame, domain: Domain, raw: Path, target: Path, form: str) -> Exported:
+def export_manifest(
+    manifest: pl.DataFrame, domain: Domain, raw: Path, target: Path, form: str | None = None
+) -> Exported:
     """Write pictures, masks, the table or annotations, and a domain.yaml that reads them, into a new folder.
 
-    form: one of FORMS. The folder appears whole or not at all. Raises DataError if it exists and is not empty.
+    form: one of FORMS; by default csv, or masks where pixels have classes. The folder appears whole or not at all.
+    Raises DataError if it exists and is not empty, and for a form that cannot hold the annotations.
     """
-    if form not in FORMS:
+    mapped = "class_map" in manifest.columns
+    form = form or ("masks" if mapped else "csv")
+    fit = [name for name in FORMS if name != ("csv" if mapped else "masks")]
+    if form not in fit:
         hint = "Name one of these with `--format`."
-        raise DataError("export", expected=f"one of {', '.join(FORMS)}", found=form, hint=hint)
+        found = f"{form}, which holds the labels of whole pictures alone" if mapped and form == "csv" else form
+        raise DataError("export", expected=f"one of {', '.join(fit)}", found=found, hint=hint)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         found = "a folder that is not empty" if target.is_dir() else "a file"
         raise DataError(f"export to {target}", expected="a new or empty folder", found=found, hint="Name another one.")
     with whole_folder(target) as fresh:
         layout = FORMS[form](manifest, _read_further(manifest, domain, raw), domain, fresh)
-        files = sorted({*manifest["path"], *manifest["mask"].drop_nulls()})
+        files = sorted({*manifest["path"], *([] if mapped else manifest["mask"].drop_nulls())})
         for path in files:
             (fresh / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(raw / path, fresh / path)
@@ -143,9 +156,10 @@ def _write_coco(manifest: pl.DataFrame, further: Further, domain: Domain, folder
         if "labels" in manifest.columns:
             image |= keys  # a picture may have no annotation
             keys = {}
-        for label in row.get("labels", [row["label"]]):
+        image |= {"annotated": True} if "class_map" in manifest.columns else {}  # also where it shows background
+        for label, shown in _list_objects(row, domain):
             facts = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": numbers[label]}
-            annotations.append(facts | _bbox(row) | {"iscrowd": 0} | keys)
+            annotations.append(facts | shown | keys)
     categories = [{"id": number, "name": name} for name, number in numbers.items()]
     info = {"description": domain.title or domain.name, "url": domain.source}
     licences = [{"id": 1, "name": domain.licence, "url": ""}] if domain.licence else []
@@ -155,9 +169,35 @@ def _write_coco(manifest: pl.DataFrame, further: Further, domain: Domain, folder
     return Coco(images=".")
 
 
+def _list_objects(row: dict[str, Any], domain: Domain) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Label and shape of every annotation of a row."""
+    if "class_map" in row:
+        yield from _list_regions(decode_map(row["class_map"]), domain)
+        return
+    for label in row.get("labels", [row["label"]]):
+        yield label, _bbox(row) | {"iscrowd": 0}
+
+
+def _list_regions(classes: ClassMap, domain: Domain) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The connected components of every class but the background, which is what nothing covers; then the crowds, whose
+    pixels are ignored. Without a background, what nothing covers is ignored.
+    """
+    painting = create_task(domain).painting or Painting()
+    kept = [(number, name) for number, name in enumerate(domain.classes) if name != painting.background]
+    if painting.background is not None:
+        kept.append((IGNORE, kept[0][1]))
+    height, width = classes.shape
+    for number, name in kept:
+        for found in find_components(classes, number):
+            x0, y0, x1, y1 = found.box
+            facts: dict[str, Any] = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": found.area}
+            facts["segmentation"] = encode_rle(found.mask, (x0, y0), (width, height))
+            yield name, facts | {"iscrowd": int(number == IGNORE)}
+
+
 def _further_keys(row: dict[str, Any], domain: Domain) -> dict[str, Any]:
     keys = {name: row[name] for name in ("group", "split", *domain.slices)}
-    if row["mask"]:
+    if row["mask"] and "class_map" not in row:
         keys["mask"] = row["mask"]
     if row["boxes"]:
         keys["boxes"] = "; ".join(" ".join(map(str, box)) for box in row["boxes"])
@@ -171,4 +211,35 @@ def _bbox(row: dict[str, Any]) -> dict[str, Any]:
     return facts if row["crop"] else facts | {"whole": True}
 
 
-FORMS: dict[str, Callable[[pl.DataFrame, Further, Domain, Path], Layout]] = {"coco": _write_coco, "csv": _write_csv}
+# Masks
+
+
+def _write_masks(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Csv:
+    """Write a PNG per picture with the number of every pixel's class, and labels.csv with groups, slices and splits."""
+    masks = _name_masks(manifest["path"].to_list())
+    for path, data in manifest.select("path", "class_map").iter_rows():
+        (folder / masks[path]).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(decode_map(data)).save(folder / masks[path])
+    given = {"boxes": "boxes"} if _has(manifest, "boxes") else {}
+    columns = [pl.col("path").map_elements(_write_path, return_dtype=pl.String), pl.col("label")]
+    columns += [pl.col("path").replace_strict(masks, return_dtype=pl.String).alias("mask"), *map(_box_column, given)]
+    table = pl.concat([manifest.select(*columns, "group", *domain.slices, "split"), further], how="horizontal")
+    write_whole(folder / "labels.csv", table.write_csv().encode())
+    ids = {name: number for number, name in enumerate(domain.classes)}
+    return Csv.model_validate({"image": "path", "mask": "mask", "ids": ids, "ignore": (IGNORE,), **given})
+
+
+def _name_masks(paths: list[str]) -> dict[str, str]:
+    """A file for the mask of every picture: of the same name, unless pictures differ in their suffixes alone."""
+    others = {path.split("/")[0] for path in paths}
+    folder = next(name for name in ("masks", "class_maps", "pixels_of_classes") if name not in others)
+    stems = {path: posixpath.splitext(path)[0] for path in paths}
+    clash = len({stem.casefold() for stem in stems.values()}) < len(stems)
+    return {path: f"{folder}/{path if clash else stem}.png" for path, stem in stems.items()}
+
+
+FORMS: dict[str, Callable[[pl.DataFrame, Further, Domain, Path], Layout]] = {
+    "coco": _write_coco,
+    "csv": _write_csv,
+    "masks": _write_masks,
+}
