@@ -113,8 +113,9 @@ class Csv(Table):
     `x y width height`. `one_hot: true`: the table has one column of 0 and 1 per class, with the name of the class, and
     exactly one 1 per row. With the task `multilabel` there are such columns with any number of 1s; or, with a
     `separator`, the column `label` holds all labels joined by it (no label: an empty cell). With the task
-    `segmentation`, `mask` names one mask per picture, and every pixel of it that is not 0 has the class in `label`; with
-    `ids`, which says which number or colour is which class, a mask shows any number of classes, and no label is read.
+    `segmentation`, `mask` names one mask per picture, and every pixel of it that is not 0 has the class in `label`;
+    with `ids`, which says which number or colour is which class, a mask shows any number of classes, and no label is
+    read.
     """
 
     kind: Literal["csv"] = "csv"
