@@ -25,8 +25,10 @@ from components.data.annotations.layouts import read_tree
 from components.data.checks.validation import check_rows
 from components.data.store.describing import describe_folder, require_same_task, write_domain
 from components.data.store.importing import import_folder
+from components.data.store.versions import compare_annotations, list_annotations
 from components.domain.reading import load_domain, render_layout
 from components.errors import DataError, DomainError
+from components.files import hash_file
 from components.records.maps import IGNORE, decode_map
 from components.workspace import Workspace
 
@@ -144,6 +146,10 @@ def understand(raw, layout=None, task="segmentation"):
     return domain, read_tree(domain, raw)
 
 
+def check(domain, raw):
+    return check_rows(read_tree(domain, raw).rows, raw, domain)
+
+
 def sum_pixels(domain, rows):
     """Counted from the maps themselves, not from the column `pixels`."""
     maps = [decode_map(data) for data in rows["class_map"].drop_nulls()]
@@ -203,7 +209,7 @@ def test_a_mask_that_does_not_fit_is_quarantined_by_name(tmp_path, damage, words
     write_masks(tmp_path, pictures=4)
     damage(tmp_path)
     domain = make_domain(task="segmentation", classes=["background", "crack"], layout=FAULTY)
-    validated = check_rows(read_tree(domain, tmp_path).rows, tmp_path, domain)
+    validated = check(domain, tmp_path)
     assert [item.path for item in validated.quarantined] == ["images/p00.png"]
     assert words in str(validated.quarantined[0].reason)
     assert validated.fit.height == 3
@@ -379,7 +385,7 @@ def test_copies_with_other_maps_are_a_conflict_and_with_equal_ones_a_repeat(tmp_
     layout = {"kind": "masks", "ids": {"crack": 1}}
     save_ids(tmp_path / "masks/p00.png", [1])
     domain = make_domain(task="segmentation", classes=["background", "crack"], layout=layout)
-    validated = check_rows(read_tree(domain, tmp_path).rows, tmp_path, domain)
+    validated = check(domain, tmp_path)
     reasons = {item.path: str(item.reason) for item in validated.quarantined}
     assert "which is kept" in reasons.pop("images/p10.png")
     assert {path for path, why in reasons.items() if "a label conflict" in why} == {"images/p01.png", "images/p11.png"}
@@ -399,3 +405,44 @@ def test_an_import_adds_and_a_changed_mask_needs_leave(tmp_path):
     assert import_folder(workspace, second, "tiles", force=True).changed == 1
     with pytest.raises(DomainError, match="--task classification"):
         import_folder(workspace, second, "tiles", task="classification")
+
+
+def test_versions_differ_by_pixels_and_not_by_how_a_mask_is_stored(tmp_path):
+    domain = make_domain(task="segmentation", classes=["background", "class_1"], layout="masks")
+    states = []
+    write_masks(tmp_path, pictures=4)
+    for change in (None, "stored otherwise", "other pixels"):
+        if change:
+            mask = np.asarray(Image.open(tmp_path / "masks/p01.png")).copy()
+            mask[0, 0] = change == "other pixels"
+            Image.fromarray(mask).save(tmp_path / "masks/p01.png", compress_level=0)
+        listing = {
+            path.relative_to(tmp_path).as_posix(): hash_file(path) for path in tmp_path.rglob("*.png") if path.is_file()
+        }
+        states.append(list_annotations(read_tree(domain, tmp_path).rows, listing))
+    found = [compare_annotations(states[0], state).model_dump() for state in states]
+    assert [state["relabelled"] for state in found] == [0, 0, 1]
+    assert {state["added"] + state["removed"] for state in found} == {0}
+
+
+def test_renamed_classes_and_a_renamed_background(tmp_path):
+    sound_folder_with_empty_masks(tmp_path)
+    (tmp_path / "masks/free/free0.png").unlink()
+    facts = {"layout": {"kind": "folders", "images": "images", "masks": "masks"}, "classes": ["good", "defect"]}
+    facts |= {"task": {"kind": "segmentation", "background": "good"}, "rename": {"free": "good", "crack": "defect"}}
+    domain = make_domain(**facts)
+    understood = read_tree(domain, tmp_path)
+    assert sum_pixels(domain, understood.rows) == {"good": 6 * WHOLE - 3 * PATCH, "defect": 3 * PATCH}
+    assert understood.pictures.used == 11
+
+
+def test_a_class_in_few_pixels_is_a_warning(tmp_path):
+    write_masks(tmp_path, pictures=4)
+    domain = make_domain(task="segmentation", classes=["background", "class_1"], layout="masks")
+    assert not [line for line in check(domain, tmp_path).warnings if "labelled pixels" in line]
+    for n in (1, 3):
+        mask = np.zeros((40, 48), np.uint8)
+        mask[0, 0] = n == 1
+        Image.fromarray(mask).save(tmp_path / f"masks/p0{n}.png")
+    (line,) = [line for line in check(domain, tmp_path).warnings if "labelled pixels" in line]
+    assert "class_1 0.0130%" in line

@@ -128,11 +128,11 @@ def _describe(
     earlier = [before.md5, before.labels] if before and before.labels else []
     cache = versioning.fetch_objects(workspace, [version.md5, labels, *filter(None, earlier)])
     rows = load_frame(locate_object(cache, labels))
-    said = _annotations(rows, load_listing(cache, version.md5))
+    said = list_annotations(rows, load_listing(cache, version.md5))
     counts = by_class(rows).drop_nulls("label").group_by("label").len().sort("label").rows()
     difference = None
     if before and before.labels:
-        old = _annotations(load_frame(locate_object(cache, before.labels)), load_listing(cache, before.md5))
+        old = list_annotations(load_frame(locate_object(cache, before.labels)), load_listing(cache, before.md5))
         difference = compare_annotations(old, said)
     return NamedVersion(
         name=f"{domain.name}@v{before.number + 1 if before else 1}",
@@ -151,7 +151,8 @@ def _describe(
 Annotations = dict[str, list[str]]  # hash of an image to the annotations of each file with that content
 
 
-def _annotations(rows: pl.DataFrame, listing: Mapping[str, str]) -> Annotations:
+def list_annotations(rows: pl.DataFrame, listing: Mapping[str, str]) -> Annotations:
+    """What rows.parquet says of the files of a version. listing: the hash of each file by its path."""
     files: dict[str, list[str]] = {}
     ids = {path: identity for path, identity in rows.select("path", "id").rows() if identity}
     packed = all(NAME.fullmatch(path) for path in listing)  # DVC knows only the shards; the rows name their images
