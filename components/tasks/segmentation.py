@@ -99,7 +99,7 @@ class SegmentationTask(MapTask):
     """Which of two shapes that cover a pixel decides its class: the later one of the file, or the smaller one."""
     head: Literal["conv", "linear"] = "conv"
     """The last layers: `conv` joins tokens of several depths with the pixels themselves, `linear` projects tokens."""
-    head_lr: float = Field(default=0.002, gt=0, le=1)
+    head_lr: float = Field(default=0.004, gt=0, le=1)
     """AdamW's peak learning rate of the last layers."""
 
     # The domain and its data

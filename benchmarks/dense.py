@@ -1,0 +1,341 @@
+"""Segmentation on three public sets: what a backbone adds to a head that reads pixels, and what its tuners add.
+
+    TESSERA_REAL_DATA=DIR python benchmarks/dense.py --backbone DIR/backbones/vit_tiny_[...].safetensors
+        [--state FOLDER] [--json FILE] [--minutes M] [--only "bsdata / pixels" magnetic_tile]
+
+Claim: dense.json beside this file, whichever row it favours.
+
+Each set is imported, checked, split by group, trained and scored as `tessera retrain` does it, at the size of its
+pictures. `pixels` is the head without a backbone and `linear` the head on a frozen one; both are trained with three
+seeds, the other tuners with one. The rows of a set see the same number of epochs, with the defaults of their tuners;
+`long` rows see several times as many. A row's CPU seconds are those of a whole job: pixels decoded, training,
+validation after every epoch, calibration and the judging of every held-out picture.
+
+Intervals are of the mean over a row's seeds, by bootstrap over the test groups; differences are paired by group.
+
+A finished job is a folder in the state folder, named by the hash of everything it depends on but the code, whose commit
+it notes: an interrupted run goes on from there, and processes with different `--only` may share the folder.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import polars as pl
+import torch
+from bench import Options, Record, describe_machine, find_manifest, load_json, save_json, write_interval
+
+from components.data.store import importing, versioning
+from components.domain.domain import Domain
+from components.domain.reading import load_domain, parse_domain
+from components.files import write_whole
+from components.models.engine import create_engine
+from components.models.weights import load_adapter
+from components.promotion.statistics import bootstrap, bootstrap_difference
+from components.records.jobs import Job, load_predictions, load_result
+from components.tasks import create_task
+from components.tasks.base import Evidence, MeanEvidence, Task
+from components.training.run import do_job
+from components.training.usage import measure_serving
+from components.workspace import REPOSITORY, Workspace
+
+SEEDS = (0, 1, 2)
+CONTROL, FROZEN = "pixels", "linear"
+TUNERS: dict[str, Options] = {
+    name: {"kind": name} for name in (CONTROL, FROZEN, "vpt", "vapt", "lora", "bitfit", "full")
+}
+PLACE = re.compile(r"\d+_\d+_crop_\d+$")  # how a name of bsdata ends: position, angle and crop
+DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class Set:
+    """A public set as a domain. domain: its keys beside name, backbone and candidates. arrange: what is imported, out
+    of the published folder, into a new one. long: how many times the epochs of its `long` rows; none where 0."""
+
+    name: str
+    domain: Record
+    arrange: Callable[[Path, Path], None] | None = None
+    long: int = 0
+
+
+def arrange_places(source: Path, target: Path) -> None:
+    """The pictures of bsdata in one folder per place, so that the place is a column."""
+    shutil.copytree(source / "labelme", target / "labelme")
+    for path in (source / "images").iterdir():
+        found = PLACE.search(path.stem)
+        if found is None:
+            raise ValueError(f"{path} does not end in position, angle and crop")
+        (target / "images" / found[0]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / "images" / found[0])
+
+
+DEFECTS = ("blowhole", "break", "crack", "fray", "uneven")
+SETS = {
+    chosen.name: chosen
+    for chosen in (
+        Set(
+            "dsb2018_stained",
+            {
+                "task": "segmentation",
+                "classes": ["background", "nucleus"],
+                "layout": {"kind": "instances", "label": "nucleus"},
+                "augmentation": "pathology",
+                "img_size": 256,
+                "training": {"epochs": 60, "batch_size": 8, "warmup_epochs": 3},
+            },
+        ),
+        Set(
+            "magnetic_tile",
+            {
+                "task": "segmentation",
+                "classes": ["background", "defect"],
+                "rename": dict.fromkeys(DEFECTS, "defect") | {"free": "background"},
+                "layout": {"kind": "folders", "images": "images", "masks": "masks"},
+                "img_size": 384,
+                "training": {"epochs": 3, "batch_size": 8, "warmup_epochs": 0.2},
+            },
+        ),
+        Set(
+            "bsdata",
+            {
+                "task": {"kind": "segmentation", "unannotated": "background"},
+                "classes": ["background", "Pitting"],
+                "layout": {"kind": "labelme", "images": "images/<place>", "annotations": "labelme"},
+                "group": "place",
+                "img_size": [192, 448],
+                "training": {"epochs": 10, "batch_size": 8, "warmup_epochs": 0.5},
+            },
+            arrange_places,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tuner on one set."""
+
+    data: Set
+    tuner: str
+    long: bool = False
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return SEEDS if self.tuner in (CONTROL, FROZEN) and not self.long else SEEDS[:1]
+
+    def __str__(self) -> str:
+        return f"{self.data.name} / {self.tuner}{' / long' if self.long else ''}"
+
+
+ROWS = [Row(data, tuner) for data in SETS.values() for tuner in TUNERS]
+ROWS += [Row(data, tuner, long=True) for data in SETS.values() for tuner in TUNERS if data.long]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", required=True, help="what load_backbone knows: a file, a timm name, `embedded`")
+    parser.add_argument("--state", type=Path, default=REPOSITORY / ".tessera" / "dense", help="may be shared")
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no job after them; 0 only reports")
+    parser.add_argument("--only", nargs="+", default=[""], help="train where `set / tuner` holds one of them")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="train these seeds only")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    if "TESSERA_REAL_DATA" not in os.environ:
+        parser.error("TESSERA_REAL_DATA names no folder with the data sets")
+    torch.set_num_threads(options.threads)
+    study = Study(options.backbone, Path(os.environ["TESSERA_REAL_DATA"]), options.state.resolve(), options.json)
+    stop = time.monotonic() + 60 * options.minutes
+    wanted = [(row, seed) for row in ROWS for seed in row.seeds if seed in options.seeds]
+    for row, seed in sorted(wanted, key=lambda pair: pair[1]):
+        if time.monotonic() < stop and any(text in str(row) for text in options.only) and not study.find(row, seed):
+            study.train(row, seed)
+            study.report()
+    print(render(study.report()))
+
+
+@dataclass
+class Study:
+    """All jobs there are to do, and the folder that holds those that were done."""
+
+    backbone: str
+    source: Path
+    state: Path
+    json: Path
+    homes: dict[str, tuple[Workspace, Domain]] = field(default_factory=dict)
+
+    def home(self, data: Set) -> tuple[Workspace, Domain]:
+        """The set in a workspace of its own, imported, checked and split."""
+        if data.name not in self.homes:
+            workspace = Workspace(self.state / "workspaces" / data.name)
+            workspace.activate()
+            if not find_manifest(workspace, data.name).exists():
+                self._bring_in(workspace, data)
+            self.homes[data.name] = workspace, load_domain(workspace.domain_file(data.name))
+        return self.homes[data.name]
+
+    def _bring_in(self, workspace: Workspace, data: Set) -> None:
+        record = data.domain | {"name": data.name, "backbone": str(Path(self.backbone).resolve())}
+        parse_domain(record, "benchmarks/dense.py")
+        workspace.domain_file(data.name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(workspace.domain_file(data.name), json.dumps(record).encode())
+        folder = self.source / data.name
+        if data.arrange:
+            folder = self.state / "arranged" / data.name
+            shutil.rmtree(folder, ignore_errors=True)
+            data.arrange(self.source / data.name, folder)
+        importing.import_folder(workspace, folder, data.name)
+        versioning.require_repository(workspace)
+        versioning.register_domain(workspace, data.name)
+        versioning.record_version(workspace, data.name)
+        for stage in ("manifest", "features", "validate", "split"):
+            versioning.run_stage(workspace, stage, data.name)
+
+    def job(self, row: Row, seed: int) -> Job:
+        workspace, domain = self.home(row.data)
+        record = domain.model_dump(mode="json") | {
+            key: row.data.domain[key] for key in ("training", "augmentation") if key in row.data.domain
+        }
+        if row.long:
+            record["training"] = record["training"] | {"epochs": record["training"]["epochs"] * row.data.long}
+        chosen = parse_domain(record, "benchmarks/dense.py")
+        version = versioning.read_version(workspace, row.data.name).md5
+        facts = [chosen.model_dump(mode="json", exclude={"candidates"}), dict(TUNERS[row.tuner]), seed, version]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return Job(
+            action="train",
+            domain=chosen,
+            tuner=dict(TUNERS[row.tuner]),
+            seed=seed,
+            manifest=find_manifest(workspace, row.data.name),
+            raw=workspace.raw(row.data.name),
+            cache=workspace.cache,
+            folder=self.state / "jobs" / f"{row.data.name}-{row.tuner}-{key}",
+            data_version=version,
+            git_commit=versioning.git_commit(),
+        )
+
+    def find(self, row: Row, seed: int) -> Record | None:
+        """What this job left, if it is done."""
+        if not (self.state / "workspaces" / row.data.name).exists():
+            return None
+        folder = self.job(row, seed).folder
+        path = folder / "facts.json"
+        return load_json(path) | {"folder": folder} if path.exists() else None
+
+    def train(self, row: Row, seed: int) -> None:
+        job = self.job(row, seed)
+        begun = time.process_time()
+
+        def tell(event: str, **facts: Any) -> None:
+            if event == "epoch":
+                spent = time.process_time() - begun
+                print(
+                    f"{row!s:32} seed {seed} epoch {facts['epoch']:3.0f} val {facts['score']:.4f} {spent:7.1f} s",
+                    flush=True,
+                )
+
+        do_job(job, tell)
+        spent = time.process_time() - begun
+        network, meta = load_adapter(job.folder / "adapter")
+        engine = create_engine(meta.backbone.mean, meta.backbone.std)
+        served = measure_serving(engine.prepare(network), engine, meta.backbone.img_size)
+        facts = {"seed": seed, "commit": job.git_commit, "cpu_seconds": round(spent, 1)}
+        facts |= {"ms_per_picture": round(served["latency_ms_p50"], 1)}
+        save_json(facts, job.folder / "facts.json")
+
+    def report(self) -> Record:
+        """Write everything there is."""
+        found = {row: [facts for seed in row.seeds if (facts := self.find(row, seed))] for row in ROWS}
+        done = {row: facts for row, facts in found.items() if facts}
+        rows = [self._describe(row, facts, done) for row, facts in done.items()]
+        sets = {row.data.name: self._describe_set(row.data) for row in done}
+        machine = describe_machine(create_engine((0.5,) * 3, (0.5,) * 3))
+        results = {"backbone": Path(self.backbone).name, "machine": machine, "sets": sets, "rows": rows}
+        save_json(results, self.json)
+        return results
+
+    def _describe_set(self, data: Set) -> Record:
+        workspace, _ = self.home(data)
+        manifest = pl.read_parquet(find_manifest(workspace, data.name))
+        sides = {side: manifest.filter(split=side) for side in ("train", "val", "test")}
+        counts = {side: {"images": rows.height, "groups": rows["group"].n_unique()} for side, rows in sides.items()}
+        return {key: data.domain[key] for key in ("classes", "img_size", "training")} | counts
+
+    def _describe(self, row: Row, jobs: list[Record], done: dict[Row, list[Record]]) -> Record:
+        _, domain = self.home(row.data)
+        task, target = create_task(domain), domain.classes[1]
+        results = [result for facts in jobs if (result := load_result(facts["folder"]))]
+        ours = read_evidence(jobs, task, domain, target)
+        record: Record = {
+            "set": row.data.name,
+            "tuner": row.tuner,
+            "long": row.long,
+            "seeds": [one["seed"] for one in jobs],
+        }
+        record |= {"commit": sorted({one["commit"] for one in jobs}), "epochs": len(results[0].history)}
+        for key in ("cpu_seconds", "ms_per_picture"):
+            record[key] = round(fmean(one[key] for one in jobs), 1)
+        record |= {"trainable_params": results[0].trainable_params, "head_params": results[0].head_params}
+        record |= {name: write_interval(bootstrap(evidence)) for name, evidence in ours.items()}
+        names = ("mean_dice", f"dice/{target}", "picture_dice", "boundary_f1", "defect_recall", "false_components")
+        for name in (*names, "ece", "ece_uncalibrated"):
+            record[name] = round(fmean(one.metrics[f"test/{name}"] for one in results), DECIMALS)
+        record["by_seed"] = [round(one.metrics[f"test/{task.metric}"], DECIMALS) for one in results]
+        for other in (CONTROL, FROZEN):
+            against = done.get(Row(row.data, other, row.long)) or done.get(Row(row.data, other))
+            if against and other != row.tuner:
+                theirs = read_evidence(against, task, domain, target)
+                record[f"minus_{other}"] = {
+                    name: write_interval(bootstrap_difference(ours[name], theirs[name])) for name in ours
+                }
+        return record
+
+
+def read_evidence(jobs: Sequence[Record], task: Task, domain: Domain, target: str) -> dict[str, Evidence]:
+    """Of the mean over the jobs: the metric, and the score of one class."""
+    frames = [load_predictions(facts["folder"], "test") for facts in jobs]
+    classes = [task.class_evidence(frame, domain.classes)[target] for frame in frames]
+    return {
+        task.metric: task.mean_evidence(frames, domain.classes),
+        f"iou/{target}": MeanEvidence(tuple(classes)),
+    }
+
+
+def render(results: Record) -> str:
+    """The table of benchmarks/README.md."""
+    lines = ["| set | tuner | seeds | epochs, CPU s | mean IoU | class IoU, Dice | - pixels | - linear | ms | params |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+    for row in results["rows"]:
+        target = results["sets"][row["set"]]["classes"][1]
+        gaps = [
+            show(row[f"minus_{name}"]["mean_iou"], 100) if f"minus_{name}" in row else "" for name in (CONTROL, FROZEN)
+        ]
+        cells = [row["set"], row["tuner"] + (" (long)" if row["long"] else ""), str(len(row["seeds"]))]
+        cells += [f"{row['epochs']}, {row['cpu_seconds']:.0f}", show(row["mean_iou"]), show(row[f"iou/{target}"])]
+        cells += [f"{row[f'dice/{target}']:.3f}", *gaps, f"{row['ms_per_picture']:.0f}", f"{row['trainable_params']:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def show(interval: Record, scale: float = 1.0) -> str:
+    """`0.874 [0.861, 0.886]`, a difference in points."""
+    digits = 3 if scale == 1 else 1
+    value, *ends = (None if interval[name] is None else scale * interval[name] for name in ("mean", "low", "high"))
+    known = "" if None in ends else f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+    return f"{value:.{digits}f}{known}"
+
+
+if __name__ == "__main__":
+    main()
