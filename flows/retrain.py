@@ -271,5 +271,5 @@ def publish(plan: Plan, parent: str, outcome: Outcome) -> None:
     tags = {"test score": f"{best.test.value:.3f}"}
     artifacts.log_card(store, best.run_id, plan.domain.name, outcome.challenger_version, page, text, tags)
     outcomes.log_result(store, parent, outcome, [path, picture])
-    summary = retrain_page.render_markdown(outcome, pages.count_pixels(plan, result))
+    summary = retrain_page.render_markdown(outcome, pages.measure_pixels(plan, result))
     show("retrain", plan.domain.name, summary, "Candidates and verdict")

@@ -114,7 +114,12 @@ def test_a_sheet_says_truth_answer_and_dice_of_each_picture(tmp_path: Path) -> N
     row = write_row(tmp_path, "a.png", TRUTH.repeat(9, 0).repeat(9, 1), ANSWER.repeat(9, 0).repeat(9, 1))
     figure = maps.draw_worst(frame_of(row), TASK, CLASSES, tmp_path, "title")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["1 of 1: a.png", "truth: crack + rust", "answer: crack + rust", f"Dice {row['dice']:.2f}"]
+    assert titles == [
+        "1 of 1: a.png",
+        "truth: crack + rust",
+        "answer: crack + rust",
+        f"difference, Dice {row['dice']:.2f}",
+    ]
     legends = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
     assert legends == {"crack", "rust", *maps.DIFFERENCES, maps.UNLABELLED}
 

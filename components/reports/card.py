@@ -18,7 +18,7 @@ from components.records.jobs import SALIENCY_FILE, Result, load_predictions
 from components.records.outcomes import Outcome
 from components.reports import map_sections
 from components.reports.pictures import draw_calibration, draw_mistakes, draw_saliency
-from components.reports.pixels import count_classes, format_share
+from components.reports.pixels import format_share, measure_split
 from components.reports.shell import (
     embed_figure,
     render_links,
@@ -105,8 +105,8 @@ def render_markdown(card: ModelCard) -> str:
     lines += ["## Scores by slice", "", render_table(HEADS, [row.cells for row in card.scores]), ""]
     task = create_task(card.domain)
     if isinstance(task, MapTask):
-        rows = count_classes(load_predictions(card.result.folder, "test"), task, card.domain.classes)
-        lines += ["## Classes", "", map_sections.tabulate_classes(rows), ""]
+        split = measure_split(load_predictions(card.result.folder, "test"), task, card.domain.classes)
+        lines += ["## Classes", "", map_sections.tabulate_classes(split), ""]
     for title, facts in _sections(card):
         lines += [f"## {title}", "", *(f"- **{name}**: {value}" for name, value in facts), ""]
     return without_html("\n".join(lines))

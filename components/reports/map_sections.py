@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from components.reports.maps import draw_worst
-from components.reports.pixels import HEADS, NOTE, ClassPixels, count_classes
+from components.reports.pixels import HEADS, NOTE, SplitPixels, measure_split
 from components.reports.shell import embed_figure, render_row
 from components.reports.words import render_table
 from components.tasks.base import MapTask
@@ -17,10 +17,10 @@ WORST = (
 )
 
 
-def render_classes(rows: Sequence[ClassPixels]) -> str:
+def render_classes(split: SplitPixels) -> str:
     """The table of classes as HTML."""
-    body = "".join(render_row(row.cells) for row in rows)
-    return f'<h2>Classes</h2><div class="wide"><table>{render_row(HEADS, "th")}{body}</table></div><p>{NOTE}</p>'
+    table = render_row(HEADS, "th") + "".join(render_row(row.cells) for row in split.classes)
+    return f'<h2>Classes</h2><p>{split.summarise()}</p><div class="wide"><table>{table}</table></div><p>{NOTE}</p>'
 
 
 def render_worst(frame: pl.DataFrame, task: MapTask, classes: Sequence[str], raw: Path) -> str:
@@ -31,9 +31,9 @@ def render_worst(frame: pl.DataFrame, task: MapTask, classes: Sequence[str], raw
 
 def render_sections(frame: pl.DataFrame, task: MapTask, classes: Sequence[str], raw: Path) -> str:
     """Both, of a frame of predictions."""
-    return render_classes(count_classes(frame, task, classes)) + render_worst(frame, task, classes, raw)
+    return render_classes(measure_split(frame, task, classes)) + render_worst(frame, task, classes, raw)
 
 
-def tabulate_classes(rows: Sequence[ClassPixels]) -> str:
-    """The table of classes as Markdown."""
-    return f"{render_table(HEADS, [row.cells for row in rows])}\n\n{NOTE}"
+def tabulate_classes(split: SplitPixels) -> str:
+    """The same as Markdown."""
+    return f"{split.summarise()}\n\n{render_table(HEADS, [row.cells for row in split.classes])}\n\n{NOTE}"

@@ -44,7 +44,7 @@ MOST_NAMED = 12  # classes in a legend
 DIFFERENCES = {
     "found": (60, 190, 80),
     "missed": (214, 30, 150),
-    "false": (70, 190, 255),
+    "false": (0, 240, 255),
     "other class": (255, 235, 60),
 }
 UNLABELLED = "not labelled"
@@ -95,8 +95,13 @@ def draw_found(frame: pl.DataFrame, task: MapTask, classes: Sequence[str], raw: 
 
 
 def choose_rows(frame: pl.DataFrame, task: MapTask, most: int) -> pl.DataFrame:
-    """At most so many rows with a column `rank`: the worst first, then the median and the best where not all fit."""
-    ranked = frame.with_columns(ease=task.ease(frame)).sort("ease", "id", nulls_last=True)
+    """At most so many rows with a column `rank`: the worst first, then the median and the best where not all fit.
+
+    Of pictures that are equally bad, such as those whose objects were all missed, that with the most wrong pixels.
+    """
+    wrong = pl.Series("wrong", [_count_wrong(numbers) for numbers in frame["confusion"]], dtype=pl.Int64)
+    rated = frame.with_columns(wrong, task.ease(frame).alias("ease"))
+    ranked = rated.sort("ease", "wrong", "id", descending=[False, True, False], nulls_last=True)
     count = ranked.height
     places = list(range(count)) if count <= most else [*range(most - 2), max(count // 2, most - 2), count - 1]
     names = [f"{place + 1} of {count}" for place in places]
@@ -105,6 +110,11 @@ def choose_rows(frame: pl.DataFrame, task: MapTask, most: int) -> pl.DataFrame:
     if names:
         names[0] = "worst" if count > 1 else names[0]
     return ranked[places].with_columns(rank=pl.Series(names, dtype=pl.String))
+
+
+def _count_wrong(confusion: Sequence[int]) -> int:
+    """confusion: pixels by true and answered class, row by row."""
+    return sum(confusion) - sum(confusion[:: math.isqrt(len(confusion)) + 1])
 
 
 def compare_maps(truth: ClassMap, answer: ClassMap, background: int | None) -> NDArray[np.uint8]:
@@ -199,7 +209,7 @@ def _draw_sheet(
         if located:
             _draw_place(panels.pop(0), row)
         words = [head, f"truth: {facts['label']}", f"answer: {facts[PREDICTED]}"]
-        words += [describe_dice(facts["dice"])] if differences else []
+        words += [f"difference, {describe_dice(facts['dice'])}"] if differences else []
         for axes, picture, text in zip(panels, _draw_panels(row, legend, differences), words, strict=False):
             axes.imshow(picture, interpolation="nearest")
             axes.set_title(textwrap.fill(text, LONGEST), fontsize=8, loc="left", parse_math=False)

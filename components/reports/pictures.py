@@ -15,7 +15,7 @@ import polars as pl
 from components.data.batches.geometry import find_canvas
 from components.domain.canvas import Fit, ImgSize
 from components.reports.maps import draw_worst
-from components.reports.pixels import MOST_ANNOTATED, draw_confusion
+from components.reports.pixels import MOST_ANNOTATED, count_short, draw_confusion
 from components.reports.tiles import load_tile
 from components.tasks import Task
 from components.tasks.base import Annotation, MapTask, list_probabilities, number_names, read_probabilities
@@ -118,6 +118,7 @@ def draw_calibration(frame: pl.DataFrame, task: Task, classes: Sequence[str], ti
     above.legend(fontsize=8, frameon=False, loc="upper left")
     below.bar((np.arange(bins) + 0.5) / bins, count, width=0.9 / bins, color="#afb8c1")
     below.set(xlabel="probability", ylabel=what)
+    below.yaxis.set_major_formatter(lambda number, _: count_short(round(number)))
     return figure
 
 

@@ -58,7 +58,7 @@ class ClassPixels:
             _divide(self.hits, self.answered),
             _divide(self.hits, self.truth),
             count_short(self.truth),
-            f"{self.share:.2%}",
+            f"{100 * self.share:.2f} %",
             f"{self.images:,}",
             *objects,
             self._score_boundary(),
@@ -71,6 +71,31 @@ class ClassPixels:
         true, matched, answered, agreed = self.boundary
         recall, precision = matched / true, agreed / max(answered, 1)
         return f"{2 * recall * precision / (recall + precision):.3f}" if recall + precision else "0.000"
+
+
+@dataclass(frozen=True)
+class SplitPixels:
+    """All classes over a split. images: their number; dice: the mean over them."""
+
+    classes: tuple[ClassPixels, ...]
+    images: int
+    dice: float
+
+    def summarise(self) -> str:
+        """What an inspector asks first: objects found, false ones, and the Dice of an image."""
+        counts = np.array([row.components for row in self.classes if row.components is not None]).reshape(-1, 4)
+        true, found, _, false = counts.sum(axis=0).tolist()
+        share = f" ({format_share(found / true)})" if true else ""
+        rate = f"{false / max(self.images, 1):.2g}"
+        return (
+            f"Found {found:,} of {true:,} objects{share}, and {false:,} false ones, {rate} per image. "
+            f"Mean Dice of an image {self.dice:.3f}."
+        )
+
+
+def measure_split(frame: pl.DataFrame, task: MapTask, classes: Sequence[str]) -> SplitPixels:
+    """All of a frame of predictions."""
+    return SplitPixels(count_classes(frame, task, classes), frame.height, float(frame["dice"].to_numpy().mean()))
 
 
 def count_classes(frame: pl.DataFrame, task: MapTask, classes: Sequence[str]) -> tuple[ClassPixels, ...]:
@@ -108,8 +133,8 @@ def draw_confusion(frame: pl.DataFrame, classes: Sequence[str], title: str) -> "
     counts = count_pixels(frame, classes)
     truth = counts.sum(axis=1)
     shares = counts / np.maximum(truth, 1)[:, None]
-    cell = 0.72 if len(classes) <= MOST_ANNOTATED else 0.4
-    side = min(3 + cell * len(classes), 24)
+    cell = 0.62 if len(classes) <= MOST_ANNOTATED else 0.4
+    side = min(2 + cell * len(classes), 24)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")

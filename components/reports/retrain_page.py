@@ -13,7 +13,7 @@ from components.records.images import ValidationSummary
 from components.records.jobs import load_predictions
 from components.records.outcomes import Outcome, Score
 from components.reports import map_sections
-from components.reports.pixels import ClassPixels
+from components.reports.pixels import SplitPixels
 from components.reports.shell import (
     embed_picture,
     render_links,
@@ -60,10 +60,10 @@ class RetrainReport:
     pages: Mapping[str, str]
 
 
-def render_markdown(outcome: Outcome, classes: Sequence[ClassPixels] = ()) -> str:
+def render_markdown(outcome: Outcome, pixels: SplitPixels | None = None) -> str:
     """The verdict and its reasons, and the candidates' table.
 
-    classes: how the challenger answers them, where answers are class maps.
+    pixels: what the challenger answered on the test split, where answers are class maps.
     """
     control, gains = find_control(outcome.tuners), describe_gains(outcome.tuners)
     rows = _list_lines(HEADS, [describe_candidate(row, control) for row in outcome.candidates])
@@ -71,10 +71,10 @@ def render_markdown(outcome: Outcome, classes: Sequence[ClassPixels] = ()) -> st
     notes = [f"- {text}" for text in (*map(_escape_star, explain_control(outcome.tuners)), *gains.sentences)]
     searches = [f"- {name}: {text}" for name, text in list_searches(outcome.tuners).items()]
     warning = [] if outcome.backbone.trained else [f"> {UNTRAINED}", ""]
-    pixels = ["## Classes", "", map_sections.tabulate_classes(classes), ""] if classes else []
+    classes = [] if pixels is None else ["## Classes", "", map_sections.tabulate_classes(pixels), ""]
     data = f"Data version `{outcome.data_version}`."
     parts = [describe_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *compared, *notes, *searches, ""]
-    return without_html("\n".join([*parts, *pixels, data]))
+    return without_html("\n".join([*parts, *classes, data]))
 
 
 def _list_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

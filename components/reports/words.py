@@ -26,16 +26,17 @@ class Gains:
 
 def describe_gains(tuners: Sequence[TunerRow]) -> Gains:
     """The gains over the linear probe, and over the task's control where there is one."""
-    if sum(len(row.gains) for row in tuners) <= MOST_SENTENCES:
+    compared = _list_compared(tuners)
+    if sum(len(row.gains) for row in compared) <= MOST_SENTENCES:
         return Gains((), (), tuple(list_gains(tuners)))
     kinds = {
-        "linear": [row.over_linear for row in tuners],
-        "control": [row.over_control for row in tuners],
+        "linear": [row.over_linear for row in compared],
+        "control": [row.over_control for row in compared],
     }
     shown = {kind: gains for kind, gains in kinds.items() if any(gains)}
     names = {kind: next(gain.baseline for gain in gains if gain) for kind, gains in shown.items()}
     rows = [
-        (row.tuner, *(_describe_gain(gains[place]) for gains in shown.values())) for place, row in enumerate(tuners)
+        (row.tuner, *(_describe_gain(gains[place]) for gains in shown.values())) for place, row in enumerate(compared)
     ]
     heads = ("candidate", *(f"over {names[kind]} [95 %]" for kind in shown))
     return Gains(heads, tuple(rows), tuple(_list_doubts(tuners)))
@@ -56,7 +57,13 @@ def list_gains(tuners: Sequence[TunerRow]) -> list[str]:
 
     None of an outcome of an older version.
     """
-    return [gain.text for row in tuners for gain in row.gains] + _list_doubts(tuners)
+    return [gain.text for row in _list_compared(tuners) for gain in row.gains] + _list_doubts(tuners)
+
+
+def _list_compared(tuners: Sequence[TunerRow]) -> list[TunerRow]:
+    """All but the control: what it is beside the linear probe, the probe's own gain over the control says."""
+    control = find_control(tuners)
+    return [row for row in tuners if row.tuner != control]
 
 
 def _list_doubts(tuners: Sequence[TunerRow]) -> list[str]:

@@ -12,7 +12,7 @@ from components.records.jobs import JOB_FILE, SALIENCY_FILE, Result, Rung, load_
 from components.records.outcomes import CandidateRow, Score
 from components.reports.map_sections import tabulate_classes
 from components.reports.pictures import draw_curves, draw_mistakes, draw_samples
-from components.reports.pixels import count_classes
+from components.reports.pixels import measure_split
 from components.tasks import Task, create_task
 from components.tasks.base import MapTask
 from components.tracking.artifacts import RESULT_FILE, TRAINING
@@ -240,7 +240,7 @@ def _tabulate_classes(task: Task, domain: Domain, result: Result) -> str:
     """How pixels and objects of each class were answered on test; nothing where answers are no class maps."""
     if not isinstance(task, MapTask):
         return ""
-    return tabulate_classes(count_classes(load_predictions(result.folder, "test"), task, domain.classes))
+    return tabulate_classes(measure_split(load_predictions(result.folder, "test"), task, domain.classes))
 
 
 def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Path) -> None:

@@ -13,7 +13,7 @@ from components.records.jobs import Result, load_predictions
 from components.records.outcomes import Outcome
 from components.reports import card, retrain_page
 from components.reports.card import ModelCard, SliceScore
-from components.reports.pixels import ClassPixels, count_classes
+from components.reports.pixels import SplitPixels, measure_split
 from components.reports.retrain_page import RetrainReport
 from components.tasks import create_task
 from components.tasks.base import MapTask, by_class, has_labels
@@ -52,12 +52,12 @@ def write_report(plan: Plan, about: RetrainReport) -> Path:
     return path
 
 
-def count_pixels(plan: Plan, result: Result) -> tuple[ClassPixels, ...]:
-    """The classes of answered class maps on the test split; none where answers are no class maps."""
+def measure_pixels(plan: Plan, result: Result) -> SplitPixels | None:
+    """What was answered on the test split; None where answers are no class maps."""
     task = create_task(plan.domain)
     if not isinstance(task, MapTask):
-        return ()
-    return count_classes(load_predictions(result.folder, "test"), task, plan.domain.classes)
+        return None
+    return measure_split(load_predictions(result.folder, "test"), task, plan.domain.classes)
 
 
 def create_card(plan: Plan, outcome: Outcome, result: Result, parent: str, pages: Mapping[str, str]) -> ModelCard:
