@@ -21,6 +21,7 @@ from samples import (
     write_table,
 )
 
+from components.data.accounts import summarise
 from components.data.annotations.layouts import read_tree
 from components.data.checks.validation import check_rows
 from components.data.store.describing import describe_folder, require_same_task, write_domain
@@ -446,3 +447,12 @@ def test_a_class_in_few_pixels_is_a_warning(tmp_path):
         Image.fromarray(mask).save(tmp_path / f"masks/p0{n}.png")
     (line,) = [line for line in check(domain, tmp_path).warnings if "labelled pixels" in line]
     assert "class_1 0.0130%" in line
+
+
+def test_a_summary_has_no_example_without_a_label(tmp_path):
+    write_masks(tmp_path, pictures=2)
+    save_ids(tmp_path / "masks/p00.png", [7])
+    domain = make_domain(task="segmentation", classes=["background", "crack"], layout=FAULTY)
+    summary = summarise(domain, read_tree(domain, tmp_path).rows)
+    assert [(item.path, item.label) for item in summary.examples] == [("images/p01.png", "crack")]
+    assert summary.classes == {"background": 1, "crack": 1}

@@ -88,7 +88,7 @@ def summarise(domain: Domain, rows: pl.DataFrame) -> Summary:
 def _pick(rows: pl.DataFrame, domain: Domain) -> tuple[Example, ...]:
     """A few samples as examples: the first one of each class, then further ones."""
     order = {label: place for place, label in enumerate(domain.classes)}
-    numbered = rows.with_row_index().select("index", "path", "label")
+    numbered = rows.with_row_index().select("index", "path", "label").drop_nulls("label")  # null: a row with a problem
     firsts = numbered.unique("label", keep="first", maintain_order=True).rows()
     firsts.sort(key=lambda row: order.get(row[2], len(order)))
     further = [row for row in numbered.head(EXAMPLES).rows() if row not in firsts]
