@@ -92,7 +92,7 @@ SETS = {
                 "layout": {"kind": "instances", "label": "nucleus"},
                 "augmentation": "pathology",
                 "img_size": 256,
-                "training": {"epochs": 60, "batch_size": 8, "warmup_epochs": 3},
+                "training": {"epochs": 90, "batch_size": 8, "warmup_epochs": 4},
             },
         ),
         Set(
@@ -114,7 +114,7 @@ SETS = {
                 "layout": {"kind": "labelme", "images": "images/<place>", "annotations": "labelme"},
                 "group": "place",
                 "img_size": [192, 448],
-                "training": {"epochs": 10, "batch_size": 8, "warmup_epochs": 0.5},
+                "training": {"epochs": 24, "batch_size": 8, "warmup_epochs": 1},
             },
             arrange_places,
         ),

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def create_job(place: Path, devices: int, **training: Any) -> Job:
+def create_job(place: Path, devices: int, changes: Mapping[str, Any] = {}, **training: Any) -> Job:
     settings = {"epochs": 3, "batch_size": 5, "warmup_epochs": 1, "checkpoint_seconds": 0, "dtype": "float32"}
     domain = tiny.create_domain(
         backbone="embedded",
         img_size=32,
         augmentation="industrial",
         training={**settings, "devices": devices, **training},
+        **changes,
     )
     return Job(
         action="train",
@@ -103,6 +105,22 @@ def test_a_solved_probe_is_the_same_on_two_devices(place: Path) -> None:
     assert together.adapter_sha256 == alone.adapter_sha256
     assert len(together.history) == 1
     _wait(lambda: not find_workers(jobs[1]), 5)
+
+
+@pytest.mark.slow
+def test_class_maps_are_learned_on_two_devices_as_on_one(tmp_path: Path) -> None:
+    """Each picture's loss is a share of the batch's, whichever process computes it and in how many parts."""
+    tiny.write_masked_images(tmp_path / "raw").write_parquet(tmp_path / "manifest.parquet")
+    masked = {"task": {"kind": "segmentation", "background": "dark"}, "layout": "masks"}
+    alone, shared = (create_job(tmp_path, devices, masked, accumulate=devices, epochs=2) for devices in (1, 2))
+    run.do_job(alone, lambda event, **facts: None)
+    together, single = spawn_job(shared, "vpt"), load_result(alone.folder)
+    assert single is not None
+    assert (single.environment["devices"], together.environment["devices"]) == ("1", "2")
+    assert len(together.history) == 2
+    for one, two in zip(single.history, together.history, strict=True):
+        assert two == pytest.approx(one, rel=5e-3, abs=1e-3)
+    _wait(lambda: not find_workers(shared), 5)
 
 
 @pytest.mark.slow
