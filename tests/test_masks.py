@@ -456,3 +456,23 @@ def test_a_summary_has_no_example_without_a_label(tmp_path):
     summary = summarise(domain, read_tree(domain, tmp_path).rows)
     assert [(item.path, item.label) for item in summary.examples] == [("images/p01.png", "crack")]
     assert summary.classes == {"background": 1, "crack": 1}
+
+
+def test_255_beside_other_numbers_is_ignored_where_the_layout_is_named(tmp_path):
+    several_numbers(tmp_path)
+    domain, _ = understand(tmp_path, "{kind: masks, masks: masks}")
+    assert render_layout(domain.layout) == "{kind: masks, ids: {class_1: 1, class_2: 2}, ignore: [255]}"
+
+
+def test_a_mask_is_turned_upright_as_its_picture_is(tmp_path):
+    write_masks(tmp_path, pictures=2)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    mask = np.asarray(Image.open(tmp_path / "masks/p01.png"))
+    picture(701).save(tmp_path / "images/p01.png", exif=exif)
+    Image.fromarray(mask).save(tmp_path / "masks/p01.png", exif=exif)
+    domain = make_domain(task="segmentation", classes=["background", "crack"], layout=FAULTY)
+    validated = check(domain, tmp_path)
+    assert validated.quarantined == ()
+    shown = decode_map(validated.fit.filter(path="images/p01.png")["class_map"].item())
+    assert np.array_equal(shown, np.rot90(mask, -1))
