@@ -182,6 +182,10 @@ def test_large_regions_survive_the_way_there_and_back(size: tuple[int, int], fit
         assert both / either > 1 - 4 / min(x1 - x0, y1 - y0, 128), (number, both / either)
 
 
+def test_a_pixel_of_a_map_has_the_class_at_its_centre() -> None:
+    assert fit_map(np.arange(9, dtype=np.uint8)[None], (1, 3), "squash").tolist() == [[1, 4, 7]]
+
+
 def test_padding_is_never_part_of_an_answer() -> None:
     """Coarse cells that lie in the padding alone are not read, wherever the picture's edge falls."""
     for size in ((100, 37), (37, 100), (64, 5)):

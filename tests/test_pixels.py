@@ -81,9 +81,13 @@ def test_pixels_are_decoded_once_and_named_by_content(place: Path) -> None:
     assert _files(place)[0].stat().st_ino == made
     _load(place, SIZE // 2)
     assert len(_files(place)) == 2
+    boxed = load_pixels(manifest, place / "raw", ImgSize(SIZE, 2 * SIZE), place / "cache", 100, "letterbox")
+    wide = load_pixels(manifest, place / "raw", ImgSize(SIZE, 2 * SIZE), place / "cache", 100, "squash")
+    assert not np.array_equal(boxed, wide)
+    assert len(_files(place)) == 4
     manifest.head(5).write_parquet(place / "manifest.parquet")
     assert _load(place).shape[0] == 5
-    assert len(_files(place)) == 3
+    assert len(_files(place)) == 5
 
 
 def test_crops_of_one_picture_are_what_each_alone_would_be(tmp_path: Path) -> None:
