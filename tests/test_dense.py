@@ -51,10 +51,11 @@ def draw_targets(images: int, size: tuple[int, int], classes: int = 3) -> Tensor
 
 @pytest.mark.parametrize(("size", "patch"), SIZES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_answers_every_fourth_pixel_of_any_size(kind: str, size: tuple[int, int], patch: tuple[int, int]) -> None:
+def test_it_answers_every_second_pixel_of_any_size(kind: str, size: tuple[int, int], patch: tuple[int, int]) -> None:
     head = create(kind, patch)
     logits = head(draw_tokens(head, size, patch))
-    assert logits.shape == (2, 3, -(-size[0] // 4), -(-size[1] // 4))
+    assert logits.shape[:2] == (2, 3)
+    assert all(side / 2 <= found <= side / 2 + 1.5 for found, side in zip(logits.shape[2:], size, strict=True))
     chances = head.decode(logits, 2.0)
     torch.testing.assert_close(chances, F.softmax(logits / 2, dim=1))
     head.loss(logits, draw_targets(2, size), torch.ones(3)).backward()  # type: ignore[no-untyped-call]
@@ -69,8 +70,8 @@ def test_answers_lie_where_their_patches_do(kind: str) -> None:
     before = head(tokens)
     for layer in tokens.layers:
         layer.unflatten(1, (3, 10))[:, :, :3] += 5 * torch.randn(6, generator=torch.Generator().manual_seed(4))
-    moved = (head(tokens) - before).detach().abs().mean(dim=(0, 1, 2))  # by column of 40
-    assert float(moved[:8].min()) > 2 * float(moved[20:].max())
+    moved = (head(tokens) - before).detach().abs().mean(dim=(0, 1, 2))  # by column of 80
+    assert float(moved[:16].min()) > 2 * float(moved[40:].max())
 
 
 def measure_slowly(logits: NDArray[np.float64], truth: NDArray[np.uint8], weights: NDArray[np.float64]) -> float:

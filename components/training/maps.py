@@ -1,6 +1,6 @@
 """Answers that are class maps: calibrated on pixels of validation, judged at the size of each picture.
 
-A network answers at training size, or at a quarter of it. What the gates compare is measured where the annotation was
+A network answers at training size, or at half of it. What the gates compare is measured where the annotation was
 made: each answer is stretched back to its picture before it is judged. One picture at a time is held at that size.
 """
 
