@@ -275,6 +275,11 @@ class TestAugmentation:
             samples = Samples(pixels, np.arange(8), targets, self._augment(recipe, size))
             return list(create_loader(samples, 4, workers=workers, order=StepOrder(samples, 4, 3)))
 
+        samples, augment = Samples(pixels, np.arange(8), maps, self._augment(recipe, size)), self._augment(recipe, size)
+        samples.epoch = 3
+        for index in range(8):
+            expected = augment.with_map(pixels[index], maps[index], 3, index)[1]
+            np.testing.assert_array_equal(np.asarray(samples[index][1]), expected)
         alone = draw(0, maps)
         for (images, targets), (same, again), (plain, _) in zip(
             alone, draw(2, maps), draw(0, np.zeros(8, np.int64)), strict=True
