@@ -254,13 +254,13 @@ def test_labels_to_ignore_are_pixels_to_ignore(tmp_path):
 def test_parts_of_a_labelme_group_are_one_object(tmp_path):
     parts = [
         shape_of("pit", [[0, 0], [10, 10]], "rectangle", group_id=3),
-        shape_of("stain", [[5, 5], [17, 13]], "rectangle"),  # 96 pixels: fewer than both parts have, more than one
+        shape_of("stain", [[5, 5], [20, 15]], "rectangle"),  # 150 pixels: fewer than both parts have, more than one
         shape_of("pit", [[20, 0], [30, 10]], "rectangle", group_id=3),
     ]
     raw, layout = labelme(tmp_path, parts)
-    assert (read_map(find_row(read(raw, layout, Painting(overlap="smaller")))) == 2).sum() == 96
+    assert (read_map(find_row(read(raw, layout, Painting(overlap="smaller")))) == 2).sum() == 150
     crops = [row.crop for row in READERS["labelme"](layout, raw, Wanted()).rows if row.crop]
-    assert crops == [(0, 0, 30, 10), (5, 5, 17, 13)]
+    assert crops == [(0, 0, 30, 10), (5, 5, 20, 15)]
 
 
 # What is refused

@@ -139,9 +139,12 @@ def test_class_maps_in_coco_are_what_pycocotools_expects(tmp_path):
     save_picture(raw / "a.png", 1)
     names = ("good", "crack", "dent")
     domain = make_domain(task=task, classes=names, layout={"kind": "csv", "mask": "mask"})
-    rows = create_rows([Row(path="a.png", regions=Regions.of(classes, names))], domain, raw)
+    save_picture(raw / "b.png", 2)
+    drawn = {"a.png": classes, "b.png": np.zeros_like(classes)}  # b shows background alone
+    rows = create_rows([Row(path=path, regions=Regions.of(each, names)) for path, each in drawn.items()], domain, raw)
     manifest = check_and_split(rows, domain, raw)
     export_manifest(manifest, domain, raw, tmp_path / "out", "coco")
+    assert read_again(tmp_path / "out").equals(manifest)
     with contextlib.redirect_stdout(io.StringIO()):
         found = COCO(tmp_path / "out/annotations.json")
     shown = found.loadAnns(found.getAnnIds())
