@@ -110,6 +110,12 @@ def test_the_worst_come_first_then_the_median_and_the_best(tmp_path: Path) -> No
     assert maps.choose_rows(frame_of(rows[0]), TASK, 4)["rank"].to_list() == ["1 of 1"]
 
 
+def test_of_equally_bad_pictures_that_with_the_most_wrong_pixels_is_the_worst(tmp_path: Path) -> None:
+    nothing = np.zeros((20, 30), np.uint8)
+    rows = [write_row(tmp_path, f"{k}.png", paint_disc(20, 30, k), nothing) for k in (2, 9, 5)]
+    assert maps.choose_rows(frame_of(*rows), TASK, 3)["path"].to_list() == ["9.png", "5.png", "2.png"]
+
+
 def test_a_sheet_says_truth_answer_and_dice_of_each_picture(tmp_path: Path) -> None:
     row = write_row(tmp_path, "a.png", TRUTH.repeat(9, 0).repeat(9, 1), ANSWER.repeat(9, 0).repeat(9, 1))
     figure = maps.draw_worst(frame_of(row), TASK, CLASSES, tmp_path, "title")
@@ -184,6 +190,9 @@ def test_the_table_of_classes_counts_pixels_and_objects(tmp_path: Path) -> None:
     assert crack.cells[8:10] == ("2 of 2", "0")
     assert rust.cells[8:10] == ("1 of 2", "1")
     assert [row.images for row in (background, crack, rust)] == [2, 2, 2]
+    dice = f"{frame['dice'].mean():.3f}"
+    told = f"Found 3 of 4 objects (75 %), and 1 false, 0.5 per image. Mean Dice of an image {dice}."
+    assert pixels.measure_split(frame, TASK, CLASSES).summarise() == told
 
 
 def test_confusion_of_pixels_sums_over_pictures_and_leaves_out_what_is_ignored(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class SplitPixels:
         share = f" ({format_share(found / true)})" if true else ""
         rate = f"{false / max(self.images, 1):.2g}"
         return (
-            f"Found {found:,} of {true:,} objects{share}, and {false:,} false ones, {rate} per image. "
+            f"Found {found:,} of {true:,} objects{share}, and {false:,} false, {rate} per image. "
             f"Mean Dice of an image {self.dice:.3f}."
         )
 
