@@ -214,6 +214,10 @@ class Comparison(Outcome):
 
 
 class Demonstrated(Outcome):
-    """What `tessera demo --json` prints once there is a champion: its answers for a few test images."""
+    """What `tessera demo --json` prints once there is a champion: its answers for a few test images.
+
+    picture: a drawing of them beside the truth, where they are masks.
+    """
 
     predictions: tuple[MapAnswer | LabelsAnswer | Answer, ...]
+    picture: Path | None = None

@@ -373,6 +373,8 @@ def show_demo(outcome: Created | Outcome) -> None:
     if isinstance(outcome, Demonstrated):
         OUT.print()
         OUT.print(_draw_answers(f"{outcome.domain} version {outcome.champion_version}", outcome.predictions))
+        if outcome.picture:
+            OUT.print(f"Picture  {escape(str(outcome.picture))}", soft_wrap=True)
 
 
 def show_reproduced(outcome: Reproduced) -> None:

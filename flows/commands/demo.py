@@ -2,18 +2,26 @@
 
 from pathlib import Path
 
+import numpy as np
+import polars as pl
+from PIL import Image
+
 from components.data.store import versioning
+from components.domain.domain import Domain
 from components.domain.reading import load_domain
 from components.errors import DomainError
 from components.files import settle_folder, write_whole
 from components.records.images import Created
-from components.records.predictions import Predictions
+from components.records.maps import encode_map
+from components.records.predictions import MapAnswer, Predictions
 from components.synthetic import BUNDLED
 from components.tasks import create_task
+from components.tasks.base import PREDICTED, MapTask, by_class
 from components.workspace import REPOSITORY, Workspace
 from flows.progress import report
 
 SAMPLES = 4
+FOUND = "found"  # folder of masks and overlays, and name of the picture beside it
 
 
 def choose_domain(task: str | None) -> str:
@@ -48,16 +56,50 @@ def create_domain(workspace: Workspace, name: str) -> Created:
 
 
 def predict_samples(workspace: Workspace, name: str) -> Predictions:
-    """What the champion says of a few test images, one per label as far as they go; masks are written as files."""
-    from components.data.manifest import load_manifest
+    """What the champion says of a few test images, one per label as far as they go; masks are written as files.
+
+    Where every pixel has a class, it is one image per class that is not the background.
+    """
     from flows.commands.predict import predict
 
     domain = load_domain(workspace.domain_file(name))
-    manifest = load_manifest(workspace.derived(name) / "manifest.parquet", domain)
-    test = manifest.filter(manifest["split"] == "test").unique("label", keep="first", maintain_order=True)
-    pictures = [workspace.raw(name) / path for path in test["path"].head(SAMPLES)]
-    out = workspace.runs(name) / "found" if create_task(domain).annotation == "mask" else None
-    return predict(workspace, name, pictures, out=out)
+    task, test = create_task(domain), _load_test(workspace, domain)
+    if not isinstance(task, MapTask):
+        chosen = test.unique("label", keep="first", maintain_order=True).head(SAMPLES)
+        return predict(workspace, name, [workspace.raw(name) / path for path in chosen["path"]])
+    shown = by_class(test).filter(pl.col("label") != (task.painting.background if task.painting else None))
+    chosen = shown.unique("label", keep="first", maintain_order=True).unique("path", maintain_order=True)
+    pictures = [workspace.raw(name) / path for path in chosen["path"]]
+    return predict(workspace, name, pictures, out=workspace.runs(name) / FOUND)
+
+
+def draw_samples(workspace: Workspace, name: str, answers: Predictions) -> Path | None:
+    """A PNG of the answers beside the truth; returns its path. None where answers are no masks."""
+    from components.reports.maps import draw_found
+
+    domain = load_domain(workspace.domain_file(name))
+    task, raw = create_task(domain), workspace.raw(name)
+    if not isinstance(task, MapTask):
+        return None
+    maps = {
+        row.path: (row.label, encode_map(np.asarray(Image.open(row.mask))))
+        for row in answers.predictions
+        if isinstance(row, MapAnswer) and row.mask
+    }
+    test = _load_test(workspace, domain)
+    found = [maps.get(str(raw / path), (None, None)) for path in test["path"]]
+    label, data = zip(*found, strict=True)
+    columns = pl.Series(PREDICTED, label, pl.String), pl.Series("answer_map", data, pl.Binary)
+    frame = test.with_columns(*columns).drop_nulls("answer_map")
+    title = f"{domain.title or name}: what version {answers.version} found"
+    return draw_found(frame, task, domain.classes, raw, title, workspace.runs(name) / f"{FOUND}.png")
+
+
+def _load_test(workspace: Workspace, domain: Domain) -> pl.DataFrame:
+    from components.data.manifest import load_manifest
+
+    manifest = load_manifest(workspace.derived(domain.name) / "manifest.parquet", domain)
+    return manifest.filter(manifest["split"] == "test")
 
 
 def _locate(name: str) -> Path:

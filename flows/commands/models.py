@@ -60,7 +60,9 @@ def demo(
         outcome = _retrain(place, name, [], False, as_json)
         if outcome.status == "unchanged" or outcome.champion_version is None:
             return outcome
-        return Demonstrated(**dict(outcome), predictions=steps.predict_samples(place, name).predictions)
+        answers = steps.predict_samples(place, name)
+        picture = steps.draw_samples(place, name, answers)
+        return Demonstrated(**dict(outcome), predictions=answers.predictions, picture=picture)
 
     execute(act, shower("show_demo"), as_json, workspace, failed=_was_held)
 
