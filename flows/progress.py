@@ -35,7 +35,8 @@ def make_harmless(value: Shown) -> Shown:
     elif isinstance(value, Mapping):
         harmless = {make_harmless(key): make_harmless(item) for key, item in value.items()}
     elif isinstance(value, list | tuple):
-        harmless = type(value)(map(make_harmless, value))
+        parts = map(make_harmless, value)
+        harmless = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # named ones take each part
     return harmless  # type: ignore[no-any-return]
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from components.data.batches.transforms import embed_augmentation
 from components.data.store import proofs, versioning
 from components.data.store.versioning import git
+from components.domain.canvas import ImgSize
 from components.domain.reading import load_domain, parse_domain
 from components.domain.settings import Schedule
 from components.errors import DomainError, TesseraError, VersioningError, make_visible
@@ -171,6 +172,7 @@ def test_control_characters_are_written_out() -> None:
     assert make_visible("a\x1b[31mb\x07\x9b\u202e\r") == r"a\x1b[31mb\x07\x9b\u202e\r"
     assert make_visible("défaut\nÜ\t✓") == "défaut\nÜ\t✓"
     assert make_harmless({"\x1b": [("\x1b", 1)]}) == {r"\x1b": [(r"\x1b", 1)]}
+    assert make_harmless([ImgSize(192, 448)]) == [ImgSize(192, 448)]
 
 
 @pytest.fixture(scope="module")
