@@ -1,7 +1,7 @@
 """Segmentation on three public sets: what a backbone adds to a head that reads pixels, and what its tuners add.
 
     TESSERA_REAL_DATA=DIR python benchmarks/dense.py --backbone DIR/backbones/vit_tiny_[...].safetensors
-        [--state FOLDER] [--json FILE] [--minutes M] [--only "bsdata / pixels" magnetic_tile]
+        [--state FOLDER] [--json FILE] [--minutes M] [--only "bsdata / pixels" magnetic_tile] [--encoders]
 
 Claim: dense.json beside this file, whichever row it favours.
 
@@ -10,6 +10,9 @@ pictures. `pixels` is the head without a backbone and `linear` the head on a fro
 seeds, the other tuners with one. The rows of a set see the same number of epochs, with the defaults of their tuners;
 `long` rows see several times as many. A row's CPU seconds are those of a whole job: pixels decoded, training,
 validation after every epoch, calibration and the judging of every held-out picture.
+
+--encoders measures what it costs an encoder to return the tokens of four blocks instead of pooled features: forward and
+backward, without a head, in CPU time. An epoch of segmentation costs that much more than one of classification.
 
 Intervals are of the mean over a row's seeds, by bootstrap over the test groups; differences are paired by group.
 
@@ -39,7 +42,12 @@ from components.data.store import importing, versioning
 from components.domain.domain import Domain
 from components.domain.reading import load_domain, parse_domain
 from components.files import write_whole
-from components.models.engine import create_engine
+from components.models.backbones import load_backbone
+from components.models.engine import Engine, create_engine
+from components.models.heads.segmentation import choose_layers
+from components.models.network import Network, create_network
+from components.models.tokens import POOLED, Needs
+from components.models.tuners import create_tuners
 from components.models.weights import load_adapter
 from components.promotion.statistics import bootstrap, bootstrap_difference
 from components.records.jobs import Job, load_predictions, load_result
@@ -54,6 +62,8 @@ CONTROL, FROZEN = "pixels", "linear"
 TUNERS: dict[str, Options] = {
     name: {"kind": name} for name in (CONTROL, FROZEN, "vpt", "vapt", "lora", "bitfit", "full")
 }
+LONG = (CONTROL, FROZEN, "lora", "full")  # the rows that a set has again with a longer budget
+ROUNDS, IMAGES = 5, 8  # of which the fastest is taken; per step
 PLACE = re.compile(r"\d+_\d+_crop_\d+$")  # how a name of bsdata ends: position, angle and crop
 DECIMALS = 4
 
@@ -105,6 +115,7 @@ SETS = {
                 "img_size": 384,
                 "training": {"epochs": 3, "batch_size": 8, "warmup_epochs": 0.2},
             },
+            long=6,
         ),
         Set(
             "bsdata",
@@ -139,7 +150,7 @@ class Row:
 
 
 ROWS = [Row(data, tuner) for data in SETS.values() for tuner in TUNERS]
-ROWS += [Row(data, tuner, long=True) for data in SETS.values() for tuner in TUNERS if data.long]
+ROWS += [Row(data, tuner, long=True) for data in SETS.values() for tuner in LONG if data.long]
 
 
 def main() -> None:
@@ -150,12 +161,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no job after them; 0 only reports")
     parser.add_argument("--only", nargs="+", default=[""], help="train where `set / tuner` holds one of them")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="train these seeds only")
+    parser.add_argument("--encoders", action="store_true", help="measure the encoders, too")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if "TESSERA_REAL_DATA" not in os.environ:
         parser.error("TESSERA_REAL_DATA names no folder with the data sets")
     torch.set_num_threads(options.threads)
     study = Study(options.backbone, Path(os.environ["TESSERA_REAL_DATA"]), options.state.resolve(), options.json)
+    if options.encoders:
+        save_json({"rows": measure_encoders(options.backbone)}, study.encoders)
     stop = time.monotonic() + 60 * options.minutes
     wanted = [(row, seed) for row in ROWS for seed in row.seeds if seed in options.seeds]
     for row, seed in sorted(wanted, key=lambda pair: pair[1]):
@@ -174,6 +188,10 @@ class Study:
     state: Path
     json: Path
     homes: dict[str, tuple[Workspace, Domain]] = field(default_factory=dict)
+
+    @property
+    def encoders(self) -> Path:
+        return self.state / "encoders.json"
 
     def home(self, data: Set) -> tuple[Workspace, Domain]:
         """The set in a workspace of its own, imported, checked and split."""
@@ -263,6 +281,7 @@ class Study:
         sets = {row.data.name: self._describe_set(row.data) for row in done}
         machine = describe_machine(create_engine((0.5,) * 3, (0.5,) * 3))
         results = {"backbone": Path(self.backbone).name, "machine": machine, "sets": sets, "rows": rows}
+        results["encoders"] = load_json(self.encoders).get("rows", [])
         save_json(results, self.json)
         return results
 
@@ -301,6 +320,39 @@ class Study:
                     name: write_interval(bootstrap_difference(ours[name], theirs[name])) for name in ours
                 }
         return record
+
+
+def measure_encoders(name: str) -> list[Record]:
+    """CPU milliseconds per image of each tuner's encoder at the backbone's own size, forward and backward."""
+    backbone = load_backbone(name)
+    engine = create_engine(backbone.mean, backbone.std)
+    images = torch.zeros(IMAGES, 3, *backbone.img_size, dtype=torch.uint8)
+    wanted = {"pooled": POOLED, "layers": Needs(layers=choose_layers(len(backbone.vit.blocks)))}
+    rows = []
+    for label, options in TUNERS.items():
+        if label == CONTROL:
+            continue
+        network = create_network(backbone, create_tuners([options])[0], 2, 0)
+        engine.prepare(network).train()
+        spent = {key: measure_step(network, engine, images, needs) for key, needs in wanted.items()}
+        row = {"tuner": label} | {f"{key}_ms": round(1000 * seconds / IMAGES, 2) for key, seconds in spent.items()}
+        rows.append(row | {"ratio": round(spent["layers"] / spent["pooled"], 3)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def measure_step(network: Network, engine: Engine, images: torch.Tensor, needs: Needs) -> float:
+    """The fastest of some rounds, in seconds of this process; the first one warms up."""
+    seconds = []
+    for _ in range(1 + ROUNDS):
+        begun = time.process_time()
+        with engine.autocast():
+            tokens = network.encoder(engine.normalise(images), needs)
+        outputs = tokens.layers or (tokens.pooled,)
+        if any(parameter.requires_grad for parameter in network.encoder.parameters()):
+            torch.stack([output.float().sum() for output in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+        seconds.append(time.process_time() - begun)
+    return min(seconds[1:])
 
 
 def read_evidence(jobs: Sequence[Record], task: Task, domain: Domain, target: str) -> dict[str, Evidence]:
