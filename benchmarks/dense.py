@@ -68,7 +68,7 @@ PLACE = re.compile(r"\d+_\d+_crop_\d+$")  # how a name of bsdata ends: position,
 DECIMALS = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Set:
     """A public set as a domain. domain: its keys beside name, backbone and candidates. arrange: what is imported, out
     of the published folder, into a new one. long: how many times the epochs of its `long` rows; none where 0."""
