@@ -119,6 +119,15 @@ def test_other_candidates_train(folder: Path, domain: Domain, tuner: str) -> Non
     assert len(found.history) == 8
 
 
+def test_a_trial_of_a_search_is_the_training_that_it_stops(tmp_path: Path) -> None:
+    domain = tiny.create_domain(**DOMAIN | {"training": {"epochs": 3, "batch_size": 4, "warmup_epochs": 1}})
+    first, last = tiny.climb(tmp_path, domain, {"kind": "vpt"}, [1, 3])
+    whole = tiny.train(tmp_path, domain, {"kind": "vpt"})
+    scores = [row["val/mean_iou"] for row in whole.history]
+    assert (first.epochs, last.epochs) == (1, 3)
+    assert (first.score, last.score) == (scores[0], max(scores))
+
+
 # Files
 
 
