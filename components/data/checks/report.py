@@ -12,6 +12,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from components.data.checks.class_maps import (
+    choose_colour,
+    choose_shown,
+    create_overlay,
+    find_background,
+    format_share,
+    measure_coverage,
+)
 from components.data.checks.outliers import HINTS
 from components.data.checks.pictures import create_thumbnail
 from components.data.checks.validation import Quarantined, Validated, find_large_groups
@@ -137,17 +145,22 @@ def _todo(validated: Validated) -> str:
 
 def _classes(validated: Validated, raw: Path, split: pl.DataFrame | None) -> str:
     most = max((counts["images"] for counts in validated.classes.values()), default=1) or 1
-    sides = _count_sides(split)
+    sides, coverage = _count_sides(split), measure_coverage(validated.fit, validated.domain)
     lines = []
     for label, counts in validated.classes.items():
         cells = "".join(_side_cell(sides.get((label, side))) for side in SPLITS) if sides else ""
         cells = f'<td class="n">{counts["images"]:,}</td><td class="n">{counts["groups"]:,}</td>{cells}'
+        if coverage:
+            cells += f'<td class="n">{format_share(coverage.shares.get(label, 0.0))}</td>'
         bar = f'<div class="bar" style="width:{100 * counts["images"] / most:.1f}%"></div>'
-        lines.append(f'<tr><td>{escape(label)}</td>{cells}<td class="mid">{bar}</td></tr>')
+        name = _swatch(label, validated) + escape(label) if coverage else escape(label)
+        lines.append(f'<tr><td>{name}</td>{cells}<td class="mid">{bar}</td></tr>')
     head = f'<tr><th>class</th><th class="n">{_noun(validated)}</th><th class="n">groups</th>'
     head += "".join(f'<th class="n">{side}</th>' for side in SPLITS) if sides else ""
+    head += '<th class="n">pixels</th>' if coverage else ""
     note = f"Each split as {_noun(validated)} / groups; only groups count as independent."
     note = f"<p>{note}</p>" if sides else ""
+    note += f"<p>{escape(coverage.describe())}</p>" if coverage else ""
     samples = "".join(_samples(validated, raw, label) for label in validated.classes)
     return f"<h2>Classes</h2>{note}<table>{head}<th></th></tr>{''.join(lines)}</table>{samples}"
 
@@ -165,7 +178,9 @@ def _side_cell(counts: tuple[int, int] | None) -> str:
 
 
 def _samples(validated: Validated, raw: Path, label: str) -> str:
-    """Sample pictures of one class, evenly spread over its rows."""
+    """Sample pictures of one class, evenly spread over its rows; class maps, if there are any, are drawn over them."""
+    if "class_map" in validated.fit.columns:
+        return _mapped_samples(validated, raw, label)
     rows = by_class(validated.fit).filter(pl.col("label") == label)
     if rows.is_empty():
         return ""
@@ -174,6 +189,26 @@ def _samples(validated: Validated, raw: Path, label: str) -> str:
         _picture(raw, path, crop, validated) for path, crop in rows[chosen].select("path", "crop").rows()
     )
     return f'<p class="quiet">{escape(label)}</p><div class="row">{pictures}</div>'
+
+
+def _mapped_samples(validated: Validated, raw: Path, label: str) -> str:
+    domain, rows = validated.domain, choose_shown(validated.fit, label, validated.domain)
+    if rows.is_empty():
+        return ""
+    chosen = sorted({int(place) for place in np.linspace(0, rows.height - 1, SAMPLES)})
+    overlays = (
+        create_overlay(raw / path, data, 2 * SIDE, domain)
+        for path, data in rows[chosen].select("path", "class_map").rows()
+    )
+    alone = " and nothing else" if label == find_background(domain) else ""
+    title = f'<p class="quiet">{_swatch(label, validated)}{escape(label)}{alone}</p>'
+    return f'{title}<div class="row">{"".join(map(_embed, overlays))}</div>'
+
+
+def _swatch(label: str, validated: Validated) -> str:
+    """The colour in which a class is drawn."""
+    colour = "".join(f"{channel:02x}" for channel in choose_colour(label, validated.domain))
+    return f'<span style="background:#{colour};border-radius:2px;display:inline-block;width:11px;height:11px"></span> '
 
 
 def _charts(validated: Validated) -> str:
@@ -366,7 +401,11 @@ def _half(raw: Path, path: str, label: str, validated: Validated) -> str:
 
 def _picture(raw: Path, path: str, crop: Sequence[int] | None, validated: Validated) -> str:
     box = (crop[0], crop[1], crop[2], crop[3]) if crop else None
-    data = create_thumbnail(raw / path, box, SIDE, validated.domain.validation.max_megapixels)
+    return _embed(create_thumbnail(raw / path, box, SIDE, validated.domain.validation.max_megapixels))
+
+
+def _embed(data: bytes | None) -> str:
+    """A JPEG as an image element."""
     if data is None:
         return '<div class="none">cannot be shown</div>'
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
