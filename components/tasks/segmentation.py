@@ -354,13 +354,19 @@ class SegmentationTask(MapTask):
         return CountEvidence(groups, np.concatenate([hits, answered], axis=1), truth, average_iou)
 
     def chance(self, frame: pl.DataFrame, classes: Sequence[str], of: str | None = None) -> float:
-        """Answering one class everywhere has that class's share of the pixels as its IoU, and none for the others."""
+        """Answering one class everywhere has that class's share p of the pixels as its IoU, and none for the others.
+
+        Of one class: answered at random as often as it occurs, p * p of the pixels are shared of 2 p - p * p.
+        """
         pixels = _read_confusion(frame, classes).sum(axis=(0, 2))
         shares = pixels / pixels.sum()
-        return float(shares.max() / (pixels > 0).sum() if of is None else shares[list(classes).index(of)])
+        if of is None:
+            return float(shares.max() / (pixels > 0).sum())
+        share = shares[list(classes).index(of)]
+        return float(share / (2 - share))
 
     def name_chance(self, classes: Sequence[str], of: str | None = None) -> str:
-        return "answering it everywhere" if of else "answering the commonest class everywhere"
+        return "answering it at random" if of else "answering the commonest class everywhere"
 
     def costs(self, frame: pl.DataFrame, gates: Gates, classes: Sequence[str]) -> tuple[Floats, float]:
         """The mean cost of a labelled pixel, per picture."""

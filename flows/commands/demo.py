@@ -58,7 +58,8 @@ def create_domain(workspace: Workspace, name: str) -> Created:
 def predict_samples(workspace: Workspace, name: str) -> Predictions:
     """What the champion says of a few test images, one per label as far as they go; masks are written as files.
 
-    Where every pixel has a class, it is one image per class that is not the background.
+    Where every pixel has a class, the images are of different groups, and show the classes other than the background in
+    turn.
     """
     from flows.commands.predict import predict
 
@@ -68,8 +69,9 @@ def predict_samples(workspace: Workspace, name: str) -> Predictions:
         chosen = test.unique("label", keep="first", maintain_order=True).head(SAMPLES)
         return predict(workspace, name, [workspace.raw(name) / path for path in chosen["path"]])
     shown = by_class(test).filter(pl.col("label") != (task.painting.background if task.painting else None))
-    chosen = shown.unique("label", keep="first", maintain_order=True).unique("path", maintain_order=True)
-    pictures = [workspace.raw(name) / path for path in chosen["path"]]
+    others = shown.unique("group", keep="first", maintain_order=True)
+    turns = others.with_columns(turn=pl.int_range(pl.len()).over("label")).sort("turn", maintain_order=True)
+    pictures = [workspace.raw(name) / path for path in turns["path"].head(SAMPLES)]
     return predict(workspace, name, pictures, out=workspace.runs(name) / FOUND)
 
 
