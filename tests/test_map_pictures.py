@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from components.data.batches.colours import GREY, STEPS, choose_colours
+from components.data.batches.colours import STEPS, choose_colours
 from components.records.maps import IGNORE, count_pixels, decode_map, encode_map
 from components.reports import maps, pictures, pixels
 from components.tasks.calibration import Calibration
@@ -76,7 +76,7 @@ def test_differences_have_their_colours_over_a_grey_picture() -> None:
         (shown,) = {tuple(map(int, pixel)) for pixel in drawn[kinds == kind]}
         assert shown == pytest.approx([0.75 * channel + 0.25 * 123 for channel in colour], abs=1)
     assert {tuple(map(int, pixel)) for pixel in drawn[kinds == maps.NOTHING]} == {(123, 123, 123)}
-    assert {tuple(map(int, pixel)) for pixel in drawn[kinds == maps.IGNORED]} <= {(123, 123, 123), GREY}
+    assert {tuple(map(int, pixel)) for pixel in drawn[kinds == maps.IGNORED]} == {(123, 123, 123), maps.HATCH}
     classes = choose_colours([f"class {k}" for k in range(7 * len(STEPS))], None)
     assert not set(maps.DIFFERENCES.values()) & set(classes.values()), "a difference looks like a class"
 

@@ -48,7 +48,7 @@ DIFFERENCES = {
     "other class": (255, 235, 60),
 }
 UNLABELLED = "not labelled"
-GREY = (128, 128, 128)
+HATCH = (40, 40, 40)  # of pixels that are not labelled, over a picture in grey
 NOTHING, FOUND, MISSED, FALSE, CONFUSED, IGNORED = range(6)
 STRENGTH = 0.75  # of a difference's colour over the picture
 
@@ -139,7 +139,7 @@ def draw_differences(image: Pixels, kinds: NDArray[np.uint8]) -> Pixels:
         where = kinds == kind
         drawn[where] += STRENGTH * (np.array(colour, np.float32) - drawn[where])
     diagonals = np.add.outer(np.arange(kinds.shape[0]), np.arange(kinds.shape[1]))
-    drawn[(kinds == IGNORED) & (diagonals // 3 % 3 == 0)] = GREY
+    drawn[(kinds == IGNORED) & (diagonals // 3 % 3 == 0)] = HATCH
     return drawn.round().astype(np.uint8)
 
 
@@ -283,8 +283,9 @@ def _draw_legend(figure: "Figure", legend: Legend, shown: Iterable[int], differe
     more = len(names) - MOST_NAMED
     handles = [Patch(color=to_matplotlib(colours[name]), label=name) for name in names[:MOST_NAMED]]
     handles += [Patch(alpha=0, label=f"and {more} more")] if more > 0 else []
-    kinds = {**(DIFFERENCES if differences else {}), **({UNLABELLED: GREY} if IGNORE in numbers else {})}
+    kinds = DIFFERENCES if differences else {}
     marks = [Patch(color=to_matplotlib(colour), label=name) for name, colour in kinds.items()]
+    marks += [Patch(facecolor="#b0b0b0", hatch="////", label=UNLABELLED)] if IGNORE in numbers else []
     for place, title, patches in (("outside lower left", "classes", handles), ("outside lower right", "", marks)):
         if patches:
             title = title or ("difference" if differences else "")

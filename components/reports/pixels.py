@@ -86,11 +86,8 @@ class SplitPixels:
         counts = np.array([row.components for row in self.classes if row.components is not None]).reshape(-1, 4)
         true, found, _, false = counts.sum(axis=0).tolist()
         share = f" ({format_share(found / true)})" if true else ""
-        rate = f"{false / max(self.images, 1):.2g}"
-        return (
-            f"Found {found:,} of {true:,} objects{share}, and {false:,} false, {rate} per image. "
-            f"Mean Dice of an image {self.dice:.3f}."
-        )
+        wrong = f"{false:,} false, {false / max(self.images, 1):.2g} per image" if false else "none that is false"
+        return f"Found {found:,} of {true:,} objects{share}, and {wrong}. Mean Dice of an image {self.dice:.3f}."
 
 
 def measure_split(frame: pl.DataFrame, task: MapTask, classes: Sequence[str]) -> SplitPixels:

@@ -21,6 +21,8 @@ from components.tracking.pages import NOTE, describe_candidate
 from components.tracking.runs import PARENT_TAG, inherit_tags
 from components.tracking.store import TAG_PREFIX, Point, Store, create_tags, flatten, match_tags
 
+MOST_TABLE = 6000  # characters of a table in a description, which may have 8000
+
 
 def log_trial(
     store: Store,
@@ -240,7 +242,9 @@ def _tabulate_classes(task: Task, domain: Domain, result: Result) -> str:
     """How pixels and objects of each class were answered on test; nothing where answers are no class maps."""
     if not isinstance(task, MapTask):
         return ""
-    return tabulate_classes(measure_split(load_predictions(result.folder, "test"), task, domain.classes))
+    split = measure_split(load_predictions(result.folder, "test"), task, domain.classes)
+    table = tabulate_classes(split)
+    return table if len(table) <= MOST_TABLE else f"{split.summarise()} The model card has one row per class."
 
 
 def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Path) -> None:

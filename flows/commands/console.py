@@ -40,6 +40,7 @@ from components.reports.words import (
     mark_name,
     render_gates,
 )
+from components.tasks import TASKS
 
 # Everything a person reads goes to stderr's sibling only through here; `--json` silences it.
 OUT = Console(highlight=False)
@@ -165,8 +166,10 @@ def show_check(outcome: Checked) -> None:
         f"{_count(outcome.near_duplicate_pairs, 'near-duplicate pair')}"
     )
     table = Table(header_style="bold")
-    for head in ("class", *outcome.splits):
-        table.add_column(head, justify="left" if head == "class" else "right")
+    several = TASKS[outcome.understood.task].annotation != "label"  # classes of one image
+    table.add_column("images that show" if several else "class")
+    for head in outcome.splits:
+        table.add_column(head, justify="right")
     for name in outcome.classes:
         cells = [
             f"{counts.images.get(name, 0):,} in {_count(counts.groups.get(name, 0), 'group')}"
