@@ -50,7 +50,8 @@ class Judgement:
     def note(self) -> str:
         """A sentence for the report on how reliable the list is."""
         if self.accuracy is None:
-            return "Labels were not checked by features: a class has too few groups, or is missing in too few, to learn from."
+            why = "a class has too few groups, or is missing in too few, to learn from"
+            return f"Labels were not checked by features: {why}."
         seen = f"Frozen features reach a balanced accuracy of {self.accuracy:.0%} on unseen groups"
         if self.accuracy < WITNESS:
             return f"{seen}, too little to cast doubt on a label ({WITNESS:.0%} are required)."
