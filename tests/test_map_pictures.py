@@ -7,13 +7,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import tiny
 from PIL import Image
 
 from components.data.batches.colours import STEPS, choose_colours
+from components.domain.domain import Domain
+from components.records.jobs import Result, load_predictions
 from components.records.maps import IGNORE, count_pixels, decode_map, encode_map
-from components.reports import maps, pictures, pixels
+from components.reports import maps, pictures, pixels, retrain_page
+from components.tasks import create_task
+from components.tasks.base import MapTask
 from components.tasks.calibration import Calibration
 from components.tasks.segmentation import SegmentationTask
+from components.tracking import candidates
 
 TASK = SegmentationTask()
 CLASSES = ("background", "crack", "rust")
@@ -225,3 +231,48 @@ def test_large_counts_are_short(number: int, text: str) -> None:
 )
 def test_a_share_is_not_rounded_to_none_or_all(share: float, text: str) -> None:
     assert pixels.format_share(share) == text
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Domain, Result]:
+    """A candidate for class maps through the real training code."""
+    task = {"kind": "segmentation", "background": "dark"}
+    training = {"epochs": 1, "batch_size": 8, "warmup_epochs": 0}
+    layout = {"kind": "csv", "mask": "mask"}
+    domain = tiny.create_domain(task=task, layout=layout, img_size=32, candidates=["linear"], training=training)
+    folder = tmp_path_factory.mktemp("maps")
+    return folder, domain, tiny.train(folder, domain, {"kind": "linear"})
+
+
+def test_report_card_and_description_have_one_row_per_class(trained: tuple[Path, Domain, Result]) -> None:
+    folder, domain, result = trained
+    task, frame = create_task(domain), load_predictions(result.folder, "test")
+    assert isinstance(task, MapTask)
+    picture = folder / "picture.png"
+    picture.write_bytes(b"")
+    outcome = tiny.create_outcome(tiny.create_row(result))
+    own = (result.folder, folder / "raw", "c0ffee", folder / "v.html", "v.html", folder / "card.html", {})
+    split = pixels.measure_split(frame, task, domain.classes)
+    places = {
+        "report": retrain_page.render_html(retrain_page.RetrainReport(domain, outcome, picture, *own)),
+        "page of Prefect": retrain_page.render_markdown(outcome, split),
+        "run in MLflow": candidates._tabulate_classes(task, domain, result),
+    }
+    for place, text in places.items():
+        assert split.summarise() in text, place
+        for row in split.classes:
+            for cell in row.cells:
+                assert cell in text, (place, cell)
+    assert "<h2>The worst answers</h2>" in places["report"]
+    assert "balanced" not in places["report"]
+    assert "mean IoU" in places["report"]
+
+
+def test_a_table_too_long_for_a_description_is_in_the_card_alone(
+    trained: tuple[Path, Domain, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, domain, result = trained
+    monkeypatch.setattr(candidates, "MOST_TABLE", 100)
+    text = candidates._tabulate_classes(create_task(domain), domain, result)
+    assert text.endswith("The model card has one row per class.")
+    assert "|" not in text
