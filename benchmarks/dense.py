@@ -9,10 +9,11 @@ Each set is imported, checked, split by group, trained and scored as `tessera re
 pictures. bsdata is split by the place of a screw that was photographed again and again as it wears. Near duplicates are
 not joined there: other places look alike, too, and two groups would be left for the test.
 
-`pixels` is the head without a backbone and `linear` the head on a frozen one; both are trained with three
-seeds, the other tuners with one. The rows of a set see the same number of epochs, with the defaults of their tuners;
-`long` rows see several times as many. A row's CPU seconds are those of a whole job: pixels decoded, training,
-validation after every epoch, calibration and the judging of every held-out picture.
+`pixels` is the head without a backbone and `linear` the head on a frozen one; both are trained with three seeds, the
+other tuners with one and half the epochs, because their steps take up to twice as long. The budget is five CPU minutes
+per row; `long` rows see several times as many epochs. All tuners have their defaults. A row's CPU seconds are those of
+a whole job: pixels decoded, training, validation after every epoch, calibration, and the judging of every held-out
+picture.
 
 --encoders measures what it costs an encoder to return the tokens of four blocks instead of pooled features: forward and
 backward, without a head, in CPU time. An epoch of segmentation costs that much more than one of classification.
@@ -105,7 +106,7 @@ SETS = {
                 "layout": {"kind": "instances", "label": "nucleus"},
                 "augmentation": "pathology",
                 "img_size": 256,
-                "training": {"epochs": 90, "batch_size": 8, "warmup_epochs": 4},
+                "training": {"epochs": 120, "batch_size": 8, "warmup_epochs": 5},
             },
         ),
         Set(
@@ -229,8 +230,8 @@ class Study:
         record = domain.model_dump(mode="json") | {
             key: row.data.domain[key] for key in ("training", "augmentation") if key in row.data.domain
         }
-        if row.long:
-            record["training"] = record["training"] | {"epochs": record["training"]["epochs"] * row.data.long}
+        share = (row.data.long if row.long else 1) * (1 if row.tuner in (CONTROL, FROZEN) else 0.5)
+        record["training"] = record["training"] | {"epochs": math.ceil(record["training"]["epochs"] * share)}
         chosen = parse_domain(record, "benchmarks/dense.py")
         version = versioning.read_version(workspace, row.data.name).md5
         facts = [chosen.model_dump(mode="json", exclude={"candidates"}), dict(TUNERS[row.tuner]), seed, version]
