@@ -350,13 +350,14 @@ def test_masks_that_hold_no_class_numbers_are_refused(tmp_path):
     write_masks(tmp_path, pictures=2)
     colours = np.zeros((40, 48, 3), np.uint8)
     colours[4:20, 2:8] = (255, 0, 128)
+    colours[30:34, 2:8] = (0, 0, 128)
     for n in range(2):
         Image.fromarray(colours).save(tmp_path / f"masks/p0{n}.png")
     with pytest.raises(DataError, match="#ff0080") as caught:
         understand(tmp_path)
     written = shlex.split(caught.value.hint.partition("--layout ")[2].rstrip("."))[0]
     domain, _ = understand(tmp_path, written)
-    assert domain.classes == ("background", "class_1")
+    assert domain.classes == ("background", "class_1", "class_2")
     soft = (np.arange(WHOLE) % 200).astype(np.uint8).reshape(40, 48)
     for n in range(2):
         Image.fromarray(soft).save(tmp_path / f"masks/p0{n}.png")

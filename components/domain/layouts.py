@@ -268,11 +268,15 @@ class Masks(Tree):
     """Semantic masks, `<masks>/<same stem>.png` with a class in every pixel: a picture gets the class its mask shows.
 
     `ids` says which number in the mask, or which colour `"#rrggbb"`, is which class; left out, number k is `class_k`.
-    The mask of `a.jpg` may also be called `a_mask.png`, and lie beside it (`masks: .`). 0 (black) is `background`,
-    the label of pictures that show nothing else; numbers or colours in `ignore` are not counted. A picture with several
-    classes has no single label and is quarantined; the task `multilabel` takes all its classes, and background is then
-    not a label. With the task `segmentation` every pixel has the class of its number; `tessera import` then writes the
-    numbers that it found into `ids`: `object` where there is one beside 0, else `class_1`, `class_2` and so on.
+    The mask of `a.jpg` may also be called `a_mask.png`, and lie beside it (`masks: .`). `suffix: _labelIds` says that
+    masks are the files whose names end so: `a_labelIds.png` for `a.jpg` and for `a_camera.jpg`. 0 (black) is
+    `background`, the label of pictures that show nothing else; numbers or colours in `ignore` are not counted. A
+    picture with several classes has no single label and is quarantined; the task `multilabel` takes all its classes,
+    and background is then not a label. With the task `segmentation` every pixel has the class of its number;
+    `tessera import` then writes the numbers that it found into `ids`, with the names that a label map of the folder
+    gives them (`class_dict.csv`, `labelmap.txt`, `_classes.csv` and the like), else `object` where there is one beside
+    0, else `class_1`, `class_2` and so on. `threshold: 128` reads masks of two values whose edges are soft, or that
+    were saved as JPEG: numbers from there on are the class, lower ones background; import counts such masks.
     """
 
     kind: Literal["masks"] = "masks"
@@ -281,12 +285,24 @@ class Masks(Tree):
     """The folder of the pictures; a part `<name>` stands for every folder at that place."""
     masks: str = "masks"
     """The folder of the masks; `.` where they lie beside their pictures."""
+    suffix: str | None = Field(default=None, min_length=1)
+    """How the names of the masks end, such as `_labelIds`; other images in their folder are then no masks."""
     ids: Annotated[Mapping[str, int | str], Values] = {}
     """Which number or colour `"#rrggbb"` is which class; left out, number k is `class_k`."""
     background: str = "background"
     """The class of pictures that show nothing else; 0 (black) in the mask."""
     ignore: Annotated[tuple[int | str, ...], Values] = ()
     """Numbers or colours that are not counted."""
+    threshold: int | None = Field(default=None, ge=1, le=65535)
+    """The lowest number of the only class in `ids`, for masks with soft edges or in JPEG; less is background."""
+
+    @field_validator("threshold")
+    @classmethod
+    def _one_number(cls, value: int | None, info: ValidationInfo) -> int | None:
+        ids = list(info.data.get("ids", {}).values())
+        if value is not None and (len(ids) != 1 or isinstance(ids[0], str) or info.data.get("ignore")):
+            raise ValueError("needs exactly one class in `ids`, with a number, and nothing in `ignore`")
+        return value
 
 
 Layout = Annotated[

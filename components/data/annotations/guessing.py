@@ -9,9 +9,12 @@ from typing import NoReturn
 
 from components.data.annotations.columns import Found, complete_mask, list_described, suggest_table
 from components.data.annotations.foreign import LARGE, find_foreign, find_foreign_pictures, refuse_foreign_pictures
+from components.data.annotations.mask_pairs import suggest_masks
 from components.data.annotations.roles import VALUES, Roles, find_roles, find_values, is_instances
 from components.data.annotations.tree import (
     SPLIT_WORDS,
+    are_groups,
+    are_named_groups,
     find_split,
     require_inside,
     resolve_inside,
@@ -34,10 +37,6 @@ _LABELS = """
     failed positive negative pos neg benign malignant healthy diseased sick tumor tumour no_tumor yes no true false 0 1
 """
 LABELS = frozenset(_LABELS.split())  # names that are class names at any level
-GROUPS = re.compile(
-    r"(?i)(patient|lot|batch|slide|case|subject|part|site|plate|wafer|session|sample|day|line)s?[-_ ]?\w*"
-)
-
 Folder = tuple[str, ...]  # the parts of a folder's path
 
 
@@ -64,20 +63,33 @@ def suggest_layout(raw: Path, *, maps: bool = False) -> Layout | None:
         return annotated
     table, folders = suggest_table(raw, files), suggest_by_folders(raw, roles)
     if maps:
-        return _choose_masks(raw, table, folders, roles)
+        return _choose_masks(raw, files, table, folders, roles)
     if table and (folders is None or (table.sure and 2 * len(table.pictures) >= _count_pictures(files, table))):
         return table.layout
     return folders
 
 
-def _choose_masks(raw: Path, table: Found | None, folders: Layout | None, roles: Roles) -> Layout | None:
+def _choose_masks(
+    raw: Path, files: Sequence[str], table: Found | None, folders: Layout | None, roles: Roles
+) -> Layout | None:
     """The table or the folders, whichever names masks."""
     listed = complete_mask(table.layout, raw) if table else None
     if listed is not None and listed.mask:
         return listed
-    if isinstance(folders, Folders) and folders.masks:
-        return _without_class_folders(raw, folders, roles) or folders
-    return folders or listed
+    if isinstance(folders, Folders) and folders.masks and not _are_items(folders, roles):
+        several = _without_class_folders(raw, folders, roles)
+        return folders if several is None else suggest_masks(raw, files) or several
+    return suggest_masks(raw, files) or folders or listed
+
+
+def _are_items(layout: Folders, roles: Roles) -> bool:
+    """Whether the folders are no classes: roles (`images`, `mask`), or numbered items with pictures of equal names."""
+    folders = {tuple(path.split("/")[:-1]) for path in roles.pictures}
+    names, stems = {folder[-1] for folder in folders if folder}, Counter(map(stem_of, roles.pictures))
+    if {name.casefold() for name in names} & ROLES:
+        return True
+    recurring = sum(count > 1 for count in stems.values())
+    return not layout.parts and len(names) > 2 and are_groups(names) and 2 * recurring >= len(stems)
 
 
 def _without_class_folders(raw: Path, layout: Folders, roles: Roles) -> Masks | None:
@@ -86,9 +98,9 @@ def _without_class_folders(raw: Path, layout: Folders, roles: Roles) -> Masks | 
     depth = base.count("/") + 1 if base else 0
     names = {path.split("/")[depth] for path in roles.pictures if path.count("/") > depth}
     numbers = find_values(raw, roles.masks) - {0, 255}
-    if layout.masks is None or "class" in layout.parts or not (_are_named_groups(names) or 1 < len(numbers) <= VALUES):
+    if layout.masks is None or "class" in layout.parts or not (are_named_groups(names) or 1 < len(numbers) <= VALUES):
         return None
-    part = "<group>" if _are_named_groups(names) and "group" not in layout.parts and len(names) > 2 else "<folder>"
+    part = "<group>" if are_named_groups(names) and "group" not in layout.parts and len(names) > 2 else "<folder>"
     if part.strip("<>") in layout.parts:
         return None
     images, masks = (posixpath.join(*([] if path == "." else [path]), part) for path in (layout.images, layout.masks))
@@ -308,8 +320,8 @@ def _find_class_level(below: set[Folder], firsts: set[str]) -> Folder | None:
     """Which of the first two levels is the class, if no picture lies directly below the first level."""
     pairs = {folder[:2] for folder in below}
     seconds = Counter(second for _, second in pairs)
-    numbered = _are_groups(firsts), _are_groups(seconds)
-    named = _are_named_groups(firsts), _are_named_groups(seconds)
+    numbered = are_groups(firsts), are_groups(seconds)
+    named = are_named_groups(firsts), are_named_groups(seconds)
     numbered = named if named[0] != named[1] else numbered
     part = "<group>" if numbered[0] and len(firsts) > 2 else "<folder>"  # two groups cannot fill three splits
     if all(map(find_split, seconds)):
@@ -327,14 +339,6 @@ def _find_class_level(below: set[Folder], firsts: set[str]) -> Folder | None:
     if {name.casefold() for name in firsts} <= LABELS or numbered == (False, True):
         return ("<class>", "<group>") if numbered[1] else ()
     return None
-
-
-def _are_groups(names: Iterable[str]) -> bool:
-    return all(any(map(str.isdigit, name)) or GROUPS.fullmatch(name) for name in names)
-
-
-def _are_named_groups(names: Iterable[str]) -> bool:
-    return all(GROUPS.fullmatch(name) for name in names)
 
 
 def _prefix(shared: Folder, rest: Folder | None) -> Folder | None:

@@ -10,7 +10,7 @@ import difflib
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +45,7 @@ from components.data.annotations.yolo import read_yolo
 from components.data.manifest import Reading, Row, SupportsDigest, Wanted, create_rows
 from components.data.sources.images import SUFFIXES, not_an_image
 from components.domain.domain import Domain
-from components.domain.layouts import PART, WITH_COLUMNS, Folders, Instances, Labelme, Layout, Tree, Voc
+from components.domain.layouts import PART, WITH_COLUMNS, Folders, Instances, Labelme, Layout, Masks, Tree, Voc
 from components.domain.reading import render_layout
 from components.errors import DataError
 from components.records.images import Pictures
@@ -131,7 +131,9 @@ def read_layout(layout: Layout, raw: Path, wanted: Wanted) -> Reading:
     """
     if isinstance(layout, Folders) or not isinstance(layout, Tree) or not layout.parts:
         reading = READERS[layout.kind](layout, raw, wanted)
-        return _with_published_lists(reading, raw) if isinstance(layout, Voc) else reading
+        if isinstance(layout, Masks | Instances) and wanted.painting is not None:
+            return _with_published_lists(reading, raw, MASK_LIST)
+        return _with_published_lists(reading, raw, VOC_LIST) if isinstance(layout, Voc) else reading
     rows, ignored, notes = list[Row](), dict[str, str](), Counter[str]()
     orphans: dict[str, list[Row]] = {}
     readings = 0
@@ -159,7 +161,11 @@ def _expand(layout: Tree, raw: Path) -> Iterator[tuple[Any, dict[str, str], str 
     """For each folder that `images` matches: its layout, the names of its parts, and a further path that is missing."""
     files = walk_files(raw)
     folders = list_folders(files)
+    masks = getattr(layout, "masks", layout.images)
+    taken = match_parts(masks, folders) if masks != layout.images and PART.search(masks) else {}
     for base, parts in match_parts(layout.images, folders).items():
+        if base in taken:  # `<split>` also matches `train_labels`
+            continue
         changes: dict[str, str] = {"images": base}
         missing: str | None = None
         for name in ("annotations", "instances", "masks"):
@@ -240,6 +246,8 @@ def _is_picture(path: str) -> bool:
 
 VOC_ORDER = ("trainval", "train", "val", "test")  # later lists take precedence
 VOC_LIST = re.compile(r"(^|/)ImageSets/(Main/)?(trainval|train|val|test)\.txt$", re.IGNORECASE)
+MASK_LIST = re.compile(r"(^|(?<!ImageSets/Main)/)(trainval|train|val|test)\.txt$", re.IGNORECASE)
+LISTED = 0.8  # share of the names in a list of masked pictures that must be pictures
 
 READERS: dict[str, Reader] = {
     "folders": read_folders,
@@ -335,14 +343,16 @@ def _without_shared_masks(rows: list[Row]) -> list[Row]:
 # Splits that the tree or a table names
 
 
-def _with_published_lists(reading: Reading, raw: Path) -> Reading:
-    """The reading with the column `split` for every VOC picture that a list in ImageSets/Main names."""
-    sets: dict[str, str] = {}
-    lists = [path for path in walk_files(raw) if VOC_LIST.search(path)]
+def _with_published_lists(reading: Reading, raw: Path, which: re.Pattern[str]) -> Reading:
+    """The reading with the column `split` for every picture that a list (`train.txt`) names, one name per line."""
+    sets, stems = dict[str, str](), {stem_of(row.path) for row in reading.rows}
+    lists = [path for path in walk_files(raw) if which.search(path)]
     for path in sorted(lists, key=lambda path: VOC_ORDER.index(stem_of(path).casefold())):
         split = stem_of(path).casefold().removesuffix("val") or "val"  # trainval: what is not in val is train
         lines = (raw / path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        sets |= {name: split for line in lines if (name := _listed_name(line))}
+        names = [name for line in lines if (name := _listed_name(line, stems))]
+        if which is VOC_LIST or sum(name in stems for name in names) >= LISTED * len(names):
+            sets |= dict.fromkeys(names, split)
     if not sets:
         return reading
     placed = [
@@ -352,10 +362,13 @@ def _with_published_lists(reading: Reading, raw: Path) -> Reading:
     return replace(reading, rows=placed)
 
 
-def _listed_name(line: str) -> str:
-    """The stem that a line of a list names, such as `p1`, `p1 -1`, `p 1.jpg` or `JPEGImages/p1.jpg`."""
+def _listed_name(line: str, stems: Set[str]) -> str:
+    """The stem that a line of a list names: `p1`, `p1 -1`, `p 1.jpg`, `JPEGImages/p1.jpg` or `p1.jpg masks/p1.png`."""
     name = re.sub(r"\s+-?[01]$", "", line.strip()).replace("\\", "/")
-    return stem_of(name) if _is_picture(name) else posixpath.basename(name)
+    first = (name.split() or [""])[0]
+    short = stem_of(first) if _is_picture(first) else posixpath.basename(first)
+    whole = stem_of(name) if _is_picture(name) else posixpath.basename(name)
+    return short if whole not in stems and short in stems else whole
 
 
 def _count_given(rows: list[Row]) -> dict[str, int]:

@@ -5,17 +5,28 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from components.data.annotations.crops import draw_background, find_boxes, read_ids, square_around
 from components.data.annotations.guessing import refuse_layout, require_folder
 from components.data.annotations.regions import Pixels, count_pixels_of, paint, read_mask, read_values
-from components.data.annotations.tree import Index, bare_stem, find_masks_beside, stem_of, walk_files
+from components.data.annotations.tree import (
+    Index,
+    bare_stem,
+    cut_ending,
+    cut_words,
+    find_masks_beside,
+    stem_of,
+    walk_files,
+)
 from components.data.manifest import Reading, Row, Wanted, find_digest
 from components.data.sources.images import SUFFIXES, UNDECODABLE, brief
 from components.domain.layouts import Instances, Masks, Table
 from components.records.maps import MOST_CLASSES, Regions
 from components.records.reasons import Reason
+
+THRESHOLD = "masks with values between the two, cut at `threshold`"
 
 
 def read_instances(layout: Instances, raw: Path, wanted: Wanted) -> Reading:
@@ -37,11 +48,12 @@ def read_masks(layout: Masks, raw: Path, wanted: Wanted) -> Reading:
     With regions wanted, the row has the class of every pixel. A mask without a picture gives a row with a problem.
     """
     pictures, index = _pair(raw, layout, layout.images, layout.masks, "masks")
+    soft = list[str]()
     if (painting := wanted.painting) is not None:
-        rows = _read_all(lambda path: [_region_row(path, layout, raw, index, painting.background)], pictures)
+        rows = _read_all(lambda path: [_region_row(path, layout, raw, index, painting.background, soft)], pictures)
     else:
         rows = _read_all(lambda path: [_mask_row(path, layout, raw, index, wanted)], pictures)
-    return Reading(rows + _without_picture(pictures, index))
+    return Reading(rows + _without_picture(pictures, index), notes={THRESHOLD: len(soft)} if soft else {})
 
 
 def _pair(raw: Path, layout: Instances | Masks, images: str, masks: str, what: str) -> tuple[list[str], Index]:
@@ -49,7 +61,13 @@ def _pair(raw: Path, layout: Instances | Masks, images: str, masks: str, what: s
     base, other = require_folder(raw, images, layout), require_folder(raw, masks, layout)
     pictures = [path for path in walk_files(raw, base) if path.lower().endswith(SUFFIXES)]
     masked = [path for path in walk_files(raw, other) if path.lower().endswith(SUFFIXES)]
-    index = Index(find_masks_beside(masked) if base == other else masked, other)
+    suffix = layout.suffix if isinstance(layout, Masks) else None
+    if suffix is not None:
+        index = Index([path for path in masked if cut_ending(path, suffix) is not None], other, suffix)
+        stems = {stem_of(path) for path in pictures}  # `a_2nd.png` beside `a.jpg` is no picture either
+        pictures = [p for p in pictures if base != other or not stems & set(cut_words(stem_of(p)))]
+    else:
+        index = Index(find_masks_beside(masked) if base == other else masked, other)
     pictures = [path for path in pictures if path not in index.files]
     if not pictures or not index.files:
         refuse_layout(raw, layout, f"images in {images!r} and {what} in {masks!r}", "none")
@@ -58,10 +76,13 @@ def _pair(raw: Path, layout: Instances | Masks, images: str, masks: str, what: s
 
 def _without_picture(pictures: list[str], index: Index) -> list[Row]:
     """A row with a problem for every mask that belongs to no picture."""
-    stems = {stem_of(path) for path in pictures}
     problem = Reason("a picture of the same name as the mask", "none", "Add the picture, or remove the mask.")
-    alone = [path for path in sorted(index.files) if not {stem_of(path), bare_stem(path)} & stems]
-    return [Row(path=path, problem=problem) for path in alone]
+    if index.suffix is None:
+        stems = {stem_of(path) for path in pictures}
+        alone = frozenset(path for path in index.files if not {stem_of(path), bare_stem(path)} & stems)
+    else:
+        alone = index.files - {mask for path in pictures for mask in index.find_mask(path)}
+    return [Row(path=path, problem=problem) for path in sorted(alone)]
 
 
 def _read_all(read: Callable[[str], list[Row]], paths: Iterable[str]) -> list[Row]:
@@ -132,17 +153,29 @@ def _mask_row(path: str, layout: Masks, raw: Path, index: Index, wanted: Wanted)
     return Row(path=path, label=next(iter(shown), layout.background), mask=found[0])
 
 
-def _region_row(path: str, layout: Masks, raw: Path, index: Index, background: str | None) -> Row:
-    """A row with the class of every pixel."""
+def _region_row(path: str, layout: Masks, raw: Path, index: Index, background: str | None, soft: list[str]) -> Row:
+    """A row with the class of every pixel. soft: receives the masks that `threshold` changes."""
 
     def name(pixels: Pixels, mask: str) -> Regions | Reason:
-        return name_values(pixels, mask, layout, background)
+        if layout.threshold is None:
+            return name_values(pixels, mask, layout, background)
+        top = next(iter(layout.ids.values()))
+        shown = np.where(pixels.astype(np.int64) >= layout.threshold, top, 0)
+        if ((pixels != shown) & (pixels != pixels.max())).any():
+            soft.append(mask)
+        return name_values(shown, mask, layout, background)
 
-    return _paint_row(path, raw, index, name, colours=in_colour(layout))
+    return _paint_row(path, raw, index, name, colours=in_colour(layout), grey=layout.threshold is not None)
 
 
 def _paint_row(
-    path: str, raw: Path, index: Index, name: Callable[[Pixels, str], Regions | Reason], *, colours: bool = False
+    path: str,
+    raw: Path,
+    index: Index,
+    name: Callable[[Pixels, str], Regions | Reason],
+    *,
+    colours: bool = False,
+    grey: bool = False,
 ) -> Row:
     """The row of a picture and its mask, whose values `name` turns into regions; without a mask, only the picture."""
     found = index.find_mask(path)
@@ -150,7 +183,7 @@ def _paint_row(
         return Row(path=path)
     if len(found) > 1:
         return _no_mask(path, found, "mask")
-    pixels = read_mask(raw, found[0], colours=colours)
+    pixels = read_mask(raw, found[0], colours=colours, grey=grey)
     named = pixels if isinstance(pixels, Reason) else name(pixels, found[0])
     if isinstance(named, Reason):
         return Row(path=path, mask=found[0], problem=named)

@@ -24,6 +24,11 @@ from components.records.reasons import Reason
 
 Pixels = NDArray[np.generic]
 
+BRIGHT = 200  # the least highest value of a mask of two values
+SOFT_VALUES = 5  # least different values of a mask with soft edges
+MIDDLE = 0.2  # most pixels of such a mask that are clearly between its two values
+FLAT = 0.25  # most values between the two that equal their neighbours
+GREYED = ("RGB", "YCbCr", "CMYK")  # modes of JPEG
 LOSSY = (".jpg", ".jpeg")
 UNANNOTATED = Reason(
     "an annotation of the picture",
@@ -32,25 +37,26 @@ UNANNOTATED = Reason(
 )
 LEFT_OUT = "pictures without an annotation left out (the task's option `unannotated: background` includes them)"
 AS_BACKGROUND = "pictures without an annotation, taken as background (the task's option `unannotated`)"
-SOFT = "masks with several values beside 0, as soft edges have: all that is not 0 is of the class"
+SOFT = "masks with several values beside 0: all that is not 0 is of the class"
+CUT = "masks with soft edges, cut at half of their highest value"
 SHOWS_NOTHING = "pictures whose annotation shows nothing, taken as background"
 
 
-def read_mask(raw: Path, path: str, *, colours: bool = False) -> Pixels | Reason:
+def read_mask(raw: Path, path: str, *, colours: bool = False, grey: bool = False) -> Pixels | Reason:
     """The values of a mask (H, W) as `read_values` returns them, or why it cannot be used."""
     hint = "Save it as PNG with one 8- or 16-bit channel of class ids, or with the colours given in `ids`."
-    if path.lower().endswith(LOSSY):
+    if path.lower().endswith(LOSSY) and not grey:
         found = "a JPEG, whose compression changes the numbers that were written"
         return Reason(f"a mask {path}", found, hint)
     try:
-        return read_values(raw / path, colours)
+        return read_values(raw / path, colours, grey)
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         empty = not (raw / path).stat().st_size
         return Reason(f"a mask {path}", "an empty file" if empty else brief(error), hint)
 
 
-def read_values(path: Path, colours: bool) -> Pixels:
-    """The class id of every pixel of a mask (H, W), or its colour as 0xRRGGBB; upright.
+def read_values(path: Path, colours: bool, grey: bool = False) -> Pixels:
+    """The class id of every pixel of a mask (H, W), or its colour as 0xRRGGBB, or its grey value; upright.
 
     Raises ValueError for an image whose mode cannot hold ids or colours.
     """
@@ -58,7 +64,10 @@ def read_values(path: Path, colours: bool) -> Pixels:
         if getattr(opened, "n_frames", 1) > 1:
             raise ValueError("several frames")
         upright = ImageOps.exif_transpose(opened)
-        pixels, mode = np.asarray(upright.convert("RGB") if colours else upright), opened.mode
+        converted = (
+            upright.convert("RGB") if colours else upright.convert("L") if grey and opened.mode in GREYED else upright
+        )
+        pixels, mode = np.asarray(converted), opened.mode
     if colours:
         pixels = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
     elif pixels.ndim == 3 and mode in ("LA", "RGBA") and pixels[..., -1].min() < 255:
@@ -77,6 +86,24 @@ def count_pixels_of(pixels: Pixels) -> dict[int, int]:
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
     values, found = np.unique(pixels, return_counts=True)
     return dict(zip(values.tolist(), found.tolist(), strict=True))
+
+
+def is_soft(pixels: Pixels) -> bool:
+    """Whether a mask has two values and soft edges between them, from smoothing or from JPEG, instead of class ids.
+
+    Areas of an id are flat; values between the two are not, and many different ones occur.
+    """
+    top = int(pixels.max())
+    if pixels.dtype.kind == "b" or top < BRIGHT:
+        return False
+    values = pixels.astype(np.int64)
+    between = (10 * values > top) & (values < top)
+    middle = between & (10 * values < 9 * top)
+    if len(np.unique(pixels)) < SOFT_VALUES or not between.any() or middle.mean() > MIDDLE:
+        return False
+    inner = between[:-1, :-1]
+    flat = inner & (pixels[:-1, :-1] == pixels[1:, :-1]) & (pixels[:-1, :-1] == pixels[:-1, 1:])
+    return int(flat.sum()) <= FLAT * max(int(inner.sum()), 1)
 
 
 def paint(pixels: Pixels, names: Mapping[int, str | None]) -> Regions:
@@ -102,7 +129,7 @@ def paint_classes(rows: list[Row], raw: Path, wanted: Wanted) -> tuple[list[Row]
     files, background = set(walk_files(raw)), (wanted.painting or Painting()).background
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         drawn = list(pool.map(lambda row: _paint_class(row, raw, files, background, wanted.rename), rows))
-    return [row for row, _ in drawn], +Counter({SOFT: sum(soft for _, soft in drawn)})
+    return [row for row, _ in drawn], Counter(note for _, note in drawn if note)
 
 
 def paint_masks(rows: list[Row], raw: Path, name: Callable[[Path, str], Regions | Reason]) -> list[Row]:
@@ -125,23 +152,25 @@ def _no_mask(mask: str) -> Reason:
 
 def _paint_class(
     row: Row, raw: Path, files: Set[str], background: str | None, rename: Mapping[str, str]
-) -> tuple[Row, bool]:
-    """The row with its regions, and whether the mask has several values beside 0."""
+) -> tuple[Row, str | None]:
+    """The row with its regions, and a note where the mask has several values beside 0."""
     if row.problem or row.mask is None or row.label is None:
-        return row, False
+        return row, None
     if row.mask not in files:
-        return replace(row, problem=_no_mask(row.mask)), False
+        return replace(row, problem=_no_mask(row.mask)), None
     pixels = read_mask(raw, row.mask)
     if isinstance(pixels, Reason):
-        return replace(row, problem=pixels), False
-    shown = pixels != 0
+        return replace(row, problem=pixels), None
+    cut = is_soft(pixels)
+    shown = pixels > pixels.max() // 2 if cut else pixels != 0
     if shown.any() and rename.get(row.label, row.label) == background:
         expected = f"an empty mask, because {row.label!r} is the background"
         found = f"{np.count_nonzero(shown):,} pixels that are not 0 in {row.mask}"
         problem = Reason(expected, found, "Correct the mask, or move the picture to its class.")
-        return replace(row, problem=problem), False
-    soft = bool((shown & (pixels != pixels.max())).any())
-    return replace(row, regions=paint(shown, {0: background, 1: row.label})), soft
+        return replace(row, problem=problem), None
+    several = bool((shown & (pixels != pixels.max())).any())
+    note = CUT if cut else SOFT if several else None
+    return replace(row, regions=paint(shown, {0: background, 1: row.label})), note
 
 
 def require_one_mask(rows: list[Row]) -> list[Row]:

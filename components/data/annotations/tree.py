@@ -19,8 +19,9 @@ JUNK = ("thumbs.db", "desktop.ini", "__macosx")
 class Index:
     """Files by path from a base folder, by bare name and by stem."""
 
-    def __init__(self, files: Iterable[str], base: str) -> None:
-        self.files, self.base = frozenset(files), base
+    def __init__(self, files: Iterable[str], base: str, suffix: str | None = None) -> None:
+        """suffix: how the names of masks end, where it is not a word that marks them."""
+        self.files, self.base, self.suffix = frozenset(files), base, suffix
         self._names: dict[str, list[str]] = {}
         self._masks: dict[str, list[str]] = {}
         for path in sorted(self.files):
@@ -74,9 +75,23 @@ class Index:
         return frozenset("/".join(names[start:]) for names in parts for start in range(len(names)))
 
     def find_mask(self, picture: str) -> list[str]:
-        """Masks of a picture: files with the same stem, else files called `<stem>_mask` or similar."""
+        """Masks of a picture: files with the same stem, else files called `<stem>_mask` or similar.
+
+        With a `suffix`: what is before it is the picture's stem, else the stem without its last words.
+        """
         stem = stem_of(picture)
+        if self.suffix is not None:
+            return next((found for key in [stem, *cut_words(stem)] if (found := self._cut_off.get(key))), [])
         return self.find(stem) or [path for path in self._masks.get(stem, []) if path.startswith(self.base)]
+
+    @cached_property
+    def _cut_off(self) -> dict[str, list[str]]:
+        """Files by their names without `suffix`."""
+        found: dict[str, list[str]] = {}
+        for path in sorted(self.files):
+            if (key := cut_ending(path, self.suffix or "")) is not None:
+                found.setdefault(key, []).append(path)
+        return found
 
     def describe_missing(self, text: str) -> str:
         """`no such file`, and a file whose name differs only in case or the encoding of accents, if there is one."""
@@ -187,6 +202,19 @@ def find_split(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+GROUPS = re.compile(
+    r"(?i)(patient|lot|batch|slide|case|subject|part|site|plate|wafer|session|sample|day|line)s?[-_ ]?\w*"
+)
+
+
+def are_groups(names: Iterable[str]) -> bool:
+    return all(any(map(str.isdigit, name)) or GROUPS.fullmatch(name) for name in names)
+
+
+def are_named_groups(names: Iterable[str]) -> bool:
+    return all(GROUPS.fullmatch(name) for name in names)
+
+
 def match_parts(template: str, paths: Iterable[str]) -> dict[str, dict[str, str]]:
     """The paths that match a template with parts in angle brackets, each with the names found at the parts.
 
@@ -236,6 +264,9 @@ _MASK_NAME = re.compile(
     rf"(?:(?:{_MASK_WORDS})[-_ ])?(.+?)(?:[-_ .](?:{_MASK_WORDS})(?:[-_ ]?\d{{1,2}})?)?", re.IGNORECASE
 )
 
+#: Where a word begins in a stem, unlike a number: `_left` and `_1st`, not `_19`.
+_WORD = re.compile(r"[-_ .](?=(?:\d(?:st|nd|rd|th))?[A-Za-z])")
+
 
 def stem_of(path: str) -> str:
     """The file's name without folder and suffix."""
@@ -246,6 +277,19 @@ def bare_stem(path: str) -> str:
     """The stem without the words that mark a mask: `a` for `a_mask.png`, `mask_a.png` and `a.png`."""
     match = _MASK_NAME.fullmatch(stem_of(path))
     return match[1] if match else stem_of(path)
+
+
+def cut_ending(path: str, suffix: str) -> str | None:
+    """The file's stem, or its name, without `suffix` at its end; None if it does not end so."""
+    for name in (stem_of(path), posixpath.basename(path)):
+        if name.endswith(suffix) and name != suffix:
+            return name.removesuffix(suffix)
+    return None
+
+
+def cut_words(stem: str) -> list[str]:
+    """The stem without its last word, its last two words and so on: `a_b` and `a` for `a_b_c`."""
+    return [stem[: found.start()] for found in reversed(list(_WORD.finditer(stem))) if found.start()]
 
 
 def find_masks_beside(pictures: Iterable[str]) -> dict[str, str]:

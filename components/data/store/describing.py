@@ -235,6 +235,9 @@ def _refuse_losses(source: Path, described: Described, asked: Task | None) -> No
     account = account_of(described.layout, described.reading, source)
     masks = set(find_roles(source, walk_files(source)).masks)
     lost = [path for path, why in account.ignored.items() if path not in masks and why not in WITHOUT_OBJECT]
+    if asked and asked.painting:  # further masks of a picture are no pictures, either
+        masks |= {path for path in lost if has_few_values(source / path)}
+        lost = [path for path in lost if path not in masks]
     shown = account.found - len(masks)
     if DROPPED * len(lost) < max(shown, 1):
         return

@@ -82,7 +82,9 @@ def _describe_maps(source: Path, layout: Layout, task: Task, painting: Painting)
     guessed = "background" not in task.model_fields_set and background is not None
     if guessed:
         background = find_background(layout, source, str(background))
-    layout = complete_masks(layout, source, background)
+    layout = complete_masks(layout, source, background, guess=guessed)
+    if guessed and isinstance(layout, Masks):
+        background = layout.background
     reading = read_layout(layout, source, Wanted(annotation="mask", painting=replace(painting, background=background)))
     shown = {name for row in reading.rows if row.regions for name in row.regions.shown}
     if guessed and isinstance(layout, Masks) and shown and background not in shown:
