@@ -70,6 +70,7 @@ from components.models.engine import create_engine
 from components.models.network import Network, create_network
 from components.models.tuners import TUNERS, Tuner, create_tuners
 from components.models.weights import save_adapter
+from components.tasks import TASKS
 from components.training.evaluate import predict_probabilities
 from components.training.fit import Recipe, fit
 from components.workspace import REPOSITORY
@@ -210,6 +211,10 @@ def show(study: "Study", path: Path) -> None:
         draw_results(results).savefig(path.with_suffix(".png"), dpi=110, bbox_inches="tight")
 
 
+#: Every tuner but the controls of dense tasks, which read no features of the backbone.
+METHODS = tuple(kind for kind in TUNERS if kind not in {task.control for task in TASKS.values()})
+
+
 def require_spaces(kinds: Iterable[str]) -> None:
     """Raise DomainError for a tuner that would be left out of the comparison."""
     known = {str(space[0]["kind"]) for space in SPACES.values()}
@@ -230,7 +235,7 @@ class Study:
     """
 
     def __init__(self, protocol: Protocol, backbone: Backbone, source: Path, state: Path, earlier: Record) -> None:
-        require_spaces(TUNERS)
+        require_spaces(METHODS)
         self.protocol, self.backbone, self.source, self.state = protocol, backbone, source, state
         self.engine = create_engine(backbone.mean, backbone.std)
         self.commit = versioning.git_commit()

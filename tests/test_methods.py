@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 import torch
 from bench import SHOTS, Draws, draw_subset, lay_out
-from methods import SPACES, Fraction, Protocol, require_spaces
+from methods import METHODS, SPACES, Fraction, Protocol, require_spaces
 
 from components.data.batches.transforms import Augmentation
 from components.errors import DomainError
-from components.models.tuners import TUNERS, create_tuners
+from components.models.tuners import create_tuners
 
 DATA = "parts"  # no domain that ships: its layout is guessed, and its split seed found
 TOY = Protocol(
@@ -96,12 +96,12 @@ def test_a_filter_that_fits_nothing_is_refused(arguments: list[str], capsys: pyt
 
 
 def test_every_tuner_has_the_same_number_of_configurations() -> None:
-    require_spaces(TUNERS)
+    require_spaces(METHODS)
     for label, space in SPACES.items():
         assert len(space) == len({json.dumps(options) for options in space}) == Protocol.configurations
         assert {create_tuners([options])[0].label for options in space} == {label}
     with pytest.raises(DomainError, match="tuner newcomer: expected its configurations in SPACES"):
-        require_spaces([*TUNERS, "newcomer"])
+        require_spaces([*METHODS, "newcomer"])
 
 
 def test_every_tuner_has_its_place_in_the_picture() -> None:
