@@ -10,6 +10,7 @@ import pytest
 from conftest import clean_environment
 
 from components.data.store.versioning import git
+from components.synthetic import BUNDLED
 from components.workspace import REPOSITORY
 
 pytestmark = [
@@ -32,17 +33,18 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_the_demos_data_leave_a_clean_tree(clone: Path) -> None:
-    """`make demo` makes the bundled images and runs the data stages on them: dvc.lock and splits.csv stay as they are
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_demos_data_leave_a_clean_tree(clone: Path, name: str) -> None:
+    """`tessera demo` makes the bundled images and runs the data stages on them: dvc.lock and splits.csv stay as they are
     committed, so that the first lineage names a commit and not `+dirty`.
 
-    Where this fails the stages make other files now: run `tessera check surface_defects`, and commit dvc.lock.
+    Where this fails the stages make other files now: run `tessera check NAME`, and commit dvc.lock.
     """
     env = clean_environment() | {
         "PYTHONPATH": str(clone),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    for command in (["demo", "--data-only"], ["check", "surface_defects"]):
+    for command in (BUNDLED[name].split()[1:], ["check", name]):
         done = subprocess.run(
             [sys.executable, "-m", "flows.commands.cli", *command],
             cwd=clone,
@@ -52,5 +54,5 @@ def test_the_demos_data_leave_a_clean_tree(clone: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-    assert (clone / ".tessera" / "data" / "surface_defects" / "manifest.parquet").exists()
+    assert (clone / ".tessera" / "data" / name / "manifest.parquet").exists()
     assert git(clone, "status", "--porcelain") == "", git(clone, "diff", "--", "dvc.lock")
