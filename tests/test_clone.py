@@ -35,8 +35,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_the_demos_data_leave_a_clean_tree(clone: Path, name: str) -> None:
-    """`tessera demo` makes the bundled images and runs the data stages on them: dvc.lock and splits.csv stay as they are
-    committed, so that the first lineage names a commit and not `+dirty`.
+    """`tessera demo` makes the bundled images, and the data stages run on them. dvc.lock and splits.csv stay as they
+    are committed, so that the first lineage names a commit and not `+dirty`.
 
     Where this fails the stages make other files now: run `tessera check NAME`, and commit dvc.lock.
     """
