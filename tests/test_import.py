@@ -534,6 +534,23 @@ def supervisely(raw):
     put_json(raw / "ds/ann/p00.png.json", {"size": {"height": 40, "width": 48}, "objects": [], "tags": []})
 
 
+def darwin(raw):
+    put(raw, "images/p*3")
+    paths = [[{"x": 1, "y": 1}, {"x": 9, "y": 1}, {"x": 9, "y": 9}]]
+    shape = {"name": "crack", "polygon": {"paths": paths}}
+    put_json(raw / "annotations/p00.json", {"version": "2.0", "item": {"name": "p00.png"}, "annotations": [shape]})
+
+
+def hasty(raw):
+    put(raw, "images/p*3")
+    put_json(raw / "export.json", {"label_classes": [{"class_name": "crack"}], "images": [{"image_name": "p00.png"}]})
+
+
+def outlines(raw):
+    put(raw, "p*3")
+    put_json(raw / "p00.geojson", [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": []}}])
+
+
 def coco_keypoints(raw):
     put(raw, "images/p*3")
     points = {"id": 1, "image_id": 1, "category_id": 1, "keypoints": [1, 2, 2], "num_keypoints": 1}
@@ -570,6 +587,9 @@ REFUSED = [
     ("VGG Image Annotator", via),
     ("VGG Image Annotator", via_csv),
     ("Supervisely JSON", supervisely),
+    ("Darwin JSON (V7)", darwin),
+    ("Hasty JSON", hasty),
+    ("GeoJSON outlines", outlines),
     ("COCO keypoints", coco_keypoints),
     ("point labels", texts("12.5 30")),
     ("point labels", point_json),

@@ -13,7 +13,8 @@ from samples import make_domain, save_picture
 from components.data.annotations.label_maps import find_label_map
 from components.data.annotations.layouts import read_tree
 from components.data.annotations.masks import THRESHOLD
-from components.data.annotations.regions import is_soft
+from components.data.annotations.regions import LEFT_OUT, SHOWS_NOTHING, is_soft
+from components.data.annotations.run_lengths import decode_runs
 from components.data.checks.validation import check_rows
 from components.data.store.describing import describe_folder
 from components.domain.reading import render_layout
@@ -74,7 +75,7 @@ class Kind(NamedTuple):
     picture: str
     masks: Mapping[str, Mask]
     layout: str
-    pixels: Mapping[str, int]
+    pixels: Mapping[str, float]
     given: bool = False
     files: Mapping[str, str] = {}
     background: str | None = "background"
@@ -158,6 +159,13 @@ KINDS = [
          "{kind: masks, images: ., masks: ., suffix: .TIF, ids: {object: 255}}", OBJECT),
     Kind("16 bit", "images/a{n}.png", {"masks/a{n}.png": numbers(150, 300)},
          "{kind: masks, ids: {class_150: 150, class_300: 300}}", {"class_150": 1, "class_300": 1}),
+    Kind("one file per object", "stage1/x{n}/images/x{n}.png",
+         {"stage1/x{n}/masks/a{n}0.png": numbers(255), "stage1/x{n}/masks/b{n}1.png": numbers(0, 255)},
+         "{kind: instances, images: stage1/<group>/images, instances: stage1/<group>/masks}", {"object": 2},
+         group="group"),
+    Kind("numbered masks", "{d}_defect/a ({n}).png",
+         {"{d}_defect/a ({n})_mask.png": numbers(255), "{d}_defect/a ({n})_mask_1.png": numbers(0, 255)},
+         "{kind: folders, masks: .}", {"0_defect": 1, "1_defect": 1}),
     Kind("smooth edges", "images/a{n}.png", {"masks/a{n}.png": smooth},
          "{kind: masks, ids: {object: 255}, threshold: 128}", OBJECT),
     Kind("once in JPEG", "images/a{n}.png", {"masks/a{n}.png": recompressed},
@@ -204,7 +212,7 @@ def test_a_published_set_is_imported_as_it_is(tmp_path, kind):
     assert (validated.fit.height, [str(item) for item in validated.quarantined]) == (COUNT, [])
     maps = [decode_map(data) for data in validated.fit["class_map"]]
     counts = {name: sum(int((shown == k).sum()) for shown in maps) for k, name in enumerate(domain.classes)}
-    drawn = {name: COUNT * PATCH * patches + WHOLE * (patches < 0) for name, patches in kind.pixels.items()}
+    drawn = {name: int(COUNT * PATCH * patches) + WHOLE * (patches < 0) for name, patches in kind.pixels.items()}
     unknown = sum(int((shown == IGNORE).sum()) for shown in maps)
     if kind.background is None:
         assert counts == drawn
@@ -215,6 +223,73 @@ def test_a_published_set_is_imported_as_it_is(tmp_path, kind):
     assert (set(understood.account.given) >= {"train", "test"}) == kind.given
     assert len(understood.pictures.ignored) == kind.ignored
     assert understood.pictures.quarantined == 0
+
+
+def test_masks_that_number_their_objects_are_instances(tmp_path):
+    for n in range(COUNT):
+        save_picture(tmp_path / f"t_{n}.bmp", n, width=64, height=48)
+        mask = np.zeros((48, 64), np.uint8)
+        for k in range(2 + n % 4):
+            mask[4 + 7 * k : 9 + 7 * k, 6:20] = 1 + k
+        Image.fromarray(mask).save(tmp_path / f"t_{n}_anno.bmp")
+    domain, understood = understand(tmp_path)
+    assert render_layout(domain.layout) == "{kind: instances, images: ., instances: .}"
+    assert understood.rows["pixels"].list.get(1).sum() == sum((2 + n % 4) * 70 for n in range(COUNT))
+
+
+# Run lengths in a table
+
+
+def write_runs(raw, *, label: str = "ClassId") -> None:
+    rows = [f"ImageId,{label},EncodedPixels"]
+    for n in range(6):
+        width, height = SIZES[n % len(SIZES)]
+        save_picture(raw / f"train_images/{n}.jpg", n, width=width, height=height)
+        flat = numbers(255)(n).T.ravel() > 0  # down the columns
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [0]]))) + 1
+        runs = " ".join(f"{start} {end - start}" for start, end in zip(edges[::2], edges[1::2], strict=True))
+        rows += [f"{n}.jpg,{1 + n % 2},{runs}"] if n < 4 else []
+    (raw / "train.csv").write_text("\n".join([*rows, "4.jpg,1,"]) + "\n")
+
+
+def test_run_lengths_in_a_table_are_read(tmp_path):
+    write_runs(tmp_path)
+    domain, understood = understand(tmp_path)
+    assert render_layout(domain.layout) == (
+        "{kind: csv, table: train.csv, image: ImageId, label: ClassId, runs: EncodedPixels}"
+    )
+    assert domain.classes == ("background", "1", "2")
+    rows = understood.rows
+    assert [decode_map(data)[4:10, 6:20].tolist() for data in rows["class_map"][:2]] == [
+        [[1 + n] * 14] * 6 for n in (0, 1)
+    ]
+    assert [pixels[1:] for pixels in rows["pixels"].to_list()] == [[84, 0], [0, 84], [84, 0], [0, 84], [0, 0]]
+    assert understood.account.notes == {LEFT_OUT: 1, SHOWS_NOTHING: 1}  # 5.jpg is not listed, 4.jpg has an empty cell
+    with pytest.raises(DataError, match="no `runs`, which name pixels"):
+        read_tree(make_domain(layout=domain.layout.model_dump()), tmp_path)
+
+
+def test_run_lengths_without_a_label_are_objects(tmp_path):
+    write_runs(tmp_path, label="length")
+    domain, _ = understand(tmp_path)
+    assert domain.classes == ("background", "object")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1 2 3", "no pairs of start and length"),
+        ("1 x", "no pairs of start and length"),
+        ("0 2", "count from 0"),
+        ("1 5 3 2", "overlap"),
+        ("1 0", "overlap"),
+        ("10 4", "to pixel 13 of 12"),
+    ],
+)
+def test_run_lengths_that_do_not_fit_are_refused(text, words):
+    assert decode_runs("2 2 7 1", (3, 4)).astype(int).tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    with pytest.raises(ValueError, match=words):
+        decode_runs(text, (3, 4))
 
 
 # What is refused, with the line to write

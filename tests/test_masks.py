@@ -278,7 +278,7 @@ def test_a_mask_or_a_picture_alone(tmp_path):
 def test_class_folders_and_their_masks_must_agree(tmp_path):
     sound_folder_with_empty_masks(tmp_path)
     save_ids(tmp_path / "masks/free/free0.png", [255])
-    save_mask(tmp_path / "masks/crack/crack1_mask_2.png")
+    save_mask(tmp_path / "masks/crack/crack1_seg.png")
     (tmp_path / "masks/crack/crack1.png").rename(tmp_path / "masks/crack/crack1_mask.png")
     (tmp_path / "masks/crack/crack2.png").unlink()
     save_mask(tmp_path / "masks/crack/nobody.png")
@@ -287,7 +287,7 @@ def test_class_folders_and_their_masks_must_agree(tmp_path):
     understood = read_tree(make_domain(task=task, classes=["free", "crack"], layout=layout), tmp_path)
     problems = {path: explain(problem) for path, problem in understood.rows.select("path", "problem").rows() if problem}
     assert "'free' is the background" in problems.pop("images/free/free0.png")
-    assert "crack1_mask.png, masks/crack/crack1_mask_2.png" in problems.pop("images/crack/crack1.png")
+    assert "crack1_mask.png, masks/crack/crack1_seg.png" in problems.pop("images/crack/crack1.png")
     assert "a picture of the same name" in problems.pop("masks/crack/nobody.png")
     assert not problems
     assert [item.path for item in understood.pictures.ignored if "images" in item.path] == ["images/crack/crack2.png"]

@@ -31,18 +31,21 @@ class Account:
     """What reading a raw folder found besides its rows.
 
     found: the number of pictures. ignored: pictures that no row names, with the reason. notes: counts of annotations
-    that were skipped or corrected. given: number of pictures per split that the tree or table names.
+    that were skipped or corrected. given: number of pictures per split that the tree or table names. further:
+    pictures of masks that have one file per object, by each file but the first.
     """
 
     found: int
     ignored: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
     given: Mapping[str, int] = field(default_factory=dict)
+    further: Mapping[str, str] = field(default_factory=dict)
 
     def count_pictures(self, fit: pl.DataFrame) -> Pictures:
         """The counts of found, used (of these: masks), quarantined and ignored pictures. fit: the rows in use."""
         masks = {path for path in fit["mask"].drop_nulls().unique() if path.lower().endswith(SUFFIXES)}
         shown = set(fit["path"].unique())
+        masks |= {mask for mask, picture in self.further.items() if picture in shown}
         used = len(shown | masks)
         return Pictures(
             found=self.found,
@@ -54,7 +57,7 @@ class Account:
 
     def save(self, path: Path) -> None:
         """Write the account as JSON."""
-        content = {name: getattr(self, name) for name in ("found", "ignored", "notes", "given")}
+        content = {name: getattr(self, name) for name in ("found", "ignored", "notes", "given", "further")}
         write_whole(path, f"{json.dumps(content, indent=1, ensure_ascii=False)}\n".encode())
 
 

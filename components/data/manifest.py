@@ -41,7 +41,7 @@ class Row:
 
     label: the label; `labels` instead where a picture has any number of them, `regions` where its pixels have.
     stated_size: width and height that the annotation states; validation compares them with the picture's. several: the
-    row's problem is a mask with several classes.
+    row's problem is a mask with several classes. further: more files of the mask, where it has one per object.
     """
 
     path: str
@@ -55,6 +55,7 @@ class Row:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     problem: Reason | None = None
     several: bool = False
+    further: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

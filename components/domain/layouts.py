@@ -90,6 +90,8 @@ class Table(Strict):
     """Whether each class has a column of 0 and 1, with exactly one 1 per row."""
     mask: str | None = None
     """The column that names the mask."""
+    runs: str | None = None
+    """The column of run lengths `start length ...`, counted down the columns from 1 (task `segmentation`)."""
     boxes: str | None = None
     """The column that holds boxes, in pixels."""
     crop: str | tuple[str, str, str, str] | None = None
@@ -115,7 +117,8 @@ class Csv(Table):
     `separator`, the column `label` holds all labels joined by it (no label: an empty cell). With the task
     `segmentation`, `mask` names one mask per picture, and every pixel of it that is not 0 has the class in `label`;
     with `ids`, which says which number or colour is which class, a mask shows any number of classes, and no label is
-    read.
+    read. Instead of masks, `runs` names a column of run lengths, as Kaggle's `EncodedPixels`: one line per picture and
+    class, or `object` without a column `label`.
     """
 
     kind: Literal["csv"] = "csv"
@@ -250,6 +253,8 @@ class Instances(Tree):
     """Instance-id masks (0 = background): one crop per instance, and as many crops of empty background.
 
     With the task `segmentation` a row is the whole picture, and the pixels of all instances have the class `label`.
+    `images: <group>/images` with one picture per folder takes all masks of `instances: <group>/masks` as its objects,
+    one per file.
     """
 
     kind: Literal["instances"] = "instances"

@@ -119,9 +119,8 @@ class SegmentationTask(MapTask):
             if layout.background not in (default, self.background):
                 found = f"layout.background: {layout.background}"
                 return f"the background that the task names, {self.background}", found, "Remove it from `layout`."
-        if (
-            isinstance(layout, Csv | Parquet | Folders)
-            and (getattr(layout, "mask", None) or getattr(layout, "masks", None)) is None
+        if isinstance(layout, Csv | Parquet | Folders) and not any(
+            getattr(layout, name, None) for name in ("mask", "masks", "runs")
         ):
             option = "masks: <folder>" if isinstance(layout, Folders) else "mask: <column>"
             found = f"the layout {layout.kind} without masks"

@@ -46,6 +46,7 @@ NO_LABELS = {
     *("smoker", "isfemale", "ismale"),
 }
 MASK_WORDS = ("mask", "seg", "groundtruth", "gt", "annotationmask", "labelmask")  # how names of columns of masks begin
+RUNS = re.compile(r"encodedpixels|rle|segmentation|annotation|encoding")  # names of columns of run lengths
 SPLIT_WORDS = ("split", "set", "subset", "partition", "phase")
 BOX_WORDS = ("crop", "bbox", "boundingbox", "box", "roi")
 CORNERS = (
@@ -158,6 +159,33 @@ def complete_mask(layout: T, raw: Path) -> T:
         if texts and 2 * sum(bool(find_pictures(text, index)) for text in texts) >= len(texts):
             return _with(layout, mask=name)
     return layout
+
+
+def suggest_runs(raw: Path, files: Sequence[str]) -> Table | None:
+    """The table with a column of run lengths (`EncodedPixels`) that describes most pictures; None without any."""
+    index = Index([path for path in files if path.lower().endswith(SUFFIXES)], "")
+    found = list[tuple[int, Table]]()
+    for path in list_tables("csv", files):
+        try:
+            layout = _find_csv_form(Csv(table=path), raw / path, index)
+            sheet = load_sheet(layout, raw / path, path)
+            runs = next((name for name in sheet.frame.columns if _are_runs(sheet.frame, name)), None)
+            if runs is None:
+                continue
+            layout = _with(layout, image=_find_image(sheet, index, layout), runs=runs)
+            worded = [name for word in LABEL_WORDS for name in sheet.frame.columns if _word(name) == word]
+            label = next((name for name in worded if name not in (runs, layout.image)), None)
+            named = {text for text in _texts(sheet.frame, layout.image) if find_pictures(text, index)}
+            found.append((len(named), _with(layout, label=label) if label else layout))
+        except TesseraError:
+            continue
+    return max(found, key=lambda each: each[0])[1] if found else None
+
+
+def _are_runs(frame: pl.DataFrame, name: str) -> bool:
+    """Whether a column is called like run lengths and holds pairs of numbers."""
+    texts = _texts(frame, name, SAMPLE) if RUNS.search(_word(name)) else []
+    return bool(texts) and all(re.fullmatch(r"\d+ \d+(?: \d+ \d+)*", " ".join(text.split())) for text in texts)
 
 
 def find_flags(frame: pl.DataFrame, layout: Table) -> tuple[str, ...]:

@@ -99,9 +99,12 @@ def refuse_foreign_pictures(raw: Path, files: Sequence[str], foreign: Mapping[st
     )
 
 
-def refuse_foreign(raw: Path, files: Sequence[str], where: str, hint: str = "") -> None:
-    """Raise DataError if the annotations are in a known format that is not read."""
-    if found := find_foreign(raw, files):
+def refuse_foreign(raw: Path, files: Sequence[str], where: str, hint: str = "", *, maps: bool = False) -> None:
+    """Raise DataError if the annotations are in a known format that is not read.
+
+    maps: whether outlines are read, so that four corners per line are one.
+    """
+    if (found := find_foreign(raw, files)) and not (maps and found.name == OBB):
         raise DataError(
             where,
             expected=f"annotations in a format that is read ({READ})",
@@ -136,6 +139,7 @@ def _stem(path: str) -> str:
 
 # JSON
 
+DARWIN, HASTY = "Darwin JSON (V7)", "Hasty JSON"
 STUDIO, VIA, VOTT = "Label Studio JSON", "VGG Image Annotator (VIA)", "VoTT JSON"
 SUPERVISELY, DATUMARO, GEOJSON, LABELBOX = "Supervisely JSON", "Datumaro JSON", "GeoJSON outlines", "Labelbox JSON"
 KEYPOINTS, PANOPTIC, CAPTIONS = "COCO keypoints without boxes", "COCO panoptic segments", "COCO captions"
@@ -159,6 +163,8 @@ def _name_json(path: Path) -> str | None:
 
 def _name_list(first: dict[str, Json]) -> str | None:
     keys = set(first)
+    if first.get("type") == "Feature":
+        return GEOJSON
     if "data" in keys and keys & {"annotations", "completions", "predictions"}:
         return STUDIO
     if {"annotator", "annotation_id"} <= keys:
@@ -176,6 +182,10 @@ def _name_object(content: dict[str, Json]) -> str | None:
         return VIA
     if values and all(isinstance(value, dict) and {"filename", "regions"} <= set(value) for value in values[:LOOK]):
         return VIA
+    if "item" in keys and isinstance(content.get("annotations"), list):
+        return DARWIN
+    if {"label_classes", "images"} <= keys:
+        return HASTY
     if {"asset", "regions"} <= keys:
         return VOTT
     if {"objects", "size"} <= keys:
@@ -283,7 +293,10 @@ HINTS = {
     VOTT: "In VoTT choose the export format `Pascal VOC`.",
     SUPERVISELY: "Export the project with the app `Export to COCO` or `Export to Pascal VOC`.",
     DATUMARO: "Convert it: `datum convert -f coco_instances` or `-f voc_detection`.",
-    GEOJSON: "Cut tiles of the outlined regions into one folder per class, or convert it to COCO.",
+    DARWIN: "In V7 choose the export format `COCO` (or `Semantic mask`).",
+    HASTY: "In Hasty choose the export format `COCO` (or `Semantic segmentation`).",
+    GEOJSON: "Cut tiles of the outlined regions into one folder per class, or convert it to COCO. For a class per "
+    "pixel, export masks from QuPath (`LabeledImageServer`) and name them like their pictures (layout masks).",
     CREATEML: "Convert it to COCO or Pascal VOC.",
     LABELBOX: "Convert it to COCO, or write a csv with the columns image and label.",
     KEYPOINTS: "Export instances (boxes or outlines) as COCO.",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from components.data.annotations.columns import Found, complete_mask, list_described, suggest_table
+from components.data.annotations.columns import Found, complete_mask, list_described, suggest_runs, suggest_table
 from components.data.annotations.foreign import LARGE, find_foreign, find_foreign_pictures, refuse_foreign_pictures
 from components.data.annotations.mask_pairs import suggest_masks
 from components.data.annotations.roles import VALUES, Roles, find_roles, find_values, is_instances
@@ -79,7 +79,7 @@ def _choose_masks(
     if isinstance(folders, Folders) and folders.masks and not _are_items(folders, roles):
         several = _without_class_folders(raw, folders, roles)
         return folders if several is None else suggest_masks(raw, files) or several
-    return suggest_masks(raw, files) or folders or listed
+    return suggest_masks(raw, files) or suggest_runs(raw, files) or folders or listed
 
 
 def _are_items(layout: Folders, roles: Roles) -> bool:

@@ -163,17 +163,32 @@ def _expand(layout: Tree, raw: Path) -> Iterator[tuple[Any, dict[str, str], str 
     folders = list_folders(files)
     masks = getattr(layout, "masks", layout.images)
     taken = match_parts(masks, folders) if masks != layout.images and PART.search(masks) else {}
+    templates = {name: getattr(layout, name, None) for name in ("annotations", "instances", "masks")}
+    matched = {
+        name: _match_columns(template, [*folders, *files])
+        for name, template in templates.items()
+        if isinstance(template, str) and PART.search(template)
+    }
     for base, parts in match_parts(layout.images, folders).items():
         if base in taken:  # `<split>` also matches `train_labels`
             continue
-        changes: dict[str, str] = {"images": base}
+        changes, columns = {"images": base}, name_columns(parts)
         missing: str | None = None
-        for name in ("annotations", "instances", "masks"):
-            if isinstance(template := getattr(layout, name, None), str) and PART.search(template):
-                filled = fill_parts(template, parts, [*folders, *files])
-                missing = template if filled is None else missing
-                changes[name] = filled or template
+        for name, paths in matched.items():
+            template = str(templates[name])
+            filled = paths.get(tuple(columns[part] for part in PART.findall(template)))
+            missing = template if filled is None else missing
+            changes[name] = filled or template
         yield layout.model_copy(update=changes), parts, missing
+
+
+def _match_columns(template: str, paths: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """The first path that matches a template with each set of names at its parts (`valid` equals `val`)."""
+    found: dict[tuple[str, ...], str] = {}
+    for path, parts in match_parts(template, paths).items():
+        columns = name_columns(parts)
+        found.setdefault(tuple(columns[part] for part in PART.findall(template)), path)
+    return found
 
 
 def read_folders(layout: Folders, raw: Path, wanted: Wanted) -> Reading:
@@ -203,8 +218,13 @@ def read_folders(layout: Folders, raw: Path, wanted: Wanted) -> Reading:
 
 
 def _with_one_mask(row: Row, known: Iterable["_Masks"]) -> Row:
-    """The row without a mask that does not exist, and with a problem where several masks have the picture's name."""
+    """The row without a mask that does not exist, and with a problem where several masks have the picture's name.
+
+    Numbered ones (`a_mask.png`, `a_mask_1.png`) show one object each.
+    """
     found = [path for masks in known for path in masks.find_all(row)]
+    if len(found) > 1 and len({NUMBERED.sub("", stem_of(path)) for path in found}) == 1:
+        return replace(row, mask=found[0], further=found[1:])
     if len(found) > 1:
         hint = "Join them into one mask, or remove the others."
         problem = Reason("one mask of the same name", ", ".join(found[:4]), hint)
@@ -247,6 +267,7 @@ def _is_picture(path: str) -> bool:
 VOC_ORDER = ("trainval", "train", "val", "test")  # later lists take precedence
 VOC_LIST = re.compile(r"(^|/)ImageSets/(Main/)?(trainval|train|val|test)\.txt$", re.IGNORECASE)
 MASK_LIST = re.compile(r"(^|(?<!ImageSets/Main)/)(trainval|train|val|test)\.txt$", re.IGNORECASE)
+NUMBERED = re.compile(r"(?<=[A-Za-z])[-_ ]?\d{1,2}$")
 LISTED = 0.8  # share of the names in a list of masked pictures that must be pictures
 
 READERS: dict[str, Reader] = {
@@ -408,12 +429,13 @@ def account_of(layout: Layout, reading: Reading, raw: Path) -> Account:
 
 def _account(layout: Layout, reading: Reading, files: list[str], foreign: Mapping[str, Reason]) -> Account:
     pictures = [path for path in files if path in foreign or _is_picture(path)]
-    named = {row.path for row in reading.rows} | {row.mask for row in reading.rows}
+    further = {mask: row.path for row in reading.rows for mask in row.further}
+    named = {row.path for row in reading.rows} | {row.mask for row in reading.rows} | further.keys()
     elsewhere = f"It lies outside of what `layout: {render_layout(layout)}` reads, or no annotation names it."
     ignored = {
         path: reading.ignored.get(path) or str(foreign.get(path) or elsewhere) for path in pictures if path not in named
     }
-    return Account(len(pictures), ignored, dict(reading.notes), _count_given(reading.rows))
+    return Account(len(pictures), ignored, dict(reading.notes), _count_given(reading.rows), further)
 
 
 def _name_foreign(row: Row, foreign: Mapping[str, Reason]) -> Row:

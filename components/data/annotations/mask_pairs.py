@@ -13,7 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.data.annotations.roles import MASK_FOLDERS, SAMPLES, find_values, has_few_values, is_instances
+from components.data.annotations.roles import (
+    MASK_FOLDERS,
+    SAMPLES,
+    find_values,
+    has_few_values,
+    is_instances,
+    number_objects,
+)
 from components.data.annotations.tree import SPLIT_WORDS, are_groups, bare_stem, cut_words, find_split, stem_of
 from components.data.sources.images import SUFFIXES
 from components.domain.layouts import Instances, Masks
@@ -94,11 +101,11 @@ def _refuse_several(raw: Path, images: Sequence[str], families: Sequence[Family]
 
 def _layout_of(raw: Path, images: Sequence[str], family: Family) -> Masks | Instances:
     masks = [mask for mask, _ in family.covered]
-    if is_instances(family.masks):
+    ending = family.ending if _needs_ending(images, family) else None
+    if is_instances(family.masks) or (ending is None and number_objects(raw, masks)):
         return Instances(images=family.images, instances=family.masks)
     values = find_values(raw, masks)
     ignore = (255,) if 255 in values and values & set(range(1, 255)) else ()
-    ending = family.ending if _needs_ending(images, family) else None
     return Masks(images=family.images, masks=family.masks, suffix=ending, ignore=ignore)
 
 
@@ -261,7 +268,7 @@ def _refer(column: Sequence[str], known: Mapping[str, Sequence[str]]) -> str | N
 
 
 def _suggest_objects(images: Sequence[str]) -> Instances | None:
-    """`<folder>/images` with one picture each, beside `<folder>/masks` with one file per object."""
+    """`<group>/images` with one picture each, beside `<group>/masks` with one file per object."""
     by_folder = Counter(map(posixpath.dirname, images))
     found = Counter[tuple[str, str, str]]()
     for folder, count in by_folder.items():
@@ -276,4 +283,4 @@ def _suggest_objects(images: Sequence[str]) -> Instances | None:
     (top, name, masks), count = found.most_common(1)[0]
     if count < FEW:
         return None
-    return Instances(images=posixpath.join(top, "<folder>", name), instances=posixpath.join(top, "<folder>", masks))
+    return Instances(images=posixpath.join(top, "<group>", name), instances=posixpath.join(top, "<group>", masks))

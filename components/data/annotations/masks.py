@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from components.data.annotations.crops import draw_background, find_boxes, read_ids, square_around
@@ -32,14 +34,38 @@ THRESHOLD = "masks with values between the two, cut at `threshold`"
 def read_instances(layout: Instances, raw: Path, wanted: Wanted) -> Reading:
     """One row per instance, and as many rows of background, cropped as squares. The id mask is the mask of each row.
 
-    With regions wanted, a row is a picture: all its instances are of one class.
+    With regions wanted, a row is a picture: all its instances are of one class. Where the folder of pictures holds one
+    picture and no mask has its name, the masks are its objects, one per file.
     """
     pictures, index = _pair(raw, layout, layout.images, layout.instances, "id masks")
+    objects = sorted(index.files) if len(pictures) == 1 and not index.find_mask(pictures[0]) else []
+    if objects:
+        return Reading(_object_rows(pictures[0], objects, layout, raw, wanted))
     if (painting := wanted.painting) is not None:
         names = {0: painting.background, 1: layout.label}
         rows = _read_all(lambda path: [_paint_row(path, raw, index, lambda ids, _: paint(ids != 0, names))], pictures)
         return Reading(rows + _without_picture(pictures, index))
     return Reading(_read_all(lambda path: _instance_rows(path, layout, raw, index, wanted), pictures))
+
+
+def _object_rows(path: str, masks: list[str], layout: Instances, raw: Path, wanted: Wanted) -> list[Row]:
+    """The rows of a picture with one mask per object; where objects overlap, the later one counts."""
+    ids = np.zeros((0, 0), np.int64)
+    for number, mask in enumerate(masks, 1):
+        pixels = read_mask(raw, mask)
+        if isinstance(pixels, Reason):
+            return [Row(path=path, mask=masks[0], further=masks[1:], problem=pixels)]
+        ids = ids if ids.size else np.zeros(pixels.shape, np.int64)
+        if pixels.shape != ids.shape:
+            size = " x ".join(map(str, pixels.shape[::-1]))
+            expected = f"masks of one size, {ids.shape[1]} x {ids.shape[0]} pixels as {masks[0]}"
+            problem = Reason(expected, f"{size} in {mask}", "Export the mask again at the image's size.")
+            return [Row(path=path, mask=masks[0], further=masks[1:], problem=problem)]
+        ids[pixels != 0] = number
+    if (painting := wanted.painting) is None:
+        return [replace(row, further=masks[1:]) for row in _cut_instances(path, masks[0], ids, layout, raw, wanted)]
+    regions = paint(ids != 0, {0: painting.background, 1: layout.label})
+    return [Row(path=path, mask=masks[0], further=masks[1:], regions=regions)]
 
 
 def read_masks(layout: Masks, raw: Path, wanted: Wanted) -> Reading:
@@ -106,12 +132,18 @@ def _instance_rows(path: str, layout: Instances, raw: Path, index: Index, wanted
     except (Image.DecompressionBombError, *UNDECODABLE) as error:
         hint = "Save instance ids as one 8- or 16-bit channel, 0 = background."
         return [Row(path=path, problem=Reason(f"an id mask {found[0]}", brief(error), hint))]
+    return _cut_instances(path, found[0], ids, layout, raw, wanted)
+
+
+def _cut_instances(
+    path: str, mask: str, ids: NDArray[np.int64], layout: Instances, raw: Path, wanted: Wanted
+) -> list[Row]:
     around = (square_around(box, ids.shape[1], ids.shape[0]) for box in find_boxes(ids))
     squares = list(dict.fromkeys(around))  # two instances with the same square are one crop
     seed = find_digest(raw, path, wanted.digests) or "0"
     empty = draw_background(ids, [x1 - x0 for x0, _, x1, _ in squares], seed)
     labelled = [(layout.label, crop) for crop in squares] + [(layout.background, crop) for crop in empty]
-    return [Row(path=path, label=label, mask=found[0], crop=crop) for label, crop in labelled]
+    return [Row(path=path, label=label, mask=mask, crop=crop) for label, crop in labelled]
 
 
 def _require_lossless(path: str) -> None:

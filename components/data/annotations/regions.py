@@ -38,6 +38,7 @@ UNANNOTATED = Reason(
 LEFT_OUT = "pictures without an annotation left out (the task's option `unannotated: background` includes them)"
 AS_BACKGROUND = "pictures without an annotation, taken as background (the task's option `unannotated`)"
 SOFT = "masks with several values beside 0: all that is not 0 is of the class"
+UNITED = "pictures with several numbered masks, united"
 CUT = "masks with soft edges, cut at half of their highest value"
 SHOWS_NOTHING = "pictures whose annotation shows nothing, taken as background"
 
@@ -158,19 +159,32 @@ def _paint_class(
         return row, None
     if row.mask not in files:
         return replace(row, problem=_no_mask(row.mask)), None
-    pixels = read_mask(raw, row.mask)
-    if isinstance(pixels, Reason):
-        return replace(row, problem=pixels), None
-    cut = is_soft(pixels)
-    shown = pixels > pixels.max() // 2 if cut else pixels != 0
+    read = [read_mask(raw, mask) for mask in (row.mask, *row.further)]
+    if problem := next((found for found in read if isinstance(found, Reason)), None) or _explain_sizes(row, read):
+        return replace(row, problem=problem), None
+    masks = [found for found in read if not isinstance(found, Reason)]
+    cut = any(map(is_soft, masks))
+    shown = np.any([_cut(mask) if is_soft(mask) else mask != 0 for mask in masks], axis=0)
     if shown.any() and rename.get(row.label, row.label) == background:
         expected = f"an empty mask, because {row.label!r} is the background"
         found = f"{np.count_nonzero(shown):,} pixels that are not 0 in {row.mask}"
         problem = Reason(expected, found, "Correct the mask, or move the picture to its class.")
         return replace(row, problem=problem), None
-    several = bool((shown & (pixels != pixels.max())).any())
-    note = CUT if cut else SOFT if several else None
+    several = any(((mask != 0) & (mask != mask.max())).any() for mask in masks)
+    note = CUT if cut else SOFT if several else UNITED if row.further else None
     return replace(row, regions=paint(shown, {0: background, 1: row.label})), note
+
+
+def _cut(mask: Pixels) -> Pixels:
+    return mask.astype(np.int64) > int(mask.max()) // 2
+
+
+def _explain_sizes(row: Row, masks: list[Pixels | Reason]) -> Reason | None:
+    """What is wrong with several masks of a picture that differ in size."""
+    sizes = [" x ".join(map(str, mask.shape[::-1])) for mask in masks if not isinstance(mask, Reason)]
+    if len(set(sizes)) < 2:
+        return None
+    return Reason("masks of one size", f"{', '.join(sizes[:4])} of {row.path}", "Export them at the image's size.")
 
 
 def require_one_mask(rows: list[Row]) -> list[Row]:

@@ -23,6 +23,8 @@ ALIKE = 0.8  # share of masks that must have a picture with the same stem
 SAMPLES = 3  # files per folder that are decoded
 VALUES = 24  # a mask's VALUES most frequent values make up MOST of its pixels
 MOST = 0.99
+APART = 0.05  # share of objects that may have several parts
+OBJECTS, MOST_OBJECTS = 5, 2000  # objects in the fullest of some masks, if they number objects; more are not counted
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,25 @@ def find_roles(raw: Path, files: Iterable[str]) -> Roles:
 def is_instances(folder: str) -> bool:
     """Whether the folder's name says that its masks hold instance ids."""
     return bool(INSTANCE_FOLDERS & set(folder.casefold().split("/")))
+
+
+def number_objects(raw: Path, masks: Sequence[str], most: int = 20) -> bool:
+    """Whether masks number objects instead of classes: 1, 2, ... k, nearly all of them connected, with varying k."""
+    import cv2
+
+    counts, apart = list[int](), 0
+    for path in masks[:: max(1, len(masks) // most)][:most]:
+        try:
+            with Image.open(raw / path, formats=FORMATS) as opened:
+                ids = np.asarray(opened)
+        except (Image.DecompressionBombError, *UNDECODABLE):
+            continue
+        numbers = np.unique(ids[ids != 0]) if ids.ndim == 2 and ids.dtype.kind in "ui" else np.zeros(0)
+        if numbers.tolist() != list(range(1, len(numbers) + 1)) or len(numbers) > MOST_OBJECTS:
+            return False
+        apart += sum(cv2.connectedComponents((ids == number).astype(np.uint8))[0] != 2 for number in numbers)
+        counts.append(len(numbers))
+    return max(counts, default=0) >= OBJECTS and len(set(counts)) >= 3 and apart <= APART * sum(counts)
 
 
 def find_values(raw: Path, masks: Sequence[str], most: int = 20) -> set[int]:

@@ -20,6 +20,7 @@ from components.data.annotations.columns import (
 from components.data.annotations.guessing import refuse_layout
 from components.data.annotations.masks import in_colour, name_values
 from components.data.annotations.regions import paint_classes, paint_masks, read_mask, require_one_mask
+from components.data.annotations.run_lengths import paint_runs
 from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
 from components.data.manifest import Reading, Row, Wanted
 from components.data.sources.images import SUFFIXES, Box, not_an_image
@@ -33,6 +34,7 @@ from components.tasks import create_task
 Record = dict[str, str | None]
 ELSEWHERE = "paths from another place, found by their ends"
 NO_OBJECT = Reason("a label or a box", "a line without either: a picture without any object", "Nothing needs doing.")
+OBJECT = "object"  # the class of run lengths without a label
 CSV_HINT = "; the separator must be a comma, or the `delimiter` that `layout` names."
 
 
@@ -54,18 +56,14 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     Pictures that no line lists, in folders of listed ones, are rows with a problem.
     """
     table = resolve_inside(layout.table, "", "layout.table")
-    if wanted.painting is not None and (layout.crop or not layout.mask):
-        found, hint = "`crop`" if layout.crop else "no column `mask`", "Correct the layout, or choose another task."
-        raise DataError(f"layout {layout.kind}", expected="whole pictures with a `mask`", found=found, hint=hint)
-    if layout.ids and wanted.painting is None:
-        hint = "Remove `ids` from the layout, or choose the task segmentation."
-        raise DataError(f"layout {layout.kind}", expected="no `ids`, which name pixels", found="`ids`", hint=hint)
+    _require_fit(layout, wanted)
     sheet = _load(layout, raw, table)
     flags = layout.one_hot or (wanted.many and not layout.separator)
     classes = (_written_classes(wanted, sheet.frame) or find_flags(sheet.frame, layout)) if flags else ()
-    names = [layout.image, *(() if layout.ids else classes if flags else (layout.label,)), *wanted.columns]
+    unlabelled = layout.ids or (layout.runs and layout.label not in sheet.frame.columns)
+    names = [layout.image, *(() if unlabelled else classes if flags else (layout.label,)), *wanted.columns]
     split = find_split_column(sheet.frame)
-    names += [name for name in (split, layout.mask, layout.boxes, *_crop_columns(layout)) if name]
+    names += [name for name in (split, layout.mask, layout.runs, layout.boxes, *_crop_columns(layout)) if name]
     if missing := [name for name in dict.fromkeys(names) if name not in sheet.frame.columns]:
         hint = "Name one of these columns in domain.yaml, or add it" + ("." if layout.kind == "parquet" else CSV_HINT)
         found = f"the columns {', '.join(map(repr, sheet.frame.columns))}"
@@ -84,6 +82,11 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
         _read_line(lines, record, f"{table}, {line} {number}")
         for number, record in zip(sheet.lines, records, strict=True)
     ]
+    if wanted.painting is not None and layout.runs:
+        cells = [(record[layout.runs], f"{table}, {line} {n}") for n, record in zip(sheet.lines, records, strict=True)]
+        drawn, counts = paint_runs(read, cells, raw, wanted.painting)
+        others = find_unlisted(files, drawn, "a line")
+        return Reading(drawn + [Row(path=row.path) for row in others], notes={**notes, **counts})
     rows = [row for row in read if row.problem != NO_OBJECT]
     empty = {row.path: str(NO_OBJECT) for row in read if row.problem == NO_OBJECT}
     if wanted.painting is not None:
@@ -96,6 +99,20 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     return Reading(
         rows + unlisted, {path: why for path, why in empty.items() if path in lines.index.files}, lines.notes
     )
+
+
+def _require_fit(layout: Csv | Parquet, wanted: Wanted) -> None:
+    """Raise DataError for options that name pixels where labels are wanted, or the other way round."""
+    if wanted.painting is not None and (layout.crop or not (layout.mask or layout.runs)):
+        found, hint = (
+            "`crop`" if layout.crop else "no column `mask` or `runs`",
+            "Correct the layout, or choose another task.",
+        )
+        raise DataError(f"layout {layout.kind}", expected="whole pictures with a `mask`", found=found, hint=hint)
+    if wanted.painting is None and (pixels := "ids" if layout.ids else "runs" if layout.runs else None):
+        hint = f"Remove `{pixels}` from the layout, or choose the task segmentation."
+        expected = f"no `{pixels}`, which name pixels"
+        raise DataError(f"layout {layout.kind}", expected=expected, found=f"`{pixels}`", hint=hint)
 
 
 def _name_masks(layout: Csv | Parquet, wanted: Wanted) -> Callable[[Path, str], Regions | Reason]:
@@ -122,7 +139,7 @@ def list_further_columns(domain: Domain, raw: Path) -> list[str]:
         return []
     frame = _load(layout, raw, resolve_inside(layout.table, "", "layout.table")).frame
     flags = layout.one_hot or (create_task(domain).annotation == "labels" and not layout.separator)
-    used = {layout.image, layout.mask, layout.boxes, *_crop_columns(layout), domain.group, *domain.slices}
+    used = {layout.image, layout.mask, layout.runs, layout.boxes, *_crop_columns(layout), domain.group, *domain.slices}
     used |= {*domain.classes, *domain.rename} if flags else {layout.label}
     return [name for name in frame.columns if name not in used and not frame.schema[name].is_nested()]
 
@@ -246,7 +263,10 @@ def _read_line(lines: _Lines, record: Record, where: str) -> Row:
         crop_problem = Reason("one crop per row", f"{len(crops)}", "Write a row for each crop.")
     if not wanted.many and layout.crop and not layout.one_hot and not record[layout.label] and not crops:
         return Row(path=path, problem=problem or crop_problem or NO_OBJECT)
-    labels, label_problem = ([], None) if layout.ids else _read_labels(lines, record, where)
+    if layout.runs and layout.label not in record:
+        labels, label_problem = [OBJECT], None
+    else:
+        labels, label_problem = ([], None) if layout.ids else _read_labels(lines, record, where)
     further = {name: record[name] for name in wanted.columns}
     return Row(
         path=path,

@@ -16,7 +16,12 @@ from components.data.annotations.columns import (
     list_described,
     refuse_unclear_tables,
 )
-from components.data.annotations.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
+from components.data.annotations.foreign import (
+    CONTAINERS,
+    find_foreign_pictures,
+    refuse_foreign,
+    refuse_foreign_pictures,
+)
 from components.data.annotations.guessing import hint_foreign, list_choices, suggest_by_folders, suggest_layout
 from components.data.annotations.layouts import account_of, read_layout
 from components.data.annotations.roles import find_roles, has_few_values
@@ -55,8 +60,8 @@ def describe_folder(
     asked = parse_task(task) if task is not None else None
     chosen, guessed = _choose_layout(source, layout, asked)
     if isinstance(chosen, Csv | Parquet):
-        chosen = complete_table(chosen, source)
-        chosen = complete_mask(chosen, source) if asked and asked.painting else chosen
+        chosen = chosen if chosen.runs else complete_table(chosen, source)
+        chosen = complete_mask(chosen, source) if asked and asked.painting and not chosen.runs else chosen
     described = describe_as(source, chosen, asked) if asked else _describe(source, chosen)
     chosen = described.layout
     if guessed:
@@ -141,7 +146,7 @@ def _choose_layout(source: Path, layout: str | None, asked: Task | None) -> tupl
         suggested = suggest_layout(source, maps=maps)  # fills in the names of sub-folders if only the kind is given
         return (suggested, False) if suggested and suggested.kind == named.kind else (named, False)
     files = walk_files(source)
-    refuse_foreign(source, files, f"annotations of {source}", " Or name the layout with `--layout`.")
+    refuse_foreign(source, files, f"annotations of {source}", " Or name the layout with `--layout`.", maps=maps)
     refuse_foreign_pictures(source, files, find_foreign_pictures(source, files))
     suggested = suggest_layout(source, maps=maps)
     if suggested is None:
@@ -192,6 +197,11 @@ def _explain_unknown(files: Sequence[str]) -> str:
     if tables := [path for path in files if path.lower().endswith(SPREADSHEETS)]:
         return f"one that looks like none; it holds {tables[0]}, which is not read: save it as csv"
     pictures = [path for path in files if path.lower().endswith(PICTURES)]
+    if arrays := [path for path in files if path.lower().endswith(CONTAINERS)]:
+        found = (
+            f"one that looks like none; it holds {arrays[0]}, which is not read: save masks as PNG with a number per "
+        )
+        return f"{found}class and the names of their pictures"
     if pictures and len(pictures) == len(files) and len({posixpath.dirname(path) for path in files}) == 1:
         return f"{len(pictures):,} pictures in one folder, and nothing that labels them"
     return "one that looks like none"

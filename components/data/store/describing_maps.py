@@ -175,7 +175,7 @@ def find_background(layout: Layout, source: Path, default: str) -> str:
     """
     if isinstance(layout, Masks | Instances):
         return layout.background
-    if not isinstance(layout, Folders | Table):
+    if not isinstance(layout, Folders | Table) or (isinstance(layout, Table) and (layout.ids or layout.runs)):
         return default
     shows = _find_shown(read_layout(layout, source, Wanted()).rows, source)
     sound = {label: len(found) for label, found in shows.items() if _is_sound(label, found)}

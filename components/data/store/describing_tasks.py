@@ -47,7 +47,9 @@ def _require_readable(source: Path, layout: Layout, task: Task) -> None:
     kinds = ", ".join(kind for kind in LAYOUTS if kind in task.reads)
     expected, hint = f"one of the layouts {kinds} for the task {task.kind}", "Name another layout or task."
     if layout.kind in task.reads:
-        unmasked = (isinstance(layout, Folders) and not layout.masks) or (isinstance(layout, Table) and not layout.mask)
+        unmasked = (isinstance(layout, Folders) and not layout.masks) or (
+            isinstance(layout, Table) and not (layout.mask or layout.runs)
+        )
         if task.painting is None or not unmasked:
             return
         option = "mask: <column>" if isinstance(layout, Table) else "masks: <folder>"
