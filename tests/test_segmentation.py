@@ -605,3 +605,21 @@ def test_a_manifest_says_what_every_pixel_shows(tmp_path: Path) -> None:
     }
     for name, column in wrong.items():
         assert find_failures(valid.with_columns(column.alias(name)), schema), name
+
+
+@pytest.mark.parametrize(
+    ("pictures", "sizes", "advice"),
+    [
+        (107, [(320, 256)] * 5, {"img_size": [224, 288], "training": {"epochs": 50}}),
+        (2000, [(1130, 460), (1130, 460), (1540, 645)], {"img_size": [160, 400], "training": {"epochs": 10}}),
+        (40, [(100, 100)], {"img_size": 96, "training": {"epochs": 100}}),
+        (300, [(400, 200), (200, 400), (300, 300)], {"img_size": 256, "fit": "letterbox", "training": {"epochs": 18}}),
+        (300, [], {"training": {"epochs": 18}}),
+    ],
+)
+def test_a_new_domain_begins_with_a_canvas_and_a_budget_that_suit_it(
+    pictures: int, sizes: list[tuple[int, int]], advice: dict[str, Any]
+) -> None:
+    found = TASK.advise(pictures, sizes)
+    assert found == advice | {"training": advice["training"] | {"warmup_epochs": 1, "batch_size": 8}}
+    domain_of(**found)  # is legal

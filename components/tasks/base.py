@@ -211,6 +211,13 @@ class Task(Strict, ABC):
         """What `gates.costs` may name beside the classes."""
         return ()
 
+    def advise(self, pictures: int, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """Keys of domain.yaml that a new domain of so many pictures begins with, where the defaults do not suit it.
+
+        sizes: width and height of some of them.
+        """
+        return {}
+
     @abstractmethod
     def columns(self) -> dict[str, pl.DataType]:
         """Names and types of the manifest's columns that say what a sample shows; `label` is a text for people."""

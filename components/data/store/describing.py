@@ -14,6 +14,7 @@ from components.data.annotations.columns import (
     complete_table,
     is_weakly_named,
     list_described,
+    read_size,
     refuse_unclear_tables,
 )
 from components.data.annotations.foreign import (
@@ -74,9 +75,17 @@ def describe_folder(
     parts = chosen.parts if isinstance(chosen, Tree) else ()
     group = group or ("group" if "group" in parts else None)
     slices = [part for part in parts if part not in ("class", "split", group) and _divides(part, described.reading)]
-    domain = parse_domain(facts | ({"group": group} if group else {}) | {"slices": slices}, str(where))
+    facts |= ({"group": group} if group else {}) | {"slices": slices} | _advise(source, described)
+    domain = parse_domain(facts, str(where))
     create_task(domain, str(where))
     return domain
+
+
+def _advise(source: Path, described: Described) -> dict[str, Any]:
+    """What the task advises for pictures of these sizes, of which some are looked at."""
+    paths = sorted({row.path for row in described.reading.rows if row.problem is None})
+    sizes = [size for path in paths[:: -(-len(paths) // LOOKED) or 1] if (size := read_size(source / path))]
+    return described.task.advise(len(paths), sizes)
 
 
 def _divides(part: str, reading: Reading) -> bool:
@@ -132,6 +141,7 @@ def write_domain(domain: Domain, path: Path) -> None:
     }
     facts |= {"group": domain.group} if domain.group else {}
     facts |= {"slices": list(domain.slices)} if domain.slices else {}
+    facts |= domain.model_dump(mode="json", exclude_defaults=True, include={"img_size", "fit", "training"})
     text = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     write_whole(path, text.encode())
 
