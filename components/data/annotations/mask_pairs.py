@@ -28,7 +28,8 @@ from components.domain.reading import render_layout
 from components.errors import DomainError
 
 MOST_MATCHES = 50  # files of one name in a set of which each may be the picture of a mask; further ones must be near
-ALIKE = 0.8  # share of a strand that must have pictures
+STRANDS = 12  # strands of one kind that are decoded
+PIXELS = 200_000  # of a file that are looked at
 FEW, SHARE = 2, 0.1  # an ending is that of at least FEW files, and of this share of the largest strand in its folder
 SPLIT = re.compile(rf"(?<![a-z])(?:{'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})", re.IGNORECASE)
 #: What a family's folder or ending is called, the best first. The worst kind that a name has counts.
@@ -152,21 +153,46 @@ def _find_families(raw: Path, images: Sequence[str]) -> list[Family]:
 def _match(images: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """(mask, picture, ending) of files that may be a mask and its picture, by their names alone."""
     cuts = {path: _cut(path) for path in images}
-    by_key = defaultdict[str, list[str]](list)
+    names = _Names()
     for path in images:
         for key in {stem_of(path), *(key for key, _ in cuts[path])}:
-            by_key[key].append(path)
+            names.add(key, path)
     for path in images:
         for key, ending in [(stem_of(path), ""), *cuts[path]]:
-            same = [other for other in by_key[key] if other != path]
-            if len(same) > MOST_MATCHES:
-                above = {posixpath.dirname(path), posixpath.dirname(posixpath.dirname(path))}
-                same = [p for p in same if {posixpath.dirname(p), posixpath.dirname(posixpath.dirname(p))} & above]
-            for other in same:
+            for other in names.find(key, path):
                 if posixpath.dirname(other) != posixpath.dirname(path) or (ending and stem_of(other) != stem_of(path)):
                     yield path, other, ending
                 elif stem_of(other) == stem_of(path) and not ending:
                     yield path, other, posixpath.splitext(path)[1]
+
+
+class _Names:
+    """Files by a name. Of many files of one name (`Part0` in each folder) only those of near folders are found."""
+
+    def __init__(self) -> None:
+        self.all, self.near = defaultdict[str, list[str]](list), defaultdict[tuple[str, str, str], list[str]](list)
+
+    def add(self, key: str, path: str) -> None:
+        self.all[key].append(path)
+        for relation, place in _places(path):
+            self.near[key, relation, place].append(path)
+
+    def find(self, key: str, path: str) -> list[str]:
+        """Files but `path` itself."""
+        if len(self.all[key]) <= MOST_MATCHES:
+            return [other for other in self.all[key] if other != path]
+        found = list[str]()
+        for relation, place in _places(path):
+            same = [other for other in self.near[key, relation, place] if other != path]
+            if relation == "folder" and same:
+                return same
+            found += same if len(same) <= MOST_MATCHES else []
+        return found
+
+
+def _places(path: str) -> tuple[tuple[str, str], ...]:
+    folder = posixpath.dirname(path)
+    return ("folder", folder), ("parent", posixpath.dirname(folder)), ("name", posixpath.basename(folder))
 
 
 def _cut(path: str) -> list[tuple[str, str]]:
@@ -183,21 +209,36 @@ def _likeness(strand: Strand) -> tuple[bool, int]:
 
 
 class _Look:
-    """Which strands look like masks, and their pictures unlike them; files are decoded once."""
+    """Which strands look like masks, and their pictures unlike them: a few strands of each kind are decoded."""
 
     def __init__(self, raw: Path) -> None:
-        self.raw, self.known = raw, dict[str, bool]()
+        self.raw, self.known, self.verdicts = raw, dict[str, bool](), defaultdict[tuple[str, ...], list[bool]](list)
 
     def are_masks(self, strand: Strand, pairs: Mapping[str, str]) -> bool:
+        verdicts = self.verdicts[_kind_of(strand)]
+        if len(verdicts) < STRANDS:
+            verdicts.append(self._are_masks(strand, pairs))
+            return verdicts[-1]
+        return 2 * sum(verdicts) > len(verdicts)
+
+    def _are_masks(self, strand: Strand, pairs: Mapping[str, str]) -> bool:
         first = list(pairs.items())[:: max(1, len(pairs) // SAMPLES)][:SAMPLES]
-        named = is_instances(strand.masks) or KINDS[2].search(strand.ending)
-        few = all(self.has_few_values(mask) for mask, _ in first) or bool(named)
+        named = is_instances(strand.masks) or bool(KINDS[2].search(strand.ending))
+        few = named or all(self.has_few_values(mask) for mask, _ in first)
         return few and not any(self.has_few_values(picture) for _, picture in first)
 
     def has_few_values(self, path: str) -> bool:
         if path not in self.known:
-            self.known[path] = has_few_values(self.raw / path)
+            self.known[path] = has_few_values(self.raw / path, PIXELS)
         return self.known[path]
+
+
+def _kind_of(strand: Strand) -> tuple[str, ...]:
+    """What strands have in common of which some are decoded for all: the ending, and how their folders differ."""
+    if strand.pictures == strand.masks:
+        return (strand.ending,)
+    pairs = zip(strand.pictures.split("/"), strand.masks.split("/"), strict=False)
+    return (strand.ending, *next((pair for pair in pairs if pair[0] != pair[1]), (strand.pictures, strand.masks)))
 
 
 # Paths with parts

@@ -119,8 +119,11 @@ def _look_like_masks(raw: Path, paths: Sequence[str], folder: str = "") -> bool:
     return is_instances(folder) or all(has_few_values(raw / path) for path in paths[:SAMPLES])
 
 
-def has_few_values(path: Path) -> bool:
-    """Whether few values make up nearly all pixels, as in a mask; False for a file that cannot be decoded."""
+def has_few_values(path: Path, most: int | None = None) -> bool:
+    """Whether few values make up nearly all pixels, as in a mask; False for a file that cannot be decoded.
+
+    most: about how many pixels, evenly spread, are looked at; all when left out.
+    """
     try:
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > 50_000_000:
@@ -128,6 +131,9 @@ def has_few_values(path: Path) -> bool:
             pixels = np.asarray(opened.convert("RGB") if opened.mode not in ("L", "P", "1") else opened)
     except (Image.DecompressionBombError, *UNDECODABLE):
         return False
+    if most is not None:
+        step = max(1, round((pixels.shape[0] * pixels.shape[1] / most) ** 0.5))
+        pixels = pixels[::step, ::step]
     if pixels.ndim == 3:
         pixels = pixels.astype(np.uint32) @ np.array([65536, 256, 1], dtype=np.uint32)
     counts = np.sort(np.unique(pixels, return_counts=True)[1])[::-1]
