@@ -151,7 +151,7 @@ class Row:
         return SEEDS if self.tuner in (CONTROL, FROZEN) and not self.long else SEEDS[:1]
 
     def __str__(self) -> str:
-        return f"{self.data.name} / {self.tuner}{' / long' if self.long else ''}"
+        return f"{self.data.name}{' long' if self.long else ''} / {self.tuner}"
 
 
 ROWS = [Row(data, tuner) for data in SETS.values() for tuner in TUNERS]
@@ -177,7 +177,7 @@ def main() -> None:
         save_json({"rows": measure_encoders(options.backbone)}, study.encoders)
     stop = time.monotonic() + 60 * options.minutes
     wanted = [(row, seed) for row in ROWS for seed in row.seeds if seed in options.seeds]
-    for row, seed in sorted(wanted, key=lambda pair: pair[1]):
+    for row, seed in sorted(wanted, key=lambda pair: (pair[0].long, pair[1])):
         if time.monotonic() < stop and any(text in str(row) for text in options.only) and not study.find(row, seed):
             study.train(row, seed)
             study.report()
