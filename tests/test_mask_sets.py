@@ -214,6 +214,8 @@ def test_a_published_set_is_imported_as_it_is(tmp_path, kind):
     counts = {name: sum(int((shown == k).sum()) for shown in maps) for k, name in enumerate(domain.classes)}
     drawn = {name: int(COUNT * PATCH * patches) + WHOLE * (patches < 0) for name, patches in kind.pixels.items()}
     unknown = sum(int((shown == IGNORE).sum()) for shown in maps)
+    if ids := getattr(domain.layout, "ids", None):  # in the order of the numbers, or of the label map
+        assert [name for name in domain.classes if name in ids] == [name for name in ids if name in domain.classes]
     if kind.background is None:
         assert counts == drawn
         assert unknown == WHOLE - sum(drawn.values())

@@ -31,7 +31,7 @@ class Foreign(NamedTuple):
 DICOM = "Export the images as 8-bit PNG or JPEG with the intensity window you need (with your viewer, or dcmtk)."
 SLIDE = "Cut the regions of interest into tiles, PNG or JPEG (QuPath or OpenSlide do that)."
 VIDEO = "Extract the frames you need as images, for instance with `ffmpeg -i FILE frames/%06d.png`."
-CONTAINER = "Save the images as files and their labels as a csv."
+CONTAINER = "Save the images as files, and their labels as a csv or their masks as PNG."
 FURTHER = ".heic .heif .hif .avif .jxl .jp2 .j2k .jpx .jpf .psd .svg .tga .ico .exr .hdr .pbm .pgm .ppm .pnm"
 
 _PICTURES = (

@@ -76,7 +76,7 @@ def _fit_table(source: Path, layout: Csv | Parquet, task: Task) -> Csv | Parquet
 
 
 def _describe_maps(source: Path, layout: Layout, task: Task, painting: Painting) -> Described:
-    """The description for class maps: the background comes first in `classes`, and domain.yaml names it.
+    """The description for class maps: the background comes first in `classes`, the others are in the order of `ids`.
 
     Where the masks have no pixel without a class, there is no background.
     """
@@ -93,4 +93,6 @@ def _describe_maps(source: Path, layout: Layout, task: Task, painting: Painting)
         background = None
     task = task.model_copy(update={"background": background}) if guessed else task
     first = () if background is None else (background,)
-    return Described(layout, task, reading, (*first, *sorted(shown - {background})))
+    places = {name: place for place, name in enumerate(getattr(layout, "ids", {}))}
+    others = sorted(shown - {background}, key=lambda name: (places.get(name, len(places)), name))
+    return Described(layout, task, reading, (*first, *others))
