@@ -65,7 +65,7 @@ def transparent(n: int) -> np.ndarray:
 
 
 class Kind(NamedTuple):
-    """A published form. picture, masks: paths, with {n} the number, {s} and {S} the split, {d} and {k} folders.
+    """A published form. picture, masks: paths, with {n} the number, {s}, {S} and {t} the split, {d} and {k} folders.
 
     pixels: of each class, in patches of one picture; the background is the rest. given: whether train, val and test are
     found. ignored: pictures of the folder that are not read, such as masks of another kind.
@@ -159,6 +159,13 @@ KINDS = [
          "{kind: masks, images: ., masks: ., suffix: .TIF, ids: {object: 255}}", OBJECT),
     Kind("16 bit", "images/a{n}.png", {"masks/a{n}.png": numbers(150, 300)},
          "{kind: masks, ids: {class_150: 150, class_300: 300}}", {"class_150": 1, "class_300": 1}),
+    Kind("dagm", "Class{k}/{t}/{n}.PNG", {"Class{k}/{t}/Label/{n}_label.PNG": numbers(255)},
+         "{kind: masks, images: <group>/<split>, masks: <group>/<split>/Label, ids: {object: 255}}", OBJECT, True,
+         group="group"),
+    Kind("nnU-Net", "imagesTr/c_{n}_0000.png", {"labelsTr/c_{n}.png": numbers(1, 2)},
+         "{kind: masks, images: imagesTr, masks: labelsTr, suffix: .png, ids: {tumour: 1, stroma: 2}}",
+         {"stroma": 1, "tumour": 1}, False,
+         {"dataset.json": '{"labels": {"background": 0, "tumour": 1, "stroma": 2}}'}),
     Kind("one file per object", "stage1/x{n}/images/x{n}.png",
          {"stage1/x{n}/masks/a{n}0.png": numbers(255), "stage1/x{n}/masks/b{n}1.png": numbers(0, 255)},
          "{kind: instances, images: stage1/<group>/images, instances: stage1/<group>/masks}", {"object": 2},
@@ -184,6 +191,7 @@ def write(raw, kind: Kind) -> None:
             "S": {"train": "training", "val": "validation"}.get(split, split),
             "d": n % 2,
             "k": n // 2,
+            "t": ("Train", "Test")[n % 2],
         }
         width, height = SIZES[n % len(SIZES)]
         save_picture(raw / kind.picture.format(**words), n, width=width, height=height)

@@ -372,7 +372,8 @@ def _find_masks_base(images: str, template: Folder, folders: set[Folder], roles:
             )
             for base in bases
         }
-    return posixpath.join(*bases.pop()) if len(bases) == 1 and all(bases) else None
+    base = bases.pop() if len(bases) == 1 and all(bases) else ()
+    return posixpath.join(*base) if base and "<class>" not in base else None  # masks below each class have no base
 
 
 def list_choices(raw: Path) -> list[Layout]:

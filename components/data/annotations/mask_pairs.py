@@ -21,13 +21,22 @@ from components.data.annotations.roles import (
     is_instances,
     number_objects,
 )
-from components.data.annotations.tree import SPLIT_WORDS, are_groups, bare_stem, cut_words, find_split, stem_of
+from components.data.annotations.tree import (
+    SPLIT_WORDS,
+    are_groups,
+    are_named_groups,
+    bare_stem,
+    cut_words,
+    find_split,
+    stem_of,
+)
 from components.data.sources.images import SUFFIXES
 from components.domain.layouts import Instances, Masks
 from components.domain.reading import render_layout
 from components.errors import DomainError
 
 MOST_MATCHES = 50  # files of one name in a set of which each may be the picture of a mask; further ones must be near
+OF_AN_ITEM = 20  # most pictures of one item, patient or lot in a numbered folder
 STRANDS = 12  # strands of one kind that are decoded
 PIXELS = 200_000  # of a file that are looked at
 FEW, SHARE = 2, 0.1  # an ending is that of at least FEW files, and of this share of the largest strand in its folder
@@ -102,7 +111,7 @@ def _refuse_several(raw: Path, images: Sequence[str], families: Sequence[Family]
 
 def _layout_of(raw: Path, images: Sequence[str], family: Family) -> Masks | Instances:
     masks = [mask for mask, _ in family.covered]
-    ending = family.ending if _needs_ending(images, family) else None
+    ending = (family.ending or posixpath.splitext(masks[0])[1]) if _needs_ending(images, family) else None
     if is_instances(family.masks) or (ending is None and number_objects(raw, masks)):
         return Instances(images=family.images, instances=family.masks)
     values = find_values(raw, masks)
@@ -112,7 +121,7 @@ def _layout_of(raw: Path, images: Sequence[str], family: Family) -> Masks | Inst
 
 def _needs_ending(images: Sequence[str], family: Family) -> bool:
     """Whether the masks are not found by their pictures' names and the words that mark a mask."""
-    if not family.ending or any(stem_of(mask) == stem_of(picture) for mask, picture in family.covered):
+    if any(stem_of(mask) == stem_of(picture) for mask, picture in family.covered):
         return bool(family.ending)
     masks, folders = {mask for mask, _ in family.covered}, {posixpath.dirname(mask) for mask, _ in family.covered}
     pictures = {picture for _, picture in family.covered}
@@ -251,7 +260,8 @@ def _generalise(ending: str, strands: Mapping[Strand, Mapping[str, str]]) -> lis
         by_depth[strand.pictures.count("/"), strand.masks.count("/")].append(strand)
     families = []
     for together in by_depth.values():
-        paths = _name_parts([(s.pictures.split("/"), s.masks.split("/")) for s in together])
+        small = sorted(len(strands[s]) for s in together)[len(together) // 2] <= OF_AN_ITEM
+        paths = _name_parts([(s.pictures.split("/"), s.masks.split("/")) for s in together], items=small)
         for group, (images, masks) in (
             [(together, paths)] if paths else [([s], (s.pictures, s.masks)) for s in together]
         ):
@@ -260,8 +270,11 @@ def _generalise(ending: str, strands: Mapping[Strand, Mapping[str, str]]) -> lis
     return families
 
 
-def _name_parts(paths: Sequence[tuple[list[str], list[str]]]) -> tuple[str, str] | None:
-    """The paths of pictures and masks, with a part for each name that differs; None if the names do not correspond."""
+def _name_parts(paths: Sequence[tuple[list[str], list[str]]], *, items: bool) -> tuple[str, str] | None:
+    """The paths of pictures and masks, with a part for each name that differs; None if the names do not correspond.
+
+    items: whether numbered folders are items or patients, which are groups, instead of kinds (`Class1`, `Class2`).
+    """
     named, known = list[str](), dict[str, tuple[str, ...]]()
     for column in zip(*(pictures for pictures, _ in paths), strict=True):
         if len(set(column)) == 1:
@@ -270,7 +283,8 @@ def _name_parts(paths: Sequence[tuple[list[str], list[str]]]) -> tuple[str, str]
             known["split"] = column
             named.append(part)
         else:
-            name = "group" if len(set(column)) > 2 and are_groups(column) else "folder"
+            grouped = are_named_groups(column) or (items and are_groups(column))
+            name = "group" if len(set(column)) > 2 and grouped else "folder"
             if name in known:
                 return None
             known[name] = column

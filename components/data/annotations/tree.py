@@ -264,8 +264,8 @@ _MASK_NAME = re.compile(
     rf"(?:(?:{_MASK_WORDS})[-_ ])?(.+?)(?:[-_ .](?:{_MASK_WORDS})(?:[-_ ]?\d{{1,2}})?)?", re.IGNORECASE
 )
 
-#: Where a word begins in a stem, unlike a number: `_left` and `_1st`, not `_19`.
-_WORD = re.compile(r"[-_ .](?=(?:\d(?:st|nd|rd|th))?[A-Za-z])")
+#: Where a word begins in a stem, unlike a number: `_left` and `_1st`, not `_19`; and the channel `_0000` of nnU-Net.
+_WORD = re.compile(r"[-_ .](?=(?:\d(?:st|nd|rd|th))?[A-Za-z]|0000$)")
 
 
 def stem_of(path: str) -> str:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from components.data.annotations.foreign import CONTAINERS
 from components.data.annotations.layouts import read_layout
 from components.data.annotations.tables import looks_multilabel
+from components.data.annotations.tree import walk_files
 from components.data.manifest import Reading, Wanted
 from components.data.store.describing_maps import complete_masks, find_background
 from components.domain.layouts import LAYOUTS, Csv, Folders, Instances, Layout, Masks, Parquet, Table
@@ -55,6 +57,8 @@ def _require_readable(source: Path, layout: Layout, task: Task) -> None:
         option = "mask: <column>" if isinstance(layout, Table) else "masks: <folder>"
         expected = "annotations that say the class of every pixel"
         hint = f"If there are masks, name them: `{option}` in `--layout`; or choose another task."
+        if arrays := [path for path in walk_files(source) if path.lower().endswith(CONTAINERS)]:
+            hint += f" {arrays[0]} is not read: save such masks as PNG with a number per class."
     found = f"`{render_layout(layout)}`"
     raise DomainError(f"{source} for the task {task.kind}", expected=expected, found=found, hint=hint)
 
