@@ -238,17 +238,19 @@ def create_plan(workspace: Workspace, domain: Domain) -> Plan:
     versioning.register_domain(workspace, name)
     version = versioning.record_version(workspace, name)
     tuners = create_tuners(domain.candidates)
-    _note_without_effect(tuners)
+    _note_without_effect(tuners, create_task(domain))
     sources, backbone = read_code(workspace.cache), hash_backbone(domain.backbone)
     return Plan(workspace, domain, tuners, version, versioning.git_commit(), sources, backbone, domain_sha256)
 
 
-def _note_without_effect(tuners: Sequence[Tuner]) -> None:
+def _note_without_effect(tuners: Sequence[Tuner], task: Task) -> None:
     """Say which options of a candidate change nothing."""
+    trained = task.annotation == "mask"
+    why = "its head is trained at the task's head_lr" if trained else "it is solved to its optimum"
     for tuner in tuners:
-        if idle := sorted(tuner.without_effect & tuner.model_fields_set):
-            text = f"Candidate {tuner.label}: {' and '.join(idle)} without effect, for it is solved to its optimum."
-            report("note", text=text)
+        useless = tuner.without_effect_trained if trained else tuner.without_effect
+        if idle := sorted(useless & tuner.model_fields_set):
+            report("note", text=f"Candidate {tuner.label}: {' and '.join(idle)} without effect, for {why}.")
 
 
 def known_size(domain: Domain) -> ImgSize | None:

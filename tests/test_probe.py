@@ -16,8 +16,10 @@ from components.models.adapter import load_meta
 from components.models.process_group import ProcessGroup
 from components.models.tuners import create_tuners
 from components.records.jobs import load_result
+from components.tasks import CLASSIFICATION
 from components.tasks.base import Problem
 from components.tasks.calibration import split_groups
+from components.tasks.segmentation import SegmentationTask
 from components.training import probe, run
 from components.training.probe import STRENGTHS, Choice, Head, choose_strength, solve, standardise
 from flows.plan import _note_without_effect
@@ -188,8 +190,12 @@ def test_the_leader_of_a_team_solves_alone(place: Path) -> None:
 def test_an_option_without_effect_is_reported() -> None:
     heard: list[Event] = []
     with listening(heard.append):
-        _note_without_effect(create_tuners([{"kind": "linear", "lr": 0.1}, {"kind": "vpt", "lr": 0.1}]))
-        _note_without_effect(create_tuners([{"kind": "linear", "strength": 0.1}]))
+        tuners = create_tuners([{"kind": "linear", "lr": 0.1}, {"kind": "vpt", "lr": 0.1}])
+        _note_without_effect(tuners, CLASSIFICATION)
+        _note_without_effect(create_tuners([{"kind": "linear", "strength": 0.1}]), CLASSIFICATION)
+        strong = create_tuners([{"kind": "linear", "strength": 0.1, "weight_decay": 0.1}])
+        _note_without_effect(strong, SegmentationTask())
     assert [event["text"] for event in heard] == [
-        "Candidate linear: lr without effect, for it is solved to its optimum."
+        "Candidate linear: lr without effect, for it is solved to its optimum.",
+        "Candidate linear: strength and weight_decay without effect, for its head is trained at the task's head_lr.",
     ]

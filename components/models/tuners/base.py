@@ -39,11 +39,13 @@ class TunerBase(Strict):
     """The options that every tuner has.
 
     merges: whether the encoder's `merge()` returns a plain network that computes the same at no extra cost.
-    without_effect: fields that are accepted but change nothing; a domain that sets one gets a note.
+    without_effect: fields that are accepted but change nothing where the head is solved, without_effect_trained: where it
+    is trained, as dense heads are; a domain that sets one gets a note.
     """
 
     merges: ClassVar[bool] = False
     without_effect: ClassVar[frozenset[str]] = frozenset()
+    without_effect_trained: ClassVar[frozenset[str]] = frozenset()
 
     name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_.-]{0,40}$")
     """Replaces the label if one method is used with several options."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class PixelsTuner(TunerBase):
     """`{kind: pixels}`"""
 
-    without_effect: ClassVar[frozenset[str]] = frozenset({"lr", "weight_decay"})
+    without_effect_trained: ClassVar[frozenset[str]] = frozenset({"lr", "weight_decay"})
 
     kind: Literal["pixels"] = "pixels"
     """Only the head learns, without the backbone: the control of dense tasks."""
