@@ -39,8 +39,8 @@ class TunerBase(Strict):
     """The options that every tuner has.
 
     merges: whether the encoder's `merge()` returns a plain network that computes the same at no extra cost.
-    without_effect: fields that are accepted but change nothing where the head is solved, without_effect_trained: where it
-    is trained, as dense heads are; a domain that sets one gets a note.
+    without_effect: fields that are accepted but change nothing where the head is solved; without_effect_trained: where
+    it is trained, as dense heads are. A domain that sets one gets a note.
     """
 
     merges: ClassVar[bool] = False
