@@ -84,9 +84,15 @@ def test_masks_become_class_maps(tmp_path: Path, name: str) -> None:
     for path, mask, pixels, shown in manifest.select("path", "mask", "pixels", "labels").rows():
         values = np.asarray(Image.open(DATA / name / mask))
         label = path.split("/")[1] if name == "magnetic_tile" else "nucleus"
-        found = {label: int((values != 0).sum()), classes[0]: int((values == 0).sum())}  # of `free` all are 0
+        marked = int((values > (127 if has_soft_edges(name, path) else 0)).sum())
+        found = {label: marked, classes[0]: values.size - marked}  # of `free` all are 0
         assert dict(zip(classes, pixels, strict=True)) == dict.fromkeys(classes, 0) | found
         assert shown == [each for each in classes if found.get(each)]
+
+
+def has_soft_edges(name: str, path: str) -> bool:
+    """Whether a mask is cut at half. One of 26 faint pixels is not recognised as soft: all of it is of its class."""
+    return name == "magnetic_tile" and not path.endswith("exp3_num_24829.jpg")
 
 
 def take_images(source: Path, target: Path, count: int) -> Path:
