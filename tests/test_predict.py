@@ -118,7 +118,7 @@ def read_crops(result: Result) -> tuple[Path, pl.DataFrame]:
 def test_the_adapter_says_what_an_input_is(crops: Result, pictures: Result) -> None:
     asked = [load_meta(result.folder / "adapter").input for result in (crops, pictures)]
     assert [one and one.model_dump() for one in asked] == [
-        {"kind": kind, "cut": "box", "resize": "stretch"} | LIMITS for kind in ("crop", "picture")
+        {"kind": kind, "cut": "box", "fit": "squash"} | LIMITS for kind in ("crop", "picture")
     ]
 
 

@@ -91,7 +91,7 @@ def test_where_two_trainings_differ_is_reported() -> None:
     version, workspace = Version(domain="parts", version=1, run_id="", source=""), Workspace(Path())
 
     def told(**changes: object) -> str:
-        return _find_difference(workspace, version, before, before.model_copy(update=changes))
+        return _find_difference(workspace, tiny.create_domain(), version, before, before.model_copy(update=changes))
 
     assert told(split_sha256="t") == "They part at the split: s then, t now."
     assert told(backbone={"sha256": "c"}) == "They part at the backbone: b then, c now."
