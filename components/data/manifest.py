@@ -21,6 +21,7 @@ from components.data.sources.images import Box
 from components.domain.domain import Domain
 from components.errors import DataError
 from components.files import hash_file, write_whole
+from components.records.boxes import LabelledBox
 from components.records.maps import Painting, Regions
 from components.records.reasons import Reason
 from components.sealed import SEAL, is_sealed, read_sealed, seal, warn_of_damage
@@ -39,7 +40,8 @@ REASON = pl.Struct({part: pl.String() for part in ("expected", "found", "hint")}
 class Row:
     """One sample as a layout's reader found it; paths are POSIX paths relative to raw/.
 
-    label: the label; `labels` instead where a picture has any number of them, `regions` where its pixels have.
+    label: the label; `labels` instead where a picture has any number of them, `regions` where its pixels have,
+    `objects` where its boxes have: none of them where the annotation says that nothing is there.
     stated_size: width and height that the annotation states; validation compares them with the picture's. several: the
     row's problem is a mask with several classes. further: more files of the mask, where it has one per object.
     """
@@ -48,6 +50,7 @@ class Row:
     label: str | None = None
     labels: Sequence[str] | None = None
     regions: Regions | None = None
+    objects: Sequence[LabelledBox] | None = None
     mask: str | None = None
     boxes: Sequence[Box] = ()
     crop: Box | None = None
@@ -79,7 +82,7 @@ class SupportsDigest(Protocol):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a reader must return: further columns, and of each picture a label, all its labels, or its regions.
+    """What a reader must return: further columns, and of each picture a label, all its labels, its regions or objects.
 
     painting: how shapes and masks become regions; None unless the annotation is `mask`.
     """
@@ -95,6 +98,11 @@ class Wanted:
     def many(self) -> bool:
         """Whether a row is a picture with all its labels."""
         return self.annotation == "labels"
+
+    @property
+    def boxed(self) -> bool:
+        """Whether a row is a picture with all its labelled boxes."""
+        return self.annotation == "boxes"
 
 
 def row_columns(domain: Domain) -> dict[str, pl.DataType]:

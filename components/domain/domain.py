@@ -56,9 +56,9 @@ class Domain(Strict):
     img_size: CanvasSize | None = None
     """Side of training images in pixels (16 to 2048), or `[height, width]`, multiples of the backbone's patch size; the
     backbone's own when left out."""
-    fit: Fit = "squash"
+    fit: Fit | None = None
     """How a picture of another shape becomes a training image: `squash` changes its aspect, `letterbox` keeps it and
-    fills the rest with grey."""
+    fills the rest with grey. When left out, `letterbox` for boxes and `squash` otherwise."""
     candidates: tuple[Mapping[str, Any], ...] = Field(
         default=({"kind": "linear"}, {"kind": "vpt"}, {"kind": "vapt"}, {"kind": "full"}), min_length=1
     )

@@ -81,8 +81,8 @@ class AdapterMeta(Strict):
 
     trainable_params: without the head. share: of those to the backbone's parameters. adapter_sha256: of
     adapter.safetensors, filled in when it is written. thresholds: a class's decision threshold, where set.
-    temperature: what logits are divided by before the softmax, so that probabilities are frequencies; fitted on
-    validation, and 1 where that does not help. calibration: a sentence on why it is that.
+    temperature: what logits are divided by, so that probabilities are frequencies; fitted on validation, and 1 where
+    that does not help. offset: what is added to them then, for boxes. calibration: a sentence on why it is that.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -97,6 +97,7 @@ class AdapterMeta(Strict):
     metrics: dict[str, FiniteFloat]
     thresholds: dict[str, FiniteFloat] = Field(default_factory=dict)
     temperature: FiniteFloat = Field(default=1.0, gt=0)
+    offset: FiniteFloat = 0.0
     calibration: str = ""
     input: InputMeta | None = None
     trainable_params: int
@@ -122,7 +123,7 @@ class AdapterMeta(Strict):
     @property
     def calibrated(self) -> Calibration:
         """How outputs become answers."""
-        return Calibration(self.temperature, self.calibration, self.thresholds)
+        return Calibration(self.temperature, self.calibration, self.thresholds, self.offset)
 
     @property
     def answering(self) -> dict[str, Any]:
@@ -130,7 +131,8 @@ class AdapterMeta(Strict):
 
         The rest says how the adapter came about: data, code, scores.
         """
-        fields = {"tuner", "task", "classes", "backbone", "thresholds", "temperature", "input", "adapter_sha256"}
+        fields = {"tuner", "task", "classes", "backbone", "thresholds", "temperature", "offset", "input"}
+        fields |= {"adapter_sha256"}
         return self.model_dump(mode="json", include=fields)
 
     @staticmethod
@@ -163,6 +165,7 @@ class AdapterMeta(Strict):
             metrics=dict(metrics),
             thresholds=dict(calibration.thresholds),
             temperature=calibration.temperature,
+            offset=calibration.offset,
             calibration=calibration.reason,
             input=inputs,
             trainable_params=tuned,

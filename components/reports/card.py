@@ -38,7 +38,7 @@ from components.reports.words import (
     render_table,
     without_html,
 )
-from components.tasks import Task, create_task
+from components.tasks import Task, choose_fit, create_task
 from components.tasks.base import MapTask, by_class
 
 UNSTATED = "not stated in domain.yaml"
@@ -275,7 +275,7 @@ def _render_saliency(card: ModelCard, task: Task, frame: pl.DataFrame) -> str:
     rows = frame.filter(pl.col("id").is_in(list(saliency)))
     hardest = rows.with_columns(ease=task.ease(rows)).sort("ease", "id")
     size = ImgSize.of(card.result.backbone["img_size"])
-    seen = draw_saliency(hardest, task, saliency, card.raw, size, card.domain.fit)
+    seen = draw_saliency(hardest, task, saliency, card.raw, size, choose_fit(card.domain))
     pictures = embed_figure(seen, "The hardest images and what was looked at")
     return f"<h2>What it looked at</h2><p>{LOOKED}</p>{pictures}"
 

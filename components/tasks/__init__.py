@@ -14,11 +14,13 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field, ValidationError
 
+from components.domain.canvas import Fit
 from components.domain.domain import Domain
 from components.domain.reading import explain, parse_yaml
 from components.errors import DomainError
 from components.tasks.base import Annotation, Task
 from components.tasks.classification import ClassificationTask
+from components.tasks.detection import DetectionTask
 from components.tasks.multilabel import MultilabelTask
 from components.tasks.segmentation import SegmentationTask
 
@@ -28,6 +30,7 @@ __all__ = [
     "Member",
     "Task",
     "TaskRecord",
+    "choose_fit",
     "choose_kind",
     "create_task",
     "parse_task",
@@ -35,7 +38,7 @@ __all__ = [
     "write_task",
 ]
 
-Member = ClassificationTask | MultilabelTask | SegmentationTask
+Member = ClassificationTask | MultilabelTask | SegmentationTask | DetectionTask
 TaskRecord = Annotated[Member, Field(discriminator="kind")]
 
 #: kind -> its record, read from the union so that there is one list only.
@@ -102,6 +105,11 @@ def _require_control(task: Member, domain: Domain, where: str) -> None:
             found=f"{', '.join(strange)}, the control of tasks whose head reads the pixels",
             hint="Remove it from `candidates`.",
         )
+
+
+def choose_fit(domain: Domain) -> Fit:
+    """How the domain's pictures are put on the canvas of the training."""
+    return domain.fit or read_task(domain.task, f"domain {domain.name}: task").fit
 
 
 def choose_kind(annotation: Annotation) -> str:

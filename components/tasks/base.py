@@ -15,11 +15,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from components.domain.canvas import Fit
 from components.domain.domain import Domain
 from components.domain.layouts import LAYOUTS
 from components.domain.settings import Gates
 from components.domain.strict import Strict
 from components.errors import PromotionError
+from components.records.boxes import LabelledBox
 from components.records.jobs import PROBABILITY
 from components.records.maps import Painting, Regions
 from components.tasks.calibration import Calibration, measure_gaps
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Chances = NDArray[np.floating[Any]]  # probabilities of pixels, of which there are many: float32 will do
-Annotation = Literal["label", "labels", "mask"]
+Annotation = Literal["label", "labels", "mask", "boxes"]
 
 UNLABELLED = "(none)"  # what a picture without any label is called where people read
 
@@ -145,6 +147,9 @@ class Annotated(Protocol):
     @property
     def regions(self) -> Regions | None: ...
 
+    @property
+    def objects(self) -> Sequence[LabelledBox] | None: ...
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -165,10 +170,11 @@ class Task(Strict, ABC):
     the domain's slices, the answer (`answers`), and one probability per class (`p_<class>`).
 
     metric: the score that selects, gates and is shown; in words for people, and those of one class alone likewise.
-    annotation: what is said of a picture: one label, any number of them, or the class of every pixel.
+    annotation: what is said of a picture: one label, any number of them, the class of every pixel, or labelled boxes.
     reads: the layouts that can say it. shown: a second score, which is followed while training. control: the kind of
     the candidate that every retrain compares the others with; None where the linear probe is comparison enough.
-    cost_unit: what the mean cost of mistakes is counted per.
+    cost_unit: what the mean cost of mistakes is counted per. fit: how pictures are put on the canvas of the training
+    where the domain does not say it.
     """
 
     kind: str
@@ -181,6 +187,7 @@ class Task(Strict, ABC):
     shown: ClassVar[str] = "macro_f1"
     control: ClassVar[str | None] = None
     cost_unit: ClassVar[str] = "an image"
+    fit: ClassVar[Fit] = "squash"
 
     # The domain and its data
 
@@ -373,16 +380,43 @@ class Task(Strict, ABC):
         return f"probabilities differ by at most {gap:.2g}"
 
 
-class MapTask(Task, ABC):
+class DenseTask(Task, ABC):
+    """A task that answers more of a picture than labels. Answers are judged one picture at a time, at its own size.
+
+    While training, `keep` reduces each answer to K numbers, and `metrics` and `surprise` take these (N, K) in the place
+    of probabilities. A frame of predictions has no probabilities, and the columns that `judged` names.
+    """
+
+    control: ClassVar[str | None] = "pixels"
+
+    @abstractmethod
+    def judged(self) -> dict[str, pl.DataType]:
+        """Names and types of the columns that judging a picture's answer fills."""
+
+    @abstractmethod
+    def score_frame(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, float]:
+        """All scores of a frame of predictions, the metric first; ece, ece_uncalibrated and loss among them."""
+
+    def problems(self, targets: NDArray[Any], classes: int) -> list[Problem]:
+        """None: no linear probe solves the head."""
+        return []
+
+    def answer(self, probabilities: Chances, classes: Sequence[str], calibration: Calibration) -> list[dict[str, Any]]:
+        raise TypeError("an answer for a whole picture is described by components/serving")
+
+    def answers(self, probabilities: Chances, classes: Sequence[str], calibration: Calibration) -> list[pl.Series]:
+        raise TypeError("the columns of an answer are those that `judge` fills")
+
+
+class MapTask(DenseTask, ABC):
     """A task that answers the class of every pixel. Class maps as in `components.records.maps`.
 
     What is learned are class maps at the size of the training, which the caller loads: `targets` says only which
-    classes a picture shows, for strata. While training, `keep` reduces each answer to K numbers, and `metrics` and
-    `surprise` take these (N, K) in the place of probabilities. What the gates read is measured at the size of the
-    picture, by `judge`. `calibrate`, `rescale` and `reliability` take pixels in the place of images.
+    classes a picture shows, for strata. What the gates read is measured at the size of the picture, by `judge`.
+    `calibrate`, `rescale` and `reliability` take pixels in the place of images.
 
-    A frame of predictions has no probabilities, and the columns that `judged` names: `answer_map` among them, which is
-    the answer as `encode_map` writes it; the truth is in the manifest's column `class_map`.
+    `judged` names `answer_map` among its columns, which is the answer as `encode_map` writes it; the truth is in the
+    manifest's column `class_map`.
 
     `decide` and `judge` take probabilities before calibration and apply it themselves: interpolated probabilities that
     are calibrated are not calibrated ones that are interpolated, and both ways must give the same answer.
@@ -404,24 +438,42 @@ class MapTask(Task, ABC):
         """(C, H, W) probabilities that are not calibrated yet -> (H, W) the class that each pixel is answered."""
 
     @abstractmethod
-    def judged(self) -> dict[str, pl.DataType]:
-        """Names and types of the columns that `judge` fills."""
-
-    @abstractmethod
     def judge(
         self, probabilities: Chances, truth: NDArray[np.uint8], classes: Sequence[str], calibration: Calibration
     ) -> dict[str, Any]:
         """The row of one picture: (C, H, W) probabilities that are not calibrated yet, and its class map (H, W)."""
 
+
+class BoxTask(DenseTask, ABC):
+    """A task that answers labelled boxes. Arrays of boxes as in `components.records.boxes`.
+
+    What is learned are boxes on the canvas of the training, (N, M, 6), which the caller loads: `targets` says only
+    which classes a picture shows, for strata. `keep` takes what was found (B, K, 6) and targets (B, M, 6), both on the
+    canvas. What the gates read is measured in pixels of the picture, by `judge`; the truth is in the manifest's column
+    `objects`, and `judged` names `found` among its columns: all boxes that were answered, of calibrated confidence,
+    whether they reach their threshold or not.
+
+    `calibrate` takes one array of targets (M, 6) and one of what was found (K, 6) per picture, in the picture's pixels.
+    `decide` and `judge` take confidences before calibration and apply it themselves.
+    """
+
+    annotation: ClassVar[Annotation] = "boxes"
+    fit: ClassVar[Fit] = "letterbox"
+    unannotated: str
+    """Whether pictures without any annotation are left out (`leave_out`), or show no object (`background`)."""
+
     @abstractmethod
-    def score_frame(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, float]:
-        """All scores of a frame of predictions, the metric first; ece, ece_uncalibrated and loss among them."""
+    def decide(
+        self, found: Floats, classes: Sequence[str], calibration: Calibration
+    ) -> tuple[Floats, NDArray[np.bool_]]:
+        """(K, 6) what was found -> (K, 6) with calibrated confidence, without rows that fill up, the most confident
+        first; and (K,) whether a box reaches the threshold of its class, from which on it is shown to people."""
 
-    def answer(self, probabilities: Chances, classes: Sequence[str], calibration: Calibration) -> list[dict[str, Any]]:
-        raise TypeError("a class map is answered by `decide`, and described by components/serving/maps.py")
-
-    def answers(self, probabilities: Chances, classes: Sequence[str], calibration: Calibration) -> list[pl.Series]:
-        raise TypeError("the columns of an answered class map are those that `judge` fills")
+    @abstractmethod
+    def judge(
+        self, found: Floats, targets: NDArray[np.float32], classes: Sequence[str], calibration: Calibration
+    ) -> dict[str, Any]:
+        """The row of one picture: (K, 6) what was found, and its annotated boxes (M, 6), in the picture's pixels."""
 
 
 PREDICTED = "predicted"  # column of the answer, as a text

@@ -24,12 +24,14 @@ FEWEST_GROUPS = 3  # on which anything can be judged: two that agree prove nothi
 class Calibration:
     """What logits are divided by, and a sentence on why it is that.
 
-    thresholds: class -> the probability from which on it is answered, for tasks that answer each class by itself.
+    offset: what is added to them then, for tasks whose confidences are no probabilities by themselves. thresholds:
+    class -> the probability from which on it is answered, for tasks that answer each class by itself.
     """
 
     temperature: float = 1.0
     reason: str = ""
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    offset: float = 0.0
 
 
 class Answers(Protocol):

@@ -35,7 +35,6 @@ from components.tasks.base import (
     Floats,
     Ints,
     MapTask,
-    Problem,
     ask_each,
     name_labels,
     number_groups,
@@ -88,7 +87,6 @@ class SegmentationTask(MapTask):
     )
     fewest_classes: ClassVar[int] = 2
     shown: ClassVar[str] = "mean_dice"
-    control: ClassVar[str | None] = "pixels"
     cost_unit: ClassVar[str] = "per pixel, averaged over the images"
 
     kind: Literal["segmentation"] = "segmentation"
@@ -208,10 +206,6 @@ class SegmentationTask(MapTask):
         rarity = np.where(targets, -targets.sum(axis=0), -np.inf)
         rarest: Ints = rarity.argmax(axis=1)
         return rarest
-
-    def problems(self, targets: NDArray[Any], classes: int) -> list[Problem]:
-        """None: no linear probe solves the head."""
-        return []
 
     def keep(self, probabilities: Chances, targets: Bytes) -> Floats:
         """(B, C * C + 2): labelled pixels by true and answered class, the sum of the truth's negative log likelihoods,

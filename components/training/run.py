@@ -28,7 +28,7 @@ from components.models.process_group import ALONE, ProcessGroup
 from components.models.tuners import Tuner, create_tuners
 from components.models.weights import load_adapter, save_adapter
 from components.records.jobs import SALIENCY_FILE, Job, Result, Rung, write_result, write_rung
-from components.tasks import create_task
+from components.tasks import choose_fit, create_task
 from components.tasks.base import MapTask
 from components.tasks.calibration import Calibration
 from components.training.checkpoint import remove_checkpoint
@@ -75,7 +75,7 @@ def _train(
     """The result, for the leader of the process group; nothing for the others, whose work ends with the last epoch."""
     (tuner,) = create_tuners([job.tuner])
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
-    task, fit_to = create_task(job.domain), job.domain.fit
+    task, fit_to = create_task(job.domain), choose_fit(job.domain)
     require_fit(job.domain.augmentation, backbone.img_size, maps=isinstance(task, MapTask))
     network = create_network(backbone, tuner, len(job.domain.classes), job.seed, task)
     limit = job.domain.validation.max_megapixels
@@ -146,7 +146,7 @@ def _describe_input(job: Job, manifest: pl.DataFrame) -> InputMeta:
     cut = manifest["crop"].is_not_null()
     return InputMeta(
         kind="crop" if cut.all() else "either" if cut.any() else "picture",
-        fit=job.domain.fit,
+        fit=choose_fit(job.domain),
         cut="square" if job.domain.layout.kind == "instances" else "box",
         max_megapixels=job.domain.validation.max_megapixels,
         min_side=job.domain.validation.min_side,

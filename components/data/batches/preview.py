@@ -16,7 +16,7 @@ from components.data.sources.images import MAX_MEGAPIXELS, open_picture
 from components.domain.canvas import Fit, ImgSize
 from components.domain.domain import Domain
 from components.records.maps import IGNORE, decode_map
-from components.tasks import create_task
+from components.tasks import choose_fit, create_task
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -57,7 +57,8 @@ def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: ImgSiz
     figure = Figure(figsize=(TILE_INCHES * width + 0.45, tall * rows.height + 0.95), layout=layout)
     grid = figure.subplots(rows.height, 1 + epochs, squeeze=False)
     named = domain.augmentation if isinstance(domain.augmentation, str) else "own pipeline"
-    fit = "" if domain.fit == "squash" else f", {domain.fit}"
+    chosen = choose_fit(domain)
+    fit = "" if chosen == "squash" else f", {chosen}"
     figure.suptitle(f"{domain.name}, augmentation {named}, {img_size} px{fit}, seed {seed}", fontsize=11)
     draw = _draw_map_line if "class_map" in rows.columns else _draw_line
     marks: Marks = {}
@@ -79,7 +80,7 @@ def _draw_line(
     """One image and its versions, outlined by mask and boxes."""
     from matplotlib.lines import Line2D
 
-    image, mask, boxes = load_labelled(row, raw, img_size, domain.fit, domain.validation.max_megapixels)
+    image, mask, boxes = load_labelled(row, raw, img_size, choose_fit(domain), domain.validation.max_megapixels)
     _draw_tile(line[0], image, mask, boxes)
     for epoch, axes in enumerate(line[1:]):
         _draw_tile(axes, *augment.with_labels(image, mask, boxes, epoch, row["row"]))
@@ -96,8 +97,8 @@ def _draw_map_line(
     painting = create_task(domain).painting
     background = painting.background if painting else None
     with open_upright(raw / row["path"], row["path"], domain.validation.max_megapixels) as picture:
-        image = fit_image(picture, img_size, domain.fit)
-    classes = fit_map(decode_map(row["class_map"]), img_size, domain.fit)
+        image = fit_image(picture, img_size, choose_fit(domain))
+    classes = fit_map(decode_map(row["class_map"]), img_size, choose_fit(domain))
     versions = [(image, classes)]
     versions += [augment.with_map(image, classes, epoch, row["row"]) for epoch in range(len(line) - 1)]
     for axes, (seen, moved) in zip(line, versions, strict=True):

@@ -2,6 +2,7 @@
 
 from components.models.heads.base import Head, Shape
 from components.models.heads.classification import ClassificationHead
+from components.models.heads.detection import DetectionHead
 from components.models.heads.multilabel import MultilabelHead
 from components.models.heads.segmentation import SegmentationHead
 from components.tasks import Task
@@ -13,6 +14,7 @@ HEADS: dict[str, type[Head]] = {
     "classification": ClassificationHead,
     "multilabel": MultilabelHead,
     "segmentation": SegmentationHead,  # type: ignore[type-abstract]  # its `create` chooses among its own
+    "detection": DetectionHead,  # type: ignore[type-abstract]
 }
 
 

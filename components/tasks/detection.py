@@ -1,0 +1,75 @@
+"""Labelled boxes. The metric is mAP50: the mean over the classes of the average precision, where an answered box is
+right if it overlaps a box of its class that no more confident one has taken, with an IoU of at least one half.
+
+Shapes: N pictures, C classes, M annotated and K answered boxes of a picture.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from components.records.boxes import OBJECTS, write_objects
+from components.tasks.base import Annotated, BoxTask, Ints, ask_each, name_labels, number_names
+
+if TYPE_CHECKING:
+    from pandera.polars import Check, Column
+
+
+class DetectionTask(BoxTask):
+    """`task: detection`, or `{kind: detection, metric: map}`"""
+
+    metric_words: ClassVar[str] = "mAP50"
+    class_words: ClassVar[str] = "AP50"
+    reads: ClassVar[frozenset[str]] = frozenset(
+        {"folders", "csv", "parquet", "voc", "coco", "yolo", "instances", "masks", "labelme", "cvat"}
+    )
+    fewest_classes: ClassVar[int] = 1
+    shown: ClassVar[str] = "map"
+    cost_unit: ClassVar[str] = "an image"
+
+    kind: Literal["detection"] = "detection"
+    """An image has any number of labelled boxes, or none."""
+    unannotated: Literal["leave_out", "background"] = "leave_out"
+    """Whether pictures without any annotation are left out, or show no object."""
+
+    def columns(self) -> dict[str, pl.DataType]:
+        """labels: the classes of all objects, those to ignore included. objects: as `components.records.boxes`."""
+        return {"label": pl.String(), "labels": pl.List(pl.String), "objects": OBJECTS}
+
+    def annotate(self, row: Annotated, classes: Sequence[str]) -> dict[str, Any]:
+        if row.objects is None:
+            return {"label": row.label}
+        shown = {each.label for each in row.objects}
+        labels = [name for name in classes if name in shown]
+        return {"label": name_labels(labels), "labels": labels, "objects": write_objects(row.objects)}
+
+    def checks(self, classes: Sequence[str]) -> "tuple[dict[str, Column], list[Check]]":
+        import pandera.polars as pa
+
+        columns = {
+            "label": pa.Column(pl.String),
+            "labels": pa.Column(pl.List(pl.String)),
+            "objects": pa.Column(OBJECTS),
+        }
+        return columns, []
+
+    def questions(self, frame: pl.DataFrame, classes: Sequence[str]) -> list[pl.DataFrame]:
+        """One per class: does the picture show it?"""
+        return ask_each(frame, classes)
+
+    def targets(self, manifest: pl.DataFrame, classes: Sequence[str]) -> NDArray[np.bool_]:
+        """(N, C) which classes a picture shows; the boxes themselves are loaded at the size of the training."""
+        lists = manifest["labels"]
+        rows = np.repeat(np.arange(len(lists)), lists.list.len().to_numpy())
+        flags = np.zeros((len(lists), len(classes)), bool)
+        flags[rows, number_names(lists.explode().drop_nulls(), classes)] = True
+        return flags
+
+    def strata(self, targets: NDArray[Any]) -> Ints:
+        """The rarest class of each picture; one more for pictures without any."""
+        rarity = np.where(targets, -targets.sum(axis=0), -np.inf)
+        rarest: Ints = np.where(targets.any(axis=1), rarity.argmax(axis=1), targets.shape[1])
+        return rarest
