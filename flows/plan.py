@@ -29,6 +29,7 @@ from components.promotion.gates.decide import require_gates
 from components.records.images import LeftOut, ValidationSummary
 from components.records.jobs import Job
 from components.tasks import Task, create_task
+from components.tasks.base import DenseTask
 from components.training.search import Trial, choose_seed, plan_rungs
 from components.workspace import Workspace
 from flows.progress import report
@@ -233,7 +234,7 @@ def create_plan(workspace: Workspace, domain: Domain) -> Plan:
         report("note", text=told)
     domain = embed_augmentation(domain, workspace.domain_file(name).parent)
     if (img_size := known_size(domain)) is not None:
-        require_fit(domain.augmentation, img_size, maps=create_task(domain).annotation == "mask")
+        require_fit(domain.augmentation, img_size, create_task(domain).annotation)
     versioning.require_repository(workspace)
     versioning.register_domain(workspace, name)
     version = versioning.record_version(workspace, name)
@@ -245,7 +246,7 @@ def create_plan(workspace: Workspace, domain: Domain) -> Plan:
 
 def _note_without_effect(tuners: Sequence[Tuner], task: Task) -> None:
     """Say which options of a candidate change nothing."""
-    trained = task.annotation == "mask"
+    trained = isinstance(task, DenseTask)
     why = "its head is trained at the task's head_lr" if trained else "it is solved to its optimum"
     for tuner in tuners:
         useless = tuner.without_effect_trained if trained else tuner.without_effect

@@ -306,7 +306,7 @@ class TestAugmentation:
 )
 def test_what_comes_in_from_outside_is_of_no_class(transform: Any) -> None:
     recipe = _record(transform)
-    require_fit(recipe, ImgSize(32, 32), maps=True)
+    require_fit(recipe, ImgSize(32, 32), "mask")
     augment, image = Augmentation(recipe, 0), np.full((32, 32, 3), 200, np.uint8)
     maps = [augment.with_map(image, image[..., 0] // 40, 0, index)[1] for index in range(8)]
     assert set(np.unique(maps)) == {5, IGNORE}
@@ -322,16 +322,16 @@ def test_what_comes_in_from_outside_is_of_no_class(transform: Any) -> None:
 )
 def test_a_transform_that_cannot_move_a_map_is_refused_by_name(transform: Any, words: tuple[str, ...]) -> None:
     with pytest.raises(DomainError) as caught:
-        require_fit(_record(transform), ImgSize(32, 32), maps=True)
+        require_fit(_record(transform), ImgSize(32, 32), "mask")
     assert all(word in str(caught.value) for word in words), str(caught.value)
     if "class map" in words:
         require_fit(_record(transform), ImgSize(32, 32))  # without maps it is one like any other
 
 
 def test_quarter_turns_of_an_own_pipeline_need_a_square() -> None:
-    require_fit(OWN, ImgSize(32, 32), maps=True)
+    require_fit(OWN, ImgSize(32, 32), "mask")
     with pytest.raises(DomainError, match="by D4"):
-        require_fit(OWN, ImgSize(32, 64), maps=True)
+        require_fit(OWN, ImgSize(32, 64), "mask")
 
 
 @pytest.mark.parametrize("preset", ["industrial", "pathology"])

@@ -15,11 +15,13 @@ from components.domain.reading import parse_domain
 from components.promotion.contest import settle
 from components.promotion.ledger import Record
 from components.promotion.versions import Version
+from components.records.boxes import LabelledBox
 from components.records.images import ValidationSummary
 from components.records.jobs import Job, Result, Rung, load_result, load_rung
 from components.records.maps import Regions
 from components.records.outcomes import CandidateRow, Outcome, Score
 from components.tasks import create_task
+from components.tasks.detection import DetectionTask
 from components.tasks.segmentation import SegmentationTask
 from components.workspace import Workspace
 
@@ -107,6 +109,28 @@ def write_masked_images(raw: Path, groups: int = 36) -> pl.DataFrame:
     )
 
 
+def write_boxed_images(raw: Path, groups: int = 36) -> pl.DataFrame:
+    """The same tiles with a box around each patch; in every fourth with a patch, the first box is of a hard object."""
+    frame = write_marked_images(raw, groups)
+    lists = [
+        [
+            LabelledBox(name, _box_of(name), "difficult" if not (number % 4 or place) else "object")
+            for place, name in enumerate(labels)
+        ]
+        for number, labels in enumerate(frame["labels"].to_list())
+    ]
+    task = DetectionTask()
+    rows = [task.annotate(Row(path="", objects=objects), CLASSES) for objects in lists]
+    return frame.with_columns(
+        pl.Series(name, [row[name] for row in rows], kind) for name, kind in task.columns().items()
+    )
+
+
+def _box_of(name: str) -> tuple[float, float, float, float]:
+    left = 10.0 * CLASSES.index(name)
+    return left, 4.0, left + 9, 20.0
+
+
 def train(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int = 0) -> Result:
     """One candidate through the real training code, in this process."""
     from components.training.run import do_job
@@ -136,6 +160,7 @@ def create_job(folder: Path, domain: Domain, tuner: Mapping[str, Any], seed: int
     raw, manifest = folder / "raw", folder / "manifest.parquet"
     if not manifest.exists():
         writers = {"label": write_images, "labels": write_marked_images, "mask": write_masked_images}
+        writers["boxes"] = write_boxed_images
         writers[create_task(domain).annotation](raw).write_parquet(manifest)
     return Job(
         action="train",

@@ -453,7 +453,6 @@ class BoxTask(DenseTask, ABC):
     `objects`, and `judged` names `found` among its columns: all boxes that were answered, of calibrated confidence,
     whether they reach their threshold or not.
 
-    `calibrate` takes one array of targets (M, 6) and one of what was found (K, 6) per picture, in the picture's pixels.
     `decide` and `judge` take confidences before calibration and apply it themselves.
     """
 
@@ -461,6 +460,12 @@ class BoxTask(DenseTask, ABC):
     fit: ClassVar[Fit] = "letterbox"
     unannotated: str
     """Whether pictures without any annotation are left out (`leave_out`), or show no object (`background`)."""
+
+    @abstractmethod
+    def calibrate(
+        self, targets: Any, probabilities: Any, groups: NDArray[np.generic], classes: Sequence[str]
+    ) -> Calibration:
+        """targets: an array (M, 6) per picture, probabilities: what was found in it (K, 6), in the picture's pixels."""
 
     @abstractmethod
     def decide(

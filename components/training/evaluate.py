@@ -14,6 +14,7 @@ from components.data.batches.loading import Features, Samples, create_loader
 from components.domain.domain import Domain
 from components.models.engine import Engine
 from components.models.network import Network
+from components.records.boxes import read_objects
 from components.records.jobs import PROBABILITY
 from components.tasks import Task, create_task
 from components.tasks.calibration import Calibration
@@ -68,11 +69,14 @@ def frame_predictions(
 
 
 def hash_split(manifest: pl.DataFrame) -> str:
-    """Name of who is on which side: sha256 over the sorted (id, label, split) of every row, and its class map's hash
-    where it has one."""
+    """Name of who is on which side: sha256 over the sorted (id, label, split) of every row, and the hash of its class
+    map or of its objects where it has one."""
     facts = manifest.select("id", "label", "split")
     if "class_map" in manifest.columns:
         facts = facts.with_columns(
             truth=pl.Series([hashlib.sha256(each).hexdigest() for each in manifest["class_map"]])
         )
+    if "objects" in manifest.columns:
+        texts = [repr(read_objects(each)) for each in manifest["objects"]]
+        facts = facts.with_columns(truth=pl.Series([hashlib.sha256(each.encode()).hexdigest() for each in texts]))
     return hashlib.sha256(repr(sorted(facts.iter_rows())).encode()).hexdigest()

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from components.data.batches.boxes import load_boxes
 from components.data.batches.geometry import Pixels
 from components.data.batches.loading import Samples
 from components.data.batches.pixels import load_maps, load_pixels
@@ -29,8 +30,9 @@ from components.models.tuners import Tuner, create_tuners
 from components.models.weights import load_adapter, save_adapter
 from components.records.jobs import SALIENCY_FILE, Job, Result, Rung, write_result, write_rung
 from components.tasks import choose_fit, create_task
-from components.tasks.base import MapTask
+from components.tasks.base import BoxTask, DenseTask, MapTask
 from components.tasks.calibration import Calibration
+from components.training.boxes import Boxes
 from components.training.checkpoint import remove_checkpoint
 from components.training.evaluate import frame_predictions, hash_split, predict_probabilities
 from components.training.fit import Recipe, fit
@@ -76,7 +78,7 @@ def _train(
     (tuner,) = create_tuners([job.tuner])
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
     task, fit_to = create_task(job.domain), choose_fit(job.domain)
-    require_fit(job.domain.augmentation, backbone.img_size, maps=isinstance(task, MapTask))
+    require_fit(job.domain.augmentation, backbone.img_size, task.annotation)
     network = create_network(backbone, tuner, len(job.domain.classes), job.seed, task)
     limit = job.domain.validation.max_megapixels
     pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache, limit, fit_to)
@@ -198,6 +200,8 @@ def _samples(
     task, chosen = create_task(job.domain), manifest[rows]
     if isinstance(task, MapTask):
         targets: NDArray[Any] = load_maps(chosen, ImgSize.of(pixels.shape[1:3]), fit_to, job.cache)
+    elif isinstance(task, BoxTask):
+        targets = load_boxes(chosen, ImgSize.of(pixels.shape[1:3]), fit_to, job.domain.classes)
     else:
         targets = task.targets(chosen, job.domain.classes)
     return Samples(pixels, rows, targets, augmentation, chosen["group"].to_numpy())
@@ -216,10 +220,13 @@ def _write_predictions(
     calibration, found on validation where none is given. `loss` is that of the training, before it."""
     task, classes = create_task(job.domain), job.domain.classes
     held_out = _samples(job, manifest, pixels, ["val", "test"], fit_to)
-    if isinstance(task, MapTask):
-        batch_size = job.domain.training.batch_size
-        maps = Maps(network, engine, task, held_out, manifest[held_out.rows], job.domain, fit_to, batch_size)
-        return _write_maps(job, maps, calibration)
+    if isinstance(task, DenseTask):
+        asked = (held_out, manifest[held_out.rows], job.domain, fit_to, job.domain.training.batch_size)
+        if isinstance(task, MapTask):
+            return _write_judged(job, task, Maps(network, engine, task, *asked), calibration)
+        if isinstance(task, BoxTask):
+            return _write_judged(job, task, Boxes(network, engine, task, *asked), calibration)
+        raise TypeError(f"nobody judges the answers of the task {task.kind}")
     plain = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
     rows = manifest[held_out.rows]
     if calibration is None:
@@ -242,15 +249,17 @@ def _write_predictions(
     return metrics, calibration
 
 
-def _write_maps(job: Job, maps: Maps, calibration: Calibration | None) -> tuple[dict[str, float], Calibration]:
-    """The same for answers that are class maps. Their saliency has no maps: an answer itself says where it looked."""
-    calibration = calibration or maps.calibrate()
-    frame = maps.judge(calibration)
+def _write_judged(
+    job: Job, task: DenseTask, answers: Maps | Boxes, calibration: Calibration | None
+) -> tuple[dict[str, float], Calibration]:
+    """The same for answers that are class maps or boxes. They have no saliency: an answer itself says where it is."""
+    calibration = calibration or answers.calibrate()
+    frame = answers.judge(calibration)
     frame.write_parquet(job.folder / "predictions.parquet")
     if job.action == "train":
         save_file({}, job.folder / SALIENCY_FILE)
     parts = {split: frame.filter(pl.col("split") == split) for split in ("val", "test")}
-    scores = {split: maps.task.score_frame(part, maps.domain.classes) for split, part in parts.items()}
+    scores = {split: task.score_frame(part, job.domain.classes) for split, part in parts.items()}
     return {f"{split}/{name}": value for split, found in scores.items() for name, value in found.items()}, calibration
 
 

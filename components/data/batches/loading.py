@@ -8,23 +8,24 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from components.data.batches.boxes import pad_boxes
 from components.data.batches.geometry import Pixels
 from components.data.batches.transforms import Augmentation
 
 AHEAD = 2  # batches made ahead: one that is ready and one in preparation
 
 
-Target = int | torch.Tensor  # a class's number, or what a task makes of more than one number: flags, a class map
+Target = int | torch.Tensor  # a class's number, or what a task makes of more than one number: flags, a map, boxes
 
 
 class Samples(Dataset[tuple[torch.Tensor, Target]]):
     """Rows of the pixel cache with their targets, augmented if an augmentation is given.
 
     targets: (N, ...) of the samples, in their order, as the task makes them. Those of three axes are class maps
-    (N, height, width), which an augmentation moves together with the image. groups: the group of each row (N,), if
-    known.
+    (N, height, width) uint8 or boxes (N, M, 6) float32, which an augmentation moves together with the image. groups:
+    the group of each row (N,), if known.
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class Samples(Dataset[tuple[torch.Tensor, Target]]):
         row = int(self.rows[place])
         image, target = np.array(self.pixels[row]), self.target(place)
         if self.augmentation is not None and isinstance(target, torch.Tensor) and target.ndim == 2:
-            image, moved = self.augmentation.with_map(image, target.numpy(), self.epoch, row)
+            move = self.augmentation.with_boxes if target.is_floating_point() else self.augmentation.with_map
+            image, moved = move(image, target.numpy(), self.epoch, row)
             target = torch.from_numpy(np.ascontiguousarray(moved))
         elif self.augmentation is not None:
             image = self.augmentation(image, self.epoch, row)
@@ -128,6 +130,15 @@ def _make_ahead(batches: Iterator[Any]) -> Iterator[Any]:
             yield batch
 
 
+def collate(samples: list[tuple[torch.Tensor, Target]]) -> Any:
+    """A batch of images (B, 3, H, W) and targets (B, ...); boxes are filled up to the most that an image has."""
+    images, targets = zip(*samples, strict=True)
+    first = targets[0]
+    if not (isinstance(first, torch.Tensor) and first.ndim == 2 and first.is_floating_point()):
+        return default_collate(samples)
+    return torch.stack(images), torch.from_numpy(pad_boxes([target.numpy() for target in targets]))
+
+
 def create_loader(
     samples: Dataset[Any], batch_size: int, *, workers: int = 0, order: StepOrder | None = None
 ) -> DataLoader[Any]:
@@ -138,6 +149,7 @@ def create_loader(
     # A generator of its own, because the loader would draw a number from torch's global generator.
     # Workers are forked on every platform, so that they share the memory map: pickling it would copy all pixels.
     shared: dict[str, Any] = {
+        "collate_fn": collate,
         "num_workers": workers,
         "generator": torch.Generator().manual_seed(0),
         "multiprocessing_context": "fork" if workers else None,

@@ -24,13 +24,16 @@ from components.domain.canvas import ImgSize
 from components.domain.domain import PRESETS, Domain
 from components.domain.reading import parse_yaml
 from components.errors import DomainError
+from components.records.boxes import NONE
 from components.records.maps import IGNORE, ClassMap
+from components.tasks.base import Annotation
 
 Image = NDArray[np.uint8]
 Record = Mapping[str, Any]
 Box = tuple[float, ...]  # x0, y0, x1, y1 in pixels
 
 CLASS = "__class_fullname__"
+VISIBLE = 0.1  # least share of a box's area that must remain in the image for the box to remain
 TRIALS = 24  # trial runs of a user's pipeline before anything is trained on it
 DRAWS = 12  # of one transform, in search of the one that changes the shape
 #: They would grow and shrink classes by their numbers.
@@ -79,6 +82,35 @@ class Augmentation:
                 if getattr(one, name, None) is not None:
                     setattr(one, name, IGNORE)
         return pipeline
+
+    def with_boxes(
+        self, image: Image, targets: NDArray[np.float32], epoch: int, index: int
+    ) -> tuple[Image, NDArray[np.float32]]:
+        """Augment an image together with its boxes (M, 6), as `components.records.boxes` has them; the image is the
+        same as without them.
+
+        Boxes are clipped to the image, and those of which less than VISIBLE remains are left out. An image that is
+        mirrored at its border shows objects once more, which then have boxes, too. Rows of class NONE are left out.
+        """
+        targets = targets[targets[:, 4] != NONE]
+        if self.pipeline is None:
+            return image, targets
+        found = self._draw(self._boxed, epoch, index)(image=image, bboxes=targets.astype(np.float64))
+        augmented, moved = found["image"], np.asarray(found["bboxes"], np.float32).reshape(-1, 6)
+        if augmented.shape != image.shape or augmented.dtype != image.dtype:
+            raise _misshapen("augmentation", self.pipeline, image, augmented)
+        return augmented, moved
+
+    @cached_property
+    def _boxed(self) -> Any:
+        """The same transforms, with boxes. A turned box is taken as that of an ellipse: the box around its corners
+        would grow with the angle, and the network would learn boxes that are too large."""
+        A = load_albumentations()  # noqa: N806  its usual name
+        pipeline = create_pipeline(self.recipe, square=self.square)
+        for one in _leaves(pipeline):
+            if hasattr(one, "rotate_method"):
+                one.rotate_method = "ellipse"
+        return A.Compose(pipeline.transforms, bbox_params=A.BboxParams("pascal_voc", clip=True, min_visibility=VISIBLE))
 
     def with_labels(
         self, image: Image, mask: NDArray[np.uint8], boxes: Sequence[Box], epoch: int, index: int
@@ -154,11 +186,11 @@ def embed_augmentation(domain: Domain, folder: Path) -> Domain:
     return domain.model_copy(update={"augmentation": {"transform": record["transform"]}})
 
 
-def require_fit(recipe: str | Record, img_size: ImgSize, *, maps: bool = False) -> None:
+def require_fit(recipe: str | Record, img_size: ImgSize, annotation: Annotation = "label") -> None:
     """Try a user's pipeline on a picture of the training size. Raises DomainError unless it keeps shape and type.
 
-    Each trial runs twice: a transform with other sources of randomness would differ between workers. maps: whether it
-    must move class maps together with the images.
+    Each trial runs twice: a transform with other sources of randomness would differ between workers. annotation: what
+    it must move together with the images, class maps or boxes.
     """
     if isinstance(recipe, str):
         return
@@ -170,8 +202,10 @@ def require_fit(recipe: str | Record, img_size: ImgSize, *, maps: bool = False) 
                 found = "another picture for the same seed, epoch and index"
                 hint = "Remove the transform that draws its own random numbers."
                 raise DomainError("augmentation", expected="a repeatable pipeline", found=found, hint=hint)
-            if maps:
+            if annotation == "mask":
                 _require_map(first, image, index)
+            elif annotation == "boxes":
+                _require_boxes(first, image, index)
         except DomainError:
             raise
         except Exception as error:  # noqa: BLE001  any error of a transform is about the user's choice of it
@@ -198,6 +232,22 @@ def _require_map(augment: Augmentation, image: Image, index: int) -> None:
         expected="transforms that move a class map with its image",
         found=f"{', '.join(dict.fromkeys(wrong)) or ', '.join(names)}, which changes classes",
         hint="Remove it, or replace it by one that moves pixels or changes the image alone.",
+    )
+
+
+def _require_boxes(augment: Augmentation, image: Image, index: int) -> None:
+    """Raise DomainError unless an image is the same with its boxes, and its boxes keep their classes."""
+    height, width = image.shape[:2]
+    boxes = np.array([[0, 0, width / 2, height / 2, 3, 0], [width / 4, height / 4, width, height, 5, 2]], np.float32)
+    seen, moved = augment.with_boxes(image, boxes, 0, index)
+    known = {tuple(row) for row in boxes[:, 4:].tolist()}
+    if np.array_equal(seen, augment(image, 0, index)) and {tuple(row) for row in moved[:, 4:].tolist()} <= known:
+        return
+    raise DomainError(
+        "augmentation",
+        expected="transforms that move boxes with their image",
+        found=", ".join(type(one).__name__ for one in _leaves(augment.pipeline)),
+        hint="Remove the transform that changes the image otherwise when it has boxes.",
     )
 
 

@@ -1,0 +1,70 @@
+"""Answers that are labelled boxes: calibrated on validation, judged in pixels of each picture.
+
+A network answers boxes on the canvas of the training; what the gates compare is measured where the annotation was made.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from components.data.batches.boxes import restore_boxes
+from components.data.batches.geometry import place
+from components.data.batches.loading import Samples
+from components.domain.canvas import Fit
+from components.domain.domain import Domain
+from components.models.engine import Engine
+from components.models.network import Network
+from components.records.boxes import read_objects, to_targets
+from components.tasks.base import BoxTask
+from components.tasks.calibration import Calibration
+from components.training.evaluate import answer_batches
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """A network with the samples it is asked about.
+
+    rows: of the manifest, one per sample and in their order. fit: how the pictures were put into the samples' size.
+    """
+
+    network: Network
+    engine: Engine
+    task: BoxTask
+    samples: Samples
+    rows: pl.DataFrame
+    domain: Domain
+    fit: Fit
+    batch_size: int
+
+    @cached_property
+    def found(self) -> list[NDArray[np.float64]]:
+        """What is answered for each sample (K, 6), in pixels of its picture, before calibration."""
+        canvas = self.samples.pixels.shape[1:3]
+        sizes = self.rows.select("width", "height").rows()
+        batches = answer_batches(self.network, self.samples, self.engine, self.batch_size)
+        answers = [found for batch, _ in batches for found in batch]
+        pairs = zip(answers, sizes, strict=True)
+        return [restore_boxes(found, place(size, canvas, self.fit), size) for found, size in pairs]
+
+    @cached_property
+    def truth(self) -> list[NDArray[np.float32]]:
+        """The annotated boxes of each sample (M, 6), in pixels of its picture."""
+        return [to_targets(read_objects(objects), self.domain.classes) for objects in self.rows["objects"]]
+
+    def calibrate(self, split: str = "val") -> Calibration:
+        """What makes the confidences of a split's boxes frequencies, and from which confidence on a box is shown."""
+        places = np.flatnonzero((self.rows["split"] == split).to_numpy())
+        truth, found = ([each[place] for place in places] for each in (self.truth, self.found))
+        return self.task.calibrate(truth, found, self.rows["group"].to_numpy()[places], self.domain.classes)
+
+    def judge(self, calibration: Calibration) -> pl.DataFrame:
+        """The frame of predictions: the rows with what was answered for them, and what that is worth."""
+        keep = ["id", "path", "crop", "group", "split", "width", "height", *self.task.columns(), *self.domain.slices]
+        judged = [
+            self.task.judge(found, truth, self.domain.classes, calibration)
+            for found, truth in zip(self.found, self.truth, strict=True)
+        ]
+        return self.rows.select(keep).hstack(pl.DataFrame(judged, schema=self.task.judged()))
