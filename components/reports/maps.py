@@ -4,7 +4,6 @@ For a class of every pixel the drawing of truth and answer is the explanation; t
 """
 
 import math
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,34 +18,30 @@ from components.data.batches.colours import choose_colours, draw_over, to_matplo
 from components.files import whole_file
 from components.records.maps import IGNORE, ClassMap, decode_map
 from components.records.objects import find_components
+from components.reports.panels import (
+    DIFFERENCES,
+    MOST,
+    Box,
+    Pixels,
+    View,
+    add_legends,
+    centre_window,
+    create_sheet,
+    rank_rows,
+    shorten,
+    shrink,
+    write_head,
+)
 from components.reports.tiles import load_upright
 from components.tasks.base import PREDICTED, MapTask
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Pixels = NDArray[np.uint8]
-Box = tuple[int, int, int, int]
 
-MOST = 8  # rows of a sheet
-PANEL = 360  # pixels of the longer side of a panel
-INCHES = 2.9  # width of a panel
-LARGEST = 1600  # pixels of the longer side at which a huge picture is drawn, before it is shrunk to a panel
-TALLEST, FLATTEST = 1.5, 0.4  # height of a row, by its width
 TINY = 0.02  # share of the picture under which its objects are enlarged
 AROUND = 2.5  # sides of the object in a part that is enlarged
 SMALLEST = 48  # pixels of the side of such a part
-LONGEST = 34  # characters of a line above a panel
-MOST_NAMED = 12  # classes in a legend
-
-#: What an answered pixel is beside the truth, and its colour: told apart with any colour vision, and no class's.
-DIFFERENCES = {
-    "found": (60, 190, 80),
-    "missed": (214, 30, 150),
-    "false": (0, 240, 255),
-    "other class": (255, 235, 60),
-}
 UNLABELLED = "not labelled"
 HATCH = (40, 40, 40)  # of pixels that are not labelled, over a picture in grey
 NOTHING, FOUND, MISSED, FALSE, CONFUSED, IGNORED = range(6)
@@ -73,12 +68,9 @@ class Legend:
 def draw_worst(
     frame: pl.DataFrame, task: MapTask, classes: Sequence[str], raw: Path, title: str, most: int = MOST
 ) -> "Figure":
-    """A sheet of the pictures with the worst answers, the worst first, and below them the median and the best one.
-
-    The last two say what is usual: a sheet of the worst alone looks alike for a good and for a bad model.
-    """
+    """A sheet of the pictures with the worst answers, the worst first, and below them the median and the best one."""
     rows = choose_rows(frame, task, most)
-    heads = [f"{row['rank']}: {_shorten(row['path'])}" for row in rows.iter_rows(named=True)]
+    heads = [f"{row['rank']}: {shorten(row['path'])}" for row in rows.iter_rows(named=True)]
     return _draw_sheet(rows, heads, Legend.of(task, classes), raw, title, differences=True)
 
 
@@ -87,7 +79,7 @@ def draw_found(frame: pl.DataFrame, task: MapTask, classes: Sequence[str], raw: 
 
     frame: rows of a manifest with the columns `predicted` and `answer_map`.
     """
-    heads = [_shorten(name) for name in frame["path"]]
+    heads = [shorten(name) for name in frame["path"]]
     with whole_file(path) as partial:
         figure = _draw_sheet(frame, heads, Legend.of(task, classes), raw, title, differences=False)
         figure.savefig(partial, format="png", dpi=110)
@@ -101,15 +93,7 @@ def choose_rows(frame: pl.DataFrame, task: MapTask, most: int) -> pl.DataFrame:
     """
     wrong = pl.Series("wrong", [_count_wrong(numbers) for numbers in frame["confusion"]], dtype=pl.Int64)
     rated = frame.with_columns(wrong, task.ease(frame).alias("ease"))
-    ranked = rated.sort("ease", "wrong", "id", descending=[False, True, False], nulls_last=True)
-    count = ranked.height
-    places = list(range(count)) if count <= most else [*range(most - 2), max(count // 2, most - 2), count - 1]
-    names = [f"{place + 1} of {count}" for place in places]
-    if count > most:
-        names[-2:] = ["median", "best"]
-    if names:
-        names[0] = "worst" if count > 1 else names[0]
-    return ranked[places].with_columns(rank=pl.Series(names, dtype=pl.String))
+    return rank_rows(rated.sort("ease", "wrong", "id", descending=[False, True, False], nulls_last=True), most)
 
 
 def _count_wrong(confusion: Sequence[int]) -> int:
@@ -160,59 +144,30 @@ def choose_window(kinds: NDArray[np.uint8]) -> Box | None:
     found = find_components(objects.astype(np.uint8), 1)
     x0, y0, x1, y1 = max(found, key=lambda one: (count_wrong(one.box), one.area)).box
     side = max(SMALLEST, math.ceil(AROUND * max(x1 - x0, y1 - y0)))
-    wide, high = min(side, width), min(side, height)
-    if wide * high > 0.5 * width * height:
-        return None
-    left = min(max((x0 + x1 - wide) // 2, 0), width - wide)
-    top = min(max((y0 + y1 - high) // 2, 0), height - high)
-    return left, top, left + wide, top + high
+    return centre_window((x0 + x1) / 2, (y0 + y1) / 2, side, (width, height))
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One picture at full size: its pixels, and both maps; window: the part that is enlarged."""
+    """One picture, and both maps at its full size."""
 
-    image: Image.Image
+    view: View
     truth: ClassMap
     answer: ClassMap
-    window: Box | None
-
-    @property
-    def box(self) -> Box:
-        """What its panels show."""
-        return self.window or (0, 0, *self.image.size)
-
-    @property
-    def shape(self) -> float:
-        """Height by width of its panels, within what a row may be."""
-        x0, y0, x1, y1 = self.box
-        return min(max((y1 - y0) / (x1 - x0), FLATTEST), TALLEST)
 
 
 def _draw_sheet(
     rows: pl.DataFrame, heads: Sequence[str], legend: Legend, raw: Path, title: str, *, differences: bool
 ) -> "Figure":
-    """heads: the text above each row's picture. A first column shows where an enlarged part lies, if any is."""
-    from matplotlib.figure import Figure
-
+    """heads: the text above each row's picture."""
     drawn = list(_read_rows(rows, legend, raw))
-    located = any(row.window for row in drawn)
-    columns = located + 3 + differences
-    heights = [INCHES * row.shape + 0.5 for row in drawn] or [1.0]
-    figure = Figure(figsize=(INCHES * columns, sum(heights) + 1.1), layout="constrained")
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, row, facts, head in zip(grid, drawn, rows.iter_rows(named=True), heads, strict=False):
-        panels = list(line)
-        if located:
-            _draw_place(panels.pop(0), row)
+    figure, grid = create_sheet([row.view for row in drawn], 3 + differences, title)
+    for panels, row, facts, head in zip(grid, drawn, rows.iter_rows(named=True), heads, strict=True):
         words = [head, f"truth: {facts['label']}", f"answer: {facts[PREDICTED]}"]
         words += [f"difference, {describe_dice(facts['dice'])}"] if differences else []
-        for axes, picture, text in zip(panels, _draw_panels(row, legend, differences), words, strict=False):
+        for axes, picture, text in zip(panels, _draw_panels(row, legend, differences), words, strict=True):
             axes.imshow(picture, interpolation="nearest")
-            axes.set_title(textwrap.fill(text, LONGEST), fontsize=8, loc="left", parse_math=False)
+            write_head(axes, text)
     shown = set().union(*({*np.unique(row.truth), *np.unique(row.answer)} for row in drawn))
     _draw_legend(figure, legend, shown, differences)
     return figure
@@ -222,55 +177,24 @@ def _read_rows(rows: pl.DataFrame, legend: Legend, raw: Path) -> Iterator[_Row]:
     for facts in rows.iter_rows(named=True):
         truth, answer = decode_map(facts["class_map"]), decode_map(facts["answer_map"])
         window = choose_window(compare_maps(truth, answer, legend.number))
-        yield _Row(load_upright(raw / facts["path"], facts.get("crop")), truth, answer, window)
+        yield _Row(View(load_upright(raw / facts["path"], facts.get("crop")), window), truth, answer)
 
 
 def _draw_panels(row: _Row, legend: Legend, differences: bool) -> Iterator[Pixels]:
-    """Image, truth, answer, and differences where they are asked for; each at most PANEL pixels."""
-    image, truth, answer = _cut(row)
-    yield _shrink(image)
-    for classes in (truth, answer):
-        yield _shrink(draw_over(image, classes, legend.classes, legend.background))
-    if differences:
-        yield _shrink(draw_differences(image, compare_maps(truth, answer, legend.number)))
+    """Image, truth, answer, and differences where they are asked for; each at most PANEL pixels.
 
-
-def _cut(row: _Row) -> tuple[Pixels, ClassMap, ClassMap]:
-    """Picture and maps inside the row's box at the size to draw at: huge ones shrunk, small ones enlarged.
-
-    Small ones are enlarged before outlines are drawn, which would cover their objects otherwise.
+    Small parts are enlarged before outlines are drawn, which would cover their objects otherwise.
     """
-    x0, y0, x1, y1 = row.box
-    longest = max(x1 - x0, y1 - y0)
-    scale = max(1, PANEL // longest) if longest <= LARGEST else LARGEST / longest
-    size = max(1, round(scale * (x1 - x0))), max(1, round(scale * (y1 - y0)))
-    kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
-    image = np.asarray(row.image.crop(row.box).resize(size, kind))
+    image = row.view.cut()
+    x0, y0, x1, y1 = row.view.box
     parts = (Image.fromarray(classes[y0:y1, x0:x1]) for classes in (row.truth, row.answer))
+    size = image.shape[1], image.shape[0]
     truth, answer = (np.asarray(part.resize(size, Image.Resampling.NEAREST)) for part in parts)
-    return image, truth, answer
-
-
-def _shrink(pixels: Pixels) -> Pixels:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((PANEL, PANEL), Image.Resampling.BOX)
-    return np.asarray(picture)
-
-
-def _draw_place(axes: "Axes", row: _Row) -> None:
-    """The whole picture with a frame around what is enlarged; nothing where the panels show the whole."""
-    from matplotlib.patches import Rectangle
-
-    if row.window is None:
-        return
-    x0, y0, x1, y1 = row.window
-    picture = row.image.copy()
-    picture.thumbnail((PANEL, PANEL))
-    width, height = row.image.size
-    axes.imshow(np.asarray(picture), extent=(0, width, height, 0))
-    for colour, line in (("black", 3.0), ("white", 1.2)):
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=line))
-    axes.set_title(f"enlarged: {x1 - x0} x {y1 - y0} of {width} x {height} px", fontsize=8, loc="left")
+    yield shrink(image)
+    for classes in (truth, answer):
+        yield shrink(draw_over(image, classes, legend.classes, legend.background))
+    if differences:
+        yield shrink(draw_differences(image, compare_maps(truth, answer, legend.number)))
 
 
 def _draw_legend(figure: "Figure", legend: Legend, shown: Iterable[int], differences: bool) -> None:
@@ -280,25 +204,13 @@ def _draw_legend(figure: "Figure", legend: Legend, shown: Iterable[int], differe
     colours = choose_colours(legend.classes, legend.background)
     numbers = {int(number) for number in shown}
     names = [name for k, name in enumerate(legend.classes) if k in numbers and name != legend.background]
-    more = len(names) - MOST_NAMED
-    handles = [Patch(color=to_matplotlib(colours[name]), label=name) for name in names[:MOST_NAMED]]
-    handles += [Patch(alpha=0, label=f"and {more} more")] if more > 0 else []
+    handles = [Patch(color=to_matplotlib(colours[name]), label=name) for name in names]
     kinds = DIFFERENCES if differences else {}
     marks = [Patch(color=to_matplotlib(colour), label=name) for name, colour in kinds.items()]
     marks += [Patch(facecolor="#b0b0b0", hatch="////", label=UNLABELLED)] if IGNORE in numbers else []
-    for place, title, patches in (("outside lower left", "classes", handles), ("outside lower right", "", marks)):
-        if patches:
-            title = title or ("difference" if differences else "")
-            box = figure.legend(handles=patches, loc=place, title=title, ncols=min(4, len(patches)), fontsize=8)
-            for text in box.get_texts():
-                text.set_parse_math(False)
+    add_legends(figure, handles, marks, "difference" if differences else "")
 
 
 def describe_dice(dice: float | None) -> str:
     """`Dice 0.87`; a picture in which nothing is labelled has none."""
     return "Dice not known" if dice is None or math.isnan(dice) else f"Dice {dice:.2f}"
-
-
-def _shorten(path: str) -> str:
-    """The end of a path, which tells pictures apart."""
-    return path if len(path) <= LONGEST else f"…{path[-LONGEST + 1 :]}"
