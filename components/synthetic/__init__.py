@@ -4,4 +4,5 @@
 BUNDLED = {
     "surface_defects": "tessera demo --data-only",
     "surface_masks": "tessera demo --task segmentation --data-only",
+    "surface_boxes": "tessera demo --task detection --data-only",
 }
