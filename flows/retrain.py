@@ -264,12 +264,12 @@ def publish(plan: Plan, parent: str, outcome: Outcome) -> None:
     best = outcome.best
     job = plan.create_jobs()[f"{best.tuner}-s{best.seed}"]
     result = require(load_result(job.folder), "result")
-    about = pages.create_report(plan, outcome, result, picture, list_pages(store, parent))
-    path = pages.write_report(plan, about)
     card = pages.create_card(plan, outcome, result, parent, list_pages(store, best.run_id))
+    about = pages.create_report(plan, outcome, card, picture, list_pages(store, parent))
+    path = pages.write_report(plan, about)
     page, text = pages.write_card(plan, card)
     tags = {"test score": f"{best.test.value:.3f}"}
     artifacts.log_card(store, best.run_id, plan.domain.name, outcome.challenger_version, page, text, tags)
     outcomes.log_result(store, parent, outcome, [path, picture])
-    summary = retrain_page.render_markdown(outcome, pages.measure_pixels(plan, result))
+    summary = retrain_page.render_markdown(outcome, pages.describe_classes(card))
     show("retrain", plan.domain.name, summary, "Candidates and verdict")

@@ -14,7 +14,7 @@ from components.data.batches.colours import STEPS, choose_colours
 from components.domain.domain import Domain
 from components.records.jobs import Result, load_predictions
 from components.records.maps import IGNORE, count_pixels, decode_map, encode_map
-from components.reports import maps, pictures, pixels, retrain_page
+from components.reports import answers, maps, pictures, pixels, retrain_page
 from components.tasks import create_task
 from components.tasks.base import MapTask
 from components.tasks.calibration import Calibration
@@ -251,11 +251,11 @@ def test_report_card_and_description_have_one_row_per_class(trained: tuple[Path,
     picture = folder / "picture.png"
     picture.write_bytes(b"")
     outcome = tiny.create_outcome(tiny.create_row(result))
-    own = (result.folder, folder / "raw", "c0ffee", folder / "v.html", "v.html", folder / "card.html", {})
+    own = (result.folder, {}, folder / "raw", "c0ffee", folder / "v.html", "v.html", folder / "card.html", {})
     split = pixels.measure_split(frame, task, domain.classes)
     places = {
         "report": retrain_page.render_html(retrain_page.RetrainReport(domain, outcome, picture, *own)),
-        "page of Prefect": retrain_page.render_markdown(outcome, split),
+        "page of Prefect": retrain_page.render_markdown(outcome, answers.describe_classes(frame, task, domain.classes)),
         "run in MLflow": candidates._tabulate_classes(task, domain, result),
     }
     for place, text in places.items():

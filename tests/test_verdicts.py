@@ -151,7 +151,7 @@ def read_everywhere(plan: Any, outcome: Comparison, folder: Path, monkeypatch: p
         "retrain": read_terminal(console.show_retrain, outcome, monkeypatch),
         "compare": read_terminal(console.show_comparison, outcome, monkeypatch),
         "page of Prefect": retrain_page.render_markdown(outcome),
-        "report": retrain_page.render_html(create_report(plan, outcome, result, folder / "picture.png", {})),
+        "report": retrain_page.render_html(create_report(plan, outcome, about, folder / "picture.png", {})),
         "card": card.render_markdown(about),
         "page of MLflow": pages.describe_outcome(outcome, "1", "2", ()),
     }

@@ -16,9 +16,9 @@ from components.domain.domain import Domain
 from components.records.images import ValidationSummary
 from components.records.jobs import SALIENCY_FILE, Result, load_predictions
 from components.records.outcomes import Outcome
-from components.reports import map_sections
+from components.reports import answers
 from components.reports.pictures import draw_calibration, draw_mistakes, draw_saliency
-from components.reports.pixels import format_share, measure_split
+from components.reports.pixels import format_share
 from components.reports.shell import (
     embed_figure,
     render_links,
@@ -39,7 +39,7 @@ from components.reports.words import (
     without_html,
 )
 from components.tasks import Task, choose_fit, create_task
-from components.tasks.base import MapTask, by_class
+from components.tasks.base import DenseTask, by_class
 
 UNSTATED = "not stated in domain.yaml"
 HEADS = ("slice", "images", "groups", "score", "between")
@@ -53,11 +53,15 @@ Section = tuple[str, Sequence[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class SliceScore:
-    """The score of some test images: of all, of a class, or of a value of a slice column, as `name` says."""
+    """The score of some test images: of all, of a class, or of a value of a slice column, as `name` says.
+
+    label: the class that it is the score of; None where it is that of images.
+    """
 
     name: str
     images: int
     score: Estimate
+    label: str | None = None
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -92,6 +96,11 @@ class ModelCard:
     pages: Mapping[str, str]
 
     @property
+    def intervals(self) -> dict[str, Estimate]:
+        """The score of each class."""
+        return {row.label: row.score for row in self.scores if row.label is not None}
+
+    @property
     def title(self) -> str:
         name = self.domain.title or self.domain.name
         return f"{name}: {self.result.label}, version {self.outcome.challenger_version}"
@@ -104,9 +113,10 @@ def render_markdown(card: ModelCard) -> str:
     lines += [line for warning in card.outcome.warnings for line in (f"> Warning: {warning}", "")]
     lines += ["## Scores by slice", "", render_table(HEADS, [row.cells for row in card.scores]), ""]
     task = create_task(card.domain)
-    if isinstance(task, MapTask):
-        split = measure_split(load_predictions(card.result.folder, "test"), task, card.domain.classes)
-        lines += ["## Classes", "", map_sections.tabulate_classes(split), ""]
+    if isinstance(task, DenseTask):
+        frame = load_predictions(card.result.folder, "test")
+        text = answers.describe_classes(frame, task, card.domain.classes, card.intervals)
+        lines += ["## Classes", "", text, ""]
     for title, facts in _sections(card):
         lines += [f"## {title}", "", *(f"- **{name}**: {value}" for name, value in facts), ""]
     return without_html("\n".join(lines))
@@ -256,15 +266,15 @@ def _describe_lineage(card: ModelCard) -> list[tuple[str, str]]:
 
 
 def _render_pictures(card: ModelCard, task: Task) -> str:
-    """Calibration and mistakes; then the worst class maps, or what was looked at for other answers."""
+    """Calibration and mistakes; then what answers are worth that are more than labels, or what was looked at."""
     classes, frame = card.domain.classes, load_predictions(card.result.folder, "test")
     calibration = draw_calibration(frame, task, classes, "calibration, test")
     mistakes = draw_mistakes(frame, task, classes, "mistakes, test")
     pair = embed_figure(calibration, "How often each probability was right")
     pair += embed_figure(mistakes, "What was answered, by class")
     section = f'<h2>Calibration and mistakes</h2><div class="pair">{pair}</div>'
-    if isinstance(task, MapTask):
-        return section + map_sections.render_sections(frame, task, classes, card.raw)
+    if isinstance(task, DenseTask):
+        return section + answers.render_sections(frame, task, classes, card.raw, card.intervals)
     return section + _render_saliency(card, task, frame)
 
 

@@ -12,8 +12,7 @@ from components.records.history import Promotion
 from components.records.images import ValidationSummary
 from components.records.jobs import load_predictions
 from components.records.outcomes import Outcome, Score
-from components.reports import map_sections
-from components.reports.pixels import SplitPixels
+from components.reports import answers
 from components.reports.shell import (
     embed_picture,
     render_links,
@@ -25,6 +24,7 @@ from components.reports.shell import (
 from components.reports.words import (
     HEADS,
     UNTRAINED,
+    Estimate,
     describe_candidate,
     describe_gains,
     explain_control,
@@ -34,7 +34,7 @@ from components.reports.words import (
     without_html,
 )
 from components.tasks import Task, create_task
-from components.tasks.base import MapTask, by_class
+from components.tasks.base import DenseTask, by_class
 
 MOST_LISTED = 50
 
@@ -43,15 +43,16 @@ MOST_LISTED = 50
 class RetrainReport:
     """Everything the report is made from.
 
-    picture: a PNG that compares the candidates. challenger: the folder of its training; raw: the folder of the
-    images. code: git commit. validation: the validation report, and `validation_artifact` its place in MLflow. card:
-    the model card. pages: those on servers, by name.
+    picture: a PNG that compares the candidates. challenger: the folder of its training. intervals: its score of each
+    class on test. raw: the folder of the images. code: git commit. validation: the validation report, and
+    `validation_artifact` its place in MLflow. card: the model card. pages: those on servers, by name.
     """
 
     domain: Domain
     outcome: Outcome
     picture: Path
     challenger: Path
+    intervals: Mapping[str, Estimate]
     raw: Path
     code: str
     validation: Path
@@ -60,10 +61,10 @@ class RetrainReport:
     pages: Mapping[str, str]
 
 
-def render_markdown(outcome: Outcome, pixels: SplitPixels | None = None) -> str:
+def render_markdown(outcome: Outcome, classes: str = "") -> str:
     """The verdict and its reasons, and the candidates' table.
 
-    pixels: what the challenger answered on the test split, where answers are class maps.
+    classes: what the challenger's answers are worth by class, where these are more than labels.
     """
     control, gains = find_control(outcome.tuners), describe_gains(outcome.tuners)
     rows = _list_lines(HEADS, [describe_candidate(row, control) for row in outcome.candidates])
@@ -71,10 +72,10 @@ def render_markdown(outcome: Outcome, pixels: SplitPixels | None = None) -> str:
     notes = [f"- {text}" for text in (*map(_escape_star, explain_control(outcome.tuners)), *gains.sentences)]
     searches = [f"- {name}: {text}" for name, text in list_searches(outcome.tuners).items()]
     warning = [] if outcome.backbone.trained else [f"> {UNTRAINED}", ""]
-    classes = [] if pixels is None else ["## Classes", "", map_sections.tabulate_classes(pixels), ""]
+    by_name = ["## Classes", "", classes, ""] if classes else []
     data = f"Data version `{outcome.data_version}`."
     parts = [describe_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *compared, *notes, *searches, ""]
-    return without_html("\n".join([*parts, *classes, data]))
+    return without_html("\n".join([*parts, *by_name, data]))
 
 
 def _list_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -142,7 +143,7 @@ def render_html(report: RetrainReport) -> str:
         f"<h1>{html.escape(title)}</h1><p>{html.escape(domain.description)}</p>{untrained}"
         f"{render_verdict(outcome.verdict, outcome.reason, outcome.warnings)}"
         f"<h2>Candidates</h2>{_render_table(outcome, task)}{_render_gains(outcome)}{picture}"
-        f"{_render_searches(outcome)}{_render_maps(report, task)}<h2>Gates</h2><dl>{findings}</dl>"
+        f"{_render_searches(outcome)}{_render_answers(report, task)}<h2>Gates</h2><dl>{findings}</dl>"
         f"<h2>Lineage</h2><dl>{_render_lineage(report)}{render_links(report.pages, card=report.card)}</dl>"
     )
     return render_page(f"{title}: {outcome.verdict}", body)
@@ -155,13 +156,12 @@ def _render_gains(outcome: Outcome) -> str:
     return table + "".join(f"<p>{html.escape(text)}</p>" for text in gains.sentences)
 
 
-def _render_maps(report: RetrainReport, task: Task) -> str:
-    """What the challenger's class maps are worth; nothing for other answers."""
-    if not isinstance(task, MapTask):
+def _render_answers(report: RetrainReport, task: Task) -> str:
+    """What the challenger's answers are worth, where these are more than labels."""
+    if not isinstance(task, DenseTask):
         return ""
-    return map_sections.render_sections(
-        load_predictions(report.challenger, "test"), task, report.domain.classes, report.raw
-    )
+    frame = load_predictions(report.challenger, "test")
+    return answers.render_sections(frame, task, report.domain.classes, report.raw, report.intervals)
 
 
 def _render_table(outcome: Outcome, task: Task) -> str:

@@ -10,11 +10,10 @@ from components.domain.domain import Domain
 from components.models.adapter import load_meta
 from components.records.jobs import JOB_FILE, SALIENCY_FILE, Result, Rung, load_predictions
 from components.records.outcomes import CandidateRow, Score
-from components.reports.map_sections import tabulate_classes
+from components.reports.answers import describe_classes
 from components.reports.pictures import draw_curves, draw_mistakes, draw_samples
-from components.reports.pixels import measure_split
-from components.tasks import Task, create_task
-from components.tasks.base import MapTask
+from components.tasks import create_task
+from components.tasks.base import DenseTask, Task
 from components.tracking.artifacts import RESULT_FILE, TRAINING
 from components.tracking.live import EpochReporter
 from components.tracking.pages import NOTE, describe_candidate
@@ -239,12 +238,10 @@ def _spread(history: Sequence[Mapping[str, float]], span: tuple[int, int]) -> li
 
 
 def _tabulate_classes(task: Task, domain: Domain, result: Result) -> str:
-    """How pixels and objects of each class were answered on test; nothing where answers are no class maps."""
-    if not isinstance(task, MapTask):
+    """How each class was answered on test; nothing where answers are labels."""
+    if not isinstance(task, DenseTask):
         return ""
-    split = measure_split(load_predictions(result.folder, "test"), task, domain.classes)
-    table = tabulate_classes(split)
-    return table if len(table) <= MOST_TABLE else f"{split.summarise()} The model card has one row per class."
+    return describe_classes(load_predictions(result.folder, "test"), task, domain.classes, most=MOST_TABLE)
 
 
 def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Path) -> None:

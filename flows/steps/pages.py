@@ -11,12 +11,11 @@ from components.promotion.evidence import score_frame
 from components.promotion.statistics import bootstrap
 from components.records.jobs import Result, load_predictions
 from components.records.outcomes import Outcome
-from components.reports import card, retrain_page
+from components.reports import answers, card, retrain_page
 from components.reports.card import ModelCard, SliceScore
-from components.reports.pixels import SplitPixels, measure_split
 from components.reports.retrain_page import RetrainReport
 from components.tasks import create_task
-from components.tasks.base import MapTask, by_class, has_labels
+from components.tasks.base import DenseTask, by_class, has_labels
 from components.tracking.pages import CARD, DATA, EVIDENCE
 from flows.plan import Plan
 
@@ -28,14 +27,15 @@ def report_path(plan: Plan) -> Path:
 
 
 def create_report(
-    plan: Plan, outcome: Outcome, result: Result, picture: Path, pages: Mapping[str, str]
+    plan: Plan, outcome: Outcome, about: ModelCard, picture: Path, pages: Mapping[str, str]
 ) -> RetrainReport:
-    """The report of a finished retrain. result: of the challenger's training. pages: of `list_pages`."""
+    """The report of a finished retrain. about: the challenger's card. pages: of `list_pages`."""
     return RetrainReport(
         domain=plan.domain,
         outcome=outcome,
         picture=picture,
-        challenger=result.folder,
+        challenger=about.result.folder,
+        intervals=about.intervals,
         raw=plan.workspace.raw(plan.domain.name),
         code=plan.code,
         validation=plan.validation_report,
@@ -52,12 +52,13 @@ def write_report(plan: Plan, about: RetrainReport) -> Path:
     return path
 
 
-def measure_pixels(plan: Plan, result: Result) -> SplitPixels | None:
-    """What was answered on the test split; None where answers are no class maps."""
-    task = create_task(plan.domain)
-    if not isinstance(task, MapTask):
-        return None
-    return measure_split(load_predictions(result.folder, "test"), task, plan.domain.classes)
+def describe_classes(about: ModelCard) -> str:
+    """How the challenger answered each class on the test split; nothing where answers are labels."""
+    task = create_task(about.domain)
+    if not isinstance(task, DenseTask):
+        return ""
+    frame = load_predictions(about.result.folder, "test")
+    return answers.describe_classes(frame, task, about.domain.classes, about.intervals)
 
 
 def create_card(plan: Plan, outcome: Outcome, result: Result, parent: str, pages: Mapping[str, str]) -> ModelCard:
@@ -92,10 +93,13 @@ def score_slices(frame: pl.DataFrame, domain: Domain) -> tuple[SliceScore, ...]:
     """All images of a frame of predictions, then each class, and each value of each slice column."""
     classes, confidence = create_task(domain).class_evidence(frame, domain.classes), domain.gates.confidence
     counts = dict(by_class(frame)["label"].value_counts().iter_rows())
-    parts = [("all", frame.height, score_frame(frame, domain))]
-    parts += [(f"class = {name}", counts[name], bootstrap(classes[name], confidence)) for name in sorted(classes)]
+    parts = [SliceScore("all", frame.height, score_frame(frame, domain))]
+    parts += [
+        SliceScore(f"class = {name}", counts[name], bootstrap(classes[name], confidence), name)
+        for name in sorted(classes)
+    ]
     for column in domain.slices:
         for (value,), part in sorted(frame.group_by(column), key=lambda item: str(item[0][0])):
             if has_labels(part):
-                parts.append((f"{column} = {value}", part.height, score_frame(part, domain)))
-    return tuple(SliceScore(name, images, score) for name, images, score in parts)
+                parts.append(SliceScore(f"{column} = {value}", part.height, score_frame(part, domain)))
+    return tuple(parts)
