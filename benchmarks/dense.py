@@ -48,7 +48,7 @@ from components.domain.reading import load_domain, parse_domain
 from components.files import write_whole
 from components.models.backbones import load_backbone
 from components.models.engine import Engine, create_engine
-from components.models.heads.segmentation import choose_layers
+from components.models.heads.pyramid import choose_layers
 from components.models.network import Network, create_network
 from components.models.tokens import POOLED, Needs
 from components.models.tuners import create_tuners

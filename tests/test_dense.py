@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from components.models.heads import HEADS, Head, Shape, create_head
-from components.models.heads.segmentation import RAREST, choose_layers
+from components.models.heads.pyramid import choose_layers
+from components.models.heads.segmentation import RAREST
 from components.models.tokens import Needs, Tokens
 from components.records.maps import IGNORE
 from components.tasks import CLASSIFICATION

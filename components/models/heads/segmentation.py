@@ -1,12 +1,8 @@
 """The class of every pixel: `conv`, a small pyramid over four depths of the backbone and a stem on the pixels, and
 `linear`, one projection of the patch tokens.
 
-A patch token covers 16 x 16 pixels, hence cannot say where inside it an edge runs. The stem of `conv` can: three thin
-convolutions on the pixels themselves, joined where the pyramid has their stride.
-
-There is no batch norm in either, although linear heads of the literature have one: running statistics differ between
-one process and several, are no parameters, so that an adapter would lack them, and are noise at two pictures per step.
-Tokens are normalised one by one instead, and maps by groups of channels.
+There is no batch norm in either, although linear heads of the literature have one: `components.models.heads.pyramid`
+says why.
 
 Shapes: B images, C classes, D channels of a token, (H, W) patch grid, (h, w) pixels of the training canvas.
 """
@@ -21,17 +17,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from components.models.heads.base import HEAD_STD, Head, Shape
+from components.models.heads.base import Head, Shape
+from components.models.heads.pyramid import (
+    CHANNELS,
+    STEM,
+    choose_layers,
+    convolve,
+    create_stem,
+    join_enlarged,
+    join_layers,
+    lay_out,
+    require_pixels,
+    see,
+    start_near_zero,
+)
 from components.models.tokens import Needs, Tokens
 from components.records.maps import IGNORE
 from components.tasks.base import Task
 from components.tasks.segmentation import SegmentationTask
 
-DEPTHS = 4  # how many blocks a head reads
 STRIDE = 2  # pixels per answer, along each side
-CHANNELS = 96
-STEM = (16, 32, 64)  # channels at the strides 2, 4 and 8
-GROUPS = 8  # of channels that are normalised together
 RAREST = 5.0  # the largest weight of a class
 SMOOTH = 1.0  # pixels added to both sides of a Dice, so that a class of a few pixels has a gradient
 
@@ -91,11 +96,11 @@ class LinearMapHead(SegmentationHead):
     def __init__(self, shape: Shape, num_classes: int) -> None:
         super().__init__(shape, num_classes)
         self.project = nn.Linear(shape.width * len(self.needs.layers), num_classes)
-        _start_near_zero(self.project)
+        start_near_zero(self.project)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        logits = _lay_out(self.project(_join_layers(tokens)), tokens.grid)
-        return F.interpolate(logits, _divide(_require_pixels(tokens), STRIDE), mode="bilinear")
+        logits = lay_out(self.project(join_layers(tokens)), tokens.grid)
+        return F.interpolate(logits, _divide(require_pixels(tokens), STRIDE), mode="bilinear")
 
 
 class ConvMapHead(SegmentationHead):
@@ -104,29 +109,21 @@ class ConvMapHead(SegmentationHead):
     def __init__(self, shape: Shape, num_classes: int) -> None:
         super().__init__(shape, num_classes)
         self.project = nn.Linear(shape.width * len(self.needs.layers), CHANNELS)
-        widths = (3, *STEM)
-        self.stem = nn.ModuleList(_convolve(a, b, stride=2) for a, b in zip(widths, STEM, strict=False))
-        self.eighth = _convolve(CHANNELS + STEM[2], CHANNELS)
+        self.stem = create_stem()
+        self.eighth = convolve(CHANNELS + STEM[2], CHANNELS)
         self.narrow = nn.Conv2d(CHANNELS, CHANNELS // 2, 1)  # before it is enlarged: a fifth of the head's time
-        self.fourth = _convolve(CHANNELS // 2 + STEM[1], CHANNELS // 2)
+        self.fourth = convolve(CHANNELS // 2 + STEM[1], CHANNELS // 2)
         self.answer = nn.Conv2d(CHANNELS // 2, num_classes * 4, 1)  # 2 x 2 answers, which the shuffle lays out
-        _start_near_zero(self.answer)
+        start_near_zero(self.answer)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        x = _lay_out(self.project(_join_layers(tokens)), tokens.grid)
-        seen = [_require_pixels(tokens)]
-        for layer in self.stem:
-            seen.append(layer(seen[-1]))
-        x = self.narrow(self.eighth(_join_enlarged(x, seen[3])))
-        return F.pixel_shuffle(self.answer(self.fourth(_join_enlarged(x, seen[2]))), 2)
+        x = lay_out(self.project(join_layers(tokens)), tokens.grid)
+        seen = see(self.stem, tokens)
+        x = self.narrow(self.eighth(join_enlarged(x, seen[3])))
+        return F.pixel_shuffle(self.answer(self.fourth(join_enlarged(x, seen[2]))), 2)
 
 
 HEADS: dict[str, type[LinearMapHead] | type[ConvMapHead]] = {"conv": ConvMapHead, "linear": LinearMapHead}
-
-
-def choose_layers(depth: int) -> tuple[int, ...]:
-    """Four blocks at even distances, the last one included; all of them where there are no more."""
-    return tuple(sorted({math.ceil(depth * part / DEPTHS) - 1 for part in range(1, DEPTHS + 1)}))
 
 
 def measure_losses(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -151,43 +148,11 @@ def measure_losses(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return losses
 
 
-def _sum_by_class(values: Tensor, place: Tensor, classes: int) -> Tensor:
-    """Values (B, h, w) and the class of each pixel to (B, C)."""
-    return values.new_zeros(len(values), classes).scatter_add(1, place.flatten(1), values.flatten(1))
-
-
-def _join_layers(tokens: Tokens) -> Tensor:
-    """(B, HW, D * layers), each token of each layer with mean 0 and variance 1."""
-    return torch.cat([F.layer_norm(layer, layer.shape[-1:]) for layer in tokens.layers], dim=-1)
-
-
-def _lay_out(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, HW, D) to (B, D, H, W)."""
-    return x.transpose(1, 2).reshape(len(x), -1, *grid)
-
-
-def _join_enlarged(x: Tensor, beside: Tensor) -> Tensor:
-    """x (B, D, H, W) enlarged to the size of `beside`, whose channels follow its own."""
-    return torch.cat([F.interpolate(x, beside.shape[-2:], mode="bilinear"), beside], dim=1)
-
-
 def _divide(pixels: Tensor, stride: int) -> tuple[int, int]:
     height, width = pixels.shape[-2:]
     return math.ceil(height / stride), math.ceil(width / stride)
 
 
-def _require_pixels(tokens: Tokens) -> Tensor:
-    if tokens.pixels is None:
-        raise ValueError("a dense head reads the pixels, which `Network.forward` puts among the tokens")
-    return tokens.pixels
-
-
-def _convolve(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.GroupNorm(GROUPS, outputs), nn.GELU())
-
-
-def _start_near_zero(layer: nn.Linear | nn.Conv2d) -> None:
-    nn.init.normal_(layer.weight, std=HEAD_STD)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def _sum_by_class(values: Tensor, place: Tensor, classes: int) -> Tensor:
+    """Values (B, h, w) and the class of each pixel to (B, C)."""
+    return values.new_zeros(len(values), classes).scatter_add(1, place.flatten(1), values.flatten(1))
