@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
 
 from components.records.boxes import OBJECTS, write_objects
 from components.tasks.base import Annotated, BoxTask, Ints, ask_each, name_labels, number_names
@@ -34,6 +35,10 @@ class DetectionTask(BoxTask):
     """An image has any number of labelled boxes, or none."""
     unannotated: Literal["leave_out", "background"] = "leave_out"
     """Whether pictures without any annotation are left out, or show no object."""
+    stride: Literal[8, 4] = 8
+    """Pixels between the finest points that answer a box. 4 finds smaller objects, and takes longer."""
+    head_lr: float = Field(default=0.003, gt=0, le=1)
+    """AdamW's peak learning rate of the last layers."""
 
     def columns(self) -> dict[str, pl.DataType]:
         """labels: the classes of all objects, those to ignore included. objects: as `components.records.boxes`."""

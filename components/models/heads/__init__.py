@@ -14,7 +14,7 @@ HEADS: dict[str, type[Head]] = {
     "classification": ClassificationHead,
     "multilabel": MultilabelHead,
     "segmentation": SegmentationHead,  # type: ignore[type-abstract]  # its `create` chooses among its own
-    "detection": DetectionHead,  # type: ignore[type-abstract]
+    "detection": DetectionHead,
 }
 
 

@@ -17,7 +17,6 @@ from torchvision.ops import box_iou
 from components.records.boxes import KINDS, NONE
 
 POINTS = 9  # at most, that learn an object
-SCORE, IOU = 0.5, 4.0  # the powers by which a point's score and IoU count
 
 
 class Assignment(NamedTuple):
@@ -49,7 +48,7 @@ def assign(scores: Tensor, boxes: Tensor, centres: Tensor, targets: Tensor, leas
     iou = box_iou(corners, boxes)  # (B, M, P), as all here until a point has one owner
     score = scores.transpose(1, 2).gather(1, classes[..., None].expand_as(iou))
     candidates = hold(widen(corners, least), centres) & objects[..., None]
-    fit = score.pow(SCORE) * iou.pow(IOU) * candidates
+    fit = score.sqrt() * iou.square().square() * candidates
     last = fit.topk(min(POINTS, fit.shape[2])).values[..., -1:]
     claims = candidates & (fit >= last)
     owner = iou.where(claims, -1.0).argmax(dim=1, keepdim=True)  # (B, 1, P)

@@ -37,7 +37,7 @@ from components.tasks.base import Task
 from components.tasks.detection import DetectionTask
 
 TOWER = 2  # shared layers before the answers
-PRIOR = 0.01  # first score of every point, near the share of points that have an object
+RARE = math.log(0.01 / 0.99)  # logit of every point's first score, near the share of points that have an object
 REACH = 2.0  # strides from a point to the sides of its first box
 PLACE = 2.0  # weight of the boxes beside the scores
 CANDIDATES = 400  # boxes per picture that suppression chooses from
@@ -69,8 +69,6 @@ class DetectionHead(Head):
         self.tower = nn.Sequential(*(convolve(CHANNELS, CHANNELS) for _ in range(TOWER)))
         self.answer = nn.Conv2d(CHANNELS, num_classes + 4, 3, padding=1)
         start_near_zero(self.answer)
-        with torch.no_grad():
-            self.answer.bias[:num_classes] = math.log(PRIOR / (1 - PRIOR))
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(B, P, C + 6) float32: logits of the classes, a box in pixels of the canvas, and the centre of the point."""
@@ -94,9 +92,9 @@ class DetectionHead(Head):
         with torch.autocast(level.device.type, enabled=False):
             answers = self.answer(level.float()).flatten(2).transpose(1, 2)
             centres = find_centres(level, stride).expand(len(answers), -1, -1)
-            logits, sides = answers.split([self.classes, 4], dim=2)
+            logits, sides = torch.split(answers, [self.classes, 4], dim=2)
             low, high = (sides.clamp(-8, 8).exp() * (REACH * stride)).chunk(2, dim=2)
-            return torch.cat([logits, centres - low, centres + high, centres], dim=2)
+            return torch.cat([logits + RARE, centres - low, centres + high, centres], dim=2)
 
     def class_weights(self, targets: Any) -> Tensor:
         """Ones: an object weighs the same whatever its class."""
@@ -109,7 +107,7 @@ class DetectionHead(Head):
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """The cross entropy of every score to the quality its box should have, weighted by class, and twice the GIoU
         loss of the boxes that answer for an object, weighted by that quality."""
-        logits, boxes, centres = outputs.split([self.classes, 4, 2], dim=2)
+        logits, boxes, centres = torch.split(outputs, [self.classes, 4, 2], dim=2)
         found = assign(logits.sigmoid(), boxes.detach(), centres[0], targets, least=float(self.strides[0]))
         entropy = F.binary_cross_entropy_with_logits(logits, found.qualities, reduction="none")
         entropy = (entropy * weights).sum(dim=2).where(~found.ignored, 0.0)
@@ -121,14 +119,15 @@ class DetectionHead(Head):
     def decode(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         """(B, K, 6) what is found, the most confident first: x0, y0, x1, y1, class, confidence; filled up with rows of
         class NONE."""
-        logits, boxes, _ = outputs.split([self.classes, 4, 2], dim=2)
+        logits, boxes, _ = torch.split(outputs, [self.classes, 4, 2], dim=2)
         scores = (logits / temperature).sigmoid().flatten(1)
         scores, places = scores.topk(min(CANDIDATES, scores.shape[1]))
         image, rank = torch.nonzero(scores >= LEAST, as_tuple=True)
         points, classes = places[image, rank] // self.classes, places[image, rank] % self.classes
-        chosen, scores = boxes[image, points], scores[image, rank]
-        # In float64: to tell classes and pictures apart, boxes are moved far apart, where float32 would round them.
-        kept = batched_nms(chosen.double(), scores, image * self.classes + classes, OVERLAP)
+        # To tell classes and pictures apart, batched_nms moves boxes: none may lie left of or above the canvas, and far
+        # out, float32 would round them.
+        chosen, scores = boxes[image, points].clamp(min=0), scores[image, rank]
+        kept = batched_nms(chosen.double(), scores.double(), image * self.classes + classes, OVERLAP)
         kept = kept[image[kept].argsort(stable=True)]
         starts = torch.bincount(image[kept], minlength=len(outputs)).cumsum(0).roll(1)
         starts[0] = 0
