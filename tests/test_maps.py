@@ -23,8 +23,8 @@ from components.models.adapter import load_meta
 from components.records.jobs import Result, load_predictions
 from components.records.maps import Painting, decode_map
 from components.records.objects import decode_rle, find_components
+from components.serving.map_files import Answered, trace_outlines, write_answers
 from components.serving.predictor import Predictor
-from components.serving.writing import Answered, trace_outlines, write_answers
 
 CLASSES = tiny.CLASSES
 DOMAIN = {

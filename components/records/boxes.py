@@ -39,6 +39,15 @@ class LabelledBox(NamedTuple):
     kind: Kind = "object"
 
 
+class FoundBox(NamedTuple):
+    """One answered object. confidence: calibrated. shown: whether it reaches the threshold of its class."""
+
+    label: str
+    box: Corners
+    confidence: float
+    shown: bool
+
+
 def write_objects(objects: Sequence[LabelledBox]) -> list[dict[str, Any]]:
     """As a value of the column `objects`."""
     return [{"label": each.label, "box": list(each.box), "kind": each.kind} for each in objects]
@@ -70,3 +79,13 @@ def write_found(found: NDArray[np.floating[Any]], classes: Sequence[str]) -> lis
         for row in found.astype(np.float64)
         if row[4] != NONE
     ]
+
+
+def list_found(
+    found: NDArray[np.floating[Any]], shown: NDArray[np.bool_], classes: Sequence[str]
+) -> tuple[FoundBox, ...]:
+    """(K, 6) and (K,) as `BoxTask.decide` returns them, in the same order."""
+    return tuple(
+        FoundBox(each["label"], (*each["box"],), each["confidence"], bool(reaches))
+        for each, reaches in zip(write_found(found, classes), shown, strict=True)
+    )

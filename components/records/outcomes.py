@@ -10,7 +10,7 @@ from typing import Any, Literal
 from components.domain.strict import Strict
 from components.records.fields import Count, Md5, Number, Seconds, Sha256, Share
 from components.records.images import ImageCounts
-from components.records.predictions import Answer, LabelsAnswer, MapAnswer
+from components.records.predictions import AnyAnswer
 
 OLD_KEYS = {"recalls": "class_scores"}  # of a tuner's row
 
@@ -219,5 +219,5 @@ class Demonstrated(Outcome):
     picture: a drawing of them beside the truth, where they are masks.
     """
 
-    predictions: tuple[MapAnswer | LabelsAnswer | Answer, ...]
+    predictions: tuple[AnyAnswer, ...]
     picture: Path | None = None

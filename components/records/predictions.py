@@ -1,6 +1,7 @@
 """What `tessera predict` answers."""
 
 from components.domain.strict import Strict
+from components.records.boxes import Corners
 from components.records.fields import Box, Count, ErrorRecord, Number, Share
 from components.records.images import LeftOut
 
@@ -47,12 +48,34 @@ class MapAnswer(Answer):
     overlay: str | None = None
 
 
+class FoundObject(Strict):
+    """An object that reaches the threshold of its class. box: in pixels of the upright picture, ends exclusive."""
+
+    label: str
+    box: Corners
+    confidence: Share
+
+
+class BoxesAnswer(Answer):
+    """The answer of a model that answers labelled boxes; its `probabilities` are None.
+
+    objects: the most confident first. counts: their number by class. drawn: a drawing that was written.
+    """
+
+    objects: tuple[FoundObject, ...]
+    counts: dict[str, Count]
+    drawn: str | None = None
+
+
+AnyAnswer = MapAnswer | BoxesAnswer | LabelsAnswer | Answer
+
+
 class Predictions(Strict):
     """What `tessera predict --json` prints.
 
-    thresholds: from which probability on each label is answered; None where the most probable class is the answer.
-    input: what one input of the adapter is, as its adapter.json says; None where that is unknown. ignored: files that
-    are no pictures. notes: what was passed over in a file of boxes, counted.
+    thresholds: from which probability on each label or box is answered; None where the most probable class is the
+    answer. input: what one input of the adapter is, as its adapter.json says; None where that is unknown. ignored:
+    files that are no pictures. notes: what was passed over in a file of boxes, and what was written, counted.
     """
 
     domain: str
@@ -60,7 +83,7 @@ class Predictions(Strict):
     tuner: str
     thresholds: dict[str, Share] | None
     input: dict[str, str | int | float] | None
-    predictions: tuple[MapAnswer | LabelsAnswer | Answer, ...]
+    predictions: tuple[AnyAnswer, ...]
     answered: Count
     failed: Count
     ignored: tuple[LeftOut, ...]

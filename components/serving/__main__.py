@@ -4,7 +4,8 @@ It loads torch first, so a caller starts it early. Then it reads one line of JSO
 
     {"adapter": FOLDER, "questions": [{"path": FILE, "box": [x0, y0, x1, y1] or null}, ...], "whole": false}
     {"doubt": "", "answers": [{"answer": {...}, "probabilities": {...} or null, "crop": [...], "class_map": null or the
-                               base64 text of `encode_map`} or {"error": {...}}, ...]}
+                               base64 text of `encode_map`, "found": null or [[label, box, confidence, shown], ...]}
+                              or {"error": {...}}, ...]}
 
 Where the request as a whole cannot be answered the reply is `{"error": {...}}`, and the exit code is that error's.
 When stdin closes the process ends at once, for nobody waits for the reply.
@@ -62,6 +63,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
             "probabilities": found.probabilities,
             "crop": found.crop,
             "class_map": None if found.class_map is None else base64.b64encode(encode_map(found.class_map)).decode(),
+            "found": found.found,
         }
         for found in predictor.answer(questions, whole=request["whole"])
     ]

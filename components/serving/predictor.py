@@ -19,6 +19,7 @@ from PIL import Image
 
 from components.data.annotations.boxes import clip
 from components.data.annotations.crops import square_around
+from components.data.batches.boxes import restore_boxes
 from components.data.batches.geometry import Pixels, fit_image, place, restore
 from components.data.checks.pictures import read_fit_picture, require_fit_crop, unfit_boxes
 from components.data.sources.images import UNDECODABLE, Box, UnfitPicture, Upright, damaged
@@ -27,10 +28,12 @@ from components.errors import DataError
 from components.models.backbones import Backbone
 from components.models.engine import create_engine
 from components.models.weights import load_adapter
+from components.records.boxes import FoundBox, list_found
 from components.records.maps import ClassMap
+from components.serving.boxes import describe_boxes
 from components.serving.maps import describe_map
 from components.serving.questions import Question, Source, name_question, require_boxes
-from components.tasks.base import MapTask, describe_answer
+from components.tasks.base import BoxTask, DenseTask, MapTask, describe_answer
 
 UNKNOWN = (
     "This adapter was trained before adapter.json said what an input is: a whole picture, or the crop inside a box. "
@@ -44,7 +47,8 @@ class Prediction:
 
     path: empty where the image came from memory. answer: `{"label": "crack"}`, or what else the task answers. box: as
     it was asked; crop: what was cut for it. class_map: (H, W) the answer of each pixel of the upright picture, where
-    that is what the task answers; probabilities are None then.
+    that is what the task answers. found: where the task answers boxes, all of them, the most confident first, also
+    those below their threshold, which `answer` leaves out. With either of both, probabilities are None.
     """
 
     path: str
@@ -53,6 +57,7 @@ class Prediction:
     box: Box | None = None
     crop: Box | None = None
     class_map: ClassMap | None = None
+    found: tuple[FoundBox, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -154,16 +159,18 @@ class Predictor:
         return [look.trouble or self._describe(look, next(rows)) for look in looks]
 
     def _forward(self, pixels: Pixels) -> NDArray[np.float64]:
-        """Probabilities (B, C, ...) of images (B, H, W, 3), calibrated where they are of whole images: those of pixels
-        are interpolated first."""
+        """What the head decodes of images (B, H, W, 3): probabilities (B, C, ...) or boxes (B, K, 6). Only those of one
+        answer per image are calibrated: the others are brought back to the picture first."""
         outputs = self.engine.forward(self.network, torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        temperature = 1.0 if isinstance(self.meta.task, MapTask) else self.meta.temperature
+        temperature = 1.0 if isinstance(self.meta.task, DenseTask) else self.meta.temperature
         rows: NDArray[np.float64] = self.network.head.decode(outputs, temperature).double().cpu().numpy()
         return rows
 
     def _describe(self, look: "_Look", row: NDArray[np.float64]) -> Prediction:
         if isinstance(self.meta.task, MapTask):
             return self._describe_map(self.meta.task, look, row)
+        if isinstance(self.meta.task, BoxTask):
+            return self._describe_boxes(self.meta.task, look, row)
         (answer,) = self.meta.task.answer(row[None], self.classes, self.meta.calibrated)
         return Prediction(
             path=look.question.path,
@@ -180,6 +187,13 @@ class Predictor:
         classes = task.decide(chances, self.classes, self.meta.calibrated)
         answer = describe_map(task, classes, chances, self.classes, self.meta.temperature)
         return Prediction(look.question.path, answer, None, look.question.box, look.crop, classes)
+
+    def _describe_boxes(self, task: BoxTask, look: "_Look", row: NDArray[np.float64]) -> Prediction:
+        """row: (K, 6) what was found on the canvas, not calibrated."""
+        lying = place(look.size, self.meta.backbone.img_size, self.meta.fit)
+        decided = task.decide(restore_boxes(row, lying, look.size), self.classes, self.meta.calibrated)
+        found = list_found(*decided, self.classes)
+        return Prediction(look.question.path, describe_boxes(found, self.classes), None, found=found)
 
 
 @dataclass(frozen=True)

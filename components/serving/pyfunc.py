@@ -3,7 +3,8 @@
 A request is a table with a column `image` of base64 texts and, for an adapter that was trained on crops, a column `box`
 with "x0 y0 x1 y1" in pixels. The answer has one row per request row: `label` (or `labels`, a list, where an image has
 any number of them) and, for every class, `p_<class>`. Where every pixel is answered instead, there are `mask`, the
-base64 text of a PNG with the numbers of the classes, `area_<class>` in pixels and `components_<class>`. The parameter
+base64 text of a PNG with the numbers of the classes, `area_<class>` in pixels and `components_<class>`. Where boxes are
+answered, there are `objects`, the JSON text of a list of label, box and confidence, and `count_<class>`. The parameter
 `whole` says that the images are crops already. Both `mlflow.pyfunc.load_model("models:/<domain>@champion")`
 and `mlflow models serve` with `--env-manager local` end here. The environment must have Tessera installed.
 
@@ -14,6 +15,7 @@ only the registry knows (`tessera ledger verify`, `tessera doctor`).
 import base64
 import binascii
 import io
+import json
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -63,10 +65,13 @@ def _flatten(answer: "Prediction", meta: "AdapterMeta") -> dict[str, Any]:
     """The columns of one answer."""
     from components.tasks.base import MapTask
 
+    if answer.found is not None:
+        numbers = {f"count_{name}": float(number) for name, number in answer.answer["counts"].items()}
+        return {"label": answer.label, "objects": json.dumps(answer.answer["objects"], ensure_ascii=False), **numbers}
     if answer.class_map is None or not isinstance(meta.task, MapTask):
         return answer.answer | {f"p_{name}": p for name, p in (answer.probabilities or {}).items()}
+    from components.serving.map_files import encode_mask
     from components.serving.maps import find_background
-    from components.serving.writing import encode_mask
 
     png, background = io.BytesIO(), find_background(meta.task)
     encode_mask(answer.class_map, meta.classes, background).save(png, format="PNG")

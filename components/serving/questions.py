@@ -165,7 +165,17 @@ def parse_box(text: str, where: str) -> Box:
 
 
 def require_boxes(meta: AdapterMeta, questions: Sequence[Question], *, whole: bool) -> None:
-    """Raise DataError unless the questions have boxes exactly where the adapter wants them."""
+    """Raise DataError unless the questions have boxes exactly where the adapter wants them.
+
+    whole: every picture is a crop already, which has no meaning where the adapter answers boxes.
+    """
+    if meta.task.annotation == "boxes" and (whole or any(question.box is not None for question in questions)):
+        raise DataError(
+            "`whole`" if whole else name_question(next(one for one in questions if one.box is not None)),
+            expected=f"whole pictures alone, in which an adapter of the task {meta.task.kind} finds the boxes itself",
+            found="a statement on crops" if whole else "a box",
+            hint="Leave it out.",
+        )
     kind = meta.input.kind if meta.input else "either"
     without = next((question for question in questions if question.box is None), None)
     if kind == "crop" and without is not None and not whole:

@@ -25,7 +25,7 @@ from components.records.history import (
 from components.records.images import Checked, Created, Exported, Imported, Previewed, Removed
 from components.records.operations import Deployment, Diagnosis, DomainRow, Drift, Status
 from components.records.outcomes import Comparison, Demonstrated, Outcome
-from components.records.predictions import Answer, LabelsAnswer, MapAnswer, Predictions
+from components.records.predictions import Answer, BoxesAnswer, LabelsAnswer, MapAnswer, Predictions
 from components.records.versions import CheckedOut, Named, NamedVersion, Versions
 from components.reports.words import (
     HEADS,
@@ -400,16 +400,25 @@ def show_predictions(outcome: Predictions) -> None:
         OUT.print(f"[yellow]ignored[/] {_count(len(ignored), 'file')}: {named}{more} ({escape(ignored[0].reason)})")
 
 
+#: Columns of a table of answers beside the image, where they are neither of one label nor of several.
+COLUMNS: dict[type[Answer], tuple[str, ...]] = {
+    MapAnswer: ("shows", "found", "share of the pixels"),
+    BoxesAnswer: ("found", "most confident"),
+}
+
+
 def _draw_answers(title: str, rows: Sequence[Answer]) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
-    boxed, maps = any(row.box for row in rows), any(isinstance(row, MapAnswer) for row in rows)
-    heads = ("shows", "found", "share of the pixels") if maps else ("class", "probability")
-    for head in ("image", *(["box"] if boxed else []), *heads):
+    boxed = any(row.box for row in rows)
+    kind = next((kind for kind in COLUMNS if any(isinstance(row, kind) for row in rows)), Answer)
+    for head in ("image", *(["box"] if boxed else []), *COLUMNS.get(kind, ("class", "probability"))):
         table.add_column(head)
     for row in rows:
         cells = [escape(shorten_path(row.path)), *([" ".join(map(str, row.box or ()))] if boxed else [])]
         if isinstance(row, MapAnswer):
             table.add_row(*cells, escape(row.label or ""), *_describe_areas(row))
+        elif isinstance(row, BoxesAnswer):
+            table.add_row(*cells, *map(escape, _describe_objects(row)))
         elif row.label is None or row.probabilities is None:
             table.add_row(*cells, "[red]no answer[/]", "")
         else:
@@ -425,6 +434,12 @@ def _describe_areas(row: MapAnswer) -> tuple[str, str]:
     whole = max(sum(row.areas.values()), 1)
     shares = ", ".join(f"{name} {row.areas[name] / whole:.2%}" for name in found)
     return ", ".join(f"{count} {name}" for name, count in found.items()) or "nothing", shares
+
+
+def _describe_objects(row: BoxesAnswer) -> tuple[str, str]:
+    """How many objects of each class were found, and the one that is surest."""
+    found = ", ".join(f"{count} {name}" for name, count in row.counts.items() if count) or "nothing"
+    return found, f"{row.objects[0].label} {row.objects[0].confidence:.3f}" if row.objects else ""
 
 
 def _list_unanswered(rows: Sequence[Answer]) -> list[str]:

@@ -272,12 +272,13 @@ def predict(
         Path | None,
         typer.Option(
             "--out",
-            metavar="FOLDER|FILE.json",
-            help="Segmentation: write masks, drawings and a COCO file here, or the COCO file alone.",
+            metavar="FOLDER|FILE",
+            help="Write masks or boxes here: a folder with drawings and COCO (boxes: VOC, YOLO and csv, too), or one "
+            "file that ends in .json (COCO; of boxes its results list) or .csv (boxes).",
         ),
     ] = None,
     polygons: Annotated[
-        bool, typer.Option("--polygons", help="In the COCO file: outlines instead of run lengths.")
+        bool, typer.Option("--polygons", help="Segmentation: outlines instead of run lengths in the COCO file.")
     ] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,

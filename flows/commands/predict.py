@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError
 from components.promotion import aliases, versions
+from components.records.boxes import FoundBox
 from components.records.fields import ErrorRecord
 from components.records.images import LeftOut
 from components.records.maps import decode_map
-from components.records.predictions import Answer, LabelsAnswer, MapAnswer, Predictions, Unanswered
+from components.records.predictions import Answer, BoxesAnswer, LabelsAnswer, MapAnswer, Predictions, Unanswered
 from components.tasks.base import describe_answer
 from components.workspace import Workspace
 
@@ -22,6 +23,9 @@ UNBOUND = (
     "Version {version} is not bound: it was registered before the registry and the ledger kept the sha256 of "
     "adapter.json, so only its weights are proven, not its classes and temperature."
 )
+
+#: The record of an answer, by a key that only such answers have.
+KINDS: Mapping[str, type[Answer]] = {"areas": MapAnswer, "objects": BoxesAnswer, "labels": LabelsAnswer}
 
 
 def predict(
@@ -38,11 +42,12 @@ def predict(
     """The answer for every image, or for every box in it; a row with `error` where one cannot be answered.
 
     paths: files, and folders of them. boxes: texts `x0,y0,x1,y1` in the one image. boxes_file: boxes of many.
-    whole: images for a champion of crops are crops already. out: where masks and drawings are written, or a COCO file
-    that ends in .json. polygons: outlines in that file instead of run lengths.
+    whole: images for a champion of crops are crops already. out: where answers are written that are masks or boxes: a
+    folder, or one file. polygons: outlines of masks instead of run lengths.
 
-    Raises DataError where nothing can be asked, or boxes are missing or not wanted; PromotionError where there is no
-    champion that the ledger explains, or its adapter is not the registered one.
+    Raises DataError where nothing can be asked, boxes are missing or not wanted, or `out` or `polygons` have no meaning
+    for the champion; PromotionError where there is no champion that the ledger explains, or its adapter is not the
+    registered one.
     """
     from components.models.adapter import load_meta
     from components.serving.questions import ask, parse_box, require_boxes
@@ -57,12 +62,17 @@ def predict(
         questions = [one for one in asked.questions if not isinstance(one, DataError)]
         meta = load_meta(adapter)
         require_boxes(meta, questions, whole=whole)
-        if out is not None:
-            _require_maps(meta, out)
+        _require_files(meta, out, polygons=polygons)
         reply = child.ask(adapter, questions, whole=whole)
     rows = _describe_all(asked.questions, reply["answers"], champion.version)
-    rows = _write_all(rows, questions, reply["answers"], meta, out, polygons=polygons) if out else rows
-    return _summarise(name, champion, meta, asked, rows, reply["doubt"])
+    outcome = _summarise(name, champion, meta, asked, rows, reply["doubt"])
+    if out is None:
+        return outcome
+    pairs = zip(questions, reply["answers"], strict=True)
+    answers = {question.path: answer for question, answer in pairs if "error" not in answer}
+    if meta.task.annotation == "mask":
+        return _write_maps(outcome, answers, meta, out, polygons=polygons)
+    return _write_boxes(outcome, answers, meta, out, workspace)
 
 
 def _summarise(
@@ -106,51 +116,85 @@ def _describe(asked: "Question | DataError", answer: Mapping[str, Any], version:
         raise ValueError("what cannot be asked has no answer")
     facts = {"path": asked.path, "box": asked.box, "crop": answer["crop"], "label": describe_answer(answer["answer"])}
     facts |= {**answer["answer"], "probabilities": answer["probabilities"], "model_version": version, "error": None}
-    form = MapAnswer if "areas" in facts else LabelsAnswer if "labels" in facts else Answer
+    form = next((form for key, form in KINDS.items() if key in facts), Answer)
     return form.model_validate(facts)
 
 
-def _require_maps(meta: "AdapterMeta", out: Path) -> None:
-    """Raise DataError unless the champion answers masks, of which files can be made."""
-    if meta.task.annotation != "mask":
+def _require_files(meta: "AdapterMeta", out: Path | None, *, polygons: bool) -> None:
+    """Raise DataError where the champion's answers cannot be written in this form."""
+    from components.serving.writing import FORMS, require_target
+
+    task = meta.task
+    if polygons and (task.annotation != "mask" or out is None):
+        raise DataError(
+            "--polygons",
+            expected="a champion that answers masks, and `--out`, where their outlines are written",
+            found="no `--out`" if task.annotation == "mask" else f"one of the task {task.kind}",
+            hint="Leave it out, or name a file: `--out FILE.json`.",
+        )
+    if out is None:
+        return
+    if task.annotation not in FORMS:
         raise DataError(
             f"--out {out}",
-            expected="a champion that answers a mask for each picture",
-            found=f"one of the task {meta.task.kind}",
-            hint="Leave --out away; `--json` prints the answers.",
+            expected="a champion that answers masks or boxes, of which files can be made",
+            found=f"one of the task {task.kind}",
+            hint="Leave it out; `--json` prints the answers.",
         )
+    require_target(out, FORMS[task.annotation])
 
 
-def _write_all(
-    rows: Sequence[Answer],
-    questions: "Sequence[Question]",
-    answers: Sequence[Mapping[str, Any]],
-    meta: "AdapterMeta",
-    out: Path,
-    *,
-    polygons: bool,
-) -> list[Answer]:
-    """The rows with the files that were written for them. questions, answers: of those that could be asked."""
-    from components.serving.writing import Answered, write_answers
+def _write_maps(
+    outcome: Predictions, answers: Mapping[str, Mapping[str, Any]], meta: "AdapterMeta", out: Path, *, polygons: bool
+) -> Predictions:
+    """The outcome with the files that were written for its rows. answers: of the pictures that were answered."""
+    from components.serving.map_files import Answered, write_answers
 
-    maps = {
-        question.path: base64.b64decode(answer["class_map"])
-        for question, answer in zip(questions, answers, strict=True)
-        if "error" not in answer
-    }
-    drawn = [row for row in rows if isinstance(row, MapAnswer)]
+    rows = [row for row in outcome.predictions if isinstance(row, MapAnswer)]
     answered = [
-        Answered(Path(row.path), decode_map(maps[row.path]), {(c.label, c.box): c.confidence for c in row.components})
-        for row in drawn
-    ]
-    background = meta.task.painting.background if meta.task.painting else None
-    files = iter(write_answers(out, answered, meta.classes, background, polygons=polygons))
-    return [
-        row.model_copy(update={"mask": (file := next(files)).mask, "overlay": file.overlay})
-        if isinstance(row, MapAnswer)
-        else row
+        Answered(
+            Path(row.path),
+            decode_map(base64.b64decode(answers[row.path]["class_map"])),
+            {(part.label, part.box): part.confidence for part in row.components},
+        )
         for row in rows
     ]
+    background = meta.task.painting.background if meta.task.painting else None
+    files = write_answers(out, answered, meta.classes, background, polygons=polygons)
+    written = [{"mask": file.mask, "overlay": file.overlay} for file in files]
+    return _add_files(outcome, MapAnswer, written)
+
+
+def _write_boxes(
+    outcome: Predictions,
+    answers: Mapping[str, Mapping[str, Any]],
+    meta: "AdapterMeta",
+    out: Path,
+    workspace: Workspace,
+) -> Predictions:
+    """The outcome with the files that were written for its rows, and what is in them. answers: as above."""
+    from components.domain.reading import load_domain
+    from components.serving.box_files import Answered, write_boxes
+    from components.serving.ids import choose_ids
+
+    paths = [row.path for row in outcome.predictions if isinstance(row, BoxesAnswer)]
+    answered = [Answered(Path(path), [FoundBox(*found) for found in answers[path]["found"]]) for path in paths]
+    domain = load_domain(workspace.domain_file(outcome.domain))
+    ids = choose_ids([one.path for one in answered], meta.classes, domain, workspace.raw(outcome.domain))
+    drawn = write_boxes(out, answered, meta.classes, ids)
+    notes = {
+        f"boxes in {out}, {ids.words}": sum(len(one.found) for one in answered),
+        "pictures without any box there": sum(not one.found for one in answered),
+    }
+    noted = outcome.model_copy(update={"notes": {**outcome.notes, **notes}})
+    return _add_files(noted, BoxesAnswer, [{"drawn": path} for path in drawn])
+
+
+def _add_files(outcome: Predictions, kind: type[Answer], files: Sequence[Mapping[str, str | None]]) -> Predictions:
+    """The outcome with the fields of `files`, one for each row of this kind."""
+    left = iter(files)
+    rows = [row.model_copy(update=next(left)) if isinstance(row, kind) else row for row in outcome.predictions]
+    return outcome.model_copy(update={"predictions": tuple(rows)})
 
 
 def exit_code(outcome: Predictions) -> int:

@@ -1,0 +1,106 @@
+"""Ids of pictures and classes in files of answers: those of the domain's own COCO file where it lists the pictures.
+
+Results with these ids are scored against the user's own annotations without any renumbering
+(`pycocotools.coco.COCO.loadRes`). No torch here.
+"""
+
+import filecmp
+import posixpath
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.data.annotations.coco_files import find_files, identify, load_coco
+from components.data.annotations.guessing import require_folder
+from components.data.annotations.tables import resolve_picture
+from components.data.annotations.tree import Index, walk_files
+from components.domain.domain import Domain
+from components.domain.layouts import Coco
+from components.errors import DataError
+
+Id = int | str | float
+
+
+@dataclass(frozen=True)
+class Ids:
+    """images: the id and the name of each picture, in their order. categories: the id of each class.
+
+    words: where the ids come from, as the end of a sentence.
+    """
+
+    images: tuple[tuple[Id, str], ...]
+    categories: Mapping[str, Id]
+    words: str
+
+
+def choose_ids(pictures: Sequence[Path], classes: Sequence[str], domain: Domain, raw: Path) -> Ids:
+    """The ids of the COCO file that lists every picture, if there is one; else places, which count from 1.
+
+    A listed picture is recognised by its path or by its name and content, so that a copy elsewhere is the same picture.
+    """
+    images = tuple((number, path.as_posix()) for number, path in enumerate(pictures, 1))
+    by_place = {name: number for number, name in enumerate(classes, 1)}
+    words = "numbered by the order of pictures and classes"
+    if not isinstance(domain.layout, Coco) or not pictures:
+        return Ids(images, by_place, words)
+    try:
+        found = [_match(path, pictures, classes, domain, raw) for path in find_files(domain.layout, raw)]
+    except DataError as error:
+        found = [f"{error.what}: {error.found}"]
+    fit = next((one for one in found if isinstance(one, Ids)), None)
+    return fit or Ids(images, by_place, f"{words} ({found[0]})")
+
+
+def _match(path: str, pictures: Sequence[Path], classes: Sequence[str], domain: Domain, raw: Path) -> Ids | str:
+    """The ids of one COCO file, or why they cannot be used."""
+    content = load_coco(raw / path, path, Counter())
+    used = {identify(entry["category_id"]) for entry in content["annotations"]}
+    categories: dict[str, list[Id]] = {}
+    for entry in sorted(content["categories"], key=lambda entry: identify(entry["id"]) not in used):
+        name = str(entry.get("name") or "").strip()
+        name = domain.rename.get(name, name)
+        if name not in categories or identify(entry["id"]) in used:
+            categories.setdefault(name, []).append(entry["id"])
+    if wrong := next((name for name in classes if len(categories.get(name, ())) != 1), None):
+        return f"{path} has {len(categories.get(wrong, ()))} categories for the class {wrong}"
+    listed = _list_pictures(content["images"], path, domain, raw)
+    images = tuple(_find(picture, listed, raw) for picture in pictures)
+    if strange := next((picture for picture, one in zip(pictures, images, strict=True) if one is None), None):
+        return f"{path} does not list {strange.name}"
+    known = tuple(one for one in images if one is not None)
+    if len({key for key, _ in known}) < len(known):
+        return "a picture is there twice"
+    return Ids(known, {name: categories[name][0] for name in classes}, f"with the ids of {path}")
+
+
+def _list_pictures(
+    entries: Sequence[Mapping[str, Any]], path: str, domain: Domain, raw: Path
+) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+    """Path below `raw` and entry of every picture that a COCO file lists, by bare name."""
+    base = require_folder(raw, domain.layout.images, domain.layout) if isinstance(domain.layout, Coco) else ""
+    index = Index(walk_files(raw), base)
+    listed: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for number, entry in enumerate(entries):
+        if isinstance(name := entry.get("file_name"), str) and name:
+            place, problem = resolve_picture(name, index, f"{path}, images[{number}]")
+            if problem is None:
+                listed.setdefault(posixpath.basename(place), []).append((place, entry))
+    return listed
+
+
+def _find(
+    picture: Path, listed: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]], raw: Path
+) -> tuple[Id, str] | None:
+    """Id and name of a picture; of several copies, those of the one whose path ends like the picture's."""
+    asked = picture.resolve()
+
+    def agree(place: str) -> int:
+        pairs = zip(reversed(asked.parts), reversed((raw / place).resolve().parts), strict=False)
+        return next((number for number, (one, other) in enumerate(pairs) if one != other), len(asked.parts))
+
+    for place, entry in sorted(listed.get(picture.name, ()), key=lambda pair: -agree(pair[0])):
+        if (raw / place).samefile(picture) or filecmp.cmp(raw / place, picture, shallow=False):
+            return entry["id"], entry["file_name"]
+    return None
