@@ -218,10 +218,12 @@ class Task(Strict, ABC):
         """What `gates.costs` may name beside the classes."""
         return ()
 
-    def advise(self, pictures: int, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    def advise(
+        self, pictures: int, sizes: Sequence[tuple[int, int]], objects: Sequence[Sequence[LabelledBox]] = ()
+    ) -> dict[str, Any]:
         """Keys of domain.yaml that a new domain of so many pictures begins with, where the defaults do not suit it.
 
-        sizes: width and height of some of them.
+        sizes: width and height of some of them. objects: what each of these shows, where boxes are annotated.
         """
         return {}
 

@@ -4,6 +4,7 @@ right if it overlaps a box of its class that no more confident one has taken, wi
 Shapes: N pictures, C classes, M annotated and K answered boxes of a picture.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,11 +13,16 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from components.records.boxes import OBJECTS, write_objects
+from components.records.boxes import OBJECTS, LabelledBox, write_objects
+from components.tasks.advice import advise_canvas, advise_training
 from components.tasks.base import Annotated, BoxTask, Ints, ask_each, name_labels, number_names
 
 if TYPE_CHECKING:
     from pandera.polars import Check, Column
+
+SEEN = 16  # pixels, the root of an object's area: at half of it AP50 of blood platelets fell from .88 to .24
+SIDES = (224, 512)  # pixels of a new domain's canvas, as a square of the same area
+STEPS = 600  # of a new domain's training: minutes on a CPU
 
 
 class DetectionTask(BoxTask):
@@ -39,6 +45,17 @@ class DetectionTask(BoxTask):
     """Pixels between the finest points that answer a box. 4 finds smaller objects, and takes longer."""
     head_lr: float = Field(default=0.003, gt=0, le=1)
     """AdamW's peak learning rate of the last layers."""
+
+    def advise(
+        self, pictures: int, sizes: Sequence[tuple[int, int]], objects: Sequence[Sequence[LabelledBox]] = ()
+    ) -> dict[str, Any]:
+        """A canvas on which the middle object of the class with the smallest ones is SEEN pixels wide, within limits:
+        what is smaller is hardly found. Small batches, and as many epochs as take about STEPS of them."""
+        training = advise_training(pictures, STEPS)
+        if not sizes:
+            return {"training": training}
+        side = SEEN / min(measure_classes(sizes, objects).values(), default=1.0)
+        return {"img_size": advise_canvas(sizes, float(np.clip(side, *SIDES)))[0], "training": training}
 
     def columns(self) -> dict[str, pl.DataType]:
         """labels: the classes of all objects, those to ignore included. objects: as `components.records.boxes`."""
@@ -78,3 +95,13 @@ class DetectionTask(BoxTask):
         rarity = np.where(targets, -targets.sum(axis=0), -np.inf)
         rarest: Ints = np.where(targets.any(axis=1), rarity.argmax(axis=1), targets.shape[1])
         return rarest
+
+
+def measure_classes(sizes: Sequence[tuple[int, int]], objects: Sequence[Sequence[LabelledBox]]) -> dict[str, float]:
+    """The root of the area of each class's middle object, as a share of that of its picture (width, height)."""
+    shares: dict[str, list[float]] = {}
+    for (width, height), shown in zip(sizes, objects, strict=False):
+        for label, (x0, y0, x1, y1), kind in shown:
+            if kind == "object":
+                shares.setdefault(label, []).append(math.sqrt((x1 - x0) * (y1 - y0) / (width * height)))
+    return {label: float(np.median(found)) for label, found in shares.items()}

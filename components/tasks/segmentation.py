@@ -19,6 +19,7 @@ from components.domain.domain import Domain
 from components.domain.layouts import Csv, Folders, Instances, Masks, Parquet
 from components.domain.settings import Gates
 from components.errors import PromotionError
+from components.records.boxes import LabelledBox
 from components.records.maps import (
     MOST_CLASSES,
     Painting,
@@ -26,6 +27,7 @@ from components.records.maps import (
     decode_map,
     encode_map,
 )
+from components.tasks.advice import advise_canvas, advise_training
 from components.tasks.base import (
     PREDICTED,
     Annotated,
@@ -69,9 +71,8 @@ if TYPE_CHECKING:
 
 SAMPLED = 512  # pixels per picture that the temperature is fitted on
 WITNESSES = 32  # that a picture counts for against the temperature's prior: its pixels resemble one another
-SIDE, PATCH = 256, 16  # pixels; of a new domain's images, as a square of the same area, and of a usual patch
-STEPS, BATCH, TRAIN_SHARE = 400, 8, 0.6  # of a new domain's training: minutes on a CPU
-VARIED = 1.5  # times that widths over heights differ, from which on squashing would distort
+SIDE = 256  # pixels of a new domain's images, as a square of the same area
+STEPS = 400  # of a new domain's training: minutes on a CPU
 FURTHER = 8  # times as many for a threshold, which rests on the pixels of a rare class
 Bytes = NDArray[np.uint8]
 
@@ -132,20 +133,16 @@ class SegmentationTask(MapTask):
     def painting(self) -> Painting:
         return Painting(self.background, self.unannotated, self.overlap)
 
-    def advise(self, pictures: int, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    def advise(
+        self, pictures: int, sizes: Sequence[tuple[int, int]], objects: Sequence[Sequence[LabelledBox]] = ()
+    ) -> dict[str, Any]:
         """A canvas of the usual shape, as large as the pictures and at most SIDE * SIDE pixels; square with letterbox
         where shapes differ. Small batches, and as many epochs as take about STEPS of them."""
-        epochs = round(STEPS * BATCH / max(TRAIN_SHARE * pictures, BATCH))
-        training = {"epochs": int(np.clip(epochs, 10, 100)), "warmup_epochs": 1, "batch_size": BATCH}
+        training = advise_training(pictures, STEPS)
         if not sizes:
             return {"training": training}
-        width, height = np.median(np.array(sizes, np.float64), axis=0)
-        low, high = np.quantile([wide / tall for wide, tall in sizes], [0.1, 0.9])
-        scale = min(1.0, SIDE / np.sqrt(width * height))
-        if high > VARIED * low:
-            return {"img_size": _round_side(scale * np.sqrt(width * height)), "fit": "letterbox", "training": training}
-        sides = [_round_side(scale * side) for side in (height, width)]
-        return {"img_size": sides[0] if sides[0] == sides[1] else sides, "training": training}
+        canvas, varied = advise_canvas(sizes, SIDE)
+        return {"img_size": canvas, **({"fit": "letterbox"} if varied else {}), "training": training}
 
     def columns(self) -> dict[str, pl.DataType]:
         """pixels: labelled pixels per class, in the order of the classes."""
@@ -420,11 +417,6 @@ class SegmentationTask(MapTask):
         pairs = zip(then["answer_map"], now["answer_map"], strict=True)
         shares = [(decode_map(one) != decode_map(other)).mean() for one, other in pairs]
         return f"answers differ at {np.mean(shares):.2%} of the pixels, and at {np.max(shares):.2%} of one picture's"
-
-
-def _round_side(side: float) -> int:
-    """The nearest multiple of a patch, two patches at least."""
-    return max(2, round(float(side) / PATCH)) * PATCH
 
 
 def _name_shown(pixels: Sequence[int] | Ints, classes: Sequence[str]) -> list[str]:

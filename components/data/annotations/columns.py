@@ -57,6 +57,14 @@ SIZES = (
     *(("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height")),
     *(("bboxx", "bboxy", "bboxwidth", "bboxheight"), ("bboxx", "bboxy", "bboxw", "bboxh")),
 )
+#: Further names of columns of boxes, where the task asks for boxes: without it they may be mere measurements.
+MORE_CORNERS = (
+    *(("xtl", "ytl", "xbr", "ybr"), ("bboxx1", "bboxy1", "bboxx2", "bboxy2"), ("bboxx0", "bboxy0", "bboxx1", "bboxy1")),
+    *(("boxxmin", "boxymin", "boxxmax", "boxymax"), ("xstart", "ystart", "xend", "yend")),
+    *(("minx", "miny", "maxx", "maxy"), ("bboxleft", "bboxtop", "bboxright", "bboxbottom")),
+)
+MORE_SIZES = (("xmin", "ymin", "width", "height"), ("x0", "y0", "width", "height"), ("minx", "miny", "width", "height"))
+BOX_LISTS = (*BOX_WORDS, "boxes", "bboxes", "boundingboxes", "rois")
 SAMPLE = 200  # rows by which a column is judged
 ALPHABETS = ("cp1251", "gb18030", "shift_jis", "big5", "euc_kr", "cp1253", "cp1250")  # for tables without a mark
 NEARLY = 0.8  # if at least this share of rows has exactly one 1, the other rows may be mistakes
@@ -79,22 +87,25 @@ class Found:
     sure: bool
 
 
-def suggest_table(raw: Path, files: Sequence[str]) -> Found | None:
-    """The table that describes most pictures, with its options filled in; None if no table describes any."""
+def suggest_table(raw: Path, files: Sequence[str], *, boxes: bool = False) -> Found | None:
+    """The table that describes most pictures, with its options filled in; None if no table describes any.
+
+    boxes: tables of boxes alone, here and below.
+    """
     return min(
-        list_described(raw, files),
+        list_described(raw, files, boxes=boxes),
         key=lambda each: (-len(each.pictures), each.layout.table.count("/"), each.layout.table),
         default=None,
     )
 
 
-def list_described(raw: Path, files: Sequence[str]) -> list[Found]:
+def list_described(raw: Path, files: Sequence[str], *, boxes: bool = False) -> list[Found]:
     """All tables whose options can be filled in."""
     found = []
     for kind in (Csv, Parquet):
         for path in list_tables(kind().kind, files):
             try:
-                found.append(_search(kind(table=path), raw, files))
+                found.append(_search(kind(table=path), raw, files, boxes=boxes))
             except TesseraError:
                 continue
     return found
@@ -105,7 +116,7 @@ def is_weakly_named(layout: Table) -> bool:
     return _word(layout.label) in WEAK
 
 
-def refuse_unclear_tables(raw: Path, files: Sequence[str], *, any_error: bool = False) -> None:
+def refuse_unclear_tables(raw: Path, files: Sequence[str], *, any_error: bool = False, boxes: bool = False) -> None:
     """Raise the DataError of a table that names pictures, but labels them in several columns or in none.
 
     any_error: also raise the error of a table that may describe something else.
@@ -113,7 +124,7 @@ def refuse_unclear_tables(raw: Path, files: Sequence[str], *, any_error: bool = 
     for kind in (Csv, Parquet):
         for path in list_tables(kind().kind, files):
             try:
-                _search(kind(table=path), raw, files)
+                _search(kind(table=path), raw, files, boxes=boxes)
             except TesseraError as error:
                 if any_error or isinstance(error, UnclearTableError):
                     raise
@@ -126,18 +137,18 @@ def list_tables(kind: str, files: Iterable[str]) -> list[str]:
     )
 
 
-def complete_table(layout: Table, raw: Path) -> Table:
+def complete_table(layout: Table, raw: Path, *, boxes: bool = False) -> Table:
     """The layout with all options that it does not name filled in from the table.
 
     Raises DataError with the `--layout` line to write if several columns fit an option, or none.
     """
     files = walk_files(raw)
     if "table" in layout.model_fields_set:
-        return _search(layout, raw, files).layout
+        return _search(layout, raw, files, boxes=boxes).layout
     found, errors = [], []
     for path in list_tables(layout.kind, files):
         try:
-            found.append(_search(_with(layout, table=path), raw, files))
+            found.append(_search(_with(layout, table=path), raw, files, boxes=boxes))
         except TesseraError as error:
             errors.append(error)
     if found:
@@ -227,7 +238,7 @@ def find_split_column(frame: pl.DataFrame) -> str | None:
     return next((name for word in SPLIT_WORDS for name in frame.columns if _word(name) == word), None)
 
 
-def _search(layout: Table, raw: Path, files: Sequence[str]) -> Found:
+def _search(layout: Table, raw: Path, files: Sequence[str], *, boxes: bool = False) -> Found:
     """Fill in the options of one table. Raises DataError if they cannot be determined."""
     table = resolve_inside(layout.table, "", "layout.table")
     if not (raw / table).is_file():
@@ -239,9 +250,12 @@ def _search(layout: Table, raw: Path, files: Sequence[str]) -> Found:
     sheet = load_sheet(layout, raw / table, table)
     if "image" not in layout.model_fields_set:
         layout = _with(layout, image=_find_image(sheet, index, layout))
-    layout = _without_mistaken_separator(_find_crops(layout, sheet.frame, raw, index))
+    layout = _without_mistaken_separator(_find_crops(layout, sheet.frame, raw, index, boxes=boxes))
     sure = True
-    if not {"label", "one_hot"} & layout.model_fields_set:
+    if boxes and "label" not in layout.model_fields_set:
+        label = _find_class(sheet.frame, layout)
+        layout = _with(layout, label=label) if label else layout
+    elif not {"label", "one_hot"} & layout.model_fields_set:
         label, one_hot, sure = _find_label(sheet.frame, layout)
         layout = _with(layout, **({"one_hot": True} if one_hot else {"label": label} if label else {}))
         if label:
@@ -374,6 +388,26 @@ def _find_label(frame: pl.DataFrame, layout: Table) -> tuple[str | None, bool, b
     raise unclear_columns(frame, layout, expected, left or others or frame.columns, "label")
 
 
+def _find_class(frame: pl.DataFrame, layout: Table) -> str | None:
+    """The column that names the classes of boxes; None where there is none, because all boxes are of one class.
+
+    Raises UnclearTableError if several columns may be it.
+    """
+    taken = {layout.image, layout.mask, layout.boxes, *_box_columns(layout)}
+    others = [name for name in frame.columns if name not in taken and _texts(frame, name, SAMPLE)]
+    able = sorted((name for name in others if _word(name) in LABEL_WORDS), key=lambda n: LABEL_WORDS.index(_word(n)))
+    if len(able) == 1 or (able and (_word(able[0]) in LABEL_WORDS[:2] or _say_the_same(frame, able))):
+        return able[0]
+    able = able or [
+        name
+        for name in others
+        if _word(name) not in NO_LABELS and _may_be_label(frame[name]) and not _is_number_column(frame, name)
+    ]
+    if len(able) > 1:
+        raise unclear_columns(frame, layout, "one column of classes of the boxes", able, "label")
+    return able[0] if able else None
+
+
 def _say_the_same(frame: pl.DataFrame, names: list[str]) -> bool:
     """Whether the columns name the same classes in different words, such as `class_name` and `class_id`."""
     whole = frame.select(names).unique().height
@@ -452,12 +486,17 @@ def _box_columns(layout: Table) -> tuple[str, ...]:
     return () if layout.crop is None else (layout.crop,) if isinstance(layout.crop, str) else layout.crop
 
 
-def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> Table:
-    """The layout with the columns that hold one box per row, if there are any."""
-    if "crop" in layout.model_fields_set:
+def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index, *, boxes: bool = False) -> Table:
+    """The layout with the columns that hold one box per row, if there are any.
+
+    boxes: whether more names of columns are known, and a column of several boxes per cell will do. Raises
+    UnclearTableError if there is none of these.
+    """
+    if "crop" in layout.model_fields_set or (boxes and layout.boxes):
         return layout
     words = {_word(name): name for name in reversed(frame.columns)}
-    for form, sets in (("corners", CORNERS), ("size", SIZES)):
+    more = (MORE_CORNERS, MORE_SIZES) if boxes else ((), ())
+    for form, sets in (("corners", CORNERS + more[0]), ("size", SIZES + more[1])):
         for four in sets:
             if set(four) <= words.keys() and all(_is_number_column(frame, words[word]) for word in four):
                 _refuse_shares(frame, [words[word] for word in four], layout)
@@ -465,11 +504,33 @@ def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> 
     for name in (words[word] for word in BOX_WORDS if word in words):
         if name not in (layout.image, layout.label, layout.boxes):
             texts = enumerate(frame[name].cast(pl.String, strict=False))
-            boxes = [(row, parse_numbers(text)) for row, text in texts if text]
-            if boxes and all(len(numbers) == 4 for _, numbers in boxes):
-                form = _find_box_form(_with(layout, crop=name), frame, boxes, raw, index)
+            written = [(row, parse_numbers(text)) for row, text in texts if text]
+            if written and all(len(numbers) == 4 for _, numbers in written):
+                form = _find_box_form(_with(layout, crop=name), frame, written, raw, index)
                 return _with(layout, crop=name, box_form=form)
-    return layout
+    return _find_lists(layout, frame, raw, index) if boxes else layout
+
+
+def _find_lists(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> Table:
+    """The layout with the column that holds several boxes per cell. Raises UnclearTableError if there is none."""
+    words = {_word(name): name for name in reversed(frame.columns)}
+    for name in (words[word] for word in BOX_LISTS if word in words and words[word] != layout.image):
+        cells = enumerate(frame[name].cast(pl.String, strict=False))
+        written = [
+            (row, parse_numbers(part)) for row, text in cells for part in (text or "").split(";") if part.strip()
+        ]
+        if written and all(len(numbers) == 4 for _, numbers in written):
+            form = _find_box_form(_with(layout, boxes=name), frame, written, raw, index)
+            return _with(layout, boxes=name, box_form=form)
+    four = _write_option(layout, crop=["xmin", "ymin", "xmax", "ymax"])
+    raise UnclearTableError(
+        f"table {layout.table} for boxes",
+        expected="four columns of corners (xmin, ymin, xmax, ymax) or of a size (x, y, width, height), or a column of "
+        "boxes",
+        found=f"the columns {', '.join(map(repr, frame.columns[:16]))}",
+        hint=f"Name them: `{four}`, with `box_form: size` for x, y, width and height; or `boxes: COLUMN` for a column "
+        "of `x0 y0 x1 y1; ...`.",
+    )
 
 
 def _refuse_shares(frame: pl.DataFrame, names: Sequence[str], layout: Table) -> None:
@@ -498,6 +559,7 @@ def _find_box_form(
     layout: Table, frame: pl.DataFrame, boxes: Sequence[tuple[int, list[float]]], raw: Path, index: Index
 ) -> Literal["corners", "size"]:
     """Corners or size: the form in which boxes lie inside their pictures. Raises UnclearTableError if both fit."""
+    name = layout.crop or layout.boxes
     if _word(str(layout.crop)) == "crop" or "box_form" in layout.model_fields_set:
         return layout.box_form
     corners = all(x1 > x0 and y1 > y0 for _, (x0, y0, x1, y1) in boxes)
@@ -508,7 +570,7 @@ def _find_box_form(
             corners &= c <= limits[0] + 2 and d <= limits[1] + 2
             size &= a + c <= limits[0] + 2 and b + d <= limits[1] + 2
     if corners and size:
-        both = f"column {layout.crop!r}, whose numbers may be corners (x0 y0 x1 y1) or a size (x y width height)"
+        both = f"column {name!r}, whose numbers may be corners (x0 y0 x1 y1) or a size (x y width height)"
         hint = f"Name the form: `{_write_option(layout, box_form='size')}`, or the same with `box_form: corners`."
         raise UnclearTableError(f"table {layout.table}", expected="boxes that have one meaning", found=both, hint=hint)
     return "size" if size else "corners"

@@ -26,6 +26,7 @@ from components.data.sources.images import SUFFIXES
 from components.domain.layouts import PART, Coco, Cvat, Folders, Instances, Labelme, Layout, Masks, Voc
 from components.domain.reading import render_layout
 from components.errors import DataError
+from components.tasks.base import Annotation
 
 COCO_KEYS = (b'"images"', b'"annotations"', b'"categories"')
 LABELME_KEYS = (b'"imagePath"', b'"imageHeight"', b'"imageData"')
@@ -46,12 +47,13 @@ def guess_layout(raw: Path) -> str | None:
     return suggested.kind if suggested else None
 
 
-def suggest_layout(raw: Path, *, maps: bool = False) -> Layout | None:
+def suggest_layout(raw: Path, annotation: Annotation = "label") -> Layout | None:
     """The layout that a folder looks like, with the names of its sub-folders or its table filled in.
 
-    Annotation files are tried first, because they say most; then tables; then the folders themselves. maps: the layout
-    must say the class of every pixel, if there is one that does.
+    Annotation files are tried first, because they say most; then tables; then the folders themselves. annotation: with
+    `mask` and `boxes` a layout that says these, if there is one.
     """
+    maps = annotation == "mask"
     files = walk_files(raw) if raw.is_dir() else []
     roles = find_roles(raw, files)
     if not roles.pictures:
@@ -61,7 +63,10 @@ def suggest_layout(raw: Path, *, maps: bool = False) -> Layout | None:
             return annotated
     if annotated := suggest_yolo(raw, files):
         return annotated
-    table, folders = suggest_table(raw, files), suggest_by_folders(raw, roles)
+    boxes = annotation == "boxes"
+    table, folders = suggest_table(raw, files, boxes=boxes), suggest_by_folders(raw, roles)
+    if boxes:
+        return table.layout if table else _choose_masks(raw, files, None, folders, roles)
     if maps:
         return _choose_masks(raw, files, table, folders, roles)
     if table and (folders is None or (table.sure and 2 * len(table.pictures) >= _count_pictures(files, table))):
@@ -376,12 +381,13 @@ def _find_masks_base(images: str, template: Folder, folders: set[Folder], roles:
     return posixpath.join(*base) if base and "<class>" not in base else None  # masks below each class have no base
 
 
-def list_choices(raw: Path) -> list[Layout]:
+def list_choices(raw: Path, annotation: Annotation = "label") -> list[Layout]:
     """Layouts that may describe the folder, for a person to choose from."""
     files = walk_files(raw)
     roles = find_roles(raw, files)
-    found: list[Layout | None] = [suggest_layout(raw), suggest_by_folders(raw, roles)]
-    found += [table.layout for table in sorted(list_described(raw, files), key=lambda each: -len(each.pictures))]
+    found: list[Layout | None] = [suggest_layout(raw, annotation), suggest_by_folders(raw, roles)]
+    tables = list_described(raw, files, boxes=annotation == "boxes")
+    found += [table.layout for table in sorted(tables, key=lambda each: -len(each.pictures))]
     folders = {tuple(path.split("/")[:-1]) for path in roles.pictures}
     shared = _common(folders) if folders else ()
     depth = min((len(folder) - len(shared) for folder in folders if len(folder) > len(shared)), default=0)

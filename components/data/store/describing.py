@@ -46,6 +46,7 @@ CHOICES = 4
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".jsonl", ".ndjson")
 WITHOUT_OBJECT = frozenset((coco.EMPTY, voc.EMPTY, yolo.BACKGROUND, NO_OBJECT))
 LOOKED, MASKED = 60, 0.2  # pictures that are decoded, and the share of masks among them that is not an accident
+LOOKED_BOXES = 600  # pictures whose objects are measured: a class may be rare
 
 
 def describe_folder(
@@ -61,7 +62,7 @@ def describe_folder(
     asked = parse_task(task) if task is not None else None
     chosen, guessed = _choose_layout(source, layout, asked)
     if isinstance(chosen, Csv | Parquet):
-        chosen = chosen if chosen.runs else complete_table(chosen, source)
+        chosen = chosen if chosen.runs else complete_table(chosen, source, boxes=_annotation_of(asked) == "boxes")
         chosen = complete_mask(chosen, source) if asked and asked.painting and not chosen.runs else chosen
     described = describe_as(source, chosen, asked) if asked else _describe(source, chosen)
     chosen = described.layout
@@ -82,10 +83,18 @@ def describe_folder(
 
 
 def _advise(source: Path, described: Described) -> dict[str, Any]:
-    """What the task advises for pictures of these sizes, of which some are looked at."""
-    paths = sorted({row.path for row in described.reading.rows if row.problem is None})
-    sizes = [size for path in paths[:: -(-len(paths) // LOOKED) or 1] if (size := read_size(source / path))]
-    return described.task.advise(len(paths), sizes)
+    """What the task advises for pictures of these sizes and objects, of which some are looked at."""
+    rows = {row.path: row for row in described.reading.rows if row.problem is None}
+    boxed = described.task.annotation == "boxes"
+    paths = sorted(path for path, row in rows.items() if not boxed or row.objects is not None)
+    looked = paths[:: -(-len(paths) // (LOOKED_BOXES if boxed else LOOKED)) or 1]
+    sizes = {path: size for path in looked if (size := read_size(source / path))}
+    return described.task.advise(len(paths), [*sizes.values()], [rows[path].objects or () for path in sizes])
+
+
+def _annotation_of(asked: Task | None) -> Annotation:
+    """What a folder must say of its pictures; without a task that is asked for, labels."""
+    return asked.annotation if asked else "label"
 
 
 def _divides(part: str, reading: Reading) -> bool:
@@ -148,23 +157,25 @@ def write_domain(domain: Domain, path: Path) -> None:
 
 def _choose_layout(source: Path, layout: str | None, asked: Task | None) -> tuple[Layout, bool]:
     """The given layout, or else the one that the folder looks like; and whether it is a guess."""
-    maps = asked is not None and asked.painting is not None
+    annotation = _annotation_of(asked)
     if layout is not None:
         named = parse_layout(layout)
         if layout.strip() not in LAYOUTS:
             return named, False
-        suggested = suggest_layout(source, maps=maps)  # fills in the names of sub-folders if only the kind is given
+        suggested = suggest_layout(source, annotation)  # fills in the names of sub-folders if only the kind is given
         return (suggested, False) if suggested and suggested.kind == named.kind else (named, False)
     files = walk_files(source)
-    refuse_foreign(source, files, f"annotations of {source}", " Or name the layout with `--layout`.", maps=maps)
+    refuse_foreign(
+        source, files, f"annotations of {source}", " Or name the layout with `--layout`.", maps=annotation == "mask"
+    )
     refuse_foreign_pictures(source, files, find_foreign_pictures(source, files))
-    suggested = suggest_layout(source, maps=maps)
+    suggested = suggest_layout(source, annotation)
     if suggested is None:
-        refuse_unclear_tables(source, files)
+        refuse_unclear_tables(source, files, boxes=annotation == "boxes")
         error = _refuse_choice(source, "a folder whose layout can be recognised", _explain_unknown(files), asked)
         refuse_unclear_tables(source, files, any_error="--layout '" not in error.hint)  # nothing says more
         raise error
-    if isinstance(suggested, Csv | Parquet) and not maps:
+    if isinstance(suggested, Csv | Parquet) and annotation in ("label", "labels"):
         _refuse_rivals(source, files, suggested)
     return suggested, True
 
@@ -255,7 +266,7 @@ def _refuse_losses(source: Path, described: Described, asked: Task | None) -> No
     account = account_of(described.layout, described.reading, source)
     masks = set(find_roles(source, walk_files(source)).masks)
     lost = [path for path, why in account.ignored.items() if path not in masks and why not in WITHOUT_OBJECT]
-    if asked and asked.painting:  # further masks of a picture are no pictures, either
+    if _annotation_of(asked) in ("mask", "boxes"):  # further masks of a picture are no pictures, either
         masks |= {path for path in lost if has_few_values(source / path)}
         lost = [path for path in lost if path not in masks]
     shown = account.found - len(masks)
@@ -281,14 +292,15 @@ def _refuse_masks_as_pictures(source: Path, described: Described) -> None:
 def _refuse_choice(source: Path, expected: str, found: str, asked: Task | None = None) -> DomainError:
     """The error that lists the layouts that would read some pictures, the one that reads most first."""
     counted = []
-    for layout in list_choices(source):
+    for layout in list_choices(source, _annotation_of(asked)):
         try:
             described = describe_as(source, layout, asked) if asked else _describe(source, layout)
         except TesseraError:
             continue
         account = account_of(layout, described.reading, source)
         used = account.found - len(account.ignored)
-        if used and len(described.classes) > 1 and not all(map(find_split, described.classes)):
+        fewest = 1 if _annotation_of(asked) == "boxes" else 2
+        if used and len(described.classes) >= fewest and not all(map(find_split, described.classes)):
             counted.append((used, account.found, layout, described.classes))
     counted.sort(key=lambda choice: -choice[0])
     lines = [

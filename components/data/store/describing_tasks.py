@@ -14,6 +14,7 @@ from components.domain.reading import render_layout
 from components.errors import DomainError
 from components.records.maps import Painting
 from components.tasks import Task
+from components.tasks.base import Annotation
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def describe_as(source: Path, layout: Layout, task: Task) -> Described:
     _require_readable(source, layout, task)
     if task.painting is not None:
         return _describe_maps(source, layout, task, task.painting)
+    if task.annotation == "boxes":
+        return _describe_boxes(source, layout, task)
     if isinstance(layout, Csv | Parquet):
         layout = _fit_table(source, layout, task)
     reading = read_layout(layout, source, Wanted(annotation=task.annotation))
@@ -49,18 +52,29 @@ def _require_readable(source: Path, layout: Layout, task: Task) -> None:
     kinds = ", ".join(kind for kind in LAYOUTS if kind in task.reads)
     expected, hint = f"one of the layouts {kinds} for the task {task.kind}", "Name another layout or task."
     if layout.kind in task.reads:
-        unmasked = (isinstance(layout, Folders) and not layout.masks) or (
-            isinstance(layout, Table) and not (layout.mask or layout.runs)
-        )
-        if task.painting is None or not unmasked:
+        if _says(layout, task.annotation):
             return
-        option = "mask: <column>" if isinstance(layout, Table) else "masks: <folder>"
-        expected = "annotations that say the class of every pixel"
-        hint = f"If there are masks, name them: `{option}` in `--layout`; or choose another task."
+        boxes, table = task.annotation == "boxes", isinstance(layout, Table)
+        expected = (
+            "annotations that say where objects are" if boxes else "annotations that say the class of every pixel"
+        )
+        what, option = "masks", "mask: <column>" if table else "masks: <folder>"
+        if boxes and table:
+            what, option = "boxes", "crop: [xmin, ymin, xmax, ymax]"
+        hint = f"If there are {what}, name them: `{option}` in `--layout`; or choose another task."
         if arrays := [path for path in walk_files(source) if path.lower().endswith(CONTAINERS)]:
             hint += f" {arrays[0]} is not read: save such masks as PNG with a number per class."
     found = f"`{render_layout(layout)}`"
     raise DomainError(f"{source} for the task {task.kind}", expected=expected, found=found, hint=hint)
+
+
+def _says(layout: Layout, annotation: Annotation) -> bool:
+    """Whether class folders or a table name masks or boxes, where these are needed. Other layouts always do."""
+    if annotation not in ("mask", "boxes"):
+        return True
+    if isinstance(layout, Table):
+        return bool(layout.crop or layout.boxes) if annotation == "boxes" else bool(layout.mask or layout.runs)
+    return not isinstance(layout, Folders) or bool(layout.masks)
 
 
 def _fit_table(source: Path, layout: Csv | Parquet, task: Task) -> Csv | Parquet:
@@ -77,6 +91,16 @@ def _fit_table(source: Path, layout: Csv | Parquet, task: Task) -> Csv | Parquet
     expected = "one label per row" if flags else "columns of 0 and 1, or several labels joined by a `separator`"
     hint = "Name the columns with `--layout`, or choose another task."
     raise DomainError(f"table {layout.table} for the task {task.kind}", expected=expected, found=found, hint=hint)
+
+
+def _describe_boxes(source: Path, layout: Layout, task: Task) -> Described:
+    """The description for boxes, whose classes are those of the objects: nothing else is a class."""
+    if isinstance(layout, Masks):
+        layout = complete_masks(layout, source, layout.background, guess=True)
+    reading = read_layout(layout, source, Wanted(annotation="boxes"))
+    return Described(
+        layout, task, reading, tuple(sorted({one.label for row in reading.rows for one in row.objects or ()}))
+    )
 
 
 def _describe_maps(source: Path, layout: Layout, task: Task, painting: Painting) -> Described:
