@@ -1,6 +1,7 @@
 """COCO: each annotation's box becomes one crop of its picture; for multilabel, each picture gets all its categories.
 
-Where regions are wanted, the polygons and run-length masks of a picture's annotations are painted into its class map.
+Where regions are wanted, the polygons and run-length masks of a picture's annotations are painted into its class map;
+where boxes are wanted, its annotations become the labelled boxes of one row.
 """
 
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from components.data.annotations.boxes import is_number
 from components.data.annotations.coco_files import (
+    DIFFICULT,
     IMAGE_KEYS,
     KNOWN,
     CocoFile,
@@ -22,12 +24,14 @@ from components.data.annotations.coco_files import (
     find_mask_of,
     identify,
     is_crowd,
+    is_marked,
     load_coco,
     name_unread,
     open_file,
 )
 from components.data.annotations.coco_shapes import read_segmentation
 from components.data.annotations.guessing import refuse_layout, require_folder
+from components.data.annotations.objects import BoxMark, place_boxes
 from components.data.annotations.painting import Drawn, paint_all, paint_row
 from components.data.annotations.tables import find_unlisted, parse_boxes
 from components.data.annotations.tree import (
@@ -38,6 +42,7 @@ from components.data.manifest import Reading, Row, Wanted
 from components.data.sources.images import SUFFIXES, Box
 from components.domain.domain import Domain
 from components.domain.layouts import Coco
+from components.records.boxes import Corners, Kind
 from components.records.maps import Painting
 from components.records.objects import read_counts, read_rle_size
 from components.records.reasons import Reason
@@ -45,12 +50,13 @@ from components.records.reasons import Reason
 CROWDS = "crowd annotations (iscrowd: 1) left out"
 CROWDS_IGNORED = "crowd regions (iscrowd: 1), whose pixels are ignored"
 EMPTY = "listed without any object to cut out"
+EXTENTS = "annotations without a bbox, whose box is the extent of their segmentation"
 
 
 def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> Reading:
     """One row per annotation, cropped by its box; for multilabel, one row per picture with all its labels.
 
-    With regions wanted, one row per picture. What several files annotate in one picture is painted in their order.
+    With regions or boxes wanted, one row per picture, with what all files annotate in it, in their order.
 
     Raises DataError for a file that is not COCO, or whose ids contradict one another.
     """
@@ -61,8 +67,8 @@ def read_coco(layout: Coco, raw: Path, wanted: Wanted) -> Reading:
     index, rows, listed, notes = Index(walk_files(raw), images), list[Row](), list[Row](), Counter[str]()
     wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))  # needed by `split: given`
     expected = f"an entry in `images` of {layout.annotations} for every picture beside the listed ones"
-    if wanted.painting is not None:
-        rows, listed = _paint_pictures(find_files(layout, raw), raw, index, wanted, notes)
+    if wanted.painting is not None or wanted.boxed:
+        rows, listed = _read_pictures(find_files(layout, raw), raw, index, wanted, notes)
         unlisted = [replace(row, problem=None) for row in find_unlisted(pictures, listed, expected)]
         return Reading(rows + unlisted, notes=dict(+notes))
     for path, parts in find_files(layout, raw).items():
@@ -107,8 +113,7 @@ def _coco_row(file: CocoFile, annotation: Entry, number: int) -> Row:
     box = None if whole else _coco_box(annotation)
     boxes, box_problem = parse_boxes(as_text(annotation.get("boxes")))
     if box is None and not whole:
-        found = repr(annotation.get("bbox"))[:80]
-        box_problem = Reason(f"a bbox [x, y, width, height] in {where}", found, "Correct or remove the annotation.")
+        box_problem = _without_box(annotation, where)
     return Row(
         path=picture.path,
         label=None if many else label,
@@ -123,17 +128,35 @@ def _coco_row(file: CocoFile, annotation: Entry, number: int) -> Row:
 
 
 def _coco_box(annotation: Entry) -> Box | None:
-    """The box in whole pixels, ends exclusive; from the segmentation if there is no bbox; None if neither is valid."""
-    bbox, polygons = annotation.get("bbox") or None, annotation.get("segmentation")
+    """The box in whole pixels, ends exclusive; None if it has none that is valid."""
+    if annotation.get("bbox"):
+        box = _read_bbox(annotation)
+        return None if box is None else (round(box[0]), round(box[1]), round(box[2]), round(box[3]))
+    extent = _find_extent(annotation.get("segmentation"))
+    return extent and (math.floor(extent[0]), math.floor(extent[1]), math.ceil(extent[2]), math.ceil(extent[3]))
+
+
+def _read_box(annotation: Entry) -> Corners | None:
+    """The box as it is written, or the extent of the segmentation if there is no bbox; None if neither is valid."""
+    return _read_bbox(annotation) if annotation.get("bbox") else _find_extent(annotation.get("segmentation"))
+
+
+def _read_bbox(annotation: Entry) -> Corners | None:
+    bbox = annotation.get("bbox")
     if isinstance(bbox, list) and len(bbox) == 4 and all(is_number(value) for value in bbox):
         x, y, width, height = map(float, bbox)
-        return round(x), round(y), round(x + width), round(y + height)
-    if bbox is None and isinstance(polygons, list) and polygons:
-        points = [value for polygon in polygons if isinstance(polygon, list) for value in polygon]
+        return x, y, x + width, y + height
+    return None
+
+
+def _find_extent(segmentation: object) -> Corners | None:
+    """The box around all parts of a segmentation; None if it is none."""
+    if isinstance(segmentation, list) and segmentation:
+        points = [value for polygon in segmentation if isinstance(polygon, list) for value in polygon]
         if len(points) >= 6 and len(points) % 2 == 0 and all(is_number(value) for value in points):
             xs, ys = [float(x) for x in points[::2]], [float(y) for y in points[1::2]]
-            return math.floor(min(xs)), math.floor(min(ys)), math.ceil(max(xs)), math.ceil(max(ys))
-    return _run_box(polygons) if bbox is None and isinstance(polygons, dict) else None
+            return min(xs), min(ys), max(xs), max(ys)
+    return _run_box(segmentation) if isinstance(segmentation, dict) else None
 
 
 def _run_box(rle: Entry) -> Box | None:
@@ -153,34 +176,76 @@ def _run_box(rle: Entry) -> Box | None:
 
 @dataclass
 class _Picture:
-    """What all files say of one picture. annotated: whether a file says that it is, even where it shows nothing."""
+    """What all files say of one picture. annotated: whether a file says that it is, even where it shows nothing.
+
+    marks: each annotation, its class, and its place.
+    """
 
     row: Row
     source: str
-    marks: list[tuple[Entry, str | None, str]] = field(default_factory=list)  # annotation, class (None: ignore), place
+    marks: list[tuple[Entry, str, str]] = field(default_factory=list)
     annotated: bool = False
 
 
-def _paint_pictures(
+def _read_pictures(
     files: Mapping[str, Mapping[str, str]], raw: Path, index: Index, wanted: Wanted, notes: Counter[str]
 ) -> tuple[list[Row], list[Row]]:
     """One row per listed picture, and one per annotation of no picture; and the rows of the listed pictures."""
     found: dict[str, _Picture] = {}
     strays = [row for path, parts in files.items() for row in _gather(path, parts, raw, index, wanted, notes, found)]
-    painting = wanted.painting or Painting()
+    drawn, counts = _paint(found, raw, wanted.painting) if wanted.painting else _place(found, raw, wanted)
+    notes.update(counts)
+    return drawn + strays, [picture.row for picture in found.values()]
+
+
+def _place(found: Mapping[str, _Picture], raw: Path, wanted: Wanted) -> tuple[list[Row], Mapping[str, int]]:
+    """The rows of the pictures with their objects, and counts for the notes."""
+    rows, notes = list[Row](), Counter[str]()
+    for picture in found.values():
+        row, counts = _place_picture(picture, raw, wanted)
+        rows.append(row)
+        notes.update(counts)
+    return rows, notes
+
+
+def _place_picture(picture: _Picture, raw: Path, wanted: Wanted) -> tuple[Row, Mapping[str, int]]:
+    marks, row = list[BoxMark](), replace(picture.row, boxes=())
+    for annotation, label, where in picture.marks:
+        box = _read_box(annotation)
+        if box is None:
+            return replace(row, problem=row.problem or _without_box(annotation, where)), {}
+        marks.append(BoxMark(label, box, where, _kind_of(annotation)))
+    row, notes = place_boxes(row, marks, raw, wanted)
+    extents = sum(not annotation.get("bbox") for annotation, _, _ in picture.marks)
+    return row, Counter(notes) + Counter({EXTENTS: 0 if row.problem else extents})
+
+
+def _kind_of(annotation: Entry) -> Kind:
+    if is_crowd(annotation):
+        return "crowd"
+    return "difficult" if any(is_marked(annotation, mark) for mark in DIFFICULT) else "object"
+
+
+def _without_box(annotation: Entry, where: str) -> Reason:
+    found = repr(annotation.get("bbox"))[:80]
+    return Reason(f"a bbox [x, y, width, height] in {where}", found, "Correct or remove the annotation.")
+
+
+def _paint(found: Mapping[str, _Picture], raw: Path, painting: Painting) -> tuple[list[Row], Mapping[str, int]]:
+    """The rows of the pictures with their regions, and counts for the notes."""
 
     def draw(path: str) -> Drawn:
         picture = found[path]
         if picture.row.problem or not (picture.marks or picture.annotated):
             return picture.row, {}
-        first = sorted(picture.marks, key=lambda mark: mark[1] is not None)  # what is to be ignored lies below
+        marks = [(entry, None if is_crowd(entry) else label, where) for entry, label, where in picture.marks]
+        first = sorted(marks, key=lambda mark: mark[1] is not None)  # what is to be ignored lies below
         return paint_row(
             picture.row, lambda size: [read_segmentation(*mark, size) for mark in first], raw, painting, picture.source
         )
 
     rows, counts = paint_all(draw, list(found))
-    notes.update(counts)
-    return rows + strays, [picture.row for picture in found.values()]
+    return rows, counts
 
 
 def _gather(
@@ -209,10 +274,9 @@ def _gather(
         above = picture_of.row
         columns = {name: above.columns.get(name) or value for name, value in row.columns.items()} | dict(parts)
         picture_of.row = replace(above, columns={**above.columns, **columns}, problem=above.problem or row.problem)
-        crowd = is_crowd(annotation)
-        notes[CROWDS_IGNORED] += crowd
-        label = row.labels[0] if row.labels else None
-        picture_of.marks.append((annotation, None if crowd else label, f"{path}, annotations[{number}]"))
+        notes[CROWDS_IGNORED] += is_crowd(annotation) and not wanted.boxed
+        if row.labels:
+            picture_of.marks.append((annotation, row.labels[0], f"{path}, annotations[{number}]"))
     notes.update(note for _, annotation in annotations for note in name_unread(annotation, wanted))
     return strays
 

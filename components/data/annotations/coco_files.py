@@ -38,7 +38,8 @@ KNOWN = {
 
 IMAGE_KEYS = {"file_name", "width", "height", "license", "licence", "flickr_url", "coco_url"}
 
-MARKS = ("difficult", "truncated", "occluded", "ignore")
+DIFFICULT = ("difficult", "ignore")
+MARKS = (*DIFFICULT, "truncated", "occluded")
 
 EXPORT_AGAIN = "Export the file again."
 
@@ -65,7 +66,7 @@ def open_file(
     """
     content = load_coco(raw / path, path, notes)
     annotations = list(enumerate(content["annotations"]))
-    read = [(number, entry) for number, entry in annotations if wanted.painting or not is_crowd(entry)]
+    read = [(number, entry) for number, entry in annotations if wanted.painting or wanted.boxed or not is_crowd(entry)]
     used = {identify(entry["category_id"]) for _, entry in read}
     file = CocoFile(path, wanted, index, _name_categories(content["categories"], used, path), notes)
     for number, entry in enumerate(content["images"]):
@@ -239,12 +240,17 @@ def is_crowd(annotation: Entry) -> bool:
     return str(annotation.get("iscrowd")).lower() in ("1", "1.0", "true")
 
 
-def name_unread(annotation: Entry, wanted: Wanted) -> Iterator[str]:
-    """A note for everything in an annotation that no row holds."""
+def is_marked(annotation: Entry, mark: str) -> bool:
+    """Whether an annotation, or its `attributes`, has a mark such as `difficult`."""
     attributes = annotation.get("attributes")
     marks = {**attributes, **annotation} if isinstance(attributes, dict) else annotation
+    return str(marks.get(mark)).lower() in ("1", "1.0", "true")
+
+
+def name_unread(annotation: Entry, wanted: Wanted) -> Iterator[str]:
+    """A note for everything in an annotation that no row holds."""
     for mark in MARKS:
-        if str(marks.get(mark)).lower() in ("1", "1.0", "true"):
+        if is_marked(annotation, mark) and not (wanted.boxed and mark in DIFFICULT):
             yield f"annotations marked {mark}, read as any other"
     for key in sorted(set(annotation) - KNOWN - set(MARKS) - set(wanted.columns)):
         if annotation[key] not in (None, "", 0, [], {}) and not (

@@ -27,6 +27,7 @@ from components.data.annotations.guessing import hint_layout, refuse_layout, req
 from components.data.annotations.labelme import read_labelme
 from components.data.annotations.masks import read_instances, read_masks
 from components.data.annotations.names import rename_labels
+from components.data.annotations.objects import settle_objects
 from components.data.annotations.regions import paint_classes, settle
 from components.data.annotations.tables import read_table
 from components.data.annotations.tree import (
@@ -51,6 +52,7 @@ from components.errors import DataError
 from components.records.images import Pictures
 from components.records.reasons import Reason
 from components.tasks import create_task
+from components.tasks.base import BoxTask
 
 Reader = Callable[[Any, Path, Wanted], Reading]
 
@@ -90,6 +92,8 @@ def read_tree(domain: Domain, raw: Path, digests: SupportsDigest | None = None) 
     reading = rename_labels(clip_boxes(read_layout(domain.layout, raw, wanted), raw), domain.rename)
     if task.painting is not None:
         reading = settle(reading, raw, task.painting)
+    if isinstance(task, BoxTask):
+        reading = settle_objects(reading, task.unannotated)
     if all(row.problem for row in reading.rows):
         _refuse_unread(raw, files, foreign)
     if not reading.rows:
@@ -353,7 +357,7 @@ def _without_shared_masks(rows: list[Row]) -> list[Row]:
             claims.setdefault(row.mask, set()).add(row.path)
     hint = "Rename one image and give it its own mask."
     return [
-        replace(row, mask=None, regions=None, boxes=(), problem=Reason("its own mask", found, hint))
+        replace(row, mask=None, regions=None, objects=None, boxes=(), problem=Reason("its own mask", found, hint))
         if len(others := claims.get(row.mask or "", set())) > 1
         and (found := f"the mask {row.mask} shared by {', '.join(sorted(others))}")
         else row
@@ -468,6 +472,8 @@ def _require_columns(domain: Domain, columns: Sequence[str]) -> None:
 def _labels(row: Row) -> list[str]:
     if row.regions is not None:
         return row.regions.shown
+    if row.objects is not None:
+        return [each.label for each in row.objects]
     return list(row.labels) if row.labels is not None else [row.label] if row.label else []
 
 

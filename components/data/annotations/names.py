@@ -8,6 +8,7 @@ from dataclasses import replace
 import yaml
 
 from components.data.manifest import Reading
+from components.records.boxes import LabelledBox
 
 #: Characters that look like a dash or a minus.
 DASHES = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
@@ -81,10 +82,15 @@ def rename_labels(reading: Reading, rename: Mapping[str, str]) -> Reading:
             label=rename.get(row.label, row.label) if row.label else None,
             labels=None if row.labels is None else [rename.get(label, label) for label in row.labels],
             regions=None if row.regions is None else row.regions.rename(rename),
+            objects=None if row.objects is None else [_rename(each, rename) for each in row.objects],
         )
         for row in reading.rows
     ]
     return replace(reading, rows=rows)
+
+
+def _rename(each: LabelledBox, rename: Mapping[str, str]) -> LabelledBox:
+    return each._replace(label=rename.get(each.label, each.label))
 
 
 def _fold(name: str, but: str = "") -> str:

@@ -1,0 +1,255 @@
+"""Annotations as labelled boxes: one scene in every layout, and which boxes are clipped, ignored or refused."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from samples import save_picture
+
+from components.data.annotations.boxes import CLIPPED
+from components.data.annotations.coco import CROWDS, EXTENTS
+from components.data.annotations.layouts import read_layout
+from components.data.annotations.names import rename_labels
+from components.data.annotations.objects import CROWD, DIFFICULT, SHOWS_NOTHING, settle_objects
+from components.data.annotations.regions import AS_BACKGROUND, LEFT_OUT
+from components.data.manifest import Wanted
+from components.domain.layouts import Coco, Voc
+from components.records.boxes import LabelledBox
+
+#: The scene: pictures p0 (a pit and a stain), p1 (nothing, annotated) and p2 (not annotated), of 48 x 40 pixels.
+PIT, STAIN = (4.0, 4.0, 10.0, 12.0), (2.5, 2.0, 40.5, 30.25)
+SCENE = [LabelledBox("pit", PIT), LabelledBox("stain", STAIN)]
+NAMES = ("pit", "stain")
+
+
+def write_pictures(raw: Path, folder: str) -> None:
+    for place in range(3):
+        save_picture(raw / folder / f"p{place}.png", place)
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def read(raw, layout, **wanted):
+    return read_layout(layout, raw, Wanted(annotation="boxes", **wanted))
+
+
+def objects_of(reading, name="p0.png"):
+    row = find_row(reading, name)
+    assert row.problem is None, row.problem
+    return row.objects if row.objects is None else list(row.objects)
+
+
+def find_row(reading, name="p0.png"):
+    found = [row for row in reading.rows if row.path.endswith(name)]
+    assert len(found) == 1
+    return found[0]
+
+
+# Pascal VOC
+
+
+def voc_object(label, box, more=""):
+    x0, y0, x1, y1 = box
+    corners = f"<xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax>"
+    return f"<object><name>{label}</name>{more}<bndbox>{corners}</bndbox></object>"
+
+
+def from_one(box):
+    """The box as VOC writes it: its first pixel is number 1."""
+    return box[0] + 1, box[1] + 1, box[2], box[3]
+
+
+def voc(raw, *objects, size="<size><width>48</width><height>40</height></size>"):
+    """objects: of p0; left out, those of the scene."""
+    write_pictures(raw, "JPEGImages")
+    written = objects or [voc_object(label, from_one(box)) for label, box, _ in SCENE]
+    for name, inner in (("p0", "".join(written)), ("p1", "")):
+        text = f"<annotation><filename>{name}.png</filename>{size}{inner}</annotation>"
+        write_text(raw / f"Annotations/{name}.xml", text)
+    return raw, Voc()
+
+
+# COCO
+
+
+def from_size(box):
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def coco(raw, *annotations, path="annotations.json", images=(0, 1)):
+    """annotations: of p0, what they say beside their ids; left out, those of the scene."""
+    write_pictures(raw, "images")
+    written = annotations or [{"category_id": NAMES.index(label), "bbox": from_size(box)} for label, box, _ in SCENE]
+    found = [{"id": k, "image_id": 0, "category_id": 0, "iscrowd": 0} | each for k, each in enumerate(written)]
+    listed = [{"id": k, "file_name": f"p{k}.png", "width": 48, "height": 40} for k in images]
+    categories = [{"id": k, "name": name} for k, name in enumerate(NAMES)]
+    write_text(raw / path, json.dumps({"images": listed, "annotations": found, "categories": categories}))
+    return raw, Coco()
+
+
+FORMATS = {"voc": voc, "coco": coco}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_one_scene_gives_the_same_boxes_in_every_format(tmp_path, form):
+    reading = read(*FORMATS[form](tmp_path))
+    assert objects_of(reading) == SCENE
+    assert objects_of(reading, "p1.png") == []
+    assert objects_of(reading, "p2.png") is None
+    row = find_row(reading)
+    assert (row.label, row.labels, row.crop, tuple(row.boxes), row.mask) == (None, None, None, (), None)
+    assert dict(reading.notes) == {}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_pictures_without_annotation_are_left_out_or_show_nothing(tmp_path, form):
+    reading = read(*FORMATS[form](tmp_path))
+    without = settle_objects(reading, "leave_out")
+    assert sorted(Path(row.path).name for row in without.rows) == ["p0.png", "p1.png"]
+    assert [Path(path).name for path in without.ignored] == ["p2.png"]
+    assert dict(without.notes) == {SHOWS_NOTHING: 1, LEFT_OUT: 1}
+    whole = settle_objects(reading, "background")
+    assert objects_of(whole, "p2.png") == []
+    assert dict(whole.notes) == {SHOWS_NOTHING: 2, AS_BACKGROUND: 1}
+
+
+def test_rename_joins_the_labels_of_objects(tmp_path):
+    raw, layout = voc(tmp_path)
+    renamed = rename_labels(read(raw, layout), {"stain": "pit"})
+    assert [each.label for each in objects_of(renamed)] == ["pit", "pit"]
+    twice = voc_object("pit", (5, 5, 10, 12)) + voc_object("stain", (5, 5, 10, 12))
+    voc(tmp_path, twice)
+    assert objects_of(read(raw, layout))
+    assert "object 1 and in" in find_row(read(raw, layout, rename={"stain": "pit"})).problem.found
+
+
+# Kinds, and boxes that are changed or refused
+
+
+class Case(NamedTuple):
+    """A picture in one format: its objects and notes, or words of its problem."""
+
+    write: Any
+    content: tuple[Any, ...]
+    objects: list[LabelledBox] = []  # noqa: RUF012 (a constant)
+    notes: dict[str, int] = {}  # noqa: RUF012
+    problem: str = ""
+
+
+def voc_case(label, box, more="", **expected):
+    return Case(voc, (voc_object("stain", from_one(STAIN)), voc_object(label, box, more)), **expected)
+
+
+def coco_case(more, **expected):
+    return Case(coco, ({"category_id": 1, "bbox": from_size(STAIN)}, more), **expected)
+
+
+def beside(label, box, kind="object"):
+    return [LabelledBox("stain", STAIN), LabelledBox(label, box, kind)]
+
+
+RUNS = {"size": [40, 48], "counts": [4 * 40 + 4, 8, 5 * 40 - 8, 8, 40 * 48 - 9 * 40 - 12]}
+CASES = {
+    "voc difficult": voc_case("pit", (5, 5, 10, 12), "<difficult>1</difficult>",
+                              objects=beside("pit", PIT, "difficult"), notes={DIFFICULT: 1}),
+    "voc truncated": voc_case("pit", (5, 5, 10, 12), "<truncated>1</truncated>", objects=beside("pit", PIT),
+                              notes={"objects marked truncated, read as any other": 1}),
+    "voc from 0": voc_case("pit", (0, 0, 10, 12), objects=beside("pit", (0, 0, 10, 12))),
+    "voc below 1": voc_case("pit", (0.5, 0.25, 10, 12), objects=beside("pit", (0, 0, 10, 12))),
+    "voc over an edge": voc_case("pit", (-2, 5, 50, 42), objects=beside("pit", (0, 4, 48, 40)), notes={CLIPPED: 1}),
+    "voc dust over an edge": voc_case("pit", (5, 5, 48.04, 12), objects=beside("pit", (4, 4, 48, 12))),
+    "voc far over an edge": voc_case("pit", (5, 5, 50.5, 12), problem=
+        "a box inside its picture of 48 x 40 pixels: x0, y0, x1, y1 = 4, 4, 50.5, 12 in Annotations/p0.xml, object 2"),
+    "voc far before an edge": voc_case("pit", (-2.5, 5, 10, 12), problem="-2.5, 4, 10, 12 in Annotations/p0.xml"),
+    "voc outside": voc_case("pit", (50, 5, 50, 12), problem="a box inside its picture"),
+    "voc one pixel": voc_case("pit", (5, 5, 5, 5), objects=beside("pit", (4, 4, 5, 5))),
+    "voc flat": voc_case("pit", (5, 5, 10, 4), problem=
+        "a box with an area: x0, y0, x1, y1 = 4, 4, 10, 4 in Annotations/p0.xml, object 2"),
+    "voc corners swapped": voc_case("pit", (10, 5, 5, 12), problem="a box with an area"),
+    "voc twice": voc_case("stain", from_one(STAIN), problem=
+        "(stain) in Annotations/p0.xml, object 1 and in Annotations/p0.xml, object 2"),
+    "voc same box, other label": voc_case("pit", from_one(STAIN), objects=beside("pit", STAIN)),
+    "voc nan": voc_case("pit", ("nan", 5, 10, 12), problem="xmin 'nan' (object 2)"),
+    "voc text": voc_case("pit", ("left", 5, 10, 12), problem="xmin 'left' (object 2)"),
+    "voc turned": Case(voc, (voc_object("stain", from_one(STAIN)),
+                             "<object><name>pit</name><robndbox><cx>9</cx></robndbox></object>"),
+                       problem="rotated box"),
+    "coco crowd": coco_case({"bbox": from_size(PIT), "iscrowd": 1}, objects=beside("pit", PIT, "crowd"),
+                            notes={CROWD: 1}),
+    "coco ignore": coco_case({"bbox": from_size(PIT), "ignore": 1}, objects=beside("pit", PIT, "difficult"),
+                             notes={DIFFICULT: 1}),
+    "coco difficult": coco_case({"bbox": from_size(PIT), "attributes": {"difficult": True}},
+                                objects=beside("pit", PIT, "difficult"),
+                                notes={DIFFICULT: 1, "annotations with attributes, which is not kept": 1}),
+    "coco several polygons": coco_case({"segmentation": [[4, 4, 6, 4, 4, 9.5], [10, 6, 10, 12, 9, 12]]},
+                                       objects=beside("pit", PIT), notes={EXTENTS: 1}),
+    "coco runs": coco_case({"segmentation": RUNS}, objects=beside("pit", PIT), notes={EXTENTS: 1}),
+    "coco bbox before segmentation": coco_case({"bbox": from_size(PIT), "segmentation": [[0, 0, 9, 0, 9, 9]]},
+        objects=beside("pit", PIT), notes={"annotations with segmentation, which is not kept": 1}),
+    "coco over an edge": coco_case({"bbox": [-1.5, 0, 50, 40.5]}, objects=beside("pit", (0, 0, 48, 40)),
+                                   notes={CLIPPED: 1}),
+    "coco far over an edge": coco_case({"bbox": [40, 0, 10.5, 9]}, problem=
+        "48 x 40 pixels: x0, y0, x1, y1 = 40, 0, 50.5, 9 in annotations.json, annotations[1]"),
+    "coco flat": coco_case({"bbox": [4, 4, 0, 8]}, problem="a box with an area"),
+    "coco negative": coco_case({"bbox": [4, 4, 5, -8]}, problem="a box with an area"),
+    "coco twice": coco_case({"category_id": 1, "bbox": from_size(STAIN)}, problem=
+        "annotations.json, annotations[0] and in annotations.json, annotations[1]"),
+    "coco nan": coco_case({"bbox": [4, float("nan"), 5, 8]}, problem="a bbox [x, y, width, height]"),
+    "coco infinite": coco_case({"bbox": [4, 4, 5, float("inf")]}, problem="a bbox [x, y, width, height]"),
+    "coco text": coco_case({"bbox": ["4", "x", 5, 8]}, problem="in annotations.json, annotations[1]"),
+    "coco turned": coco_case({"bbox": [4, 4, 5, 8, 30]}, problem="a bbox [x, y, width, height]"),
+    "coco without a box": coco_case({}, problem="a bbox [x, y, width, height]"),
+    "coco whole": coco_case({"whole": True}, problem="a bbox [x, y, width, height]"),
+    "coco other class": coco_case({"category_id": 7, "bbox": from_size(PIT)}, problem="category_id 7"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_box_has_its_kind_or_is_changed_or_refused(tmp_path, case):
+    reading = read(*case.write(tmp_path, *case.content))
+    row = find_row(reading)
+    if case.problem:
+        assert row.objects is None
+        assert case.problem in f"{row.problem.expected}: {row.problem.found}"
+    else:
+        assert row.problem is None, row.problem
+        assert list(row.objects) == case.objects
+    assert dict(reading.notes) == case.notes
+    assert not any(row.problem for row in reading.rows if not row.path.endswith("p0.png"))
+
+
+def test_a_picture_of_another_size_than_stated_is_left_to_validation(tmp_path):
+    box = voc_object("pit", (5, 5, 90, 80))
+    raw, layout = voc(tmp_path, box, size="<size><width>96</width><height>80</height></size>")
+    row = find_row(read(raw, layout))
+    assert (row.problem, row.stated_size, row.objects[0].box) == (None, (96, 80), (4.0, 4.0, 90.0, 80.0))
+
+
+def test_what_several_coco_files_say_of_a_picture_adds_up(tmp_path):
+    pit, stain = ({"category_id": k, "bbox": from_size(box)} for k, (_, box, _) in enumerate(SCENE))
+    raw, _ = coco(tmp_path, pit, path="parts/0.json")
+    coco(tmp_path, stain, path="parts/1.json")
+    layout = Coco(annotations="parts")
+    assert objects_of(read(raw, layout)) == SCENE
+    assert objects_of(read(raw, layout), "p1.png") == []
+    coco(tmp_path, pit, path="parts/1.json")
+    found = find_row(read(raw, layout)).problem.found
+    assert "parts/0.json, annotations[0] and in parts/1.json, annotations[0]" in found
+
+
+def test_crowds_are_kept_for_boxes_alone(tmp_path):
+    raw, layout = coco(tmp_path, {"bbox": from_size(PIT), "iscrowd": 1})
+    assert CROWDS not in read(raw, layout).notes
+    assert read_layout(layout, raw, Wanted()).notes[CROWDS] == 1
+
+
+def test_the_split_of_a_published_list_stays_with_the_picture(tmp_path):
+    raw, layout = voc(tmp_path)
+    write_text(raw / "ImageSets/Main/train.txt", "p0\np2\n")
+    write_text(raw / "ImageSets/Main/test.txt", "p1\n")
+    reading = read(raw, layout)
+    assert [find_row(reading, f"p{k}.png").columns["split"] for k in range(3)] == ["train", "test", "train"]
