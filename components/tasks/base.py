@@ -178,16 +178,23 @@ class Task(Strict, ABC):
     """
 
     kind: str
-    metric: ClassVar[str]
-    metric_words: ClassVar[str]
-    class_words: ClassVar[str]
     annotation: ClassVar[Annotation]
     reads: ClassVar[frozenset[str]] = frozenset(LAYOUTS)
     fewest_classes: ClassVar[int] = 1
-    shown: ClassVar[str] = "macro_f1"
     control: ClassVar[str | None] = None
     cost_unit: ClassVar[str] = "an image"
     fit: ClassVar[Fit] = "squash"
+
+    if TYPE_CHECKING:  # class variables, except where an option chooses the metric
+
+        @property
+        def metric(self) -> str: ...
+        @property
+        def metric_words(self) -> str: ...
+        @property
+        def class_words(self) -> str: ...
+        @property
+        def shown(self) -> str: ...
 
     # The domain and its data
 
@@ -309,6 +316,10 @@ class Task(Strict, ABC):
     def mean_evidence(self, frames: Sequence[pl.DataFrame], classes: Sequence[str]) -> Evidence:
         """Evidence of the mean score of several models, over their predictions of the same images."""
         return MeanEvidence(tuple(self.evidence(frame, classes) for frame in frames))
+
+    def size_evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, Evidence]:
+        """Evidence of the metric over objects of each size alone; none where no single objects are answered."""
+        return {}
 
     @abstractmethod
     def chance(self, frame: pl.DataFrame, classes: Sequence[str], of: str | None = None) -> float:

@@ -40,6 +40,7 @@ class ClassificationTask(Task):
     metric: ClassVar[str] = "balanced_accuracy"
     metric_words: ClassVar[str] = "balanced accuracy"
     class_words: ClassVar[str] = "recall"
+    shown: ClassVar[str] = "macro_f1"
     annotation: ClassVar[Annotation] = "label"
     fewest_classes: ClassVar[int] = 2
 

@@ -51,6 +51,7 @@ class MultilabelTask(Task):
     metric: ClassVar[str] = "macro_ap"
     metric_words: ClassVar[str] = "macro average precision"
     class_words: ClassVar[str] = "average precision"
+    shown: ClassVar[str] = "macro_f1"
     annotation: ClassVar[Annotation] = "labels"
     reads: ClassVar[frozenset[str]] = frozenset({"csv", "parquet", "coco", "masks"})
 

@@ -42,18 +42,17 @@ def check_slices(context: Context) -> Finding | None:
 
 
 def _compare_slices(context: Context, champion: pl.DataFrame) -> dict[str, Interval]:
-    """`column=value` -> the difference within that slice, which the challenger's rows define; classes come first.
+    """`column=value` -> the difference within that slice, which the challenger's rows define; classes come first, then
+    sizes of objects.
 
     A slice in which no image has a label has no score and is left out.
     """
-    domain = context.domain
-    ours, theirs = (
-        create_task(domain).class_evidence(frame.sort("id"), domain.classes) for frame in (context.challenger, champion)
-    )
-    effects = {
-        f"class={name}": bootstrap_difference(ours[name], theirs[name], domain.gates.confidence)
-        for name in sorted(ours)
-    }
+    domain, task = context.domain, create_task(context.domain)
+    effects = dict[str, Interval]()
+    for kind, measure in (("class", task.class_evidence), ("size", task.size_evidence)):
+        ours, theirs = (measure(frame.sort("id"), domain.classes) for frame in (context.challenger, champion))
+        for name in sorted(ours):
+            effects[f"{kind}={name}"] = bootstrap_difference(ours[name], theirs[name], domain.gates.confidence)
     for column in domain.slices:
         for (value,), rows in sorted(context.challenger.group_by(column), key=lambda item: str(item[0][0])):
             if not has_labels(rows):
