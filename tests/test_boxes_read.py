@@ -9,12 +9,16 @@ from samples import save_picture
 
 from components.data.annotations.boxes import CLIPPED
 from components.data.annotations.coco import CROWDS, EXTENTS
+from components.data.annotations.guessing import suggest_layout
 from components.data.annotations.layouts import read_layout
 from components.data.annotations.names import rename_labels
 from components.data.annotations.objects import CROWD, DIFFICULT, SHOWS_NOTHING, settle_objects
 from components.data.annotations.regions import AS_BACKGROUND, LEFT_OUT
+from components.data.annotations.yolo import EXTENTS as YOLO_EXTENTS
+from components.data.annotations.yolo import UNLISTED
 from components.data.manifest import Wanted
-from components.domain.layouts import Coco, Voc
+from components.domain.layouts import Coco, Voc, Yolo
+from components.errors import DataError
 from components.records.boxes import LabelledBox
 
 #: The scene: pictures p0 (a pit and a stain), p1 (nothing, annotated) and p2 (not annotated), of 48 x 40 pixels.
@@ -91,21 +95,40 @@ def coco(raw, *annotations, path="annotations.json", images=(0, 1)):
     return raw, Coco()
 
 
-FORMATS = {"voc": voc, "coco": coco}
+# YOLO
+
+
+def in_shares(label, box):
+    (x0, y0, x1, y1), number = box, NAMES.index(label)
+    return f"{number} {(x0 + x1) / 96} {(y0 + y1) / 80} {(x1 - x0) / 48} {(y1 - y0) / 40}"
+
+
+def yolo(raw, *lines, facts="names: [pit, stain]\n"):
+    """lines: of p0; left out, those of the scene."""
+    write_pictures(raw, "images")
+    write_text(raw / "labels/p0.txt", "\n".join(lines or [in_shares(label, box) for label, box, _ in SCENE]))
+    write_text(raw / "labels/p1.txt", "")
+    write_text(raw / "data.yaml", facts)
+    return raw, Yolo()
+
+
+FORMATS = {"voc": voc, "coco": coco, "yolo": yolo}
+#: Formats that can say nothing of a picture: YOLO counts one without a label file as background.
+SILENT = [form for form in FORMATS if form != "yolo"]
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_one_scene_gives_the_same_boxes_in_every_format(tmp_path, form):
     reading = read(*FORMATS[form](tmp_path))
-    assert objects_of(reading) == SCENE
+    assert [(each.label, pytest.approx(each.box), each.kind) for each in SCENE] == objects_of(reading)
     assert objects_of(reading, "p1.png") == []
-    assert objects_of(reading, "p2.png") is None
+    assert objects_of(reading, "p2.png") == (None if form in SILENT else [])
     row = find_row(reading)
     assert (row.label, row.labels, row.crop, tuple(row.boxes), row.mask) == (None, None, None, (), None)
-    assert dict(reading.notes) == {}
+    assert dict(reading.notes) == ({} if form in SILENT else {UNLISTED: 1})
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", SILENT)
 def test_pictures_without_annotation_are_left_out_or_show_nothing(tmp_path, form):
     reading = read(*FORMATS[form](tmp_path))
     without = settle_objects(reading, "leave_out")
@@ -146,6 +169,10 @@ def voc_case(label, box, more="", **expected):
 
 def coco_case(more, **expected):
     return Case(coco, ({"category_id": 1, "bbox": from_size(STAIN)}, more), **expected)
+
+
+def yolo_case(line, **expected):
+    return Case(yolo, (in_shares("stain", STAIN), line), **expected)
 
 
 def beside(label, box, kind="object"):
@@ -205,6 +232,24 @@ CASES = {
     "coco without a box": coco_case({}, problem="a bbox [x, y, width, height]"),
     "coco whole": coco_case({"whole": True}, problem="a bbox [x, y, width, height]"),
     "coco other class": coco_case({"category_id": 7, "bbox": from_size(PIT)}, problem="category_id 7"),
+    "yolo over an edge": yolo_case(in_shares("pit", (40, 30, 49.5, 42)), objects=beside("pit", (40, 30, 48, 40)),
+                                   notes={CLIPPED: 1}),
+    "yolo rounding over an edge": yolo_case("0 0.9375 0.5 0.12501 1.0001",
+                                            objects=beside("pit", (41.99976, 0, 48, 40))),
+    "yolo far over an edge": yolo_case(in_shares("pit", (40, 30, 51, 40)), problem=
+        "48 x 40 pixels: x0, y0, x1, y1 = 40, 30, 51, 40 in labels/p0.txt, line 2"),
+    "yolo twice": yolo_case(in_shares("stain", STAIN), problem="labels/p0.txt, line 1 and in labels/p0.txt, line 2"),
+    "yolo flat": yolo_case("0 .5 .5 .1 0", problem="a box with width and height: 0 .5 .5 .1 0 in line 2"),
+    "yolo nan": yolo_case("0 .5 nan .1 .1", problem="four numbers from 0 to 1: 0 .5 nan .1 .1 in line 2"),
+    "yolo pixels": yolo_case("0 5 5 10 10", problem="four numbers from 0 to 1"),
+    "yolo text": yolo_case("pit .5 .5 .1 .1", problem="one of the class numbers 0, 1: class pit in line 2"),
+    "yolo other class": yolo_case("2 .5 .5 .1 .1", problem="class 2 in line 2 of labels/p0.txt"),
+    "yolo outlines": Case(yolo, (
+        "1 .25 .25 .75 .25 .5 .75", "0 .1 .1 .2 .1 .2 .2 .1 .2", "0 .5 .5 .5 .5"),
+        objects=[LabelledBox("stain", (12, 10, 36, 30)), LabelledBox("pit", (4.8, 4, 9.6, 8)),
+                 LabelledBox("pit", (12, 10, 36, 30))], notes={YOLO_EXTENTS: 2}),
+    "yolo outline on one line": yolo_case("0 .1 .1 .2 .2 .3 .3", problem="no area, because all its points lie on one"),
+    "yolo outline of an unknown class": yolo_case("5 .1 .1 .2 .2 .3 .1", problem="class 5, not one of 0, 1"),
 }  # fmt: skip
 
 
@@ -217,8 +262,8 @@ def test_a_box_has_its_kind_or_is_changed_or_refused(tmp_path, case):
         assert case.problem in f"{row.problem.expected}: {row.problem.found}"
     else:
         assert row.problem is None, row.problem
-        assert list(row.objects) == case.objects
-    assert dict(reading.notes) == case.notes
+        assert [(each.label, pytest.approx(each.box), each.kind) for each in case.objects] == list(row.objects)
+    assert {note: count for note, count in reading.notes.items() if note != UNLISTED} == case.notes
     assert not any(row.problem for row in reading.rows if not row.path.endswith("p0.png"))
 
 
@@ -253,3 +298,62 @@ def test_the_split_of_a_published_list_stays_with_the_picture(tmp_path):
     write_text(raw / "ImageSets/Main/test.txt", "p1\n")
     reading = read(raw, layout)
     assert [find_row(reading, f"p{k}.png").columns["split"] for k in range(3)] == ["train", "test", "train"]
+
+
+YOLO_FORMS = {
+    "oriented": ("0 .1 .1 .2 .1 .2 .2 .1 .2", "an oriented box or an outline of four corners (nine numbers)"),
+    "confidence": ("0 .5 .5 .1 .1 .9", "a box with a confidence (six numbers)"),
+    "keypoints": ("0 .5 .5 .1 .1 .1 .1 2", "a box with keypoints (pose)"),
+}
+
+
+@pytest.mark.parametrize(("line", "words"), YOLO_FORMS.values(), ids=YOLO_FORMS)
+def test_labels_of_yolo_that_are_no_boxes_are_refused_by_name(tmp_path, line, words):
+    with pytest.raises(DataError) as caught:
+        read(*yolo(tmp_path, line))
+    assert words in str(caught.value)
+    assert "Export the annotations as boxes (YOLO detection: `class cx cy width height` per line)" in str(caught.value)
+
+
+@pytest.mark.parametrize(("line", "words"), YOLO_FORMS.values(), ids=YOLO_FORMS)
+def test_a_label_file_of_another_form_than_the_others_is_quarantined(tmp_path, line, words):
+    raw, layout = yolo(tmp_path, in_shares("pit", PIT), line)
+    write_text(raw / "labels/p2.txt", in_shares("stain", STAIN))
+    reading = read(raw, layout)
+    assert f"{words.split(' (')[0]}" in find_row(reading).problem.found
+    assert find_row(reading).problem.found.endswith("in line 2 of labels/p0.txt")
+    assert len(objects_of(reading, "p2.png")) == 1
+
+
+def test_pose_is_refused_by_its_data_yaml(tmp_path):
+    with pytest.raises(DataError, match="kpt_shape"):
+        read(*yolo(tmp_path, facts="names: [pit, stain]\nkpt_shape: [4, 3]\n"))
+
+
+TREES = {
+    "ultralytics": ("images/train/a.png", "labels/train/a.txt", "data.yaml", "names: {0: pit, 1: stain}\n"),
+    "roboflow": ("train/images/a.png", "train/labels/a.txt", "data.yaml", "nc: 2\nnames: [pit, stain]\n"),
+    "darknet": ("data/train/a.png", "data/train/a.txt", "data/obj.names", "pit\nstain\n"),
+}
+
+
+@pytest.mark.parametrize(("picture", "labels", "file", "names"), TREES.values(), ids=TREES)
+def test_trees_of_yolo_are_found_with_their_names_and_splits(tmp_path, picture, labels, file, names):
+    for split in ("train", "valid"):
+        for place, letter in enumerate("abc"):
+            save_picture(tmp_path / picture.replace("train", split).replace("a.png", f"{letter}.png"), place)
+        where = labels.replace("train", split)
+        write_text(tmp_path / where, in_shares("stain", STAIN))
+        write_text(tmp_path / where.replace("a.txt", "b.txt"), "")
+    write_text(tmp_path / file, names)
+    layout = suggest_layout(tmp_path)
+    assert layout.kind == "yolo"
+    reading = read(tmp_path, layout)
+    found = {row.path: (row.columns["split"], [each.label for each in row.objects]) for row in reading.rows}
+    expected = {
+        picture.replace("train", folder).replace("a.png", name): (split, labels)
+        for folder, split in (("train", "train"), ("valid", "val"))
+        for name, labels in (("a.png", ["stain"]), ("b.png", []), ("c.png", []))
+    }
+    assert found == expected
+    assert reading.notes[UNLISTED] == 2

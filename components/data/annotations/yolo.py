@@ -1,22 +1,23 @@
 """YOLO: one text file per picture, one crop per line: `class cx cy width height`, in shares of the picture's size.
 
-Where regions are wanted, each line is a polygon instead.
+Where regions are wanted, each line is a polygon instead. Where boxes are wanted, the lines of a picture are the boxes
+of one row.
 """
 
-import math
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from components.data.annotations.columns import read_size
 from components.data.annotations.guessing import refuse_layout, require_folder
+from components.data.annotations.objects import BoxMark, place_boxes
 from components.data.annotations.painting import Drawn, paint_all, paint_row
 from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
 from components.data.annotations.yolo_files import find_names_files, load_facts, pair_labels, refuse_bad_names
+from components.data.annotations.yolo_labels import FORMS, KEYPOINTS, OUTLINE, Labels, holds_outline, read_labels
 from components.data.annotations.yolo_shapes import BOX, holds_boxes, read_polygons
 from components.data.manifest import Reading, Row, Wanted
 from components.data.sources.images import SUFFIXES, Box
@@ -26,31 +27,17 @@ from components.records.maps import Painting
 from components.records.reasons import Reason
 
 BACKGROUND = "annotated as background: its label file is empty"
+UNLISTED = "pictures without a label file, which YOLO counts as background"
+EXTENTS = "outlines (polygons), of which the box is the extent"
 LISTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-OVER = 0.1  # share by which a box may exceed its picture here; `clip_boxes` and validation check the pixels later
-SLACK = 1e-4  # share by which rounding to few digits can exceed 1
-#: What a line with another number of values than 5 means.
-FORMS = {
-    6: "a box with a confidence (six numbers), as a model predicts it",
-    9: "an oriented box or an outline of four corners (nine numbers)",
-}
-OUTLINE, KEYPOINTS = "an outline (a polygon, as segmentation has it)", "a box with keypoints (pose)"
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """One label file. form: what its lines are, if Tessera does not read them; problem: why the file is unfit."""
-
-    objects: list[tuple[str, tuple[float, float, float, float]]] = field(default_factory=list)
-    form: str | None = None
-    problem: Reason | None = None
 
 
 def read_yolo(layout: Yolo, raw: Path, wanted: Wanted) -> Reading:
     """One row per line of every label file, cropped by its box. A picture with an empty label file is background
     and is ignored.
 
-    With regions wanted, one row per picture: each line is a polygon.
+    With regions wanted, one row per picture: each line is a polygon. With boxes wanted, one row per picture, where each
+    line is a box or a polygon; a picture without a label file shows no object.
 
     The column `split` is train, val or test where data.yaml, a list or a folder names it.
     Raises DataError if no file names the classes, or if the labels are not boxes.
@@ -72,8 +59,11 @@ def read_yolo(layout: Yolo, raw: Path, wanted: Wanted) -> Reading:
     if wanted.painting is not None:
         rows, counts = _paint(pictures, pairs, claims, splits, raw, facts["names"], wanted.painting)
         return Reading(rows + unread, notes=dict(Counter(notes) + counts))
-    read = {path: _read_labels(raw / path, facts["names"]) for path in claims}
+    outlines = wanted.boxed and any(holds_outline(raw / path) for path in claims)
+    read = {path: read_labels(raw / path, facts["names"], outlines=outlines) for path in claims}
     _refuse_other_forms(raw, read)
+    if wanted.boxed:
+        return _place(pictures, pairs, claims, splits, read, raw, wanted, Reading(unread, notes=notes))
     rows, ignored = list[Row](), dict[str, str]()
     for picture in pictures:
         if picture not in pairs:
@@ -115,48 +105,7 @@ def _load_names(layout: Yolo, raw: Path) -> tuple[str, dict[str, Any]]:
 # Label files
 
 
-def _read_labels(file: Path, names: Mapping[int, str]) -> _Labels:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError):
-        return _Labels(problem=_unfit("lines of numbers", "other bytes than text"))
-    objects: list[tuple[str, tuple[float, float, float, float]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        parts = line.split()
-        if not parts:
-            continue
-        if len(parts) != 5:
-            form = FORMS.get(len(parts)) or (OUTLINE if len(parts) % 2 and len(parts) >= 7 else None)
-            form = form or (KEYPOINTS if len(parts) >= 8 else None)
-            what = form or f"{len(parts)} values"
-            return _Labels(form=form, problem=_unfit("`class cx cy width height`", f"{what} in line {number}"))
-        values = [
-            float(part) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", part) else None for part in parts
-        ]
-        name, why = _name_of(parts[0], values[0], names)
-        shares = [value for value in values[1:] if value is not None]
-        if len(shares) < 4 or not all(-SLACK <= share <= 1 + OVER * (place > 1) for place, share in enumerate(shares)):
-            why = ("a class number and four numbers from 0 to 1", " ".join(parts))
-        elif min(shares[2:]) <= 0:
-            why = why or ("a box with width and height", " ".join(parts))
-        if why:
-            return _Labels(problem=_unfit(why[0], f"{why[1][:80]} in line {number}"))
-        objects.append((name, (shares[0], shares[1], shares[2], shares[3])))
-    return _Labels(objects)
-
-
-def _unfit(expected: str, found: str) -> Reason:
-    return Reason(expected, found, "Correct the label file.")
-
-
-def _name_of(text: str, value: float | None, names: Mapping[int, str]) -> tuple[str, tuple[str, str] | None]:
-    """The name of a class number, and, where there is none, what was expected and found."""
-    if value is None or not math.isfinite(value) or value != int(value) or int(value) not in names:
-        return "", (f"one of the class numbers {', '.join(map(str, sorted(names)[:20]))}", f"class {text[:40]}")
-    return names[int(value)], None
-
-
-def _refuse_other_forms(raw: Path, read: Mapping[str, _Labels]) -> None:
+def _refuse_other_forms(raw: Path, read: Mapping[str, Labels]) -> None:
     """Raise DataError if most label files hold something other than boxes."""
     filled = [(path, labels) for path, labels in read.items() if labels.objects or labels.problem]
     other = [(path, labels.form) for path, labels in filled if labels.form]
@@ -172,18 +121,61 @@ def _refuse_form(raw: Path, form: str, where: str) -> DataError:
     )
 
 
-def _rows_of(picture: str, path: str, labels: _Labels, claimed: list[str], raw: Path, split: str | None) -> list[Row]:
+def _rows_of(picture: str, path: str, labels: Labels, claimed: list[str], raw: Path, split: str | None) -> list[Row]:
     columns = {"split": split} if split else {}
-    if len(claimed) > 1:
-        return [Row(path=picture, columns=columns, problem=_claimed_twice(path, claimed))]
-    if labels.problem:
-        why = Reason(labels.problem.expected, f"{labels.problem.found} of {path}", labels.problem.hint)
-        return [Row(path=picture, columns=columns, problem=why)]
+    if problem := _find_problem(path, labels, claimed):
+        return [Row(path=picture, columns=columns, problem=problem)]
     size = read_size(raw / picture) if labels.objects else None
     if size is None and labels.objects:  # validation reports why the picture has no size
-        return [Row(path=picture, label=labels.objects[0][0], columns=columns)]
-    boxes = [(name, _to_pixels(shares, *size)) for name, shares in labels.objects] if size else []
+        return [Row(path=picture, label=labels.objects[0].name, columns=columns)]
+    boxes = [(line.name, _to_pixels(line.shares, *size)) for line in labels.objects] if size else []
     return [Row(path=picture, label=name, crop=box, stated_size=size, columns=columns) for name, box in boxes]
+
+
+def _find_problem(path: str, labels: Labels, claimed: Sequence[str]) -> Reason | None:
+    if len(claimed) > 1:
+        return _claimed_twice(path, claimed)
+    why = labels.problem
+    return why and Reason(why.expected, f"{why.found} of {path}", why.hint)
+
+
+def _place(
+    pictures: Sequence[str],
+    pairs: Mapping[str, str],
+    claims: Mapping[str, Sequence[str]],
+    splits: Mapping[str, str],
+    read: Mapping[str, Labels],
+    raw: Path,
+    wanted: Wanted,
+    unread: Reading,
+) -> Reading:
+    """One row per picture with its objects, beside the rows and notes of `unread`."""
+    rows, notes = list[Row](), Counter(unread.notes)
+    for picture in pictures:
+        row, path = (
+            Row(path=picture, columns={"split": splits[picture]} if picture in splits else {}),
+            pairs.get(picture),
+        )
+        notes[UNLISTED] += path is None
+        if path is None:
+            rows.append(replace(row, objects=()))
+            continue
+        row = replace(row, problem=_find_problem(path, read[path], claims[path]))
+        placed, counts = place_boxes(row, _mark(row, path, read[path], raw), raw, wanted)
+        rows.append(placed)
+        notes.update(counts)
+        notes[EXTENTS] += 0 if placed.problem else sum(line.outline for line in read[path].objects)
+    return Reading(rows + list(unread.rows), notes=dict(+notes))
+
+
+def _mark(row: Row, path: str, labels: Labels, raw: Path) -> list[BoxMark]:
+    """The boxes of a picture in pixels; as shares where it has no size, which validation reports."""
+    width, height = read_size(raw / row.path) or (1, 1)
+    marks = []
+    for name, (x, y, w, h), number, _ in labels.objects:
+        box = (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
+        marks.append(BoxMark(name, box, f"{path}, line {number}"))
+    return marks
 
 
 def _claimed_twice(path: str, pictures: Sequence[str]) -> Reason:
@@ -235,7 +227,7 @@ def _find_orphans(
     for path in texts:
         if path == source or posixpath.basename(path).lower() in ("classes.txt", "labels.txt", "names.txt"):
             continue
-        labels = _read_labels(raw / path, names)
+        labels = read_labels(raw / path, names)
         if labels.objects or labels.form or ((raw / path).stat().st_size == 0):
             hint = "Add the picture, or remove the label file."
             rows.append(Row(path=path, problem=Reason("a picture of the same name as the label file", "none", hint)))

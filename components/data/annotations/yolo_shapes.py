@@ -21,13 +21,14 @@ def read_polygons(file: Path, names: Mapping[int, str], size: tuple[int, int]) -
     except UnicodeDecodeError:
         raise ValueError("other bytes than text") from None
     return [
-        _read_line(line.split(), f"line {number}", names, size)
+        read_polygon(line.split(), f"line {number}", names, size)
         for number, line in enumerate(text.splitlines(), 1)
         if line.strip()
     ]
 
 
-def _read_line(parts: list[str], where: str, names: Mapping[int, str], size: tuple[int, int]) -> Shape:
+def read_polygon(parts: list[str], where: str, names: Mapping[int, str], size: tuple[int, int]) -> Shape:
+    """The shape of one line. Raises ValueError for anything but a polygon of a known class."""
     if len(parts) == 5:
         raise ValueError(f"{where}: {BOX}")
     if len(parts) < 7 or len(parts) % 2 == 0:
