@@ -122,7 +122,8 @@ class Gates(Strict):
     costs: Mapping[str, Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]] = {}
     """The cost of a mistake, by true class and predicted class; other mistakes cost 1. `{"*": {good: 20}}`: a missed
     defect costs as much as 20 false alarms. Of labels, `{crack: {(none): 20}}` is the cost of a missed crack and
-    `{(none): {crack: 2}}` that of a false one. Of pixels, the cost of each, as the mean over an image's pixels."""
+    `{(none): {crack: 2}}` that of a false one; likewise of boxes, each missed object and each false alarm. Of pixels,
+    the cost of each, as the mean over an image's pixels."""
     max_cost: float | None = Field(default=None, ge=0)
     """Limit of the mean cost per image; none when left out."""
     approval: bool = False

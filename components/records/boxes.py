@@ -5,7 +5,7 @@ need not be whole. The manifest's column `objects` holds the annotated ones, in 
 
 For training and scoring, boxes are arrays of rows:
 
-    targets   (M, 6) float32    x0, y0, x1, y1, number of the class, number of the kind (place in KINDS)
+    targets   (M, 6)            x0, y0, x1, y1, number of the class, number of the kind (place in KINDS)
     found     (K, 6)            x0, y0, x1, y1, number of the class, confidence
 
 Rows of class NONE fill an array up.
@@ -58,11 +58,11 @@ def read_objects(value: Sequence[Mapping[str, Any]]) -> list[LabelledBox]:
     return [LabelledBox(each["label"], (*map(float, each["box"]),), each["kind"]) for each in value]  # type: ignore[arg-type]
 
 
-def to_targets(objects: Sequence[LabelledBox], classes: Sequence[str]) -> NDArray[np.float32]:
-    """(M, 6). Raises KeyError for a label that is no class."""
+def to_targets(objects: Sequence[LabelledBox], classes: Sequence[str]) -> NDArray[np.float64]:
+    """(M, 6), unrounded, so that scores are those of the annotation. Raises KeyError for a label that is no class."""
     place = {name: number for number, name in enumerate(classes)}
     rows = [(*each.box, place[each.label], KINDS.index(each.kind)) for each in objects]
-    return np.array(rows, np.float32).reshape(-1, 6)
+    return np.array(rows, np.float64).reshape(-1, 6)
 
 
 def to_found(value: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> NDArray[np.float64]:

@@ -488,9 +488,7 @@ class BoxTask(DenseTask, ABC):
         first; and (K,) whether a box reaches the threshold of its class, from which on it is shown to people."""
 
     @abstractmethod
-    def judge(
-        self, found: Floats, targets: NDArray[np.float32], classes: Sequence[str], calibration: Calibration
-    ) -> dict[str, Any]:
+    def judge(self, found: Floats, targets: Floats, classes: Sequence[str], calibration: Calibration) -> dict[str, Any]:
         """The row of one picture: (K, 6) what was found, and its annotated boxes (M, 6), in the picture's pixels."""
 
 

@@ -7,6 +7,7 @@ of its class that it overlaps most. What takes a region to ignore is neither rig
 Shapes: K answered boxes and M annotated ones of one picture, T = 10 thresholds of the IoU.
 """
 
+import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,6 +106,12 @@ def is_ignored(masks: Ints, place: int = HALF) -> Flags:
 def _take(choices: Sequence[tuple[float, int]], taken: list[int], shared: list[bool], skipped: list[bool]) -> int:
     """The bit mask of one box; choices: overlap and number of each object, those to ignore last. `taken` has the
     thresholds at which an object is taken, as bits, and is changed."""
+    if len(choices) == 1:  # as mostly
+        ((overlap, number),) = choices
+        free = -1 if shared[number] else ~taken[number]
+        mask = ((1 << bisect.bisect_right(IOUS, overlap)) - 1) & free
+        taken[number] |= mask
+        return mask << len(IOUS) if skipped[number] else mask
     mask, most = 0, max(overlap for overlap, _ in choices)
     for place, iou in enumerate(IOUS):
         least, best, bit = iou, NONE, 1 << place

@@ -5,13 +5,15 @@ Boxes are ranked by confidence over all pictures. Equal confidences stay in the 
 Shapes: K answered and M annotated boxes, N pictures, C classes, G groups, R resamples, J boxes that are right.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 
+from components.errors import PromotionError
 from components.records.boxes import KINDS, NONE
 from components.tasks.base import number_names
 from components.tasks.box_matches import (
@@ -44,6 +46,17 @@ Fate = Literal["found", "ignored", "other class", "misplaced", "missed"]
 # Many pictures
 
 
+class Picture(NamedTuple):
+    """One picture of many: the place of its answered boxes and these, the place of its annotated ones and these, and
+    (K, M) how far each two overlap."""
+
+    mine: slice
+    found: Floats
+    theirs: slice
+    targets: Floats
+    overlaps: Floats
+
+
 @dataclass(frozen=True)
 class Answers:
     """What was answered for N pictures, beside what they show.
@@ -69,19 +82,22 @@ class Answers:
             np.concatenate([empty, *rows]), places[0], np.concatenate([empty, *truths]), places[1], len(rows)
         )
 
-    def list_pictures(self) -> Iterable[tuple[slice, Floats, slice, Floats]]:
-        """Per picture: the place of its answered boxes and these, and the place of its annotated ones and these."""
+    @cached_property
+    def pictures(self) -> "list[Picture]":
         numbers = np.arange(self.number + 1)
         ends, bounds = np.searchsorted(self.of_found, numbers), np.searchsorted(self.of_targets, numbers)
+        pictures = []
         for picture in range(self.number):
             mine, theirs = slice(*ends[picture : picture + 2]), slice(*bounds[picture : picture + 2])
-            yield mine, self.found[mine], theirs, self.targets[theirs]
+            found, targets = self.found[mine], self.targets[theirs]
+            pictures.append(Picture(mine, found, theirs, targets, measure_overlaps(found, targets)))
+        return pictures
 
     def match(self, area: tuple[float, float] = EVERY) -> Ints:
         """(K,) bit masks, as `match_boxes` has them."""
         masks = np.zeros(len(self.found), np.int64)
-        for mine, found, _, targets in self.list_pictures():
-            masks[mine], _ = match_boxes(found, targets, measure_overlaps(found, targets), area)
+        for picture in self.pictures:
+            masks[picture.mine], _ = match_boxes(picture.found, picture.targets, picture.overlaps, area)
         return masks
 
     def find_counted(self, area: tuple[float, float] = EVERY) -> Flags:
@@ -366,8 +382,15 @@ def count_confusion(frame: pl.DataFrame, classes: Sequence[str]) -> Ints:
 
 
 def read_confusion(frame: pl.DataFrame, classes: Sequence[str]) -> Ints:
-    """(N, C + 1, C + 1) of each picture."""
+    """(N, C + 1, C + 1) of each picture. Raises PromotionError where it is of another number of classes."""
     size = len(classes) + 1
+    if strange := sorted(set(frame["confusion"].list.len()) - {size**2}):
+        raise PromotionError(
+            "predictions",
+            expected=f"{size**2} numbers per image in the column confusion",
+            found=", ".join(map(str, strange)),
+            hint="Score the model again with the classes of the present domain.yaml.",
+        )
     return frame["confusion"].explode().to_numpy().astype(np.int64).reshape(frame.height, size, size)
 
 
@@ -385,7 +408,7 @@ def compare_answers(then: Answers, now: Answers) -> str:
     """How far two models' boxes of the same pictures are apart, as the end of a sentence. Boxes belong together, each
     with the one of its class that it overlaps most, where that is one half or more."""
     lost, most, gap, both = 0, 0.0, 0.0, len(then.found) + len(now.found)
-    for (_, ones, *_), (_, others, *_) in zip(then.list_pictures(), now.list_pictures(), strict=True):
+    for ones, others in zip((each.found for each in then.pictures), (each.found for each in now.pictures), strict=True):
         truth = np.column_stack([others[:, :5], np.full(len(others), float(OBJECT))])
         overlaps = np.where(ones[:, 4, None] == others[:, 4], measure_overlaps(ones, truth), 0.0)
         free = np.ones(len(others), bool)
@@ -442,8 +465,8 @@ def _find_kinds(answers: Answers, masks: Ints) -> tuple[Ints, Ints, Flags]:
     objects are found."""
     kinds, partners = np.full(len(masks), NONE), np.zeros(len(masks), np.int64)
     found = np.zeros(len(answers.targets), bool)
-    for mine, rows, theirs, targets in answers.list_pictures():
-        overlaps, counted = measure_overlaps(rows, targets), targets[:, 5] == OBJECT
+    for mine, rows, theirs, targets, overlaps in answers.pictures:
+        counted = targets[:, 5] == OBJECT
         _, taken = match_boxes(rows, targets, overlaps)
         found[theirs] = counted & (taken & 1 << HALF > 0)
         same = rows[:, 4, None] == targets[:, 4]

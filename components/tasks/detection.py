@@ -259,7 +259,7 @@ class DetectionTask(BoxTask):
         if self.false_alarms is not None:
             return f"Thresholds for at most {self.false_alarms:g} false alarms per picture of validation and class"
         if self.misses is not None:
-            return f"Thresholds for at most {self.misses:.3g} of each class's objects in validation missed"
+            return f"Thresholds with at most {self.misses:.1%} of each class's objects in validation missed"
         return "Thresholds of the highest F1 on validation"
 
     def rescale(self, probabilities: Floats, temperature: float) -> Floats:
@@ -300,9 +300,7 @@ class DetectionTask(BoxTask):
             "nll": pl.Float64(),
         }
 
-    def judge(
-        self, found: Floats, targets: NDArray[np.float32], classes: Sequence[str], calibration: Calibration
-    ) -> dict[str, Any]:
+    def judge(self, found: Floats, targets: Floats, classes: Sequence[str], calibration: Calibration) -> dict[str, Any]:
         truth, plain = targets[targets[:, 4] != NONE].astype(np.float64), sort_found(found)
         rows, shown = self.decide(found, classes, calibration)
         masks, _ = match_boxes(rows, truth, measure_overlaps(rows, truth))
@@ -329,7 +327,7 @@ class DetectionTask(BoxTask):
     def score_frame(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, float]:
         """The metric; map50 and map, of all classes and (ap50, ap) of each with an object; map of small, medium and
         large objects; recall_at_<x>_fa, as `Froc` has it; and of the shown boxes recall, precision, f1 (of each class
-        too), missed and false_alarms per picture, count_error (how far the number of objects of a picture is off);
+        too), missed and false_alarms per picture, count_error (how far the numbers of a picture's objects are off);
         ece, ece_uncalibrated, loss; errors/<kind>, as `score_errors` has them."""
         answers, masks = read_answers(frame, classes), read_masks(frame)
         scores = _score_classes(score_precision(answers, masks, len(classes)), classes)
@@ -338,12 +336,13 @@ class DetectionTask(BoxTask):
             if not np.isnan(of_size).all():
                 scores[f"map_{size}"] = float(np.nanmean(of_size))
         scores[f"recall_at_{self.recall_at:g}_fa"] = draw_froc(answers, masks).recall_at(self.recall_at)
-        off = count_errors(frame, classes)
+        off = np.abs(count_errors(frame, classes))
         plain, calibrated = (_read_bins(frame, name) for name in ("sureness_raw", "sureness"))
         return {
             **_order(scores, self.metric),
             **_score_shown(read_confusion(frame, classes).sum(axis=0), classes, frame.height),
-            "count_error": float(np.abs(off.sum(axis=1)).mean()) if frame.height else 0.0,
+            "count_error": float(off.sum(axis=1).mean()),
+            **{f"count_error/{name}": float(each.mean()) for name, each in zip(classes, off.T, strict=True)},
             "ece": measure_bins(calibrated),
             "ece_uncalibrated": measure_bins(plain),
             "loss": float(frame["nll"].to_numpy().mean()),

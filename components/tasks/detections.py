@@ -30,6 +30,7 @@ Flags = NDArray[np.bool_]
 
 SHIFT = 2.0  # the width of the prior on the offset
 EVEN = 0.5  # threshold of a class of which validation knows nothing
+MOST_TOLD = 10  # classes that a sentence names
 NEVER = float(np.nextafter(1.0, 2.0))  # threshold that no box reaches
 
 
@@ -172,11 +173,10 @@ def choose_limits(
     """
     limits, told = dict[str, float](), list[str]()
     for number, name in enumerate(classes):
-        mine = ranked.classes == number
-        steps = _list_steps(ranked, mine, number)
-        limits[name], sentence = _choose(steps, false_alarms, misses)
+        limits[name], sentence = _choose(_list_steps(ranked, number), false_alarms, misses)
         told.append(f"{name} {sentence}")
-    return limits, "; ".join(told)
+    more = [f"and {len(told) - MOST_TOLD} further classes"] if len(told) > MOST_TOLD else []
+    return limits, "; ".join(told[:MOST_TOLD] + more)
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,9 @@ class Steps:
     f1: Floats
 
 
-def _list_steps(ranked: Ranked, mine: Flags, number: int) -> Steps:
+def _list_steps(ranked: Ranked, number: int) -> Steps:
+    """Of the class of this number."""
+    mine = ranked.classes == number
     names, group_of = np.unique(ranked.groups, return_inverse=True)
     group_of = group_of.reshape(-1)
     pictures = np.bincount(group_of, minlength=len(names))
@@ -215,17 +217,18 @@ def _list_steps(ranked: Ranked, mine: Flags, number: int) -> Steps:
 
 
 def _choose(steps: Steps, false_alarms: float | None, misses: float | None) -> tuple[float, str]:
-    known = not np.isnan(steps.misses).any()
+    known, short = not np.isnan(steps.misses).any(), ""
     if false_alarms is not None and len(steps.limits) > 1:
         place = int(np.flatnonzero(steps.false_alarms <= false_alarms + TINY)[-1])
     elif misses is not None and known:
         within = np.flatnonzero(steps.misses <= misses + TINY)
         place = int(within[0]) if len(within) else len(steps.limits) - 1
+        short = "" if len(within) else ", for no box finds the others"
     elif known and steps.f1.max() > 0:
         best = np.flatnonzero(steps.f1 >= steps.f1.max() - TINY)
         place = int(best[np.abs(steps.limits[best] - EVEN).argmin()])
     else:
         return EVEN, f"from {EVEN}, for validation has nothing to choose it by"
-    missed = f"{steps.misses[place]:.1%} missed" if known else "no object to miss"
-    reached = f"{steps.false_alarms[place]:.3g} false alarms per picture and {missed}"
+    missed = f"{steps.misses[place]:.1%} of the objects missed{short}" if known else "no object to miss"
+    reached = f"{steps.false_alarms[place]:.3g} false alarms per picture, {missed}"
     return float(steps.limits[place]), f"from {steps.limits[place]:.3g}: {reached}"

@@ -50,7 +50,7 @@ class Boxes:
         return [restore_boxes(found, place(size, canvas, self.fit), size) for found, size in pairs]
 
     @cached_property
-    def truth(self) -> list[NDArray[np.float32]]:
+    def truth(self) -> list[NDArray[np.float64]]:
         """The annotated boxes of each sample (M, 6), in pixels of its picture."""
         return [to_targets(read_objects(objects), self.domain.classes) for objects in self.rows["objects"]]
 

@@ -12,10 +12,11 @@ from components.domain.canvas import Fit
 from components.records.boxes import NONE, read_objects, to_targets
 
 Targets = NDArray[np.float32]
+Boxes = NDArray[np.floating]
 Floats = NDArray[np.float64]
 
 
-def fit_boxes(targets: Targets, size: tuple[int, int], canvas: tuple[int, int], fit: Fit) -> Targets:
+def fit_boxes(targets: Boxes, size: tuple[int, int], canvas: tuple[int, int], fit: Fit) -> Boxes:
     """(M, 6) in a picture of (width, height) to the canvas (height, width), where the picture lies on it."""
     scale, shift = _find_scale(place(size, canvas, fit), size)
     moved = targets.copy()
@@ -44,7 +45,7 @@ def load_boxes(manifest: pl.DataFrame, canvas: tuple[int, int], fit: Fit, classe
     return pad_boxes(rows)
 
 
-def pad_boxes(rows: list[Targets]) -> Targets:
+def pad_boxes(rows: list[Boxes]) -> Targets:
     """Arrays (M, 6) of any length as one (N, M, 6)."""
     most = max((len(row) for row in rows), default=0)
     padded = np.full((len(rows), max(most, 1), 6), NONE, np.float32)
@@ -53,9 +54,9 @@ def pad_boxes(rows: list[Targets]) -> Targets:
     return padded
 
 
-def strip(rows: NDArray[np.floating]) -> NDArray[np.floating]:
+def strip(rows: Boxes) -> Boxes:
     """(M, 6) without the rows that fill it up."""
-    kept: NDArray[np.floating] = rows[rows[:, 4] != NONE]
+    kept: Boxes = rows[rows[:, 4] != NONE]
     return kept
 
 

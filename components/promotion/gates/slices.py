@@ -1,5 +1,7 @@
 """The gate on slices: no class, site, scanner or lot may lose for the overall gain."""
 
+import math
+
 import polars as pl
 
 from components.promotion.evidence import compare_frames
@@ -45,7 +47,7 @@ def _compare_slices(context: Context, champion: pl.DataFrame) -> dict[str, Inter
     """`column=value` -> the difference within that slice, which the challenger's rows define; classes come first, then
     sizes of objects.
 
-    A slice in which no image has a label has no score and is left out.
+    A slice in which nothing is to be found has no score and is left out.
     """
     domain, task = context.domain, create_task(context.domain)
     effects = dict[str, Interval]()
@@ -58,7 +60,9 @@ def _compare_slices(context: Context, champion: pl.DataFrame) -> dict[str, Inter
             if not has_labels(rows):
                 continue
             rivals = champion.join(rows.select("id"), on="id", how="semi")
-            effects[f"{column}={value}"] = compare_frames(rows, rivals, domain)
+            effect = compare_frames(rows, rivals, domain)
+            if not math.isnan(effect.value):
+                effects[f"{column}={value}"] = effect
     return effects
 
 
