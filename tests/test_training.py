@@ -26,6 +26,7 @@ from components.models.tuners import TUNERS, create_tuners
 from components.tasks import CLASSIFICATION, TASKS, Task
 from components.tasks.calibration import fit_temperature
 from components.tasks.classification import weigh_classes
+from components.tasks.detection import DetectionTask
 from components.tasks.segmentation import SegmentationTask
 from components.training import checkpoint
 from components.training.checkpoint import Checkpoint, Progress
@@ -86,7 +87,7 @@ def _weights(network: Network) -> dict[str, NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("task", [CLASSIFICATION, SegmentationTask()], ids=lambda task: task.kind)
+@pytest.mark.parametrize("task", [CLASSIFICATION, SegmentationTask(), DetectionTask()], ids=lambda task: task.kind)
 @pytest.mark.parametrize("kind", sorted(TUNERS))
 def test_a_killed_run_resumes_to_the_same_bits(kind: str, task: Task, dtype: torch.dtype, tmp_path: Path) -> None:
     whole, undisturbed = _train(kind, tmp_path / "whole", dtype, task=task)

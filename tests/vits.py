@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from components.domain.canvas import ImgSize
 from components.models.backbones import Backbone, hash_tensors, require_plain_vit
+from components.records.boxes import NONE
 from components.records.maps import IGNORE
 from components.tasks import Task
 
@@ -59,11 +60,17 @@ def create_backbone(options: Mapping[str, Any] = {}) -> Backbone:
 
 
 def create_targets(task: Task, classes: NDArray[np.int64], side: int = 32) -> NDArray[Any]:
-    """What the task's head learns of images that show one class of three each; in a class map, in their middle."""
+    """What the task's head learns of images that show one class of three each; in a class map or a box, in their
+    middle. Every eighth image of boxes has one of more, to ignore."""
     if task.annotation == "label":
         return classes
     if task.annotation == "labels":
         return np.eye(3, dtype=np.float32)[classes]
+    if task.annotation == "boxes":
+        boxes = np.full((len(classes), 2, 6), NONE, np.float32)
+        boxes[:, 0, :4], boxes[:, 0, 4], boxes[:, 0, 5] = (side / 4, side / 4, side * 3 / 4, side * 3 / 4), classes, 0
+        boxes[::8, 1] = (0, 0, side / 4, side / 4, 1, 2)
+        return boxes
     maps = np.zeros((len(classes), side, side), np.uint8)
     middle = slice(side // 4, -side // 4)
     maps[:, middle, middle] = classes[:, None, None]
