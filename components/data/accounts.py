@@ -19,7 +19,7 @@ from components.domain.domain import Domain
 from components.domain.reading import render_layout
 from components.errors import DataError
 from components.files import write_whole
-from components.records.images import Example, LeftOut, Pictures, Summary
+from components.records.images import Example, LeftOut, ObjectCounts, Pictures, Summary
 from components.tasks.base import UNLABELLED, by_class
 
 FEW = 3  # most ignored pictures that give no warning
@@ -82,9 +82,27 @@ def summarise(domain: Domain, rows: pl.DataFrame) -> Summary:
         unlabelled=rows.filter(pl.col("label") == UNLABELLED).height,
         samples=rows.height,
         cut=rows["crop"].null_count() < rows.height,
+        objects=count_objects(rows, domain),
         group=domain.group,
         groups=named,
         examples=_pick(rows, domain),
+    )
+
+
+def count_objects(rows: pl.DataFrame, domain: Domain) -> ObjectCounts | None:
+    """The boxes of all rows by class and kind; None where no boxes are annotated."""
+    if "objects" not in rows.columns:
+        return None
+    known = rows.drop_nulls("objects")
+    objects = known.select("objects").explode("objects").drop_nulls().unnest("objects")
+    counting = dict(objects.filter(pl.col("kind") == "object").group_by("label").len().iter_rows())
+    kinds = dict(objects.group_by("kind").len().iter_rows())
+    return ObjectCounts(
+        counts={label: counting.get(label, 0) for label in domain.classes},
+        difficult=kinds.get("difficult", 0),
+        crowd=kinds.get("crowd", 0),
+        pictures=known.height,
+        empty=known.filter(pl.col("objects").list.len() == 0).height,
     )
 
 

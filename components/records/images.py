@@ -70,11 +70,25 @@ class OutlierRow(Strict):
     found: str
 
 
+class ObjectCounts(Strict):
+    """The labelled boxes of a domain, difficult ones and crowds included.
+
+    counts: objects that count, by class. difficult, crowd: objects that training and scoring ignore. pictures, empty:
+    pictures whose objects are annotated, and those of them without any.
+    """
+
+    counts: dict[str, Count]
+    difficult: Count
+    crowd: Count
+    pictures: Count
+    empty: Count
+
+
 class ValidationSummary(Strict):
     """The content of validation.json.
 
     images: rows read. fit: rows that may be trained on. near_duplicate_pairs: paths of two files that show one thing;
-    those in pairs_that_share_a_picture may be different parts of it.
+    those in pairs_that_share_a_picture may be different parts of it. objects: None where no boxes are annotated.
     """
 
     domain: str
@@ -88,6 +102,7 @@ class ValidationSummary(Strict):
     suspicious_labels: tuple[Suspect, ...]
     labels: LabelReview | None
     classes: dict[str, ClassCount]
+    objects: ObjectCounts | None = None
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     outliers: tuple[OutlierRow, ...]
@@ -118,7 +133,8 @@ class Summary(Strict):
     """How a raw folder was read: its layout, and what follows from it.
 
     classes: samples per class. unlabelled: pictures without any label, which a multilabel domain may have. cut: whether
-    samples are crops of pictures. group: the column that names the groups; None where each picture is its own.
+    samples are crops of pictures. objects: of the boxes, where they are annotated. group: the column that names the
+    groups; None where each picture is its own.
     """
 
     layout: str
@@ -127,6 +143,7 @@ class Summary(Strict):
     unlabelled: Count
     samples: Count
     cut: bool
+    objects: ObjectCounts | None = None
     group: str | None
     groups: Count
     examples: tuple[Example, ...]
@@ -138,6 +155,7 @@ class Imported(Strict):
     files: in the raw folder. added, removed, changed, kept: of these, against the version before. notes: annotations
     that were passed over or corrected, counted. given_split: pictures per split that the tree or table names.
     masks_unread: the task that would learn from the pixels of the masks; None without masks, or where it does.
+    boxes_unread: the task that would find the objects, where each is a crop of its own.
     """
 
     domain: str
@@ -154,6 +172,7 @@ class Imported(Strict):
     notes: dict[str, int]
     given_split: dict[str, int]
     masks_unread: str | None = None
+    boxes_unread: str | None = None
     understood: Summary
     hints: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -215,7 +234,7 @@ class Exported(Strict):
     """What `tessera export --json` prints. rows: samples. files: pictures and masks copied."""
 
     domain: str
-    format: Literal["coco", "csv", "masks"]
+    format: Literal["coco", "csv", "masks", "voc", "yolo"]
     folder: Path
     rows: Count
     files: Count

@@ -22,7 +22,15 @@ from components.records.history import (
     Reproduced,
     Restored,
 )
-from components.records.images import Checked, Created, Exported, Imported, Previewed, Removed
+from components.records.images import (
+    Checked,
+    Created,
+    Exported,
+    Imported,
+    ObjectCounts,
+    Previewed,
+    Removed,
+)
 from components.records.operations import Deployment, Diagnosis, DomainRow, Drift, Status
 from components.records.outcomes import Comparison, Demonstrated, Outcome
 from components.records.predictions import Answer, BoxesAnswer, LabelsAnswer, MapAnswer, Predictions
@@ -203,6 +211,9 @@ def show_import(outcome: Imported) -> None:
     if outcome.masks_unread:
         line = f"Masks    used as masks of {outcome.understood.task}; `--task {outcome.masks_unread}` "
         OUT.print(f"{line}under another name learns the class of every pixel from them", soft_wrap=True)
+    if outcome.boxes_unread:
+        line = f"Boxes    cut out for {outcome.understood.task}; `--task {outcome.boxes_unread}` "
+        OUT.print(f"{line}under another name finds the objects in whole pictures", soft_wrap=True)
     OUT.print(f"Next     tessera check {outcome.domain}")
     for line in outcome.warnings:
         OUT.print(f"[yellow]Warning[/]  {escape(line)}", soft_wrap=True)
@@ -221,7 +232,10 @@ def show_understood(outcome: Checked | Imported) -> None:
     lines.add_column(overflow="fold")
     lines.add_row("Layout", escape(known.layout))
     lines.add_row("Task", f"{known.task}, {known.samples:,} {samples}")
-    lines.add_row("Classes", escape(", ".join(f"{name} {count:,}" for name, count in known.classes.items())))
+    classes = ", ".join(f"{name} {count:,}" for name, count in known.classes.items())
+    lines.add_row("Classes", escape(f"pictures that show {classes}" if known.objects else classes))
+    if known.objects:
+        lines.add_row("Objects", escape(_count_objects(known.objects)))
     lines.add_row("Groups", f"{known.groups:,}, by {escape(known.group or 'picture')}")
     lines.add_row("Pictures", counts)
     for word, texts in (("Note", [f"{what}: {count:,}" for what, count in outcome.notes.items()]),
@@ -230,6 +244,15 @@ def show_understood(outcome: Checked | Imported) -> None:
         for place, text in enumerate(texts):
             lines.add_row("" if place else word, escape(text))
     OUT.print(lines)
+
+
+def _count_objects(objects: ObjectCounts) -> str:
+    """Objects per class, those that are ignored, and pictures without any."""
+    text = ", ".join(f"{name} {count:,}" for name, count in objects.counts.items())
+    kinds = (("difficult", objects.difficult), ("crowd", objects.crowd))
+    ignored = " and ".join(f"{count:,} {kind}" for kind, count in kinds if count)
+    text += f"; ignored: {ignored}" if ignored else ""
+    return f"{text}; {objects.empty:,} of {objects.pictures:,} pictures without any"
 
 
 def _warn_of_pictures(outcome: Checked | Imported) -> None:

@@ -51,6 +51,7 @@ def import_images(
         notes=dict(read.account.notes),
         given_split=dict(read.account.given),
         masks_unread=choose_kind("mask") if read.pictures.masks and create_task(known).painting is None else None,
+        boxes_unread=choose_kind("boxes") if understood.cut else None,
         understood=understood,
         hints=tuple(explain_given(read.account, known)),
         warnings=tuple(warn_of_alike(understood.classes)),

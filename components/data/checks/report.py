@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from components.data.accounts import count_objects
+from components.data.checks.boxes import SIZES, SMALL, Measured, choose_pictures, create_drawn, measure_objects
 from components.data.checks.class_maps import (
     choose_colour,
     choose_shown,
@@ -22,7 +24,7 @@ from components.data.checks.class_maps import (
 )
 from components.data.checks.outliers import HINTS
 from components.data.checks.pictures import create_thumbnail
-from components.data.checks.validation import Quarantined, Validated, find_large_groups
+from components.data.checks.validation import Quarantined, Validated, find_large_groups, list_shown
 from components.data.manifest import SPLITS
 from components.tasks.base import by_class
 
@@ -34,6 +36,7 @@ MAX_SUSPECTS = 50
 MAX_THUMBNAILS = 300  # thumbnails of quarantined rows; further rows are listed without one
 SAMPLES = 8  # pictures per class
 SIDE = 112
+DRAWN = 240  # pixels of the longer side of pictures with boxes, which are shown at their size: outlines stay sharp
 
 STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
@@ -53,6 +56,7 @@ th,td{padding:7px 12px;text-align:left;vertical-align:top;border-top:1px solid #
 th{font-size:13px;color:#626b70;font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 td.mid{vertical-align:middle;width:28%}td.path{overflow-wrap:anywhere;min-width:210px;max-width:340px}img{display:block;max-width:112px;max-height:112px;image-rendering:auto}
 .bar{height:10px;background:#3f6f8f;border-radius:3px;min-width:2px}
+.drawn{display:flex;flex-wrap:wrap;gap:8px;margin:6px 0 18px}.drawn img{max-width:none;max-height:none}
 .row{display:flex;flex-wrap:wrap;gap:8px;margin:6px 0 18px}.row img{height:84px;width:auto}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:14px}svg{width:100%}
 table.q{table-layout:fixed}.q th:nth-child(1){width:138px}.q th:nth-child(2){width:290px}.q th:nth-child(3){width:110px}
@@ -83,6 +87,7 @@ def render_report(validated: Validated, raw: Path, split: pl.DataFrame | None = 
         _counts(validated),
         _todo(validated),
         _classes(validated, raw, split),
+        _objects(validated),
         _charts(validated),
         _quarantine(validated, raw),
         _outliers(validated, raw),
@@ -146,6 +151,7 @@ def _todo(validated: Validated) -> str:
 def _classes(validated: Validated, raw: Path, split: pl.DataFrame | None) -> str:
     most = max((counts["images"] for counts in validated.classes.values()), default=1) or 1
     sides, coverage = _count_sides(split), measure_coverage(validated.fit, validated.domain)
+    boxed = "objects" in validated.fit.columns
     lines = []
     for label, counts in validated.classes.items():
         cells = "".join(_side_cell(sides.get((label, side))) for side in SPLITS) if sides else ""
@@ -153,7 +159,7 @@ def _classes(validated: Validated, raw: Path, split: pl.DataFrame | None) -> str
         if coverage:
             cells += f'<td class="n">{format_share(coverage.shares.get(label, 0.0))}</td>'
         bar = f'<div class="bar" style="width:{100 * counts["images"] / most:.1f}%"></div>'
-        name = _swatch(label, validated) + escape(label) if coverage else escape(label)
+        name = _swatch(label, validated) + escape(label) if coverage or boxed else escape(label)
         lines.append(f'<tr><td>{name}</td>{cells}<td class="mid">{bar}</td></tr>')
     head = f'<tr><th>class</th><th class="n">{_noun(validated)}</th><th class="n">groups</th>'
     head += "".join(f'<th class="n">{side}</th>' for side in SPLITS) if sides else ""
@@ -161,7 +167,9 @@ def _classes(validated: Validated, raw: Path, split: pl.DataFrame | None) -> str
     note = f"Each split as {_noun(validated)} / groups; only groups count as independent."
     note = f"<p>{note}</p>" if sides else ""
     note += f"<p>{escape(coverage.describe())}</p>" if coverage else ""
+    note += "<p>An image counts for every class of which it shows an object.</p>" if boxed else ""
     samples = "".join(_samples(validated, raw, label) for label in validated.classes)
+    samples += _drawn_samples(validated, raw, None) if boxed else ""
     return f"<h2>Classes</h2>{note}<table>{head}<th></th></tr>{''.join(lines)}</table>{samples}"
 
 
@@ -181,6 +189,8 @@ def _samples(validated: Validated, raw: Path, label: str) -> str:
     """Sample pictures of one class, evenly spread over its rows; class maps, if there are any, are drawn over them."""
     if "class_map" in validated.fit.columns:
         return _mapped_samples(validated, raw, label)
+    if "objects" in validated.fit.columns:
+        return _drawn_samples(validated, raw, label)
     rows = by_class(validated.fit).filter(pl.col("label") == label)
     if rows.is_empty():
         return ""
@@ -205,10 +215,68 @@ def _mapped_samples(validated: Validated, raw: Path, label: str) -> str:
     return f'{title}<div class="row">{"".join(map(_embed, overlays))}</div>'
 
 
+def _drawn_samples(validated: Validated, raw: Path, label: str | None) -> str:
+    """Sample pictures of one class with all their boxes, or of none: pictures without any object."""
+    rows = choose_pictures(validated.fit, label, SAMPLES)
+    if rows.is_empty():
+        return ""
+    drawn = (create_drawn(raw, row, DRAWN, validated.domain) for row in rows.iter_rows(named=True))
+    name = "no object at all" if label is None else _swatch(label, validated) + escape(label)
+    return f'<p class="quiet">{name}</p><div class="drawn">{"".join(map(_embed, drawn))}</div>'
+
+
 def _swatch(label: str, validated: Validated) -> str:
     """The colour in which a class is drawn."""
     colour = "".join(f"{channel:02x}" for channel in choose_colour(label, validated.domain))
     return f'<span style="background:#{colour};border-radius:2px;display:inline-block;width:11px;height:11px"></span> '
+
+
+def _objects(validated: Validated) -> str:
+    """Objects by class and size, and how many a picture shows."""
+    domain = validated.domain
+    measured, counts = measure_objects(validated.fit, domain), count_objects(validated.fit, domain)
+    if measured is None or counts is None or measured.objects.is_empty():
+        return ""
+    head = '<tr><th>class</th><th class="n">objects</th>'
+    head += "".join(f'<th class="n">{name}</th>' for name in SIZES) + '<th class="n">side, px</th>'
+    head += f'<th class="n">side at {domain.img_size}</th>' if domain.img_size else ""
+    lines = "".join(f"<tr>{_object_cells(measured, label, validated)}</tr>" for label in domain.classes)
+    note = (
+        "Sizes as COCO counts them: small objects have an area below 32 x 32 pixels of the picture, large ones above "
+    )
+    note += "96 x 96. A side is the root of the area: the middle one, and between which ones eight of ten lie."
+    if domain.img_size:
+        note += f" On the canvas of the training, {domain.img_size} pixels, objects below {SMALL} are hardly found."
+    ignored = [
+        f"{count:,} {kind}" for kind, count in (("difficult", counts.difficult), ("crowd", counts.crowd)) if count
+    ]
+    note += f" Ignored in training and scoring, dashed in the pictures: {' and '.join(ignored)}." if ignored else ""
+    note += f" {counts.empty:,} of {counts.pictures:,} images show no object."
+    sides = np.log10(measured.objects["side"].to_numpy())
+    charts = (
+        _histogram(sides, float(sides.min()), float(sides.max()), "side of an object in pixels", "objects", power=True),
+        _histogram(measured.each.astype(np.float64), 0.0, float(measured.each.max()), "objects in an image"),
+    )
+    table = f"<table>{head}</tr>{lines}</table>"
+    return f'<h2 id="objects">Objects</h2><p>{escape(note)}</p>{table}<div class="charts">{"".join(charts)}</div>'
+
+
+def _object_cells(measured: Measured, label: str, validated: Validated) -> str:
+    found = measured.objects.filter(pl.col("label") == label)
+    areas = found["area"].to_numpy()
+    numbers = [len(areas), *(int(((areas >= low) & (areas < high)).sum()) for low, high in SIZES.values())]
+    cells = f"<td>{_swatch(label, validated)}{escape(label)}</td>"
+    cells += "".join(f'<td class="n">{number:,}</td>' for number in numbers)
+    columns = ("side", "canvas") if validated.domain.img_size else ("side",)
+    return cells + "".join(f'<td class="n">{_describe_sides(found[name].to_numpy())}</td>' for name in columns)
+
+
+def _describe_sides(sides: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> str:
+    """`33 (28 to 41)`: the median, and the first and the last tenth."""
+    if not len(sides):
+        return ""
+    low, middle, high = np.quantile(sides, [0.1, 0.5, 0.9])
+    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
 
 
 def _charts(validated: Validated) -> str:
@@ -228,7 +296,13 @@ def _charts(validated: Validated) -> str:
 
 
 def _histogram(
-    values: "np.ndarray[tuple[int], np.dtype[np.float64]]", low: float, high: float, caption: str, power: bool = False
+    values: "np.ndarray[tuple[int], np.dtype[np.float64]]",
+    low: float,
+    high: float,
+    caption: str,
+    noun: str = "files",
+    *,
+    power: bool = False,
 ) -> str:
     """A histogram with 24 bins as inline SVG. power: the values are logarithms to base 10."""
     high = high if high > low else low + 1
@@ -242,7 +316,7 @@ def _histogram(
     axis = '<line x1="0" y1="90.5" x2="360" y2="90.5" stroke="#9aa1a5"/>'
     ends = f'<text x="0" y="106">{first}</text><text x="360" y="106" text-anchor="end">{last}</text>'
     svg = f'<svg viewBox="0 0 360 110" font-size="12" fill="#626b70" role="img">{bars}{axis}{ends}</svg>'
-    return f"<figure>{svg}<figcaption>{escape(caption)}; the tallest bar is {top:,} files</figcaption></figure>"
+    return f"<figure>{svg}<figcaption>{escape(caption)}; the tallest bar is {top:,} {noun}</figcaption></figure>"
 
 
 def _quarantine(validated: Validated, raw: Path) -> str:
@@ -356,8 +430,9 @@ def _pairs(validated: Validated, raw: Path) -> str:
 
 def _pair_cards(title: str, note: str, pairs: Sequence[tuple[str, str]], validated: Validated, raw: Path) -> str:
     labels: dict[str, set[str]] = {}  # by path, of all crops of the picture
-    for path, label in validated.fit.select("path", "label").rows():
-        labels.setdefault(path, set()).add(label)
+    known = [name for name in ("path", "label", "labels", "objects") if name in validated.fit.columns]
+    for row in validated.fit.select(known).iter_rows(named=True):
+        labels.setdefault(row["path"], set()).update(list_shown(row))
     shown = sorted(pairs, key=lambda pair: bool(labels[pair[0]] & labels[pair[1]]))[:MAX_PAIRS]
     cards = []
     for pair in shown:

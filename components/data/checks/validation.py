@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from components.data.accounts import count_objects
 from components.data.annotations.names import warn_of_alike
+from components.data.checks.boxes import compare_objects, measure_objects, unfit_objects, warn_of_objects
 from components.data.checks.duplicates import Pair, find_repeats, join_groups
 from components.data.checks.findings import inspect_changed
 from components.data.checks.labels import Judgement
@@ -87,6 +89,7 @@ class Validated:
             suspicious_labels=self.suspects,
             labels=self.judgement.to_record() if self.judgement else None,
             classes={label: ClassCount(**counts) for label, counts in self.classes.items()},
+            objects=count_objects(self.fit, self.domain),
             problems=tuple(str(problem) for problem in self.problems),
             warnings=(*self.warnings, *_warn_of_looks(self.outliers)),
             outliers=tuple(OutlierRow(kind=item.kind, path=item.path, found=item.found) for item in self.outliers),
@@ -129,6 +132,7 @@ def check_rows(
         *warn_of_huge_groups(frame),
         *_warn_of_turned(seen),
         *_warn_of_few_pixels(frame, domain),
+        *warn_of_objects(measure_objects(frame, domain), count_objects(frame, domain), domain),
     ]
     return Validated(
         domain,
@@ -203,6 +207,8 @@ def _unfit(
         expected = f"annotations of a picture of {picture.width} x {picture.height} pixels"
         found = "{} x {}".format(*measure_map(data)) + (", and the picture is turned by EXIF" if picture.turned else "")
         return Reason(expected, found, "Annotate the picture as it is shown.")
+    if (objects := record.get("objects")) and (why := unfit_objects(objects, picture.width, picture.height)):
+        return why
     boxes = [(box[0], box[1], box[2], box[3]) for box in record["boxes"]]
     return unfit_boxes(boxes, picture.width, picture.height, "a box") or _unfit_crop(record, picture, domain)
 
@@ -248,6 +254,8 @@ def _duplicate_files(records: list[Record], fit: list[int]) -> dict[int, Reason]
 
 def _shown(record: Record) -> Any:
     """What a row's annotation shows, to compare it with that of a copy."""
+    if (objects := record.get("objects")) is not None:
+        return compare_objects(objects)
     return record.get("class_map") or record["label"]
 
 
@@ -272,9 +280,19 @@ def _repeated(kept: Record) -> Reason:
 
 
 def _contradicted(others: list[Record]) -> Reason:
+    if others[0].get("objects") is not None:
+        names = ", ".join(f"{_name(other)} ({_count_boxes(other)})" for other in others[:3])
+        hint = "Decide which boxes are right and remove the other copy; all are left out until then."
+        return Reason("the same boxes in copies of a picture", f"other boxes in the same content as {names}", hint)
     names = ", ".join(f"{_name(other)} ({other['label']})" for other in others[:3])
     hint = "Decide which label is right and remove the other copy; all are left out until then."
     return Reason("one label per picture", f"a label conflict: the same content as {names}", hint)
+
+
+def _count_boxes(record: Record) -> str:
+    """`3 objects: crack + rust`"""
+    count = len(record["objects"])
+    return f"{count:,} objects: {record['label']}" if count != 1 else f"1 object: {record['label']}"
 
 
 # Groups
@@ -359,7 +377,7 @@ def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -
     warnings = []
     labels: dict[str, set[str]] = {}
     for record in fit:
-        labels.setdefault(record["path"], set()).add(record["label"])
+        labels.setdefault(record["path"], set()).update(list_shown(record))
     if domain.layout.kind == "folders":
         names = Counter(posixpath.splitext(posixpath.basename(record["path"]))[0] for record in fit)
         twice = sorted(name for name, count in names.items() if count > 1)
@@ -375,6 +393,11 @@ def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -
             "They show one thing, so a label may be wrong: look at them."
         )
     return warnings
+
+
+def list_shown(record: Mapping[str, Any]) -> list[str]:
+    """The labels by which near duplicates are compared: of boxes the classes, since a copy may show more objects."""
+    return record["labels"] or [record["label"]] if record.get("objects") is not None else [record["label"]]
 
 
 def find_large_groups(frame: pl.DataFrame) -> list[tuple[str, int]]:
