@@ -20,7 +20,7 @@ PALETTE = ("#D55E00", "#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#009E73", "#F
 BLACK, GREY = (0, 0, 0), (128, 128, 128)
 STRENGTH = 0.45  # of a class's colour over the picture
 STEPS = (1.0, 0.65, 0.4)  # of brightness, for classes beyond the palette
-HALO = (20, 20, 20)  # on both sides of a box's outline, so that it is visible on any picture
+HALO = 0.35  # of the picture's brightness on both sides of a box's outline, which is then visible on any picture
 SIDE_PER_LINE = 400  # an outline is a pixel wide per so many pixels of the picture's longer side
 DASHES = 8  # colour and gap of a dashed outline, in its widths
 SMALLEST_TEXT = 11  # pixels
@@ -66,7 +66,7 @@ def draw_over(
 def draw_boxes(
     image: NDArray[np.uint8], boxes: Sequence[LabelledBox], names: Sequence[str], texts: Sequence[str] = ()
 ) -> NDArray[np.uint8]:
-    """The picture (H, W, 3) with the outlines of boxes, each in the colour of its label, between two dark lines.
+    """The picture (H, W, 3) with the outlines of boxes, each in the colour of its label, between two darker lines.
 
     The outlines of boxes that are ignored (difficult ones and crowds) are dashed. The largest box is drawn first, so
     that small ones stay visible.
@@ -78,9 +78,9 @@ def draw_boxes(
     if not boxes:
         return image
     colours, width = choose_colours(names, None), max(1, round(max(image.shape[:2]) / SIDE_PER_LINE))
-    picture = Image.fromarray(image)
-    draw = ImageDraw.Draw(picture)
     order = sorted(range(len(boxes)), key=lambda place: -_measure(boxes[place]))
+    picture = Image.fromarray(_darken(image, boxes, width))
+    draw = ImageDraw.Draw(picture)
     for place in order:
         _draw_outline(draw, boxes[place], colours[boxes[place].label], width)
     for place in order if texts else ():
@@ -89,12 +89,20 @@ def draw_boxes(
     return np.asarray(picture)
 
 
+def _darken(image: NDArray[np.uint8], boxes: Sequence[LabelledBox], width: int) -> NDArray[np.uint8]:
+    """The picture, darker along the outlines of all boxes."""
+    along, halo = Image.new("1", (image.shape[1], image.shape[0])), max(1, width // 2)
+    draw = ImageDraw.Draw(along)
+    for x0, y0, x1, y1 in map(_to_pixels, boxes):
+        around = (x0 - halo, y0 - halo, x1 + halo, y1 + halo)
+        draw.rectangle(around, outline=1, width=min(width + 2 * halo, _half(around)))
+    darker: NDArray[np.uint8] = np.where(np.asarray(along)[..., None], image * HALO, image).astype(np.uint8)
+    return darker
+
+
 def _draw_outline(draw: ImageDraw.ImageDraw, one: LabelledBox, colour: Colour, width: int) -> None:
     """One box, whose line of `width` pixels ends at the box's own edge."""
     x0, y0, x1, y1 = _to_pixels(one)
-    halo = max(1, width // 2)
-    around = (x0 - halo, y0 - halo, x1 + halo, y1 + halo)
-    draw.rectangle(around, outline=HALO, width=min(width + 2 * halo, _half(around)))
     thin = min(width, _half((x0, y0, x1, y1)))
     if one.kind == "object":
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=thin)
