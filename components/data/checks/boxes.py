@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
+from components.data.accounts import count_objects
 from components.data.annotations.boxes import EDGE
 from components.data.batches.colours import draw_boxes
 from components.data.batches.geometry import place
@@ -18,7 +19,6 @@ from components.data.checks.pictures import create_thumbnail
 from components.domain.canvas import LARGEST
 from components.domain.domain import Domain
 from components.records.boxes import Corners, LabelledBox, read_objects
-from components.records.images import ObjectCounts
 from components.records.reasons import Reason
 from components.tasks import choose_fit
 
@@ -87,8 +87,9 @@ def _find_scale(size: tuple[int, int], domain: Domain) -> float | None:
     return float(((right - left) * (bottom - top) / (size[0] * size[1])) ** 0.5)
 
 
-def warn_of_objects(measured: Measured | None, counts: ObjectCounts | None, domain: Domain) -> list[str]:
+def warn_of_objects(fit: pl.DataFrame, domain: Domain) -> list[str]:
     """Warnings about classes of few objects, and of objects too small on the canvas of the training."""
+    measured, counts = measure_objects(fit, domain), count_objects(fit, domain)
     if measured is None or counts is None:
         return []
     warnings = []

@@ -16,7 +16,7 @@ import polars as pl
 
 from components.data.accounts import count_objects
 from components.data.annotations.names import warn_of_alike
-from components.data.checks.boxes import compare_objects, measure_objects, unfit_objects, warn_of_objects
+from components.data.checks.boxes import compare_objects, unfit_objects, warn_of_objects
 from components.data.checks.duplicates import Pair, find_repeats, join_groups
 from components.data.checks.findings import inspect_changed
 from components.data.checks.labels import Judgement
@@ -125,14 +125,13 @@ def check_rows(
     quarantined = tuple(_quarantined(records[index], why) for index, why in sorted(reasons.items()))
     seen = {record["path"]: pictures[record["path"]] for record in fit}
     outliers = find_outliers(seen)
-    alike = warn_of_alike({name: counts["images"] for name, counts in classes.items()})
     warnings = [
-        *alike,
+        *warn_of_alike({name: counts["images"] for name, counts in classes.items()}),
         *_warnings(fit, [pair for pair in pairs if pair not in sister_pairs], domain),
         *warn_of_huge_groups(frame),
         *_warn_of_turned(seen),
         *_warn_of_few_pixels(frame, domain),
-        *warn_of_objects(measure_objects(frame, domain), count_objects(frame, domain), domain),
+        *warn_of_objects(frame, domain),
     ]
     return Validated(
         domain,
