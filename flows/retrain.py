@@ -25,6 +25,7 @@ from components.records.jobs import Job, load_result
 from components.records.outcomes import Outcome, SearchedTuner, Status, TrainedCandidate, Verdict
 from components.reports import retrain_page
 from components.reports.compare import PICTURE, draw_picture
+from components.reports.suspects import Questioned
 from components.tasks import create_task
 from components.tracking import artifacts, outcomes
 from components.tracking.store import Store
@@ -39,6 +40,7 @@ from flows.steps.candidates import select_candidate, train_job
 from flows.steps.compare import summarise_tuners
 from flows.steps.dispatch import find_pool, search_on_pool, train_on_pool
 from flows.steps.search import search_options
+from flows.steps.suspects import question_labels, write_suspects
 from flows.steps.tasks import (
     enter,
     gate_and_promote,
@@ -137,6 +139,7 @@ def _train_and_promote(
     score_champion(plan, parent, version)
     decision, champion = gate_and_promote(plan, best.folder, version)
     report("stage-done", title=f"gated version {version}", note=decision.verdict)
+    questioned = question_labels(plan, rows)
     outcome = Outcome(
         domain=plan.domain.name,
         status=STATUS[decision.verdict],
@@ -154,12 +157,13 @@ def _train_and_promote(
         tuners=summarise_tuners(plan, rows, searches),
         candidates=tuple(row.to_row() for row in rows),
         validation=summary.count(),
+        suspicion=None if questioned is None else questioned.suspicion,
         new=begun.new,
         estimate_seconds=begun.estimate.seconds,
         report=pages.report_path(plan),
         seconds=round(time.monotonic() - started, 1),
     )
-    publish(plan, parent, outcome)
+    publish(plan, parent, outcome, questioned)
     return outcome
 
 
@@ -257,19 +261,25 @@ def find_registered(workspace: Workspace, name: str, adapter: Path) -> Version |
 
 
 @step("publish report")
-def publish(plan: Plan, parent: str, outcome: Outcome) -> None:
-    """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow."""
+def publish(plan: Plan, parent: str, outcome: Outcome, questioned: Questioned | None = None) -> None:
+    """The result table as a Prefect artifact, an HTML report on disk, and both in MLflow.
+
+    questioned: labels under suspicion, where they are boxes.
+    """
     store = Store.open(plan.workspace)
     picture = draw_picture(outcome, create_task(plan.domain), plan.folder / PICTURE)
     best = outcome.best
     job = plan.create_jobs()[f"{best.tuner}-s{best.seed}"]
     result = require(load_result(job.folder), "result")
     card = pages.create_card(plan, outcome, result, parent, list_pages(store, best.run_id))
-    about = pages.create_report(plan, outcome, card, picture, list_pages(store, parent))
+    about = pages.create_report(plan, outcome, card, picture, list_pages(store, parent), questioned)
     path = pages.write_report(plan, about)
     page, text = pages.write_card(plan, card)
     tags = {"test score": f"{best.test.value:.3f}"}
     artifacts.log_card(store, best.run_id, plan.domain.name, outcome.challenger_version, page, text, tags)
-    outcomes.log_result(store, parent, outcome, [path, picture])
+    files = [path, picture]
+    if questioned is not None and questioned.suspects:
+        files.append(write_suspects(plan, questioned.suspects))
+    outcomes.log_result(store, parent, outcome, files)
     summary = retrain_page.render_markdown(outcome, pages.describe_classes(card))
     show("retrain", plan.domain.name, summary, "Candidates and verdict")

@@ -14,7 +14,8 @@ from components.data.batches.colours import STEPS, choose_colours
 from components.domain.domain import Domain
 from components.records.jobs import Result, load_predictions
 from components.records.maps import IGNORE, count_pixels, decode_map, encode_map
-from components.reports import answers, maps, pictures, pixels, retrain_page
+from components.reports import answers, maps, pictures, pixels, retrain_page, words
+from components.reports.words import ByClass
 from components.tasks import create_task
 from components.tasks.base import MapTask
 from components.tasks.calibration import Calibration
@@ -214,7 +215,7 @@ def test_confusion_of_pixels_sums_over_pictures_and_leaves_out_what_is_ignored(t
     [(0, "0"), (999, "999"), (1000, "1 k"), (999_900, "1 M"), (1_234_567, "1.23 M"), (34_500_000_000, "34.5 G")],
 )
 def test_large_counts_are_short(number: int, text: str) -> None:
-    assert pixels.count_short(number) == text
+    assert words.count_short(number) == text
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_large_counts_are_short(number: int, text: str) -> None:
     ],
 )
 def test_a_share_is_not_rounded_to_none_or_all(share: float, text: str) -> None:
-    assert pixels.format_share(share) == text
+    assert words.format_share(share) == text
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +252,7 @@ def test_report_card_and_description_have_one_row_per_class(trained: tuple[Path,
     picture = folder / "picture.png"
     picture.write_bytes(b"")
     outcome = tiny.create_outcome(tiny.create_row(result))
-    own = (result.folder, {}, folder / "raw", "c0ffee", folder / "v.html", "v.html", folder / "card.html", {})
+    own = (result.folder, ByClass(), folder / "raw", "c0ffee", folder / "v.html", "v.html", folder / "card.html", {})
     split = pixels.measure_split(frame, task, domain.classes)
     places = {
         "report": retrain_page.render_html(retrain_page.RetrainReport(domain, outcome, picture, *own)),

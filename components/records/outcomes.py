@@ -153,6 +153,22 @@ class Finding(Strict):
     evidence: dict[str, float | str]
 
 
+class Suspicion(Strict):
+    """Annotated boxes that all candidates but the control speak against, on images that none has learned from.
+
+    models, images: how many were asked, of how many. missing: objects that all find where none is annotated.
+    other_class: objects for which all find the same other class. unconfirmed: objects where none finds anything. text:
+    all of it as a sentence.
+    """
+
+    models: Count
+    images: Count
+    missing: Count
+    other_class: Count
+    unconfirmed: Count
+    text: str
+
+
 class New(Strict):
     """What a retrain had to make. candidates: by name, as `vpt-deep-s0`, or `search of vpt-deep`."""
 
@@ -165,8 +181,8 @@ class Outcome(Strict):
     """What `tessera retrain --json` prints.
 
     manifest_key, verdict_key: of what it depends on. metric: name of the score that selects, gates and is shown.
-    new, estimate_seconds: what had to be made, and how long that was expected to take; None where it was not known.
-    seconds: of the whole retrain.
+    suspicion: of labels that are boxes. new, estimate_seconds: what had to be made, and how long that was expected to
+    take; None where it was not known. seconds: of the whole retrain.
     """
 
     domain: str
@@ -185,6 +201,7 @@ class Outcome(Strict):
     tuners: tuple[TunerRow, ...] = ()
     candidates: tuple[CandidateRow, ...]
     validation: ImageCounts
+    suspicion: Suspicion | None = None
     new: New | None = None
     estimate_seconds: Seconds | None = None
     report: Path

@@ -3,28 +3,29 @@
 Answers that are labels have none: their texts and sections are empty.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from components.reports import map_sections
-from components.reports.pixels import measure_split
-from components.reports.words import Estimate
+from components.reports import box_sections, box_tables, map_sections, pixels
+from components.reports.words import ByClass
 from components.tasks import Task
-from components.tasks.base import MapTask
+from components.tasks.base import BoxTask, MapTask
+
+NOTHING = ByClass()
 
 
-def render_sections(
-    frame: pl.DataFrame, task: Task, classes: Sequence[str], raw: Path, intervals: Mapping[str, Estimate]
-) -> str:
+def render_sections(frame: pl.DataFrame, task: Task, classes: Sequence[str], raw: Path, known: ByClass) -> str:
     """The classes and the worst answers as HTML.
 
-    frame: predictions of the test split. raw: the folder that their paths are in. intervals: the score of each class
-    with its interval.
+    frame: predictions of the test split. raw: the folder that their paths are in.
     """
     if isinstance(task, MapTask):
         return map_sections.render_sections(frame, task, classes, raw)
+    if isinstance(task, BoxTask):
+        split = box_tables.measure_split(frame, task, classes, known)
+        return box_sections.render_sections(split, frame, task, classes, raw)
     return ""
 
 
@@ -32,13 +33,16 @@ def describe_classes(
     frame: pl.DataFrame,
     task: Task,
     classes: Sequence[str],
-    intervals: Mapping[str, Estimate] | None = None,
+    known: ByClass = NOTHING,
     most: int | None = None,
 ) -> str:
     """The classes as Markdown: sentences and a table, without the table where all has more than `most` characters."""
     if isinstance(task, MapTask):
-        split = measure_split(frame, task, classes)
+        split = pixels.measure_split(frame, task, classes)
         text, summary = map_sections.tabulate_classes(split), split.summarise()
+    elif isinstance(task, BoxTask):
+        counted = box_tables.measure_split(frame, task, classes, known)
+        text, summary = box_sections.tabulate(counted), counted.summarise()
     else:
         return ""
     return text if most is None or len(text) <= most else f"{summary} The model card has one row per class."

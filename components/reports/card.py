@@ -5,7 +5,7 @@ What it says is measured or read from the version's own record; what nobody stat
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from components.records.jobs import SALIENCY_FILE, Result, load_predictions
 from components.records.outcomes import Outcome
 from components.reports import answers
 from components.reports.pictures import draw_calibration, draw_mistakes, draw_saliency
-from components.reports.pixels import format_share
 from components.reports.shell import (
     embed_figure,
     render_links,
@@ -30,8 +29,10 @@ from components.reports.shell import (
 )
 from components.reports.words import (
     UNTRAINED,
+    ByClass,
     Estimate,
     doubt_backbone,
+    format_share,
     list_gains,
     name_verdict,
     render_ends,
@@ -77,7 +78,8 @@ class ModelCard:
     scores: on the test images, that of all first. validation, manifest: of the images it was trained on. raw: the
     folder that the manifest's paths are in. code: git commit; code_sha256: of the code that trains. run_id: the
     retrain's run in MLflow; validation_artifact: a file of it; evidence_artifact: a folder of the candidate's run.
-    report: the retrain report. pages: those of the candidate's run, by name.
+    report: the retrain report. pages: those of the candidate's run, by name. thresholds: the confidence from which on
+    each class is shown, where answers have any.
     """
 
     domain: Domain
@@ -94,11 +96,12 @@ class ModelCard:
     evidence_artifact: str
     report: Path
     pages: Mapping[str, str]
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def intervals(self) -> dict[str, Estimate]:
-        """The score of each class."""
-        return {row.label: row.score for row in self.scores if row.label is not None}
+    def known(self) -> ByClass:
+        intervals = {row.label: row.score for row in self.scores if row.label is not None}
+        return ByClass(intervals, self.thresholds)
 
     @property
     def title(self) -> str:
@@ -115,7 +118,7 @@ def render_markdown(card: ModelCard) -> str:
     task = create_task(card.domain)
     if isinstance(task, DenseTask):
         frame = load_predictions(card.result.folder, "test")
-        text = answers.describe_classes(frame, task, card.domain.classes, card.intervals)
+        text = answers.describe_classes(frame, task, card.domain.classes, card.known)
         lines += ["## Classes", "", text, ""]
     for title, facts in _sections(card):
         lines += [f"## {title}", "", *(f"- **{name}**: {value}" for name, value in facts), ""]
@@ -274,7 +277,7 @@ def _render_pictures(card: ModelCard, task: Task) -> str:
     pair += embed_figure(mistakes, "What was answered, by class")
     section = f'<h2>Calibration and mistakes</h2><div class="pair">{pair}</div>'
     if isinstance(task, DenseTask):
-        return section + answers.render_sections(frame, task, classes, card.raw, card.intervals)
+        return section + answers.render_sections(frame, task, classes, card.raw, card.known)
     return section + _render_saliency(card, task, frame)
 
 

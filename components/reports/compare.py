@@ -8,8 +8,8 @@ import numpy as np
 
 from components.files import whole_file
 from components.records.outcomes import Outcome, TunerRow
+from components.reports.cells import MOST_ANNOTATED
 from components.reports.pictures import SERIES
-from components.reports.pixels import MOST_ANNOTATED
 from components.tasks import Task
 
 if TYPE_CHECKING:

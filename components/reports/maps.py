@@ -27,6 +27,7 @@ from components.reports.panels import (
     add_legends,
     centre_window,
     create_sheet,
+    head_row,
     rank_rows,
     shorten,
     shrink,
@@ -70,7 +71,7 @@ def draw_worst(
 ) -> "Figure":
     """A sheet of the pictures with the worst answers, the worst first, and below them the median and the best one."""
     rows = choose_rows(frame, task, most)
-    heads = [f"{row['rank']}: {shorten(row['path'])}" for row in rows.iter_rows(named=True)]
+    heads = [head_row(row["rank"], row["path"]) for row in rows.iter_rows(named=True)]
     return _draw_sheet(rows, heads, Legend.of(task, classes), raw, title, differences=True)
 
 

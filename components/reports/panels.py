@@ -7,12 +7,14 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
+
+from components.data.batches.colours import Colour, to_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +39,16 @@ DIFFERENCES = {
     "false": (0, 240, 255),
     "other class": (255, 235, 60),
 }
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A box to draw, in pixels of the picture. text: stands above it."""
+
+    box: tuple[float, float, float, float]
+    colour: Colour
+    text: str = ""
+    style: Literal["solid", "dashed", "hatched"] = "solid"
 
 
 @dataclass(frozen=True)
@@ -138,9 +150,41 @@ def _draw_place(axes: "Axes", view: View) -> None:
     axes.set_title(f"enlarged: {x1 - x0} x {y1 - y0} of {width} x {height} px", fontsize=8, loc="left")
 
 
-def write_head(axes: "Axes", text: str) -> None:
-    """The text above a panel, in lines that fit it."""
-    axes.set_title(textwrap.fill(text, LONGEST), fontsize=8, loc="left", parse_math=False)
+def draw_marks(axes: "Axes", view: View, marks: Sequence[Mark], *, grey: bool = False) -> None:
+    """A panel of boxes over the picture, which is in colour or in grey; the large ones are drawn first.
+
+    Lines and texts are as thick and as large whatever part of the picture the panel shows.
+    """
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import Normal, withStroke
+
+    x0, y0, x1, y1 = view.box
+    picture = shrink(view.cut())
+    if grey:
+        picture = np.repeat((48 + 0.75 * picture.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2)
+    axes.imshow(picture, extent=(x0, x1, y1, y0), interpolation="nearest")
+    for mark in sorted(marks, key=lambda mark: -(mark.box[2] - mark.box[0]) * (mark.box[3] - mark.box[1])):
+        left, top, right, bottom = mark.box
+        colour, halo = to_matplotlib(mark.colour), [withStroke(linewidth=2.8, foreground="black", alpha=0.55), Normal()]
+        style: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": 1.4, "clip_on": True}
+        if mark.style == "hatched":
+            style |= {"hatch": "////", "linewidth": 0.6}
+        elif mark.style == "dashed":
+            style |= {"linestyle": (0, (3, 1.5))}
+        patch = Rectangle((left, top), right - left, bottom - top, **style)
+        patch.set_path_effects(halo if mark.style != "hatched" else [])
+        axes.add_patch(patch)
+        if mark.text and x0 <= left <= x1 and y0 <= top <= y1:
+            words: dict[str, Any] = {"fontsize": 6.5, "color": "white", "parse_math": False, "clip_on": True}
+            words["va"] = "bottom" if top - y0 > 0.06 * (y1 - y0) else "top"
+            axes.text(left, top, mark.text, path_effects=halo[:1], **words)
+    axes.set(xlim=(x0, x1), ylim=(y1, y0))
+
+
+def write_head(axes: "Axes", text: str, longest: int = LONGEST) -> None:
+    """The text above a panel, in lines of so many characters at most."""
+    lines = "\n".join(textwrap.fill(line, longest) for line in text.splitlines())
+    axes.set_title(lines, fontsize=8, loc="left", parse_math=False)
 
 
 def add_legends(figure: "Figure", classes: "Sequence[Patch]", marks: "Sequence[Patch]", title: str) -> None:
@@ -163,6 +207,11 @@ def shrink(pixels: Pixels) -> Pixels:
     return np.asarray(picture)
 
 
-def shorten(path: str) -> str:
+def head_row(rank: str, path: str) -> str:
+    """`worst: a/b.png`, on one line."""
+    return f"{rank}: {shorten(path, LONGEST - len(rank) - 2)}"
+
+
+def shorten(path: str, longest: int = LONGEST) -> str:
     """The end of a path, which tells pictures apart."""
-    return path if len(path) <= LONGEST else f"…{path[-LONGEST + 1 :]}"
+    return path if len(path) <= longest else f"…{path[-longest + 1 :]}"

@@ -14,11 +14,19 @@ import polars as pl
 
 from components.data.batches.geometry import find_canvas
 from components.domain.canvas import Fit, ImgSize
-from components.reports.maps import draw_worst
-from components.reports.pixels import MOST_ANNOTATED, count_short, draw_confusion
+from components.reports import box_tables, boxes, maps, pixels
+from components.reports.cells import draw_cells
 from components.reports.tiles import load_tile
+from components.reports.words import count_short
 from components.tasks import Task
-from components.tasks.base import Annotation, MapTask, list_probabilities, number_names, read_probabilities
+from components.tasks.base import (
+    Annotation,
+    BoxTask,
+    MapTask,
+    list_probabilities,
+    number_names,
+    read_probabilities,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
 MOST_SAMPLES = 24
 LONGEST = 28  # characters of a line above a tile
 #: What a probability is of, by what a picture is annotated with.
-KINDS: dict[Annotation, str] = {"label": "answers", "labels": "labels", "mask": "pixels"}
+KINDS: dict[Annotation, str] = {"label": "answers", "labels": "labels", "mask": "pixels", "boxes": "boxes"}
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 RIGHT, WRONG = "#1a7f37", "#b42318"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's colours
@@ -36,12 +44,14 @@ def draw_mistakes(frame: pl.DataFrame, task: Task, classes: Sequence[str], title
     """What was taken for what, or, where an image has any number of labels, what was found, missed and made up.
 
     Counts, coloured by the share of each true class: a rare class is as visible as a frequent one. Of class maps, the
-    counts are of pixels.
+    counts are of pixels; of boxes, of objects.
     """
     from matplotlib.figure import Figure
 
     if isinstance(task, MapTask):
-        return draw_confusion(frame, classes, title)
+        return pixels.draw_confusion(frame, classes, title)
+    if isinstance(task, BoxTask):
+        return box_tables.draw_confusion(frame, classes, title)
     if task.annotation == "label":
         counts, columns = count_confusion(frame, task, classes), list(classes)
         support, words = counts.sum(axis=1), ("answer", "truth (images)")
@@ -52,15 +62,9 @@ def draw_mistakes(frame: pl.DataFrame, task: Task, classes: Sequence[str], title
     width, height = (min(4 + 0.45 * len(labels), 24) for labels in (columns, classes))
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     names = [f"{name} ({n})" for name, n in zip(classes, support, strict=True)]
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", parse_math=False)
-    axes.set_yticks(range(len(classes)), names, parse_math=False)
+    draw_cells(axes, shares, [[str(count) if count else "" for count in row] for row in counts], names, columns)
     axes.set(xlabel=words[0], ylabel=words[1], title=title)
-    if len(classes) <= MOST_ANNOTATED:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            shade = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=shade)
     return figure
 
 
@@ -80,12 +84,14 @@ def count_labels(frame: pl.DataFrame, task: Task, classes: Sequence[str]) -> Cou
 def draw_samples(frame: pl.DataFrame, task: Task, classes: Sequence[str], raw: Path, title: str) -> "Figure":
     """A sheet of pictures: the mistakes first, the most confident of them on top, then the least certain hits.
 
-    Of class maps it is that of `draw_worst`.
+    Of class maps and boxes it is that of `draw_worst`.
     """
     from matplotlib.figure import Figure
 
     if isinstance(task, MapTask):
-        return draw_worst(frame, task, classes, raw, title)
+        return maps.draw_worst(frame, task, classes, raw, title)
+    if isinstance(task, BoxTask):
+        return boxes.draw_worst(frame, task, classes, raw, title)
     rows = choose_samples(frame, task, MOST_SAMPLES)
     columns = min(6, max(1, rows.height))
     lines = max(1, math.ceil(rows.height / columns))

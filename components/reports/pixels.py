@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from components.reports.cells import create_square, draw_cells
 from components.reports.maps import Legend
+from components.reports.words import count_short, format_share
 from components.tasks.base import MapTask
 
 if TYPE_CHECKING:
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
 Counts = NDArray[np.int64]
 
-MOST_ANNOTATED = 20  # classes; beyond it the numbers cover one another
 HEADS = (
     "class", "IoU", "Dice", "precision", "recall", "true pixels", "share", "images", "objects found", "false objects",
     "boundary F1",
@@ -125,44 +126,17 @@ def count_pixels(frame: pl.DataFrame, classes: Sequence[str]) -> Counts:
 
 def draw_confusion(frame: pl.DataFrame, classes: Sequence[str], title: str) -> "Figure":
     """Which class the pixels of each true class were answered: as shares of the true class, and as counts."""
-    from matplotlib.figure import Figure
-
     counts = count_pixels(frame, classes)
     truth = counts.sum(axis=1)
     shares = counts / np.maximum(truth, 1)[:, None]
-    cell = 0.62 if len(classes) <= MOST_ANNOTATED else 0.4
-    side = min(2 + cell * len(classes), 24)
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(classes)), list(classes), rotation=45, ha="right", parse_math=False)
     names = [f"{name} ({count_short(int(count))})" for name, count in zip(classes, truth, strict=True)]
-    axes.set_yticks(range(len(classes)), names, parse_math=False)
+    pairs = [zip(*row, strict=True) for row in zip(shares, counts.tolist(), strict=True)]
+    pairs = [zip(*row, strict=True) for row in zip(shares, counts.tolist(), strict=True)]
+    texts = [[f"{format_share(share)}\n{count_short(count)}" if count else "" for share, count in row] for row in pairs]
+    figure, axes = create_square(len(classes), title)
+    draw_cells(axes, shares, texts, names, classes)
     axes.set(xlabel="answer", ylabel="truth (pixels)")
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    if len(classes) <= MOST_ANNOTATED:
-        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            share, shade = shares[row, column], "white" if shares[row, column] > 0.5 else "black"
-            text = f"{format_share(share)}\n{count_short(int(counts[row, column]))}"
-            axes.text(column, row, text, color=shade, **style)
     return figure
-
-
-def count_short(number: int) -> str:
-    """`812`, `12.3 k`, `1.2 M`, `3.4 G`."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
-
-
-def format_share(share: float) -> str:
-    """`93 %`; near none and all with one more digit, so that `<0.1 %` is not none and `>99.9 %` is not all."""
-    percent = 100 * share
-    if 0 < percent < 0.1 or 99.9 < percent < 100:
-        return "<0.1 %" if percent < 50 else ">99.9 %"
-    return f"{percent:.1f} %" if 0 < percent < 1 or 99 < percent < 100 else f"{percent:.0f} %"
 
 
 def _sum(frame: pl.DataFrame, column: str, width: int) -> Counts:

@@ -21,10 +21,11 @@ from components.reports.shell import (
     render_verdict,
     render_warning,
 )
+from components.reports.suspects import Questioned, render_suspects
 from components.reports.words import (
     HEADS,
     UNTRAINED,
-    Estimate,
+    ByClass,
     describe_candidate,
     describe_gains,
     explain_control,
@@ -43,22 +44,25 @@ MOST_LISTED = 50
 class RetrainReport:
     """Everything the report is made from.
 
-    picture: a PNG that compares the candidates. challenger: the folder of its training. intervals: its score of each
-    class on test. raw: the folder of the images. code: git commit. validation: the validation report, and
+    picture: a PNG that compares the candidates. challenger: the folder of its training. known: what is known of
+    classes. raw: the folder of the images. code: git commit. validation: the validation report, and
     `validation_artifact` its place in MLflow. card: the model card. pages: those on servers, by name.
+    questioned: the labels, where
+    these are boxes.
     """
 
     domain: Domain
     outcome: Outcome
     picture: Path
     challenger: Path
-    intervals: Mapping[str, Estimate]
+    known: ByClass
     raw: Path
     code: str
     validation: Path
     validation_artifact: str
     card: Path
     pages: Mapping[str, str]
+    questioned: Questioned | None = None
 
 
 def render_markdown(outcome: Outcome, classes: str = "") -> str:
@@ -74,8 +78,9 @@ def render_markdown(outcome: Outcome, classes: str = "") -> str:
     warning = [] if outcome.backbone.trained else [f"> {UNTRAINED}", ""]
     by_name = ["## Classes", "", classes, ""] if classes else []
     data = f"Data version `{outcome.data_version}`."
+    suspicion = [] if outcome.suspicion is None else [f"Labels: {outcome.suspicion.text}", ""]
     parts = [describe_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *compared, *notes, *searches, ""]
-    return without_html("\n".join([*parts, *by_name, data]))
+    return without_html("\n".join([*parts, *by_name, *suspicion, data]))
 
 
 def _list_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -143,7 +148,8 @@ def render_html(report: RetrainReport) -> str:
         f"<h1>{html.escape(title)}</h1><p>{html.escape(domain.description)}</p>{untrained}"
         f"{render_verdict(outcome.verdict, outcome.reason, outcome.warnings)}"
         f"<h2>Candidates</h2>{_render_table(outcome, task)}{_render_gains(outcome)}{picture}"
-        f"{_render_searches(outcome)}{_render_answers(report, task)}<h2>Gates</h2><dl>{findings}</dl>"
+        f"{_render_searches(outcome)}{_render_answers(report, task)}{_render_suspects(report)}"
+        f"<h2>Gates</h2><dl>{findings}</dl>"
         f"<h2>Lineage</h2><dl>{_render_lineage(report)}{render_links(report.pages, card=report.card)}</dl>"
     )
     return render_page(f"{title}: {outcome.verdict}", body)
@@ -161,7 +167,13 @@ def _render_answers(report: RetrainReport, task: Task) -> str:
     if not isinstance(task, DenseTask):
         return ""
     frame = load_predictions(report.challenger, "test")
-    return answers.render_sections(frame, task, report.domain.classes, report.raw, report.intervals)
+    return answers.render_sections(frame, task, report.domain.classes, report.raw, report.known)
+
+
+def _render_suspects(report: RetrainReport) -> str:
+    if report.questioned is None:
+        return ""
+    return render_suspects(report.questioned, report.domain.classes, report.raw)
 
 
 def _render_table(outcome: Outcome, task: Task) -> str:

@@ -1,7 +1,7 @@
 """Tables and sentences that the terminal, the retrain report, the card and MLflow's pages share."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from components.records.outcomes import CandidateRow, Finding, Gain, Score, Searched, TunerRow
@@ -179,6 +179,15 @@ class Estimate(Ends, Protocol):
     def value(self) -> float: ...
 
 
+@dataclass(frozen=True)
+class ByClass:
+    """What is known of classes beside predictions. intervals: the score of each with its interval. thresholds: the
+    confidence from which on each is shown."""
+
+    intervals: Mapping[str, Estimate] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+
 def render_ends(interval: Ends, sign: str = "") -> str:
     """`0.812 to 0.934`, or `not known (2 groups)`. sign: "+" shows it."""
     if interval.low is None or interval.high is None:
@@ -201,3 +210,19 @@ def render_table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rows = [[f"{cell}&emsp;" for cell in cells] for cells in (heads, *lines)]
     rows.insert(1, ["---"] * len(heads))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def count_short(number: int) -> str:
+    """`812`, `12.3 k`, `1.2 M`, `3.4 G`."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def format_share(share: float) -> str:
+    """`93 %`; near none and all with one more digit, so that `<0.1 %` is not none and `>99.9 %` is not all."""
+    percent = 100 * share
+    if 0 < percent < 0.1 or 99.9 < percent < 100:
+        return "<0.1 %" if percent < 50 else ">99.9 %"
+    return f"{percent:.1f} %" if 0 < percent < 1 or 99 < percent < 100 else f"{percent:.0f} %"

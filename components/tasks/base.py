@@ -473,6 +473,8 @@ class BoxTask(DenseTask, ABC):
     fit: ClassVar[Fit] = "letterbox"
     unannotated: str
     """Whether pictures without any annotation are left out (`leave_out`), or show no object (`background`)."""
+    recall_at: float
+    """The number of false boxes per picture at which recall is reported."""
 
     @abstractmethod
     def calibrate(

@@ -12,8 +12,9 @@ from components.records.jobs import JOB_FILE, SALIENCY_FILE, Result, Rung, load_
 from components.records.outcomes import CandidateRow, Score
 from components.reports.answers import describe_classes
 from components.reports.pictures import draw_curves, draw_mistakes, draw_samples
+from components.reports.words import ByClass
 from components.tasks import create_task
-from components.tasks.base import DenseTask, Task
+from components.tasks.base import BoxTask, DenseTask, Task
 from components.tracking.artifacts import RESULT_FILE, TRAINING
 from components.tracking.live import EpochReporter
 from components.tracking.pages import NOTE, describe_candidate
@@ -241,7 +242,14 @@ def _tabulate_classes(task: Task, domain: Domain, result: Result) -> str:
     """How each class was answered on test; nothing where answers are labels."""
     if not isinstance(task, DenseTask):
         return ""
-    return describe_classes(load_predictions(result.folder, "test"), task, domain.classes, most=MOST_TABLE)
+    known = ByClass(thresholds=load_thresholds(domain, result))
+    return describe_classes(load_predictions(result.folder, "test"), task, domain.classes, known, most=MOST_TABLE)
+
+
+def load_thresholds(domain: Domain, result: Result) -> dict[str, float]:
+    """The confidence from which on each class is shown; nothing where answers are no boxes."""
+    boxes = isinstance(create_task(domain), BoxTask)
+    return load_meta(result.folder / "adapter").thresholds if boxes else {}
 
 
 def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Path) -> None:

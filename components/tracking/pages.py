@@ -32,7 +32,12 @@ EVIDENCE = "gates"  # artifact folder of the gates' findings on a version, one f
 CARDS, CARD = "card", "model_card.html"  # artifact folder and page of the model card
 #: A view of an experiment's runs as MLflow saves it: listed under `Views`, and opened by a link with its name.
 VIEW = "candidates"
-SAMPLES: dict[Annotation, str] = {"label": "mistakes", "labels": "mistakes", "mask": "the worst answers"}
+SAMPLES: dict[Annotation, str] = {
+    "label": "mistakes",
+    "labels": "mistakes",
+    "mask": "the worst answers",
+    "boxes": "the worst answers",
+}
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 
 

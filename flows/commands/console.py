@@ -72,6 +72,8 @@ def show_retrain(outcome: Outcome) -> None:
     show_candidates(outcome)
     OUT.print()
     _show_verdict(outcome)
+    if outcome.suspicion is not None:
+        OUT.print(f"Labels   {escape(outcome.suspicion.text)}")
     champion = outcome.champion_version
     OUT.print(f"Champion of {name}: " + (f"version {champion}" if champion else "none yet"))
     OUT.print(

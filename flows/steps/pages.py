@@ -14,8 +14,10 @@ from components.records.outcomes import Outcome
 from components.reports import answers, card, retrain_page
 from components.reports.card import ModelCard, SliceScore
 from components.reports.retrain_page import RetrainReport
+from components.reports.suspects import Questioned
 from components.tasks import create_task
 from components.tasks.base import DenseTask, by_class, has_labels
+from components.tracking.candidates import load_thresholds
 from components.tracking.pages import CARD, DATA, EVIDENCE
 from flows.plan import Plan
 
@@ -27,7 +29,12 @@ def report_path(plan: Plan) -> Path:
 
 
 def create_report(
-    plan: Plan, outcome: Outcome, about: ModelCard, picture: Path, pages: Mapping[str, str]
+    plan: Plan,
+    outcome: Outcome,
+    about: ModelCard,
+    picture: Path,
+    pages: Mapping[str, str],
+    questioned: Questioned | None = None,
 ) -> RetrainReport:
     """The report of a finished retrain. about: the challenger's card. pages: of `list_pages`."""
     return RetrainReport(
@@ -35,8 +42,9 @@ def create_report(
         outcome=outcome,
         picture=picture,
         challenger=about.result.folder,
-        intervals=about.intervals,
+        known=about.known,
         raw=plan.workspace.raw(plan.domain.name),
+        questioned=questioned,
         code=plan.code,
         validation=plan.validation_report,
         validation_artifact=f"{DATA}/{plan.validation_report.name}",
@@ -58,7 +66,7 @@ def describe_classes(about: ModelCard) -> str:
     if not isinstance(task, DenseTask):
         return ""
     frame = load_predictions(about.result.folder, "test")
-    return answers.describe_classes(frame, task, about.domain.classes, about.intervals)
+    return answers.describe_classes(frame, task, about.domain.classes, about.known)
 
 
 def create_card(plan: Plan, outcome: Outcome, result: Result, parent: str, pages: Mapping[str, str]) -> ModelCard:
@@ -78,6 +86,7 @@ def create_card(plan: Plan, outcome: Outcome, result: Result, parent: str, pages
         evidence_artifact=EVIDENCE,
         report=report_path(plan),
         pages=pages,
+        thresholds=load_thresholds(plan.domain, result),
     )
 
 
