@@ -32,11 +32,8 @@ from components.records.boxes import Corners, FoundBox, LabelledBox
 from components.serving.ids import Ids
 from components.serving.writing import CSV, FORMS, JSON, QUALITY, name_files, require_target
 
-TABLE = {
-    "path": pl.String(),
-    "label": pl.String(),
-    **dict.fromkeys(("x0", "y0", "x1", "y1", "confidence"), pl.Float64()),
-}
+NUMBERS = ("x0", "y0", "x1", "y1", "confidence")
+TABLE = {"path": pl.String(), "label": pl.String(), **dict.fromkeys(NUMBERS, pl.Float64()), "shown": pl.Boolean()}
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ def render_voc(one: Answered, size: tuple[int, int]) -> bytes:
             ElementTree.SubElement(entry, key).text = text
         box, (x0, y0, x1, y1) = ElementTree.SubElement(entry, "bndbox"), found.box
         for key, value in (("xmin", x0 + 1), ("ymin", y0 + 1), ("xmax", x1), ("ymax", y1)):
-            ElementTree.SubElement(box, key).text = f"{value:.3f}"
+            ElementTree.SubElement(box, key).text = f"{value:.6f}".rstrip("0").rstrip(".")
     ElementTree.indent(root)
     data: bytes = ElementTree.tostring(root, encoding="utf-8")
     return data + b"\n"
@@ -162,5 +159,5 @@ def render_yolo(one: Answered, size: tuple[int, int], names: Sequence[str]) -> b
     for found in one.shown:
         x0, y0, x1, y1 = found.box
         shares = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
-        lines.append(" ".join([str(names.index(found.label)), *(f"{share:.8f}" for share in shares)]))
+        lines.append(" ".join([str(names.index(found.label)), *(f"{share:.10f}" for share in shares)]))
     return "".join(f"{line}\n" for line in lines).encode()

@@ -35,18 +35,20 @@ class Ids:
     words: str
 
 
-def choose_ids(pictures: Sequence[Path], classes: Sequence[str], domain: Domain, raw: Path) -> Ids:
+def choose_ids(pictures: Mapping[int, Path], classes: Sequence[str], domain: Domain, raw: Path) -> Ids:
     """The ids of the COCO file that lists every picture, if there is one; else places, which count from 1.
 
-    A listed picture is recognised by its path or by its name and content, so that a copy elsewhere is the same picture.
+    pictures: by their places among those asked. A listed picture is recognised by its path, or by its name and content,
+    so that a copy elsewhere is the same picture.
     """
-    images = tuple((number, path.as_posix()) for number, path in enumerate(pictures, 1))
+    images = tuple((number, path.as_posix()) for number, path in pictures.items())
     by_place = {name: number for number, name in enumerate(classes, 1)}
     words = "numbered by the order of pictures and classes"
     if not isinstance(domain.layout, Coco) or not pictures:
         return Ids(images, by_place, words)
     try:
-        found = [_match(path, pictures, classes, domain, raw) for path in find_files(domain.layout, raw)]
+        files = find_files(domain.layout, raw)
+        found = [_match(path, [*pictures.values()], classes, domain, raw) for path in files]
     except DataError as error:
         found = [f"{error.what}: {error.found}"]
     fit = next((one for one in found if isinstance(one, Ids)), None)
@@ -56,23 +58,32 @@ def choose_ids(pictures: Sequence[Path], classes: Sequence[str], domain: Domain,
 def _match(path: str, pictures: Sequence[Path], classes: Sequence[str], domain: Domain, raw: Path) -> Ids | str:
     """The ids of one COCO file, or why they cannot be used."""
     content = load_coco(raw / path, path, Counter())
-    used = {identify(entry["category_id"]) for entry in content["annotations"]}
-    categories: dict[str, list[Id]] = {}
-    for entry in sorted(content["categories"], key=lambda entry: identify(entry["id"]) not in used):
-        name = str(entry.get("name") or "").strip()
-        name = domain.rename.get(name, name)
-        if name not in categories or identify(entry["id"]) in used:
-            categories.setdefault(name, []).append(entry["id"])
+    categories = _list_categories(content["categories"], content["annotations"], domain.rename)
     if wrong := next((name for name in classes if len(categories.get(name, ())) != 1), None):
         return f"{path} has {len(categories.get(wrong, ()))} categories for the class {wrong}"
     listed = _list_pictures(content["images"], path, domain, raw)
-    images = tuple(_find(picture, listed, raw) for picture in pictures)
-    if strange := next((picture for picture, one in zip(pictures, images, strict=True) if one is None), None):
-        return f"{path} does not list {strange.name}"
-    known = tuple(one for one in images if one is not None)
+    known = list[tuple[Id, str]]()
+    for picture in pictures:
+        if (found := _find(picture, listed, raw)) is None:
+            return f"{path} does not list {picture.name}"
+        known.append(found)
     if len({key for key, _ in known}) < len(known):
         return "a picture is there twice"
-    return Ids(known, {name: categories[name][0] for name in classes}, f"with the ids of {path}")
+    return Ids(tuple(known), {name: categories[name][0] for name in classes}, f"with the ids of {path}")
+
+
+def _list_categories(
+    categories: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]], rename: Mapping[str, str]
+) -> dict[str, list[Id]]:
+    """The ids of each class: of those that share a name, only the ones that annotations use."""
+    used = {identify(entry["category_id"]) for entry in annotations}
+    named: dict[str, list[Id]] = {}
+    for entry in categories:
+        name = str(entry.get("name") or "").strip()
+        named.setdefault(rename.get(name, name), []).append(entry["id"])
+    return {
+        name: keys if len(keys) == 1 else [key for key in keys if identify(key) in used] for name, keys in named.items()
+    }
 
 
 def _list_pictures(
@@ -94,10 +105,10 @@ def _find(
     picture: Path, listed: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]], raw: Path
 ) -> tuple[Id, str] | None:
     """Id and name of a picture; of several copies, those of the one whose path ends like the picture's."""
-    asked = picture.resolve()
+    asked = picture.absolute()
 
     def agree(place: str) -> int:
-        pairs = zip(reversed(asked.parts), reversed((raw / place).resolve().parts), strict=False)
+        pairs = zip(reversed(asked.parts), reversed((raw / place).absolute().parts), strict=False)
         return next((number for number, (one, other) in enumerate(pairs) if one != other), len(asked.parts))
 
     for place, entry in sorted(listed.get(picture.name, ()), key=lambda pair: -agree(pair[0])):

@@ -177,15 +177,15 @@ def _write_boxes(
     from components.serving.box_files import Answered, write_boxes
     from components.serving.ids import choose_ids
 
-    paths = [row.path for row in outcome.predictions if isinstance(row, BoxesAnswer)]
-    answered = [Answered(Path(path), [FoundBox(*found) for found in answers[path]["found"]]) for path in paths]
+    rows = enumerate(outcome.predictions, 1)
+    pictures = {number: Path(row.path) for number, row in rows if isinstance(row, BoxesAnswer)}
+    answered = [Answered(path, [FoundBox(*one) for one in answers[path.as_posix()]["found"]]) for path in pictures.values()]
     domain = load_domain(workspace.domain_file(outcome.domain))
-    ids = choose_ids([one.path for one in answered], meta.classes, domain, workspace.raw(outcome.domain))
+    ids = choose_ids(pictures, meta.classes, domain, workspace.raw(outcome.domain))
     drawn = write_boxes(out, answered, meta.classes, ids)
-    notes = {
-        f"boxes in {out}, {ids.words}": sum(len(one.found) for one in answered),
-        "pictures without any box there": sum(not one.found for one in answered),
-    }
+    notes = {f"boxes in {out}, {ids.words}": sum(len(one.found) for one in answered)}
+    empty = sum(not one.found for one in answered)
+    notes |= {"pictures without any box there": empty} if empty else {}
     noted = outcome.model_copy(update={"notes": {**outcome.notes, **notes}})
     return _add_files(noted, BoxesAnswer, [{"drawn": path} for path in drawn])
 
