@@ -179,7 +179,9 @@ def _write_boxes(
 
     rows = enumerate(outcome.predictions, 1)
     pictures = {number: Path(row.path) for number, row in rows if isinstance(row, BoxesAnswer)}
-    answered = [Answered(path, [FoundBox(*one) for one in answers[path.as_posix()]["found"]]) for path in pictures.values()]
+    answered = [
+        Answered(path, [FoundBox(*one) for one in answers[path.as_posix()]["found"]]) for path in pictures.values()
+    ]
     domain = load_domain(workspace.domain_file(outcome.domain))
     ids = choose_ids(pictures, meta.classes, domain, workspace.raw(outcome.domain))
     drawn = write_boxes(out, answered, meta.classes, ids)

@@ -27,12 +27,16 @@ def fit_boxes(targets: Boxes, size: tuple[int, int], canvas: tuple[int, int], fi
 def restore_boxes(found: Floats, placement: Placement, size: tuple[int, int]) -> Floats:
     """(K, 6) on the canvas to pixels of the picture of (width, height), clipped to it.
 
-    What lies outside of the picture alone becomes a row of class NONE.
+    What lies outside of the picture alone becomes a row of class NONE. So do boxes that only differed outside of it:
+    of those that are equal, the first remains.
     """
     scale, shift = _find_scale(placement, size)
     moved = found.copy()
     moved[:, :4] = np.clip((found[:, :4] - shift) / scale, 0, np.array(size * 2))
     moved[(moved[:, 2] <= moved[:, 0]) | (moved[:, 3] <= moved[:, 1]), 4] = NONE
+    repeated = np.ones(len(moved), np.bool_)
+    repeated[np.unique(moved[:, :5], axis=0, return_index=True)[1]] = False
+    moved[repeated, 4] = NONE
     return moved
 
 
