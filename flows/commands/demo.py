@@ -1,5 +1,6 @@
 """`tessera demo`: makes, retrains and uses a bundled domain, to show all steps on any machine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,18 @@ from components.domain.domain import Domain
 from components.domain.reading import load_domain
 from components.errors import DomainError
 from components.files import settle_folder, write_whole
+from components.records.boxes import FOUND as FOUND_BOXES
 from components.records.images import Created
 from components.records.maps import encode_map
-from components.records.predictions import MapAnswer, Predictions
+from components.records.predictions import BoxesAnswer, MapAnswer, Predictions
 from components.synthetic import BUNDLED
 from components.tasks import create_task
-from components.tasks.base import PREDICTED, MapTask, by_class
+from components.tasks.base import PREDICTED, BoxTask, DenseTask, MapTask, by_class
 from components.workspace import REPOSITORY, Workspace
 from flows.progress import report
 
 SAMPLES = 4
-FOUND = "found"  # folder of masks and overlays, and name of the picture beside it
+FOUND = "found"  # folder of masks and drawings, and name of the picture beside it
 
 
 def choose_domain(task: str | None) -> str:
@@ -56,19 +58,18 @@ def create_domain(workspace: Workspace, name: str) -> Created:
 
 
 def predict_samples(workspace: Workspace, name: str) -> Predictions:
-    """What the champion says of a few test images, one per label as far as they go; masks are written as files.
+    """What the champion says of a few test images, one per label as far as they go; masks and drawings are written.
 
-    Where every pixel has a class, the images are of different groups, and show the classes other than the background in
-    turn.
+    Where objects are to be found, the images are of different groups, and show the classes in turn.
     """
     from flows.commands.predict import predict
 
     domain = load_domain(workspace.domain_file(name))
     task, test = create_task(domain), _load_test(workspace, domain)
-    if not isinstance(task, MapTask):
+    if not isinstance(task, DenseTask):
         chosen = test.unique("label", keep="first", maintain_order=True).head(SAMPLES)
         return predict(workspace, name, [workspace.raw(name) / path for path in chosen["path"]])
-    shown = by_class(test).filter(pl.col("label") != (task.painting.background if task.painting else None))
+    shown = by_class(test).filter(pl.col("label") != (task.painting.background if task.painting else ""))
     others = shown.unique("group", keep="first", maintain_order=True)
     turns = others.with_columns(turn=pl.int_range(pl.len()).over("label")).sort("turn", maintain_order=True)
     pictures = [workspace.raw(name) / path for path in turns["path"].head(SAMPLES)]
@@ -76,25 +77,41 @@ def predict_samples(workspace: Workspace, name: str) -> Predictions:
 
 
 def draw_samples(workspace: Workspace, name: str, answers: Predictions) -> Path | None:
-    """A PNG of the answers beside the truth; returns its path. None where answers are no masks."""
-    from components.reports.maps import draw_found
+    """A PNG of the answers beside the truth; returns its path. None where answers are labels."""
+    from components.reports import boxes, maps
 
     domain = load_domain(workspace.domain_file(name))
     task, raw = create_task(domain), workspace.raw(name)
-    if not isinstance(task, MapTask):
-        return None
-    maps = {
-        row.path: (row.label, encode_map(np.asarray(Image.open(row.mask))))
-        for row in answers.predictions
-        if isinstance(row, MapAnswer) and row.mask
-    }
-    test = _load_test(workspace, domain)
-    found = [maps.get(str(raw / path), (None, None)) for path in test["path"]]
-    label, data = zip(*found, strict=True)
-    columns = pl.Series(PREDICTED, label, pl.String), pl.Series("answer_map", data, pl.Binary)
-    frame = test.with_columns(*columns).drop_nulls("answer_map")
+    test = _load_test(workspace, domain).with_columns(asked=pl.lit(f"{raw}/") + pl.col("path"))
+    facts = {row.path: row for row in answers.predictions if row.error is None}
+    frame = test.filter(pl.col("asked").is_in(list(facts)))
     title = f"{domain.title or name}: what version {answers.version} found"
-    return draw_found(frame, task, domain.classes, raw, title, workspace.runs(name) / f"{FOUND}.png")
+    sheet = domain.classes, raw, title, workspace.runs(name) / f"{FOUND}.png"
+    rows = [facts[path] for path in frame["asked"]]
+    if isinstance(task, MapTask):
+        columns = _read_maps([row for row in rows if isinstance(row, MapAnswer)])
+        return maps.draw_found(frame.with_columns(columns), task, *sheet)
+    if isinstance(task, BoxTask):
+        columns = _read_boxes([row for row in rows if isinstance(row, BoxesAnswer)])
+        return boxes.draw_found(frame.with_columns(columns), task, *sheet)
+    return None
+
+
+def _read_maps(rows: Sequence[MapAnswer]) -> list[pl.Series]:
+    """The columns of predictions that a drawing needs, out of the masks that were written."""
+    data = [encode_map(np.asarray(Image.open(row.mask))) if row.mask else None for row in rows]
+    return [pl.Series(PREDICTED, [row.label for row in rows], pl.String), pl.Series("answer_map", data, pl.Binary)]
+
+
+def _read_boxes(rows: Sequence[BoxesAnswer]) -> list[pl.Series]:
+    """The same of boxes."""
+    found = [[one.model_dump() for one in row.objects] for row in rows]
+    shown = [[True] * len(row.objects) for row in rows]
+    return [
+        pl.Series(PREDICTED, [row.label for row in rows], pl.String),
+        pl.Series("found", found, FOUND_BOXES),
+        pl.Series("shown", shown, pl.List(pl.Boolean)),
+    ]
 
 
 def _load_test(workspace: Workspace, domain: Domain) -> pl.DataFrame:
