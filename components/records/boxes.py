@@ -50,7 +50,7 @@ class FoundBox(NamedTuple):
 
 def write_objects(objects: Sequence[LabelledBox]) -> list[dict[str, Any]]:
     """As a value of the column `objects`."""
-    return [{"label": each.label, "box": list(each.box), "kind": each.kind} for each in objects]
+    return [{"label": each.label, "box": list(map(float, each.box)), "kind": each.kind} for each in objects]
 
 
 def read_objects(value: Sequence[Mapping[str, Any]]) -> list[LabelledBox]:
