@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import polars as pl
 import pytest
 from samples import save_picture
 
 from components.data.annotations.boxes import CLIPPED
 from components.data.annotations.coco import CROWDS, EXTENTS
+from components.data.annotations.columns import complete_table
 from components.data.annotations.guessing import suggest_layout
 from components.data.annotations.layouts import read_layout
 from components.data.annotations.names import rename_labels
@@ -17,7 +19,7 @@ from components.data.annotations.regions import AS_BACKGROUND, LEFT_OUT
 from components.data.annotations.yolo import EXTENTS as YOLO_EXTENTS
 from components.data.annotations.yolo import UNLISTED
 from components.data.manifest import Wanted
-from components.domain.layouts import Coco, Voc, Yolo
+from components.domain.layouts import Coco, Csv, Parquet, Voc, Yolo
 from components.errors import DataError
 from components.records.boxes import LabelledBox
 
@@ -112,7 +114,22 @@ def yolo(raw, *lines, facts="names: [pit, stain]\n"):
     return raw, Yolo()
 
 
-FORMATS = {"voc": voc, "coco": coco, "yolo": yolo}
+# Tables
+
+
+def csv_line(label, box, name="p0"):
+    return f"images/{name}.png,{label},{','.join(map(str, box))}"
+
+
+def table(raw, *lines, header="image,label,xmin,ymin,xmax,ymax"):
+    """lines: all of the table; left out, those of the scene."""
+    write_pictures(raw, "images")
+    lines = lines or (*(csv_line(label, box) for label, box, _ in SCENE), "images/p1.png,,,,,")
+    write_text(raw / "labels.csv", "\n".join([header, *lines]))
+    return raw, Csv(crop=("xmin", "ymin", "xmax", "ymax"))
+
+
+FORMATS = {"voc": voc, "coco": coco, "yolo": yolo, "csv": table}
 #: Formats that can say nothing of a picture: YOLO counts one without a label file as background.
 SILENT = [form for form in FORMATS if form != "yolo"]
 
@@ -175,6 +192,10 @@ def yolo_case(line, **expected):
     return Case(yolo, (in_shares("stain", STAIN), line), **expected)
 
 
+def table_case(label, box, **expected):
+    return Case(table, (csv_line("stain", STAIN), csv_line(label, box), "images/p1.png,,,,,"), **expected)
+
+
 def beside(label, box, kind="object"):
     return [LabelledBox("stain", STAIN), LabelledBox(label, box, kind)]
 
@@ -232,6 +253,18 @@ CASES = {
     "coco without a box": coco_case({}, problem="a bbox [x, y, width, height]"),
     "coco whole": coco_case({"whole": True}, problem="a bbox [x, y, width, height]"),
     "coco other class": coco_case({"category_id": 7, "bbox": from_size(PIT)}, problem="category_id 7"),
+    "csv over an edge": table_case("pit", (-1, 0, 9, 42), objects=beside("pit", (0, 0, 9, 40)), notes={CLIPPED: 1}),
+    "csv far over an edge": table_case("pit", (4, 4, 50.5, 12), problem="4, 4, 50.5, 12 in labels.csv, line 3"),
+    "csv flat": table_case("pit", (4, 4, 10, 4), problem="a box with an area: x0, y0, x1, y1 = 4, 4, 10, 4 in labels"),
+    "csv twice": table_case("stain", STAIN, problem="in labels.csv, line 2 and in labels.csv, line 3"),
+    "csv nan": table_case("pit", ("nan", 4, 10, 12), problem="boxes as `x0 y0 x1 y1`: 'nan 4 10 12' in labels.csv, li"),
+    "csv infinite": table_case("pit", ("inf", 4, 10, 12), problem="'inf 4 10 12' in labels.csv, line 3"),
+    "csv three numbers": table_case("pit", (4, 4, "", 12), problem="'4 4 ? 12' in labels.csv, line 3"),
+    "csv tiny number": table_case("pit", ("1e-05", 0, 9, 9), objects=beside("pit", (0.00001, 0, 9, 9))),
+    "csv without a label": table_case("", PIT, problem="a label of the box in labels.csv, line 3: an empty cell"),
+    "csv label without a box": table_case("stain", ["", "", "", ""], problem="a box of 'stain': an empty cell in lab"),
+    "csv label that never has a box": table_case("none", ["", "", "", ""], objects=[LabelledBox("stain", STAIN)],
+        notes={"lines labelled 'none', which never has a box: pictures without any object": 1}),
     "yolo over an edge": yolo_case(in_shares("pit", (40, 30, 49.5, 42)), objects=beside("pit", (40, 30, 48, 40)),
                                    notes={CLIPPED: 1}),
     "yolo rounding over an edge": yolo_case("0 0.9375 0.5 0.12501 1.0001",
@@ -357,3 +390,113 @@ def test_trees_of_yolo_are_found_with_their_names_and_splits(tmp_path, picture, 
     }
     assert found == expected
     assert reading.notes[UNLISTED] == 2
+
+
+FOUR = ("xmin", "ymin", "xmax", "ymax")
+#: Tables as people hold them: header, lines, options that are named, and options that are found.
+TABLES = {
+    "corners": (
+        "image,xmin,ymin,xmax,ymax,class",
+        ["p0.png,4,4,10,12,pit", "p0.png,2.5,2,40.5,30.25,stain", "p1.png,,,,,"],
+        {}, {"label": "class", "crop": FOUR},
+    ),
+    "tensorflow": (
+        "filename,width,height,class,xmin,ymin,xmax,ymax",
+        ["p0.png,48,40,pit,4,4,10,12", "p0.png,48,40,stain,2.5,2,40.5,30.25", "p1.png,48,40,,,,,"],
+        {}, {"image": "filename", "label": "class", "crop": FOUR},
+    ),
+    "size": (
+        "image_id,x,y,w,h,label",
+        ["p0,4,4,6,8,pit", "p0,2.5,2,38,28.25,stain", "p1,,,,,"],
+        {}, {"image": "image_id", "crop": ("x", "y", "w", "h"), "box_form": "size"},
+    ),
+    "one cell": (
+        "image,bbox,label",
+        ['p0.png,"[4, 4, 6, 8]",pit', 'p0.png,"[2.5, 2, 38, 28.25]",stain', "p1.png,,"],
+        {"box_form": "size"}, {"crop": "bbox"},
+    ),
+    "boxes of a cell": (
+        "image,boxes,label",
+        ["p0.png,4 4 10 12,pit", "p0.png,2.5 2 40.5 30.25,stain", "p1.png,[],"],
+        {"box_form": "corners"}, {"boxes": "boxes"},
+    ),
+    "one label per box": (
+        "image,boxes,label",
+        ["p0.png,4 4 10 12; 2.5 2 40.5 30.25,pit|stain", "p1.png,,"],
+        {"box_form": "corners", "separator": "|"}, {"boxes": "boxes"},
+    ),
+    "no finding": (
+        "image,label,xmin,ymin,xmax,ymax",
+        ["p0.png,pit,4,4,10,12", "p0.png,stain,2.5,2,40.5,30.25", "p1.png,No finding,,,,"],
+        {}, {"crop": FOUR},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("header", "lines", "named", "found"), TABLES.values(), ids=TABLES)
+def test_tables_of_boxes_are_read_as_people_hold_them(tmp_path, header, lines, named, found):
+    write_pictures(tmp_path, "images")
+    write_text(tmp_path / "labels.csv", "\n".join([header, *lines]))
+    layout = complete_table(Csv(**named), tmp_path, boxes=True)
+    assert {name: getattr(layout, name) for name in found} == found
+    reading = read(tmp_path, layout)
+    assert objects_of(reading) == SCENE
+    assert objects_of(reading, "p1.png") == []
+    assert objects_of(reading, "p2.png") is None
+
+
+def test_a_few_cells_that_are_no_numbers_do_not_hide_the_columns_of_boxes(tmp_path):
+    lines = [csv_line("pit", (0, 0, 10 + k, 12)) for k in range(30)]
+    raw, layout = table(tmp_path, *lines, csv_line("pit", ("nan", 0, 10, 12), "p1"))
+    assert complete_table(Csv(), raw, boxes=True).crop == layout.crop
+
+
+def test_boxes_of_one_class_need_no_column_of_labels(tmp_path):
+    raw, layout = table(tmp_path, "p0.png,4,4,10,12", "p1.png,,,,", header="image,xmin,ymin,xmax,ymax")
+    reading = read(raw, layout)
+    assert objects_of(reading) == [LabelledBox("object", PIT)]
+    assert objects_of(reading, "p1.png") == []
+    with pytest.raises(DataError, match="the columns grade"):
+        read(raw, layout.model_copy(update={"label": "grade"}).model_validate(layout.model_dump() | {"label": "grade"}))
+
+
+def test_one_label_stands_for_all_boxes_of_a_cell_or_each_has_its_own(tmp_path):
+    lines = ("p0.png,4 4 10 12; 4 4 11 12,pit", "p1.png,4 4 10 12; 4 4 11 12; 4 4 12 12,pit|stain", "p2.png,x,pit")
+    write_pictures(tmp_path, "images")
+    write_text(tmp_path / "labels.csv", "\n".join(["image,boxes,label", *lines]))
+    reading = read(tmp_path, Csv(boxes="boxes", separator="|"))
+    assert objects_of(reading) == [LabelledBox("pit", PIT), LabelledBox("pit", (4.0, 4.0, 11.0, 12.0))]
+    assert "2 labels and 3 boxes in labels.csv, line 3" in find_row(reading, "p1.png").problem.found
+    assert "'x' in labels.csv, line 4" in find_row(reading, "p2.png").problem.found
+
+
+def test_lines_of_a_picture_share_their_group_and_split(tmp_path):
+    header = "image,label,xmin,ymin,xmax,ymax,lot,split"
+    lines = [csv_line("pit", PIT) + ",a,train", csv_line("stain", STAIN) + ",,train",
+             csv_line("pit", PIT, "p1") + ",a,train", csv_line("pit", STAIN, "p1") + ",b,train"]  # fmt: skip
+    raw, layout = table(tmp_path, *lines, header=header)
+    reading = read(raw, layout, columns=("lot",))
+    assert dict(find_row(reading).columns) == {"lot": "a", "split": "train"}
+    problem = find_row(reading, "p1.png").problem
+    assert (problem.expected, problem.found) == ("one value of 'lot' per picture", "a and b (in labels.csv, line 5)")
+
+
+def test_a_parquet_table_gives_the_boxes_of_its_csv(tmp_path):
+    raw, layout = table(tmp_path)
+    pl.read_csv(raw / "labels.csv").write_parquet(raw / "labels.parquet")
+    options = layout.model_dump(exclude={"kind", "table", "delimiter", "encoding", "header"}, exclude_unset=True)
+    assert objects_of(read(raw, Parquet(**options))) == SCENE
+    lists = pl.DataFrame({"image": ["p0.png"], "label": ["pit"], "boxes": [[[4.0, 4, 10, 12], [4, 4, 11, 12]]]})
+    lists.write_parquet(raw / "labels.parquet")
+    assert len(objects_of(read(raw, Parquet(boxes="boxes")))) == 2
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [(Csv(), "neither `crop` nor `boxes`"), (Csv(crop="box", ids={"pit": 1}), "no `ids`, which name pixels")],
+)
+def test_a_table_without_boxes_is_refused(tmp_path, layout, words):
+    raw, _ = table(tmp_path)
+    with pytest.raises(DataError) as caught:
+        read(raw, layout)
+    assert words in str(caught.value)

@@ -64,10 +64,11 @@ MORE_CORNERS = (
     *(("minx", "miny", "maxx", "maxy"), ("bboxleft", "bboxtop", "bboxright", "bboxbottom")),
 )
 MORE_SIZES = (("xmin", "ymin", "width", "height"), ("x0", "y0", "width", "height"), ("minx", "miny", "width", "height"))
+EMPTY = " []()"  # signs of a cell without any box
 BOX_LISTS = (*BOX_WORDS, "boxes", "bboxes", "boundingboxes", "rois")
 SAMPLE = 200  # rows by which a column is judged
 ALPHABETS = ("cp1251", "gb18030", "shift_jis", "big5", "euc_kr", "cp1253", "cp1250")  # for tables without a mark
-NEARLY = 0.8  # if at least this share of rows has exactly one 1, the other rows may be mistakes
+NEARLY = 0.8  # least share of rows with exactly one 1, or of cells with a number, of which the others may be mistakes
 MOST_CLASSES = 100  # most different values in a label column that is not identified by its name
 
 Table = Csv | Parquet
@@ -401,7 +402,7 @@ def _find_class(frame: pl.DataFrame, layout: Table) -> str | None:
     able = able or [
         name
         for name in others
-        if _word(name) not in NO_LABELS and _may_be_label(frame[name]) and not _is_number_column(frame, name)
+        if _word(name) not in NO_LABELS and _may_be_label(frame[name]) and not _holds_numbers(frame, name)
     ]
     if len(able) > 1:
         raise unclear_columns(frame, layout, "one column of classes of the boxes", able, "label")
@@ -496,9 +497,10 @@ def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index, *, 
         return layout
     words = {_word(name): name for name in reversed(frame.columns)}
     more = (MORE_CORNERS, MORE_SIZES) if boxes else ((), ())
+    share = NEARLY if boxes else 1  # the reader quarantines a picture whose box is no number
     for form, sets in (("corners", CORNERS + more[0]), ("size", SIZES + more[1])):
         for four in sets:
-            if set(four) <= words.keys() and all(_is_number_column(frame, words[word]) for word in four):
+            if set(four) <= words.keys() and all(_holds_numbers(frame, words[word], share) for word in four):
                 _refuse_shares(frame, [words[word] for word in four], layout)
                 return _with(layout, crop=tuple(words[word] for word in four), box_form=form)
     for name in (words[word] for word in BOX_WORDS if word in words):
@@ -517,7 +519,7 @@ def _find_lists(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> 
     for name in (words[word] for word in BOX_LISTS if word in words and words[word] != layout.image):
         cells = enumerate(frame[name].cast(pl.String, strict=False))
         written = [
-            (row, parse_numbers(part)) for row, text in cells for part in (text or "").split(";") if part.strip()
+            (row, parse_numbers(part)) for row, text in cells for part in (text or "").split(";") if part.strip(EMPTY)
         ]
         if written and all(len(numbers) == 4 for _, numbers in written):
             form = _find_box_form(_with(layout, boxes=name), frame, written, raw, index)
@@ -542,15 +544,16 @@ def _refuse_shares(frame: pl.DataFrame, names: Sequence[str], layout: Table) -> 
         raise UnclearTableError(where, expected="boxes in pixels", found=found, hint=hint)
 
 
-def _is_number_column(frame: pl.DataFrame, name: str) -> bool:
+def _holds_numbers(frame: pl.DataFrame, name: str, share: float = 1.0) -> bool:
+    """Whether at least this share of the cells are numbers."""
     texts = _texts(frame, name, SAMPLE)
-    return bool(texts) and all(len(parse_numbers(text)) == 1 for text in texts)
+    return bool(texts) and sum(len(parse_numbers(text)) == 1 for text in texts) >= share * len(texts)
 
 
 def parse_numbers(text: str | None) -> list[float]:
     """The numbers in `[1, 2.5, 3, 4]`, `(1 2 3 4)` or `1 2 3 4`; an empty list for any other text."""
     plain = re.sub(r"[\[\](),\s]+", " ", text or "").split()
-    if all(re.fullmatch(r"-?\d{1,9}(\.\d*)?", part) for part in plain):
+    if all(re.fullmatch(r"-?\d{1,9}(\.\d*)?([eE]-\d{1,3})?", part) for part in plain):
         return [float(part) for part in plain]
     return []
 

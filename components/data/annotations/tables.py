@@ -1,8 +1,8 @@
-"""Tables to rows: csv and parquet, with one label or several labels per line."""
+"""Tables to rows: csv and parquet, with one label or several per line, or the boxes of a picture in several lines."""
 
 import posixpath
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import polars as pl
 
 from components.data.annotations.cells import Sheet, load_sheet
 from components.data.annotations.columns import (
+    EMPTY,
     FLAGS,
     find_flags,
     find_pictures,
@@ -21,12 +22,14 @@ from components.data.annotations.guessing import refuse_layout
 from components.data.annotations.masks import in_colour, name_values
 from components.data.annotations.regions import paint_classes, paint_masks, read_mask, require_one_mask
 from components.data.annotations.run_lengths import paint_runs
+from components.data.annotations.table_boxes import BoxLine, place_lines
 from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
 from components.data.manifest import Reading, Row, Wanted
 from components.data.sources.images import SUFFIXES, Box, not_an_image
 from components.domain.domain import Domain
 from components.domain.layouts import Csv, Parquet
 from components.errors import DataError
+from components.records.boxes import Corners
 from components.records.maps import Regions
 from components.records.reasons import Reason
 from components.tasks import create_task
@@ -34,7 +37,7 @@ from components.tasks import create_task
 Record = dict[str, str | None]
 ELSEWHERE = "paths from another place, found by their ends"
 NO_OBJECT = Reason("a label or a box", "a line without either: a picture without any object", "Nothing needs doing.")
-OBJECT = "object"  # the class of run lengths without a label
+OBJECT = "object"  # the class of run lengths and boxes without a label
 CSV_HINT = "; the separator must be a comma, or the `delimiter` that `layout` names."
 
 
@@ -53,14 +56,46 @@ class _Lines:
 def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     """One row per line of the table. A bare file name is looked up everywhere below the table's folder.
 
-    Pictures that no line lists, in folders of listed ones, are rows with a problem.
+    With boxes wanted, one row per picture, with the boxes of all its lines. Pictures that no line lists, in folders of
+    listed ones, are rows with a problem, or without annotation where regions or boxes are wanted.
+    """
+    _require_fit(layout, wanted)
+    files = walk_files(raw)
+    lines, records = _open_table(layout, raw, wanted, files)
+    if wanted.boxed:
+        return _place_boxes(lines, records, files, raw)
+    read = [_read_line(lines, record, where) for record, where in records]
+    if wanted.painting is not None and layout.runs:
+        cells = [(record[layout.runs], where) for record, where in records]
+        drawn, counts = paint_runs(read, cells, raw, wanted.painting)
+        others = find_unlisted(files, drawn, "a line")
+        return Reading(drawn + [Row(path=row.path) for row in others], notes={**lines.notes, **counts})
+    rows = [row for row in read if row.problem != NO_OBJECT]
+    empty = {row.path: str(NO_OBJECT) for row in read if row.problem == NO_OBJECT}
+    if wanted.painting is not None:
+        one = require_one_mask(rows)
+        named = _name_masks(layout, wanted)
+        rows, soft = (paint_masks(one, raw, named), {}) if layout.ids else paint_classes(one, raw, wanted)
+        lines.notes.update(soft)
+        read += [Row(path=row.mask, mask=row.path) for row in read if row.mask]  # masks must be listed, too
+    unlisted = find_unlisted(files, read, f"a line in {layout.table} for every picture beside the listed ones")
+    return Reading(
+        rows + unlisted, {path: why for path, why in empty.items() if path in lines.index.files}, lines.notes
+    )
+
+
+def _open_table(
+    layout: Csv | Parquet, raw: Path, wanted: Wanted, files: Sequence[str]
+) -> tuple[_Lines, list[tuple[Record, str]]]:
+    """What is needed to read the lines of a table, and the lines with their places, for messages.
+
+    Raises DataError if the table lacks a column.
     """
     table = resolve_inside(layout.table, "", "layout.table")
-    _require_fit(layout, wanted)
     sheet = _load(layout, raw, table)
     flags = layout.one_hot or (wanted.many and not layout.separator)
     classes = (_written_classes(wanted, sheet.frame) or find_flags(sheet.frame, layout)) if flags else ()
-    unlabelled = layout.ids or (layout.runs and layout.label not in sheet.frame.columns)
+    unlabelled = layout.ids or _has_one_class(layout, sheet.frame, wanted)
     names = [layout.image, *(() if unlabelled else classes if flags else (layout.label,)), *wanted.columns]
     split = find_split_column(sheet.frame)
     names += [name for name in (split, layout.mask, layout.runs, layout.boxes, *_crop_columns(layout)) if name]
@@ -71,38 +106,59 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     if "split" in sheet.frame.columns:  # needed by `split: given`
         wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))
         names.append("split")
-    files = walk_files(raw)
     notes = Counter(sheet.notes)
     if layout.one_hot:
         notes[f"lines of {table} whose columns of 0 and 1 are read as one label (one_hot)"] = len(sheet.lines)
     lines = _Lines(layout, Index(files, posixpath.dirname(table)), wanted, classes, split, notes)
     line = "line" if layout.kind == "csv" else "row"
     records = _as_text(sheet.frame, names, layout, table).to_dicts()
-    read = [
-        _read_line(lines, record, f"{table}, {line} {number}")
-        for number, record in zip(sheet.lines, records, strict=True)
-    ]
-    if wanted.painting is not None and layout.runs:
-        cells = [(record[layout.runs], f"{table}, {line} {n}") for n, record in zip(sheet.lines, records, strict=True)]
-        drawn, counts = paint_runs(read, cells, raw, wanted.painting)
-        others = find_unlisted(files, drawn, "a line")
-        return Reading(drawn + [Row(path=row.path) for row in others], notes={**notes, **counts})
-    rows = [row for row in read if row.problem != NO_OBJECT]
-    empty = {row.path: str(NO_OBJECT) for row in read if row.problem == NO_OBJECT}
-    if wanted.painting is not None:
-        one = require_one_mask(rows)
-        named = _name_masks(layout, wanted)
-        rows, soft = (paint_masks(one, raw, named), {}) if layout.ids else paint_classes(one, raw, wanted)
-        notes.update(soft)
-        read += [Row(path=row.mask, mask=row.path) for row in read if row.mask]  # masks must be listed, too
-    unlisted = find_unlisted(files, read, f"a line in {table} for every picture beside the listed ones")
-    return Reading(
-        rows + unlisted, {path: why for path, why in empty.items() if path in lines.index.files}, lines.notes
-    )
+    return lines, [(record, f"{table}, {line} {n}") for n, record in zip(sheet.lines, records, strict=True)]
+
+
+def _has_one_class(layout: Csv | Parquet, frame: pl.DataFrame, wanted: Wanted) -> bool:
+    """Whether no column says the class of run lengths or boxes, and none is named that should."""
+    unnamed = wanted.boxed and not {"label", "one_hot"} & layout.model_fields_set
+    return layout.label not in frame.columns and (bool(layout.runs) or unnamed)
+
+
+def _place_boxes(lines: _Lines, records: Sequence[tuple[Record, str]], files: list[str], raw: Path) -> Reading:
+    """One row per picture with its objects."""
+    read = [_read_boxes(lines, record, where) for record, where in records]
+    rows, counts = place_lines(read, raw, lines.wanted)
+    name = lines.layout.mask
+    masks = {_resolve_cell(str(record[name]), lines, where)[0] for record, where in records if name and record[name]}
+    unlisted = find_unlisted(files, rows + [Row(path=path) for path in masks], "a line")
+    return Reading(rows + [Row(path=row.path) for row in unlisted], notes={**lines.notes, **counts})
+
+
+def _read_boxes(lines: _Lines, record: Record, where: str) -> BoxLine:
+    layout, wanted = lines.layout, lines.wanted
+    path, problem = _resolve_cell(_require_cell(record, layout.image, where), lines, where)
+    cells = [record[layout.boxes] if layout.boxes else None, _crop_text(layout, record)]
+    read = [_parse_corners(cell, layout.box_form, where) for cell in cells]
+    box_problem = read[0][1] or read[1][1]
+    boxes = [box for found, _ in read for box in found] or ([] if box_problem else None)
+    labels, label_problem = [OBJECT] if boxes else [], None
+    if layout.one_hot:
+        labels, label_problem = _read_labels(lines, record, where) if boxes else ([], None)
+    elif layout.label in record:
+        cell = record[layout.label] or ""
+        parts = cell.split(layout.separator) if layout.separator else [cell]
+        labels = [part.strip() for part in parts if part.strip()]
+        if boxes and not labels:
+            label_problem = Reason(f"a label of the box in {where}", "an empty cell", "Write it, or remove the line.")
+    further = {name: record[name] for name in wanted.columns}
+    columns = {"split": record[lines.split]} | further if lines.split else further
+    problem = problem or box_problem or label_problem
+    return BoxLine(Row(path=path, columns=columns, problem=problem), labels, boxes, where)
 
 
 def _require_fit(layout: Csv | Parquet, wanted: Wanted) -> None:
-    """Raise DataError for options that name pixels where labels are wanted, or the other way round."""
+    """Raise DataError for options that name pixels where labels or boxes are wanted, or the other way round."""
+    if wanted.boxed and not (layout.crop or layout.boxes):
+        hint = "Name them: `crop: [xmin, ymin, xmax, ymax]`, `crop: COLUMN` or `boxes: COLUMN` in `layout`."
+        expected = "columns of boxes for the task detection"
+        raise DataError(f"layout {layout.kind}", expected=expected, found="neither `crop` nor `boxes`", hint=hint)
     if wanted.painting is not None and (layout.crop or not (layout.mask or layout.runs)):
         found, hint = (
             "`crop`" if layout.crop else "no column `mask` or `runs`",
@@ -213,16 +269,22 @@ def parse_boxes(text: str | None, form: str = "corners") -> tuple[list[Box], Rea
 
     text: `x0 y0 x1 y1; x0 y0 x1 y1`, or with the form `size`: `x y width height; ...`.
     """
-    boxes: list[Box] = []
+    boxes, problem = _parse_corners(text, form)
+    return [(round(x0), round(y0), round(x1), round(y1)) for x0, y0, x1, y1 in boxes], problem
+
+
+def _parse_corners(text: str | None, form: str, where: str = "") -> tuple[list[Corners], Reason | None]:
+    """Boxes of a cell as they are written, and what is wrong with the cell at this place of the table."""
+    boxes: list[Corners] = []
     for part in (text or "").split(";"):
         numbers = parse_numbers(part)
         if len(numbers) == 4:
-            x0, y0, x1, y1 = numbers if form == "corners" else _from_size(*numbers)
-            boxes.append((round(x0), round(y0), round(x1), round(y1)))
-        elif part.strip():
+            x0, y0, x1, y1 = numbers
+            boxes.append((x0, y0, x1, y1) if form == "corners" else _from_size(x0, y0, x1, y1))
+        elif part.strip(EMPTY):
             hint = "Write pixels, several boxes joined by `;`."
             expected = "boxes as `x0 y0 x1 y1`" if form == "corners" else "boxes as `x y width height`"
-            return [], Reason(expected, repr(part.strip()), hint)
+            return [], Reason(expected, repr(part.strip()) + (f" in {where}" if where else ""), hint)
     return boxes, None
 
 
@@ -243,7 +305,9 @@ def _as_text(frame: pl.DataFrame, names: list[str], layout: Csv | Parquet, table
     columns = []
     for name in dict.fromkeys(names):
         kind, column = frame.schema[name], pl.col(name)
-        if isinstance(kind, pl.List) and not kind.inner.is_nested():
+        if isinstance(kind, pl.List) and isinstance(kind.inner, pl.List) and name in (layout.boxes, layout.crop):
+            column = column.list.eval(pl.element().cast(pl.List(pl.String)).list.join(" ")).list.join(";")
+        elif isinstance(kind, pl.List) and not kind.inner.is_nested():
             column = column.cast(pl.List(pl.String)).list.join(layout.separator or ";")
         elif kind.is_nested() or kind == pl.Binary:
             hint = "Save the column as text or numbers, or as lists of them, and the images as files."
