@@ -309,7 +309,7 @@ def test_a_leak_bad_data_and_a_gap_in_the_lineage_are_rejected() -> None:
     one = context(spoil(0.0))
     leaky = MANIFEST.with_columns(split=pl.Series(["train", "val", "test"]))
     leak = finding(decide(replace(one, manifest=leaky)), "split")
-    assert (leak.verdict, leak.reason) == ("REJECT", "On two sides of the split: group y.")
+    assert (leak.verdict, leak.reason) == ("REJECT", "In two splits: group y.")
     bad = finding(
         decide(replace(one, validation=VALIDATION.model_copy(update={"ok": False, "problems": ("too few",)}))), "data"
     )

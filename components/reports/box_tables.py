@@ -9,7 +9,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from components.data.batches.colours import Colour, choose_colours, to_matplotlib
-from components.records.boxes import read_objects
 from components.reports.boxes import match_row
 from components.reports.cells import create_square, draw_cells
 from components.reports.words import ByClass, Estimate, format_share
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 Counts = NDArray[np.int64]
 
 NONE = "-"  # of what there is nothing to measure
+SHIFT = 0.12  # objects between the dots of two classes
 MOST_LINES = 7  # classes with a curve of their own
 SIZE_WORDS = {
     "small": "small, up to 32 x 32 px",
@@ -47,7 +47,7 @@ ERROR_WORDS = {
     "background": "where no object is",
     "missed": "objects that no box is for",
 }
-SIZE_HEADS = ("size", "objects", "mAP", "recall", "missed")
+SIZE_HEADS = ("size", "images", "objects", "mAP", "recall", "missed")
 ERROR_HEADS = ("kind of error", "what it is", "mAP50 if it were fixed")
 NOTE = (
     "A box is right where it overlaps an object of its class, which no more confident box has taken, with an IoU of at "
@@ -109,9 +109,10 @@ def list_heads(task: BoxTask) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SizeBoxes:
-    """Objects of one size that count, and those of them that shown boxes find. ap: mAP of the size."""
+    """Objects of one size that count, in so many images, and those that shown boxes find. ap: mAP of the size."""
 
     name: str
+    images: int
     objects: int
     found: int
     ap: float | None
@@ -120,7 +121,14 @@ class SizeBoxes:
     def cells(self) -> tuple[str, ...]:
         ap = NONE if self.ap is None else f"{self.ap:.3f}"
         missed = f"{self.objects - self.found:,}"
-        return SIZE_WORDS[self.name], f"{self.objects:,}", ap, _divide(self.found, self.objects), missed
+        return (
+            SIZE_WORDS[self.name],
+            f"{self.images:,}",
+            f"{self.objects:,}",
+            ap,
+            _divide(self.found, self.objects),
+            missed,
+        )
 
 
 @dataclass(frozen=True)
@@ -180,19 +188,22 @@ def measure_split(frame: pl.DataFrame, task: BoxTask, classes: Sequence[str], kn
     return SplitBoxes(rows, _count_sizes(frame, classes, scores), frame.height, scores, task.recall_at, heads)
 
 
+def count_images(frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, int]:
+    """How many images show an object of each size that counts."""
+    answers = read_answers(frame, classes)
+    return {size: len(np.unique(answers.of_targets[answers.find_counted(area)])) for size, area in SIZES.items()}
+
+
 def _count_sizes(frame: pl.DataFrame, classes: Sequence[str], scores: Mapping[str, float]) -> tuple[SizeBoxes, ...]:
     """Of the sizes that occur."""
-    objects, found = dict.fromkeys(SIZES, 0), dict.fromkeys(SIZES, 0)
-    for facts in frame.iter_rows(named=True):
-        for one, fate in zip(read_objects(facts["objects"]), match_row(facts, classes).objects, strict=True):
-            if fate == "ignored":
-                continue
-            x0, y0, x1, y1 = one.box
-            size = next(name for name, (_, most) in SIZES.items() if (x1 - x0) * (y1 - y0) <= most)
-            objects[size] += 1
-            found[size] += fate == "found"
+    answers, images = read_answers(frame, classes), count_images(frame, classes)
+    fates = [fate for facts in frame.iter_rows(named=True) for fate in match_row(facts, classes).objects]
+    found = np.array(fates, dtype=object) == "found"
+    counted = {size: answers.find_counted(area) for size, area in SIZES.items()}
     return tuple(
-        SizeBoxes(name, objects[name], found[name], scores.get(f"map_{name}")) for name in SIZES if objects[name]
+        SizeBoxes(size, images[size], int(of.sum()), int(found[of].sum()), scores.get(f"map_{size}"))
+        for size, of in counted.items()
+        if of.any()
     )
 
 
@@ -276,6 +287,8 @@ def _only(answers: Answers, masks: Counts, number: int) -> tuple[Answers, Counts
 
 def _draw_counts(axes: "Axes", frame: pl.DataFrame, classes: Sequence[str]) -> None:
     """One dot per image, as large as there are images of the same numbers; per class where these are few."""
+    from matplotlib.ticker import MaxNLocator
+
     confusion = read_confusion(frame, classes)
     true, shown = confusion[:, :-1].sum(axis=2), confusion[:, :, :-1].sum(axis=1)
     colours: dict[str, Colour] = choose_colours(classes, None)
@@ -287,7 +300,10 @@ def _draw_counts(axes: "Axes", frame: pl.DataFrame, classes: Sequence[str]) -> N
     for k, name in enumerate(colours):
         places, number = np.unique(np.stack([true[:, k], shown[:, k]]), axis=1, return_counts=True)
         style: dict[str, Any] = {"s": 14 * np.sqrt(number), "alpha": 0.6, "linewidths": 0}
-        axes.scatter(*places, color=[to_matplotlib(colours[name])], label=name, **style)
+        shift = SHIFT * (k - (len(colours) - 1) / 2)  # so that no class hides another
+        axes.scatter(places[0] + shift, places[1], color=[to_matplotlib(colours[name])], label=name, **style)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="objects of an image, annotated", ylabel="objects of an image, shown")
     axes.grid(alpha=0.25)
     _add_legend(axes, "upper left")

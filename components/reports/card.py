@@ -181,16 +181,16 @@ def _describe_use(card: ModelCard) -> list[tuple[str, str]]:
 
 def _describe_data(card: ModelCard) -> list[tuple[str, str]]:
     found, manifest = card.validation, card.manifest
-    sides = [
-        f"{part.height} images of {part['group'].n_unique()} groups in {side}"
-        for side in ("train", "val", "test")
-        if (part := manifest.filter(pl.col("split") == side)).height
+    splits = [
+        f"{part.height} images of {part['group'].n_unique()} groups in {split}"
+        for split in ("train", "val", "test")
+        if (part := manifest.filter(pl.col("split") == split)).height
     ]
     classes = by_class(manifest)["label"].value_counts(sort=True).iter_rows()
     shares = _share_pixels(card)
     return [
-        ("Images", f"{found.fit} fit of {found.images}; {len(found.quarantined)} put aside"),
-        ("Split", f"{'; '.join(sides)}. A group is on one side, for good"),
+        ("Images", f"{found.fit} fit of {found.images}; {len(found.quarantined)} excluded"),
+        ("Split", f"{'; '.join(splits)}. All images of a group are in one split, for good"),
         ("Classes", ", ".join(f"{name} {count}{shares.get(name, '')}" for name, count in classes)),
         ("Warnings", "; ".join(found.warnings) or "none"),
         ("Source", card.domain.source or UNSTATED),

@@ -182,7 +182,7 @@ class Task(Strict, ABC):
     reads: ClassVar[frozenset[str]] = frozenset(LAYOUTS)
     fewest_classes: ClassVar[int] = 1
     control: ClassVar[str | None] = None
-    cost_unit: ClassVar[str] = "an image"
+    cost_unit: ClassVar[str] = "per image"
     fit: ClassVar[Fit] = "squash"
 
     if TYPE_CHECKING:  # class variables, except where an option chooses the metric

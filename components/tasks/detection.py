@@ -95,7 +95,6 @@ class DetectionTask(BoxTask):
         {"folders", "csv", "parquet", "voc", "coco", "yolo", "instances", "masks", "labelme", "cvat"}
     )
     fewest_classes: ClassVar[int] = 1
-    cost_unit: ClassVar[str] = "an image"
 
     kind: Literal["detection"] = "detection"
     """An image has any number of labelled boxes, or none."""

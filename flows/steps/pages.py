@@ -12,6 +12,7 @@ from components.promotion.statistics import bootstrap
 from components.records.jobs import Result, load_predictions
 from components.records.outcomes import Outcome
 from components.reports import answers, card, retrain_page
+from components.reports.box_tables import count_images
 from components.reports.card import ModelCard, SliceScore
 from components.reports.retrain_page import RetrainReport
 from components.reports.suspects import Questioned
@@ -99,14 +100,17 @@ def write_card(plan: Plan, about: ModelCard) -> tuple[Path, Path]:
 
 
 def score_slices(frame: pl.DataFrame, domain: Domain) -> tuple[SliceScore, ...]:
-    """All images of a frame of predictions, then each class, and each value of each slice column."""
-    classes, confidence = create_task(domain).class_evidence(frame, domain.classes), domain.gates.confidence
+    """All images of a frame of predictions, then each class, each size of object, each value of each slice column."""
+    task, confidence = create_task(domain), domain.gates.confidence
+    classes, sizes = task.class_evidence(frame, domain.classes), task.size_evidence(frame, domain.classes)
+    images = count_images(frame, domain.classes) if sizes else {}
     counts = dict(by_class(frame)["label"].value_counts().iter_rows())
     parts = [SliceScore("all", frame.height, score_frame(frame, domain))]
     parts += [
         SliceScore(f"class = {name}", counts[name], bootstrap(classes[name], confidence), name)
         for name in sorted(classes)
     ]
+    parts += [SliceScore(f"size = {name}", images[name], bootstrap(of, confidence)) for name, of in sizes.items()]
     for column in domain.slices:
         for (value,), part in sorted(frame.group_by(column), key=lambda item: str(item[0][0])):
             if has_labels(part):

@@ -26,11 +26,9 @@ def check_split(context: Context) -> Finding:
     evidence |= {"groups": float(context.manifest["group"].n_unique())}
     guilty = [f"{column} {name}" for column, found in leaks.items() for name in found]
     if guilty:
-        reason = f"On two sides of the split: {', '.join(guilty[:3])}{' and more' if len(guilty) > 3 else ''}."
+        reason = f"In two splits: {', '.join(guilty[:3])}{' and more' if len(guilty) > 3 else ''}."
         return Finding(gate="split", verdict="REJECT", reason=reason, evidence=evidence)
-    reason = (
-        f"None of {count(context.manifest['group'].n_unique(), 'group')} and no image is on two sides of the split."
-    )
+    reason = f"None of {count(context.manifest['group'].n_unique(), 'group')} and no image is in two splits."
     return Finding(gate="split", verdict="PROMOTE", reason=reason, evidence=evidence)
 
 
