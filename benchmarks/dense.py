@@ -1,4 +1,4 @@
-"""Segmentation on three public sets: what a backbone adds to a head that reads pixels, and what its tuners add.
+"""Segmentation and detection on public sets: what a backbone adds to a head that reads pixels, and what its tuners add.
 
     TESSERA_REAL_DATA=DIR python benchmarks/dense.py --backbone DIR/backbones/vit_tiny_[...].safetensors
         [--state FOLDER] [--json FILE] [--minutes M] [--only "bsdata / pixels" magnetic_tile] [--encoders]
@@ -7,16 +7,19 @@ Claim: dense.json beside this file, whichever row it favours.
 
 Each set is imported, checked, split by group, trained and scored as `tessera retrain` does it, at the size of its
 pictures. bsdata is split by the place of a screw that was photographed again and again as it wears. Near duplicates are
-not joined there: other places look alike, too, and two groups would be left for the test.
+not joined there: other places look alike, too, and two groups would be left for the test. deeppcb is split by circuit
+board, hence tested on boards that no training has seen; `deeppcb_random` is the same pictures split at random, as
+published scores have it. `surface_boxes` is the bundled domain, on the embedded backbone.
 
 `pixels` is the head without a backbone and `linear` the head on a frozen one; both are trained with three seeds, the
 other tuners with one and half the epochs, because their steps take up to twice as long. The budget is five CPU minutes
-per row; `long` rows see several times as many epochs. All tuners have their defaults. A row's CPU seconds are those of
-a whole job: pixels decoded, training, validation after every epoch, calibration, and the judging of every held-out
-picture.
+per row, six for detection; `long` rows see several times as many epochs, and `same steps` rows as many as `linear`. All
+tuners have their defaults. A row's CPU seconds are those of a whole job: pixels decoded, training, validation after
+every epoch, calibration, and the judging of every held-out picture.
 
 --encoders measures what it costs an encoder to return the tokens of four blocks instead of pooled features: forward and
-backward, without a head, in CPU time. An epoch of segmentation costs that much more than one of classification.
+backward, without a head, in CPU time. An epoch of a dense task costs that much more than one of classification, and its
+head.
 
 Intervals are of the mean over a row's seeds, by bootstrap over the test groups; differences are paired by group.
 
@@ -41,10 +44,11 @@ from typing import Any
 import polars as pl
 import torch
 from bench import Options, Record, describe_machine, find_manifest, load_json, save_json, write_interval
+from PIL import Image
 
 from components.data.store import importing, versioning
 from components.domain.domain import Domain
-from components.domain.reading import load_domain, parse_domain
+from components.domain.reading import load_domain, parse_domain, read_yaml
 from components.files import write_whole
 from components.models.backbones import load_backbone
 from components.models.engine import Engine, create_engine
@@ -55,8 +59,9 @@ from components.models.tuners import create_tuners
 from components.models.weights import load_adapter
 from components.promotion.statistics import bootstrap, bootstrap_difference
 from components.records.jobs import Job, load_predictions, load_result
+from components.synthetic.surfaces import create_surface_defects
 from components.tasks import create_task
-from components.tasks.base import Evidence, MeanEvidence, Task
+from components.tasks.base import Evidence, MapTask, MeanEvidence, Task
 from components.training.run import do_job
 from components.training.usage import measure_serving
 from components.workspace import REPOSITORY, Workspace
@@ -74,13 +79,18 @@ DECIMALS = 4
 
 @dataclass(frozen=True, eq=False)
 class Set:
-    """A public set as a domain. domain: its keys beside name, backbone and candidates. arrange: what is imported, out
-    of the published folder, into a new one. long: how many times the epochs of its `long` rows; none where 0."""
+    """A public set as a domain. domain: its keys beside name and candidates, and a backbone where it is not that of the
+    command line. source: the published folder, where it is not called like the set. arrange: what is imported, out of
+    the published folder, into a new one. tuners: those it is trained with. long: how many times the epochs of its
+    `long` rows; none where 0. same_steps: whether it has rows with the epochs of `linear`."""
 
     name: str
     domain: Record
     arrange: Callable[[Path, Path], None] | None = None
+    tuners: tuple[str, ...] = tuple(TUNERS)
+    source: str = ""
     long: int = 0
+    same_steps: bool = False
 
 
 def arrange_places(source: Path, target: Path) -> None:
@@ -94,6 +104,52 @@ def arrange_places(source: Path, target: Path) -> None:
         shutil.copy(path, target / "images" / found[0])
 
 
+def arrange_boards(source: Path, target: Path) -> None:
+    """deeppcb as COCO: a label file says `x0 y0 x1 y1 kind`, and a name begins with the number of its board."""
+    shutil.copytree(source / "images", target / "images")
+    images, annotations = [], []
+    for number, path in enumerate(sorted((target / "images").iterdir())):
+        with Image.open(path) as picture:
+            width, height = picture.size
+        images.append({"id": number, "file_name": path.name, "width": width, "height": height, "board": path.name[:5]})
+        for line in (source / "boxes" / f"{path.stem}.txt").read_text().splitlines():
+            x0, y0, x1, y1, kind = map(int, line.split())
+            box = [x0, y0, x1 - x0, y1 - y0]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": kind,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(FAULTS, 1)]
+    record = {"images": images, "annotations": annotations, "categories": categories}
+    write_whole(target / "annotations.json", json.dumps(record).encode())
+
+
+def make_surfaces(source: Path, target: Path) -> None:
+    """The bundled photographs, which are made instead of published."""
+    create_surface_defects(target)
+
+
+def read_shipped(name: str) -> Record:
+    """The keys of a bundled domain's file that a set has."""
+    record = read_yaml(REPOSITORY / "data" / name / "domain.yaml")
+    return {key: value for key, value in record.items() if key not in ("name", "candidates")}
+
+
+FAULTS = ("open", "short", "mousebite", "spur", "copper", "pinhole")
+CELLS = {"task": "detection", "classes": ["RBC", "WBC", "Platelets"], "layout": "voc", "augmentation": "pathology"}
+BOARDS = {
+    "task": "detection",
+    "classes": list(FAULTS),
+    "layout": "coco",
+    "augmentation": "industrial",
+    "img_size": 320,
+    "training": {"epochs": 20, "batch_size": 4, "warmup_epochs": 0.5},
+}
 DEFECTS = ("blowhole", "break", "crack", "fray", "uneven")
 SETS = {
     chosen.name: chosen
@@ -134,28 +190,60 @@ SETS = {
             },
             arrange_places,
         ),
+        Set(
+            "bccd",
+            CELLS | {"img_size": [240, 320], "training": {"epochs": 36, "batch_size": 4, "warmup_epochs": 1}},
+            tuners=(CONTROL, FROZEN),
+        ),
+        Set(
+            "bccd_small",
+            CELLS | {"img_size": [128, 160], "training": {"epochs": 20, "batch_size": 4, "warmup_epochs": 1}},
+            source="bccd",
+            same_steps=True,
+        ),
+        Set("deeppcb", BOARDS | {"group": "board"}, arrange_boards, tuners=(CONTROL, FROZEN)),
+        Set(
+            "deeppcb_random",
+            BOARDS | {"groups": {"near_duplicates": "off"}},
+            arrange_boards,
+            tuners=(FROZEN,),
+            source="deeppcb",
+        ),
+        Set("surface_boxes", read_shipped("surface_boxes"), make_surfaces, tuners=(CONTROL, FROZEN)),
     )
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tuner on one set."""
+    """One tuner on one set. budget: `` for about the same time as `linear`, `long` or `same steps`."""
 
     data: Set
     tuner: str
-    long: bool = False
+    budget: str = ""
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return SEEDS if self.tuner in (CONTROL, FROZEN) and not self.long else SEEDS[:1]
+        return SEEDS if self.tuner in (CONTROL, FROZEN) and not self.budget else SEEDS[:1]
+
+    @property
+    def share(self) -> float:
+        """Epochs, as a multiple of those of the set."""
+        cheap = self.tuner in (CONTROL, FROZEN) or self.budget == "same steps"
+        return (self.data.long if self.budget == "long" else 1) * (1 if cheap else 0.5)
 
     def __str__(self) -> str:
-        return f"{self.data.name}{' long' if self.long else ''} / {self.tuner}"
+        return f"{self.data.name} {self.budget}".strip() + f" / {self.tuner}"
 
 
-ROWS = [Row(data, tuner) for data in SETS.values() for tuner in TUNERS]
-ROWS += [Row(data, tuner, long=True) for data in SETS.values() for tuner in LONG if data.long]
+ROWS = [Row(data, tuner) for data in SETS.values() for tuner in data.tuners]
+ROWS += [Row(data, tuner, "long") for data in SETS.values() for tuner in LONG if data.long]
+ROWS += [
+    Row(data, tuner, "same steps")
+    for data in SETS.values()
+    for tuner in data.tuners
+    if data.same_steps and tuner not in (CONTROL, FROZEN)
+]
 
 
 def main() -> None:
@@ -177,7 +265,7 @@ def main() -> None:
         save_json({"rows": measure_encoders(options.backbone)}, study.encoders)
     stop = time.monotonic() + 60 * options.minutes
     wanted = [(row, seed) for row in ROWS for seed in row.seeds if seed in options.seeds]
-    for row, seed in sorted(wanted, key=lambda pair: (pair[0].long, pair[1])):
+    for row, seed in sorted(wanted, key=lambda pair: (pair[0].budget, pair[1])):
         if time.monotonic() < stop and any(text in str(row) for text in options.only) and not study.find(row, seed):
             study.train(row, seed)
             study.report()
@@ -209,15 +297,16 @@ class Study:
         return self.homes[data.name]
 
     def _bring_in(self, workspace: Workspace, data: Set) -> None:
-        record = data.domain | {"name": data.name, "backbone": str(Path(self.backbone).resolve())}
+        record = {"backbone": str(Path(self.backbone).resolve())} | data.domain | {"name": data.name}
         parse_domain(record, "benchmarks/dense.py")
         workspace.domain_file(data.name).parent.mkdir(parents=True, exist_ok=True)
         write_whole(workspace.domain_file(data.name), json.dumps(record).encode())
-        folder = self.source / data.name
+        folder = self.source / (data.source or data.name)
         if data.arrange:
-            folder = self.state / "arranged" / data.name
-            shutil.rmtree(folder, ignore_errors=True)
-            data.arrange(self.source / data.name, folder)
+            arranged = self.state / "arranged" / data.name
+            shutil.rmtree(arranged, ignore_errors=True)
+            data.arrange(folder, arranged)
+            folder = arranged
         importing.import_folder(workspace, folder, data.name)
         versioning.require_repository(workspace)
         versioning.register_domain(workspace, data.name)
@@ -230,8 +319,7 @@ class Study:
         record = domain.model_dump(mode="json") | {
             key: row.data.domain[key] for key in ("training", "augmentation") if key in row.data.domain
         }
-        share = (row.data.long if row.long else 1) * (1 if row.tuner in (CONTROL, FROZEN) else 0.5)
-        record["training"] = record["training"] | {"epochs": math.ceil(record["training"]["epochs"] * share)}
+        record["training"] = record["training"] | {"epochs": math.ceil(record["training"]["epochs"] * row.share)}
         chosen = parse_domain(record, "benchmarks/dense.py")
         version = versioning.read_version(workspace, row.data.name).md5
         facts = [chosen.model_dump(mode="json", exclude={"candidates"}), dict(TUNERS[row.tuner]), seed, version]
@@ -279,14 +367,18 @@ class Study:
         save_json(facts, job.folder / "facts.json")
 
     def report(self) -> Record:
-        """Write everything there is."""
+        """Write everything there is; rows of jobs that are in another state folder stay as they are."""
         found = {row: [facts for seed in row.seeds if (facts := self.find(row, seed))] for row in ROWS}
         done = {row: facts for row, facts in found.items() if facts}
-        rows = [self._describe(row, facts, done) for row, facts in done.items()]
-        sets = {row.data.name: self._describe_set(row.data) for row in done}
+        before = load_json(self.json)
+        known = {(one["set"], one["tuner"], one["budget"]): one for one in before.get("rows", [])}
+        known |= {(row.data.name, row.tuner, row.budget): self._describe(row, done[row], done) for row in done}
+        names = [(row.data.name, row.tuner, row.budget) for row in ROWS]
+        rows = [known[name] for name in names if name in known]
+        sets = before.get("sets", {}) | {row.data.name: self._describe_set(row.data) for row in done}
         machine = describe_machine(create_engine((0.5,) * 3, (0.5,) * 3))
         results = {"backbone": Path(self.backbone).name, "machine": machine, "sets": sets, "rows": rows}
-        results["encoders"] = load_json(self.encoders).get("rows", [])
+        results["encoders"] = load_json(self.encoders).get("rows", before.get("encoders", []))
         save_json(results, self.json)
         return results
 
@@ -299,13 +391,13 @@ class Study:
 
     def _describe(self, row: Row, jobs: list[Record], done: dict[Row, list[Record]]) -> Record:
         _, domain = self.home(row.data)
-        task, target = create_task(domain), domain.classes[1]
+        task = create_task(domain)
         results = [result for facts in jobs if (result := load_result(facts["folder"]))]
-        ours = read_evidence(jobs, task, domain, target)
+        ours = read_evidence(jobs, task, domain)
         record: Record = {
             "set": row.data.name,
             "tuner": row.tuner,
-            "long": row.long,
+            "budget": row.budget,
             "seeds": [one["seed"] for one in jobs],
         }
         record |= {"commit": sorted({one["commit"] for one in jobs}), "epochs": len(results[0].history)}
@@ -313,14 +405,13 @@ class Study:
             record[key] = round(fmean(one[key] for one in jobs), 1)
         record |= {"trainable_params": results[0].trainable_params, "head_params": results[0].head_params}
         record |= {name: write_interval(bootstrap(evidence)) for name, evidence in ours.items()}
-        names = ("mean_dice", f"dice/{target}", "picture_dice", "boundary_f1", "defect_recall", "false_components")
-        for name in (*names, "ece", "ece_uncalibrated"):
+        for name in list_scores(task, domain.classes):
             record[name] = round(fmean(one.metrics[f"test/{name}"] for one in results), DECIMALS)
         record["by_seed"] = [round(one.metrics[f"test/{task.metric}"], DECIMALS) for one in results]
         for other in (CONTROL, FROZEN):
-            against = done.get(Row(row.data, other, row.long)) or done.get(Row(row.data, other))
+            against = done.get(Row(row.data, other, row.budget)) or done.get(Row(row.data, other))
             if against and other != row.tuner:
-                theirs = read_evidence(against, task, domain, target)
+                theirs = read_evidence(against, task, domain)
                 record[f"minus_{other}"] = {
                     name: write_interval(bootstrap_difference(ours[name], theirs[name])) for name in ours
                 }
@@ -360,30 +451,58 @@ def measure_step(network: Network, engine: Engine, images: torch.Tensor, needs: 
     return min(seconds[1:])
 
 
-def read_evidence(jobs: Sequence[Record], task: Task, domain: Domain, target: str) -> dict[str, Evidence]:
-    """Of the mean over the jobs: the metric, and the score of one class."""
+def read_evidence(jobs: Sequence[Record], task: Task, domain: Domain) -> dict[str, Evidence]:
+    """Of the mean over the jobs: the metric, and the IoU of the class that is not background."""
     frames = [load_predictions(facts["folder"], "test") for facts in jobs]
-    classes = [task.class_evidence(frame, domain.classes)[target] for frame in frames]
-    return {
-        task.metric: task.mean_evidence(frames, domain.classes),
-        f"iou/{target}": MeanEvidence(tuple(classes)),
-    }
+    found: dict[str, Evidence] = {task.metric: task.mean_evidence(frames, domain.classes)}
+    if isinstance(task, MapTask):
+        target = domain.classes[1]
+        parts = [task.class_evidence(frame, domain.classes)[target] for frame in frames]
+        found[f"iou/{target}"] = MeanEvidence(tuple(parts))
+    return found
+
+
+def list_scores(task: Task, classes: Sequence[str]) -> list[str]:
+    """What a row says beside the metric."""
+    if isinstance(task, MapTask):
+        names = ["mean_dice", f"dice/{classes[1]}", "picture_dice", "boundary_f1", "defect_recall", "false_components"]
+    else:
+        names = ["map", *(f"ap50/{name}" for name in classes), "missed", "false_alarms", "count_error"]
+    return [*names, "ece", "ece_uncalibrated"]
 
 
 def render(results: Record) -> str:
-    """The table of benchmarks/README.md."""
+    """The tables of benchmarks/README.md: segmentation, detection."""
+    maps = [row for row in results["rows"] if "mean_iou" in row]
+    boxes = [row for row in results["rows"] if "map50" in row]
+    return "\n\n".join([_render_maps(maps, results["sets"]), _render_boxes(boxes, results["sets"])])
+
+
+def _render_maps(rows: Sequence[Record], sets: Record) -> str:
     lines = ["| set | tuner | seeds | epochs, CPU s | mean IoU | class IoU, Dice | - pixels | - linear | ms | params |"]
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
-    for row in results["rows"]:
-        target = results["sets"][row["set"]]["classes"][1]
-        gaps = [
-            show(row[f"minus_{name}"]["mean_iou"], 100) if f"minus_{name}" in row else "" for name in (CONTROL, FROZEN)
-        ]
-        cells = [row["set"], row["tuner"] + (" (long)" if row["long"] else ""), str(len(row["seeds"]))]
-        cells += [f"{row['epochs']}, {row['cpu_seconds']:.0f}", show(row["mean_iou"]), show(row[f"iou/{target}"])]
-        cells += [f"{row[f'dice/{target}']:.3f}", *gaps, f"{row['ms_per_picture']:.0f}", f"{row['trainable_params']:,}"]
-        lines.append(f"| {' | '.join(cells)} |")
+    for row in rows:
+        target = sets[row["set"]]["classes"][1]
+        scores = [show(row["mean_iou"]), show(row[f"iou/{target}"]), f"{row[f'dice/{target}']:.3f}"]
+        lines.append(_render_row(row, scores, "mean_iou"))
     return "\n".join(lines)
+
+
+def _render_boxes(rows: Sequence[Record], sets: Record) -> str:
+    lines = ["| set | tuner | seeds | epochs, CPU s | mAP50 | mAP | AP50 | - pixels | - linear | ms | params |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        classes = ", ".join(f"{name} {row[f'ap50/{name}']:.2f}" for name in sets[row["set"]]["classes"])
+        lines.append(_render_row(row, [show(row["map50"]), f"{row['map']:.3f}", classes], "map50"))
+    return "\n".join(lines)
+
+
+def _render_row(row: Record, scores: Sequence[str], metric: str) -> str:
+    gaps = [show(row[f"minus_{name}"][metric], 100) if f"minus_{name}" in row else "" for name in (CONTROL, FROZEN)]
+    cells = [row["set"], row["tuner"] + (f" ({row['budget']})" if row["budget"] else ""), str(len(row["seeds"]))]
+    cells += [f"{row['epochs']}, {row['cpu_seconds']:.0f}", *scores, *gaps]
+    cells += [f"{row['ms_per_picture']:.0f}", f"{row['trainable_params']:,}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def show(interval: Record, scale: float = 1.0) -> str:

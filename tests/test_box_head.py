@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import nms
 
-from components.models.heads import HEADS, Shape
+from components.models.heads import HEADS, Shape, create_head
 from components.models.heads.assignment import POINTS, Assignment, assign
 from components.models.heads.detection import OVERLAP, DetectionHead, find_centres
 from components.models.tokens import Needs, Tokens
 from components.records.boxes import LEAST, MOST_FOUND, NONE
 from components.tasks import CLASSIFICATION
+from components.tasks.detection import DetectionTask
 
 CLASSES = 3
 #: Height and width of canvases, and of a patch.
@@ -26,7 +27,8 @@ Floats = NDArray[np.float64]
 
 def create(stride: int = 8, patch: tuple[int, int] = (16, 16), depth: int = 12) -> DetectionHead:
     torch.manual_seed(1)
-    head = DetectionHead(Shape(6, depth, patch), CLASSES, stride)
+    head = create_head(DetectionTask.model_validate({"stride": stride}), Shape(6, depth, patch), CLASSES)
+    assert isinstance(head, DetectionHead)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.1)
@@ -42,13 +44,14 @@ def draw_tokens(head: DetectionHead, size: tuple[int, int], patch: tuple[int, in
     return tokens
 
 
-def draw_targets(images: int, size: tuple[int, int], seed: int = 3, objects: int = 5) -> Tensor:
+def draw_targets(images: int, size: tuple[int, int], seed: int = 3, objects: int = 9) -> Tensor:
     """Objects of all kinds, the first of them tiny; an image without any and rows that fill up where there is room."""
     rng = np.random.default_rng(seed)
-    low = rng.uniform(0, 0.7, (images, objects, 2)) * size[::-1]
-    high = low + rng.uniform(0.1, 0.3, (images, objects, 2)) * size[::-1]
+    low = rng.uniform(0, 0.5, (images, objects, 2)) * size[::-1]
+    high = low + rng.uniform(0.2, 0.5, (images, objects, 2)) * size[::-1]
     high[:, 0] = low[:, 0] + 2.5
     kinds = rng.choice([OBJECT, OBJECT, DIFFICULT, CROWD], (images, objects, 1))
+    low[:, 1], high[:, 1] = 4, 20  # from a centre to another one
     kinds[:, :2] = OBJECT
     targets = np.concatenate([low, high, rng.integers(0, CLASSES, (images, objects, 1)), kinds], axis=2)
     targets[1:2] = NONE
@@ -337,6 +340,11 @@ def test_it_weighs_classes_alike() -> None:
     assert create().class_weights(np.zeros((2, 3, 6), np.float32)).tolist() == [1.0] * CLASSES
 
 
-def test_it_answers_no_other_task() -> None:
+def test_options_choose_the_finest_stride_and_the_learning_rate() -> None:
+    head = create_head(DetectionTask.model_validate({"stride": 4, "head_lr": 0.007}), Shape(6), 2)
+    assert isinstance(head, DetectionHead)
+    assert head.strides == (4, 8, 16, 32)
+    assert head.lr == 0.007
+    assert not head.solvable
     with pytest.raises(TypeError, match="no task of classification"):
         HEADS["detection"].create(CLASSIFICATION, Shape(6), 2)
