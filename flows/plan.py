@@ -28,7 +28,7 @@ from components.models.tuners import Tuner, create_tuners
 from components.promotion.gates.decide import require_gates
 from components.records.images import LeftOut, ValidationSummary
 from components.records.jobs import Job
-from components.tasks import Task, create_task
+from components.tasks import Task, choose_fit, create_task
 from components.tasks.base import DenseTask
 from components.training.search import Trial, choose_seed, plan_rungs
 from components.workspace import Workspace
@@ -199,6 +199,7 @@ def load_checked_domain(workspace: Workspace, name: str, overrides: Sequence[str
     if domain.backbone.endswith(".safetensors"):  # a relative path is one in the workspace
         domain = domain.model_copy(update={"backbone": str(workspace.root / Path(domain.backbone).expanduser())})
     domain = add_control(domain, create_task(domain, str(workspace.domain_file(name))))
+    domain = domain.model_copy(update={"fit": choose_fit(domain)})  # written or not, it is one setting
     create_tuners(domain.candidates, f"{workspace.domain_file(name)}: candidates")
     require_gates(domain, str(workspace.domain_file(name)))
     return domain

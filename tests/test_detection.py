@@ -342,7 +342,7 @@ OTHER = boxes([0, 0, 20, 20, 1, 0.6]), boxes([0, 0, 20, 20, 1, OBJECT])
     ("picture", "gains"),
     [
         ((boxes([0, 0, 20, 20, 0, 0.9]), boxes([0, 11, 20, 31, 0, OBJECT])), {"localisation": (1 - HALF / 2) / 2}),
-        ((boxes([0, 0, 20, 20, 1, 0.9]), boxes([0, 0, 20, 20, 0, OBJECT])), {"classification": (1 - HALF + 0.5) / 2}),
+        ((boxes([0, 0, 20, 20, 1, 0.9]), boxes([0, 0, 20, 20, 0, OBJECT])), {"class": (1 - HALF + 0.5) / 2}),
         ((boxes([0, 0, 20, 20, 1, 0.9]), boxes([0, 11, 20, 31, 0, OBJECT])), {"both": 0.25, "missed": (1 - HALF) / 2}),
         ((boxes([0, 0, 20, 20, 0, 0.9]), boxes()), {"background": 0.25}),
         ((boxes(), boxes([0, 0, 20, 20, 0, OBJECT])), {"missed": (1 - HALF) / 2}),

@@ -40,7 +40,7 @@ SIZE_WORDS = {
     "large": "large",
 }
 ERROR_WORDS = {
-    "classification": "in place, but of another class",
+    "class": "in place, but of another class",
     "localisation": "of the right class, with an IoU from .1 to .5",
     "both": "neither in place nor of the class",
     "duplicate": "a second box for an object that is found",

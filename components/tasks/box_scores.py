@@ -37,7 +37,7 @@ RECALLS = np.linspace(0.0, 1.0, 101)  # the floats of COCO, at which precision i
 TINY = np.spacing(1.0)  # as COCO adds it to the number of boxes
 NEAR = 0.1  # the IoU from which on a box that is not right is at an object all the same (TIDE's background threshold)
 CHUNK = 1_000_000  # weights of boxes handled at once: some 8 MB per array
-WRONG = ("localisation", "classification", "duplicate", "background", "both")
+WRONG = ("localisation", "class", "duplicate", "background", "both")
 FIXABLE = WRONG[:2]
 Outcome = Literal["found", "ignored", "other class", "duplicate", "misplaced", "false"]
 Fate = Literal["found", "ignored", "other class", "misplaced", "missed"]
@@ -433,7 +433,7 @@ def score_errors(answers: Answers, masks: Ints, classes: int) -> dict[str, float
     """How much mAP50 would gain if each kind of error alone were fixed (TIDE, arXiv 2008.08115).
 
     A wrong box is of the first kind that fits: `localisation`, at an object of its class with an IoU from NEAR to one
-    half; `classification`, at an object of another class with one half or more; `duplicate`, at an object of its class
+    half; `class`, at an object of another class with one half or more; `duplicate`, at an object of its class
     that a more confident box has found; `background`, at no object with more than NEAR; `both`, at one of another
     class in between. An object is `missed` where no box finds it and none of the first two kinds is at it.
 
@@ -485,7 +485,7 @@ def _name_kind(ours: Floats, others: Floats) -> tuple[str, Floats]:
     if NEAR <= own <= IOUS[HALF]:
         return "localisation", ours
     if other >= IOUS[HALF]:
-        return "classification", others
+        return "class", others
     if own > IOUS[HALF]:
         return "duplicate", ours
     return ("background" if other <= NEAR else "both"), others
