@@ -55,6 +55,7 @@ NAME = "boxes"
 IDS = {"a.png": 30, "b.png": 7, "c.png": 12}
 DOMAIN = {"name": NAME, "task": "detection", "classes": list(CLASSES), "layout": "coco", "candidates": ["linear"]}
 CATEGORIES = {"ßpäl & <co>": 4, "dark": 90, "supercategory": 1}
+TABLE = {"image": "path", "label": "label", "crop": ["x0", "y0", "x1", "y1"]}
 NAMES = {CATEGORIES[name]: name for name in CLASSES}
 
 
@@ -330,6 +331,8 @@ def choose(workspace: Workspace, paths: Sequence[Path], **changes: Any) -> Ids:
     {
         "VOC": ("voc", {"kind": "voc", "images": "images", "annotations": "labels"}, True),
         "COCO": ("predictions.json", {"kind": "coco", "images": "images", "annotations": "labels"}, False),
+        "YOLO": ("yolo", {"kind": "yolo", "images": "images", "labels": "labels", "names": "labels/data.yaml"}, True),
+        "csv": ("predictions.csv", {"kind": "csv", "table": "labels/predictions.csv", **TABLE}, False),
     }.values(),
 )
 def test_our_own_files_are_read_back_as_the_same_boxes(
