@@ -8,6 +8,7 @@ from components.data.store.shards import open_images
 from components.domain.canvas import ImgSize
 from components.files import whole_file
 from components.records.images import Previewed
+from components.tasks.base import by_class
 from components.workspace import Workspace
 from flows.plan import create_plan, known_size, load_checked_domain
 from flows.progress import report
@@ -29,7 +30,8 @@ def preview(workspace: Workspace, name: str, overrides: Sequence[str], images: i
     path = workspace.derived(name) / "preview.png"
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
-    counts = rows["label"].value_counts(sort=True).sort("label")
+    shown = by_class(rows) if "objects" in rows.columns else rows
+    counts = shown["label"].value_counts(sort=True).sort("label")
     return Previewed(
         domain=name,
         data_version=plan.version.md5,

@@ -1,5 +1,6 @@
 """A contact sheet of training images: the original and its first augmented versions, with masks, boxes or classes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from components.data.batches.boxes import fit_boxes
 from components.data.batches.colours import choose_colours, draw_over, to_matplotlib
 from components.data.batches.geometry import Pixels, fit_image, fit_map, place
 from components.data.batches.pixels import open_upright
@@ -15,6 +17,7 @@ from components.data.batches.transforms import Augmentation, Box
 from components.data.sources.images import MAX_MEGAPIXELS, open_picture
 from components.domain.canvas import Fit, ImgSize
 from components.domain.domain import Domain
+from components.records.boxes import KINDS, read_objects, to_targets
 from components.records.maps import IGNORE, decode_map
 from components.tasks import choose_fit, create_task
 
@@ -36,11 +39,30 @@ HALO = [(1.9, "#00000090"), (0.8, None)]  # a dark line below a bright one is vi
 def choose_rows(manifest: pl.DataFrame, images: int) -> pl.DataFrame:
     """Choose `images` training images, about equally many per class; the column `row` is their place in the manifest.
 
-    They are the first by id, so the choice is random and always the same.
+    They are the first by id, so the choice is random and always the same. Where boxes are annotated, an image counts
+    for every class that it shows, and images without any object are a kind of their own.
     """
     train = manifest.with_row_index("row").filter(pl.col("split") == "train").sort("id")
+    if "objects" in train.columns:
+        return train[_take_turns(train["labels"].to_list(), images)]
     turns = train.with_columns(turn=pl.int_range(pl.len()).over("label"))
     return turns.sort("turn", "label").head(images).sort("label", "turn").drop("turn")
+
+
+def _take_turns(shown: Sequence[Sequence[str]], most: int) -> list[int]:
+    """The places of at most so many images: each class takes its next image in turn, the rarest class first."""
+    kinds = Counter(name for names in shown for name in names or ("",))
+    queues = [
+        [place for place, names in enumerate(shown) if name in (names or ("",))]
+        for name, _ in sorted(kinds.items(), key=lambda kind: (kind[1], kind[0]))
+    ]
+    chosen: dict[int, None] = {}
+    while len(chosen) < min(most, len(shown)):
+        for queue in queues:
+            fresh = next((place for place in queue if place not in chosen), None)
+            if fresh is not None and len(chosen) < most:
+                chosen[fresh] = None
+    return list(chosen)
 
 
 def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: ImgSize) -> "Figure":
@@ -60,10 +82,12 @@ def draw_preview(rows: pl.DataFrame, raw: Path, domain: Domain, img_size: ImgSiz
     chosen = choose_fit(domain)
     fit = "" if chosen == "squash" else f", {chosen}"
     figure.suptitle(f"{domain.name}, augmentation {named}, {img_size} px{fit}, seed {seed}", fontsize=11)
-    draw = _draw_map_line if "class_map" in rows.columns else _draw_line
+    boxed = "objects" in rows.columns
+    draw = _draw_map_line if "class_map" in rows.columns else _draw_box_line if boxed else _draw_line
     marks: Marks = {}
     for line, row in zip(grid, rows.iter_rows(named=True), strict=True):
-        line[0].set_ylabel(row["label"], fontsize=9, parse_math=False)
+        name = _count_objects(len(row["objects"])) if boxed else row["label"]
+        line[0].set_ylabel(name, fontsize=9, parse_math=False)
         marks |= draw(line, row, raw, domain, img_size, augment)
     for column, axes in enumerate(grid[0]):
         axes.set_title(f"epoch {column}" if column else "as it is", fontsize=9)
@@ -105,6 +129,40 @@ def _draw_map_line(
         _draw_tile(axes, draw_over(seen, moved, domain.classes, background), np.zeros(img_size, np.uint8), [])
     shown = {number for _, moved in versions for number in np.unique(moved).tolist()}
     return {number: _mark_class(number, domain.classes, background) for number in shown}
+
+
+def _count_objects(number: int) -> str:
+    return "1 object" if number == 1 else f"{number} objects" if number else "no object"
+
+
+def _draw_box_line(
+    line: Sequence["Axes"], row: dict[str, Any], raw: Path, domain: Domain, img_size: ImgSize, augment: Augmentation
+) -> Marks:
+    """One image and its versions, with their objects outlined in the colours of their classes."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+
+    fit, classes = choose_fit(domain), domain.classes
+    with open_upright(raw / row["path"], row["path"], domain.validation.max_megapixels) as picture:
+        image = fit_image(picture, img_size, fit)
+    size = row["width"], row["height"]
+    targets = fit_boxes(to_targets(read_objects(row["objects"]), classes), size, img_size, fit)
+    versions = [(image, targets)]
+    versions += [augment.with_boxes(image, targets, epoch, row["row"]) for epoch in range(len(line) - 1)]
+    colours = {number: to_matplotlib(colour) for number, colour in enumerate(choose_colours(classes, None).values())}
+    ignored, marks = len(classes), Marks()
+    for axes, (seen, moved) in zip(line, versions, strict=True):
+        _draw_tile(axes, seen, np.zeros(img_size, np.uint8), [])
+        for x0, y0, x1, y1, number, kind in moved.tolist():
+            dashed, colour = kind != KINDS.index("object"), colours[int(number)]
+            for width, edge in (HALO[0], (HALO[1][0], colour)):
+                box = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=width)
+                box.set_linestyle((0, (3, 3)) if dashed else "-")
+                axes.add_patch(box)
+            marks[int(number)] = Line2D([], [], color=colour, label=classes[int(number)])
+            if dashed:
+                marks[ignored] = Line2D([], [], color="w", linestyle="--", label="dashed: ignored")
+    return marks
 
 
 def _mark_class(number: int, classes: Sequence[str], background: str | None) -> "Artist":

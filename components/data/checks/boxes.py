@@ -28,7 +28,7 @@ FEW = 30  # objects of a class
 PATCH = 16  # pixels; of a usual backbone, of which the side of a canvas is a multiple
 #: Areas of COCO's sizes, in pixels of the picture.
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
-QUALITY = 85
+QUALITY = 85  # with colours at full resolution: an outline is one pixel wide
 
 
 def unfit_objects(objects: Sequence[Mapping[str, Any]], width: int, height: int) -> Reason | None:
@@ -150,5 +150,5 @@ def create_drawn(raw: Path, row: Mapping[str, Any], side: int, domain: Domain) -
         for label, (x0, y0, x1, y1), kind in read_objects(row["objects"])
     ]
     drawn = io.BytesIO()
-    Image.fromarray(draw_boxes(pixels, boxes, domain.classes)).save(drawn, "JPEG", quality=QUALITY)
+    Image.fromarray(draw_boxes(pixels, boxes, domain.classes)).save(drawn, "JPEG", quality=QUALITY, subsampling=0)
     return drawn.getvalue()
