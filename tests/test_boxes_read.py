@@ -9,17 +9,18 @@ import pytest
 from samples import save_picture
 
 from components.data.annotations.boxes import CLIPPED
-from components.data.annotations.coco import CROWDS, EXTENTS
+from components.data.annotations.coco import CROWDS
+from components.data.annotations.coco import EXTENTS as COCO_EXTENTS
 from components.data.annotations.columns import complete_table
+from components.data.annotations.drawings import IGNORED, TAGS
 from components.data.annotations.guessing import suggest_layout
 from components.data.annotations.layouts import read_layout
 from components.data.annotations.names import rename_labels
-from components.data.annotations.objects import CROWD, DIFFICULT, SHOWS_NOTHING, settle_objects
+from components.data.annotations.objects import CROWD, DIFFICULT, EXTENTS, SHOWS_NOTHING, settle_objects
 from components.data.annotations.regions import AS_BACKGROUND, LEFT_OUT
-from components.data.annotations.yolo import EXTENTS as YOLO_EXTENTS
 from components.data.annotations.yolo import UNLISTED
 from components.data.manifest import Wanted
-from components.domain.layouts import Coco, Csv, Parquet, Voc, Yolo
+from components.domain.layouts import Coco, Csv, Cvat, Labelme, Parquet, Voc, Yolo
 from components.errors import DataError
 from components.records.boxes import LabelledBox
 
@@ -129,7 +130,41 @@ def table(raw, *lines, header="image,label,xmin,ymin,xmax,ymax"):
     return raw, Csv(crop=("xmin", "ymin", "xmax", "ymax"))
 
 
-FORMATS = {"voc": voc, "coco": coco, "yolo": yolo, "csv": table}
+# LabelMe and CVAT
+
+
+def rectangle(label, box, **more):
+    x0, y0, x1, y1 = box
+    return {"label": label, "shape_type": "rectangle", "points": [[x0, y0], [x1, y1]], "group_id": None} | more
+
+
+def labelme(raw, *shapes):
+    """shapes: of p0; left out, those of the scene."""
+    write_pictures(raw, "images")
+    shapes = shapes or tuple(rectangle(label, box) for label, box, _ in SCENE)
+    for name, drawn in (("p0", shapes), ("p1", ())):
+        facts = {"version": "5.4.1", "flags": {}, "imagePath": f"{name}.png", "imageWidth": 48, "imageHeight": 40}
+        write_text(raw / f"labels/{name}.json", json.dumps(facts | {"shapes": list(drawn)}))
+    return raw, Labelme(images="images", annotations="labels")
+
+
+def cvat_box(label, box, more=""):
+    x0, y0, x1, y1 = box
+    return f'<box label="{label}" xtl="{x0}" ytl="{y0}" xbr="{x1}" ybr="{y1}" {more}/>'
+
+
+def cvat(raw, *shapes):
+    """shapes: of p0; left out, those of the scene."""
+    write_pictures(raw, "images")
+    drawn = "".join(shapes or (cvat_box(label, box) for label, box, _ in SCENE))
+    images = "".join(
+        f'<image id="{k}" name="p{k}.png" width="48" height="40">{inner}</image>' for k, inner in enumerate((drawn, ""))
+    )
+    write_text(raw / "annotations.xml", f"<annotations><version>1.1</version>{images}</annotations>")
+    return raw, Cvat()
+
+
+FORMATS = {"voc": voc, "coco": coco, "yolo": yolo, "csv": table, "labelme": labelme, "cvat": cvat}
 #: Formats that can say nothing of a picture: YOLO counts one without a label file as background.
 SILENT = [form for form in FORMATS if form != "yolo"]
 
@@ -196,6 +231,14 @@ def table_case(label, box, **expected):
     return Case(table, (csv_line("stain", STAIN), csv_line(label, box), "images/p1.png,,,,,"), **expected)
 
 
+def labelme_case(shape, **expected):
+    return Case(labelme, (rectangle("stain", STAIN), shape), **expected)
+
+
+def cvat_case(shape, **expected):
+    return Case(cvat, (cvat_box("stain", STAIN), shape), **expected)
+
+
 def beside(label, box, kind="object"):
     return [LabelledBox("stain", STAIN), LabelledBox(label, box, kind)]
 
@@ -234,8 +277,8 @@ CASES = {
                                 objects=beside("pit", PIT, "difficult"),
                                 notes={DIFFICULT: 1, "annotations with attributes, which is not kept": 1}),
     "coco several polygons": coco_case({"segmentation": [[4, 4, 6, 4, 4, 9.5], [10, 6, 10, 12, 9, 12]]},
-                                       objects=beside("pit", PIT), notes={EXTENTS: 1}),
-    "coco runs": coco_case({"segmentation": RUNS}, objects=beside("pit", PIT), notes={EXTENTS: 1}),
+                                       objects=beside("pit", PIT), notes={COCO_EXTENTS: 1}),
+    "coco runs": coco_case({"segmentation": RUNS}, objects=beside("pit", PIT), notes={COCO_EXTENTS: 1}),
     "coco bbox before segmentation": coco_case({"bbox": from_size(PIT), "segmentation": [[0, 0, 9, 0, 9, 9]]},
         objects=beside("pit", PIT), notes={"annotations with segmentation, which is not kept": 1}),
     "coco over an edge": coco_case({"bbox": [-1.5, 0, 50, 40.5]}, objects=beside("pit", (0, 0, 48, 40)),
@@ -253,6 +296,42 @@ CASES = {
     "coco without a box": coco_case({}, problem="a bbox [x, y, width, height]"),
     "coco whole": coco_case({"whole": True}, problem="a bbox [x, y, width, height]"),
     "coco other class": coco_case({"category_id": 7, "bbox": from_size(PIT)}, problem="category_id 7"),
+    "labelme polygon": labelme_case({"label": "pit", "points": [[4, 5], [10, 4], [7.5, 12]]},
+                                    objects=beside("pit", PIT), notes={EXTENTS: 1}),
+    "labelme rectangle of four points": labelme_case(
+        {"label": "pit", "shape_type": "rectangle", "points": [[4, 4], [10, 4], [10, 12], [4, 12]]},
+        objects=beside("pit", PIT)),
+    "labelme circle": labelme_case({"label": "pit", "shape_type": "circle", "points": [[10, 12], [13, 16]]},
+                                   objects=beside("pit", (5, 7, 15, 17)), notes={EXTENTS: 1}),
+    "labelme over an edge": labelme_case(rectangle("pit", (-1, 4, 10, 12)), objects=beside("pit", (0, 4, 10, 12)),
+                                         notes={CLIPPED: 1}),
+    "labelme far over an edge": labelme_case(rectangle("pit", (4, 4, 10, 43)), problem=
+        "4, 4, 10, 43 in labels/p0.json, shapes[1] (pit)"),
+    "labelme line": labelme_case({"label": "pit", "shape_type": "line", "points": [[4, 4], [9, 9]]}, problem=
+        "shapes with an area in labels/p0.json: shapes[1] (pit): a line, which has no area"),
+    "labelme point": labelme_case({"label": "pit", "shape_type": "point", "points": [[4, 4]]}, problem="a point"),
+    "labelme flat": labelme_case(rectangle("pit", (4, 4, 10, 4)), problem="shapes[1] (pit): no area"),
+    "labelme nan": labelme_case({"label": "pit", "points": [[4, 5], [float("nan"), 4], [7, 12]]}, problem="not a list"),
+    "labelme text": labelme_case({"label": "pit", "points": [[4, 5], ["x", 4], [7, 12]]}, problem="not a list"),
+    "labelme twice": labelme_case(rectangle("stain", STAIN), problem=
+        "labels/p0.json, shapes[0] (stain) and in labels/p0.json, shapes[1] (stain)"),
+    "cvat polygon": cvat_case('<polygon label="pit" points="4,5;10,4;7.5,12"/>', objects=beside("pit", PIT),
+                              notes={EXTENTS: 1}),
+    "cvat turned": cvat_case(cvat_box("pit", (10, 12, 16, 16), 'rotation="45"'), notes={EXTENTS: 1}, objects=beside(
+        "pit", (13 - 12.5**0.5, 14 - 12.5**0.5, 13 + 12.5**0.5, 14 + 12.5**0.5))),
+    "cvat ellipse": cvat_case('<ellipse label="pit" cx="7" cy="8" rx="3" ry="4"/>', objects=beside("pit", PIT),
+                              notes={EXTENTS: 1}),
+    "cvat mask": cvat_case('<mask label="pit" rle="1, 4, 1" left="7" top="9" width="3" height="2"/>',
+                           objects=beside("pit", (7, 9, 10, 11)), notes={EXTENTS: 1}),
+    "cvat tag": cvat_case('<tag label="good"/>', objects=[LabelledBox("stain", STAIN)], notes={TAGS: 1}),
+    "cvat over an edge": cvat_case(cvat_box("pit", (4, 4, 49.5, 12)), objects=beside("pit", (4, 4, 48, 12)),
+                                   notes={CLIPPED: 1}),
+    "cvat points": cvat_case('<points label="pit" points="1,1;5,5"/>', problem=
+        "shapes with an area in annotations.xml: shape 2 (points, pit): points, which has no area"),
+    "cvat nan": cvat_case(cvat_box("pit", ("nan", 4, 10, 12)), problem="`xtl` 'nan', which is not a number"),
+    "cvat flat": cvat_case(cvat_box("pit", (4, 4, 4, 12)), problem="no area"),
+    "cvat twice": cvat_case(cvat_box("stain", STAIN), problem=
+        "annotations.xml, shape 1 (box, stain) and in annotations.xml, shape 2 (box, stain)"),
     "csv over an edge": table_case("pit", (-1, 0, 9, 42), objects=beside("pit", (0, 0, 9, 40)), notes={CLIPPED: 1}),
     "csv far over an edge": table_case("pit", (4, 4, 50.5, 12), problem="4, 4, 50.5, 12 in labels.csv, line 3"),
     "csv flat": table_case("pit", (4, 4, 10, 4), problem="a box with an area: x0, y0, x1, y1 = 4, 4, 10, 4 in labels"),
@@ -280,7 +359,7 @@ CASES = {
     "yolo outlines": Case(yolo, (
         "1 .25 .25 .75 .25 .5 .75", "0 .1 .1 .2 .1 .2 .2 .1 .2", "0 .5 .5 .5 .5"),
         objects=[LabelledBox("stain", (12, 10, 36, 30)), LabelledBox("pit", (4.8, 4, 9.6, 8)),
-                 LabelledBox("pit", (12, 10, 36, 30))], notes={YOLO_EXTENTS: 2}),
+                 LabelledBox("pit", (12, 10, 36, 30))], notes={EXTENTS: 2}),
     "yolo outline on one line": yolo_case("0 .1 .1 .2 .2 .3 .3", problem="no area, because all its points lie on one"),
     "yolo outline of an unknown class": yolo_case("5 .1 .1 .2 .2 .3 .1", problem="class 5, not one of 0, 1"),
 }  # fmt: skip
@@ -500,3 +579,25 @@ def test_a_table_without_boxes_is_refused(tmp_path, layout, words):
     with pytest.raises(DataError) as caught:
         read(raw, layout)
     assert words in str(caught.value)
+
+
+def test_parts_of_a_labelme_group_are_one_object(tmp_path):
+    raw, layout = labelme(
+        tmp_path,
+        rectangle("pit", (0, 0, 10, 10), group_id=3),
+        rectangle("stain", (5, 5, 20, 15), group_id=3),
+        rectangle("pit", (20, 2, 30, 12), group_id=3),
+    )
+    assert objects_of(read(raw, layout)) == [LabelledBox("pit", (0, 0, 30, 12)), LabelledBox("stain", (5, 5, 20, 15))]
+
+
+@pytest.mark.parametrize("form", ["labelme", "cvat"])
+def test_a_shape_to_ignore_is_ignored_in_every_class_and_is_none_itself(tmp_path, form):
+    raw, layout = FORMATS[form](tmp_path)
+    layout = layout.model_copy(update={"ignore": ("stain",)})
+    found = read(raw, layout)  # before the classes are known
+    assert objects_of(found) == [LabelledBox("pit", PIT)]
+    reading = read(raw, layout, classes=("crack", "pit"))
+    crowds = [LabelledBox(name, STAIN, "crowd") for name in ("crack", "pit")]
+    assert objects_of(reading) == [LabelledBox("pit", PIT), *crowds]
+    assert dict(reading.notes) == {IGNORED: 1, CROWD: 1}

@@ -708,8 +708,8 @@ def test_a_manifest_says_which_objects_a_picture_shows(tmp_path: Path) -> None:
     objects = [LabelledBox("pit", (0, 0, 4.5, 5)), LabelledBox("crack", (1, 1, 2, 2), "crowd")]
     domain = domain_of(slices=[])
     frame = create_rows([Row(path="a.png", objects=objects), Row(path="b.png", objects=[])], domain, tmp_path)
-    assert frame["labels"].to_list() == [["crack", "pit"], []]
-    assert frame["label"].to_list() == ["crack + pit", "(none)"]
+    assert frame["labels"].to_list() == [["pit"], []]  # a region of many is no object
+    assert frame["label"].to_list() == ["pit", "(none)"]
     valid = frame.select("id", "path", *TASK.columns(), "mask", "boxes", "crop").with_columns(
         width=pl.lit(26, pl.Int64), height=pl.lit(20, pl.Int64), group=pl.col("path")
     )
@@ -734,7 +734,7 @@ def test_a_manifest_says_which_objects_a_picture_shows(tmp_path: Path) -> None:
         changed = pl.Series(name.split()[0], column, dtype=valid.schema[name.split()[0]])
         assert find_failures(valid.with_columns(changed), schema), name
     assert len(TASK.questions(frame, CLASSES)) == 3
-    assert TASK.strata(TASK.targets(frame, CLASSES)).tolist() == [0, 3]
+    assert TASK.strata(TASK.targets(frame, CLASSES)).tolist() == [1, 3]
 
 
 def test_the_thresholds_of_the_iou_are_those_of_coco() -> None:

@@ -167,13 +167,13 @@ class DetectionTask(BoxTask):
         return {"img_size": advise_canvas(sizes, float(np.clip(side, *SIDES)))[0], "training": training}
 
     def columns(self) -> dict[str, pl.DataType]:
-        """labels: the classes of all objects, those to ignore included. objects: as `components.records.boxes`."""
+        """labels: the classes of the objects, without regions of many. objects: as `components.records.boxes`."""
         return {"label": pl.String(), "labels": pl.List(pl.String), "objects": OBJECTS}
 
     def annotate(self, row: Annotated, classes: Sequence[str]) -> dict[str, Any]:
         if row.objects is None:
             return {"label": row.label}
-        shown = {each.label for each in row.objects}
+        shown = {each.label for each in row.objects if each.kind != "crowd"}
         labels = [name for name in classes if name in shown]
         return {"label": name_labels(labels), "labels": labels, "objects": write_objects(row.objects)}
 
@@ -449,12 +449,12 @@ def measure_classes(sizes: Sequence[tuple[int, int]], objects: Sequence[Sequence
 
 def _agrees(label: str, labels: Sequence[str], objects: Sequence[dict[str, Any]], classes: Sequence[str]) -> bool:
     """Whether labels are those of the objects, and boxes have an area."""
-    shown = {each["label"] for each in objects}
+    shown = {each["label"] for each in objects if each["kind"] != "crowd"}
     boxes = np.array([each["box"] for each in objects], np.float64).reshape(-1, 4)
     return (
         labels == [name for name in classes if name in shown]
         and label == name_labels(labels)
-        and shown <= set(classes)
+        and {each["label"] for each in objects} <= set(classes)
         and all(each["kind"] in KINDS for each in objects)
         and bool(np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all())
     )

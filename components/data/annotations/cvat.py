@@ -30,7 +30,7 @@ FORM = "CVAT for images 1.1"
 
 
 def read_cvat(layout: Cvat, raw: Path, wanted: Wanted) -> Reading:
-    """One row per object, cropped by its extent; one row per picture where all labels or regions are wanted.
+    """One row per object, cropped by its extent; one row per picture where all labels, boxes or regions are wanted.
 
     Raises DataError for a file that is not CVAT for images.
     """
@@ -56,7 +56,7 @@ def read_cvat(layout: Cvat, raw: Path, wanted: Wanted) -> Reading:
     listed = [Row(path=picture) for picture in drawings] + rows
     expected = f"an <image> in {layout.annotations} for every picture beside the listed ones"
     unlisted = find_unlisted(pictures, listed, expected)
-    if wanted.painting is not None:
+    if wanted.boxed or wanted.painting is not None:
         unlisted = [Row(path=row.path) for row in unlisted]
     return Reading(reading.rows + rows + unlisted, reading.ignored, dict(+(notes + Counter(reading.notes))))
 

@@ -1,4 +1,4 @@
-"""Drawings: what an annotation file says of one picture by shapes, as crops, as labels, or as its class map."""
+"""Drawings: what an annotation file says of one picture by shapes, as crops, labels, boxes, or as its class map."""
 
 import math
 from collections import Counter
@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from components.data.annotations.objects import EXTENTS, BoxMark, place_boxes
 from components.data.annotations.painting import Drawn, paint_all, paint_row
-from components.data.annotations.shapes import Part, Shape, extent_of, require_legal
+from components.data.annotations.shapes import Part, Shape, extent_of, is_box, require_legal
 from components.data.manifest import Reading, Row, Wanted
 from components.records.maps import Painting
 from components.records.reasons import Reason
 
 EMPTY = "annotated as a picture without any object"
 IGNORED = "shapes whose label the layout's `ignore` names"
-TAGS = "labels of whole pictures (flags or tags), which say nothing of pixels or crops"
+TAGS = "labels of whole pictures (flags or tags), which say nothing of pixels, crops or boxes"
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,19 @@ class Drawing:
 
 
 def read_drawings(drawings: Iterable[Drawing], raw: Path, wanted: Wanted, ignore: Sequence[str]) -> Reading:
-    """Rows of drawings, one per picture: crops, all labels, or regions, as wanted. ignore: labels that are left out."""
+    """Rows of drawings: one per crop, or one per picture with all labels, its objects or its regions, as wanted.
+
+    ignore: labels that are left out; as objects or regions, they are ignored.
+    """
     found = [replace(one, tags=[tag for tag in one.tags if tag not in ignore]) for one in drawings]
     notes = Counter({IGNORED: sum(mark.label in ignore for one in found for mark in one.marks)})
     if wanted.painting is not None:
         notes[TAGS] += sum(len(one.tags) for one in found)
         rows, counts = _paint(found, raw, wanted.painting, ignore)
+        return Reading(rows, notes=dict(+(notes + counts)))
+    if wanted.boxed:
+        notes[TAGS] += sum(len(one.tags) for one in found)
+        rows, counts = _place(found, raw, wanted, ignore)
         return Reading(rows, notes=dict(+(notes + counts)))
     if wanted.many:
         return Reading([_label_all(one, ignore) for one in found], notes=dict(+notes))
@@ -105,6 +113,39 @@ def _extent(marks: Sequence[Mark]) -> tuple[int, int, int, int]:
     require_legal(shape)
     x0, y0, x1, y1 = extent_of(shape)
     return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
+
+
+# Boxes
+
+
+def _place(
+    drawings: Sequence[Drawing], raw: Path, wanted: Wanted, ignore: Sequence[str]
+) -> tuple[list[Row], Counter[str]]:
+    """One row per picture with its objects."""
+    rows, notes = list[Row](), Counter[str]()
+    for drawing in drawings:
+        row, marks, extents = _row(drawing), list[BoxMark](), 0
+        try:
+            for each in _join(drawing.marks):
+                shape = _shape(each, frozenset())
+                require_legal(shape)
+                marks += _mark(shape, f"{drawing.source}, {shape.where}", wanted, ignore)
+                extents += not is_box(shape)
+        except ValueError as error:
+            row = replace(row, problem=_explain(drawing, error))
+        row, counts = place_boxes(row, marks, raw, wanted)
+        rows.append(row)
+        notes.update(counts)
+        notes[EXTENTS] += 0 if row.problem else extents
+    return rows, notes
+
+
+def _mark(shape: Shape, where: str, wanted: Wanted, ignore: Sequence[str]) -> list[BoxMark]:
+    """The box of an object. One to ignore says nothing of its class, and is a crowd of each."""
+    box, label = extent_of(shape), str(shape.name)
+    if label in ignore:
+        return [BoxMark(name, box, where, "crowd") for name in wanted.classes]
+    return [BoxMark(label, box, where)]
 
 
 def _explain(drawing: Drawing, error: ValueError) -> Reason:

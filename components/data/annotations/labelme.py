@@ -33,7 +33,7 @@ NO_AREA = {"line": "a line", "linestrip": "a line strip", "point": "a point", "p
 
 
 def read_labelme(layout: Labelme, raw: Path, wanted: Wanted) -> Reading:
-    """One row per object, cropped by its extent; one row per picture where all labels or regions are wanted.
+    """One row per object, cropped by its extent; one row per picture where all labels, boxes or regions are wanted.
 
     The picture of a file is the one that `imagePath` names, or the one with the file's stem.
     """
@@ -63,7 +63,8 @@ def read_labelme(layout: Labelme, raw: Path, wanted: Wanted) -> Reading:
     reading = read_drawings([each[0] for each in drawings.values() if len(each) == 1], raw, wanted, layout.ignore)
     named = {row.path for row in rows} | drawings.keys()
     problem = Reason("an annotation file of the same name", "none", "Add it, or remove the picture.")
-    missing = [Row(path=path, problem=None if wanted.painting else problem) for path in pictures if path not in named]
+    dense = wanted.boxed or wanted.painting is not None  # the task decides on pictures without annotation
+    missing = [Row(path=path, problem=None if dense else problem) for path in pictures if path not in named]
     return Reading(reading.rows + rows + missing, reading.ignored, dict(+(notes + Counter(reading.notes))))
 
 

@@ -17,6 +17,7 @@ from components.records.reasons import Reason
 DUST = 0.05  # pixels by which rounding to few digits exceeds an edge, which is not worth a note
 DIFFICULT = "objects marked difficult, ignored in training and scoring"
 CROWD = "regions of many objects or of none to judge (crowd, ignore), ignored in training and scoring"
+EXTENTS = "outlines and masks, whose extent is the box"
 SHOWS_NOTHING = "pictures without any object, which count as background"
 NOTED: Mapping[Kind, str] = {"difficult": DIFFICULT, "crowd": CROWD}
 CORRECT = "Correct or remove the box."
@@ -42,7 +43,8 @@ def place_boxes(row: Row, marks: Sequence[BoxMark], raw: Path, wanted: Wanted) -
         return row, {}
     if problem := _find_flat(marks) or _find_twice(marks, wanted.rename):
         return replace(row, problem=problem), {}
-    notes = Counter(NOTED[mark.kind] for mark in marks if mark.kind in NOTED)
+    kinds = {mark.where: mark.kind for mark in marks if mark.kind in NOTED}  # a region of all classes counts once
+    notes = Counter(NOTED[kind] for kind in kinds.values())
     size = read_size(raw / row.path) if marks else None
     if size is None or row.stated_size not in (None, size):
         return replace(row, objects=[LabelledBox(mark.label, mark.box, mark.kind) for mark in marks]), notes

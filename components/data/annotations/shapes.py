@@ -81,6 +81,13 @@ def extent_of(shape: Shape) -> tuple[float, float, float, float]:
     return float(low[0]), float(low[1]), float(high[2]), float(high[3])
 
 
+def is_box(shape: Shape) -> bool:
+    """Whether a shape is one upright box, and not only inside of it."""
+    if len(shape.parts) > 1 or not isinstance(ring := shape.parts[0], np.ndarray) or len(ring) != 4:
+        return False
+    return bool((ring == np.roll(ring, 1, axis=0)).any(axis=1).all())
+
+
 def _extent(part: Part) -> tuple[float, float, float, float]:
     if isinstance(part, Bitmap):
         rows, columns = np.flatnonzero(part.pixels.any(axis=1)), np.flatnonzero(part.pixels.any(axis=0))

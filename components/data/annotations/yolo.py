@@ -13,7 +13,7 @@ from typing import Any
 
 from components.data.annotations.columns import read_size
 from components.data.annotations.guessing import refuse_layout, require_folder
-from components.data.annotations.objects import BoxMark, place_boxes
+from components.data.annotations.objects import EXTENTS, BoxMark, place_boxes
 from components.data.annotations.painting import Drawn, paint_all, paint_row
 from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
 from components.data.annotations.yolo_files import find_names_files, load_facts, pair_labels, refuse_bad_names
@@ -28,7 +28,6 @@ from components.records.reasons import Reason
 
 BACKGROUND = "annotated as background: its label file is empty"
 UNLISTED = "pictures without a label file, which YOLO counts as background"
-EXTENTS = "outlines (polygons), of which the box is the extent"
 LISTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
