@@ -91,7 +91,6 @@ def _doubt(
 
     objects, ignored: the annotated boxes that count and that do not; confirmed: which of the former a model finds.
     """
-    mistaken = np.zeros(len(objects), bool)
     for box in _agree(models):
         overlaps = measure_overlaps(box[None], objects)[0]
         if (measure_overlaps(box[None], ignored) >= APART).any():
@@ -101,10 +100,9 @@ def _doubt(
             continue
         place = int(overlaps.argmax())
         if overlaps[place] >= SAME and objects[place, 4] != box[4] and not confirmed[place]:
-            mistaken[place] = True
             yield "other class", int(objects[place, 4]), int(box[4]), _to_corners(objects[place]), float(box[5])
     near = _find_near(objects, models, same_class=False)
-    for one in objects[~near & ~mistaken]:
+    for one in objects[~near]:
         yield "unconfirmed", int(one[4]), None, _to_corners(one), 0.0
 
 
