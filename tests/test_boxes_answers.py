@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from components.data.annotations.layouts import read_layout
-from components.data.batches.boxes import fit_boxes
+from components.data.batches.boxes import fit_boxes, restore_boxes
 from components.data.batches.geometry import fit_image, place
 from components.data.manifest import Wanted
 from components.data.sources.images import Upright, read_picture
@@ -34,6 +34,7 @@ from components.models.network import create_network
 from components.models.tuners import create_tuners
 from components.models.weights import save_adapter
 from components.promotion import aliases
+from components.records.jobs import load_predictions
 from components.records.predictions import BoxesAnswer, Predictions
 from components.serving.box_files import Answered, write_boxes
 from components.serving.ids import Ids, choose_ids
@@ -93,6 +94,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         answer.weight.normal_(std=0.1, generator=generator)
         answer.bias[: len(CLASSES)] = 1.5
+        answer.weight[len(CLASSES) :] *= 0.3
+        answer.bias[len(CLASSES) :] = -1.0  # sides of six pixels on the finest level
     facts: dict[str, Any] = {"data_version": tiny.DATA_VERSION, "split_sha256": "s", "git_commit": "c", "seed": 1}
     calibration = Calibration(1.3, "", dict(zip(CLASSES, LEAST, strict=True)), 0.1)
     inputs = InputMeta(kind="picture", fit="letterbox", max_megapixels=0.05, min_side=1)
@@ -128,6 +131,12 @@ def test_boxes_are_the_networks_in_pixels_of_the_picture(kind: str, predictor: P
     again = [[*one.box, CLASSES.index(one.label), 0] for one in answer.found]
     back = fit_boxes(np.array(again, np.float32), upright.size, CANVAS, "letterbox")
     np.testing.assert_allclose(_sort(back[:, :5]), _sort(rows), atol=2e-4)
+
+
+def test_boxes_that_differ_outside_of_the_picture_alone_are_one() -> None:
+    rows = [[0, 8, 9, 20, 1, 0.9], [0, 2, 9, 20, 1, 0.8], [0, 2, 9, 20, 0, 0.7], [0, 14, 9, 20, 1, 0.6]]
+    found = restore_boxes(np.array(rows), place((64, 24), CANVAS, "letterbox"), (64, 24))  # rows 12 to 36 of the canvas
+    assert found[:, 4].tolist() == [1, -1, 0, 1]
 
 
 def _decode(predictor: Predictor, path: Path) -> np.ndarray:
@@ -173,6 +182,25 @@ def test_a_child_answers_boxes_digit_by_digit(adapter: Path, predictor: Predicto
 
 def _freeze(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def test_the_predictor_gives_what_evaluation_gave(tmp_path: Path) -> None:
+    training = {"epochs": 12, "batch_size": 8, "warmup_epochs": 1}
+    domain = tiny.create_domain(task="detection", layout="voc", img_size=64, backbone="embedded", training=training)
+    result = tiny.train(tmp_path, domain, {"kind": "linear"})
+    test, predictor = load_predictions(result.folder, "test"), Predictor(result.folder / "adapter")
+    answers = predictor.predict([tmp_path / "raw" / path for path in test["path"]], batch_size=5)
+    for one, found, shown in zip(answers, test["found"].to_list(), test["shown"].to_list(), strict=True):
+        table, expected = (
+            np.array([[*box, tiny.CLASSES.index(label), confidence] for label, box, confidence in rows]).reshape(-1, 6)
+            for rows in ([each[:3] for each in one.found or ()], [each.values() for each in found])
+        )
+        for some, others in ((table, expected), (expected, table)):  # bfloat16 sums differ with the batch
+            for row in some[some[:, 5] > 0.3]:
+                assert np.isclose(row, others, atol=0.1).all(axis=1).any()
+        assert sum(each.shown for each in one.found or ()) == sum(shown)
+    assert [one.label for one in answers] == test["predicted"].to_list()
+    assert any(test["shown"].explode())
 
 
 # A champion, whose domain is a COCO file with ids of its own
@@ -273,7 +301,9 @@ def test_pictures_that_the_annotations_do_not_list_are_numbered(workspace: Works
     assert {entry["category_id"]: entry["category"] for entry in results} == {1: CLASSES[0], 2: CLASSES[1]}
 
 
-def test_a_folder_holds_every_form(workspace: Workspace, predictor: Predictor, tmp_path: Path) -> None:
+def test_a_folder_holds_every_form(
+    workspace: Workspace, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Written again in place; beside other files it is refused before anything is answered."""
     paths, out = find_pictures(workspace), tmp_path / "out"
     answers, ids = answer(predictor, paths), choose(workspace, paths)
@@ -285,8 +315,9 @@ def test_a_folder_holds_every_form(workspace: Workspace, predictor: Predictor, t
             assert drawn.size == picture.size
             assert not np.array_equal(np.asarray(drawn), np.asarray(picture))
     (out / "mine.txt").touch()
+    monkeypatch.setattr(Answering, "ask", None)
     with pytest.raises(DataError, match=r"a new folder, one of earlier answers, .* found a folder with mine\.txt"):
-        predict(workspace, NAME, [path.with_suffix(".gone") for path in paths[:1]] + paths, out=out)
+        predict(workspace, NAME, paths, out=out)
 
 
 def test_every_form_has_the_same_boxes(workspace: Workspace, predictor: Predictor, tmp_path: Path) -> None:
