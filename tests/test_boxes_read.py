@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 from samples import save_picture
 
 from components.data.annotations.boxes import CLIPPED
@@ -15,12 +17,13 @@ from components.data.annotations.columns import complete_table
 from components.data.annotations.drawings import IGNORED, TAGS
 from components.data.annotations.guessing import suggest_layout
 from components.data.annotations.layouts import read_layout
+from components.data.annotations.mask_boxes import APART, SPECKS
 from components.data.annotations.names import rename_labels
 from components.data.annotations.objects import CROWD, DIFFICULT, EXTENTS, SHOWS_NOTHING, settle_objects
-from components.data.annotations.regions import AS_BACKGROUND, LEFT_OUT
+from components.data.annotations.regions import AS_BACKGROUND, CUT, LEFT_OUT, UNITED
 from components.data.annotations.yolo import UNLISTED
 from components.data.manifest import Wanted
-from components.domain.layouts import Coco, Csv, Cvat, Labelme, Parquet, Voc, Yolo
+from components.domain.layouts import Coco, Csv, Cvat, Folders, Instances, Labelme, Masks, Parquet, Voc, Yolo
 from components.errors import DataError
 from components.records.boxes import LabelledBox
 
@@ -572,7 +575,7 @@ def test_a_parquet_table_gives_the_boxes_of_its_csv(tmp_path):
 
 @pytest.mark.parametrize(
     ("layout", "words"),
-    [(Csv(), "neither `crop` nor `boxes`"), (Csv(crop="box", ids={"pit": 1}), "no `ids`, which name pixels")],
+    [(Csv(), "no `crop`, `boxes` or `mask`"), (Csv(crop="box", ids={"pit": 1}), "no `ids`, which name pixels")],
 )
 def test_a_table_without_boxes_is_refused(tmp_path, layout, words):
     raw, _ = table(tmp_path)
@@ -601,3 +604,120 @@ def test_a_shape_to_ignore_is_ignored_in_every_class_and_is_none_itself(tmp_path
     crowds = [LabelledBox(name, STAIN, "crowd") for name in ("crack", "pit")]
     assert objects_of(reading) == [LabelledBox("pit", PIT), *crowds]
     assert dict(reading.notes) == {IGNORED: 1, CROWD: 1}
+
+
+# Masks
+
+
+def save_values(path: Path, *patches: tuple[int, tuple[int, int, int, int]], dtype: type = np.uint8) -> None:
+    """A mask of 48 x 40 pixels: 0, and a value in each box."""
+    mask = np.zeros((40, 48), dtype)
+    for value, (x0, y0, x1, y1) in patches:
+        mask[y0:y1, x0:x1] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path)
+
+
+FIRST, SECOND = (4, 4, 10, 12), (20, 10, 40, 30)  # apart; OTHER touches FIRST at a corner
+OTHER = (10, 12, 14, 16)
+
+
+def test_masks_in_class_folders_give_a_box_around_each_connected_component(tmp_path):
+    for name in ("train/good/g0", "test/good/g1", "test/crack/c0", "test/crack/c1", "test/crack/c2", "test/pit/p0"):
+        save_picture(tmp_path / f"{name}.png", len(name) + ord(name[-1]))
+    save_values(tmp_path / "truth/crack/c0_mask.png", (255, FIRST), (255, OTHER), (255, SECOND))
+    save_values(tmp_path / "truth/crack/c1_mask.png")
+    save_values(tmp_path / "truth/pit/p0_mask.png", (1, (7, 7, 8, 9)))
+    layout = Folders(images="<split>", masks="truth")
+    reading = read(tmp_path, layout)
+    boxes = [(4, 4, 14, 16), SECOND]
+    assert objects_of(reading, "c0.png") == [LabelledBox("crack", box) for box in boxes]
+    assert objects_of(reading, "c1.png") == []  # an empty mask
+    assert objects_of(reading, "p0.png") == [LabelledBox("pit", (7, 7, 8, 9))]
+    assert objects_of(reading, "g0.png") == objects_of(reading, "g1.png") == []  # a class without masks
+    problem = find_row(reading, "c2.png").problem
+    assert (problem.expected, problem.found) == ("a mask that shows where 'crack' is", "none")
+    row = find_row(reading, "c0.png")
+    assert (row.label, row.regions, row.mask) == (None, None, "truth/crack/c0_mask.png")
+    assert dict(reading.notes) == {SPECKS: 1}
+    with pytest.raises(DataError, match="a folder of masks"):
+        read(tmp_path, Folders(images="<split>"))
+
+
+def test_numbered_masks_beside_their_picture_are_one_object_each(tmp_path):
+    for name in ("benign/b1", "benign/b2", "normal/n1"):
+        save_picture(tmp_path / f"{name}.png", ord(name[-2]) + int(name[-1]))
+    save_values(tmp_path / "benign/b1_mask.png", (255, FIRST))
+    save_values(tmp_path / "benign/b1_mask_1.png", (255, (6, 4, 12, 12)))  # overlaps the first
+    reading = read(tmp_path, Folders(masks="."))
+    assert objects_of(reading, "b1.png") == [LabelledBox("benign", FIRST), LabelledBox("benign", (6, 4, 12, 12))]
+    assert objects_of(reading, "n1.png") == []
+    assert find_row(reading, "b2.png").problem.expected == "a mask that shows where 'benign' is"
+    assert dict(reading.notes) == {UNITED: 1}
+
+
+def test_semantic_masks_give_a_box_around_each_component_of_a_class(tmp_path):
+    write_pictures(tmp_path, "images")
+    save_values(tmp_path / "masks/p0.png", (2, SECOND), (1, FIRST), (1, (30, 32, 40, 38)), (255, (0, 0, 2, 2)))
+    save_values(tmp_path / "masks/p1.png", (3, (0, 0, 9, 9)))
+    layout = Masks(ids={"pit": 1, "stain": 2, "background": 3}, ignore=[255])
+    reading = read(tmp_path, layout)
+    expected = [("pit", FIRST), ("pit", (30, 32, 40, 38)), ("stain", SECOND)]
+    assert objects_of(reading) == [LabelledBox(label, box) for label, box in expected]
+    assert objects_of(reading, "p1.png") == []
+    assert objects_of(reading, "p2.png") is None
+    assert find_row(reading).mask == "masks/p0.png"
+    save_values(tmp_path / "masks/p2.png", (9, FIRST))
+    assert "9 (48 pixels)" in find_row(read(tmp_path, layout), "p2.png").problem.found
+
+
+def test_soft_masks_are_cut_at_half(tmp_path):
+    save_picture(tmp_path / "images/crack/c.png", 1)
+    mask = Image.new("L", (48, 40))
+    mask.paste(255, SECOND)
+    soft = np.asarray(mask.resize((96, 80), Image.BICUBIC).resize((48, 40), Image.BICUBIC).convert("L"))
+    (tmp_path / "masks/crack").mkdir(parents=True)
+    Image.fromarray(soft).save(tmp_path / "masks/crack/c.png")
+    reading = read(tmp_path, Folders(images="images", masks="masks"))
+    assert objects_of(reading, "images/crack/c.png") == [LabelledBox("crack", SECOND)]
+    assert dict(reading.notes) == {CUT: 1}
+
+
+def test_instance_ids_give_a_box_each(tmp_path):
+    write_pictures(tmp_path, "images")
+    touching = (10, 4, 16, 12)
+    save_values(tmp_path / "instances/p0.png", (7, SECOND), (2, FIRST), (300, touching), dtype=np.uint16)
+    save_values(tmp_path / "instances/p1.png", dtype=np.uint16)
+    reading = read(tmp_path, Instances(label="cell"))
+    assert objects_of(reading) == [LabelledBox("cell", box) for box in (FIRST, SECOND, touching)]
+    assert objects_of(reading, "p1.png") == []
+    assert objects_of(reading, "p2.png") is None
+    assert dict(reading.notes) == {}
+    save_values(tmp_path / "instances/p1.png", (1, FIRST), (1, SECOND))
+    assert read(tmp_path, Instances(label="cell")).notes == {APART: 1}
+
+
+def test_one_mask_per_object_keeps_the_boxes_of_objects_that_overlap(tmp_path):
+    for group in "ab":
+        save_picture(tmp_path / f"{group}/images/{group}.png", ord(group))
+    save_values(tmp_path / "a/masks/x.png", (255, FIRST))
+    save_values(tmp_path / "a/masks/y.png", (255, (4, 4, 20, 12)))
+    save_values(tmp_path / "b/masks/x.png")
+    layout = Instances(images="<group>/images", instances="<group>/masks", label="cell")
+    reading = read(tmp_path, layout)
+    assert objects_of(reading, "a.png") == [LabelledBox("cell", FIRST), LabelledBox("cell", (4, 4, 20, 12))]
+    assert find_row(reading, "b.png").problem.found == "no pixel"
+    save_values(tmp_path / "a/masks/y.png", (255, FIRST))
+    assert "in a/masks/x.png and in a/masks/y.png" in find_row(read(tmp_path, layout), "a.png").problem.found
+
+
+@pytest.mark.parametrize("ids", [{}, {"pit": 1}])
+def test_masks_that_a_table_names_give_boxes(tmp_path, ids):
+    write_pictures(tmp_path, "images")
+    save_values(tmp_path / "masks/p0.png", (1, FIRST), (1, SECOND))
+    write_text(tmp_path / "labels.csv", "image,label,mask\nimages/p0.png,pit,masks/p0.png\nimages/p1.png,good,\n")
+    reading = read(tmp_path, Csv(mask="mask", ids=ids))
+    assert objects_of(reading) == [LabelledBox("pit", FIRST), LabelledBox("pit", SECOND)]
+    assert objects_of(reading, "p1.png") == (None if ids else [])
+    assert objects_of(reading, "p2.png") is None
+    assert find_row(reading, "images/p0.png").mask == "masks/p0.png"

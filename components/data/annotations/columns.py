@@ -493,7 +493,7 @@ def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index, *, 
     boxes: whether more names of columns are known, and a column of several boxes per cell will do. Raises
     UnclearTableError if there is none of these.
     """
-    if "crop" in layout.model_fields_set or (boxes and layout.boxes):
+    if "crop" in layout.model_fields_set or (boxes and (layout.boxes or layout.mask)):
         return layout
     words = {_word(name): name for name in reversed(frame.columns)}
     more = (MORE_CORNERS, MORE_SIZES) if boxes else ((), ())

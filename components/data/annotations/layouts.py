@@ -25,6 +25,7 @@ from components.data.annotations.cvat import read_cvat
 from components.data.annotations.foreign import find_foreign_pictures, refuse_foreign, refuse_foreign_pictures
 from components.data.annotations.guessing import hint_layout, refuse_layout, require_folder
 from components.data.annotations.labelme import read_labelme
+from components.data.annotations.mask_boxes import box_classes
 from components.data.annotations.masks import read_instances, read_masks
 from components.data.annotations.names import rename_labels
 from components.data.annotations.objects import settle_objects
@@ -135,7 +136,7 @@ def read_layout(layout: Layout, raw: Path, wanted: Wanted) -> Reading:
     """
     if isinstance(layout, Folders) or not isinstance(layout, Tree) or not layout.parts:
         reading = READERS[layout.kind](layout, raw, wanted)
-        if isinstance(layout, Masks | Instances) and wanted.painting is not None:
+        if isinstance(layout, Masks | Instances) and (wanted.boxed or wanted.painting is not None):
             return _with_published_lists(reading, raw, MASK_LIST)
         return _with_published_lists(reading, raw, VOC_LIST) if isinstance(layout, Voc) else reading
     rows, ignored, notes = list[Row](), dict[str, str](), Counter[str]()
@@ -198,8 +199,10 @@ def _match_columns(template: str, paths: Sequence[str]) -> dict[tuple[str, ...],
 def read_folders(layout: Folders, raw: Path, wanted: Wanted) -> Reading:
     """One row per image below a class folder. If a class has a folder of masks, each of its images needs a mask.
 
-    With regions wanted, all pixels of a mask that are not 0 are of the folder's class.
+    With regions or boxes wanted, all pixels of a mask that are not 0 are of the folder's class.
     """
+    if wanted.boxed and not layout.masks:
+        refuse_layout(raw, layout, "a folder of masks, which show where objects are", "no option `masks`")
     files = walk_files(raw)
     folders = list_folders(files)
     bases = match_parts(layout.images, folders) if layout.parts else {require_folder(raw, layout.images, layout): {}}
@@ -215,9 +218,10 @@ def read_folders(layout: Folders, raw: Path, wanted: Wanted) -> Reading:
         rows += _read_class_folders(raw, base, parts, masks)
     if not any(row.label for row in rows):
         refuse_layout(raw, layout, f"one folder per class with images in {layout.images!r}", "no such folders")
-    if wanted.painting is None:
+    if wanted.painting is None and not wanted.boxed:
         return Reading(rows)
-    rows, notes = paint_classes([_with_one_mask(row, known.values()) for row in rows], raw, wanted)
+    one = [_with_one_mask(row, known.values()) for row in rows]
+    rows, notes = box_classes(one, raw) if wanted.boxed else paint_classes(one, raw, wanted)
     return Reading(rows + [row for masks in known.values() for row in masks.list_unused(rows)], notes=notes)
 
 

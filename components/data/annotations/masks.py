@@ -1,6 +1,7 @@
-"""Masks to rows: instance ids give crops, semantic masks the labels of pictures; both give regions if wanted."""
+"""Masks to rows: instance ids give crops, semantic masks the labels of pictures; both give regions or boxes, too."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +13,7 @@ from PIL import Image
 
 from components.data.annotations.crops import draw_background, find_boxes, read_ids, square_around
 from components.data.annotations.guessing import refuse_layout, require_folder
+from components.data.annotations.mask_boxes import APART, box_instances, box_object_masks, box_regions
 from components.data.annotations.regions import Pixels, count_pixels_of, paint, read_mask, read_values
 from components.data.annotations.tree import (
     Index,
@@ -34,8 +36,8 @@ THRESHOLD = "masks with values between the two, cut at `threshold`"
 def read_instances(layout: Instances, raw: Path, wanted: Wanted) -> Reading:
     """One row per instance, and as many rows of background, cropped as squares. The id mask is the mask of each row.
 
-    With regions wanted, a row is a picture: all its instances are of one class. Where the folder of pictures holds one
-    picture and no mask has its name, the masks are its objects, one per file.
+    With regions or boxes wanted, a row is a picture: all its instances are of one class. Where the folder of pictures
+    holds one picture and no mask has its name, the masks are its objects, one per file.
     """
     pictures, index = _pair(raw, layout, layout.images, layout.instances, "id masks")
     objects = sorted(index.files) if len(pictures) == 1 and not index.find_mask(pictures[0]) else []
@@ -45,11 +47,17 @@ def read_instances(layout: Instances, raw: Path, wanted: Wanted) -> Reading:
         names = {0: painting.background, 1: layout.label}
         rows = _read_all(lambda path: [_paint_row(path, raw, index, lambda ids, _: paint(ids != 0, names))], pictures)
         return Reading(rows + _without_picture(pictures, index))
+    if wanted.boxed:
+        apart = list[int]()
+        rows = _read_all(lambda path: [_boxed_row(path, layout, raw, index, apart)], pictures)
+        return Reading(rows + _without_picture(pictures, index), notes={APART: sum(apart)} if sum(apart) else {})
     return Reading(_read_all(lambda path: _instance_rows(path, layout, raw, index, wanted), pictures))
 
 
 def _object_rows(path: str, masks: list[str], layout: Instances, raw: Path, wanted: Wanted) -> list[Row]:
     """The rows of a picture with one mask per object; where objects overlap, the later one counts."""
+    if wanted.boxed:
+        return [box_object_masks(Row(path=path, mask=masks[0], further=masks[1:]), layout.label, raw, wanted)]
     ids = np.zeros((0, 0), np.int64)
     for number, mask in enumerate(masks, 1):
         pixels = read_mask(raw, mask)
@@ -71,15 +79,21 @@ def _object_rows(path: str, masks: list[str], layout: Instances, raw: Path, want
 def read_masks(layout: Masks, raw: Path, wanted: Wanted) -> Reading:
     """One row per picture with the class that its mask shows (multilabel: all classes).
 
-    With regions wanted, the row has the class of every pixel. A mask without a picture gives a row with a problem.
+    With regions wanted, the row has the class of every pixel; with boxes wanted, a box around each connected component.
+    A mask without a picture gives a row with a problem.
     """
     pictures, index = _pair(raw, layout, layout.images, layout.masks, "masks")
-    soft = list[str]()
+    soft, notes = list[str](), Counter[str]()
     if (painting := wanted.painting) is not None:
         rows = _read_all(lambda path: [_region_row(path, layout, raw, index, painting.background, soft)], pictures)
+    elif wanted.boxed:
+        rows = _read_all(lambda path: [_region_row(path, layout, raw, index, None, soft)], pictures)
+        rows, counts = box_regions(rows, layout.background)
+        notes.update(counts)
     else:
         rows = _read_all(lambda path: [_mask_row(path, layout, raw, index, wanted)], pictures)
-    return Reading(rows + _without_picture(pictures, index), notes={THRESHOLD: len(soft)} if soft else {})
+    notes[THRESHOLD] += len(soft)
+    return Reading(rows + _without_picture(pictures, index), notes=dict(+notes))
 
 
 def _pair(raw: Path, layout: Instances | Masks, images: str, masks: str, what: str) -> tuple[list[str], Index]:
@@ -144,6 +158,21 @@ def _cut_instances(
     empty = draw_background(ids, [x1 - x0 for x0, _, x1, _ in squares], seed)
     labelled = [(layout.label, crop) for crop in squares] + [(layout.background, crop) for crop in empty]
     return [Row(path=path, label=label, mask=mask, crop=crop) for label, crop in labelled]
+
+
+def _boxed_row(path: str, layout: Instances, raw: Path, index: Index, apart: list[int]) -> Row:
+    """A row with the box of every instance. apart: receives the number of those of several parts."""
+    found = index.find_mask(path)
+    if len(found) > 1:
+        return _no_mask(path, found, "id mask")
+    if not found:
+        return Row(path=path)
+    ids = read_mask(raw, found[0])
+    if isinstance(ids, Reason):
+        return Row(path=path, mask=found[0], problem=ids)
+    row, parts = box_instances(Row(path=path, mask=found[0]), ids, layout.label)
+    apart.append(parts)
+    return row
 
 
 def _require_lossless(path: str) -> None:

@@ -20,6 +20,7 @@ from components.data.annotations.tree import walk_files
 from components.data.manifest import Reading, Row, Wanted
 from components.data.sources.images import FORMATS, UNDECODABLE, brief
 from components.records.maps import IGNORE, Painting, Regions
+from components.records.objects import Mask
 from components.records.reasons import Reason
 
 Pixels = NDArray[np.generic]
@@ -157,26 +158,37 @@ def _paint_class(
     """The row with its regions, and a note where the mask has several values beside 0."""
     if row.problem or row.mask is None or row.label is None:
         return row, None
-    if row.mask not in files:
-        return replace(row, problem=_no_mask(row.mask)), None
-    read = [read_mask(raw, mask) for mask in (row.mask, *row.further)]
-    if problem := next((found for found in read if isinstance(found, Reason)), None) or _explain_sizes(row, read):
-        return replace(row, problem=problem), None
-    masks = [found for found in read if not isinstance(found, Reason)]
-    cut = any(map(is_soft, masks))
-    shown = np.any([_cut(mask) if is_soft(mask) else mask != 0 for mask in masks], axis=0)
+    found = read_shown(row, raw, files)
+    if isinstance(found, Reason):
+        return replace(row, problem=found), None
+    masks, note = found
+    shown = np.any(masks, axis=0)
     if shown.any() and rename.get(row.label, row.label) == background:
         expected = f"an empty mask, because {row.label!r} is the background"
-        found = f"{np.count_nonzero(shown):,} pixels that are not 0 in {row.mask}"
-        problem = Reason(expected, found, "Correct the mask, or move the picture to its class.")
+        pixels = f"{np.count_nonzero(shown):,} pixels that are not 0 in {row.mask}"
+        problem = Reason(expected, pixels, "Correct the mask, or move the picture to its class.")
         return replace(row, problem=problem), None
-    several = any(((mask != 0) & (mask != mask.max())).any() for mask in masks)
-    note = CUT if cut else SOFT if several else UNITED if row.further else None
     return replace(row, regions=paint(shown, {0: background, 1: row.label})), note
 
 
-def _cut(mask: Pixels) -> Pixels:
-    return mask.astype(np.int64) > int(mask.max()) // 2
+def read_shown(row: Row, raw: Path, files: Set[str]) -> tuple[list[Mask], str | None] | Reason:
+    """Where each mask of a row shows its class (H, W), and a note where one has several values beside 0; or why they
+    cannot be used."""
+    if row.mask not in files:
+        return _no_mask(str(row.mask))
+    read = [read_mask(raw, str(mask)) for mask in (row.mask, *row.further)]
+    if problem := next((found for found in read if isinstance(found, Reason)), None) or _explain_sizes(row, read):
+        return problem
+    masks = [found for found in read if not isinstance(found, Reason)]
+    soft = list(map(is_soft, masks))
+    several = any(((mask != 0) & (mask != mask.max())).any() for mask in masks)
+    note = CUT if any(soft) else SOFT if several else UNITED if row.further else None
+    return [_cut(mask) if cut else mask != 0 for mask, cut in zip(masks, soft, strict=True)], note
+
+
+def _cut(mask: Pixels) -> Mask:
+    above: Mask = mask.astype(np.int64) > int(mask.max()) // 2
+    return above
 
 
 def _explain_sizes(row: Row, masks: list[Pixels | Reason]) -> Reason | None:

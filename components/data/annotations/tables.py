@@ -2,7 +2,7 @@
 
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from components.data.annotations.columns import (
     parse_numbers,
 )
 from components.data.annotations.guessing import refuse_layout
+from components.data.annotations.mask_boxes import box_classes, box_regions
 from components.data.annotations.masks import in_colour, name_values
 from components.data.annotations.regions import paint_classes, paint_masks, read_mask, require_one_mask
 from components.data.annotations.run_lengths import paint_runs
@@ -62,7 +63,7 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
     _require_fit(layout, wanted)
     files = walk_files(raw)
     lines, records = _open_table(layout, raw, wanted, files)
-    if wanted.boxed:
+    if wanted.boxed and (layout.crop or layout.boxes):
         return _place_boxes(lines, records, files, raw)
     read = [_read_line(lines, record, where) for record, where in records]
     if wanted.painting is not None and layout.runs:
@@ -72,16 +73,26 @@ def read_table(layout: Csv | Parquet, raw: Path, wanted: Wanted) -> Reading:
         return Reading(drawn + [Row(path=row.path) for row in others], notes={**lines.notes, **counts})
     rows = [row for row in read if row.problem != NO_OBJECT]
     empty = {row.path: str(NO_OBJECT) for row in read if row.problem == NO_OBJECT}
-    if wanted.painting is not None:
-        one = require_one_mask(rows)
-        named = _name_masks(layout, wanted)
-        rows, soft = (paint_masks(one, raw, named), {}) if layout.ids else paint_classes(one, raw, wanted)
-        lines.notes.update(soft)
+    if wanted.boxed or wanted.painting is not None:
+        rows, counts = _read_masks(require_one_mask(rows), layout, raw, wanted)
+        lines.notes.update(counts)
         read += [Row(path=row.mask, mask=row.path) for row in read if row.mask]  # masks must be listed, too
     unlisted = find_unlisted(files, read, f"a line in {layout.table} for every picture beside the listed ones")
+    if wanted.boxed:
+        unlisted = [Row(path=row.path) for row in unlisted]
     return Reading(
         rows + unlisted, {path: why for path, why in empty.items() if path in lines.index.files}, lines.notes
     )
+
+
+def _read_masks(
+    rows: list[Row], layout: Csv | Parquet, raw: Path, wanted: Wanted
+) -> tuple[list[Row], Mapping[str, int]]:
+    """Rows with a mask, as regions or objects, and counts for the notes."""
+    if layout.ids:
+        painted = paint_masks(rows, raw, _name_masks(layout, wanted))
+        return box_regions(painted, "") if wanted.boxed else (painted, {})
+    return box_classes(rows, raw) if wanted.boxed else paint_classes(rows, raw, wanted)
 
 
 def _open_table(
@@ -155,17 +166,18 @@ def _read_boxes(lines: _Lines, record: Record, where: str) -> BoxLine:
 
 def _require_fit(layout: Csv | Parquet, wanted: Wanted) -> None:
     """Raise DataError for options that name pixels where labels or boxes are wanted, or the other way round."""
-    if wanted.boxed and not (layout.crop or layout.boxes):
-        hint = "Name them: `crop: [xmin, ymin, xmax, ymax]`, `crop: COLUMN` or `boxes: COLUMN` in `layout`."
-        expected = "columns of boxes for the task detection"
-        raise DataError(f"layout {layout.kind}", expected=expected, found="neither `crop` nor `boxes`", hint=hint)
+    if wanted.boxed and not (layout.crop or layout.boxes or layout.mask):
+        hint = "Name them: `crop: [xmin, ymin, xmax, ymax]`, `boxes: COLUMN` or `mask: COLUMN` in `layout`."
+        expected, found = "columns of boxes, or of masks around which boxes are drawn", "no `crop`, `boxes` or `mask`"
+        raise DataError(f"layout {layout.kind}", expected=expected, found=found, hint=hint)
     if wanted.painting is not None and (layout.crop or not (layout.mask or layout.runs)):
         found, hint = (
             "`crop`" if layout.crop else "no column `mask` or `runs`",
             "Correct the layout, or choose another task.",
         )
         raise DataError(f"layout {layout.kind}", expected="whole pictures with a `mask`", found=found, hint=hint)
-    if wanted.painting is None and (pixels := "ids" if layout.ids else "runs" if layout.runs else None):
+    named = layout.ids and not (wanted.boxed and layout.mask)
+    if wanted.painting is None and (pixels := "ids" if named else "runs" if layout.runs else None):
         hint = f"Remove `{pixels}` from the layout, or choose the task segmentation."
         expected = f"no `{pixels}`, which name pixels"
         raise DataError(f"layout {layout.kind}", expected=expected, found=f"`{pixels}`", hint=hint)

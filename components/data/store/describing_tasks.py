@@ -73,7 +73,8 @@ def _says(layout: Layout, annotation: Annotation) -> bool:
     if annotation not in ("mask", "boxes"):
         return True
     if isinstance(layout, Table):
-        return bool(layout.crop or layout.boxes) if annotation == "boxes" else bool(layout.mask or layout.runs)
+        further = (layout.crop or layout.boxes) if annotation == "boxes" else layout.runs
+        return bool(layout.mask or further)
     return not isinstance(layout, Folders) or bool(layout.masks)
 
 
