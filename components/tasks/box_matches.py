@@ -76,16 +76,15 @@ def match_boxes(
     regions = targets[:, 5] != OBJECT
     ignored = regions | (areas < low) | (areas > high)
     order = np.argsort(ignored, kind="stable")
-    close = (overlaps >= IOUS[0]) & (found[:, 4, None] == targets[None, :, 4])
+    beyond = _find_beyond(found)
+    close = (overlaps >= IOUS[0]) & (found[:, 4, None] == targets[None, :, 4]) & ~beyond[:, None]
     places = zip(*(axis.tolist() for axis in np.nonzero(close[:, order])), strict=True)
     options: dict[int, list[tuple[float, int]]] = {}
     for row, place in places:
         options.setdefault(row, []).append((float(overlaps[row, order[place]]), int(order[place])))
-    beyond = _find_beyond(found)
     taken, shared, skipped = [0] * len(targets), regions.tolist(), ignored.tolist()
     for row, choices in options.items():
-        if not beyond[row]:
-            masks[row] = _take(choices, taken, shared, skipped)
+        masks[row] = _take(choices, taken, shared, skipped)
     sizes = measure_areas(found)
     outside = (sizes < low) | (sizes > high)
     masks[outside] |= (~(masks[outside] | masks[outside] >> len(IOUS)) & _ALL) << len(IOUS)
