@@ -1,19 +1,25 @@
 """Detection: figures against pycocotools, evidence, kinds of error, calibration, thresholds, gates and options."""
 
-import contextlib
-import io
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
 import pytest
 import tiny
-from numpy.typing import NDArray
+from detection_scores import (
+    Boxes,
+    Pictures,
+    draw_corners,
+    draw_picture,
+    draw_set,
+    read_noisy,
+    score_as_coco,
+    score_ours,
+)
 from samples import make_domain
 
 from components.data.manifest import Row, create_rows, create_schema, find_failures
@@ -26,13 +32,11 @@ from components.promotion.statistics import bootstrap_difference
 from components.records.boxes import KINDS, NONE, LabelledBox
 from components.tasks import create_task
 from components.tasks.base import Evidence
-from components.tasks.box_matches import EVERY, IOUS, SIZES, match_boxes, measure_overlaps, sort_found
+from components.tasks.box_matches import IOUS, SIZES, match_boxes, measure_overlaps, sort_found
 from components.tasks.box_scores import (
-    Answers,
     count_confusion,
     count_errors,
     match_shown,
-    score_precision,
     trace_froc,
 )
 from components.tasks.calibration import Calibration
@@ -44,7 +48,6 @@ TASK = DetectionTask()
 PLAIN = Calibration()
 BCCD = Path(os.environ.get("TESSERA_REAL_DATA", "nowhere")).resolve() / "bccd"
 
-Boxes = NDArray[np.float64]
 OBJECT, DIFFICULT, CROWD = range(3)
 
 
@@ -52,73 +55,7 @@ def boxes(*rows: Sequence[float]) -> Boxes:
     return np.array(rows, np.float64).reshape(-1, 6)
 
 
-def spread(rng: np.random.Generator, number: int, side: int = 200) -> Boxes:
-    """(number, 4) boxes of all sizes, with whole corners."""
-    corner, sides = rng.integers(0, side, (number, 2)), rng.integers(1, rng.choice([30, 90, 150]), (number, 2))
-    return np.column_stack([corner, corner + sides]).astype(np.float64)
-
-
-def draw(rng: np.random.Generator, classes: int, most: int = 12, digits: int = 3) -> tuple[Boxes, Boxes]:
-    """What was found in a picture (K, 6), and what it shows (M, 6); few digits make ties."""
-    shown, number = int(rng.integers(0, 6)), int(rng.integers(0, most))
-    kinds = rng.choice([OBJECT, OBJECT, OBJECT, CROWD], shown)
-    targets = np.column_stack([spread(rng, shown), rng.integers(0, classes, shown), kinds])
-    corners, labels = spread(rng, number), rng.integers(0, classes, number)
-    if shown and number:
-        sources, near = targets[rng.integers(0, shown, number)], rng.random(number) < 0.7
-        moved = sources[:, :4] + rng.integers(-3, 4, (number, 4))
-        moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 1)
-        corners[near] = moved[near]
-        labels = np.where(rng.random(number) < 0.8, sources[:, 4], labels)
-    return np.column_stack([corners, labels, np.round(rng.uniform(0.05, 1, number), digits)]), targets
-
-
-Pictures = Sequence[tuple[Boxes, Boxes]]
-
-
-def score_as_coco(pictures: Pictures, classes: int) -> NDArray[np.float64]:
-    """(4, C, T) average precision of all, small, medium and large objects, not a number without any."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    def write(row: Boxes, picture: int) -> dict[str, Any]:
-        x0, y0, x1, y1, label, _ = row.tolist()
-        box = [x0, y0, x1 - x0, y1 - y0]
-        return {"image_id": picture, "category_id": int(label) + 1, "bbox": box, "area": box[2] * box[3]}
-
-    true = [
-        write(row, k + 1) | {"iscrowd": int(row[5] == CROWD)} for k, (_, shown) in enumerate(pictures) for row in shown
-    ]
-    answers = [write(row, k + 1) | {"score": float(row[5])} for k, (found, _) in enumerate(pictures) for row in found]
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {
-            "images": [{"id": k + 1} for k in range(len(pictures))],
-            "categories": [{"id": k + 1} for k in range(classes)],
-            "annotations": [each | {"id": k + 1} for k, each in enumerate(true)],
-        }
-        truth.createIndex()
-        if answers:
-            found = truth.loadRes(answers)
-        else:  # `loadRes` takes no empty list
-            found = COCO()
-            found.dataset = truth.dataset | {"annotations": []}
-            found.createIndex()
-        evaluation = COCOeval(truth, found, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 2]  # (T, 101, C, 4) with at most 100 boxes
-    means = np.where((precision > -1).all(axis=1), precision.mean(axis=1), np.nan)
-    return means.transpose(2, 1, 0)
-
-
-def score_ours(pictures: Pictures, classes: int) -> NDArray[np.float64]:
-    answers = Answers.of([found for found, _ in pictures], [shown for _, shown in pictures])
-    areas = [EVERY, *SIZES.values()]
-    return np.stack([score_precision(answers, answers.match(area), classes, area) for area in areas])
-
-
-def require_equal(pictures: Pictures, classes: int) -> NDArray[np.float64]:
+def require_equal(pictures: Pictures, classes: int) -> Boxes:
     ours = score_ours(pictures, classes)
     np.testing.assert_allclose(ours, score_as_coco(pictures, classes), rtol=0, atol=1e-9)
     return ours
@@ -146,7 +83,7 @@ def write_frame(
 
 def draw_pictures(seed: int, number: int, classes: int = 3) -> list[tuple[Boxes, Boxes]]:
     rng = np.random.default_rng(seed)
-    return [draw(rng, classes, digits=9) for _ in range(number)]
+    return [draw_picture(rng, classes) for _ in range(number)]
 
 
 def score(evidence: Evidence) -> float:
@@ -159,15 +96,13 @@ def score(evidence: Evidence) -> float:
 @pytest.mark.parametrize("seed", range(200))
 def test_two_hundred_random_sets_are_scored_as_by_coco(seed: int) -> None:
     """Of all sizes, with crowds, ties, classes without truth, pictures without answers or objects."""
-    rng = np.random.default_rng(seed)
-    classes, digits = int(rng.integers(1, 4)), int(rng.choice([1, 3]))
-    require_equal([draw(rng, classes, digits=digits) for _ in range(rng.integers(1, 12))], classes)
+    require_equal(*draw_set(seed))
 
 
 def test_over_a_hundred_boxes_of_a_class_are_cut_as_by_coco() -> None:
     """What is cut is more confident than the right box of another picture, and would have found an object."""
     rng = np.random.default_rng(0)
-    many = np.column_stack([spread(rng, 130), np.zeros(130), rng.uniform(0.5, 0.9, 130)])
+    many = np.column_stack([draw_corners(rng, 130), np.zeros(130), rng.uniform(0.5, 0.9, 130)])
     late, object_ = boxes([300, 300, 340, 340, 0, 0.4]), boxes([300, 300, 340, 340, 0, OBJECT])
     other = boxes([300, 300, 340, 340, 0, 0.3]), object_
     scores = require_equal([(np.concatenate([many, late]), object_), other], 1)
@@ -213,18 +148,7 @@ def test_recalls_are_reached_by_the_quotients_of_coco(objects: int) -> None:
 
 @pytest.mark.skipif(not BCCD.exists(), reason="TESSERA_REAL_DATA does not name the folder of real images")
 def test_real_boxes_with_noisy_answers_are_scored_as_by_coco() -> None:
-    names, rng, pictures = ["RBC", "WBC", "Platelets"], np.random.default_rng(0), []
-    for file in sorted((BCCD / "Annotations").glob("*.xml")):
-        rows = []
-        for each in ElementTree.parse(file).iter("object"):
-            sides = [float(each.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
-            rows.append([*sides, names.index(each.findtext("name", "")), OBJECT])
-        truth = boxes(*rows)
-        found = truth[rng.random(len(truth)) < 0.9]
-        found[:, :4] += rng.normal(0, 6, (len(found), 4))
-        found[:, 2:4] = np.maximum(found[:, 2:4], found[:, :2] + 1)
-        found[:, 5] = rng.uniform(0.05, 1, len(found))
-        pictures.append((found, truth))
+    pictures = read_noisy(BCCD)
     assert sum(len(truth) for _, truth in pictures) == 4888
     assert 0.2 < np.nanmean(require_equal(pictures, 3)) < 0.9
 
@@ -395,7 +319,7 @@ def test_one_box_alone_can_fix_an_object() -> None:
 
 def test_weights_are_pictures_that_are_copied() -> None:
     rng, groups = np.random.default_rng(0), "aabbccdd"
-    pictures = [draw(rng, 2, digits=9) for _ in groups]
+    pictures = [draw_picture(rng, 2) for _ in groups]
     frame = write_frame(pictures, groups)
     weights = rng.integers(0, 4, (20, 4)).astype(float)
     weights[0] = [0, 0, 0, 1]
