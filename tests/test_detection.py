@@ -596,7 +596,7 @@ def test_mistakes_cost_per_image() -> None:
     # a crack taken for a pit; a pit and a rust missed; false alarms: two cracks and a rust
     assert paid.tolist() == [3 + 1 + 20 + 2 * 2 + 5, 0, 0, 0]
     assert most == 3 + 3 + 1 + 20 + 100 * 5  # every object at its dearest, and as many false alarms as can be answered
-    assert judge(frame, None, costs=costs)["costs"].reason.startswith("Mistakes cost 8.25 an image (between ")
+    assert judge(frame, None, costs=costs)["costs"].reason.startswith("Mistakes cost 8.25 per image (between ")
 
 
 def test_intervals_are_paired() -> None:
