@@ -12,6 +12,7 @@ from PIL import Image
 
 from components.data.batches.colours import STEPS, choose_colours, to_matplotlib
 from components.records.boxes import OBJECTS, LabelledBox, to_targets, write_objects
+from components.records.outcomes import Score
 from components.reports import box_tables, boxes, panels, pictures, suspects
 from components.reports.words import ByClass
 from components.tasks.base import name_labels
@@ -192,7 +193,7 @@ def test_no_picture_is_too_odd_to_draw(case: str, tmp_path: Path) -> None:
     with Image.open(found_at) as image:
         assert min(image.size) > 100
     split = box_tables.measure_split(frame, TASK, classes, ByClass())
-    assert all(len(row.cells) == len(split.heads) for row in split.classes)
+    assert all(len(row.cells) == len(box_tables.CLASS_HEADS) for row in split.classes)
     assert all(len(row.cells) == len(box_tables.SIZE_HEADS) for row in split.sizes)
     assert all(len(row) == len(box_tables.ERROR_HEADS) for row in split.list_errors())
 
@@ -212,16 +213,11 @@ def test_the_table_counts_what_is_shown_and_scores_what_is_answered(tmp_path: Pa
     crack, rust = split.classes
     scores = TASK.score_frame(frame, CLASSES)
     for row, name in zip((crack, rust), CLASSES, strict=True):
-        assert row.cells[:5] == (
-            name,
-            f"{row.objects}",
-            f"{scores[f'ap50/{name}']:.3f}",
-            f"{scores[f'ap/{name}']:.3f}",
-            "-",
-        )
+        precision = (f"{scores[f'ap50/{name}']:.3f}", f"{scores[f'ap/{name}']:.3f}")
+        assert row.cells[:4] == (name, f"{row.objects}", *precision)
     # 1 of 4 cracks is found, and 3 are shown. 1 of 1 rust is found, and 3 are shown beside the one in the crowd.
-    assert crack.cells[5:] == ("0.50", "0.250", "0.333", "0.286", "3", "1.00", "0.50")
-    assert rust.cells[5:] == ("-", "1.000", "0.333", "0.500", "0", "1.00", "1.00")
+    assert crack.cells[4:] == ("0.50", "0.250", "0.333", "0.286", "3", "1.00", "0.50")
+    assert rust.cells[4:] == ("-", "1.000", "0.333", "0.500", "0", "1.00", "1.00")
     recall = scores["recall_at_0.5_fa"]
     assert split.summarise() == (
         f"Found 2 of 5 objects (40 %), with 4 false alarms, 2 per image. At 0.5 false alarms per image the recall is "
@@ -231,9 +227,18 @@ def test_the_table_counts_what_is_shown_and_scores_what_is_answered(tmp_path: Pa
     assert small.cells[:3] == ("small, up to 32 x 32 px", "1", "4")
     assert small.cells[4:] == ("0.250", "3")
     assert medium.cells[:3] == ("medium, up to 96 x 96 px", "1", "1")
-    gains = {kind: gain for kind, _, gain in split.list_errors()}
+    gains = {kind.partition(":")[0]: gain for kind, gain in split.list_errors()}
     assert gains == {kind: f"{scores[f'errors/{kind}']:+.3f}" for kind in box_tables.ERROR_WORDS}
     assert [float(gain) for gain in gains.values()] == sorted(map(float, gains.values()), reverse=True)
+
+
+@pytest.mark.parametrize(("metric", "column"), [("map50", 2), ("map", 3)])
+def test_the_interval_stands_behind_the_metric(metric: Any, column: int, tmp_path: Path) -> None:
+    frame = frame_of(write_row(tmp_path, "a.png", OBJECTS_OF_ALL_FATES, FOUND_OF_ALL_KINDS))
+    known = ByClass(intervals={"crack": Score(value=0.5, low=0.25, high=0.75)})
+    crack, rust = box_tables.measure_split(frame, DetectionTask(metric=metric), CLASSES, known).classes
+    assert [cell.endswith(" [0.25 0.75]") for cell in crack.cells] == [place == column for place in range(11)]
+    assert rust.cells[2:4] == ("-", "-")
 
 
 def test_confusion_has_a_row_and_a_column_for_none(tmp_path: Path) -> None:

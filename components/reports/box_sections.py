@@ -6,7 +6,15 @@ from pathlib import Path
 
 import polars as pl
 
-from components.reports.box_tables import ERROR_HEADS, ERROR_NOTE, NOTE, SIZE_HEADS, SplitBoxes, draw_curves
+from components.reports.box_tables import (
+    CLASS_HEADS,
+    ERROR_HEADS,
+    ERROR_NOTE,
+    NOTE,
+    SIZE_HEADS,
+    SplitBoxes,
+    draw_curves,
+)
 from components.reports.boxes import draw_worst
 from components.reports.shell import embed_figure, render_row
 from components.reports.words import render_table
@@ -24,7 +32,7 @@ CURVES = (
 
 def render_tables(split: SplitBoxes) -> str:
     """Classes, sizes and kinds of error as HTML."""
-    classes = _render_table(split.heads, [row.cells for row in split.classes])
+    classes = _render_table(CLASS_HEADS, [row.cells for row in split.classes])
     sizes = _render_table(SIZE_HEADS, [row.cells for row in split.sizes])
     errors = _render_table(ERROR_HEADS, split.list_errors())
     return (
@@ -51,7 +59,7 @@ def tabulate(split: SplitBoxes) -> str:
     """The tables as Markdown."""
     parts = [
         split.summarise(),
-        render_table(split.heads, [row.cells for row in split.classes]),
+        render_table(CLASS_HEADS, [row.cells for row in split.classes]),
         NOTE,
         render_table(SIZE_HEADS, [row.cells for row in split.sizes]),
         render_table(ERROR_HEADS, split.list_errors()),

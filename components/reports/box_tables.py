@@ -47,8 +47,12 @@ ERROR_WORDS = {
     "background": "where no object is",
     "missed": "objects that no box is for",
 }
+CLASS_HEADS = (
+    "class", "objects", "AP50", "AP", "shown from", "recall", "precision", "F1", "missed",
+    "false alarms per image", "count error",
+)  # fmt: skip
 SIZE_HEADS = ("size", "images", "objects", "mAP", "recall", "missed")
-ERROR_HEADS = ("kind of error", "what it is", "mAP50 if it were fixed")
+ERROR_HEADS = ("kind of error", "mAP50 if it were fixed")
 NOTE = (
     "A box is right where it overlaps an object of its class, which no more confident box has taken, with an IoU of at "
     "least .5. AP50 and AP (the mean over IoUs of .5 to .95) are over all boxes of any confidence; the other columns "
@@ -64,7 +68,7 @@ ERROR_NOTE = (
 @dataclass(frozen=True)
 class ClassBoxes:
     """One class over a split of so many images. objects: that count; right, shown: boxes. ap50, ap: None without an
-    object. score: one of the two, the metric, with its interval, where it is known. threshold: from which confidence on
+    object. intervals: what stands behind either. threshold: from which confidence on
     boxes are shown, where it is known. off: the mean of how far the number of objects of an image is off."""
 
     name: str
@@ -74,22 +78,17 @@ class ClassBoxes:
     shown: int
     ap50: float | None
     ap: float | None
-    score: Estimate | None
+    intervals: tuple[str, str]
     threshold: float | None
     off: float
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """As the table shows them, below `list_heads`."""
-        interval = NONE
-        if self.score is not None and self.score.low is not None and self.score.high is not None:
-            interval = f"{self.score.low:.2f} to {self.score.high:.2f}"
+        """As the table shows them; CLASS_HEADS are above."""
         return (
             self.name,
             f"{self.objects:,}",
-            NONE if self.ap50 is None else f"{self.ap50:.3f}",
-            NONE if self.ap is None else f"{self.ap:.3f}",
-            interval,
+            *map(_format_precision, (self.ap50, self.ap), self.intervals),
             NONE if self.threshold is None else f"{self.threshold:.2f}",
             _divide(self.right, self.objects),
             _divide(self.right, self.shown),
@@ -98,13 +97,6 @@ class ClassBoxes:
             f"{(self.shown - self.right) / max(self.images, 1):.2f}",
             f"{self.off:.2f}",
         )
-
-
-def list_heads(task: BoxTask) -> tuple[str, ...]:
-    """Of the table of classes; the interval is that of the metric."""
-    words = task.class_words
-    shown = ("shown from", "recall", "precision", "F1", "missed", "false alarms per image", "count error")
-    return ("class", "objects", "AP50", "AP", f"{words} interval", *shown)
 
 
 @dataclass(frozen=True)
@@ -134,14 +126,13 @@ class SizeBoxes:
 @dataclass(frozen=True)
 class SplitBoxes:
     """All classes over a split of so many images. scores: of the task. recall_at: false alarms per image at which
-    recall is reported. heads: of the table of classes."""
+    recall is reported."""
 
     classes: tuple[ClassBoxes, ...]
     sizes: tuple[SizeBoxes, ...]
     images: int
     scores: Mapping[str, float]
     recall_at: float
-    heads: tuple[str, ...]
 
     def summarise(self) -> str:
         """What an inspector asks first: objects found, false alarms, and how far counts are off."""
@@ -160,9 +151,8 @@ class SplitBoxes:
     def list_errors(self) -> list[tuple[str, ...]]:
         """What fixing each kind would add, the most first."""
         gains = {kind: self.scores[f"errors/{kind}"] for kind in ERROR_WORDS}
-        return [
-            (kind, ERROR_WORDS[kind], f"{gain:+.3f}") for kind, gain in sorted(gains.items(), key=lambda item: -item[1])
-        ]
+        ranked = sorted(gains.items(), key=lambda item: -item[1])
+        return [(f"{kind}: {ERROR_WORDS[kind]}", f"{gain:+.3f}") for kind, gain in ranked]
 
 
 def measure_split(frame: pl.DataFrame, task: BoxTask, classes: Sequence[str], known: ByClass) -> SplitBoxes:
@@ -178,14 +168,13 @@ def measure_split(frame: pl.DataFrame, task: BoxTask, classes: Sequence[str], kn
             shown=int(confusion[:, k].sum()),
             ap50=scores.get(f"ap50/{name}"),
             ap=scores.get(f"ap/{name}"),
-            score=known.intervals.get(name),
+            intervals=_write_interval(task, known.intervals.get(name)),
             threshold=known.thresholds.get(name),
             off=float(off[:, k].mean()) if frame.height else 0.0,
         )
         for k, name in enumerate(classes)
     )
-    heads = list_heads(task)
-    return SplitBoxes(rows, _count_sizes(frame, classes, scores), frame.height, scores, task.recall_at, heads)
+    return SplitBoxes(rows, _count_sizes(frame, classes, scores), frame.height, scores, task.recall_at)
 
 
 def count_images(frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, int]:
@@ -312,6 +301,18 @@ def _draw_counts(axes: "Axes", frame: pl.DataFrame, classes: Sequence[str]) -> N
 def _add_legend(axes: "Axes", place: str) -> None:
     for text in axes.legend(fontsize=8, loc=place).get_texts():
         text.set_parse_math(False)
+
+
+def _write_interval(task: BoxTask, score: Estimate | None) -> tuple[str, str]:
+    """Behind AP50 and behind AP: ` [0.81 0.93]` behind the one that is the metric, where it is known."""
+    if score is None or score.low is None or score.high is None:
+        return "", ""
+    text = f" [{score.low:.2f} {score.high:.2f}]"
+    return (text, "") if task.metric == "map50" else ("", text)
+
+
+def _format_precision(value: float | None, interval: str) -> str:
+    return NONE if value is None else f"{value:.3f}{interval}"
 
 
 def _divide(part: int, whole: int) -> str:

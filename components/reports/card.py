@@ -294,4 +294,5 @@ def _render_saliency(card: ModelCard, task: Task, frame: pl.DataFrame) -> str:
 
 
 def _capitalise(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """`Mean IoU`; `mAP50` stays as it is."""
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]

@@ -114,6 +114,7 @@ def describe_candidate(domain: Domain, result: Result, row: CandidateRow, task: 
     test, backbone = row.test, result.backbone
     random = " **The backbone's weights are random: this tries the machinery, not the method.**"
     untrained = "" if backbone["trained"] else random
+    more = "`pictures/false_alarms.png` (recall against false alarms), " if task.annotation == "boxes" else ""
     tuned = f"{result.trainable_params:,} parameters ({result.share:.2%} of the backbone) and"
     return (
         f"**{result.label}**, seed {result.seed}: {task.metric_words} **{test.value:.3f}** on test "
@@ -122,7 +123,7 @@ def describe_candidate(domain: Domain, result: Result, row: CandidateRow, task: 
         f"Tuned {tuned if result.trainable_params else 'only'} a head of {result.head_params:,} in "
         f"{result.seconds:.0f} s; the adapter takes {result.adapter_bytes / 1e6:.2g} MB. "
         f"Backbone `{backbone['name']}`, weights `{str(backbone['sha256'])[:12]}`.\n\n"
-        f"Artifacts: `pictures/samples.png` ({SAMPLES[task.annotation]} first), `pictures/mistakes.png`, "
+        f"Artifacts: `pictures/samples.png` ({SAMPLES[task.annotation]} first), `pictures/mistakes.png`, {more}"
         "`pictures/learning_curves.png`, `predictions.parquet`, `adapter/`."
     ) + (details and f"\n\n{without_html(details)}")
 

@@ -72,7 +72,7 @@ def show_retrain(outcome: Outcome) -> None:
     show_candidates(outcome)
     OUT.print()
     _show_verdict(outcome)
-    if outcome.suspicion is not None:
+    if outcome.suspicion is not None and outcome.suspicion.images:
         OUT.print(f"Labels   {escape(outcome.suspicion.text)}")
     champion = outcome.champion_version
     OUT.print(f"Champion of {name}: " + (f"version {champion}" if champion else "none yet"))

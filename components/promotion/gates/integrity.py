@@ -11,7 +11,7 @@ def check_data(context: Context) -> Finding:
     """Did the images pass their own checks?"""
     found = context.validation
     passed, aside = found.ok and not found.problems, len(found.quarantined)
-    reason = f"Validation passed {found.fit} of {found.images} images and put {aside} aside."
+    reason = f"Validation passed {found.fit} of {found.images} images and excluded {aside}."
     if not passed:
         reason = f"Validation said no: {'; '.join(found.problems) or 'it did not end well'}."
     numbers: dict[str, float | str] = {"images": float(found.images), "fit": float(found.fit)}
