@@ -159,7 +159,7 @@ def test_class_maps_in_coco_are_what_pycocotools_expects(tmp_path):
         assert reference.toBbox(each["segmentation"]).tolist() == each["bbox"]
         painted[mask] = IGNORE if each["iscrowd"] else each["category_id"] - 1
     assert painted.tolist() == classes.tolist()
-    with pytest.raises(DataError, match="one of coco, masks; found csv, which holds the labels of whole pictures"):
+    with pytest.raises(DataError, match="one of masks, coco; found csv, which does not hold class maps"):
         export_manifest(manifest, domain, raw, tmp_path / "no", "csv")
 
 

@@ -231,13 +231,15 @@ class Previewed(Strict):
 
 
 class Exported(Strict):
-    """What `tessera export --json` prints. rows: samples. files: pictures and masks copied."""
+    """What `tessera export --json` prints. rows: samples. files: pictures and masks copied. notes: what the format
+    cannot hold, counted."""
 
     domain: str
     format: Literal["coco", "csv", "masks", "voc", "yolo"]
     folder: Path
     rows: Count
     files: Count
+    notes: dict[str, Count]
 
 
 class Removed(Strict):

@@ -383,8 +383,10 @@ def show_ledger(outcome: LedgerReport) -> None:
 
 
 def show_export(outcome: Exported) -> None:
-    """How many rows and files went where."""
+    """How many rows and files went where, and what did not."""
     OUT.print(f"{outcome.domain}: {outcome.rows} rows, {outcome.files} files in {outcome.folder}", markup=False)
+    for what, count in outcome.notes.items():
+        OUT.print(f"[yellow]Warning[/]  {escape(what)}: {count:,}", soft_wrap=True)
 
 
 def show_ledger_export(outcome: LedgerExport) -> None:

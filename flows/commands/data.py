@@ -134,7 +134,9 @@ def export(
     form: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="csv|coco|masks", help="How annotations are written; csv or masks by default."
+            "--format",
+            metavar="csv|coco|masks|voc|yolo",
+            help="How annotations are written; by default csv, masks for class maps, coco for boxes.",
         ),
     ] = None,
     as_json: JsonOption = False,

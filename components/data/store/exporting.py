@@ -1,5 +1,5 @@
-"""Exports a manifest with its pictures to a folder that other tools can read: COCO, csv, or masks. Importing it gives
-the same rows.
+"""Exports a manifest with its pictures to a folder that other tools can read: COCO, csv, masks, VOC or YOLO. Importing
+COCO, csv or masks gives the same rows.
 
 Class maps are exported as COCO's run-length masks, one per connected component, or as PNG with a number per class.
 
@@ -23,14 +23,17 @@ from components.data.annotations.layouts import read_layout
 from components.data.annotations.tables import list_further_columns
 from components.data.manifest import Wanted
 from components.data.sources.images import Box
+from components.data.store.exporting_boxes import describe_box, write_table, write_voc, write_yolo
 from components.domain.domain import Domain
-from components.domain.layouts import Coco, Csv, Layout
+from components.domain.layouts import WITH_COLUMNS, Coco, Csv, Layout
 from components.errors import DataError, DomainError
 from components.files import whole_folder, write_whole
+from components.records.boxes import read_objects
 from components.records.images import Exported
 from components.records.maps import IGNORE, ClassMap, Painting, decode_map
 from components.records.objects import encode_rle, find_components
 from components.tasks import create_task
+from components.tasks.base import Annotation
 
 SEPARATORS = (";", "|", "/", "\t", "\x1f")
 COCO_WORDS = {"file_name", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "whole"}
@@ -38,6 +41,7 @@ OWN = {"id", "path", "label", "group", "split", "mask", "boxes", "crop", "width"
 BEFORE = "original_"  # prefix of a further column whose name is a column of the export
 
 Further = pl.DataFrame  # one row per row of the manifest: the columns that the domain does not use
+Written = tuple[Layout, Mapping[str, int]]  # the layout that reads an export, and what it does not hold, counted
 
 
 def export_manifest(
@@ -45,27 +49,33 @@ def export_manifest(
 ) -> Exported:
     """Write pictures, masks, the table or annotations, and a domain.yaml that reads them, into a new folder.
 
-    form: one of FORMS; by default csv, or masks where pixels have classes. The folder appears whole or not at all.
+    form: a name in FORMS; the first one for what is annotated by default. The folder appears whole or not at all.
     Raises DataError if it exists and is not empty, and for a form that cannot hold the annotations.
     """
-    mapped = "class_map" in manifest.columns
-    form = form or ("masks" if mapped else "csv")
-    fit = [name for name in FORMS if name != ("csv" if mapped else "masks")]
-    if form not in fit:
+    forms = FORMS[create_task(domain).annotation]
+    form = form or next(iter(forms))
+    if form not in forms:
         hint = "Name one of these with `--format`."
-        found = f"{form}, which holds the labels of whole pictures alone" if mapped and form == "csv" else form
-        raise DataError("export", expected=f"one of {', '.join(fit)}", found=found, hint=hint)
+        known = any(form in others for others in FORMS.values())
+        found = f"{form}, which does not hold {HELD[create_task(domain).annotation]}" if known else form
+        raise DataError("export", expected=f"one of {', '.join(forms)}", found=found, hint=hint)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         found = "a folder that is not empty" if target.is_dir() else "a file"
         raise DataError(f"export to {target}", expected="a new or empty folder", found=found, hint="Name another one.")
     with whole_folder(target) as fresh:
-        layout = FORMS[form](manifest, _read_further(manifest, domain, raw), domain, fresh)
-        files = sorted({*manifest["path"], *([] if mapped else manifest["mask"].drop_nulls())})
+        layout, notes = forms[form](manifest, _read_further(manifest, domain, raw), domain, fresh)
+        labelled = create_task(domain).annotation in ("label", "labels")
+        files = sorted({*manifest["path"], *(manifest["mask"].drop_nulls() if labelled else ())})
         for path in files:
             (fresh / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(raw / path, fresh / path)
         _save_domain(domain, layout, fresh / "domain.yaml")
-    facts = {"domain": domain.name, "format": form, "folder": target}
+    facts = {
+        "domain": domain.name,
+        "format": form,
+        "folder": target,
+        "notes": {what: n for what, n in notes.items() if n},
+    }
     return Exported.model_validate(facts | {"rows": manifest.height, "files": len(files)})
 
 
@@ -91,8 +101,11 @@ def _read_further(manifest: pl.DataFrame, domain: Domain, raw: Path) -> Further:
 
 
 def _save_domain(domain: Domain, layout: Layout, path: Path) -> None:
-    """Write the domain with the layout of the export."""
+    """Write the domain with the layout of the export. One without columns keeps the splits instead of the groups."""
     changed = domain.model_copy(update={"layout": layout, "group": "group", "rename": {}})
+    if layout.kind not in WITH_COLUMNS:
+        given = domain.split.model_copy(update={"given": True})
+        changed = changed.model_copy(update={"group": None, "slices": (), "split": given})
     facts = changed.model_dump(mode="json", exclude_defaults=True, exclude={"layout"})
     facts["layout"] = {"kind": layout.kind} | layout.model_dump(mode="json", exclude_defaults=True)
     write_whole(path, yaml.safe_dump(facts, sort_keys=False, width=120, allow_unicode=True).encode())
@@ -101,7 +114,7 @@ def _save_domain(domain: Domain, layout: Layout, path: Path) -> None:
 # csv
 
 
-def _write_csv(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Csv:
+def _write_csv(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Written:
     """Write labels.csv. Its columns have the manifest's names, which no slice may have."""
     given = {name: name for name in ("mask", "boxes", "crop") if _has(manifest, name)}
     separator = None
@@ -112,7 +125,7 @@ def _write_csv(manifest: pl.DataFrame, further: Further, domain: Domain, folder:
     columns += [_box_column(name) if name != "mask" else pl.col(name) for name in given]
     table = pl.concat([manifest.select(*columns, "group", *domain.slices, "split"), further], how="horizontal")
     write_whole(folder / "labels.csv", table.write_csv().encode())
-    return Csv.model_validate({"image": "path", "separator": separator, **given})
+    return Csv.model_validate({"image": "path", "separator": separator, **given}), {}
 
 
 def _write_path(path: str) -> str:
@@ -139,7 +152,7 @@ def _choose_separator(domain: Domain) -> str:
 # COCO
 
 
-def _write_coco(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Coco:
+def _write_coco(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Written:
     """Write annotations.json. Values that COCO has no key for are further keys, which readers of COCO ignore."""
     if clash := COCO_WORDS & set(domain.slices):
         hint = "Rename the column, or export as csv."
@@ -166,13 +179,16 @@ def _write_coco(manifest: pl.DataFrame, further: Further, domain: Domain, folder
     content = {"info": info, "licenses": licences, "images": list(images.values()), "categories": categories}
     text = json.dumps(content | {"annotations": annotations}, ensure_ascii=False)
     write_whole(folder / "annotations.json", text.encode())
-    return Coco(images=".")
+    return Coco(images="."), {}
 
 
 def _list_objects(row: dict[str, Any], domain: Domain) -> Iterator[tuple[str, dict[str, Any]]]:
     """Label and shape of every annotation of a row."""
     if "class_map" in row:
         yield from _list_regions(decode_map(row["class_map"]), domain)
+        return
+    if "objects" in row:
+        yield from ((one.label, describe_box(one)) for one in read_objects(row["objects"]))
         return
     for label in row.get("labels", [row["label"]]):
         yield label, _bbox(row) | {"iscrowd": 0}
@@ -197,7 +213,7 @@ def _list_regions(classes: ClassMap, domain: Domain) -> Iterator[tuple[str, dict
 
 def _further_keys(row: dict[str, Any], domain: Domain) -> dict[str, Any]:
     keys = {name: row[name] for name in ("group", "split", *domain.slices)}
-    if row["mask"] and "class_map" not in row:
+    if row["mask"] and not {"class_map", "objects"} & row.keys():
         keys["mask"] = row["mask"]
     if row["boxes"]:
         keys["boxes"] = "; ".join(" ".join(map(str, box)) for box in row["boxes"])
@@ -214,7 +230,7 @@ def _bbox(row: dict[str, Any]) -> dict[str, Any]:
 # Masks
 
 
-def _write_masks(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Csv:
+def _write_masks(manifest: pl.DataFrame, further: Further, domain: Domain, folder: Path) -> Written:
     """Write a PNG per picture with the number of every pixel's class, and labels.csv with groups, slices and splits."""
     masks = _name_masks(manifest["path"].to_list())
     for path, data in manifest.select("path", "class_map").iter_rows():
@@ -226,7 +242,7 @@ def _write_masks(manifest: pl.DataFrame, further: Further, domain: Domain, folde
     table = pl.concat([manifest.select(*columns, "group", *domain.slices, "split"), further], how="horizontal")
     write_whole(folder / "labels.csv", table.write_csv().encode())
     ids = {name: number for number, name in enumerate(domain.classes)}
-    return Csv.model_validate({"image": "path", "mask": "mask", "ids": ids, "ignore": (IGNORE,), **given})
+    return Csv.model_validate({"image": "path", "mask": "mask", "ids": ids, "ignore": (IGNORE,), **given}), {}
 
 
 def _name_masks(paths: list[str]) -> dict[str, str]:
@@ -238,8 +254,18 @@ def _name_masks(paths: list[str]) -> dict[str, str]:
     return {path: f"{folder}/{path if clash else stem}.png" for path, stem in stems.items()}
 
 
-FORMS: dict[str, Callable[[pl.DataFrame, Further, Domain, Path], Layout]] = {
-    "coco": _write_coco,
-    "csv": _write_csv,
-    "masks": _write_masks,
+HELD: dict[Annotation, str] = {
+    "label": "labels of pictures and crops",
+    "labels": "labels of whole pictures",
+    "mask": "class maps",
+    "boxes": "boxes",
+}
+Write = Callable[[pl.DataFrame, Further, Domain, Path], Written]
+
+#: The forms that can hold what is annotated, the default first.
+FORMS: dict[Annotation, dict[str, Write]] = {
+    "label": {"csv": _write_csv, "coco": _write_coco},
+    "labels": {"csv": _write_csv, "coco": _write_coco},
+    "mask": {"masks": _write_masks, "coco": _write_coco},
+    "boxes": {"coco": _write_coco, "voc": write_voc, "yolo": write_yolo, "csv": write_table},
 }
