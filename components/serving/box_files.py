@@ -18,17 +18,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
 import yaml
 from PIL import Image
 
+from components.data.annotations.written import render_voc, render_yolo, to_bbox
 from components.data.batches.colours import draw_boxes
 from components.data.sources.images import read_picture
 from components.files import whole_file, write_whole
-from components.records.boxes import Corners, FoundBox, LabelledBox
+from components.records.boxes import FoundBox, LabelledBox
 from components.serving.ids import Ids
 from components.serving.writing import CSV, FORMS, JSON, QUALITY, name_files, require_target
 
@@ -66,8 +66,9 @@ def write_boxes(target: Path, answers: Sequence[Answered], names: Sequence[str],
         picture = np.asarray(read_picture(one.path))
         sizes.append((picture.shape[1], picture.shape[0]))
         drawn.append(_draw(target / "drawn" / f"{name}.jpg", picture, one, names))
-        write_whole(target / "voc" / f"{name}.xml", render_voc(one, sizes[-1]))
-        write_whole(target / "yolo" / f"{name}.txt", render_yolo(one, sizes[-1], names))
+        boxes = [LabelledBox(each.label, each.box) for each in one.shown]
+        write_whole(target / "voc" / f"{name}.xml", render_voc(one.path.name, sizes[-1], boxes))
+        write_whole(target / "yolo" / f"{name}.txt", render_yolo(sizes[-1], boxes, names))
     write_whole(target / "yolo" / "data.yaml", yaml.safe_dump({"names": list(names)}, allow_unicode=True).encode())
     write_whole(target / "predictions.csv", _render_table(answers))
     write_whole(target / "predictions.json", _dump(_render_coco(answers, sizes, ids)))
@@ -92,7 +93,7 @@ def _list_results(answers: Sequence[Answered], ids: Ids) -> list[dict[str, Any]]
         {
             "image_id": image,
             "category_id": ids.categories[found.label],
-            "bbox": _to_coco(found.box),
+            "bbox": to_bbox(found.box),
             "score": found.confidence,
             "file_name": name,
             "category": found.label,
@@ -111,17 +112,12 @@ def _render_coco(answers: Sequence[Answered], sizes: Sequence[tuple[int, int]], 
     annotations = []
     for number, (image, found) in enumerate(boxes, 1):
         facts = {"id": number, "image_id": image, "category_id": ids.categories[found.label], "iscrowd": 0}
-        bbox = _to_coco(found.box)
+        bbox = to_bbox(found.box)
         annotations.append(
             {**facts, "bbox": bbox, "area": bbox[2] * bbox[3], "score": found.confidence, "shown": found.shown}
         )
     categories = [{"id": key, "name": name} for name, key in ids.categories.items()]
     return {"images": images, "categories": categories, "annotations": annotations}
-
-
-def _to_coco(box: Corners) -> list[float]:
-    x0, y0, x1, y1 = box
-    return [x0, y0, x1 - x0, y1 - y0]
 
 
 def _render_table(answers: Sequence[Answered]) -> bytes:
@@ -131,33 +127,3 @@ def _render_table(answers: Sequence[Answered]) -> bytes:
         for found in one.found
     ]
     return pl.DataFrame(rows, schema=TABLE, orient="row").write_csv().encode()
-
-
-def render_voc(one: Answered, size: tuple[int, int]) -> bytes:
-    """The boxes shown as an annotation file. VOC counts pixels from 1 and includes the last one."""
-    root = ElementTree.Element("annotation")
-    ElementTree.SubElement(root, "filename").text = one.path.name
-    dimensions = ElementTree.SubElement(root, "size")
-    for key, side in zip(("width", "height", "depth"), (*size, 3), strict=True):
-        ElementTree.SubElement(dimensions, key).text = str(side)
-    for found in one.shown:
-        entry = ElementTree.SubElement(root, "object")
-        for key, text in (("name", found.label), ("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")):
-            ElementTree.SubElement(entry, key).text = text
-        box, (x0, y0, x1, y1) = ElementTree.SubElement(entry, "bndbox"), found.box
-        for key, value in (("xmin", x0 + 1), ("ymin", y0 + 1), ("xmax", x1), ("ymax", y1)):
-            ElementTree.SubElement(box, key).text = f"{value:.6f}".rstrip("0").rstrip(".")
-    ElementTree.indent(root)
-    data: bytes = ElementTree.tostring(root, encoding="utf-8")
-    return data + b"\n"
-
-
-def render_yolo(one: Answered, size: tuple[int, int], names: Sequence[str]) -> bytes:
-    """The boxes shown as lines `class cx cy width height`, in shares of the picture's size."""
-    width, height = size
-    lines = []
-    for found in one.shown:
-        x0, y0, x1, y1 = found.box
-        shares = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
-        lines.append(" ".join([str(names.index(found.label)), *(f"{share:.10f}" for share in shares)]))
-    return "".join(f"{line}\n" for line in lines).encode()
