@@ -46,7 +46,7 @@ from components.tracking import artifacts, runs
 from components.tracking.store import Store
 from components.workspace import Workspace
 from flows.commands import console
-from flows.commands.predict import exit_code, predict
+from flows.commands.predict import _write_boxes, exit_code, predict
 from flows.processes.answering import Answering
 
 CLASSES = ("dark", "ßpäl & <co>")
@@ -261,6 +261,17 @@ def test_the_command_says_what_is_shown_and_from_which_threshold(workspace: Work
     assert f"{first.label} {first.confidence:.3f}" in shown
 
 
+def test_pictures_without_any_box_are_counted(workspace: Workspace, adapter: Path, tmp_path: Path) -> None:
+    """And a table names no ids."""
+    paths = find_pictures(workspace)[:2]
+    outcome = predict(workspace, NAME, paths)
+    found = {paths[0].as_posix(): {"found": []}, paths[1].as_posix(): {"found": [["dark", [0, 0, 9, 9], 0.5, True]]}}
+    for name, words in {"a.csv": "", "a.json": ", with the ids of annotations.json"}.items():
+        out = tmp_path / name
+        notes = _write_boxes(outcome, found, load_meta(adapter), out, workspace).notes
+        assert notes == {f"boxes in {out}{words}": 1, "pictures without any box there": 1}
+
+
 def test_results_fit_the_users_own_annotations(workspace: Workspace, predictor: Predictor, tmp_path: Path) -> None:
     """With a copy of the pictures elsewhere, too."""
     truth = COCO(str(workspace.raw(NAME) / "annotations.json"))
@@ -396,7 +407,10 @@ def test_our_own_files_are_read_back_as_the_same_boxes(
     ("options", "words"),
     {
         "polygons": ({"polygons": True}, "--polygons: expected a champion that answers masks.* found .* detection"),
-        "whole": ({"whole": True}, "`whole`: expected whole pictures alone, .* found a statement on crops"),
+        "whole": (
+            {"whole": True},
+            "`whole`: expected whole pictures alone, .* found the option that says that pictures are crops",
+        ),
         "box": ({"boxes": ["0,0,9,9"]}, r"a\.png: expected whole pictures alone.* found a box"),
         "ending": ({"out": Path("out.xml")}, r"a file that ends in \.json or \.csv; found the ending \.xml"),
     }.values(),

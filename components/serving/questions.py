@@ -173,7 +173,7 @@ def require_boxes(meta: AdapterMeta, questions: Sequence[Question], *, whole: bo
         raise DataError(
             "`whole`" if whole else name_question(next(one for one in questions if one.box is not None)),
             expected=f"whole pictures alone, in which an adapter of the task {meta.task.kind} finds the boxes itself",
-            found="a statement on crops" if whole else "a box",
+            found="the option that says that pictures are crops" if whole else "a box",
             hint="Leave it out.",
         )
     kind = meta.input.kind if meta.input else "either"

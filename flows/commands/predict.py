@@ -130,7 +130,7 @@ def _require_files(meta: "AdapterMeta", out: Path | None, *, polygons: bool) -> 
             "--polygons",
             expected="a champion that answers masks, and `--out`, where their outlines are written",
             found="no `--out`" if task.annotation == "mask" else f"one of the task {task.kind}",
-            hint="Leave it out, or name a file: `--out FILE.json`.",
+            hint="Name a file: `--out FILE.json`." if task.annotation == "mask" else "Leave it out.",
         )
     if out is None:
         return
@@ -176,6 +176,7 @@ def _write_boxes(
     from components.domain.reading import load_domain
     from components.serving.box_files import Answered, write_boxes
     from components.serving.ids import choose_ids
+    from components.serving.writing import CSV
 
     rows = enumerate(outcome.predictions, 1)
     pictures = {number: Path(row.path) for number, row in rows if isinstance(row, BoxesAnswer)}
@@ -185,7 +186,8 @@ def _write_boxes(
     domain = load_domain(workspace.domain_file(outcome.domain))
     ids = choose_ids(pictures, meta.classes, domain, workspace.raw(outcome.domain))
     drawn = write_boxes(out, answered, meta.classes, ids)
-    notes = {f"boxes in {out}, {ids.words}": sum(len(one.found) for one in answered)}
+    where = f"boxes in {out}" + ("" if out.suffix.lower() == CSV else f", {ids.words}")  # a table has no ids
+    notes = {where: sum(len(one.found) for one in answered)}
     empty = sum(not one.found for one in answered)
     notes |= {"pictures without any box there": empty} if empty else {}
     noted = outcome.model_copy(update={"notes": {**outcome.notes, **notes}})
