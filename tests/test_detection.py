@@ -558,7 +558,7 @@ def context(challenger: pl.DataFrame, champion: pl.DataFrame | None, **gates: An
 
 
 def test_the_gates_compare_maps_by_class_size_and_site() -> None:
-    """The worse model finds no small object. One site shows nothing but regions to ignore."""
+    """The worse model finds no small object. One site shows nothing that counts."""
     rng, better, worse = np.random.default_rng(0), [], []
     for number in range(40):
         small, large = rng.integers(8, 30, 2).tolist()
@@ -566,7 +566,7 @@ def test_the_gates_compare_maps_by_class_size_and_site() -> None:
         truth = boxes([5, 5, 5 + small, 30, crack, OBJECT], [100, 100, 220 + large, 300, pit, OBJECT])
         found = np.column_stack([truth[:, :5], rng.uniform(0.5, 1, 2)])
         if number >= 32:
-            truth[:, 5] = CROWD
+            truth[:, 5] = DIFFICULT
         better.append((found, truth))
         worse.append((found[1:], truth))
     groups, sites = [f"g{k // 2}" for k in range(40)], ["north"] * 32 + ["south"] * 8
