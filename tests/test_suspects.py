@@ -25,8 +25,12 @@ def create_frame(objects: Sequence[LabelledBox], *found: Found, path: str = "a.p
     return pl.DataFrame([row], schema_overrides={"objects": OBJECTS, "found": FOUND})
 
 
-def suspect(objects: Sequence[LabelledBox], *models: Sequence[Found]) -> list[Suspect]:
-    return find_suspects([create_frame(objects, *found) for found in models], CLASSES)
+def suspect(objects: Sequence[LabelledBox], *models: Sequence[Found], known: int = 20) -> list[Suspect]:
+    """known: so many objects of each class that every model finds, in another picture."""
+    places = [(number % 10 * 40.0, number // 10 * 40.0) for number in range(2 * known)]
+    others = [LabelledBox(CLASSES[n % 2], (x, y, x + 30, y + 30)) for n, (x, y) in enumerate(places)]
+    right = create_frame(others, *((one.label, one.box, 0.9) for one in others), path="right.png")
+    return find_suspects([pl.concat([create_frame(objects, *found), right]) for found in models], CLASSES)
 
 
 CELL = LabelledBox("cell", HERE)
@@ -87,12 +91,17 @@ def test_boxes_are_those_annotated_or_the_mean_of_those_found() -> None:
 def test_the_most_suspicious_come_first() -> None:
     """By kind; by the least confidence; without one, by how well the models know the class, then by size."""
     large, small = LabelledBox("cell", (0, 0, 50, 50)), LabelledBox("cell", (60, 0, 70, 10))
-    known, lost = LabelledBox("platelet", FAR), LabelledBox("platelet", (0, 60, 20, 80))
-    objects = [small, large, lost, known]
-    found = [("platelet", FAR, 0.9), ("cell", (90.0, 90.0, 99.0, 99.0), 0.6), ("cell", (90.0, 0.0, 99.0, 9.0), 0.8)]
-    suspects = suspect(objects, found, found)
+    lost = LabelledBox("platelet", (0, 60, 20, 80))
+    found = [("cell", (90.0, 90.0, 99.0, 99.0), 0.6), ("cell", (90.0, 0.0, 99.0, 9.0), 0.8)]
+    suspects = suspect([small, large, lost], found, found)
     assert [one.confidence for one in suspects[:2]] == [0.8, 0.6]
-    assert [(one.box, one.known) for one in suspects[2:]] == [(lost.box, 0.5), (large.box, 0.0), (small.box, 0.0)]
+    expected = [(lost.box, 20 / 21), (large.box, 20 / 22), (small.box, 20 / 22)]
+    assert [(one.box, one.known) for one in suspects[2:]] == expected
+
+
+@pytest.mark.parametrize(("known", "suspicious"), [(9, 1), (8, 0)])
+def test_an_object_says_nothing_where_the_models_miss_many_of_its_class(known: int, suspicious: int) -> None:
+    assert len(suspect([CELL], [], [], known=known)) == suspicious
 
 
 def test_suspicion_needs_two_models_and_the_same_pictures() -> None:

@@ -17,7 +17,7 @@ from components.reports.panels import Mark, View, centre_window, draw_marks, sho
 from components.reports.shell import embed_figure
 from components.reports.tiles import load_upright
 from components.reports.words import format_share
-from components.tasks.suspects import FEWEST_MODELS, WHYS, Suspect, Why
+from components.tasks.suspects import FEWEST_MODELS, KNOWN, WHYS, Suspect, Why
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +43,8 @@ NOTES: dict[Why, str] = {
     "missing": "Every model finds these boxes with a confidence of at least .5 where nothing is annotated.",
     "other class": "Every model finds the same other class here, and none the annotated one.",
     "unconfirmed": (
-        "No model finds anything here at any confidence. The share is that of the class's objects that some model "
-        "finds: where it is low, the models are at fault rather than the annotation."
+        f"No model finds anything here at any confidence. Asked are classes of which some model finds at least "
+        f"{KNOWN:.0%} of the objects; the share stands behind each."
     ),
 }
 

@@ -3,7 +3,7 @@
 A *missing* object is one that every model finds confidently where nothing is annotated. One of *another class* is
 annotated as a class that no model finds there, while every model finds the same other class confidently. An
 *unconfirmed* object is one where no model finds anything at any confidence: perhaps there is none, or its box is
-misplaced.
+misplaced. Only classes are asked of which the models find nearly all objects: else it is they who are at fault.
 
 Boxes as in `components.records.boxes`, in pixels of the picture.
 Shapes: C classes; M annotated and K answered boxes of a picture.
@@ -25,6 +25,7 @@ WHYS: tuple[Why, ...] = ("missing", "other class", "unconfirmed")
 FEWEST_MODELS = 2
 SURE = 0.5  # calibrated confidence from which on a box speaks against an annotation
 SAME = 0.5  # IoU from which on two boxes are of one object
+KNOWN = 0.9  # share of a class's objects that some model finds, from which on one that none finds is suspicious
 APART = 0.1  # IoU under which a box has nothing to do with an annotated one, or a region to ignore
 
 
@@ -35,7 +36,7 @@ class Suspect:
     id, path, split: of the picture. label: as annotated; as found where nothing is. answered: the class that every
     model finds there; None where they find nothing. box: the annotated one, or the mean of those found. confidence: the
     least of the models'; 0 where they find nothing. known: the share of the class's annotated objects that some model
-    finds: where it is low, an unconfirmed object says little.
+    finds.
     """
 
     why: Why
@@ -75,7 +76,8 @@ def find_suspects(frames: Sequence[pl.DataFrame], classes: Sequence[str]) -> lis
             place = (row["id"], row["path"], row["split"])
             suspects.append(Suspect(why, *place, classes[label], name, box, confidence))
     shares = dict(zip(classes, (known / np.maximum(seen, 1)).tolist(), strict=True))
-    return sorted((replace(one, known=shares[one.label]) for one in suspects), key=_rank)
+    rated = [replace(one, known=shares[one.label]) for one in suspects]
+    return sorted((one for one in rated if one.why != "unconfirmed" or one.known >= KNOWN), key=_rank)
 
 
 def _rank(one: Suspect) -> tuple[int, float, float, str]:
