@@ -464,6 +464,25 @@ def test_of_two_files_that_one_counts_which_lists_the_pictures(workspace: Worksp
     assert ids.words == "with the ids of lists/train.json"
 
 
+def test_each_split_may_have_a_file_of_its_own(tmp_path: Path) -> None:
+    """As Roboflow exports it, with ids that start anew in each file."""
+    layout = {"kind": "coco", "images": "<split>", "annotations": "<split>/_annotations.coco.json"}
+    domain = parse_domain({**DOMAIN, "layout": layout}, "tests")
+    names = [{"id": number, "name": name} for number, name in enumerate(("things", *CLASSES))]
+    for seed, split in enumerate(("train", "valid")):
+        pictures = [save(tmp_path / split / f"{split}{number}.png", (20, 20), 9 * seed + number) for number in range(2)]
+        entries = [{"id": number, "file_name": path.name} for number, path in enumerate(pictures)]
+        content = {"images": entries, "annotations": [], "categories": names}
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(content))
+    ids = choose_ids({1: tmp_path / "valid" / "valid1.png"}, CLASSES, domain, tmp_path)
+    assert ids.images == ((1, "valid1.png"),)
+    assert ids.words == "with the ids of valid/_annotations.coco.json"
+    both = {1: tmp_path / "valid" / "valid1.png", 2: tmp_path / "train" / "train0.png"}
+    ids = choose_ids(both, CLASSES, domain, tmp_path)
+    assert [key for key, _ in ids.images] == [1, 2]
+    assert "does not list valid1.png; valid/_annotations.coco.json does not list train0.png" in ids.words
+
+
 # MLflow
 
 

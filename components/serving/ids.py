@@ -14,6 +14,7 @@ from typing import Any
 
 from components.data.annotations.coco_files import find_files, identify, load_coco
 from components.data.annotations.guessing import require_folder
+from components.data.annotations.layouts import expand_layout
 from components.data.annotations.tables import resolve_picture
 from components.data.annotations.tree import Index, walk_files
 from components.domain.domain import Domain
@@ -21,6 +22,7 @@ from components.domain.layouts import Coco
 from components.errors import DataError
 
 Id = int | str | float
+MOST_REASONS = 3  # that a note gives
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,29 @@ def choose_ids(pictures: Mapping[int, Path], classes: Sequence[str], domain: Dom
     if not isinstance(domain.layout, Coco) or not pictures:
         return Ids(images, by_place, words)
     try:
-        files = find_files(domain.layout, raw)
-        found = [_match(path, [*pictures.values()], classes, domain, raw) for path in files]
+        files = [(each, path) for each in _list_layouts(domain.layout, raw) for path in find_files(each, raw)]
+        found = [_match(*file, [*pictures.values()], classes, domain.rename, raw) for file in files]
     except DataError as error:
         found = [f"{error.what}: {error.found}"]
     fit = next((one for one in found if isinstance(one, Ids)), None)
-    return fit or Ids(images, by_place, f"{words} ({found[0]})")
+    reasons = "; ".join(map(str, found[:MOST_REASONS])) or "no COCO file is there"
+    return fit or Ids(images, by_place, f"{words} ({reasons})")
 
 
-def _match(path: str, pictures: Sequence[Path], classes: Sequence[str], domain: Domain, raw: Path) -> Ids | str:
-    """The ids of one COCO file, or why they cannot be used."""
+def _list_layouts(layout: Coco, raw: Path) -> list[Coco]:
+    """The layout for each folder of pictures, as its parts in angle brackets match them."""
+    return [each for each, _, lacks in expand_layout(layout, raw) if not lacks] if layout.parts else [layout]
+
+
+def _match(
+    layout: Coco, path: str, pictures: Sequence[Path], classes: Sequence[str], rename: Mapping[str, str], raw: Path
+) -> Ids | str:
+    """The ids of one COCO file, or why they cannot be used. layout: without parts in angle brackets."""
     content = load_coco(raw / path, path, Counter())
-    categories = _list_categories(content["categories"], content["annotations"], domain.rename)
+    categories = _list_categories(content["categories"], content["annotations"], rename)
     if wrong := next((name for name in classes if len(categories.get(name, ())) != 1), None):
         return f"{path} has {len(categories.get(wrong, ()))} categories for the class {wrong}"
-    listed = _list_pictures(content["images"], path, domain, raw)
+    listed = _list_pictures(content["images"], path, layout, raw)
     known = list[tuple[Id, str]]()
     for picture in pictures:
         if (found := _find(picture, listed, raw)) is None:
@@ -87,11 +97,10 @@ def _list_categories(
 
 
 def _list_pictures(
-    entries: Sequence[Mapping[str, Any]], path: str, domain: Domain, raw: Path
+    entries: Sequence[Mapping[str, Any]], path: str, layout: Coco, raw: Path
 ) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
     """Path below `raw` and entry of every picture that a COCO file lists, by bare name."""
-    base = require_folder(raw, domain.layout.images, domain.layout) if isinstance(domain.layout, Coco) else ""
-    index = Index(walk_files(raw), base)
+    index = Index(walk_files(raw), require_folder(raw, layout.images, layout))
     listed: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for number, entry in enumerate(entries):
         if isinstance(name := entry.get("file_name"), str) and name:

@@ -142,7 +142,7 @@ def read_layout(layout: Layout, raw: Path, wanted: Wanted) -> Reading:
     rows, ignored, notes = list[Row](), dict[str, str](), Counter[str]()
     orphans: dict[str, list[Row]] = {}
     readings = 0
-    for concrete, parts, lacks in _expand(layout, raw):
+    for concrete, parts, lacks in expand_layout(layout, raw):
         if lacks:
             why = Reason(f"annotations for {concrete.images}", f"no {lacks}", "Add them, or remove these pictures.")
             ignored |= dict.fromkeys((path for path in walk_files(raw, concrete.images) if _is_picture(path)), str(why))
@@ -162,7 +162,7 @@ def read_layout(layout: Layout, raw: Path, wanted: Wanted) -> Reading:
     return Reading(rows, ignored, notes)
 
 
-def _expand(layout: Tree, raw: Path) -> Iterator[tuple[Any, dict[str, str], str | None]]:
+def expand_layout(layout: Tree, raw: Path) -> Iterator[tuple[Any, dict[str, str], str | None]]:
     """For each folder that `images` matches: its layout, the names of its parts, and a further path that is missing."""
     files = walk_files(raw)
     folders = list_folders(files)
