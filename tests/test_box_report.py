@@ -13,7 +13,7 @@ from rich.console import Console
 
 from components.domain.domain import Domain
 from components.models.tuners import create_tuners
-from components.records.boxes import read_objects
+from components.records.boxes import OBJECTS, read_objects
 from components.records.jobs import Result, load_predictions
 from components.records.outcomes import Outcome
 from components.reports import box_tables, card, retrain_page
@@ -23,7 +23,7 @@ from components.tasks.base import BoxTask
 from components.tracking import candidates, pages
 from components.workspace import Workspace
 from flows.commands import console
-from flows.steps.pages import create_card, create_report, describe_classes
+from flows.steps.pages import create_card, create_report, describe_classes, score_slices
 from flows.steps.suspects import question_labels, write_suspects
 
 PLACE = (29.0, 20.0, 32.0, 24.0)  # where no tile of the toy domain shows anything
@@ -113,6 +113,17 @@ def test_every_place_has_one_row_per_class(trained: tuple[Path, Domain, Result])
         assert "looked at" not in places[place]
     assert "size = small" in places["card"]
     assert "the worst answers first" in places["run in MLflow"]
+
+
+def test_a_slice_whose_objects_are_all_ignored_has_no_score(trained: tuple[Path, Domain, Result]) -> None:
+    _, domain, result = trained
+    frame = load_predictions(result.folder, "test")
+    hidden = [
+        [one | {"kind": "difficult"} for one in objects] if site == "north" else objects
+        for site, objects in frame.select("site", "objects").iter_rows()
+    ]
+    scores = score_slices(frame.with_columns(pl.Series("objects", hidden, OBJECTS)), domain)
+    assert [row.name for row in scores if row.name.startswith("site")] == ["site = south"]
 
 
 def write_models(

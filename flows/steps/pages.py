@@ -1,5 +1,6 @@
 """Writes the retrain report and the model card of a plan, side by side in its folder."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -100,7 +101,10 @@ def write_card(plan: Plan, about: ModelCard) -> tuple[Path, Path]:
 
 
 def score_slices(frame: pl.DataFrame, domain: Domain) -> tuple[SliceScore, ...]:
-    """All images of a frame of predictions, then each class, each size of object, each value of each slice column."""
+    """All images of a frame of predictions, then each class, each size of object, each value of each slice column.
+
+    A slice in which nothing is to be found has no score and is left out.
+    """
     task, confidence = create_task(domain), domain.gates.confidence
     classes, sizes = task.class_evidence(frame, domain.classes), task.size_evidence(frame, domain.classes)
     images = count_images(frame, domain.classes) if sizes else {}
@@ -113,6 +117,6 @@ def score_slices(frame: pl.DataFrame, domain: Domain) -> tuple[SliceScore, ...]:
     parts += [SliceScore(f"size = {name}", images[name], bootstrap(of, confidence)) for name, of in sizes.items()]
     for column in domain.slices:
         for (value,), part in sorted(frame.group_by(column), key=lambda item: str(item[0][0])):
-            if has_labels(part):
-                parts.append(SliceScore(f"{column} = {value}", part.height, score_frame(part, domain)))
+            if has_labels(part) and not math.isnan((score := score_frame(part, domain)).value):
+                parts.append(SliceScore(f"{column} = {value}", part.height, score))
     return tuple(parts)
