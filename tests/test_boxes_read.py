@@ -1,14 +1,21 @@
 """Annotations as labelled boxes: one scene in every layout, and which boxes are clipped, ignored or refused."""
 
 import json
+import math
+import random
+from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from samples import save_picture
+from samples import make_domain, picture, save_picture
+from test_fuzz import check_paragraph, spoil_text
 
 from components.data.annotations.boxes import CLIPPED
 from components.data.annotations.coco import CROWDS
@@ -16,21 +23,32 @@ from components.data.annotations.coco import EXTENTS as COCO_EXTENTS
 from components.data.annotations.columns import complete_table
 from components.data.annotations.drawings import IGNORED, TAGS
 from components.data.annotations.guessing import suggest_layout
-from components.data.annotations.layouts import read_layout
+from components.data.annotations.layouts import read_layout, read_rows, read_tree
 from components.data.annotations.mask_boxes import APART, SPECKS
 from components.data.annotations.names import rename_labels
-from components.data.annotations.objects import CROWD, DIFFICULT, EXTENTS, SHOWS_NOTHING, settle_objects
+from components.data.annotations.objects import (
+    CROWD,
+    DIFFICULT,
+    EXTENTS,
+    SHOWS_NOTHING,
+    BoxMark,
+    place_boxes,
+    settle_objects,
+)
 from components.data.annotations.regions import AS_BACKGROUND, CUT, LEFT_OUT, UNITED
 from components.data.annotations.yolo import UNLISTED
-from components.data.manifest import Wanted
+from components.data.checks.validation import check_rows
+from components.data.manifest import Row, Wanted
+from components.data.store.describing import describe_folder
 from components.domain.layouts import Coco, Csv, Cvat, Folders, Instances, Labelme, Masks, Parquet, Voc, Yolo
 from components.errors import DataError
-from components.records.boxes import LabelledBox
+from components.records.boxes import KINDS, LabelledBox, read_objects
 
 #: The scene: pictures p0 (a pit and a stain), p1 (nothing, annotated) and p2 (not annotated), of 48 x 40 pixels.
 PIT, STAIN = (4.0, 4.0, 10.0, 12.0), (2.5, 2.0, 40.5, 30.25)
 SCENE = [LabelledBox("pit", PIT), LabelledBox("stain", STAIN)]
 NAMES = ("pit", "stain")
+ODD = (math.nan, math.inf, -math.inf, 1e300, 0.0, 48.0, 40.0, -2.0, 50.0)
 
 
 def write_pictures(raw: Path, folder: str) -> None:
@@ -721,3 +739,85 @@ def test_masks_that_a_table_names_give_boxes(tmp_path, ids):
     assert objects_of(reading, "p1.png") == (None if ids else [])
     assert objects_of(reading, "p2.png") is None
     assert find_row(reading, "images/p0.png").mask == "masks/p0.png"
+
+
+# Whole trees, and damaged ones
+
+#: The file of each format that says where objects are.
+FILES = {
+    "voc": "Annotations/p0.xml",
+    "coco": "annotations.json",
+    "yolo": "labels/p0.txt",
+    "csv": "labels.csv",
+    "labelme": "labels/p0.json",
+    "cvat": "annotations.xml",
+}
+DETECTION = {"task": "detection", "classes": list(NAMES)}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_described_and_read_into_a_manifest(tmp_path, form):
+    raw, _ = FORMATS[form](tmp_path / "raw")
+    domain = describe_folder(raw, "tiles", None, None, Path("domain.yaml"), "detection")
+    assert (domain.layout.kind, domain.classes) == (form, NAMES)
+    understood = read_tree(domain, raw)
+    rows = {Path(row["path"]).name: row for row in understood.rows.to_dicts()}
+    assert read_objects(rows["p0.png"]["objects"]) == [
+        (each.label, pytest.approx(each.box), each.kind) for each in SCENE
+    ]
+    assert (rows["p0.png"]["labels"], rows["p1.png"]["labels"]) == (list(NAMES), [])
+    left_out = form in SILENT
+    assert ("p2.png" in rows, understood.account.notes.get(LEFT_OUT)) == (not left_out, 1 if left_out else None)
+    whole = read_tree(domain.model_copy(update={"task": {"kind": "detection", "unannotated": "background"}}), raw)
+    assert whole.rows["objects"].list.len().to_list() == [2, 0, 0]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_label_that_is_no_class_is_refused(tmp_path, form):
+    raw, layout = FORMATS[form](tmp_path)
+    with pytest.raises(DataError, match="label 'stain' \\(1 times, first at"):
+        read_tree(make_domain(**DETECTION | {"classes": ["pit"], "layout": layout.model_dump()}), raw)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_damaged_annotations_give_sound_boxes_or_one_paragraph(tmp_path, form):
+    raw, layout = FORMATS[form](tmp_path)
+    domain, file, rng = make_domain(**DETECTION, layout=layout.model_dump()), raw / FILES[form], random.Random(5)
+    text, outcomes = file.read_text(), Counter[str]()
+    for _ in range(40):
+        file.write_bytes(spoil_text(text, rng))
+        try:
+            validated = check_rows(read_rows(domain, raw), raw, domain)
+        except DataError as error:
+            outcomes["refused"] += 1
+            check_paragraph(error)
+            continue
+        outcomes["read"] += 1
+        assert validated.fit.height + len(validated.quarantined) == validated.images
+        for objects in validated.fit["objects"].to_list():
+            for label, (x0, y0, x1, y1), kind in read_objects(objects):
+                assert label in NAMES
+                assert kind in KINDS
+                assert 0 <= x0 < x1 <= 48
+                assert 0 <= y0 < y1 <= 40
+    assert outcomes["read"] > 1, outcomes
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES), *[st.floats(-6, 55) | st.sampled_from(ODD)] * 4), max_size=4))
+def test_boxes_are_inside_their_picture_or_its_problem(boxes):
+    with TemporaryDirectory() as folder:
+        raw = Path(folder)
+        picture(1).save(raw / "p.png")
+        marks = [BoxMark(label, tuple(box), f"line {number}") for number, (label, *box) in enumerate(boxes)]
+        row, notes = place_boxes(Row(path="p.png"), marks, raw, Wanted(annotation="boxes"))
+    if row.problem:
+        assert row.objects is None
+        assert "line " in row.problem.found
+        assert not notes
+        return
+    assert len(row.objects) == len(marks) == len({(mark.label, tuple(mark.box)) for mark in marks})
+    for mark, (label, box, _) in zip(marks, row.objects, strict=True):
+        assert label == mark.label
+        assert 0 <= box[0] < box[2] <= 48
+        assert 0 <= box[1] < box[3] <= 40
+        assert max(abs(one - other) for one, other in zip(box, mark.box, strict=True)) <= 2

@@ -112,7 +112,7 @@ def _open_table(
     names += [name for name in (split, layout.mask, layout.runs, layout.boxes, *_crop_columns(layout)) if name]
     if missing := [name for name in dict.fromkeys(names) if name not in sheet.frame.columns]:
         hint = "Name one of these columns in domain.yaml, or add it" + ("." if layout.kind == "parquet" else CSV_HINT)
-        found = f"the columns {', '.join(map(repr, sheet.frame.columns))}"
+        found = f"the columns {', '.join(repr(name[:80]) for name in sheet.frame.columns[:40])}"
         raise DataError(f"table {table}", expected=f"the columns {', '.join(missing)}", found=found, hint=hint)
     if "split" in sheet.frame.columns:  # needed by `split: given`
         wanted = replace(wanted, columns=tuple(dict.fromkeys((*wanted.columns, "split"))))

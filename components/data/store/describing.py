@@ -279,7 +279,7 @@ def _refuse_losses(source: Path, described: Described, asked: Task | None) -> No
 
 def _refuse_masks_as_pictures(source: Path, described: Described) -> None:
     """Raise DomainError if class folders contain masks among their pictures: images with few values beside others."""
-    rows = [row for row in described.reading.rows if row.label and not row.problem]
+    rows = [row for row in described.reading.rows if (row.label or row.objects is not None) and not row.problem]
     looked = rows[:: -(-len(rows) // LOOKED)]
     masks = [row.path for row in looked if has_few_values(source / row.path)]
     if len(masks) < MASKED * len(looked) or len(masks) > (1 - MASKED) * len(looked):
