@@ -112,6 +112,11 @@ def test_every_place_has_one_row_per_class(trained: tuple[Path, Domain, Result])
             assert f"<h2>{head}</h2>" in places[place]
         assert "looked at" not in places[place]
     assert "size = small" in places["card"]
+    manifest = plan.load_manifest()
+    objects = [one for objects in manifest["objects"] for one in objects]
+    counted = sum(one["label"] == "red" and one["kind"] == "object" for one in objects)
+    assert f"red {sum('red' in labels for labels in manifest['labels'])} ({counted} objects)" in places["card"]
+    assert f"none of them {(manifest['label'] == '(none)').sum()}" in places["card"]
     assert "the worst answers first" in places["run in MLflow"]
 
 

@@ -40,7 +40,7 @@ from components.reports.words import (
     without_html,
 )
 from components.tasks import Task, choose_fit, create_task
-from components.tasks.base import DenseTask, by_class
+from components.tasks.base import UNLABELLED, DenseTask, by_class
 
 UNSTATED = "not stated in domain.yaml"
 HEADS = ("slice", "images", "groups", "score", "between")
@@ -187,11 +187,14 @@ def _describe_data(card: ModelCard) -> list[tuple[str, str]]:
         if (part := manifest.filter(pl.col("split") == split)).height
     ]
     classes = by_class(manifest)["label"].value_counts(sort=True).iter_rows()
-    shares = _share_pixels(card)
+    more = _share_pixels(card) | _count_objects(card)
+    named = [f"{name} {count}{more.get(name, '')}" for name, count in classes]
+    if empty := manifest.filter(pl.col("label") == UNLABELLED).height:
+        named.append(f"none of them {empty}")
     return [
         ("Images", f"{found.fit} fit of {found.images}; {len(found.quarantined)} excluded"),
         ("Split", f"{'; '.join(splits)}. All images of a group are in one split, for good"),
-        ("Classes", ", ".join(f"{name} {count}{shares.get(name, '')}" for name, count in classes)),
+        ("Classes", ", ".join(named)),
         ("Warnings", "; ".join(found.warnings) or "none"),
         ("Source", card.domain.source or UNSTATED),
     ]
@@ -204,6 +207,15 @@ def _share_pixels(card: ModelCard) -> dict[str, str]:
     counts = np.array(card.manifest["pixels"].to_list()).sum(axis=0)
     shares = zip(card.domain.classes, counts / counts.sum(), strict=True)
     return {name: f" ({format_share(share)} of the pixels)" for name, share in shares}
+
+
+def _count_objects(card: ModelCard) -> dict[str, str]:
+    """How many objects of each class count, as it stands behind the number of its images."""
+    if "objects" not in card.manifest.columns:
+        return {}
+    objects = card.manifest["objects"].explode().drop_nulls().struct.unnest()
+    counts = objects.filter(pl.col("kind") == "object")["label"].value_counts().iter_rows()
+    return {name: f" ({count:,} objects)" for name, count in counts}
 
 
 def _describe_training(card: ModelCard) -> list[tuple[str, str]]:
