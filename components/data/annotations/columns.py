@@ -514,7 +514,7 @@ def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index, *, 
 
 
 def _find_lists(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> Table:
-    """The layout with the column that holds several boxes per cell. Raises UnclearTableError if there is none."""
+    """The layout with the column that holds several boxes per cell, or else masks. Raises UnclearTableError."""
     words = {_word(name): name for name in reversed(frame.columns)}
     for name in (words[word] for word in BOX_LISTS if word in words and words[word] != layout.image):
         cells = enumerate(frame[name].cast(pl.String, strict=False))
@@ -524,6 +524,8 @@ def _find_lists(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> 
         if written and all(len(numbers) == 4 for _, numbers in written):
             form = _find_box_form(_with(layout, boxes=name), frame, written, raw, index)
             return _with(layout, boxes=name, box_form=form)
+    if (masked := complete_mask(layout, raw)).mask:
+        return masked
     four = _write_option(layout, crop=["xmin", "ymin", "xmax", "ymax"])
     raise UnclearTableError(
         f"table {layout.table} for boxes",
@@ -563,7 +565,7 @@ def _find_box_form(
 ) -> Literal["corners", "size"]:
     """Corners or size: the form in which boxes lie inside their pictures. Raises UnclearTableError if both fit."""
     name = layout.crop or layout.boxes
-    if _word(str(layout.crop)) == "crop" or "box_form" in layout.model_fields_set:
+    if _word(str(name)) in ("crop", "boxes") or "box_form" in layout.model_fields_set:
         return layout.box_form
     corners = all(x1 > x0 and y1 > y0 for _, (x0, y0, x1, y1) in boxes)
     size = all(min(w, h) > 0 for _, (_, _, w, h) in boxes)

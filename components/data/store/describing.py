@@ -72,7 +72,8 @@ def describe_folder(
             _refuse_masks_as_pictures(source, described)
     _require_classes(source, described, asked.fewest_classes if asked else 2)
     facts: dict[str, Any] = {"name": name, "task": write_task(described.task)}
-    facts |= {"classes": described.classes, "layout": chosen.model_dump()}
+    layout_facts = {"kind": chosen.kind} | chosen.model_dump(exclude_defaults=True)  # as the file will hold it
+    facts |= {"classes": described.classes, "layout": layout_facts}
     parts = chosen.parts if isinstance(chosen, Tree) else ()
     group = group or ("group" if "group" in parts else None)
     slices = [part for part in parts if part not in ("class", "split", group) and _divides(part, described.reading)]
@@ -280,9 +281,9 @@ def _refuse_losses(source: Path, described: Described, asked: Task | None) -> No
 def _refuse_masks_as_pictures(source: Path, described: Described) -> None:
     """Raise DomainError if class folders contain masks among their pictures: images with few values beside others."""
     rows = [row for row in described.reading.rows if (row.label or row.objects is not None) and not row.problem]
-    looked = rows[:: -(-len(rows) // LOOKED)]
+    looked = rows[:: -(-len(rows) // LOOKED) or 1]
     masks = [row.path for row in looked if has_few_values(source / row.path)]
-    if len(masks) < MASKED * len(looked) or len(masks) > (1 - MASKED) * len(looked):
+    if not masks or len(masks) < MASKED * len(looked) or len(masks) > (1 - MASKED) * len(looked):
         return
     other = next(row.path for row in looked if row.path not in masks)
     found = f"images with few values, like masks, among them (such as {masks[0]} beside {other})"

@@ -100,7 +100,7 @@ def _count_columns(manifest: pl.DataFrame, further: pl.DataFrame, domain: Domain
     """Groups and columns that a format of pictures and boxes alone cannot hold."""
     lost = {f"column {name!r}, which the format does not have": manifest.height for name in domain.slices}
     lost |= {f"column {name!r}, which the format does not have": manifest.height for name in further.columns}
-    several = manifest["group"].n_unique() < manifest.height
+    several = domain.group and manifest["group"].n_unique() < manifest.height  # near duplicates are found again
     return lost | ({"groups, which the format does not have": manifest["group"].n_unique()} if several else {})
 
 
