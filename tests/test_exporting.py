@@ -184,7 +184,7 @@ def test_an_export_appears_whole_in_a_new_folder(tmp_path):
     (tmp_path / "full/mine.txt").write_text("kept")
     with pytest.raises(DataError, match="a new or empty folder"):
         export_manifest(manifest, domain, raw, tmp_path / "full", "csv")
-    with pytest.raises(DataError, match=r"coco, csv; found voc"):
+    with pytest.raises(DataError, match=r"csv, coco; found voc, which does not hold labels"):
         export_manifest(manifest, domain, raw, tmp_path / "out", "voc")
     (raw / manifest["path"][5]).unlink()
     with pytest.raises(OSError, match="No such file"):

@@ -52,7 +52,10 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
     if validated.ok:
         features = load_features(folder / "features.parquet")
         questions = create_task(domain).questions(validated.fit, domain.classes)
-        judgement = review_labels(questions, features, [pair for pair in near if pair not in sisters])
+        # What two pictures share does not say that they share their objects, which may be small.
+        boxed = create_task(domain).annotation == "boxes"
+        alike = [] if boxed else [pair for pair in near if pair not in sisters]
+        judgement = review_labels(questions, features, alike)
         validated = replace(validated, judgement=judgement)
     save_frame(validated.fit, folder / "valid.parquet")
     split = _assign(workspace, domain, validated.fit).frame if validated.fit.height else None

@@ -24,7 +24,7 @@ from components.data.checks.class_maps import (
 )
 from components.data.checks.outliers import HINTS
 from components.data.checks.pictures import create_thumbnail
-from components.data.checks.validation import Quarantined, Validated, find_large_groups, list_shown
+from components.data.checks.validation import Quarantined, Validated, find_large_groups
 from components.data.manifest import SPLITS
 from components.tasks.base import by_class
 
@@ -430,9 +430,8 @@ def _pairs(validated: Validated, raw: Path) -> str:
 
 def _pair_cards(title: str, note: str, pairs: Sequence[tuple[str, str]], validated: Validated, raw: Path) -> str:
     labels: dict[str, set[str]] = {}  # by path, of all crops of the picture
-    known = [name for name in ("path", "label", "labels", "objects") if name in validated.fit.columns]
-    for row in validated.fit.select(known).iter_rows(named=True):
-        labels.setdefault(row["path"], set()).update(list_shown(row))
+    for path, label in validated.fit.select("path", "label").rows():
+        labels.setdefault(path, set()).add(label)
     shown = sorted(pairs, key=lambda pair: bool(labels[pair[0]] & labels[pair[1]]))[:MAX_PAIRS]
     cards = []
     for pair in shown:

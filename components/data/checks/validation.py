@@ -29,6 +29,7 @@ from components.errors import CheckFailed
 from components.records.images import ClassCount, OutlierRow, QuarantinedFile, Suspect, ValidationSummary
 from components.records.maps import measure_map
 from components.records.reasons import Reason
+from components.tasks import create_task
 from components.tasks.base import by_class
 
 HUGE = 0.5  # share of a class that one group should not exceed
@@ -376,7 +377,7 @@ def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -
     warnings = []
     labels: dict[str, set[str]] = {}
     for record in fit:
-        labels.setdefault(record["path"], set()).update(list_shown(record))
+        labels.setdefault(record["path"], set()).add(record["label"])
     if domain.layout.kind == "folders":
         names = Counter(posixpath.splitext(posixpath.basename(record["path"]))[0] for record in fit)
         twice = sorted(name for name, count in names.items() if count > 1)
@@ -386,17 +387,12 @@ def _warnings(fit: list[Record], pairs: list[tuple[str, str]], domain: Domain) -
                 "They are distinguished by their folders; rename them if they should be one picture."
             )
     mixed = [pair for pair in pairs if not labels[pair[0]] & labels[pair[1]]]
-    if mixed:
+    if mixed and create_task(domain).annotation != "boxes":  # copies of a scene may show other objects
         warnings.append(
             f"Near duplicates that carry different labels: {len(mixed)} pairs (first: {' and '.join(mixed[0])}). "
             "They show one thing, so a label may be wrong: look at them."
         )
     return warnings
-
-
-def list_shown(record: Mapping[str, Any]) -> list[str]:
-    """The labels by which near duplicates are compared: of boxes the classes, since a copy may show more objects."""
-    return record["labels"] or [record["label"]] if record.get("objects") is not None else [record["label"]]
 
 
 def find_large_groups(frame: pl.DataFrame) -> list[tuple[str, int]]:
