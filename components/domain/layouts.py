@@ -49,7 +49,9 @@ class Folders(Tree):
     serve as `group` or as a slice, except that `<split>` matches only names of splits and serves `split: given`.
     The layouts voc, coco, labelme, cvat, instances and masks take such parts as well: `{kind: masks, images:
     <split>/images, masks: <split>/masks}`. With the task `segmentation` every pixel of a mask that is not 0 has the
-    folder's class; pictures in the folder that is called like the background need no mask.
+    folder's class; pictures in the folder that is called like the background need no mask. With the task `detection`
+    each connected component of a mask is an object of the folder's class, and pictures of a folder without any mask
+    show no object.
     """
 
     kind: Literal["folders"] = "folders"
@@ -95,7 +97,8 @@ class Table(Strict):
     boxes: str | None = None
     """The column that holds boxes, in pixels."""
     crop: str | tuple[str, str, str, str] | None = None
-    """The column that holds one box, or the four columns of its corners: the row is then that part of the picture."""
+    """The column that holds one box, or the four columns of its corners: the row is then that part of the picture, or
+    an object of it (task `detection`)."""
     box_form: Literal["corners", "size"] = "corners"
     """Whether a box is `x0 y0 x1 y1` (corners) or `x y width height` (size)."""
     ids: Annotated[Mapping[str, int | str], Values] = {}
@@ -118,7 +121,11 @@ class Csv(Table):
     `segmentation`, `mask` names one mask per picture, and every pixel of it that is not 0 has the class in `label`;
     with `ids`, which says which number or colour is which class, a mask shows any number of classes, and no label is
     read. Instead of masks, `runs` names a column of run lengths, as Kaggle's `EncodedPixels`: one line per picture and
-    class, or `object` without a column `label`.
+    class, or `object` without a column `label`. With the task `detection` a picture has the boxes of all its lines,
+    from `crop` (one per line) or `boxes` (several), of the class in `label`, or `object` without such a column; a
+    `separator` joins one label per box. A line without a box says that its picture shows no object: its label is empty,
+    or one that never has a box (`No finding`). Instead of boxes, `mask` names masks, whose connected components are the
+    objects.
     """
 
     kind: Literal["csv"] = "csv"
@@ -148,7 +155,10 @@ class Csv(Table):
 
 
 class Parquet(Table):
-    """The same as csv in a parquet file; a column of lists is read as its values joined by `separator` (or `;`)."""
+    """The same as csv in a parquet file; a column of lists is read as its values joined by `separator` (or `;`).
+
+    Boxes may be lists of four numbers.
+    """
 
     kind: Literal["parquet"] = "parquet"
     """A table as a parquet file."""
@@ -159,7 +169,8 @@ class Parquet(Table):
 class Voc(Tree):
     """Pascal VOC: each annotated object becomes one crop, and all crops of a picture are one group.
 
-    The lists in ImageSets/Main, if there are any, name the split of a picture.
+    The lists in ImageSets/Main, if there are any, name the split of a picture. With the task `detection` a row is a
+    picture with all its boxes: those marked `difficult` are ignored, and a file without objects shows none.
     """
 
     kind: Literal["voc"] = "voc"
@@ -179,7 +190,9 @@ class Coco(Tree):
     image may serve as `group` or as slices; `mask`, `boxes` and `whole: true` (the picture itself instead of a crop)
     are read as `tessera export` writes them. With the task `multilabel` a row is a picture with all its categories,
     with `segmentation` the class of its pixels: the polygons of an annotation are united, run-length masks may be
-    compressed or not, and the pixels of crowds are ignored.
+    compressed or not, and the pixels of crowds are ignored. With `detection` a row is a picture with all its boxes, as
+    they are written; crowds, and annotations marked `ignore` or `difficult`, are ignored, and a picture that is listed
+    without annotations shows no object.
     """
 
     kind: Literal["coco"] = "coco"
@@ -197,7 +210,9 @@ class Yolo(Strict):
 
     The label file of `<images>/train/a.jpg` is `<labels>/train/a.txt`, `labels` beside `images` (`train/images/a.jpg`,
     `train/labels/a.txt`), or `a.txt` beside the picture. `names` is the file that names the classes, data.yaml or a
-    text file with one name per line; it is searched for when left out. An empty label file means background.
+    text file with one name per line; it is searched for when left out. An empty label file means background. With the
+    task `detection` a row is a picture with all its boxes; a polygon gives the box around it, and a picture without a
+    label file shows no object, as an empty file says.
     """
 
     kind: Literal["yolo"] = "yolo"
@@ -216,7 +231,8 @@ class Labelme(Tree):
     The objects of a picture are one group. Polygons, rectangles, circles and masks are read; parts with the same
     `group_id` and label are one object. Lines and points have no area, and their pictures are quarantined. A file
     without shapes means background. A picture without shapes but with one flag that is set gets the flag as its label.
-    With the task `multilabel` a row is a picture with all its labels, with `segmentation` the class of its pixels.
+    With the task `multilabel` a row is a picture with all its labels, with `segmentation` the class of its pixels, with
+    `detection` the box around each object.
     """
 
     kind: Literal["labelme"] = "labelme"
@@ -226,7 +242,7 @@ class Labelme(Tree):
     annotations: str = "."
     """The folder of the JSON files."""
     ignore: tuple[str, ...] = ()
-    """Labels that are left out; the task `segmentation` ignores their pixels."""
+    """Labels that are left out; the tasks `segmentation` and `detection` ignore what they cover."""
 
 
 class Cvat(Tree):
@@ -236,7 +252,8 @@ class Cvat(Tree):
     and skeletons have no area, and their pictures are quarantined. `annotations` is one .xml file or a folder of them.
     The `subset` of a picture names its split. A picture without shapes but with one tag gets the tag as its label. With
     the task `multilabel` a row is a picture with all its labels, with `segmentation` the class of its pixels, where
-    shapes are drawn in the order of `z_order`.
+    shapes are drawn in the order of `z_order`, with `detection` the box around each object: a picture that is listed
+    without shapes shows none.
     """
 
     kind: Literal["cvat"] = "cvat"
@@ -246,13 +263,14 @@ class Cvat(Tree):
     annotations: str = "annotations.xml"
     """The .xml file or a folder of them; with the part `<split>` one file per split."""
     ignore: tuple[str, ...] = ()
-    """Labels that are left out; the task `segmentation` ignores their pixels."""
+    """Labels that are left out; the tasks `segmentation` and `detection` ignore what they cover."""
 
 
 class Instances(Tree):
     """Instance-id masks (0 = background): one crop per instance, and as many crops of empty background.
 
-    With the task `segmentation` a row is the whole picture, and the pixels of all instances have the class `label`.
+    With the task `segmentation` a row is the whole picture, and the pixels of all instances have the class `label`;
+    with `detection` there is a box around each instance.
     `images: <group>/images` with one picture per folder takes all masks of `instances: <group>/masks` as its objects,
     one per file.
     """
@@ -281,7 +299,8 @@ class Masks(Tree):
     `tessera import` then writes the numbers that it found into `ids`, with the names that a label map of the folder
     gives them (`class_dict.csv`, `labelmap.txt`, `_classes.csv` and the like), else `object` where there is one beside
     0, else `class_1`, `class_2` and so on. `threshold: 128` reads masks of two values whose edges are soft, or that
-    were saved as JPEG: numbers from there on are the class, lower ones background; import counts such masks.
+    were saved as JPEG: numbers from there on are the class, lower ones background; import counts such masks. With the
+    task `detection` there is a box around each connected component of a class but `background`.
     """
 
     kind: Literal["masks"] = "masks"
