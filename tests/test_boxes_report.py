@@ -217,6 +217,13 @@ def test_small_objects_are_reported_with_the_size_that_helps(tmp_path: Path, dom
     assert "cut the images into tiles" in warn_of_objects(check_rows(tiles, tmp_path, domain).fit, domain)[1]
 
 
+def test_images_with_more_objects_than_scores_count_are_named(tmp_path: Path, domain: Domain) -> None:
+    crowd = [LabelledBox("red", (column, row, column + 0.9, row + 0.9)) for column in range(30) for row in range(4)]
+    rows = write_rows(tmp_path, domain, {"a.png": crowd, "b.png": crowd[:100], "c.png": [*crowd[:90], DARK]})
+    text = " ".join(warn_of_objects(check_rows(rows, tmp_path, domain).fit, domain))
+    assert "Images with more than 100 objects of one class: 1. " in text
+
+
 # The report
 
 

@@ -165,6 +165,20 @@ def test_any_number_of_answers_on_a_difficult_object_are_ignored() -> None:
 # Scores of a frame
 
 
+def test_more_than_a_hundred_objects_are_shown_and_counted() -> None:
+    """Average precision stops at a hundred per class and picture, as COCO's; what people see does not."""
+    places = np.arange(150) * 20.0
+    truth = np.column_stack([places, places * 0, places + 10, places * 0 + 10, places * 0, places * 0])
+    found = truth.copy()
+    found[:, 5] = np.linspace(0.99, 0.6, 150)
+    scores = TASK.score_frame(write_frame([(found, truth)] * 3, ["a", "b", "c"]), CLASSES)
+    assert scores["map50"] == pytest.approx(score_as_coco([(found, truth)] * 3, 1)[0][0, 0])
+    assert scores["map50"] < 0.7
+    assert (scores["recall"], scores["missed"], scores["false_alarms"], scores["count_error"]) == (1, 0, 0, 0)
+    limit = TASK.calibrate([truth] * 3, [found] * 3, np.array(["a", "b", "c"]), CLASSES).thresholds[CLASSES[0]]
+    assert limit < TASK.decide(found, CLASSES, Calibration())[0][-1, 5]
+
+
 def test_the_scores_of_a_frame_are_those_of_its_evidence_and_of_what_training_keeps() -> None:
     pictures, groups = draw_pictures(1, 30), [f"g{k // 3}" for k in range(30)]
     frame = write_frame(pictures, groups)
@@ -595,7 +609,7 @@ def test_mistakes_cost_per_image() -> None:
     paid, most = TASK.costs(frame, gates, CLASSES)
     # a crack taken for a pit; a pit and a rust missed; false alarms: two cracks and a rust
     assert paid.tolist() == [3 + 1 + 20 + 2 * 2 + 5, 0, 0, 0]
-    assert most == 3 + 3 + 1 + 20 + 100 * 5  # every object at its dearest, and as many false alarms as can be answered
+    assert most == 3 + 3 + 1 + 20 + 300 * 5  # every object at its dearest, and as many false alarms as can be answered
     assert judge(frame, None, costs=costs)["costs"].reason.startswith("Mistakes cost 8.25 per image (between ")
 
 

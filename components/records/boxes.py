@@ -25,7 +25,7 @@ Kind = Literal["object", "difficult", "crowd"]
 KINDS: tuple[Kind, ...] = ("object", "difficult", "crowd")
 
 NONE = -1  # class of a row that only fills an array up
-MOST_FOUND = 100  # boxes that are answered for a picture, as COCO counts them
+MOST_FOUND = 300  # boxes that are answered for a picture
 LEAST = 0.05  # confidence under which nothing is answered
 OBJECTS = pl.List(pl.Struct({"label": pl.String(), "box": pl.List(pl.Float64), "kind": pl.String()}))
 FOUND = pl.List(pl.Struct({"label": pl.String(), "box": pl.List(pl.Float64), "confidence": pl.Float64()}))

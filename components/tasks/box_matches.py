@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.records.boxes import KINDS, MOST_FOUND, NONE
+from components.records.boxes import KINDS, NONE
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -24,6 +24,7 @@ Boxes = NDArray[np.floating[Any]]
 IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())  # the floats of COCO
 HALF = 0  # the place of an IoU of one half among them
 EVERY = (0.0, 1e10)  # square pixels
+MOST_SCORED = 100  # answered boxes of a class in a picture that scores count, as in COCO
 #: Sizes of objects by area in square pixels of the picture, both ends included, as COCO has them.
 SIZES: dict[str, tuple[float, float]] = {
     "small": (0.0, 32.0**2),
@@ -62,21 +63,21 @@ def sort_found(found: Boxes) -> Floats:
 
 
 def match_boxes(
-    found: Floats, targets: Boxes, overlaps: Floats, area: tuple[float, float] = EVERY
+    found: Floats, targets: Boxes, overlaps: Floats, area: tuple[float, float] = EVERY, most: int = MOST_SCORED
 ) -> tuple[Ints, Ints]:
     """(K,) what each answered box is at the T thresholds, as a bit mask: bit t says that it is right at IOUS[t], bit
     T + t that it is ignored there; it is wrong where it is neither. And (M,) at which
     thresholds each target is taken: bit t says that a box takes it at IOUS[t].
 
     found: (K, 6), as `sort_found` returns them. overlaps: (K, M). area: objects of another size are ignored, and so are
-    answered boxes of another size that are not right. Of a class, MOST_FOUND boxes count, and the others are ignored.
+    answered boxes of another size that are not right. most: so many boxes of a class count, the others are ignored.
     """
     masks = np.zeros(len(found), np.int64)
     (low, high), areas = area, measure_areas(targets)
     regions = targets[:, 5] != OBJECT
     ignored = regions | (areas < low) | (areas > high)
     order = np.argsort(ignored, kind="stable")
-    beyond = _find_beyond(found)
+    beyond = _find_beyond(found, most)
     close = (overlaps >= IOUS[0]) & (found[:, 4, None] == targets[None, :, 4]) & ~beyond[:, None]
     places = zip(*(axis.tolist() for axis in np.nonzero(close[:, order])), strict=True)
     options: dict[int, list[tuple[float, int]]] = {}
@@ -129,10 +130,10 @@ def _take(choices: Sequence[tuple[float, int]], taken: list[int], shared: list[b
     return mask
 
 
-def _find_beyond(found: Floats) -> Flags:
-    """(K,) boxes after the first MOST_FOUND of their class."""
+def _find_beyond(found: Floats, most: int) -> Flags:
+    """(K,) boxes after the first so many of their class."""
     beyond = np.zeros(len(found), bool)
-    if len(found) > MOST_FOUND:
+    if len(found) > most:
         for number in np.unique(found[:, 4]):
-            beyond[np.flatnonzero(found[:, 4] == number)[MOST_FOUND:]] = True
+            beyond[np.flatnonzero(found[:, 4] == number)[most:]] = True
     return beyond

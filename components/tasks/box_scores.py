@@ -320,7 +320,7 @@ def match_shown(found: Boxes, targets: Boxes) -> Shown:
     order = np.argsort(-found[:, 5], kind="stable")
     rows = found[order].astype(np.float64)
     overlaps = measure_overlaps(rows, targets)
-    masks, _ = match_boxes(rows, targets, overlaps)
+    masks, _ = match_boxes(rows, targets, overlaps, most=len(rows))
     right, ignored = is_right(masks), is_ignored(masks)
     same, counted = rows[:, 4, None] == targets[:, 4], targets[:, 5] == OBJECT
     boxes: list[Outcome] = ["false"] * len(rows)

@@ -1,8 +1,9 @@
 """Labelled boxes. The metric is mAP50: the mean over the classes of the average precision, where an answered box is
 right if it overlaps a box of its class that no more confident one has taken, with an IoU of at least one half.
 
-Boxes are matched as COCO does it, in pixels of the picture; at most 100 per picture are answered. A region of many
-(crowd) and an object too hard to count (difficult) are ignored: what is found there is neither right nor wrong.
+Boxes are matched as COCO does it, in pixels of the picture. Average precision counts the 100 most confident ones of a
+class and picture, while counts, thresholds and what is shown take all that are answered. A region of many (crowd) and
+an object too hard to count (difficult) are ignored: what is found there is neither right nor wrong.
 
 Shapes: N pictures, C classes, M annotated and K answered boxes of a picture, n numbers kept per answer.
 """

@@ -54,7 +54,7 @@ def rank(targets: Iterable[Boxes], found: Iterable[Boxes], groups: NDArray[np.ge
     parts, objects = [], np.zeros((len(groups), classes), np.int64)
     for picture, (truth, answer) in enumerate(zip(targets, found, strict=True)):
         rows = sort_found(answer)
-        masks, _ = match_boxes(rows, truth, measure_overlaps(rows, truth))
+        masks, _ = match_boxes(rows, truth, measure_overlaps(rows, truth), most=len(rows))
         counted = ~is_ignored(masks)
         parts.append(np.column_stack([np.full(len(rows), picture), rows[:, 4:], is_right(masks)])[counted])
         objects[picture] = count_objects(truth, classes)

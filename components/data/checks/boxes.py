@@ -1,6 +1,7 @@
 """Labelled boxes in the checks: whether they fit their pictures, how large they are, and pictures with them drawn."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from components.data.batches.geometry import place
 from components.data.checks.pictures import create_thumbnail
 from components.domain.canvas import LARGEST
 from components.domain.domain import Domain
-from components.records.boxes import Corners, LabelledBox, read_objects
+from components.records.boxes import MOST_FOUND, Corners, LabelledBox, read_objects
 from components.records.reasons import Reason
 from components.tasks import choose_fit
+from components.tasks.box_matches import MOST_SCORED
 
 SMALL = 8  # pixels on the canvas of the training, of the root of an object's area, below which it is hardly found
 MANY = 0.1  # share of a class's objects that are small
@@ -56,27 +58,29 @@ class Measured:
 
     objects: one row per object, with `label`, `area` in pixels of the picture, `side`, the root of the area, and
     `canvas`, the side on the canvas of the training; null where domain.yaml names no `img_size`. each: (N,) the number
-    of objects of each picture.
+    of objects of each picture. most: (N,) that of the class of which it shows most.
     """
 
     objects: pl.DataFrame
     each: NDArray[np.int64]
+    most: NDArray[np.int64]
 
 
 def measure_objects(fit: pl.DataFrame, domain: Domain) -> Measured | None:
     """None where no boxes are annotated."""
     if "objects" not in fit.columns:
         return None
-    rows, each = [], []
+    rows, each, most = [], [], []
     for objects, width, height in fit.select("objects", "width", "height").iter_rows():
         counting = [one for one in read_objects(objects) if one.kind == "object"]
         each.append(len(counting))
+        most.append(max(Counter(one.label for one in counting).values(), default=0))
         scale = _find_scale((width, height), domain)
         for label, (x0, y0, x1, y1), _ in counting:
             area = (x1 - x0) * (y1 - y0)
             rows.append((label, area, area**0.5, scale and scale * area**0.5))
     schema = {"label": pl.String, "area": pl.Float64, "side": pl.Float64, "canvas": pl.Float64}
-    return Measured(pl.DataFrame(rows, schema=schema, orient="row"), np.array(each, np.int64))
+    return Measured(pl.DataFrame(rows, schema=schema, orient="row"), np.array(each, np.int64), np.array(most, np.int64))
 
 
 def _find_scale(size: tuple[int, int], domain: Domain) -> float | None:
@@ -98,6 +102,12 @@ def warn_of_objects(fit: pl.DataFrame, domain: Domain) -> list[str]:
         warnings.append(
             f"Classes of fewer than {FEW} objects: {listed}. A score of so few says little, and there is little to "
             "learn from: add images that show them, or join the class to another with `rename`."
+        )
+    if crowded := int((measured.most > MOST_SCORED).sum()):
+        warnings.append(
+            f"Images with more than {MOST_SCORED} objects of one class: {crowded}. Average precision counts the "
+            f"{MOST_SCORED} most confident boxes of a class and image, as COCO does, so that it cannot reach 1 there, "
+            f"and at most {MOST_FOUND} boxes are answered: cut such images into tiles."
         )
     small = {name: found for name in domain.classes if (found := _find_small(measured, name))}
     if small and domain.img_size:

@@ -40,7 +40,7 @@ TOWER = 2  # shared layers before the answers
 RARE = math.log(0.01 / 0.99)  # logit of every point's first score, near the share of points that have an object
 REACH = 2.0  # strides from a point to the sides of its first box
 PLACE = 2.0  # weight of the boxes beside the scores
-CANDIDATES = 400  # boxes per picture that suppression chooses from
+CANDIDATES = 1000  # boxes per picture that suppression chooses from
 OVERLAP = 0.6  # IoU from which on the less confident of two boxes of a class is suppressed
 
 
