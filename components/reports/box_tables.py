@@ -258,7 +258,7 @@ def _draw_froc(axes: "Axes", frame: pl.DataFrame, task: BoxTask, classes: Sequen
     axes.set(xscale="log", xlabel="false alarms per image", ylabel="recall", ylim=(0, 1.02))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(alpha=0.25)
-    _add_legend(axes, "lower right")
+    _add_legend(axes)
 
 
 def _only(answers: Answers, masks: Counts, number: int) -> tuple[Answers, Counts]:
@@ -295,11 +295,11 @@ def _draw_counts(axes: "Axes", frame: pl.DataFrame, classes: Sequence[str]) -> N
         axis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="objects of an image, annotated", ylabel="objects of an image, shown")
     axes.grid(alpha=0.25)
-    _add_legend(axes, "upper left")
+    _add_legend(axes)
 
 
-def _add_legend(axes: "Axes", place: str) -> None:
-    for text in axes.legend(fontsize=8, loc=place).get_texts():
+def _add_legend(axes: "Axes") -> None:
+    for text in axes.legend(fontsize=8, loc="best").get_texts():
         text.set_parse_math(False)
 
 
