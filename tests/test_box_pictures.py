@@ -13,7 +13,7 @@ from PIL import Image
 from components.data.batches.colours import STEPS, choose_colours, to_matplotlib
 from components.records.boxes import OBJECTS, LabelledBox, to_targets, write_objects
 from components.records.outcomes import Score
-from components.reports import box_tables, boxes, panels, pictures, suspects
+from components.reports import box_figures, box_tables, boxes, panels, pictures, suspects
 from components.reports.words import ByClass
 from components.tasks.base import name_labels
 from components.tasks.calibration import Calibration
@@ -186,7 +186,7 @@ def test_no_picture_is_too_odd_to_draw(case: str, tmp_path: Path) -> None:
         lambda: pictures.draw_samples(frame, TASK, classes, tmp_path / "raw", "50 % $x$"),
         lambda: pictures.draw_mistakes(frame, TASK, classes, "50 % $x$"),
         lambda: pictures.draw_calibration(frame, TASK, classes, "50 % $x$"),
-        lambda: box_tables.draw_curves(frame, TASK, classes, "50 % $x$"),
+        lambda: box_figures.draw_curves(frame, TASK, classes, "50 % $x$"),
     ):
         draw().savefig(tmp_path / "figure.png", dpi=40)
     found_at = boxes.draw_found(frame, TASK, classes, tmp_path / "raw", "found", tmp_path / "f" / "found.png")
@@ -256,7 +256,7 @@ def test_curves_mark_the_stated_number_of_false_alarms_and_the_thresholds(tmp_pa
         write_row(tmp_path, "bb.png", [LabelledBox("rust", (0, 0, 50, 50))], [(0, 0, 50, 50, 1, 0.9)]),
     )
     task = DetectionTask(recall_at=1)
-    froc, counts = box_tables.draw_curves(frame, task, CLASSES, "").axes
+    froc, counts = box_figures.draw_curves(frame, task, CLASSES, "").axes
     points = {line.get_label(): line.get_xydata()[-1].tolist() for line in froc.lines}
     recall = task.score_frame(frame, CLASSES)["recall_at_1_fa"]
     assert points[f"{recall:.3f} at 1 per image"] == [1, recall]

@@ -6,15 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from components.reports.box_tables import (
-    CLASS_HEADS,
-    ERROR_HEADS,
-    ERROR_NOTE,
-    NOTE,
-    SIZE_HEADS,
-    SplitBoxes,
-    draw_curves,
-)
+from components.reports.box_figures import draw_curves
+from components.reports.box_tables import CLASS_HEADS, ERROR_HEADS, ERROR_NOTE, NOTE, SIZE_HEADS, SplitBoxes
 from components.reports.boxes import draw_worst
 from components.reports.shell import embed_figure, render_row
 from components.reports.words import render_table

@@ -14,7 +14,7 @@ import polars as pl
 
 from components.data.batches.geometry import find_canvas
 from components.domain.canvas import Fit, ImgSize
-from components.reports import box_tables, boxes, maps, pixels
+from components.reports import box_figures, boxes, maps, pixels
 from components.reports.cells import draw_cells
 from components.reports.tiles import load_tile
 from components.reports.words import count_short
@@ -51,7 +51,7 @@ def draw_mistakes(frame: pl.DataFrame, task: Task, classes: Sequence[str], title
     if isinstance(task, MapTask):
         return pixels.draw_confusion(frame, classes, title)
     if isinstance(task, BoxTask):
-        return box_tables.draw_confusion(frame, classes, title)
+        return box_figures.draw_confusion(frame, classes, title)
     if task.annotation == "label":
         counts, columns = count_confusion(frame, task, classes), list(classes)
         support, words = counts.sum(axis=1), ("answer", "truth (images)")

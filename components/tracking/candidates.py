@@ -10,7 +10,7 @@ from components.domain.domain import Domain
 from components.models.adapter import load_meta
 from components.records.jobs import JOB_FILE, SALIENCY_FILE, Result, Rung, load_predictions
 from components.records.outcomes import CandidateRow, Score
-from components.reports import box_tables
+from components.reports import box_figures
 from components.reports.answers import describe_classes
 from components.reports.pictures import draw_curves, draw_mistakes, draw_samples
 from components.reports.words import ByClass
@@ -270,6 +270,6 @@ def _log_files(client: Any, run_id: str, domain: Domain, result: Result, raw: Pa
         client.log_figure(run_id, draw_curves(result.history, best, title), "pictures/learning_curves.png")
     if isinstance(task, BoxTask):
         client.log_figure(
-            run_id, box_tables.draw_curves(test, task, domain.classes, title), "pictures/false_alarms.png"
+            run_id, box_figures.draw_curves(test, task, domain.classes, title), "pictures/false_alarms.png"
         )
     client.log_figure(run_id, draw_samples(test, task, domain.classes, raw, title), "pictures/samples.png")
