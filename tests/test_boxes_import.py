@@ -127,7 +127,7 @@ def test_a_tree_is_understood_without_a_word(tree: str, tmp_path: Path) -> None:
     written = yaml.safe_load((tmp_path / "domain.yaml").read_text())
     assert list(written) == ["name", "task", "classes", "layout", "img_size", "training"], "letterbox by itself"
     assert written["task"] == "detection"
-    assert written["training"] == {"epochs": 100, "batch_size": 8, "warmup_epochs": 1.0}
+    assert written["training"] == {"epochs": 100, "batch_size": 4, "warmup_epochs": 1.0}
     understood = read_tree(domain, tmp_path / "set")
     known = summarise(domain, understood.rows)
     assert known.objects is not None
@@ -249,14 +249,14 @@ def boxes(side: float, label: str = "pit", kind: str = "object") -> list[Labelle
 def test_the_smallest_class_decides_on_the_canvas(size: Any, objects: Any, img_size: Any) -> None:
     advice = DetectionTask().advise(364, [size] * 9, [objects] * 9)
     assert advice["img_size"] == img_size
-    assert advice["training"] == {"epochs": 22, "warmup_epochs": 1, "batch_size": 8}
+    assert advice["training"] == {"epochs": 27, "warmup_epochs": 1, "batch_size": 4}
     assert set(advice) == {"img_size", "training"}
 
 
 def test_pictures_of_many_shapes_get_a_square() -> None:
     sizes = [(640, 240), (240, 640), (480, 480)]
     assert DetectionTask().advise(9, sizes, [boxes(60)] * 3)["img_size"] == 224
-    assert DetectionTask().advise(9, [], []) == {"training": {"epochs": 100, "warmup_epochs": 1, "batch_size": 8}}
+    assert DetectionTask().advise(9, [], []) == {"training": {"epochs": 100, "warmup_epochs": 1, "batch_size": 4}}
 
 
 # What a person reads

@@ -299,6 +299,8 @@ def test_how_many_groups_decide_a_class():
     (told,) = warn_of_few_groups({"good": {"test": 10}, "crack": {"test": 5}})
     assert "good 10, crack 5" in told
     assert "With 5, a recall of 90% is only known to be between 46% and 99%" in told
+    (told,) = warn_of_few_groups({"good": {"test": 10}, "crack": {"test": 5}}, "AP50")
+    assert "With 5, AP50 of 90% is known about as well as a share would be, between 46% and 99%" in told
 
 
 def test_every_split_has_its_rank():

@@ -382,8 +382,11 @@ def warn_of_shares(frame: pl.DataFrame, split: Split) -> list[str]:
     ]
 
 
-def warn_of_few_groups(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """A warning for classes with too few test groups: images of one group are not independent evidence."""
+def warn_of_few_groups(counts: Mapping[str, Mapping[str, int]], score: str = "recall") -> list[str]:
+    """A warning for classes with too few test groups: images of one group are not independent evidence.
+
+    score: what a class is judged by. The interval is that of a share, which tells the order of any other score's.
+    """
     needed = groups_needed()
     few = {label: sides["test"] for label, sides in counts.items() if 0 < sides["test"] < needed}
     if not few:
@@ -391,7 +394,10 @@ def warn_of_few_groups(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     worst = min(few.values())
     low, high = interval_of(worst)
     names = ", ".join(f"{label} {count}" for label, count in few.items())
+    known = f"a recall of {RECALL:.0%} is only known to be"
+    if score != "recall":
+        known = f"{score} of {RECALL:.0%} is known about as well as a share would be,"
     return [
-        f"Few groups in test: {names}. With {worst}, a recall of {RECALL:.0%} is only known to be between {low:.0%} "
+        f"Few groups in test: {names}. With {worst}, {known} between {low:.0%} "
         f"and {high:.0%}; {needed} groups per class narrow that to {WIDTH * 100:.0f} points."
     ]

@@ -60,7 +60,8 @@ def run_validate(workspace: Workspace, domain: Domain) -> None:
     save_frame(validated.fit, folder / "valid.parquet")
     split = _assign(workspace, domain, validated.fit).frame if validated.fit.height else None
     if split is not None:
-        few = warn_of_few_groups(count_groups(by_class(split), domain.classes))
+        groups = count_groups(by_class(split), domain.classes)
+        few = warn_of_few_groups(groups, create_task(domain).class_words)
         validated = replace(validated, warnings=(*validated.warnings, *warn_of_shares(split, domain.split), *few))
     write_whole(folder / "validation.html", render_report(validated, raw, split).encode())
     record = json.dumps(validated.to_record().model_dump(mode="json"), indent=1, ensure_ascii=False)

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 PATCH = 16  # pixels, of a usual backbone
-BATCH, TRAIN_SHARE = 8, 0.6  # pictures per step, and share of the pictures in train
+BATCH, TRAIN_SHARE = 8, 0.6  # usual pictures per step, and share of the pictures in train
 EPOCHS = (10, 100)
 VARIED = 1.5  # times that widths over heights differ, from which on squashing would distort
 
 
-def advise_training(pictures: int, steps: int) -> dict[str, Any]:
+def advise_training(pictures: int, steps: int, batch: int = BATCH) -> dict[str, Any]:
     """Small batches, and as many epochs as take about so many steps."""
-    epochs = round(steps * BATCH / max(TRAIN_SHARE * pictures, BATCH))
-    return {"epochs": int(np.clip(epochs, *EPOCHS)), "warmup_epochs": 1, "batch_size": BATCH}
+    epochs = round(steps * batch / max(TRAIN_SHARE * pictures, batch))
+    return {"epochs": int(np.clip(epochs, *EPOCHS)), "warmup_epochs": 1, "batch_size": batch}
 
 
 def advise_canvas(sizes: Sequence[tuple[int, int]], side: float) -> tuple[int | list[int], bool]:
