@@ -40,6 +40,7 @@ from components.domain.domain import Domain
 from components.domain.settings import Validation
 from components.errors import CheckFailed, DataError
 from components.models.features import run_features
+from components.tasks import create_task
 from components.workspace import REPOSITORY, Workspace
 
 
@@ -61,6 +62,7 @@ CASES = [
     ("parquet", {"group": "lot", "slices": ["site"]}, write_parquet, {"lots": 14}),
     ("yolo", {}, write_yolo, {"pictures": 14}),
     ("coco", {"slices": ["site"]}, write_coco, {"pictures": 14}),
+    ("voc", {"task": "detection"}, write_voc, {"pictures": 14}),
     ("masks", {"classes": ["background", "class_1"], "split": {"seed": 1}}, write_masks, {"pictures": 48}),
 ]
 
@@ -88,8 +90,9 @@ def test_every_layout_goes_through_all_stages_with_the_same_bytes(tmp_path, layo
         "validation.html",
         "validation.json",
     ]
+    said = create_task(domain).columns()
     assert manifest.columns == [
-        "id", "path", "label", "width", "height", "group", "mask", "boxes", "crop", *domain.slices, "split",
+        "id", "path", *said, "width", "height", "group", "mask", "boxes", "crop", *domain.slices, "split",
     ]  # fmt: skip
     assert set(manifest["split"]) == {"train", "val", "test"}
     record = json.loads(written[0]["validation.json"])
