@@ -328,6 +328,12 @@ def test_one_box_alone_can_fix_an_object() -> None:
     assert scores["map50"] + scores["errors/localisation"] == pytest.approx(67 / 101)
 
 
+def test_a_class_whose_objects_are_all_missed_gains_all_of_its_score() -> None:
+    pictures = [GOOD, OTHER, (boxes(), boxes([0, 0, 9, 9, 2, OBJECT]))]
+    scores = TASK.score_frame(write_frame(pictures, "abc"), CLASSES)
+    assert (scores["map50"], scores["errors/missed"]) == pytest.approx((2 / 3, 1 / 3))
+
+
 # Evidence
 
 
@@ -438,7 +444,10 @@ def test_confidences_stay_where_calibration_does_not_help_or_cannot_be_judged() 
     assert few.thresholds["rust"] == 0.5
     nothing = calibrate([(boxes(), boxes())] * 3, "abc")
     assert nothing.thresholds == dict.fromkeys(CLASSES, 0.5)
-    assert "rust from 0.5, for validation has nothing to choose it by" in nothing.reason
+    assert "rust from 0.5, for there is none in validation" in nothing.reason
+    missed = calibrate([(boxes([0, 0, 9, 9, 0, 0.9]), boxes([20, 20, 29, 29, 0, OBJECT]))] * 3, "abc")
+    assert missed.thresholds["crack"] == 0.5
+    assert "crack from 0.5, for no box finds one in validation" in missed.reason
 
 
 def test_boxes_at_regions_to_ignore_say_nothing_of_confidences() -> None:
@@ -503,6 +512,14 @@ def test_a_threshold_is_the_best_one_for_what_is_asked(name: str) -> None:
             assert alarms == min(each[0] for each in others if each[1] <= 0.2)
         else:
             assert f1 == pytest.approx(max(each[2] for each in others))
+
+
+def test_no_share_is_less_than_nothing() -> None:
+    """The shares of 13 groups with three objects each add up to a little more than one."""
+    places = np.arange(3) * 20.0
+    rows = np.column_stack([places, places * 0, places + 9, places * 0 + 9, places * 0, places * 0])
+    found = calibrate([(rows + np.array([0, 0, 0, 0, 0, 0.9]), rows)] * 13, "abcdefghijklm", DetectionTask(misses=0))
+    assert "0 false alarms per picture, 0.0% of the objects missed" in found.reason
 
 
 def test_what_cannot_be_reached_is_said() -> None:

@@ -429,7 +429,7 @@ def compare_answers(then: Answers, now: Answers) -> str:
 # Kinds of error
 
 
-def score_errors(answers: Answers, masks: Ints, classes: int) -> dict[str, float]:
+def score_errors(answers: Answers, masks: Ints) -> dict[str, float]:
     """How much mAP50 would gain if each kind of error alone were fixed (TIDE, arXiv 2008.08115).
 
     A wrong box is of the first kind that fits: `localisation`, at an object of its class with an IoU from NEAR to one
@@ -438,9 +438,10 @@ def score_errors(answers: Answers, masks: Ints, classes: int) -> dict[str, float
     class in between. An object is `missed` where no box finds it and none of the first two kinds is at it.
 
     Fixed means: a box of the first two kinds becomes right if it is the most confident one at an object that no box
-    finds; other wrong boxes are removed; missed objects do not count.
+    finds; other wrong boxes are removed; missed objects do not count, and a class of which none is left is perfect.
     """
     kinds, partners, found = _find_kinds(answers, masks)
+    classes = np.unique(answers.targets[answers.find_counted(), 4]).astype(np.int64).tolist()
     before, scores = _average(answers, masks, classes), {}
     for kind in WRONG:
         mine = kinds == WRONG.index(kind)
@@ -491,8 +492,8 @@ def _name_kind(ours: Floats, others: Floats) -> tuple[str, Floats]:
     return ("background" if other <= NEAR else "both"), others
 
 
-def _average(answers: Answers, masks: Ints, classes: int) -> float:
-    """mAP50, 0 where there is no object."""
-    curves = trace_curves(answers, masks, np.zeros(answers.number, np.int64), range(classes), [HALF])
-    scores = [average_precision(curve, np.ones((1, 1)))[0] for curve in curves]
-    return float(np.mean(scores)) if scores else 0.0
+def _average(answers: Answers, masks: Ints, classes: Sequence[int]) -> float:
+    """mAP50 of these classes, 1 for one without an object; 0 where there is no class."""
+    curves = trace_curves(answers, masks, np.zeros(answers.number, np.int64), classes, [HALF])
+    total = sum(float(average_precision(curve, np.ones((1, 1)))[0]) for curve in curves)
+    return (total + len(classes) - len(curves)) / max(len(classes), 1)

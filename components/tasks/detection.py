@@ -346,7 +346,7 @@ class DetectionTask(BoxTask):
             "ece": measure_bins(calibrated),
             "ece_uncalibrated": measure_bins(plain),
             "loss": float(frame["nll"].to_numpy().mean()),
-            **{f"errors/{kind}": gain for kind, gain in score_errors(answers, masks, len(classes)).items()},
+            **{f"errors/{kind}": gain for kind, gain in score_errors(answers, masks).items()},
         }
 
     def evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> Evidence:

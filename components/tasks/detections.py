@@ -212,7 +212,7 @@ def _list_steps(ranked: Ranked, number: int) -> Steps:
     hit = np.cumsum(right * of_object)
     total = objects.sum()
     f1 = 2 * np.cumsum(right)[ends] / (ends + 1 + total)
-    missed = 1 - np.append(0.0, hit[ends]) if total else np.full(len(limits), np.nan)
+    missed = np.maximum(1 - np.append(0.0, hit[ends]), 0.0) if total else np.full(len(limits), np.nan)
     return Steps(limits, np.append(0.0, wrong[ends]), missed, np.append(0.0, f1))
 
 
@@ -228,7 +228,8 @@ def _choose(steps: Steps, false_alarms: float | None, misses: float | None) -> t
         best = np.flatnonzero(steps.f1 >= steps.f1.max() - TINY)
         place = int(best[np.abs(steps.limits[best] - EVEN).argmin()])
     else:
-        return EVEN, f"from {EVEN}, for validation has nothing to choose it by"
+        reason = "no box finds one" if known else "there is none"
+        return EVEN, f"from {EVEN}, for {reason} in validation"
     missed = f"{steps.misses[place]:.1%} of the objects missed{short}" if known else "no object to miss"
     reached = f"{steps.false_alarms[place]:.3g} false alarms per picture, {missed}"
     return float(steps.limits[place]), f"from {steps.limits[place]:.3g}: {reached}"
