@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.records.boxes import KINDS
+from components.tasks.box_answers import Answers
 from components.tasks.box_matches import EVERY, HALF, SIZES
-from components.tasks.box_scores import Answers, CurveEvidence, score_precision, trace_curves
+from components.tasks.box_scores import CurveEvidence, score_precision, trace_curves
 
 Boxes = NDArray[np.float64]
 Pictures = Sequence[tuple[Boxes, Boxes]]  # of each picture, what was found (K, 6), and what it shows (M, 6)

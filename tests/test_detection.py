@@ -33,12 +33,8 @@ from components.records.boxes import KINDS, NONE, LabelledBox
 from components.tasks import create_task
 from components.tasks.base import Evidence
 from components.tasks.box_matches import IOUS, SIZES, match_boxes, measure_overlaps, sort_found
-from components.tasks.box_scores import (
-    count_confusion,
-    count_errors,
-    match_shown,
-    trace_froc,
-)
+from components.tasks.box_outcomes import count_confusion, count_errors, match_shown
+from components.tasks.box_scores import trace_froc
 from components.tasks.calibration import Calibration
 from components.tasks.detection import DetectionTask
 from components.tasks.detections import rescale_confidence

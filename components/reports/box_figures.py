@@ -11,16 +11,10 @@ from components.data.batches.colours import Colour, choose_colours, to_matplotli
 from components.reports.cells import create_square, draw_cells
 from components.reports.words import format_share
 from components.tasks.base import BoxTask
+from components.tasks.box_answers import Answers, read_answers, read_masks
 from components.tasks.box_matches import Ints
-from components.tasks.box_scores import (
-    Answers,
-    Froc,
-    count_confusion,
-    draw_froc,
-    read_answers,
-    read_confusion,
-    read_masks,
-)
+from components.tasks.box_outcomes import count_confusion, read_confusion
+from components.tasks.box_scores import Froc, draw_froc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,12 +9,9 @@ import polars as pl
 from components.reports.boxes import match_row
 from components.reports.words import ByClass, Estimate, format_share
 from components.tasks.base import BoxTask
+from components.tasks.box_answers import read_answers
 from components.tasks.box_matches import SIZES
-from components.tasks.box_scores import (
-    count_confusion,
-    count_errors,
-    read_answers,
-)
+from components.tasks.box_outcomes import count_confusion, count_errors
 
 NONE = "-"  # of what there is nothing to measure
 SIZE_WORDS = {

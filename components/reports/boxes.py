@@ -35,7 +35,7 @@ from components.reports.panels import (
 )
 from components.reports.tiles import load_upright
 from components.tasks.base import BoxTask
-from components.tasks.box_scores import Shown, match_shown
+from components.tasks.box_outcomes import Shown, match_shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,9 +1,12 @@
 """What a new domain of dense answers begins with: a canvas by the sizes of its pictures, and minutes of training."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from components.records.boxes import LabelledBox
 
 PATCH = 16  # pixels, of a usual backbone
 BATCH, TRAIN_SHARE = 8, 0.6  # usual pictures per step, and share of the pictures in train
@@ -35,3 +38,13 @@ def advise_canvas(sizes: Sequence[tuple[int, int]], side: float) -> tuple[int | 
 def _round_side(side: float) -> int:
     """The nearest multiple of a patch, two patches at least."""
     return max(2, round(float(side) / PATCH)) * PATCH
+
+
+def measure_classes(sizes: Sequence[tuple[int, int]], objects: Sequence[Sequence[LabelledBox]]) -> dict[str, float]:
+    """The root of the area of each class's middle object, as a share of that of its picture (width, height)."""
+    shares: dict[str, list[float]] = {}
+    for (width, height), shown in zip(sizes, objects, strict=False):
+        for label, (x0, y0, x1, y1), kind in shown:
+            if kind == "object":
+                shares.setdefault(label, []).append(math.sqrt((x1 - x0) * (y1 - y0) / (width * height)))
+    return {label: float(np.median(found)) for label, found in shares.items()}

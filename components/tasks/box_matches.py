@@ -137,3 +137,6 @@ def _find_beyond(found: Floats, most: int) -> Flags:
         for number in np.unique(found[:, 4]):
             beyond[np.flatnonzero(found[:, 4] == number)[most:]] = True
     return beyond
+
+
+NEAR = 0.1  # the IoU from which on a box that is not right is at an object all the same (TIDE's background threshold)

@@ -8,7 +8,6 @@ an object too hard to count (difficult) are ignored: what is found there is neit
 Shapes: N pictures, C classes, M annotated and K answered boxes of a picture, n numbers kept per answer.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,7 +21,7 @@ from components.domain.domain import Domain
 from components.domain.layouts import Csv, Folders, Parquet
 from components.domain.settings import Gates
 from components.records.boxes import FOUND, KINDS, MOST_FOUND, NONE, OBJECTS, LabelledBox, write_found, write_objects
-from components.tasks.advice import advise_canvas, advise_training
+from components.tasks.advice import advise_canvas, advise_training, measure_classes
 from components.tasks.base import (
     PREDICTED,
     UNLABELLED,
@@ -36,6 +35,8 @@ from components.tasks.base import (
     number_groups,
     number_names,
 )
+from components.tasks.box_answers import Answers, compare_answers, read_answers, read_masks
+from components.tasks.box_errors import score_errors
 from components.tasks.box_matches import (
     HALF,
     IOUS,
@@ -47,21 +48,8 @@ from components.tasks.box_matches import (
     measure_overlaps,
     sort_found,
 )
-from components.tasks.box_scores import (
-    Answers,
-    CurveEvidence,
-    compare_answers,
-    count_errors,
-    draw_froc,
-    match_shown,
-    read_answers,
-    read_confusion,
-    read_masks,
-    score_errors,
-    score_precision,
-    tabulate,
-    trace_curves,
-)
+from components.tasks.box_outcomes import count_errors, match_shown, measure_f1, read_confusion, score_shown, tabulate
+from components.tasks.box_scores import CurveEvidence, draw_froc, score_classes, score_precision, trace_curves
 from components.tasks.calibration import Calibration
 from components.tasks.detections import (
     EVEN,
@@ -231,7 +219,7 @@ class DetectionTask(BoxTask):
     ) -> dict[str, float]:
         """map50, map, and both of each class, of what `keep` kept (N, n)."""
         answers, masks = _unpack(probabilities)
-        return _order(_score_classes(score_precision(answers, masks, len(classes)), classes), self.metric)
+        return _order(score_classes(score_precision(answers, masks, len(classes)), classes), self.metric)
 
     def surprise(self, targets: NDArray[Any], probabilities: Floats) -> Floats:
         """Of boxes being right and objects being missed, as their mean per picture, of what `keep` kept (N, n)."""
@@ -314,7 +302,7 @@ class DetectionTask(BoxTask):
             PREDICTED: name_labels(answered),
             "answered": answered,
             "confusion": table.reshape(-1).tolist(),
-            "f1": _measure_f1(table),
+            "f1": measure_f1(table),
             "sureness": bin_boxes(rows[counted, 5], right[counted]).tolist(),
             "sureness_raw": bin_boxes(plain[counted, 5], right[counted]).tolist(),
             "nll": _measure_loss(plain[:, 5], masks, int(count_objects(truth, len(classes)).sum())),
@@ -330,7 +318,7 @@ class DetectionTask(BoxTask):
         too), missed and false_alarms per picture, count_error (how far the numbers of a picture's objects are off);
         ece, ece_uncalibrated, loss; errors/<kind>, as `score_errors` has them."""
         answers, masks = read_answers(frame, classes), read_masks(frame)
-        scores = _score_classes(score_precision(answers, masks, len(classes)), classes)
+        scores = score_classes(score_precision(answers, masks, len(classes)), classes)
         for size, area in SIZES.items():
             of_size = score_precision(answers, answers.match(area), len(classes), area)
             if not np.isnan(of_size).all():
@@ -340,7 +328,7 @@ class DetectionTask(BoxTask):
         plain, calibrated = (_read_bins(frame, name) for name in ("sureness_raw", "sureness"))
         return {
             **_order(scores, self.metric),
-            **_score_shown(read_confusion(frame, classes).sum(axis=0), classes, frame.height),
+            **score_shown(read_confusion(frame, classes).sum(axis=0), classes, frame.height),
             "count_error": float(off.sum(axis=1).mean()),
             **{f"count_error/{name}": float(each.mean()) for name, each in zip(classes, off.T, strict=True)},
             "ece": measure_bins(calibrated),
@@ -438,16 +426,6 @@ class DetectionTask(BoxTask):
         return compare_answers(read_answers(then, names), read_answers(now, names))
 
 
-def measure_classes(sizes: Sequence[tuple[int, int]], objects: Sequence[Sequence[LabelledBox]]) -> dict[str, float]:
-    """The root of the area of each class's middle object, as a share of that of its picture (width, height)."""
-    shares: dict[str, list[float]] = {}
-    for (width, height), shown in zip(sizes, objects, strict=False):
-        for label, (x0, y0, x1, y1), kind in shown:
-            if kind == "object":
-                shares.setdefault(label, []).append(math.sqrt((x1 - x0) * (y1 - y0) / (width * height)))
-    return {label: float(np.median(found)) for label, found in shares.items()}
-
-
 def _agrees(label: str, labels: Sequence[str], objects: Sequence[dict[str, Any]], classes: Sequence[str]) -> bool:
     """Whether labels are those of the objects, and boxes have an area."""
     shown = {each["label"] for each in objects if each["kind"] != "crowd"}
@@ -488,40 +466,8 @@ def _measure_loss(confidence: Floats, masks: Ints, objects: int) -> float:
     return sum_surprise(confidence[counted], right[counted], objects - int(right.sum()))
 
 
-def _measure_f1(confusion: Ints) -> float:
-    """Of one picture, over all classes; 1 where there is neither an object nor a shown box."""
-    right, objects, shown = confusion[:-1, :-1].trace(), confusion[:-1].sum(), confusion[:, :-1].sum()
-    return float(2 * right / (objects + shown)) if objects + shown else 1.0
-
-
-def _score_classes(precision: Floats, classes: Sequence[str]) -> dict[str, float]:
-    """(C, T) -> map50, map, and both of each class that has an object."""
-    known = [k for k in range(len(classes)) if not np.isnan(precision[k, HALF])]
-    return {
-        "map50": float(precision[known, HALF].mean()) if known else 0.0,
-        "map": float(precision[known].mean()) if known else 0.0,
-        **{f"ap50/{classes[k]}": float(precision[k, HALF]) for k in known},
-        **{f"ap/{classes[k]}": float(precision[k].mean()) for k in known},
-    }
-
-
 def _order(scores: dict[str, float], first: str) -> dict[str, float]:
     return {first: scores[first]} | scores
-
-
-def _score_shown(confusion: Ints, classes: Sequence[str], pictures: int) -> dict[str, float]:
-    """Of shown boxes, from (C + 1, C + 1) objects and boxes; of each class that has an object, too."""
-    right = confusion.diagonal()[:-1]
-    objects, shown = confusion[:-1].sum(axis=1), confusion[:, :-1].sum(axis=0)
-    return {
-        "recall": float(right.sum() / max(objects.sum(), 1)),
-        "precision": float(right.sum() / max(shown.sum(), 1)),
-        "f1": float(2 * right.sum() / max(objects.sum() + shown.sum(), 1)),
-        "missed": float((objects - right).sum() / max(pictures, 1)),
-        "false_alarms": float((shown - right).sum() / max(pictures, 1)),
-        **{f"recall/{name}": float(right[k] / objects[k]) for k, name in enumerate(classes) if objects[k]},
-        **{f"precision/{name}": float(right[k] / max(shown[k], 1)) for k, name in enumerate(classes) if objects[k]},
-    }
 
 
 def _read_bins(frame: pl.DataFrame, column: str) -> Floats:
