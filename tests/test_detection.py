@@ -171,6 +171,7 @@ def test_more_than_a_hundred_objects_are_shown_and_counted() -> None:
     assert scores["map50"] == pytest.approx(score_as_coco([(found, truth)] * 3, 1)[0][0, 0])
     assert scores["map50"] < 0.7
     assert (scores["recall"], scores["missed"], scores["false_alarms"], scores["count_error"]) == (1, 0, 0, 0)
+    assert scores["recall_at_0.5_fa"] == 1
     limit = TASK.calibrate([truth] * 3, [found] * 3, np.array(["a", "b", "c"]), CLASSES).thresholds[CLASSES[0]]
     assert limit < TASK.decide(found, CLASSES, Calibration())[0][-1, 5]
 

@@ -11,8 +11,7 @@ from components.data.batches.colours import Colour, choose_colours, to_matplotli
 from components.reports.cells import create_square, draw_cells
 from components.reports.words import format_share
 from components.tasks.base import BoxTask
-from components.tasks.box_answers import Answers, read_answers, read_masks
-from components.tasks.box_matches import Ints
+from components.tasks.box_answers import Answers, read_answers
 from components.tasks.box_outcomes import count_confusion, read_confusion
 from components.tasks.box_scores import Froc, draw_froc
 
@@ -59,7 +58,7 @@ def draw_curves(frame: pl.DataFrame, task: BoxTask, classes: Sequence[str], titl
 
 def _draw_froc(axes: "Axes", frame: pl.DataFrame, task: BoxTask, classes: Sequence[str]) -> None:
     """Of all classes together and of each, down to the least confidence; where recall is reported and what is shown."""
-    answers, masks = read_answers(frame, classes), read_masks(frame)
+    answers = read_answers(frame, classes)
     floor = 0.5 / max(frame.height, 1)  # stands for none, as a logarithm has no zero
     colours = choose_colours(classes, None)
     confusion = count_confusion(frame, classes)
@@ -72,8 +71,8 @@ def _draw_froc(axes: "Axes", frame: pl.DataFrame, task: BoxTask, classes: Sequen
     if 1 < len(counted) <= MOST_LINES:
         for k in counted:
             colour = to_matplotlib(colours[classes[k]])
-            draw(draw_froc(*_only(answers, masks, k)), classes[k], color=colour, linewidth=1.1)
-    together = draw_froc(answers, masks)
+            draw(draw_froc(_only(answers, k)), classes[k], color=colour, linewidth=1.1)
+    together = draw_froc(answers)
     draw(together, "all" if len(classes) > 1 else classes[0], color="black", linewidth=1.8)
     at = together.recall_at(task.recall_at)
     label = f"{at:.3f} at {task.recall_at:g} per image"
@@ -88,17 +87,16 @@ def _draw_froc(axes: "Axes", frame: pl.DataFrame, task: BoxTask, classes: Sequen
     _add_legend(axes)
 
 
-def _only(answers: Answers, masks: Ints, number: int) -> tuple[Answers, Ints]:
+def _only(answers: Answers, number: int) -> Answers:
     """The boxes and objects of one class."""
     mine, objects = answers.found[:, 4] == number, answers.targets[:, 4] == number
-    some = replace(
+    return replace(
         answers,
         found=answers.found[mine],
         of_found=answers.of_found[mine],
         targets=answers.targets[objects],
         of_targets=answers.of_targets[objects],
     )
-    return some, masks[mine]
 
 
 def _draw_counts(axes: "Axes", frame: pl.DataFrame, classes: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from components.tasks.box_matches import (
     EVERY,
     HALF,
     IOUS,
+    MOST_SCORED,
     OBJECT,
     Boxes,
     Flags,
@@ -76,11 +77,11 @@ class Answers:
             pictures.append(Picture(mine, found, theirs, targets, measure_overlaps(found, targets)))
         return pictures
 
-    def match(self, area: tuple[float, float] = EVERY) -> Ints:
+    def match(self, area: tuple[float, float] = EVERY, most: int = MOST_SCORED) -> Ints:
         """(K,) bit masks, as `match_boxes` has them."""
         masks = np.zeros(len(self.found), np.int64)
         for picture in self.pictures:
-            masks[picture.mine], _ = match_boxes(picture.found, picture.targets, picture.overlaps, area)
+            masks[picture.mine], _ = match_boxes(picture.found, picture.targets, picture.overlaps, area, most)
         return masks
 
     def find_counted(self, area: tuple[float, float] = EVERY) -> Flags:

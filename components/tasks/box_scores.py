@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from components.records.boxes import NONE
-from components.tasks.box_answers import Answers, read_answers, read_masks
+from components.records.boxes import MOST_FOUND, NONE
+from components.tasks.box_answers import Answers, read_answers
 from components.tasks.box_matches import (
     EVERY,
     HALF,
@@ -188,11 +188,12 @@ class Froc:
 
 def trace_froc(frame: pl.DataFrame, classes: Sequence[str]) -> Froc:
     """Of a frame of predictions. Boxes of equal confidence are shown together."""
-    return draw_froc(read_answers(frame, classes), read_masks(frame))
+    return draw_froc(read_answers(frame, classes))
 
 
-def draw_froc(answers: Answers, masks: Ints) -> Froc:
-    """masks: (K,) as `match_boxes` has them."""
+def draw_froc(answers: Answers) -> Froc:
+    """Of all boxes that were answered, however many a picture has."""
+    masks = answers.match(most=MOST_FOUND)
     kept = np.flatnonzero(~is_ignored(masks))
     kept = kept[np.argsort(-answers.found[kept, 5], kind="stable")]
     right = is_right(masks[kept])

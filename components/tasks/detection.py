@@ -323,7 +323,7 @@ class DetectionTask(BoxTask):
             of_size = score_precision(answers, answers.match(area), len(classes), area)
             if not np.isnan(of_size).all():
                 scores[f"map_{size}"] = float(np.nanmean(of_size))
-        scores[f"recall_at_{self.recall_at:g}_fa"] = draw_froc(answers, masks).recall_at(self.recall_at)
+        scores[f"recall_at_{self.recall_at:g}_fa"] = draw_froc(answers).recall_at(self.recall_at)
         off = np.abs(count_errors(frame, classes))
         plain, calibrated = (_read_bins(frame, name) for name in ("sureness_raw", "sureness"))
         return {
