@@ -8,15 +8,19 @@ import polars as pl
 import pytest
 import yaml
 from samples import save_picture, write_coco, write_csv, write_folders
-from test_boxes_read import FIRST, FORMATS, OTHER, SECOND, labelme, rectangle, save_values, write_text
+from test_boxes_read import FIRST, FORMATS, OTHER, SECOND, csv_line, labelme, rectangle, save_values, table, write_text
 
 from components.data.accounts import summarise
 from components.data.annotations.layouts import read_tree
 from components.data.store.describing import describe_folder, write_domain
+from components.data.store.importing import import_folder
+from components.data.store.versions import compare_annotations, list_annotations
 from components.domain.domain import Domain
+from components.domain.reading import load_domain, parse_domain
 from components.errors import DataError, DomainError, TesseraError
 from components.records.boxes import LabelledBox
 from components.tasks.detection import DetectionTask
+from components.workspace import Workspace
 from flows.commands import console
 
 WHERE = Path("domain.yaml")
@@ -280,3 +284,45 @@ def test_without_a_task_boxes_are_crops_as_before(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "images")
     with pytest.raises(TesseraError):
         describe(tmp_path)
+
+
+# Growing sets and versions
+
+
+def test_a_second_import_adds_and_refuses_other_boxes_of_a_known_picture(tmp_path: Path) -> None:
+    workspace, first, second = Workspace(tmp_path / "w"), tmp_path / "first", tmp_path / "second"
+    FORMATS["csv"](first)
+    assert import_folder(workspace, first, "tiles", task="detection").domain.classes == ("pit", "stain")
+    table(second, csv_line("pit", (1.5, 1, 9, 9), "p3"), csv_line("stain", (2, 2, 30, 30), "p3"))
+    shutil.rmtree(second / "images")
+    save_picture(second / "images/p3.png", 9)
+    assert import_folder(workspace, second, "tiles", task="detection").added == 1
+    assert read_tree(load_domain(workspace.domain_file("tiles")), workspace.raw("tiles")).rows.height == 3
+    save_picture(second / "images/p0.png", 0)
+    write_text(second / "labels.csv", f"image,label,xmin,ymin,xmax,ymax\n{csv_line('pit', (1.5, 1, 9, 9.5))}")
+    with pytest.raises(DataError, match=r"for images/p0\.png .* in place, .* in the folder") as caught:
+        import_folder(workspace, second, "tiles")
+    assert len(str(caught.value)) < 600, "boxes are not listed one by one"
+    with pytest.raises(DomainError, match="--task classification"):
+        import_folder(workspace, second, "tiles", task="classification")
+
+
+@pytest.mark.parametrize(
+    ("change", "relabelled"),
+    [({}, 0), ({"box": [4.0, 4.0, 10.0, 12.5]}, 1), ({"kind": "crowd"}, 1), ({"label": "stain"}, 1)],
+    ids=["nothing", "a box", "its kind", "its label"],
+)
+def test_versions_differ_by_boxes(change: dict[str, Any], relabelled: int, tmp_path: Path) -> None:
+    raw, layout = FORMATS["voc"](tmp_path)
+    domain = parse_domain(
+        {"name": "tiles", "task": "detection", "classes": ["pit", "stain"], "layout": layout.kind}, "tests"
+    )
+    rows = read_tree(domain, raw).rows
+    listing = dict(rows.select("path", "id").iter_rows())
+    changed = [
+        [one | change if place == 0 else one for place, one in enumerate(each)] for each in rows["objects"].to_list()
+    ]
+    turned = [list(reversed(each)) for each in changed]  # the order in the file says nothing
+    other = rows.with_columns(pl.Series("objects", turned, rows.schema["objects"]))
+    found = compare_annotations(list_annotations(rows, listing), list_annotations(other, listing))
+    assert found.model_dump() == {"added": 0, "removed": 0, "relabelled": relabelled}

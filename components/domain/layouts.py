@@ -10,7 +10,7 @@ from components.domain.strict import Strict
 
 PART = re.compile(r"<([a-z][a-z0-9_]*)>")  # a part of a folder's path in a layout that matches every name
 RESERVED_COLUMNS = (
-    *("id", "path", "label", "labels", "class_map", "pixels", "group", "mask", "boxes", "crop"),
+    *("id", "path", "label", "labels", "class_map", "pixels", "objects", "group", "mask", "boxes", "crop"),
     *("width", "height", "split", "stated_size", "problem"),
 )
 

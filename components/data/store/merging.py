@@ -184,8 +184,12 @@ def _group_rows(rows: pl.DataFrame) -> dict[str, Counter[str]]:
 
 
 def _show(value: Any) -> Any:
-    """A cell as text can hold it: of bytes, the beginning of their hash."""
-    return hashlib.sha256(value).hexdigest()[:12] if isinstance(value, bytes) else value
+    """A cell as a message can hold it: of bytes and of labelled boxes, the beginning of their hash."""
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()[:12]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return f"{len(value)} ({hashlib.sha256(repr(value).encode()).hexdigest()[:12]})"
+    return value
 
 
 def merge_labels(layout: Layout, path: str, old: Path, new: Path) -> bytes | None:

@@ -22,6 +22,7 @@ import polars as pl
 import yaml
 from pydantic import ValidationError
 
+from components.data.checks.boxes import compare_objects
 from components.data.checks.features import content_of
 from components.data.manifest import load_frame
 from components.data.store import versioning
@@ -157,17 +158,24 @@ def list_annotations(rows: pl.DataFrame, listing: Mapping[str, str]) -> Annotati
     ids = {path: identity for path, identity in rows.select("path", "id").rows() if identity}
     packed = all(NAME.fullmatch(path) for path in listing)  # DVC knows only the shards; the rows name their images
     known = {path: content_of(identity) for path, identity in ids.items()} if packed else listing
-    maps = rows["class_map"] if "class_map" in rows.columns else [None] * rows.height
-    for (path, mask, *said), pixels in zip(
-        rows.select("path", "mask", "label", "boxes", "crop").rows(), maps, strict=True
-    ):
-        if path in known:  # pixels decide where they are known, however their mask is stored
-            shown = listing.get(mask or "") if pixels is None else hashlib.sha256(pixels).hexdigest()
+    named = rows.select("path", "mask", "label", "boxes", "crop").rows()
+    for (path, mask, *said), shape in zip(named, _list_shapes(rows), strict=True):
+        if path in known:  # pixels and objects decide where they are known, however their mask is stored
+            shown = listing.get(mask or "") if shape is None else shape
             files.setdefault(path, []).append(repr((*said, shown)))
     contents: Annotations = {}
     for path, said in files.items():
         contents.setdefault(known[path], []).append(repr(sorted(said)))
     return contents
+
+
+def _list_shapes(rows: pl.DataFrame) -> list[str | None]:
+    """Of each row the class map or the labelled boxes, as text; None where it has neither."""
+    if "class_map" in rows.columns:
+        return [None if data is None else hashlib.sha256(data).hexdigest() for data in rows["class_map"]]
+    if "objects" in rows.columns:
+        return [None if objects is None else repr(compare_objects(objects)) for objects in rows["objects"].to_list()]
+    return [None] * rows.height
 
 
 def compare_annotations(old: Annotations, new: Annotations) -> Difference:
