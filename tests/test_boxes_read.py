@@ -545,6 +545,23 @@ def test_tables_of_boxes_are_read_as_people_hold_them(tmp_path, header, lines, n
     assert objects_of(reading, "p2.png") is None
 
 
+def test_columns_without_names_are_found_where_four_hold_numbers(tmp_path):
+    write_pictures(tmp_path, "images")
+    lines = ["images/p0.png,4,4,10,12,pit", "images/p0.png,20,4,46,38,stain", "images/p1.png,,,,,"]
+    write_text(tmp_path / "annotations.csv", "\n".join(lines))
+    layout = complete_table(Csv(), tmp_path, boxes=True)
+    assert (layout.header, layout.label) == (False, "column_6")
+    reading = read(tmp_path, layout)
+    assert objects_of(reading) == [LabelledBox("pit", PIT), LabelledBox("stain", (20, 4, 46, 38))]
+    assert objects_of(reading, "p1.png") == []
+
+
+def test_shares_of_a_picture_in_a_table_are_refused(tmp_path):
+    table(tmp_path, csv_line("pit", (0.125, ".25", 0.5, 1)), csv_line("stain", (0, 0, 1, 1)))
+    with pytest.raises(DataError, match="numbers from 0 to 1, shares of the picture"):
+        complete_table(Csv(), tmp_path, boxes=True)
+
+
 def test_a_few_cells_that_are_no_numbers_do_not_hide_the_columns_of_boxes(tmp_path):
     lines = [csv_line("pit", (0, 0, 10 + k, 12)) for k in range(30)]
     raw, layout = table(tmp_path, *lines, csv_line("pit", ("nan", 0, 10, 12), "p1"))

@@ -314,13 +314,15 @@ def _can_decode(data: bytes, encoding: str) -> bool:
     return True
 
 
-def _starts_with_data(layout: Table, file: Path, index: Index) -> bool:
+def _starts_with_data(layout: Csv, file: Path, index: Index) -> bool:
     """Whether the first line names a picture, which a header does not."""
     try:
-        header = load_sheet(layout, file, file.name).frame.columns
+        first = load_sheet(_with(layout, header=False), file, file.name).frame.row(0)
     except DataError:
         return False
-    return any(cell.lower().endswith(SUFFIXES) and find_pictures(cell, index) for cell in header)
+    return any(
+        cell and cell.strip().lower().endswith(SUFFIXES) and find_pictures(cell.strip(), index) for cell in first
+    )
 
 
 def _without_mistaken_separator(layout: Table) -> Table:
@@ -399,11 +401,10 @@ def _find_class(frame: pl.DataFrame, layout: Table) -> str | None:
     able = sorted((name for name in others if _word(name) in LABEL_WORDS), key=lambda n: LABEL_WORDS.index(_word(n)))
     if len(able) == 1 or (able and (_word(able[0]) in LABEL_WORDS[:2] or _say_the_same(frame, able))):
         return able[0]
-    able = able or [
-        name
-        for name in others
-        if _word(name) not in NO_LABELS and _may_be_label(frame[name]) and not _holds_numbers(frame, name)
-    ]
+    words = [name for name in others if not _holds_numbers(frame, name)]
+    if isinstance(layout, Csv) and not layout.header and len(words) == 1:
+        return words[0]
+    able = able or [name for name in words if _word(name) not in NO_LABELS and _may_be_label(frame[name])]
     if len(able) > 1:
         raise unclear_columns(frame, layout, "one column of classes of the boxes", able, "label")
     return able[0] if able else None
@@ -510,7 +511,19 @@ def _find_crops(layout: Table, frame: pl.DataFrame, raw: Path, index: Index, *, 
             if written and all(len(numbers) == 4 for _, numbers in written):
                 form = _find_box_form(_with(layout, crop=name), frame, written, raw, index)
                 return _with(layout, crop=name, box_form=form)
-    return _find_lists(layout, frame, raw, index) if boxes else layout
+    return _find_unnamed(layout, frame, raw, index) if boxes else layout
+
+
+def _find_unnamed(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> Table:
+    """The layout with the only four columns of numbers, if columns have no names; else as `_find_lists`."""
+    numbers = [name for name in frame.columns if name != layout.image and _holds_numbers(frame, name, NEARLY)]
+    if not isinstance(layout, Csv) or layout.header or len(numbers) != 4:
+        return _find_lists(layout, frame, raw, index)
+    cells = enumerate(zip(*(frame[name] for name in numbers), strict=True))
+    written = [(row, parse_numbers(" ".join(four))) for row, four in cells if all(four)]
+    found = _with(layout, crop=tuple(numbers))
+    whole = [(row, four) for row, four in written if len(four) == 4]
+    return _with(found, box_form=_find_box_form(found, frame, whole, raw, index))
 
 
 def _find_lists(layout: Table, frame: pl.DataFrame, raw: Path, index: Index) -> Table:
@@ -555,7 +568,7 @@ def _holds_numbers(frame: pl.DataFrame, name: str, share: float = 1.0) -> bool:
 def parse_numbers(text: str | None) -> list[float]:
     """The numbers in `[1, 2.5, 3, 4]`, `(1 2 3 4)` or `1 2 3 4`; an empty list for any other text."""
     plain = re.sub(r"[\[\](),\s]+", " ", text or "").split()
-    if all(re.fullmatch(r"-?\d{1,9}(\.\d*)?([eE]-\d{1,3})?", part) for part in plain):
+    if all(re.fullmatch(r"-?(\d{1,9}(\.\d*)?|\.\d+)([eE]-\d{1,3})?", part) for part in plain):
         return [float(part) for part in plain]
     return []
 
