@@ -55,6 +55,12 @@ def write_maps(raw: Path) -> None:
     write_text(raw / "labelmap.txt", "background 0\npit 1\nstain 2\n")
 
 
+def write_drawn_maps(raw: Path) -> None:
+    write_maps(raw)
+    for place in range(4):
+        save_values(raw / f"preview/{place}.png", (1, FIRST))
+
+
 def write_ids(raw: Path) -> None:
     for place in range(4):
         save_picture(raw / f"images/p{place}.png", place)
@@ -85,6 +91,12 @@ TREES: dict[str, tuple[Any, dict[str, Any], list[str], tuple[int, int, int]]] = 
         (3, 2, 0),
     ),
     "class maps": (write_maps, {"kind": "masks", "ids": {"pit": 1, "stain": 2}}, ["pit", "stain"], (2, 2, 0)),
+    "class maps beside drawings of them": (
+        write_drawn_maps,
+        {"kind": "masks", "ids": {"pit": 1, "stain": 2}},
+        ["pit", "stain"],
+        (2, 2, 4),
+    ),
     "instances": (write_ids, {"kind": "instances"}, ["object"], (4, 0, 0)),
     "no column of labels": (
         write_table("image,xmin,ymin,xmax,ymax,truncated", "p0.png,1,2,20,30,0", "p0.png,3,2,20,30,1", "p1.png,,,,,"),
@@ -229,6 +241,15 @@ def test_a_table_of_labels_beside_boxes_is_found_by_the_boxes(tmp_path: Path) ->
     write_text(tmp_path / "all.csv", "\n".join(["image,quality", *lines]))
     domain = describe(tmp_path)
     assert (domain.layout.table, list(domain.classes)) == ("labels.csv", ["pit", "stain"])  # type: ignore[union-attr]
+
+
+def test_a_guess_that_loses_pictures_lists_choices_of_one_class_too(tmp_path: Path) -> None:
+    write_table("image,label,xmin,ymin,xmax,ymax", "p0.png,pit,1,2,20,30", "p1.png,,,,,", "p2.png,,,,,")(tmp_path)
+    for place in range(4):
+        save_picture(tmp_path / f"others/q{place}.png", 20 + place)
+    with pytest.raises(DomainError, match="expected a layout that reads nearly all pictures; found 4 of 7") as caught:
+        describe(tmp_path)
+    assert "--layout '{kind: csv, crop: [xmin, ymin, xmax, ymax]}'    3 of 7 pictures, classes pit" in str(caught.value)
 
 
 # What is advised
