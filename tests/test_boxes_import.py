@@ -188,9 +188,15 @@ REFUSED: dict[str, tuple[Any, str | None, str]] = {
     "class folders": (
         write_folders,
         None,
-        r"task detection: expected annotations that say where objects are; found `folders`\. If there are masks, name",
+        r"task detection: expected annotations that say where objects are \(.*voc, coco, yolo, .*\); found `folders`\. "
+        "If there are masks, name them: `masks: <folder>` in `--layout`",
     ),
     "class folders by name": (write_folders, "folders", "expected annotations that say where objects are"),
+    "folders where VOC lies": (
+        lambda raw: FORMATS["voc"](raw),
+        "folders",
+        r"found `folders`\. This looks like voc: `--layout voc`",
+    ),
     "a table of labels": (
         write_table("image,label", "p0.png,pit", "p1.png,dent", "p2.png,pit"),
         "csv",

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from components.data.annotations.foreign import CONTAINERS
+from components.data.annotations.guessing import suggest_layout
 from components.data.annotations.layouts import read_layout
 from components.data.annotations.tables import looks_multilabel
 from components.data.annotations.tree import walk_files
 from components.data.manifest import Reading, Wanted
-from components.data.store.describing_maps import complete_masks, find_background
+from components.data.store.describing_maps import complete_masks, find_background, quote_layout
 from components.domain.layouts import LAYOUTS, Csv, Folders, Instances, Layout, Masks, Parquet, Table
 from components.domain.reading import render_layout
 from components.errors import DomainError
@@ -54,18 +55,26 @@ def _require_readable(source: Path, layout: Layout, task: Task) -> None:
     if layout.kind in task.reads:
         if _says(layout, task.annotation):
             return
-        boxes, table = task.annotation == "boxes", isinstance(layout, Table)
-        expected = (
-            "annotations that say where objects are" if boxes else "annotations that say the class of every pixel"
-        )
-        what, option = "masks", "mask: <column>" if table else "masks: <folder>"
-        if boxes and table:
-            what, option = "boxes", "crop: [xmin, ymin, xmax, ymax]"
-        hint = f"If there are {what}, name them: `{option}` in `--layout`; or choose another task."
-        if arrays := [path for path in walk_files(source) if path.lower().endswith(CONTAINERS)]:
-            hint += f" {arrays[0]} is not read: save such masks as PNG with a number per class."
+        expected = "annotations that say the class of every pixel"
+        if task.annotation == "boxes":
+            expected = f"annotations that say where objects are ({kinds}; tables with boxes, folders with masks)"
+        hint = _hint_options(source, layout, task.annotation)
     found = f"`{render_layout(layout)}`"
     raise DomainError(f"{source} for the task {task.kind}", expected=expected, found=found, hint=hint)
+
+
+def _hint_options(source: Path, layout: Layout, annotation: Annotation) -> str:
+    """What to write where class folders, or a table, name neither masks nor boxes."""
+    guess = suggest_layout(source, annotation)
+    if guess is not None and guess.kind != layout.kind and _says(guess, annotation):
+        return f"This looks like {guess.kind}: `--layout {quote_layout(guess)}`."
+    what, option = "masks", "mask: <column>" if isinstance(layout, Table) else "masks: <folder>"
+    if annotation == "boxes" and isinstance(layout, Table):
+        what, option = "boxes", "crop: [xmin, ymin, xmax, ymax]"
+    hint = f"If there are {what}, name them: `{option}` in `--layout`; or choose another task."
+    if arrays := [path for path in walk_files(source) if path.lower().endswith(CONTAINERS)]:
+        hint += f" {arrays[0]} is not read: save such masks as PNG with a number per class."
+    return hint
 
 
 def _says(layout: Layout, annotation: Annotation) -> bool:
