@@ -181,7 +181,7 @@ def _write_interval(task: BoxTask, score: Estimate | None) -> tuple[str, str]:
     if score is None or score.low is None or score.high is None:
         return "", ""
     text = f" [{score.low:.2f} {score.high:.2f}]"
-    return (text, "") if task.metric == "map50" else ("", text)
+    return (text, "") if task.class_words == "AP50" else ("", text)
 
 
 def _format_precision(value: float | None, interval: str) -> str:
