@@ -35,7 +35,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -104,6 +104,12 @@ def arrange_places(source: Path, target: Path) -> None:
         shutil.copy(path, target / "images" / found[0])
 
 
+def compose(transforms: Mapping[str, Record]) -> Record:
+    """A pipeline of albumentations as domain.yaml has it."""
+    nodes = [{"__class_fullname__": name, **options} for name, options in transforms.items()]
+    return {"transform": {"__class_fullname__": "Compose", "p": 1.0, "transforms": nodes}}
+
+
 def arrange_boards(source: Path, target: Path) -> None:
     """deeppcb as COCO: a label file says `x0 y0 x1 y1 kind`, and a name begins with the number of its board."""
     shutil.copytree(source / "images", target / "images")
@@ -141,12 +147,21 @@ def read_shipped(name: str) -> Record:
 
 
 FAULTS = ("open", "short", "mousebite", "spur", "copper", "pinhole")
-CELLS = {"task": "detection", "classes": ["RBC", "WBC", "Platelets"], "layout": "voc", "augmentation": "pathology"}
+#: Turns, flips and light alone: smears are stained in another way than the preset for tissue assumes.
+TURNS = {"RandomRotate90": {"p": 0.5}, "HorizontalFlip": {"p": 0.5}, "VerticalFlip": {"p": 0.5}}
+LIGHT = {"RandomBrightnessContrast": {"brightness_limit": [-0.15, 0.15], "contrast_limit": [-0.2, 0.2], "p": 0.7}}
+CELLS = {
+    "task": "detection",
+    "classes": ["RBC", "WBC", "Platelets"],
+    "layout": "voc",
+    "fit": "squash",
+    "augmentation": compose(TURNS | LIGHT),
+}
 BOARDS = {
     "task": "detection",
     "classes": list(FAULTS),
     "layout": "coco",
-    "augmentation": "industrial",
+    "augmentation": compose(TURNS),
     "img_size": 320,
     "training": {"epochs": 20, "batch_size": 4, "warmup_epochs": 0.5},
 }
@@ -192,12 +207,12 @@ SETS = {
         ),
         Set(
             "bccd",
-            CELLS | {"img_size": [240, 320], "training": {"epochs": 36, "batch_size": 4, "warmup_epochs": 1}},
+            CELLS | {"img_size": 320, "training": {"epochs": 28, "batch_size": 4, "warmup_epochs": 1}},
             tuners=(CONTROL, FROZEN),
         ),
         Set(
             "bccd_small",
-            CELLS | {"img_size": [128, 160], "training": {"epochs": 20, "batch_size": 4, "warmup_epochs": 1}},
+            CELLS | {"img_size": 160, "training": {"epochs": 20, "batch_size": 4, "warmup_epochs": 1}},
             source="bccd",
             same_steps=True,
         ),

@@ -93,7 +93,7 @@ class DetectionTask(BoxTask):
     """Whether pictures without any annotation are left out, or show no object."""
     stride: Literal[8, 4] = 8
     """Pixels between the finest points that answer a box. 4 finds smaller objects, and takes longer."""
-    head_lr: float = Field(default=0.003, gt=0, le=1)
+    head_lr: float = Field(default=0.0015, gt=0, le=1)
     """AdamW's peak learning rate of the last layers."""
     false_alarms: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """A class is shown from the lowest confidence with at most so many false boxes per picture of validation; of the

@@ -61,11 +61,11 @@ class DetectionHead(Head):
         self.strides = tuple(each for each in (4, 8, 16, 32) if each >= stride)
         self.project = nn.Linear(shape.width * len(self.needs.layers), CHANNELS)
         self.stem = create_stem()
-        self.sixteenth = convolve(STEM[2], CHANNELS, stride=2)
+        self.sixteenth = nn.Conv2d(STEM[2], CHANNELS, 2, 2)  # 2 x 2, so that a point stays amid the pixels it sees
         self.spread = nn.Linear(CHANNELS, 4 * CHANNELS)  # 2 x 2 places per token, which the shuffle lays out
         self.eighth = nn.Conv2d(STEM[2], CHANNELS, 1)
         self.fourth = nn.Conv2d(STEM[1], CHANNELS, 1) if stride == 4 else None
-        self.coarse = convolve(CHANNELS, CHANNELS, stride=2)
+        self.coarse = nn.Conv2d(CHANNELS, CHANNELS, 2, 2)
         self.tower = nn.Sequential(*(convolve(CHANNELS, CHANNELS) for _ in range(TOWER)))
         self.answer = nn.Conv2d(CHANNELS, num_classes + 4, 3, padding=1)
         start_near_zero(self.answer)
@@ -79,11 +79,11 @@ class DetectionHead(Head):
         """One map (B, D, h, w) per stride, the finest first."""
         x = self.project(join_layers(tokens))
         _, _, fourth, eighth = see(self.stem, tokens)
-        sixteenth = self.sixteenth(eighth)
+        sixteenth = self.sixteenth(pad_even(eighth))
         spread = F.pixel_shuffle(lay_out(self.spread(x), tokens.grid), 2)
         sixteenth = sixteenth + enlarge(lay_out(x, tokens.grid), sixteenth)
         eighth = self.eighth(eighth) + enlarge(spread, eighth)
-        levels = [eighth, sixteenth, self.coarse(sixteenth)]
+        levels = [eighth, sixteenth, self.coarse(pad_even(sixteenth))]
         return levels if self.fourth is None else [self.fourth(fourth) + enlarge(eighth, fourth), *levels]
 
     def read_level(self, level: Tensor, stride: int) -> Tensor:
@@ -138,6 +138,12 @@ class DetectionHead(Head):
         some = place < MOST_FOUND
         found[image[kept][some], place[some]] = rows[some]
         return found
+
+
+def pad_even(x: Tensor) -> Tensor:
+    """Zeros below and right of maps (B, D, h, w) of odd size, so that no row or column is lost when they are halved."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, width % 2, 0, height % 2))
 
 
 def find_centres(level: Tensor, stride: int) -> Tensor:
