@@ -19,6 +19,7 @@ from samples import picture
 from components.data.batches.boxes import fit_boxes
 from components.data.batches.colours import HALO, choose_colours, draw_boxes, to_matplotlib
 from components.data.batches.preview import choose_rows, draw_preview
+from components.data.checks import report
 from components.data.checks.boxes import create_drawn, measure_objects, warn_of_objects
 from components.data.checks.report import render_report
 from components.data.checks.validation import Validated, check_rows
@@ -234,7 +235,9 @@ def validated(tmp_path: Path, domain: Domain) -> Validated:
     return check_rows(write_rows(tmp_path, domain, shown), tmp_path, domain)
 
 
-def test_the_report_counts_objects_and_shows_them(tmp_path: Path, validated: Validated) -> None:
+def test_the_report_counts_objects_and_shows_them(
+    tmp_path: Path, validated: Validated, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = render_report(validated, tmp_path)
     assert page == render_report(validated, tmp_path)
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
@@ -255,6 +258,9 @@ def test_the_report_counts_objects_and_shows_them(tmp_path: Path, validated: Val
         "empty": 4,
     }
     assert {name: counts.images for name, counts in record.classes.items()} == {"dark": 8, "light": 4, "red": 8}
+    assert page.count("data:image/jpeg") == 8 + 4 + 8 + 4, "all pictures of each class, and those of none"
+    monkeypatch.setattr(report, "MOST_DRAWN", 9)
+    assert render_report(validated, tmp_path).count("data:image/jpeg") == 4 * 3
     empty = replace(validated, fit=validated.fit.clear())
     assert "objects in an image" not in render_report(empty, tmp_path)
 

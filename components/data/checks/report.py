@@ -36,6 +36,7 @@ MAX_SUSPECTS = 50
 MAX_THUMBNAILS = 300  # thumbnails of quarantined rows; further rows are listed without one
 SAMPLES = 8  # pictures per class
 SIDE = 112
+MOST_DRAWN = 160  # pictures with boxes, of all classes together
 DRAWN = 240  # pixels of the longer side of pictures with boxes, which are shown at their size: outlines stay sharp
 
 STYLE = """
@@ -217,7 +218,7 @@ def _mapped_samples(validated: Validated, raw: Path, label: str) -> str:
 
 def _drawn_samples(validated: Validated, raw: Path, label: str | None) -> str:
     """Sample pictures of one class with all their boxes, or of none: pictures without any object."""
-    rows = choose_pictures(validated.fit, label, SAMPLES)
+    rows = choose_pictures(validated.fit, label, max(2, min(SAMPLES, MOST_DRAWN // len(validated.classes))))
     if rows.is_empty():
         return ""
     drawn = (create_drawn(raw, row, DRAWN, validated.domain) for row in rows.iter_rows(named=True))
