@@ -381,6 +381,7 @@ CASES = {
         "1 .25 .25 .75 .25 .5 .75", "0 .1 .1 .2 .1 .2 .2 .1 .2", "0 .5 .5 .5 .5"),
         objects=[LabelledBox("stain", (12, 10, 36, 30)), LabelledBox("pit", (4.8, 4, 9.6, 8)),
                  LabelledBox("pit", (12, 10, 36, 30))], notes={EXTENTS: 2}),
+    "yolo outline over an edge": yolo_case("0 .5 .5 .6 .5 .5 1.2", problem="24, 20, 28.8, 48 in labels/p0.txt, line 2"),
     "yolo outline on one line": yolo_case("0 .1 .1 .2 .2 .3 .3", problem="no area, because all its points lie on one"),
     "yolo outline of an unknown class": yolo_case("5 .1 .1 .2 .2 .3 .1", problem="class 5, not one of 0, 1"),
 }  # fmt: skip
@@ -689,6 +690,8 @@ def test_numbered_masks_beside_their_picture_are_one_object_each(tmp_path):
     assert objects_of(reading, "n1.png") == []
     assert find_row(reading, "b2.png").problem.expected == "a mask that shows where 'benign' is"
     assert dict(reading.notes) == {UNITED: 1}
+    Image.new("L", (20, 20), 255).save(tmp_path / "benign/b1_mask_1.png")
+    assert find_row(read(tmp_path, Folders(masks=".")), "b1.png").problem.expected == "masks of one size"
 
 
 def test_semantic_masks_give_a_box_around_each_component_of_a_class(tmp_path):
@@ -730,6 +733,16 @@ def test_instance_ids_give_a_box_each(tmp_path):
     assert dict(reading.notes) == {}
     save_values(tmp_path / "instances/p1.png", (1, FIRST), (1, SECOND))
     assert read(tmp_path, Instances(label="cell")).notes == {APART: 1}
+    save_values(tmp_path / "instances/p1.png", (5, (0, 0, 48, 40)), (9, SECOND))  # no background
+    assert objects_of(read(tmp_path, Instances(label="cell")), "p1.png") == [
+        LabelledBox("cell", (0, 0, 48, 40)),
+        LabelledBox("cell", SECOND),
+    ]
+    save_values(tmp_path / "instances/p1_mask.png", (1, FIRST))
+    save_values(tmp_path / "instances/p1.tif", (1, FIRST))
+    assert (
+        find_row(read(tmp_path, Instances(label="cell")), "p1.png").problem.expected == "one id mask of the same name"
+    )
 
 
 def test_one_mask_per_object_keeps_the_boxes_of_objects_that_overlap(tmp_path):
@@ -744,6 +757,8 @@ def test_one_mask_per_object_keeps_the_boxes_of_objects_that_overlap(tmp_path):
     assert find_row(reading, "b.png").problem.found == "no pixel"
     save_values(tmp_path / "a/masks/y.png", (255, FIRST))
     assert "in a/masks/x.png and in a/masks/y.png" in find_row(read(tmp_path, layout), "a.png").problem.found
+    Image.new("L", (20, 20), 255).save(tmp_path / "a/masks/y.png")
+    assert find_row(read(tmp_path, layout), "a.png").problem.found == "20 x 20 and 48 x 40"
 
 
 @pytest.mark.parametrize("ids", [{}, {"pit": 1}])
@@ -838,3 +853,60 @@ def test_boxes_are_inside_their_picture_or_its_problem(boxes):
         assert 0 <= box[0] < box[2] <= 48
         assert 0 <= box[1] < box[3] <= 40
         assert max(abs(one - other) for one, other in zip(box, mark.box, strict=True)) <= 2
+
+
+def test_boxes_that_are_no_numbers_are_boxes_of_their_label(tmp_path):
+    raw, layout = table(tmp_path, csv_line("pit", ("x", 4, 10, 12)), "images/p1.png,pit,,,,", csv_line("stain", STAIN))
+    assert find_row(read(raw, layout), "p1.png").problem.expected == "a box of 'pit'"
+
+
+def test_masks_beside_listed_pictures_are_no_pictures(tmp_path):
+    header, line = "image,label,xmin,ymin,xmax,ymax,mask", csv_line("pit", PIT) + ",images/m0.png"
+    raw, layout = table(tmp_path, line, header=header)
+    save_values(raw / "images/m0.png", (1, FIRST))
+    reading = read(raw, Csv(crop=layout.crop, mask="mask"))
+    assert sorted(row.path for row in reading.rows) == ["images/p0.png", "images/p1.png", "images/p2.png"]
+    assert find_row(reading).mask is None
+
+
+def test_what_a_coco_file_says_of_other_tasks_is_no_box(tmp_path):
+    raw, layout = coco(tmp_path, {"bbox": from_size(PIT)}, {"category_id": 1, "bbox": from_size(STAIN), "iscrowd": 1})
+    content = json.loads((raw / "annotations.json").read_text())
+    content["images"][0] |= {"boxes": "1 1 5 5", "mask": "images/p2.png"}
+    write_text(raw / "annotations.json", json.dumps(content))
+    row = find_row(read(raw, layout))
+    assert (len(row.objects), tuple(row.boxes), row.mask) == (2, (), None)
+    content["categories"][1]["name"] = "pit"
+    write_text(raw / "annotations.json", json.dumps(content))
+    with pytest.raises(DataError, match="category 'pit'"):
+        read(raw, layout)
+
+
+def test_pictures_that_share_a_mask_have_no_objects(tmp_path):
+    write_pictures(tmp_path, "images")
+    save_values(tmp_path / "masks/p0.png", (1, FIRST))
+    picture(9).convert("RGB").save(tmp_path / "images/p0.jpg")
+    layout = {"kind": "masks", "ids": {"pit": 1}}
+    rows = read_tree(make_domain(**DETECTION, layout=layout), tmp_path).rows
+    assert rows["objects"].to_list() == [None, None]
+    assert all(problem["expected"] == "its own mask" for problem in rows["problem"].to_list())
+
+
+def test_lists_name_the_split_of_masked_pictures(tmp_path):
+    write_pictures(tmp_path, "images")
+    for k in range(3):
+        save_values(tmp_path / f"masks/p{k}.png", (1, FIRST))
+    write_text(tmp_path / "train.txt", "p0\np1\n")
+    write_text(tmp_path / "test.txt", "p2\n")
+    reading = read(tmp_path, Masks(ids={"pit": 1}))
+    assert [find_row(reading, f"images/p{k}.png").columns["split"] for k in range(3)] == ["train", "train", "test"]
+
+
+def test_class_folders_with_masks_are_described(tmp_path):
+    for k, name in enumerate(("train/good/0", "train/good/1", "test/good/2", "test/crack/3", "test/crack/4")):
+        save_picture(tmp_path / f"{name}.png", k)
+    for k in (3, 4):
+        save_values(tmp_path / f"ground_truth/crack/{k}_mask.png", (255, FIRST))
+    domain = describe_folder(tmp_path, "tiles", None, None, Path("domain.yaml"), "detection")
+    assert (domain.layout, domain.classes) == (Folders(images="<split>", masks="ground_truth"), ("crack",))
+    assert read_tree(domain, tmp_path).rows["objects"].list.len().to_list() == [1, 1, 0, 0, 0]
