@@ -206,7 +206,7 @@ def measure_slowly(outputs: Floats, rows: Floats, weights: Floats, found: Assign
             iou = overlap(box, truth)
             areas = float(np.prod(box[2:] - box[:2])) + float(np.prod(truth[2:] - truth[:2]))
             giou = iou - (hull - areas / (1 + iou)) / hull  # two boxes cover areas / (1 + IoU)
-            total += 2 * float(quality.sum()) * (1 - giou)
+            total += 2 * (1 - giou)
     return total
 
 
