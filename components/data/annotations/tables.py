@@ -161,7 +161,9 @@ def _read_boxes(lines: _Lines, record: Record, where: str) -> BoxLine:
     further = {name: record[name] for name in wanted.columns}
     columns = {"split": record[lines.split]} | further if lines.split else further
     problem = problem or box_problem or label_problem
-    return BoxLine(Row(path=path, columns=columns, problem=problem), labels, boxes, where)
+    mask = record[layout.mask] if layout.mask else None  # beside boxes, it is only accounted for
+    shown = _resolve_cell(mask, lines, where)[0] if mask else None
+    return BoxLine(Row(path=path, mask=shown, columns=columns, problem=problem), labels, boxes, where)
 
 
 def _require_fit(layout: Csv | Parquet, wanted: Wanted) -> None:
