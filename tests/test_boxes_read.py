@@ -914,8 +914,8 @@ def test_class_folders_with_masks_are_described(tmp_path):
 
 def test_masks_beside_the_boxes_of_a_table_are_accounted_for(tmp_path):
     for name in ("a", "b"):
-        save_picture(tmp_path / f"{name}.png", picture(0))
-        save_picture(tmp_path / "masks" / f"{name}.png", picture(1))
+        save_picture(tmp_path / f"{name}.png", seed=ord(name))
+        save_picture(tmp_path / "masks" / f"{name}.png", seed=1)
     rows = "\na.png,pit,masks/a.png,1 2 9 9\nb.png,none,masks/b.png,\n"
     (tmp_path / "labels.csv").write_text(f"image,label,mask,boxes{rows}")
     domain = make_domain(task="detection", classes=["pit"], layout={"kind": "csv", "mask": "mask", "boxes": "boxes"})
