@@ -39,7 +39,7 @@ def require_known(name: str, summary: dict[str, int]) -> None:
     assert fewest <= summary["groups"] <= most
 
 
-@pytest.mark.parametrize(("name", "rows", "some"), [("bccd", 4888, 100), ("dsb2018_stained", 8671, 30)])
+@pytest.mark.parametrize(("name", "rows", "some"), [("bccd", 4888, 40), ("dsb2018_stained", 8671, 12)])
 def test_boxes_and_instances_become_crops(tmp_path: Path, name: str, rows: int, some: int) -> None:
     """The whole set is read; what takes features of every crop is done for a part of it."""
     imported = run_tessera(tmp_path / "whole", "import", str(DATA / name), "--domain", name)
@@ -55,6 +55,22 @@ def test_boxes_and_instances_become_crops(tmp_path: Path, name: str, rows: int, 
     checked.read(Checked)
     assert checked.outcome["images"] > 300
     assert 0.9 * some <= checked.outcome["groups"] <= some
+
+
+def test_boxes_of_smears_are_objects(tmp_path: Path) -> None:
+    """All 4,888 of them, two of one pixel among them, in pictures that stay whole."""
+    imported = run_tessera(tmp_path, "import", str(DATA / "bccd"), "--domain", "smears", "--task", "detection")
+    assert imported.code == 0, imported.stderr
+    imported.read(Imported)
+    understood = imported.outcome["understood"]
+    assert understood["objects"]["counts"] == {"Platelets": 361, "RBC": 4155, "WBC": 372}
+    domain = load_domain(Workspace(tmp_path).domain_file("smears"))
+    assert domain.img_size == (240, 320)
+    run_manifest(Workspace(tmp_path), domain)
+    rows = load_frame(Workspace(tmp_path).derived("smears") / "rows.parquet")
+    assert rows.height == 364
+    assert rows["problem"].null_count() == 364
+    assert rows["objects"].list.len().sum() == 4888
 
 
 #: The layout, and how many pictures show each class; four masks of `uneven` are black.
