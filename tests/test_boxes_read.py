@@ -866,7 +866,7 @@ def test_masks_beside_listed_pictures_are_no_pictures(tmp_path):
     save_values(raw / "images/m0.png", (1, FIRST))
     reading = read(raw, Csv(crop=layout.crop, mask="mask"))
     assert sorted(row.path for row in reading.rows) == ["images/p0.png", "images/p1.png", "images/p2.png"]
-    assert find_row(reading).mask is None
+    assert find_row(reading).mask == "images/m0.png"  # accounted for, not read
 
 
 def test_what_a_coco_file_says_of_other_tasks_is_no_box(tmp_path):
