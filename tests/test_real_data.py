@@ -40,7 +40,7 @@ def require_known(name: str, summary: dict[str, int]) -> None:
     assert fewest <= summary["groups"] <= most
 
 
-@pytest.mark.parametrize(("name", "rows", "some"), [("bccd", 4888, 40), ("dsb2018_stained", 8671, 12)])
+@pytest.mark.parametrize(("name", "rows", "some"), [("bccd", 4888, 100), ("dsb2018_stained", 8671, 30)])
 def test_boxes_and_instances_become_crops(tmp_path: Path, name: str, rows: int, some: int) -> None:
     """The whole set is read; what takes features of every crop is done for a part of it."""
     imported = run_tessera(tmp_path / "whole", "import", str(DATA / name), "--domain", name)
