@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import nms
+from vits import DENSE_SIZES, draw_tokens, unsettle
 
 from components.models.heads import HEADS, Shape, create_head
 from components.models.heads.assignment import POINTS, Assignment, assign
@@ -19,8 +20,6 @@ from components.tasks import CLASSIFICATION
 from components.tasks.detection import DetectionTask
 
 CLASSES = 3
-#: Height and width of canvases, and of a patch.
-SIZES = [((32, 32), (16, 16)), ((48, 80), (16, 16)), ((42, 70), (14, 14)), ((64, 48), (8, 16)), ((64, 64), (32, 32))]
 OBJECT, DIFFICULT, CROWD = 0.0, 1.0, 2.0
 Floats = NDArray[np.float64]
 
@@ -29,19 +28,8 @@ def create(stride: int = 8, patch: tuple[int, int] = (16, 16), depth: int = 12) 
     torch.manual_seed(1)
     head = create_head(DetectionTask.model_validate({"stride": stride}), Shape(6, depth, patch), CLASSES)
     assert isinstance(head, DetectionHead)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    unsettle(head)
     return head
-
-
-def draw_tokens(head: DetectionHead, size: tuple[int, int], patch: tuple[int, int], images: int = 2) -> Tokens:
-    grid = (size[0] // patch[0], size[1] // patch[1])
-    generator = torch.Generator().manual_seed(2)
-    layers = [torch.randn(images, grid[0] * grid[1], 6, generator=generator) for _ in head.needs.layers]
-    tokens = Tokens(grid, layers=tuple(layers))
-    tokens.pixels = torch.randn(images, 3, *size, generator=generator)
-    return tokens
 
 
 def draw_targets(images: int, size: tuple[int, int], seed: int = 3, objects: int = 9) -> Tensor:
@@ -69,7 +57,7 @@ def draw_answers(size: tuple[int, int], stride: int, images: int, seed: int = 4)
     return scores, torch.cat([centres - sides[..., :2], centres + sides[..., 2:]], dim=2), centres
 
 
-@pytest.mark.parametrize(("size", "patch"), SIZES)
+@pytest.mark.parametrize(("size", "patch"), DENSE_SIZES)
 @pytest.mark.parametrize("stride", [8, 4])
 def test_every_point_answers_a_box_about_its_centre(stride: int, size: tuple[int, int], patch: tuple[int, int]) -> None:
     head = create(stride, patch)

@@ -9,36 +9,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from vits import DENSE_SIZES, draw_tokens, unsettle
 
 from components.models.heads import HEADS, Head, Shape, create_head
 from components.models.heads.pyramid import choose_layers
 from components.models.heads.segmentation import RAREST
-from components.models.tokens import Needs, Tokens
+from components.models.tokens import Needs
 from components.records.maps import IGNORE
 from components.tasks import CLASSIFICATION
 from components.tasks.segmentation import SegmentationTask
 
 KINDS = ("conv", "linear")
-#: Height and width of pictures, and of a patch.
-SIZES = [((32, 32), (16, 16)), ((48, 80), (16, 16)), ((42, 70), (14, 14)), ((64, 48), (8, 16)), ((64, 64), (32, 32))]
 
 
 def create(kind: str, patch: tuple[int, int] = (16, 16), depth: int = 12, classes: int = 3) -> Head:
     torch.manual_seed(1)
     head = create_head(SegmentationTask.model_validate({"head": kind}), Shape(6, depth, patch), classes)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    unsettle(head)
     return head
-
-
-def draw_tokens(head: Head, size: tuple[int, int], patch: tuple[int, int], images: int = 2) -> Tokens:
-    grid = (size[0] // patch[0], size[1] // patch[1])
-    generator = torch.Generator().manual_seed(2)
-    layers = [torch.randn(images, grid[0] * grid[1], 6, generator=generator) for _ in head.needs.layers]
-    tokens = Tokens(grid, layers=tuple(layers))
-    tokens.pixels = torch.randn(images, 3, *size, generator=generator)
-    return tokens
 
 
 def draw_targets(images: int, size: tuple[int, int], classes: int = 3) -> Tensor:
@@ -50,7 +38,7 @@ def draw_targets(images: int, size: tuple[int, int], classes: int = 3) -> Tensor
     return torch.from_numpy(maps)
 
 
-@pytest.mark.parametrize(("size", "patch"), SIZES)
+@pytest.mark.parametrize(("size", "patch"), DENSE_SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_answers_every_second_pixel_of_any_size(kind: str, size: tuple[int, int], patch: tuple[int, int]) -> None:
     head = create(kind, patch)

@@ -26,7 +26,6 @@ from components.data.manifest import Row, create_rows, create_schema, find_failu
 from components.errors import DomainError, PromotionError
 from components.promotion.evidence import require_evidence
 from components.promotion.gates.base import Context, Finding
-from components.promotion.gates.decide import decide
 from components.promotion.gates.quality import warn_of_classes
 from components.promotion.statistics import bootstrap_difference
 from components.records.boxes import KINDS, NONE, LabelledBox
@@ -573,16 +572,12 @@ def domain_of(**changes: Any) -> Any:
 
 
 def judge(challenger: pl.DataFrame, champion: pl.DataFrame | None, **gates: Any) -> Mapping[str, Finding]:
-    found = decide(context(challenger, champion, **gates))
-    return {finding.gate: finding for finding in found.findings}
+    return tiny.judge(context(challenger, champion, **gates))
 
 
 def context(challenger: pl.DataFrame, champion: pl.DataFrame | None, **gates: Any) -> Context:
-    manifest = pl.DataFrame({"id": ["a", "b"], "group": ["x", "y"], "split": ["train", "test"]})
-    validation = tiny.create_validation(images=3)
     slices = ["site"] if "site" in challenger.columns else []
-    domain = domain_of(gates=gates, slices=slices)
-    return Context(domain, challenger, champion, 1000, manifest, validation, {"run_id": "r"})
+    return tiny.create_context(domain_of(gates=gates, slices=slices), challenger, champion)
 
 
 def test_the_gates_compare_maps_by_class_size_and_site() -> None:

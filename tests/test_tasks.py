@@ -22,8 +22,7 @@ from components.domain.settings import Gates
 from components.errors import DomainError, PromotionError
 from components.models.heads import HEADS, Shape, create_head
 from components.models.tokens import Tokens
-from components.promotion.gates.base import Context, Finding
-from components.promotion.gates.decide import decide
+from components.promotion.gates.base import Finding
 from components.tasks import CLASSIFICATION, TASKS, choose_kind, create_task
 from components.tasks.base import DenseTask, Evidence, Task
 from components.tasks.calibration import Calibration
@@ -223,12 +222,7 @@ def test_calibration_divides_logits_and_keeps_thresholds() -> None:
 def judge(challenger: pl.DataFrame, champion: pl.DataFrame | None, **gates: Any) -> dict[str, Finding]:
     classes = list(CLASSES)
     domain = make_domain(task="multilabel", layout="csv", classes=classes, slices=["site"], gates=gates)
-    found = decide(Context(domain, challenger, champion, 1000, MANIFEST, VALIDATION, {"run_id": "r"}))
-    return {finding.gate: finding for finding in found.findings}
-
-
-MANIFEST = pl.DataFrame({"id": ["a", "b"], "group": ["x", "y"], "split": ["train", "test"]})
-VALIDATION = tiny.create_validation(images=3)
+    return tiny.judge(tiny.create_context(domain, challenger, champion))
 
 
 def test_the_gates_compare_average_precisions() -> None:

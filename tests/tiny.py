@@ -13,6 +13,8 @@ from components.data.manifest import Row
 from components.domain.domain import Domain
 from components.domain.reading import parse_domain
 from components.promotion.contest import settle
+from components.promotion.gates.base import Context, Finding
+from components.promotion.gates.decide import decide
 from components.promotion.ledger import Record
 from components.promotion.versions import Version
 from components.records.boxes import LabelledBox
@@ -212,6 +214,17 @@ def create_validation(images: int, groups: int = 1) -> ValidationSummary:
     facts = {"domain": "tiny", "ok": True, "images": images, "fit": images, "groups": groups, "labels": None}
     lists = ("quarantined", "near_duplicate_pairs", "suspicious_labels", "problems", "warnings", "outliers")
     return ValidationSummary.model_validate(facts | {"classes": {}} | dict.fromkeys(lists, ()))
+
+
+def create_context(domain: Domain, challenger: pl.DataFrame, champion: pl.DataFrame | None) -> Context:
+    """What the gates are asked of two frames of predictions."""
+    manifest = pl.DataFrame({"id": ["a", "b"], "group": ["x", "y"], "split": ["train", "test"]})
+    return Context(domain, challenger, champion, 1000, manifest, create_validation(images=3), {"run_id": "r"})
+
+
+def judge(context: Context) -> dict[str, Finding]:
+    """The findings of all gates, by their names."""
+    return {finding.gate: finding for finding in decide(context).findings}
 
 
 def create_row(result: Result) -> CandidateRow:

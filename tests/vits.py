@@ -9,9 +9,20 @@ from numpy.typing import NDArray
 
 from components.domain.canvas import ImgSize
 from components.models.backbones import Backbone, hash_tensors, require_plain_vit
+from components.models.heads import Head
+from components.models.tokens import Tokens
 from components.records.boxes import NONE
 from components.records.maps import IGNORE
 from components.tasks import Task
+
+#: Height and width of pictures, and of a patch, at which dense heads are tested.
+DENSE_SIZES = [
+    ((32, 32), (16, 16)),
+    ((48, 80), (16, 16)),
+    ((42, 70), (14, 14)),
+    ((64, 48), (8, 16)),
+    ((64, 64), (32, 32)),
+]
 
 VITS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -76,3 +87,20 @@ def create_targets(task: Task, classes: NDArray[np.int64], side: int = 32) -> ND
     maps[:, middle, middle] = classes[:, None, None]
     maps[:, : side // 8] = IGNORE
     return maps
+
+
+def unsettle(head: Head) -> None:
+    """Move a fresh head's weights away from zero, so that its answers differ."""
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+
+
+def draw_tokens(head: Head, size: tuple[int, int], patch: tuple[int, int], images: int = 2) -> Tokens:
+    """What an encoder of six channels might give a dense head, with the pixels."""
+    grid = (size[0] // patch[0], size[1] // patch[1])
+    generator = torch.Generator().manual_seed(2)
+    layers = [torch.randn(images, grid[0] * grid[1], 6, generator=generator) for _ in head.needs.layers]
+    tokens = Tokens(grid, layers=tuple(layers))
+    tokens.pixels = torch.randn(images, 3, *size, generator=generator)
+    return tokens

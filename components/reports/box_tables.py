@@ -9,7 +9,7 @@ import polars as pl
 from components.reports.boxes import match_row
 from components.reports.words import ByClass, Estimate, format_share
 from components.tasks.base import BoxTask
-from components.tasks.box_answers import read_answers
+from components.tasks.box_answers import Answers, read_answers
 from components.tasks.box_matches import SIZES
 from components.tasks.box_outcomes import count_confusion, count_errors
 
@@ -157,15 +157,15 @@ def measure_split(frame: pl.DataFrame, task: BoxTask, classes: Sequence[str], kn
     return SplitBoxes(rows, _count_sizes(frame, classes, scores), frame.height, scores, task.recall_at)
 
 
-def count_images(frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, int]:
+def count_images(answers: Answers) -> dict[str, int]:
     """How many images show an object of each size that counts."""
-    answers = read_answers(frame, classes)
     return {size: len(np.unique(answers.of_targets[answers.find_counted(area)])) for size, area in SIZES.items()}
 
 
 def _count_sizes(frame: pl.DataFrame, classes: Sequence[str], scores: Mapping[str, float]) -> tuple[SizeBoxes, ...]:
     """Of the sizes that occur."""
-    answers, images = read_answers(frame, classes), count_images(frame, classes)
+    answers = read_answers(frame, classes)
+    images = count_images(answers)
     fates = [fate for facts in frame.iter_rows(named=True) for fate in match_row(facts, classes).objects]
     found = np.array(fates, dtype=object) == "found"
     counted = {size: answers.find_counted(area) for size, area in SIZES.items()}

@@ -58,7 +58,7 @@ class Legend:
 
     @staticmethod
     def of(task: MapTask, classes: Sequence[str]) -> "Legend":
-        return Legend(tuple(classes), task.painting.background if task.painting else None)
+        return Legend(tuple(classes), task.background_class)
 
     @property
     def number(self) -> int | None:

@@ -20,7 +20,7 @@ def describe_map(
     `label`, the classes that occur as one text; `areas`, pixels by class; and `components`, of every class but the
     background: `label`, `box`, `area` in pixels and `confidence`, the mean probability of its pixels.
     """
-    background = find_background(task)
+    background = task.background_class
     counts = np.bincount(classes.reshape(-1), minlength=len(names))
     shown = [name for name, count in zip(names, counts, strict=True) if count and name != background]
 
@@ -41,8 +41,3 @@ def describe_map(
             for found in sorted(find_components(classes, number), key=lambda one: -one.area)
         ],
     }
-
-
-def find_background(task: MapTask) -> str | None:
-    """The class of what no annotation covers."""
-    return task.painting.background if task.painting else None

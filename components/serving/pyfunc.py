@@ -71,9 +71,8 @@ def _flatten(answer: "Prediction", meta: "AdapterMeta") -> dict[str, Any]:
     if answer.class_map is None or not isinstance(meta.task, MapTask):
         return answer.answer | {f"p_{name}": p for name, p in (answer.probabilities or {}).items()}
     from components.serving.map_files import encode_mask
-    from components.serving.maps import find_background
 
-    png, background = io.BytesIO(), find_background(meta.task)
+    png, background = io.BytesIO(), meta.task.background_class
     encode_mask(answer.class_map, meta.classes, background).save(png, format="PNG")
     counts = Counter(component["label"] for component in answer.answer["components"])
     found = {name: area for name, area in answer.answer["areas"].items() if name != background}

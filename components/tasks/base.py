@@ -78,9 +78,7 @@ class CountEvidence:
     score: Callable[[Floats, Floats], Floats]
 
     def only(self, groups: Ints) -> "CountEvidence":
-        place = np.full(len(self.own), -1, np.int64)
-        place[groups] = np.arange(len(groups))
-        mine = place[self.groups]
+        mine = renumber_groups(groups, len(self.own))[self.groups]
         return CountEvidence(mine[mine >= 0], self.own[groups], self.shared[groups], self.score)
 
     def scores(self, weights: Floats) -> Floats:
@@ -88,15 +86,8 @@ class CountEvidence:
         return self.score(*np.split(sums, [self.own.shape[1]], axis=1))
 
 
-@dataclass(frozen=True)
-class MeanEvidence:
-    """Evidence of the mean of scores of the same images."""
-
-    parts: tuple[Evidence, ...]
-
-    @property
-    def groups(self) -> Ints:
-        return self.parts[0].groups
+class Uncounted:
+    """Evidence whose score is no function of sums over groups, so that no two groups are exchangeable."""
 
     @property
     def own(self) -> Floats | None:
@@ -105,6 +96,17 @@ class MeanEvidence:
     @property
     def shared(self) -> Floats | None:
         return None
+
+
+@dataclass(frozen=True)
+class MeanEvidence(Uncounted):
+    """Evidence of the mean of scores of the same images."""
+
+    parts: tuple[Evidence, ...]
+
+    @property
+    def groups(self) -> Ints:
+        return self.parts[0].groups
 
     def only(self, groups: Ints) -> "MeanEvidence":
         return MeanEvidence(tuple(part.only(groups) for part in self.parts))
@@ -118,6 +120,13 @@ def number_groups(names: NDArray[np.generic]) -> tuple[Ints, int]:
     """The number of each image's group (N,), by the order of their names, and how many there are."""
     found, numbers = np.unique(names, return_inverse=True)
     return numbers.reshape(-1), len(found)
+
+
+def renumber_groups(chosen: Ints, number: int) -> Ints:
+    """(number,) the place of each group among the chosen ones, -1 for the others."""
+    place = np.full(number, -1, np.int64)
+    place[chosen] = np.arange(len(chosen))
+    return place
 
 
 def sum_by_group(values: NDArray[np.generic], groups: Ints, number: int) -> Floats:
@@ -219,6 +228,11 @@ class Task(Strict, ABC):
     def painting(self) -> Painting | None:
         """How annotations become class maps; None where a picture's pixels have no classes."""
         return None
+
+    @property
+    def background_class(self) -> str | None:
+        """The class of pixels that no annotation covers; None where there is no such class."""
+        return self.painting.background if self.painting else None
 
     @property
     def cost_words(self) -> tuple[str, ...]:
@@ -527,6 +541,14 @@ def ask_each(frame: pl.DataFrame, names: Sequence[str]) -> list[pl.DataFrame]:
 def has_labels(frame: pl.DataFrame) -> bool:
     """Whether any image has a label: without one there is no score."""
     return not by_class(frame).is_empty()
+
+
+def flag_names(lists: pl.Series, classes: Sequence[str]) -> NDArray[np.bool_]:
+    """(N, C) which classes each list names. Raises PromotionError for a name that is none."""
+    rows = np.repeat(np.arange(len(lists)), lists.list.len().to_numpy())
+    flags = np.zeros((len(lists), len(classes)), bool)
+    flags[rows, number_names(lists.explode().drop_nulls(), classes)] = True
+    return flags
 
 
 def number_names(names: pl.Series, classes: Sequence[str]) -> Ints:

@@ -57,32 +57,35 @@ def match_shown(found: Boxes, targets: Boxes) -> Shown:
     objects: list[Fate] = ["missed" if each else "ignored" for each in counted]
     partners = np.full(len(rows), NONE, np.int64)
 
-    def take(box: int, allowed: Flags, least: float, outcome: Outcome, fate: Fate | None) -> bool:
+    def take(box: int, allowed: Flags, least: float, outcome: Outcome, fate: Fate | None) -> None:
         """The free object that the box overlaps most, among those allowed; the last of equal ones, as COCO has it."""
         shares = np.where(allowed, overlaps[box], -1.0)
         best = len(shares) - 1 - int(shares[::-1].argmax()) if len(shares) else NONE
         if best == NONE or shares[best] < least:
-            return False
+            return
         boxes[box], partners[box] = outcome, best
         if fate is not None:
             objects[best] = fate
-        return True
 
     for box in range(len(rows)):
         if right[box]:
-            take(box, same[box] & counted & (np.array(objects) == "missed"), IOUS[HALF], "found", "found")
+            take(box, same[box] & counted & _are(objects, "missed"), IOUS[HALF], "found", "found")
         elif ignored[box]:
             boxes[box] = "ignored"
             take(box, same[box] & ~counted, IOUS[HALF], "ignored", None)
-    left = [box for box in range(len(rows)) if boxes[box] == "false"]
-    left = [b for b in left if not take(b, ~same[b] & counted & _are(objects, "missed"), IOUS[HALF],
-                                        "other class", "other class")]  # fmt: skip
-    left = [b for b in left if not take(b, counted & _are(objects, "found", "other class"), IOUS[HALF],
-                                        "duplicate", None)]  # fmt: skip
-    for box in left:
+    half = IOUS[HALF]
+    for box in _list_false(boxes):
+        take(box, ~same[box] & counted & _are(objects, "missed"), half, "other class", "other class")
+    for box in _list_false(boxes):
+        take(box, counted & _are(objects, "found", "other class"), half, "duplicate", None)
+    for box in _list_false(boxes):
         take(box, same[box] & counted & _are(objects, "missed"), NEAR, "misplaced", "misplaced")
     back = np.argsort(order)
     return Shown(tuple(boxes[place] for place in back), tuple(objects), partners[back])
+
+
+def _list_false(boxes: Sequence[Outcome]) -> list[int]:
+    return [box for box, outcome in enumerate(boxes) if outcome == "false"]
 
 
 def _are(objects: Sequence[Fate], *fates: Fate) -> Flags:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from components.records.boxes import MOST_FOUND, NONE
+from components.records.boxes import MOST_FOUND
+from components.tasks.base import Uncounted, renumber_groups
 from components.tasks.box_answers import Answers, read_answers
 from components.tasks.box_matches import (
     EVERY,
@@ -114,7 +115,7 @@ def _read_precision(hits: Floats, best: Floats, objects: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class CurveEvidence:
+class CurveEvidence(Uncounted):
     """Evidence of the mean of the average precisions of some curves: each is sorted and matched once, whatever the
     weights. A class without an object in a resample is left out of that resample's mean; the score of a resample
     without any is not a number.
@@ -124,17 +125,8 @@ class CurveEvidence:
     number: int
     curves: tuple[Curve, ...]
 
-    @property
-    def own(self) -> Floats | None:
-        return None  # it is no function of sums over groups
-
-    @property
-    def shared(self) -> Floats | None:
-        return None
-
     def only(self, groups: Ints) -> "CurveEvidence":
-        place = np.full(self.number, NONE, np.int64)
-        place[groups] = np.arange(len(groups))
+        place = renumber_groups(groups, self.number)
         mine = place[self.groups]
         curves = tuple(curve.only(place, len(groups)) for curve in self.curves)
         return CurveEvidence(mine[mine >= 0], len(groups), curves)

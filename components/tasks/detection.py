@@ -31,9 +31,9 @@ from components.tasks.base import (
     Floats,
     Ints,
     ask_each,
+    flag_names,
     name_labels,
     number_groups,
-    number_names,
 )
 from components.tasks.box_answers import Answers, compare_answers, read_answers, read_masks
 from components.tasks.box_errors import score_errors
@@ -188,7 +188,7 @@ class DetectionTask(BoxTask):
 
     def targets(self, manifest: pl.DataFrame, classes: Sequence[str]) -> NDArray[np.bool_]:
         """(N, C) which classes a picture shows; the boxes themselves are loaded at the size of the training."""
-        return _flag(manifest["labels"], classes)
+        return flag_names(manifest["labels"], classes)
 
     def strata(self, targets: NDArray[Any]) -> Ints:
         """The rarest class of each picture; one more for pictures without any."""
@@ -393,7 +393,7 @@ class DetectionTask(BoxTask):
 
     def flags(self, frame: pl.DataFrame, classes: Sequence[str]) -> tuple[Flags, Flags]:
         """By objects and by shown boxes."""
-        return _flag(frame["labels"], classes), _flag(frame["answered"], classes)
+        return flag_names(frame["labels"], classes), flag_names(frame["answered"], classes)
 
     def hits(self, frame: pl.DataFrame) -> Flags:
         """Every object is found by a shown box, and no shown box is wrong."""
@@ -437,14 +437,6 @@ def _agrees(label: str, labels: Sequence[str], objects: Sequence[dict[str, Any]]
         and all(each["kind"] in KINDS for each in objects)
         and bool(np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all())
     )
-
-
-def _flag(lists: pl.Series, classes: Sequence[str]) -> Flags:
-    """(N, C) which classes each list names. Raises PromotionError for a name that is none."""
-    rows = np.repeat(np.arange(len(lists)), lists.list.len().to_numpy())
-    flags = np.zeros((len(lists), len(classes)), bool)
-    flags[rows, number_names(lists.explode().drop_nulls(), classes)] = True
-    return flags
 
 
 def _unpack(kept: Floats) -> tuple[Answers, Ints]:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from components.domain.domain import Domain
 from components.domain.layouts import Table
 from components.domain.settings import Gates
-from components.errors import PromotionError
 from components.records.jobs import PROBABILITY
 from components.tasks.base import (
     PREDICTED,
@@ -29,11 +28,14 @@ from components.tasks.base import (
     Ints,
     Problem,
     Task,
+    Uncounted,
     ask_each,
+    flag_names,
     list_probabilities,
     name_labels,
     number_groups,
     read_probabilities,
+    renumber_groups,
 )
 from components.tasks.calibration import TINY, Calibration, calibrate
 
@@ -92,7 +94,7 @@ class MultilabelTask(Task):
         return ask_each(frame, classes)
 
     def targets(self, manifest: pl.DataFrame, classes: Sequence[str]) -> Flags:
-        return _flag(manifest["labels"], classes)
+        return flag_names(manifest["labels"], classes).astype(np.float32)
 
     def strata(self, targets: Flags) -> Ints:
         """The rarest label of each image, counted from 1, and 0 for none."""
@@ -171,13 +173,13 @@ class MultilabelTask(Task):
 
     def evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> Evidence:
         groups, number = number_groups(frame["group"].to_numpy())
-        truth = _flag(frame["labels"], classes) > 0
+        truth = flag_names(frame["labels"], classes)
         return RankEvidence.of(truth, read_probabilities(frame, classes), groups, number)
 
     def class_evidence(self, frame: pl.DataFrame, classes: Sequence[str]) -> dict[str, Evidence]:
         """The average precision of each class over all images."""
         groups, number = number_groups(frame["group"].to_numpy())
-        truth, chances = _flag(frame["labels"], classes) > 0, read_probabilities(frame, classes)
+        truth, chances = flag_names(frame["labels"], classes), read_probabilities(frame, classes)
         return {
             name: RankEvidence.of(truth[:, [k]], chances[:, [k]], groups, number)
             for k, name in enumerate(classes)
@@ -186,7 +188,7 @@ class MultilabelTask(Task):
 
     def chance(self, frame: pl.DataFrame, classes: Sequence[str], of: str | None = None) -> float:
         """A random order has a class's share of the images as its average precision."""
-        shares = _flag(frame["labels"], classes).mean(axis=0, dtype=np.float64)
+        shares = flag_names(frame["labels"], classes).mean(axis=0, dtype=np.float64)
         if of is not None:
             return float(shares[list(classes).index(of)])
         return float(shares[shares > 0].mean()) if shares.any() else 0.0
@@ -206,7 +208,7 @@ class MultilabelTask(Task):
         return probabilities, targets > 0
 
     def flags(self, frame: pl.DataFrame, classes: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        return _flag(frame["labels"], classes) > 0, _flag(frame[ANSWERED], classes) > 0
+        return flag_names(frame["labels"], classes), flag_names(frame[ANSWERED], classes)
 
     def confidence(self, frame: pl.DataFrame) -> pl.Series:
         """A right answer is as sure as its least certain label, a wrong one as its most certain mistake."""
@@ -220,8 +222,8 @@ class MultilabelTask(Task):
     def ease(self, frame: pl.DataFrame) -> pl.Series:
         """The probability of the least likely part of the truth: that a label is there, or that it is not."""
         names = list_probabilities(frame)
-        truth, chances = _flag(frame["labels"], names), read_probabilities(frame, names)
-        return pl.Series(np.where(truth > 0, chances, 1 - chances).min(axis=1))
+        truth, chances = flag_names(frame["labels"], names), read_probabilities(frame, names)
+        return pl.Series(np.where(truth, chances, 1 - chances).min(axis=1))
 
     def outputs(self, classes: Sequence[str]) -> dict[str, str]:
         return {"labels": "strings"} | {f"{PROBABILITY}{name}": "double" for name in classes}
@@ -256,7 +258,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class RankEvidence:
+class RankEvidence(Uncounted):
     """Evidence of the mean of average precisions: each class's images are sorted once, whatever the weights.
 
     Equal probabilities are one step of the curve, so that the order among them says nothing. A class without a
@@ -267,14 +269,6 @@ class RankEvidence:
     number: int
     rankings: tuple[Ranking, ...]
 
-    @property
-    def own(self) -> Floats | None:
-        return None  # it is no function of sums over groups
-
-    @property
-    def shared(self) -> Floats | None:
-        return None
-
     @staticmethod
     def of(truth: NDArray[np.bool_], chances: Floats, groups: Ints, number: int) -> "RankEvidence":
         """truth, chances: (N, C); groups: (N,) below `number`."""
@@ -282,8 +276,7 @@ class RankEvidence:
         return RankEvidence(groups, number, tuple(_rank(*column, groups) for column in columns))
 
     def only(self, groups: Ints) -> "RankEvidence":
-        place = np.full(self.number, -1, np.int64)
-        place[groups] = np.arange(len(groups))
+        place = renumber_groups(groups, self.number)
         mine = place[self.groups]
         rankings = tuple(_keep(ranking, place) for ranking in self.rankings)
         return RankEvidence(mine[mine >= 0], len(groups), rankings)
@@ -333,20 +326,3 @@ def _keep(ranking: Ranking, place: Ints) -> Ranking:
     step = np.searchsorted(ranking.ends, np.arange(len(mine)))[kept]  # the step of each image that stays
     ends = np.flatnonzero(np.diff(step, append=-1))
     return Ranking(mine[kept], ranking.truth[kept], ends)
-
-
-def _flag(lists: pl.Series, classes: Sequence[str]) -> Flags:
-    """(N, C) which labels each image has. Raises PromotionError for a label that is no class."""
-    place = {name: k for k, name in enumerate(classes)}
-    flags = np.zeros((len(lists), len(classes)), np.float32)
-    pairs = [(row, name) for row, names in enumerate(lists.to_list()) for name in names]
-    if strangers := sorted({name for _, name in pairs} - set(place)):
-        raise PromotionError(
-            "predictions",
-            expected=f"the classes {', '.join(classes)}",
-            found=f"{lists.name} {', '.join(strangers)}",
-            hint="Score the model again with the classes of the present domain.yaml.",
-        )
-    for row, name in pairs:
-        flags[row, place[name]] = 1
-    return flags

@@ -38,6 +38,7 @@ from components.tasks.base import (
     Ints,
     MapTask,
     ask_each,
+    flag_names,
     name_labels,
     number_groups,
     number_names,
@@ -196,7 +197,7 @@ class SegmentationTask(MapTask):
 
     def targets(self, manifest: pl.DataFrame, classes: Sequence[str]) -> NDArray[np.bool_]:
         """(N, C) which classes a picture shows; the class maps themselves are loaded at the size of the training."""
-        return _flag(manifest["labels"], classes)
+        return flag_names(manifest["labels"], classes)
 
     def strata(self, targets: NDArray[Any]) -> Ints:
         """The rarest class of each picture."""
@@ -395,7 +396,7 @@ class SegmentationTask(MapTask):
 
     def flags(self, frame: pl.DataFrame, classes: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """By labelled pixels."""
-        return _flag(frame["labels"], classes), _flag(frame["answered"], classes)
+        return flag_names(frame["labels"], classes), flag_names(frame["answered"], classes)
 
     def hits(self, frame: pl.DataFrame) -> NDArray[np.bool_]:
         """Every true component was found, and none that is answered is false."""
@@ -431,15 +432,6 @@ def _find_rarest(targets: Ints, groups: NDArray[np.generic], classes: int) -> In
     rarity = np.where(counts > 0, -counts.sum(axis=0), -np.inf)
     rarest: Ints = rarity.argmax(axis=1)[places.reshape(-1)]
     return rarest
-
-
-def _flag(lists: pl.Series, classes: Sequence[str]) -> NDArray[np.bool_]:
-    """(N, C) which classes each list names. Raises PromotionError for a name that is none."""
-    rows = np.repeat(np.arange(len(lists)), lists.list.len().to_numpy())
-    names = lists.explode().drop_nulls()
-    flags = np.zeros((len(lists), len(classes)), bool)
-    flags[rows, number_names(names, classes)] = True
-    return flags
 
 
 def _read_confusion(frame: pl.DataFrame, classes: Sequence[str]) -> Floats:

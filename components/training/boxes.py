@@ -5,39 +5,23 @@ A network answers boxes on the canvas of the training; what the gates compare is
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from components.data.batches.boxes import restore_boxes
 from components.data.batches.geometry import place
-from components.data.batches.loading import Samples
-from components.domain.canvas import Fit
-from components.domain.domain import Domain
-from components.models.engine import Engine
-from components.models.network import Network
 from components.records.boxes import read_objects, to_targets
 from components.tasks.base import BoxTask
 from components.tasks.calibration import Calibration
+from components.training.asked import Asked
 from components.training.evaluate import answer_batches
 
 
 @dataclass(frozen=True)
-class Boxes:
-    """A network with the samples it is asked about.
-
-    rows: of the manifest, one per sample and in their order. fit: how the pictures were put into the samples' size.
-    """
-
-    network: Network
-    engine: Engine
-    task: BoxTask
-    samples: Samples
-    rows: pl.DataFrame
-    domain: Domain
-    fit: Fit
-    batch_size: int
+class Boxes(Asked[BoxTask]):
+    """Asked for boxes."""
 
     @cached_property
     def found(self) -> list[NDArray[np.float64]]:
@@ -56,15 +40,12 @@ class Boxes:
 
     def calibrate(self, split: str = "val") -> Calibration:
         """What makes the confidences of a split's boxes frequencies, and from which confidence on a box is shown."""
-        places = np.flatnonzero((self.rows["split"] == split).to_numpy())
+        places = self.find(split)
         truth, found = ([each[place] for place in places] for each in (self.truth, self.found))
         return self.task.calibrate(truth, found, self.rows["group"].to_numpy()[places], self.domain.classes)
 
-    def judge(self, calibration: Calibration) -> pl.DataFrame:
-        """The frame of predictions: the rows with what was answered for them, and what that is worth."""
-        keep = ["id", "path", "crop", "group", "split", "width", "height", *self.task.columns(), *self.domain.slices]
-        judged = [
+    def judge_all(self, calibration: Calibration) -> list[dict[str, Any]]:
+        return [
             self.task.judge(found, truth, self.domain.classes, calibration)
             for found, truth in zip(self.found, self.truth, strict=True)
         ]
-        return self.rows.select(keep).hstack(pl.DataFrame(judged, schema=self.task.judged()))

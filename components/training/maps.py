@@ -10,42 +10,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from components.data.batches.geometry import place, restore
-from components.data.batches.loading import Samples
-from components.domain.canvas import Fit
-from components.domain.domain import Domain
-from components.models.engine import Engine
-from components.models.network import Network
 from components.records.maps import decode_map
 from components.tasks.base import MapTask
 from components.tasks.calibration import Calibration
+from components.training.asked import Asked
 from components.training.evaluate import answer_batches
 
 THREADS = 2  # pictures judged at a time: each needs its probabilities at full size in memory
 
 
 @dataclass(frozen=True)
-class Maps:
-    """A network with the samples it is asked about.
-
-    rows: of the manifest, one per sample and in their order. fit: how the pictures were put into the samples' size.
-    """
-
-    network: Network
-    engine: Engine
-    task: MapTask
-    samples: Samples
-    rows: pl.DataFrame
-    domain: Domain
-    fit: Fit
-    batch_size: int
+class Maps(Asked[MapTask]):
+    """Asked for class maps."""
 
     def calibrate(self, split: str = "val") -> Calibration:
         """What makes the probabilities of a split's pixels frequencies."""
-        places = np.flatnonzero((self.rows["split"] == split).to_numpy())
+        places = self.find(split)
         groups = self.rows["group"].to_numpy()[places]
         parts, first = [], 0
         for chances, targets in self._answer(places):
@@ -55,9 +38,7 @@ class Maps:
         classes, sampled, of = (np.concatenate(part) for part in zip(*parts, strict=True))
         return self.task.calibrate(classes, sampled, of, self.domain.classes)
 
-    def judge(self, calibration: Calibration) -> pl.DataFrame:
-        """The frame of predictions: the rows with what was answered for them, and what that is worth."""
-        keep = ["id", "path", "crop", "group", "split", *self.task.columns(), *self.domain.slices]
+    def judge_all(self, calibration: Calibration) -> list[dict[str, Any]]:
         maps = self.rows["class_map"].to_list()
         rows, columns = self.samples.pixels.shape[1:3]
 
@@ -71,7 +52,7 @@ class Maps:
             for chances, _ in self._answer(np.arange(len(self.samples))):
                 numbers = range(len(judged), len(judged) + len(chances))
                 judged += pool.map(judge_one, numbers, chances)
-        return self.rows.select(keep).hstack(pl.DataFrame(judged, schema=self.task.judged()))
+        return judged
 
     def _answer(self, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.float64], NDArray[Any]]]:
         """Probabilities and targets of some samples, a batch at a time."""

@@ -30,8 +30,9 @@ from components.models.tuners import Tuner, create_tuners
 from components.models.weights import load_adapter, save_adapter
 from components.records.jobs import SALIENCY_FILE, Job, Result, Rung, write_result, write_rung
 from components.tasks import choose_fit, create_task
-from components.tasks.base import BoxTask, DenseTask, MapTask
+from components.tasks.base import BoxTask, MapTask
 from components.tasks.calibration import Calibration
+from components.training.asked import Asked
 from components.training.boxes import Boxes
 from components.training.checkpoint import remove_checkpoint
 from components.training.evaluate import frame_predictions, hash_split, predict_probabilities
@@ -220,15 +221,13 @@ def _write_predictions(
     calibration, found on validation where none is given. `loss` is that of the training, before it."""
     task, classes = create_task(job.domain), job.domain.classes
     held_out = _samples(job, manifest, pixels, ["val", "test"], fit_to)
-    if isinstance(task, DenseTask):
-        asked = (held_out, manifest[held_out.rows], job.domain, fit_to, job.domain.training.batch_size)
-        if isinstance(task, MapTask):
-            return _write_judged(job, task, Maps(network, engine, task, *asked), calibration)
-        if isinstance(task, BoxTask):
-            return _write_judged(job, task, Boxes(network, engine, task, *asked), calibration)
-        raise TypeError(f"nobody judges the answers of the task {task.kind}")
-    plain = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
     rows = manifest[held_out.rows]
+    about = (held_out, rows, job.domain, fit_to, job.domain.training.batch_size)
+    if isinstance(task, MapTask):
+        return _write_judged(job, Maps(network, engine, task, *about), calibration)
+    if isinstance(task, BoxTask):
+        return _write_judged(job, Boxes(network, engine, task, *about), calibration)
+    plain = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
     if calibration is None:
         seen = (rows["split"] == "val").to_numpy()
         groups = rows["group"].to_numpy()[seen]
@@ -250,10 +249,10 @@ def _write_predictions(
 
 
 def _write_judged(
-    job: Job, task: DenseTask, answers: Maps | Boxes, calibration: Calibration | None
+    job: Job, answers: Asked[Any], calibration: Calibration | None
 ) -> tuple[dict[str, float], Calibration]:
     """The same for answers that are class maps or boxes. They have no saliency: an answer itself says where it is."""
-    calibration = calibration or answers.calibrate()
+    task, calibration = answers.task, calibration or answers.calibrate()
     frame = answers.judge(calibration)
     frame.write_parquet(job.folder / "predictions.parquet")
     if job.action == "train":

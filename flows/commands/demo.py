@@ -69,7 +69,7 @@ def predict_samples(workspace: Workspace, name: str) -> Predictions:
     if not isinstance(task, DenseTask):
         chosen = test.unique("label", keep="first", maintain_order=True).head(SAMPLES)
         return predict(workspace, name, [workspace.raw(name) / path for path in chosen["path"]])
-    shown = by_class(test).filter(pl.col("label") != (task.painting.background if task.painting else ""))
+    shown = by_class(test).filter(pl.col("label") != (task.background_class or ""))
     others = shown.unique("group", keep="first", maintain_order=True)
     turns = others.with_columns(turn=pl.int_range(pl.len()).over("label")).sort("turn", maintain_order=True)
     pictures = [workspace.raw(name) / path for path in turns["path"].head(SAMPLES)]

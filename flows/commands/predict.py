@@ -159,7 +159,7 @@ def _write_maps(
         )
         for row in rows
     ]
-    background = meta.task.painting.background if meta.task.painting else None
+    background = meta.task.background_class
     files = write_answers(out, answered, meta.classes, background, polygons=polygons)
     written = [{"mask": file.mask, "overlay": file.overlay} for file in files]
     return _add_files(outcome, MapAnswer, written)

@@ -19,6 +19,7 @@ from components.reports.retrain_page import RetrainReport
 from components.reports.suspects import Questioned
 from components.tasks import create_task
 from components.tasks.base import DenseTask, by_class, has_labels
+from components.tasks.box_answers import read_answers
 from components.tracking.candidates import load_thresholds
 from components.tracking.pages import CARD, DATA, EVIDENCE
 from flows.plan import Plan
@@ -107,7 +108,7 @@ def score_slices(frame: pl.DataFrame, domain: Domain) -> tuple[SliceScore, ...]:
     """
     task, confidence = create_task(domain), domain.gates.confidence
     classes, sizes = task.class_evidence(frame, domain.classes), task.size_evidence(frame, domain.classes)
-    images = count_images(frame, domain.classes) if sizes else {}
+    images = count_images(read_answers(frame, domain.classes)) if sizes else {}
     counts = dict(by_class(frame)["label"].value_counts().iter_rows())
     parts = [SliceScore("all", frame.height, score_frame(frame, domain))]
     parts += [

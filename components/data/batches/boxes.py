@@ -58,12 +58,6 @@ def pad_boxes(rows: list[Boxes]) -> Targets:
     return padded
 
 
-def strip(rows: Boxes) -> Boxes:
-    """(M, 6) without the rows that fill it up."""
-    kept: Boxes = rows[rows[:, 4] != NONE]
-    return kept
-
-
 def _find_scale(placement: Placement, size: tuple[int, int]) -> tuple[Floats, Floats]:
     """What x0, y0, x1, y1 are multiplied by, and what is added then."""
     left, top, right, bottom = placement.box

@@ -118,8 +118,7 @@ def _draw_map_line(
     line: Sequence["Axes"], row: dict[str, Any], raw: Path, domain: Domain, img_size: ImgSize, augment: Augmentation
 ) -> Marks:
     """One image and its versions, with the classes of their pixels in colours."""
-    painting = create_task(domain).painting
-    background = painting.background if painting else None
+    background = create_task(domain).background_class
     with open_upright(raw / row["path"], row["path"], domain.validation.max_megapixels) as picture:
         image = fit_image(picture, img_size, choose_fit(domain))
     classes = fit_map(decode_map(row["class_map"]), img_size, choose_fit(domain))

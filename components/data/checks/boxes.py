@@ -28,8 +28,6 @@ SMALL = 8  # pixels on the canvas of the training, of the root of an object's ar
 MANY = 0.1  # share of a class's objects that are small
 FEW = 30  # objects of a class
 PATCH = 16  # pixels; of a usual backbone, of which the side of a canvas is a multiple
-#: Areas of COCO's sizes, in pixels of the picture.
-SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
 QUALITY = 85  # with colours at full resolution: an outline is one pixel wide
 
 

@@ -52,8 +52,7 @@ def measure_coverage(fit: pl.DataFrame, domain: Domain) -> Coverage | None:
 
 
 def find_background(domain: Domain) -> str | None:
-    painting = create_task(domain).painting
-    return painting.background if painting else None
+    return create_task(domain).background_class
 
 
 def choose_colour(label: str, domain: Domain) -> Colour:

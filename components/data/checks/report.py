@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from components.data.accounts import count_objects
-from components.data.checks.boxes import SIZES, SMALL, Measured, choose_pictures, create_drawn, measure_objects
+from components.data.checks.boxes import SMALL, Measured, choose_pictures, create_drawn, measure_objects
 from components.data.checks.class_maps import (
     choose_colour,
     choose_shown,
@@ -27,6 +27,7 @@ from components.data.checks.pictures import create_thumbnail
 from components.data.checks.validation import Quarantined, Validated, find_large_groups
 from components.data.manifest import SPLITS
 from components.tasks.base import by_class
+from components.tasks.box_matches import SIZES
 
 MAX_PAIRS = 50
 MAX_GROUPS = 5
