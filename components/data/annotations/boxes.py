@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from components.data.annotations.columns import read_size
+from components.data.annotations.column_cells import read_size
 from components.data.manifest import Reading, Row
 from components.data.sources.images import Box
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from components.data.annotations.columns import is_outside
+from components.data.annotations.column_cells import is_outside
 from components.data.annotations.guessing import refuse_layout
 from components.data.annotations.tables import ELSEWHERE, parse_boxes, resolve_picture
 from components.data.annotations.tree import (

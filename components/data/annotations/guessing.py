@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from components.data.annotations.columns import Found, complete_mask, list_described, suggest_runs, suggest_table
+from components.data.annotations.column_cells import complete_mask
+from components.data.annotations.columns import Found, list_described, suggest_runs, suggest_table
 from components.data.annotations.foreign import LARGE, find_foreign, find_foreign_pictures, refuse_foreign_pictures
 from components.data.annotations.mask_pairs import suggest_masks
 from components.data.annotations.roles import VALUES, Roles, find_roles, find_values, is_instances

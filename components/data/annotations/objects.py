@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components.data.annotations.boxes import CLIPPED, EDGE
-from components.data.annotations.columns import read_size
+from components.data.annotations.column_cells import read_size
 from components.data.annotations.regions import AS_BACKGROUND, LEFT_OUT, UNANNOTATED
 from components.data.manifest import Reading, Row, Wanted
 from components.records.boxes import Corners, Kind, LabelledBox

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from components.data.annotations.boxes import EDGE
-from components.data.annotations.columns import read_size
+from components.data.annotations.column_cells import read_size
 from components.data.annotations.shapes import Shape, cover, require_inside_picture
 from components.data.manifest import Row
 from components.records.maps import IGNORE, Painting, Regions

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from components.data.annotations.columns import read_size
+from components.data.annotations.column_cells import read_size
 from components.data.annotations.tree import walk_files
 from components.data.manifest import Reading, Row, Wanted
 from components.data.sources.images import FORMATS, UNDECODABLE, brief

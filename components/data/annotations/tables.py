@@ -8,16 +8,10 @@ from pathlib import Path
 
 import polars as pl
 
+from components.data.annotations.box_columns import EMPTY, list_box_columns
 from components.data.annotations.cells import Sheet, load_sheet
-from components.data.annotations.columns import (
-    EMPTY,
-    FLAGS,
-    find_flags,
-    find_pictures,
-    find_split_column,
-    is_outside,
-    parse_numbers,
-)
+from components.data.annotations.column_cells import find_pictures, is_outside, parse_numbers
+from components.data.annotations.columns import FLAGS, find_flags, find_split_column
 from components.data.annotations.guessing import refuse_layout
 from components.data.annotations.mask_boxes import box_classes, box_regions
 from components.data.annotations.masks import in_colour, name_values
@@ -109,7 +103,7 @@ def _open_table(
     unlabelled = layout.ids or _has_one_class(layout, sheet.frame, wanted)
     names = [layout.image, *(() if unlabelled else classes if flags else (layout.label,)), *wanted.columns]
     split = find_split_column(sheet.frame)
-    names += [name for name in (split, layout.mask, layout.runs, layout.boxes, *_crop_columns(layout)) if name]
+    names += [name for name in (split, layout.mask, layout.runs, layout.boxes, *list_box_columns(layout)) if name]
     if missing := [name for name in dict.fromkeys(names) if name not in sheet.frame.columns]:
         hint = "Name one of these columns in domain.yaml, or add it" + ("." if layout.kind == "parquet" else CSV_HINT)
         found = f"the columns {', '.join(repr(name[:80]) for name in sheet.frame.columns[:40])}"
@@ -209,7 +203,15 @@ def list_further_columns(domain: Domain, raw: Path) -> list[str]:
         return []
     frame = _load(layout, raw, resolve_inside(layout.table, "", "layout.table")).frame
     flags = layout.one_hot or (create_task(domain).annotation == "labels" and not layout.separator)
-    used = {layout.image, layout.mask, layout.runs, layout.boxes, *_crop_columns(layout), domain.group, *domain.slices}
+    used = {
+        layout.image,
+        layout.mask,
+        layout.runs,
+        layout.boxes,
+        *list_box_columns(layout),
+        domain.group,
+        *domain.slices,
+    }
     used |= {*domain.classes, *domain.rename} if flags else {layout.label}
     return [name for name in frame.columns if name not in used and not frame.schema[name].is_nested()]
 
@@ -219,10 +221,6 @@ def _written_classes(wanted: Wanted, frame: pl.DataFrame) -> tuple[str, ...]:
     joined = set(wanted.rename.values())
     own = [name for name in wanted.classes if name in frame.columns or name not in joined]
     return (*own, *(name for name in wanted.rename if name in frame.columns))
-
-
-def _crop_columns(layout: Csv | Parquet) -> tuple[str, ...]:
-    return () if layout.crop is None else (layout.crop,) if isinstance(layout.crop, str) else layout.crop
 
 
 def find_unlisted(files: list[str], rows: list[Row], expected: str) -> list[Row]:
@@ -359,7 +357,7 @@ def _read_line(lines: _Lines, record: Record, where: str) -> Row:
 
 
 def _crop_text(layout: Csv | Parquet, record: Record) -> str | None:
-    cells = [record[name] for name in _crop_columns(layout)]
+    cells = [record[name] for name in list_box_columns(layout)]
     return " ".join(cell or "?" for cell in cells) if any(cells) else None
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from components.data.annotations.columns import read_size
+from components.data.annotations.column_cells import read_size
 from components.data.annotations.guessing import refuse_layout, require_folder
 from components.data.annotations.objects import EXTENTS, BoxMark, place_boxes
 from components.data.annotations.painting import Drawn, paint_all, paint_row

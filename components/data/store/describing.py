@@ -9,14 +9,8 @@ from typing import Any
 import yaml
 
 from components.data.annotations import coco, voc, yolo
-from components.data.annotations.columns import (
-    complete_mask,
-    complete_table,
-    is_weakly_named,
-    list_described,
-    read_size,
-    refuse_unclear_tables,
-)
+from components.data.annotations.column_cells import complete_mask, read_size
+from components.data.annotations.columns import complete_table, is_weakly_named, list_described, refuse_unclear_tables
 from components.data.annotations.foreign import (
     CONTAINERS,
     find_foreign_pictures,
