@@ -82,6 +82,8 @@ def draw_samples(workspace: Workspace, name: str, answers: Predictions) -> Path 
 
     domain = load_domain(workspace.domain_file(name))
     task, raw = create_task(domain), workspace.raw(name)
+    if not isinstance(task, DenseTask):
+        return None
     test = _load_test(workspace, domain).with_columns(asked=pl.lit(f"{raw}/") + pl.col("path"))
     facts = {row.path: row for row in answers.predictions if row.error is None}
     frame = test.filter(pl.col("asked").is_in(list(facts)))
@@ -94,7 +96,7 @@ def draw_samples(workspace: Workspace, name: str, answers: Predictions) -> Path 
     if isinstance(task, BoxTask):
         columns = _read_boxes([row for row in rows if isinstance(row, BoxesAnswer)])
         return boxes.draw_found(frame.with_columns(columns), task, *sheet)
-    return None
+    raise TypeError(f"nobody draws the answers of the task {task.kind}")
 
 
 def _read_maps(rows: Sequence[MapAnswer]) -> list[pl.Series]:

@@ -151,10 +151,8 @@ def _place(
     """One row per picture with its objects, beside the rows and notes of `unread`."""
     rows, notes = list[Row](), Counter(unread.notes)
     for picture in pictures:
-        row, path = (
-            Row(path=picture, columns={"split": splits[picture]} if picture in splits else {}),
-            pairs.get(picture),
-        )
+        row = Row(path=picture, columns={"split": splits[picture]} if picture in splits else {})
+        path = pairs.get(picture)
         notes[UNLISTED] += path is None
         if path is None:
             rows.append(replace(row, objects=()))

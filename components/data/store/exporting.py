@@ -23,7 +23,7 @@ from components.data.annotations.layouts import read_layout
 from components.data.annotations.tables import list_further_columns
 from components.data.manifest import Wanted
 from components.data.sources.images import Box
-from components.data.store.exporting_boxes import describe_box, write_table, write_voc, write_yolo
+from components.data.store.exporting_boxes import describe_box, write_path, write_table, write_voc, write_yolo
 from components.domain.domain import Domain
 from components.domain.layouts import WITH_COLUMNS, Coco, Csv, Layout
 from components.errors import DataError, DomainError
@@ -118,7 +118,7 @@ def _write_csv(manifest: pl.DataFrame, further: Further, domain: Domain, folder:
     """Write labels.csv. Its columns have the manifest's names, which no slice may have."""
     given = {name: name for name in ("mask", "boxes", "crop") if _has(manifest, name)}
     separator = None
-    columns = [pl.col("path").map_elements(_write_path, return_dtype=pl.String), pl.col("label")]
+    columns = [pl.col("path").map_elements(write_path, return_dtype=pl.String), pl.col("label")]
     if "labels" in manifest.columns:
         separator = _choose_separator(domain)
         columns[1] = pl.col("labels").list.join(separator).alias("label")
@@ -126,10 +126,6 @@ def _write_csv(manifest: pl.DataFrame, further: Further, domain: Domain, folder:
     table = pl.concat([manifest.select(*columns, "group", *domain.slices, "split"), further], how="horizontal")
     write_whole(folder / "labels.csv", table.write_csv().encode())
     return Csv.model_validate({"image": "path", "separator": separator, **given}), {}
-
-
-def _write_path(path: str) -> str:
-    return f"./{path}" if path != path.lstrip() else path  # cells are stripped when a table is read
 
 
 def _has(manifest: pl.DataFrame, name: str) -> bool:
@@ -237,7 +233,7 @@ def _write_masks(manifest: pl.DataFrame, further: Further, domain: Domain, folde
         (folder / masks[path]).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(decode_map(data)).save(folder / masks[path])
     given = {"boxes": "boxes"} if _has(manifest, "boxes") else {}
-    columns = [pl.col("path").map_elements(_write_path, return_dtype=pl.String), pl.col("label")]
+    columns = [pl.col("path").map_elements(write_path, return_dtype=pl.String), pl.col("label")]
     columns += [pl.col("path").replace_strict(masks, return_dtype=pl.String).alias("mask"), *map(_box_column, given)]
     table = pl.concat([manifest.select(*columns, "group", *domain.slices, "split"), further], how="horizontal")
     write_whole(folder / "labels.csv", table.write_csv().encode())

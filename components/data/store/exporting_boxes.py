@@ -41,7 +41,7 @@ def write_table(manifest: pl.DataFrame, further: pl.DataFrame, domain: Domain, f
     lines: list[dict[str, Any]] = []
     extras = further.to_dicts() or [{}] * manifest.height
     for row, extra in zip(manifest.iter_rows(named=True), extras, strict=True):
-        first = {"path": f"./{row['path']}" if row["path"] != row["path"].lstrip() else row["path"]}
+        first = {"path": write_path(row["path"])}
         last = {name: row[name] for name in ("group", *domain.slices, "split")} | extra
         boxes = _leave_out(row, ("difficult", "crowd"), notes)
         cells = [(one.label, *map(write_number, one.box)) for one in boxes] or [("", "", "", "", "")]
@@ -55,12 +55,12 @@ def write_voc(manifest: pl.DataFrame, further: pl.DataFrame, domain: Domain, fol
     """Write one XML per picture into Annotations, in the folders of the pictures, and the splits as lists."""
     paths = manifest["path"].to_list()
     images = posixpath.commonpath([posixpath.dirname(path) for path in paths])
-    annotations = _find_free("Annotations", paths)
+    annotations, names = _find_free("Annotations", paths), _name_files(paths, images)
     notes = Counter(_count_columns(manifest, further, domain))
     for row in manifest.iter_rows(named=True):
         boxes = _leave_out(row, ("crowd",), notes)
         data = render_voc(posixpath.basename(row["path"]), (row["width"], row["height"]), boxes)
-        write_whole(folder / annotations / f"{_name_file(row['path'], images, paths)}.xml", data)
+        write_whole(folder / annotations / f"{names[row['path']]}.xml", data)
     if len({stem_of(path) for path in paths}) == len(paths):
         for split, part in _split(manifest).items():
             write_whole(folder / LISTS / f"{split}.txt", "".join(f"{stem_of(path)}\n" for path in part).encode())
@@ -88,6 +88,11 @@ def write_yolo(manifest: pl.DataFrame, further: pl.DataFrame, domain: Domain, fo
     return Yolo(images=".", labels=".", names="data.yaml"), dict(notes)
 
 
+def write_path(path: str) -> str:
+    """A path as a cell of a table, which is stripped when it is read."""
+    return f"./{path}" if path != path.lstrip() else path
+
+
 def _leave_out(row: Mapping[str, Any], kinds: Sequence[Kind], notes: Counter[str]) -> list[LabelledBox]:
     """The boxes of a row but for those of some kinds, which are counted."""
     boxes = read_objects(row["objects"])
@@ -110,11 +115,14 @@ def _split(manifest: pl.DataFrame) -> dict[str, list[str]]:
     return {split: paths for split, paths in parts.items() if paths}
 
 
-def _name_file(path: str, base: str, paths: Sequence[str]) -> str:
-    """The path of a picture below the folder of all, without its suffix unless another one differs in it alone."""
-    stem = posixpath.splitext(path)[0]
-    alike = sum(posixpath.splitext(other)[0].casefold() == stem.casefold() for other in paths)
-    return posixpath.relpath(path if alike > 1 else stem, base or ".")
+def _name_files(paths: Sequence[str], base: str) -> dict[str, str]:
+    """The path of each picture below the folder of all, without its suffix unless another one differs in it alone."""
+    stems = {path: posixpath.splitext(path)[0] for path in paths}
+    alike = Counter(stem.casefold() for stem in stems.values())
+    return {
+        path: posixpath.relpath(path if alike[stem.casefold()] > 1 else stem, base or ".")
+        for path, stem in stems.items()
+    }
 
 
 def _name_label(path: str) -> str:
