@@ -5,10 +5,15 @@ lives(identity)                 whether this very process still runs, not anothe
 ended_here(identity)            whether it was a process of this machine that has ended
 answers(pid)                    whether any process has this pid, if no identity was recorded
 find_orphans(root, marks)       processes of a workspace whose parent is gone
+watch_starter(seconds)          ends this process with the one that started it
 """
 
 import os
+import signal
 import socket
+import stat
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 #: Environment variable of every child process: the identity of the process that started it (`identify`).
@@ -89,3 +94,23 @@ def find_orphans(root: Path, marks: tuple[str, ...]) -> list[int]:
         if parent == "1" if starter is None else not lives(starter):
             found.append(int(folder.name))
     return sorted(found)
+
+
+def watch_starter(seconds: float) -> threading.Event:
+    """End this process and its group when the pipe on stdin closes: orderly if the event is set, else at once."""
+    serves = threading.Event()
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            continue
+        if not serves.is_set():
+            os._exit(0)
+        group = os.getpgrp() == os.getpid()
+        end: Callable[[int, int], None] = os.killpg if group else os.kill
+        end(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(seconds)
+        end(os.getpid(), signal.SIGKILL)
+
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=watch, daemon=True).start()
+    return serves

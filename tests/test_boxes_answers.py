@@ -32,7 +32,7 @@ from components.models.backbones import load_backbone
 from components.models.engine import create_engine
 from components.models.network import create_network
 from components.models.tuners import create_tuners
-from components.models.weights import save_adapter
+from components.models.weights import load_adapter, save_adapter
 from components.promotion import aliases
 from components.records.jobs import load_predictions
 from components.records.predictions import BoxesAnswer, Predictions
@@ -143,9 +143,10 @@ def _decode(predictor: Predictor, path: Path) -> np.ndarray:
     """(K, 6) what the head finds on the canvas, by hand."""
     pixels = fit_image(Upright(read_picture(path)), CANVAS, "letterbox")
     engine = create_engine(tuple(predictor.meta.backbone.mean), tuple(predictor.meta.backbone.std))
+    network = engine.prepare(load_adapter(predictor.resident.folder)[0])
     with torch.inference_mode():
-        outputs = engine.forward(predictor.network, torch.from_numpy(pixels[None].copy()).permute(0, 3, 1, 2))
-        return predictor.network.head.decode(outputs, 1.0)[0].double().numpy()
+        outputs = engine.forward(network, torch.from_numpy(pixels[None].copy()).permute(0, 3, 1, 2))
+        return network.head.decode(outputs, 1.0)[0].double().numpy()
 
 
 def _sort(rows: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from components.data.annotations.crops import square_around
 from components.domain.domain import Domain
 from components.errors import DataError, PromotionError, TesseraError
 from components.models.adapter import load_meta
-from components.models.weights import save_adapter
+from components.models.weights import load_adapter, save_adapter
 from components.promotion import aliases, ledger, verify, versions
 from components.records.jobs import Result, load_predictions
 from components.records.predictions import Predictions, Unanswered
@@ -253,7 +253,7 @@ def test_instances_are_cut_as_training_cuts_them(pictures: Result, workspace: Wo
     known = predictor.meta.input
     assert known is not None
     meta = predictor.meta.model_copy(update={"input": known.model_copy(update={"kind": "crop", "cut": "square"})})
-    save_adapter(tmp_path / "adapter", predictor.network, meta)
+    save_adapter(tmp_path / "adapter", load_adapter(predictor.resident.folder)[0], meta)
     path = next((workspace.root / "plain" / "raw").rglob("*.png"))
     (answer,) = Predictor(tmp_path / "adapter").predict([path], boxes=[(1, 2, 9, 8)])
     assert (answer.box, answer.crop) == ((1, 2, 9, 8), square_around((1, 2, 9, 8), 32, 24))
@@ -300,7 +300,9 @@ def test_the_served_model_takes_boxes(crops: Result, pictures: Result, workspace
 
 def test_an_adapter_that_does_not_say_is_doubted(pictures: Result, tmp_path: Path) -> None:
     predictor = Predictor(pictures.folder / "adapter")
-    save_adapter(tmp_path / "old", predictor.network, predictor.meta.model_copy(update={"input": None}))
+    save_adapter(
+        tmp_path / "old", load_adapter(predictor.resident.folder)[0], predictor.meta.model_copy(update={"input": None})
+    )
     old = Predictor(tmp_path / "old")
     assert predictor.doubt == ""
     assert "trained before adapter.json said what an input is" in old.doubt
@@ -533,7 +535,11 @@ def test_other_answers_are_another_adapter(pictures: Result, workspace: Workspac
     """Of the same weights; where only data or code differ it is the same."""
     predictor = Predictor(pictures.folder / "adapter")
     for change_of, same in (({"temperature": 9.0}, False), ({"git_commit": "feed"}, True)):
-        save_adapter(tmp_path / "adapter", predictor.network, predictor.meta.model_copy(update=change_of))
+        save_adapter(
+            tmp_path / "adapter",
+            load_adapter(predictor.resident.folder)[0],
+            predictor.meta.model_copy(update=change_of),
+        )
         assert (retrain.find_registered(workspace, "plain", tmp_path / "adapter") is not None) is same
 
 

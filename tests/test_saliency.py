@@ -12,10 +12,10 @@ from vits import create_backbone
 from components.domain.canvas import Fit, ImgSize
 from components.models.engine import create_engine
 from components.models.network import create_network
+from components.models.saliency import map_saliency
 from components.models.tuners import TUNERS, create_tuners
 from components.reports.pictures import draw_saliency
 from components.tasks import CLASSIFICATION
-from components.training.saliency import map_saliency
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

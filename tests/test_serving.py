@@ -96,7 +96,7 @@ def test_a_picture_is_brought_to_size_as_the_adapter_was_trained(tmp_path: Path,
 
 
 def _is_reduced(predictor: Predictor) -> bool:
-    return str(predictor.engine.dtype) != "torch.float32"  # bfloat16 sums differ with the batch
+    return str(predictor.rack.engine.dtype) != "torch.float32"  # bfloat16 sums differ with the batch
 
 
 def test_an_image_in_memory_is_the_same_image(predictor: Predictor, workspace: Workspace) -> None:

@@ -27,7 +27,7 @@ import pandas as pd  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from components.models.adapter import AdapterMeta
-    from components.serving.predictor import Prediction
+    from components.serving.describing import Prediction
 
 
 class AdapterModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow ships no types

@@ -12,14 +12,13 @@ written for their owner alone. The login comes from the environment, which `ps` 
 
 import argparse
 import os
-import signal
 import socket
-import stat
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from components.processes import watch_starter
 from components.workspace import Workspace, find_workspace
 from flows.server.guard import Guard
 
@@ -46,26 +45,6 @@ def main() -> None:
             return None
         os.environ.update(EMBEDDED)
     return serve(create_mlflow if role == "mlflow" else create_prefect, port, serves)
-
-
-def watch_starter(seconds: float) -> threading.Event:
-    """End this process and its group when the pipe on stdin closes: orderly if the event is set, else at once."""
-    serves = threading.Event()
-
-    def watch() -> None:
-        while os.read(0, 4096):
-            continue
-        if not serves.is_set():
-            os._exit(0)
-        group = os.getpgrp() == os.getpid()
-        end: Callable[[int, int], None] = os.killpg if group else os.kill
-        end(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(seconds)
-        end(os.getpid(), signal.SIGKILL)
-
-    if stat.S_ISFIFO(os.fstat(0).st_mode):
-        threading.Thread(target=watch, daemon=True).start()
-    return serves
 
 
 def serve(create: Callable[[Workspace], Any], port: int, serves: threading.Event) -> None:

@@ -1,0 +1,169 @@
+"""The rack: one resident backbone, and adapters as data on it.
+
+    rack = Rack(load_backbone("embedded"))
+    rack.add("plates", folder)                              a folder with adapter.safetensors and adapter.json
+    rack.replace("plates", newer)                           whoever holds the old resident may still ask it
+    rows = rack.answer(pixels, [rack["plates"], rack["tiles"]])
+    rack.remove("plates")
+
+Rows of different adapters share one forward: the backbone's matrices see the whole batch. Only networks that cannot
+share it, `full` ones, run by themselves.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from components.data.batches.geometry import Pixels
+from components.domain.canvas import ImgSize
+from components.models.adapter import AdapterMeta, BackboneMeta, load_meta
+from components.models.backbones import Backbone, load_backbone
+from components.models.engine import create_engine
+from components.models.network import Network
+from components.models.weights import load_adapter
+from components.serving.looks import Eye
+from components.tasks.base import DenseTask
+
+
+@dataclass(frozen=True)
+class RackKey:
+    """What adapters must have in common to stand on one rack. sha256: of the backbone's weights."""
+
+    sha256: str
+    img_size: ImgSize
+    dtype: str
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """An adapter on a rack. Rows of the same `kind` are computed in one pass. Two with the same data are two.
+
+    size: bytes that the rack holds for it, the shared backbone left out.
+    """
+
+    folder: Path
+    meta: AdapterMeta
+    kind: str
+    size: int
+    eye: Eye = field(repr=False)
+    network: Network = field(repr=False)
+
+
+class Rack:
+    """Adapters on one backbone, by name. Safe for several threads, which compute one after the other."""
+
+    def __init__(self, backbone: Backbone, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
+        self.backbone, self.engine = backbone, create_engine(backbone.mean, backbone.std, dtype)
+        name = str(self.engine.dtype).removeprefix("torch.")
+        self.key = RackKey(backbone.sha256, backbone.img_size, name)
+        self._residents: Mapping[str, Resident] = {}
+        self._turn = threading.Lock()
+
+    def __getitem__(self, name: str) -> Resident:
+        return self._residents[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._residents
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._residents)
+
+    def __len__(self) -> int:
+        return len(self._residents)
+
+    def add(self, name: str, folder: Path) -> Resident:
+        """Load an adapter beside those that are here. Raises ValueError where the name is taken, AdapterError where the
+        adapter is damaged or stands on another backbone."""
+        if name in self._residents:
+            raise ValueError(f"{name} is on this rack already")
+        return self.replace(name, folder)
+
+    def replace(self, name: str, folder: Path) -> Resident:
+        """Load an adapter, and then give it the name; until then, and where that fails, the old one answers."""
+        resident = self._load(folder)
+        self._residents = {**self._residents, name: resident}
+        return resident
+
+    def remove(self, name: str) -> None:
+        """KeyError where there is no such name."""
+        kept = dict(self._residents)
+        del kept[name]
+        self._residents = kept
+
+    def _load(self, folder: Path) -> Resident:
+        network, meta = load_adapter(folder, self.backbone)
+        with self._turn:
+            self.engine.prepare(network).eval()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in network.trainable_parameters().values())
+        return Resident(folder, meta, meta.tuner.kind, size, Eye(meta), network)
+
+    @torch.inference_mode()
+    def forward(self, pixels: Pixels, rows: Sequence[Resident]) -> list[Tensor]:
+        """What each row's head puts out, in float32 and without the batch's axis: logits (C,), (C, h, w), or what the
+        head of boxes has. pixels: uint8 (B, H, W, 3), one for each of `rows`."""
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        outputs: dict[int, Tensor] = {}
+        with self._turn:
+            for resident in dict.fromkeys(rows):
+                places = [place for place, row in enumerate(rows) if row is resident]
+                answered = self.engine.forward(resident.network, images[places])
+                outputs |= dict(zip(places, answered, strict=True))
+        return [outputs[place] for place in range(len(rows))]
+
+    @torch.inference_mode()
+    def answer(self, pixels: Pixels, rows: Sequence[Resident]) -> list[NDArray[np.float64]]:
+        """What each row's head decodes of its outputs, as `components.serving.describing.describe` takes it."""
+        return [decode(resident, row[None])[0] for resident, row in zip(rows, self.forward(pixels, rows), strict=True)]
+
+
+def decode(resident: Resident, outputs: Tensor) -> NDArray[np.float64]:
+    """Outputs (B, ...) of one resident's head to probabilities (B, C), calibrated, or to what dense tasks bring back to
+    their picture first, not calibrated: (B, C, h, w) or (B, K, 6)."""
+    meta = resident.meta
+    temperature = 1.0 if isinstance(meta.task, DenseTask) else meta.temperature
+    rows: NDArray[np.float64] = resident.network.head.decode(outputs, temperature).double().cpu().numpy()
+    return rows
+
+
+class Racks:
+    """The racks of a process: one for each backbone and size, opened with its first adapter and closed with its last.
+
+    `racks.put("plates", folder)` adds an adapter, or replaces the one of that name, wherever it stood.
+    """
+
+    def __init__(self, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
+        self.dtype: Literal["auto", "float32", "bfloat16"] = dtype
+        self._racks: list[Rack] = []
+
+    def __iter__(self) -> Iterator[Rack]:
+        return iter(self._racks)
+
+    def put(self, name: str, folder: Path) -> tuple[Rack, Resident]:
+        """The adapter on its rack, by this name. Where it raises AdapterError or BackboneError, all stays as it was."""
+        rack = self._find(load_meta(folder).backbone)
+        resident = rack.replace(name, folder)
+        self._keep([*self._racks, *(() if rack in self._racks else (rack,))], name, rack)
+        return rack, resident
+
+    def remove(self, name: str) -> None:
+        self._keep(self._racks, name)
+
+    def _keep(self, racks: Sequence[Rack], name: str, only: Rack | None = None) -> None:
+        """Leave the name on this rack alone, and close those that are empty then."""
+        for rack in racks:
+            if name in rack and rack is not only:
+                rack.remove(name)
+        self._racks = [rack for rack in racks if len(rack)]
+
+    def _find(self, wanted: BackboneMeta) -> Rack:
+        found = (
+            rack for rack in self._racks if (rack.key.sha256, rack.key.img_size) == (wanted.sha256, wanted.img_size)
+        )
+        return next(found, None) or Rack(load_backbone(wanted.name, wanted.img_size), self.dtype)

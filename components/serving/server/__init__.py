@@ -1,0 +1,1 @@
+"""`tessera serve`: every champion behind HTTP, on one resident backbone."""
