@@ -4,6 +4,7 @@
     rack.add("plates", folder)                              a folder with adapter.safetensors and adapter.json
     rack.replace("plates", newer)                           whoever holds the old resident may still ask it
     rows = rack.answer(pixels, [rack["plates"], rack["tiles"]])
+    saliency = rack.explain(rack["plates"], pixels[0])      which patches speak for the answer
     rack.remove("plates")
 
 Rows of different adapters share one forward: the backbone's matrices see the whole batch. Only networks that cannot
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,13 +25,17 @@ from torch import Tensor
 
 from components.data.batches.geometry import Pixels
 from components.domain.canvas import ImgSize
+from components.errors import AdapterError, DataError
 from components.models.adapter import AdapterMeta, BackboneMeta, load_meta
 from components.models.backbones import Backbone, load_backbone
 from components.models.engine import create_engine
 from components.models.network import Network
+from components.models.saliency import map_saliency
 from components.models.weights import load_adapter
 from components.serving.looks import Eye
 from components.tasks.base import DenseTask
+
+EXPLAINED = 4  # adapters whose networks are kept for further explanations
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Rack:
         self.key = RackKey(backbone.sha256, backbone.img_size, name)
         self._residents: Mapping[str, Resident] = {}
         self._turn = threading.Lock()
+        self._explained = WeakKeyDictionary[Resident, Network]()  # the latest last
 
     def __getitem__(self, name: str) -> Resident:
         return self._residents[name]
@@ -121,6 +128,41 @@ class Rack:
     def answer(self, pixels: Pixels, rows: Sequence[Resident]) -> list[NDArray[np.float64]]:
         """What each row's head decodes of its outputs, as `components.serving.describing.describe` takes it."""
         return [decode(resident, row[None])[0] for resident, row in zip(rows, self.forward(pixels, rows), strict=True)]
+
+    def explain(self, resident: Resident, pixels: Pixels) -> NDArray[np.float32]:
+        """What speaks for the answer: (rows, columns) of the patch grid of the canvas, from 0 to 1. pixels: uint8
+        (H, W, 3).
+
+        It needs gradients, hence a network of the adapter's own, which is read from its folder again. Raises DataError
+        for tasks that have no saliency, AdapterError where the folder no longer holds this adapter.
+        """
+        if isinstance(resident.meta.task, DenseTask):
+            raise DataError(
+                "saliency",
+                expected="a task that answers a picture as a whole",
+                found=f"{resident.meta.task.kind}, whose answer itself shows the places",
+                hint="Ask for the answer without saliency.",
+            )
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        with self._turn:
+            return map_saliency(self._open_network(resident), self.engine, image)
+
+    def _open_network(self, resident: Resident) -> Network:
+        network = self._explained.pop(resident, None)
+        if network is None:
+            network, meta = load_adapter(resident.folder, self.backbone)
+            if meta != resident.meta:
+                raise AdapterError(
+                    f"adapter {resident.folder}",
+                    expected="the adapter that answers, to explain what it answered",
+                    found="another one in its folder",
+                    hint="Ask again: the newer adapter answers soon.",
+                )
+            self.engine.prepare(network)
+        self._explained[resident] = network
+        for oldest in list(self._explained)[:-EXPLAINED]:
+            self._explained.pop(oldest, None)
+        return network
 
 
 def decode(resident: Resident, outputs: Tensor) -> NDArray[np.float64]:
