@@ -375,6 +375,13 @@ def test_boxes_as_people_write_them(text: str) -> None:
     assert parse_box(text, "--box") == (1, 2, 30, 40)
 
 
+@pytest.mark.parametrize("text", ["0 0 9 9" + " " * 1_000_000 + "x", "1" * 1_000_000])
+def test_a_text_of_any_length_that_is_no_box_is_refused_in_one_short_line(text: str) -> None:
+    with pytest.raises(DataError, match="expected a box") as refused:
+        parse_box(text, "--box")
+    assert len(str(refused.value)) < 500
+
+
 def test_yolo_label_files_are_refused_with_the_form_to_write(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "000.png")
     (tmp_path / "labels").mkdir()

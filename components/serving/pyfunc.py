@@ -13,11 +13,8 @@ only the registry knows (`tessera ledger verify`, `tessera doctor`).
 """
 
 import base64
-import binascii
 import io
-import json
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,39 +43,36 @@ class AdapterModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow s
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         from components.errors import DataError
+        from components.serving.columns import flatten, read_box
         from components.serving.questions import Question
 
+        meta = self.predictor.meta
+        columns = list(meta.task.outputs(meta.classes))
         boxes = model_input["box"] if "box" in model_input else [None] * len(model_input)
         questions = [
-            Question(read_base64(text, row), read_box(box, row), f"image in row {row}")
+            Question(read_image(text, row), read_box(box, row), f"image in row {row}")
             for row, (text, box) in enumerate(zip(model_input["image"], boxes, strict=True))
         ]
         rows = []
         for answer in self.predictor.answer(questions, whole=bool((params or {}).get("whole"))):
             if isinstance(answer, DataError):
                 raise answer
-            rows.append(_flatten(answer, self.predictor.meta))
-        return pd.DataFrame(rows, columns=list(self.predictor.meta.task.outputs(self.predictor.classes)))
+            rows.append(flatten(_list_fields(answer, meta), columns))
+        return pd.DataFrame(rows, columns=columns)
 
 
-def _flatten(answer: "Prediction", meta: "AdapterMeta") -> dict[str, Any]:
-    """The columns of one answer."""
+def _list_fields(answer: "Prediction", meta: "AdapterMeta") -> dict[str, Any]:
+    """The fields of an answer, as `flatten` takes them."""
     from components.tasks.base import MapTask
 
-    if answer.found is not None:
-        numbers = {f"count_{name}": float(number) for name, number in answer.answer["counts"].items()}
-        return {"label": answer.label, "objects": json.dumps(answer.answer["objects"], ensure_ascii=False), **numbers}
+    fields = answer.answer | {"probabilities": answer.probabilities}
     if answer.class_map is None or not isinstance(meta.task, MapTask):
-        return answer.answer | {f"p_{name}": p for name, p in (answer.probabilities or {}).items()}
+        return fields
     from components.serving.map_files import encode_mask
 
-    png, background = io.BytesIO(), meta.task.background_class
-    encode_mask(answer.class_map, meta.classes, background).save(png, format="PNG")
-    counts = Counter(component["label"] for component in answer.answer["components"])
-    found = {name: area for name, area in answer.answer["areas"].items() if name != background}
-    facts = {f"area_{name}": float(area) for name, area in found.items()}
-    facts |= {f"components_{name}": float(counts[name]) for name in found}
-    return {"label": answer.label, "mask": base64.b64encode(png.getvalue()).decode(), **facts}
+    png = io.BytesIO()
+    encode_mask(answer.class_map, meta.classes, meta.task.background_class).save(png, format="PNG")
+    return fields | {"mask": base64.b64encode(png.getvalue()).decode()}
 
 
 def read_bound_hash(adapter: Path) -> str:
@@ -93,34 +87,21 @@ def read_bound_hash(adapter: Path) -> str:
     return bound
 
 
-def read_base64(text: str, row: int = 0) -> io.BytesIO:
+def read_image(text: object, row: int) -> io.BytesIO:
     """The bytes of one image of a request, not decoded yet. Raises DataError that names the row, never skips it."""
     from PIL import Image
 
     from components.data.sources.images import FORMATS, UNDECODABLE
-    from components.errors import DataError
+    from components.serving.columns import read_base64, refuse_image
 
+    data = read_base64(text, row)
     try:
-        data = base64.b64decode(text, validate=True)
         Image.open(io.BytesIO(data), formats=FORMATS).close()
     except Image.DecompressionBombError:
         pass  # the predictor says which limit the size breaks
-    except (binascii.Error, *UNDECODABLE) as error:
-        raise DataError(
-            f"image in row {row}",
-            expected="the base64 text of a JPEG or PNG file",
-            found=str(error),
-            hint='Send {"dataframe_records": [{"image": "<base64>"}]}.',
-        ) from None
+    except UNDECODABLE as error:
+        raise refuse_image(row, str(error)) from None
     return io.BytesIO(data)
-
-
-def read_box(value: object, row: int = 0) -> Any:
-    """The box of one row of a request, None where the cell is empty. Raises DataError that names the row."""
-    from components.serving.questions import parse_box
-
-    missing = value is None or value != value or value == ""  # a missing cell is NaN in pandas
-    return None if missing else parse_box(str(value), f"box in row {row}")
 
 
 mlflow.models.set_model(AdapterModel())

@@ -37,6 +37,7 @@ YOLO = (
     "Write the boxes in pixels as a csv with the columns image, x0, y0, x1 and y1: YOLO label files, which hold shares "
     "of the picture's sides, are read by `tessera import` only."
 )
+LONGEST_BOX = 200  # characters
 CORNERS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
 
 
@@ -156,6 +157,7 @@ def _why_ignored(file: Path) -> str:
 
 def parse_box(text: str, where: str) -> Box:
     """`x0,y0,x1,y1` or `x0 y0 x1 y1` in whole pixels. Raises DataError naming where it was written."""
+    text = text if len(text) <= LONGEST_BOX else f"{text[:LONGEST_BOX]}…"  # a request's text, which is anybody's
     numbers = re.fullmatch(r"\s*\(?\[?\s*" + r"[\s,]+".join([r"(-?\d{1,9})(?:\.0*)?"] * 4) + r"\s*\]?\)?\s*", text)
     if numbers is None:
         hint = "Write four whole numbers: left, top, right and bottom, the last two exclusive."
