@@ -139,10 +139,19 @@ def require_challenger(domain: str, number: int | None) -> Version:
 def find_trouble(domain: str) -> PromotionError | None:
     """Why the alias `champion` is not where the ledger's last record left it, and the command that restores it.
 
-    None where all is well, or a move is under way. Where a process that woke up late may be about to correct the alias,
+    None where all is well, or a move is under way. Where a process that resumed late may be about to correct the alias,
     it gets the time.
     """
     ledger = load_ledger(domain)
+    if ledger.champion != find_last_move(ledger):
+        time.sleep(PATIENCE)
+        ledger = load_ledger(domain)
+    return explain_champion(ledger)
+
+
+def explain_champion(ledger: Ledger) -> PromotionError | None:
+    """The same of a ledger as it was read."""
+    domain = ledger.domain
     if not ledger.run_id and (lost := find_lost_ledger(domain)):
         return PromotionError(
             f"champion of {domain}",
@@ -150,9 +159,6 @@ def find_trouble(domain: str) -> PromotionError | None:
             found=f"none: it was deleted in MLflow, which cannot be undone; the records are parameters of run {lost}",
             hint=f"Train and promote one with `tessera retrain {domain}`, which begins a new ledger.",
         )
-    if ledger.champion != find_last_move(ledger):
-        time.sleep(PATIENCE)
-        ledger = load_ledger(domain)
     there, recorded = ledger.champion, find_last_move(ledger)
     if there == recorded or ledger.settled < ledger.last:
         return None

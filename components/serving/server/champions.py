@@ -25,7 +25,7 @@ class Champion:
 
 
 class Champions:
-    """By domain. One thread writes (`put`, `remove`, `report`, `settle`), any number read.
+    """By domain. One thread writes (`put`, `remove`, `report`, `ready`, `stale`), any number read.
 
     troubles: domain -> why its newest champion is not served; an older one may still be. ready: whether the registry
     was read once, so that no domain is missing only because nobody has looked. stale: why the registry could not be
@@ -40,6 +40,9 @@ class Champions:
 
     def __getitem__(self, domain: str) -> Champion:
         return self._champions[domain]
+
+    def get(self, domain: str) -> Champion | None:
+        return self._champions.get(domain)
 
     def __contains__(self, domain: object) -> bool:
         return domain in self._champions
