@@ -16,12 +16,18 @@ from components.records.outcomes import Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE = """
+#: Colours of all our pages, light or dark as the reader's system is.
+PALETTE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1f2328;--quiet:#59636e;--link:#0969da;--rule:#d0d7de;--thin:#eaeef2;
 --best:#f6f8fa;--warn:#fff8c5;--edge:#d4a72c;--bar:#afb8c1;--PROMOTE:#1a7f37;--HOLD:#9a6700;--REJECT:#cf222e}
 @media(prefers-color-scheme:dark){
 :root{--paper:#0d1117;--ink:#e6edf3;--quiet:#9198a1;--link:#58a6ff;--rule:#3d444d;--thin:#21262d;
 --best:#161b22;--warn:#2e2510;--edge:#9e6a03;--bar:#484f58;--PROMOTE:#3fb950;--HOLD:#d29922;--REJECT:#f85149}}
+"""
+
+STYLE = (
+    PALETTE
+    + """\
 body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem}
 html{background:var(--paper);color:var(--ink)}a{color:var(--link)}
 table{border-collapse:collapse;width:100%;margin:1rem 0}td,th{padding:.35rem .6rem;text-align:right}
@@ -35,6 +41,7 @@ dt{color:var(--quiet)}dd{margin:0 0 .4rem;overflow-wrap:anywhere}code{font-size:
 .bar i{position:absolute;height:8px;background:var(--link);border-radius:4px}
 .bar b{position:absolute;width:2px;height:14px;top:-3px;background:var(--ink)}
 """
+)
 
 
 def render_page(title: str, body: str, style: str = "") -> str:
