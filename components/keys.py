@@ -40,7 +40,7 @@ GATES = ("components.promotion.gates.decide",)
 OF_MANIFEST = frozenset(
     {"name", "task", "classes", "layout", "rename", "group", "groups", "slices", "split", "validation"}
 )
-OF_CANDIDATE = frozenset({"augmentation", "backbone", "img_size", "fit", "candidates", "training"})
+OF_CANDIDATE = frozenset({"augmentation", "backbone", "img_size", "fit", "candidates", "training", "decision"})
 OF_VERDICT = frozenset({"gates", "search"})
 OF_NONE = frozenset({"title", "description", "intended_use", "source", "licence", "citation", "schedule", "work_pool"})
 #: What training reads of the fields that decide the manifest, in which it leaves no trace.

@@ -25,6 +25,7 @@ from components.records.jobs import Job, load_result
 from components.records.outcomes import Outcome, SearchedTuner, Status, TrainedCandidate, Verdict
 from components.reports import retrain_page
 from components.reports.compare import PICTURE, draw_picture
+from components.reports.decisions import show_share
 from components.reports.suspects import Questioned
 from components.tasks import create_task
 from components.tracking import artifacts, outcomes
@@ -158,6 +159,7 @@ def _train_and_promote(
         candidates=tuple(row.to_row() for row in rows),
         validation=summary.count(),
         suspicion=None if questioned is None else questioned.suspicion,
+        decision=pages.report_passes(plan, best.folder),
         new=begun.new,
         estimate_seconds=begun.estimate.seconds,
         report=pages.report_path(plan),
@@ -276,6 +278,8 @@ def publish(plan: Plan, parent: str, outcome: Outcome, questioned: Questioned | 
     path = pages.write_report(plan, about)
     page, text = pages.write_card(plan, card)
     tags = {"test score": f"{best.test.value:.3f}"}
+    if outcome.decision is not None:
+        tags["test escapes"] = show_share(outcome.decision.test.escapes)
     artifacts.log_card(store, best.run_id, plan.domain.name, outcome.challenger_version, page, text, tags)
     files = [path, picture]
     if questioned is not None and questioned.suspects:

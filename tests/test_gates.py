@@ -163,11 +163,12 @@ EVERYTHING = {
     "costs": {"*": {"dark": 20}},
     "approval": True,
 }
+DECIDED = create_domain(gates=EVERYTHING, decision={"light": {"escape": 0.05}})
 
 
 @pytest.mark.parametrize("gate", GATES)
 def test_every_gate_explains_itself_with_numbers(gate: str) -> None:
-    decision = decide(context(spoil(0.05), spoil(0.3), **EVERYTHING))
+    decision = decide(replace(context(spoil(0.05), spoil(0.3)), domain=DECIDED))
     found = finding(decision, gate)
     assert found.reason.endswith(".")
     assert any(isinstance(value, float) for value in found.evidence.values())

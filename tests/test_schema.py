@@ -31,6 +31,7 @@ def test_every_key_has_a_meaning_and_a_default() -> None:
     assert keys["training.epochs"]["default"] == str(make_domain().training.epochs)
     assert keys["training.dtype"]["allowed"] == "auto | float32 | bfloat16"
     assert keys["split.val"]["allowed"] == "> 0, < 0.5"
+    assert (keys["decision"]["default"], keys["decision.<class>.escape"]["allowed"]) == ("none", "> 0, < 1")
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=[path.parent.name for path in SHIPPED])
@@ -50,6 +51,8 @@ def test_shipped_domains_keep_the_schema(file: Any) -> None:
         ({"task": "magic"}, False),
         ({"split": "given"}, True),
         ({"split": {"val": 0.7}}, False),
+        ({"decision": {"good": {"escape": 0.01, "abstain": True}}}, True),
+        ({"decision": {"good": {"abstain": True}}}, False),
         ({"epochs": 3}, False),
     ],
 )

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from components.domain.canvas import CanvasSize, Fit
 from components.domain.layouts import RESERVED_COLUMNS, Layout
-from components.domain.settings import Gates, Groups, Schedule, Search, Split, Training, Validation
+from components.domain.settings import Decision, Gates, Groups, Schedule, Search, Split, Training, Validation
 from components.domain.strict import NAME_PATTERN, Strict
 
 PRESETS = ("none", "industrial", "pathology", "xray")
@@ -67,6 +67,9 @@ class Domain(Strict):
     """The budget of every candidate."""
     search: Search | None = None
     """How long each candidate's options are searched; not at all when left out."""
+    decision: Mapping[str, Decision] = {}
+    """The class that lets an image pass, and how many of the others may pass with it: `{good: {escape: 0.01}}`. For
+    tasks that answer one label; the most probable class is answered when left out."""
     gates: Gates = Gates()
     """When a challenger may become champion."""
     schedule: Schedule | None = None
@@ -127,6 +130,16 @@ class Domain(Strict):
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError(f"names a class twice: {', '.join(value)}")
+        return value
+
+    @field_validator("decision")
+    @classmethod
+    def _one_class(cls, value: Mapping[str, Decision], info: ValidationInfo) -> Mapping[str, Decision]:
+        known = info.data.get("classes", ())
+        if strangers := sorted(set(value) - set(known)):
+            raise ValueError(f"names {', '.join(strangers)}; the classes are {', '.join(known)}")
+        if len(value) > 1:
+            raise ValueError(f"one class may let an image pass; it names {', '.join(value)}")
         return value
 
     @field_validator("gates")

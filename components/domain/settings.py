@@ -100,6 +100,17 @@ class Search(Strict):
         return self
 
 
+class Decision(Strict):
+    """From which probability on an image is answered the class that lets it pass, such as `good`."""
+
+    escape: float = Field(gt=0, lt=1)
+    """Largest share of the images of other classes that may be answered this class. The lowest threshold that keeps it
+    on validation is chosen; the share is averaged over the images of a group, and then over the groups."""
+    abstain: bool = False
+    """Whether an image is left to a person where this class is the most probable one but below the threshold; else the
+    most probable other class is answered. Scores and gates count it as that class either way."""
+
+
 class Gates(Strict):
     """When a challenger may become champion. Scores are the task's metric on the test groups."""
 

@@ -18,12 +18,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from components.domain.canvas import Fit, Size
 from components.domain.strict import Strict
 from components.errors import AdapterError
 from components.models.tuners import Tuner
+from components.records.decisions import PassRule
 from components.tasks import CLASSIFICATION, Member, TaskRecord
 from components.tasks.calibration import Calibration
 
@@ -83,6 +92,8 @@ class AdapterMeta(Strict):
     adapter.safetensors, filled in when it is written. thresholds: a class's decision threshold, where set.
     temperature: what logits are divided by, so that probabilities are frequencies; fitted on validation, and 1 where
     that does not help. offset: what is added to them then, for boxes. calibration: a sentence on why it is that.
+    decision: from which probability on the class that lets an image pass is answered; adapter.json has no such key
+    where the most probable class is the answer.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -99,6 +110,7 @@ class AdapterMeta(Strict):
     temperature: FiniteFloat = Field(default=1.0, gt=0)
     offset: FiniteFloat = 0.0
     calibration: str = ""
+    decision: PassRule | None = None
     input: InputMeta | None = None
     trainable_params: int
     head_params: int
@@ -110,6 +122,20 @@ class AdapterMeta(Strict):
     def _task_by_name(cls, value: Any) -> Any:
         """Adapters of earlier releases name the task alone."""
         return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _decides_on_a_class(self) -> "AdapterMeta":
+        if self.decision is not None and self.decision.label not in self.classes:
+            raise ValueError(f"decision.label is {self.decision.label}, which is not among the classes")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_decision(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An adapter without a decision has the bytes, and so the sha256, that it has always had."""
+        record: dict[str, Any] = serialize(self)
+        if self.decision is None:
+            record.pop("decision", None)
+        return record
 
     @property
     def label(self) -> str:
@@ -123,7 +149,13 @@ class AdapterMeta(Strict):
     @property
     def calibrated(self) -> Calibration:
         """How outputs become answers."""
-        return Calibration(self.temperature, self.calibration, self.thresholds, self.offset)
+        return Calibration(self.temperature, self.calibration, self.thresholds, self.offset, self.decision)
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """Columns of a served answer and their MLflow types: those of the task, and whether the adapter abstains."""
+        abstained = {"abstained": "boolean"} if self.decision is not None and self.decision.abstain else {}
+        return self.task.outputs(self.classes) | abstained
 
     @property
     def answering(self) -> dict[str, Any]:
@@ -131,7 +163,7 @@ class AdapterMeta(Strict):
 
         The rest says how the adapter came about: data, code, scores.
         """
-        fields = {"tuner", "task", "classes", "backbone", "thresholds", "temperature", "offset", "input"}
+        fields = {"tuner", "task", "classes", "backbone", "thresholds", "temperature", "offset", "decision", "input"}
         fields |= {"adapter_sha256"}
         return self.model_dump(mode="json", include=fields)
 
@@ -167,6 +199,7 @@ class AdapterMeta(Strict):
             temperature=calibration.temperature,
             offset=calibration.offset,
             calibration=calibration.reason,
+            decision=calibration.decision,
             input=inputs,
             trainable_params=tuned,
             head_params=network.num_trainable(with_head=True) - tuned,

@@ -235,9 +235,14 @@ def _unanimous(value: float, confidence: float, num_groups: int, reach: tuple[fl
     The exact binomial bound stands in: a share of 1 - tail^(1/G) of all groups may still behave in the
     worst possible way without one of them having been met.
     """
-    unseen = 1 - ((1 - confidence) / 2) ** (1 / num_groups)
+    unseen = bound_unseen(confidence, num_groups)
     low, high = value - unseen * (value - reach[0]), value + unseen * (reach[1] - value)
     return Interval(value, low, high, num_groups)
+
+
+def bound_unseen(confidence: float, num_groups: int) -> float:
+    """The share of all groups that may still be of a kind of which not one of these groups is; 1 without any group."""
+    return 1 - ((1 - confidence) / 2) ** (1 / num_groups) if num_groups else 1.0
 
 
 def _expanded_tail(tail: float, num_groups: int) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from components.domain.strict import Strict
+from components.records.decisions import PassRule
 from components.records.fields import Count, Md5, Number, Seconds, Sha256, Share
 from components.records.images import ImageCounts
 from components.records.predictions import AnyAnswer
@@ -169,6 +170,33 @@ class Suspicion(Strict):
     text: str
 
 
+class PassRates(Strict):
+    """What happens to the images of one split, as shares averaged over the images of a group and then over the groups.
+
+    passing, others: how many images are of the class that lets an image pass, and of other classes. escapes: share of
+    the others that is answered this class. false_alarms: share of its own images that is not. abstained: share of all
+    images that is left to a person. plain: both shares as they are where the most probable class is answered. A share
+    of no image is None.
+    """
+
+    passing: Count
+    others: Count
+    escapes: Score | None
+    false_alarms: Score | None
+    abstained: Score | None
+    plain_escapes: Score | None
+    plain_false_alarms: Score | None
+
+
+class PassReport(Strict):
+    """A decision, what it does on validation, on which it was chosen, and on test. notes: what limits these figures."""
+
+    rule: PassRule
+    val: PassRates
+    test: PassRates
+    notes: tuple[str, ...]
+
+
 class New(Strict):
     """What a retrain had to make. candidates: by name, as `vpt-deep-s0`, or `search of vpt-deep`."""
 
@@ -181,8 +209,8 @@ class Outcome(Strict):
     """What `tessera retrain --json` prints.
 
     manifest_key, verdict_key: of what it depends on. metric: name of the score that selects, gates and is shown.
-    suspicion: of labels that are boxes. new, estimate_seconds: what had to be made, and how long that was expected to
-    take; None where it was not known. seconds: of the whole retrain.
+    suspicion: of labels that are boxes. decision: of the challenger, where it has one. new, estimate_seconds: what had
+    to be made, and how long that was expected to take; None where it was not known. seconds: of the whole retrain.
     """
 
     domain: str
@@ -202,6 +230,7 @@ class Outcome(Strict):
     candidates: tuple[CandidateRow, ...]
     validation: ImageCounts
     suspicion: Suspicion | None = None
+    decision: PassReport | None = None
     new: New | None = None
     estimate_seconds: Seconds | None = None
     report: Path

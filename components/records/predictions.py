@@ -2,6 +2,7 @@
 
 from components.domain.strict import Strict
 from components.records.boxes import Corners
+from components.records.decisions import PassRule
 from components.records.fields import Box, Count, ErrorRecord, Number, Share
 from components.records.images import LeftOut
 
@@ -9,7 +10,8 @@ from components.records.images import LeftOut
 class Answer(Strict):
     """The answer for one image, or for one box in it; label and probabilities are None where `error` says why.
 
-    path: as it was given. box: as it was asked for. crop: what was cut for it; both None for a whole image.
+    path: as it was given. box: as it was asked for. crop: what was cut for it; both None for a whole image. abstained:
+    the model's decision leaves the image to a person; the label is then None, too.
     """
 
     path: str
@@ -19,6 +21,7 @@ class Answer(Strict):
     probabilities: dict[str, Share] | None
     model_version: Number
     error: ErrorRecord | None
+    abstained: bool = False
 
 
 class LabelsAnswer(Answer):
@@ -73,15 +76,17 @@ AnyAnswer = MapAnswer | BoxesAnswer | LabelsAnswer | Answer
 class Predictions(Strict):
     """What `tessera predict --json` prints.
 
-    thresholds: from which probability on each label or box is answered; None where the most probable class is the
-    answer. input: what one input of the adapter is, as its adapter.json says; None where that is unknown. ignored:
-    files that are no pictures. notes: what was passed over in a file of boxes, and what was written, counted.
+    thresholds: from which probability on each label or box is answered; None where one class is the answer. decision:
+    from which probability on that class is the one that lets an image pass; None where it is the most probable one.
+    input: what one input of the adapter is, as its adapter.json says; None where that is unknown. ignored: files that
+    are no pictures. notes: what was passed over in a file of boxes, and what was written, counted.
     """
 
     domain: str
     version: Number
     tuner: str
     thresholds: dict[str, Share] | None
+    decision: PassRule | None = None
     input: dict[str, str | int | float] | None
     predictions: tuple[AnyAnswer, ...]
     answered: Count

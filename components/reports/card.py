@@ -15,8 +15,9 @@ from components.domain.canvas import ImgSize
 from components.domain.domain import Domain
 from components.records.images import ValidationSummary
 from components.records.jobs import SALIENCY_FILE, Result, load_predictions
-from components.records.outcomes import Outcome
+from components.records.outcomes import Outcome, PassReport
 from components.reports import answers
+from components.reports.decisions import describe_decision
 from components.reports.pictures import draw_calibration, draw_mistakes, draw_saliency
 from components.reports.shell import (
     embed_figure,
@@ -47,7 +48,7 @@ HEADS = ("slice", "images", "groups", "score", "between")
 STYLE = ".pair{display:flex;gap:1rem;align-items:flex-start}.pair img{width:50%;min-width:0}"
 LOOKED = (
     "The hardest test images, those whose truth got the least probability, and the patches that speak for the "
-    "answer given: HiResCAM (Draelos & Carin, arXiv 2011.08891) at the patch tokens that enter the last block."
+    "most probable class: HiResCAM (Draelos & Carin, arXiv 2011.08891) at the patch tokens that enter the last block."
 )
 Section = tuple[str, Sequence[tuple[str, str]]]
 
@@ -156,8 +157,10 @@ def _summarise(card: ModelCard) -> str:
 
 def _sections(card: ModelCard) -> list[Section]:
     """Titles, and names with values; the first is what a reader must know before any number."""
+    decision = card.outcome.decision
     return [
         ("Intended use", _describe_use(card)),
+        *([("Decision", _describe_passes(decision))] if decision else []),
         ("Data", _describe_data(card)),
         ("Training", _describe_training(card)),
         ("Gates", [(f"{f.gate}: {name_verdict(f.verdict)}", f.reason) for f in card.outcome.findings]),
@@ -177,6 +180,16 @@ def _describe_use(card: ModelCard) -> list[tuple[str, str]]:
         ("What it tells apart", f"{', '.join(domain.classes)}. {domain.description}".strip()),
         ("Limits", limits),
     ]
+
+
+def _describe_passes(report: PassReport) -> list[tuple[str, str]]:
+    """What the adapter's decision lets pass, and what that costs."""
+    about = describe_decision(report)
+    facts = [
+        (name, f"{test} on test, {val} on validation" + (f"; without the decision {plain} on test" if plain else ""))
+        for name, val, test, plain in about.rows
+    ]
+    return [("Rule", about.rule), *((name.capitalize(), text) for name, text in facts), ("Note", " ".join(about.notes))]
 
 
 def _describe_data(card: ModelCard) -> list[tuple[str, str]]:

@@ -11,8 +11,10 @@ from components.domain.domain import Domain
 from components.records.history import Promotion
 from components.records.images import ValidationSummary
 from components.records.jobs import load_predictions
-from components.records.outcomes import Outcome, Score
+from components.records.outcomes import Outcome, PassReport, Score
 from components.reports import answers
+from components.reports.decisions import HEADS as PASSED
+from components.reports.decisions import describe_decision
 from components.reports.shell import (
     embed_picture,
     render_links,
@@ -77,10 +79,18 @@ def render_markdown(outcome: Outcome, classes: str = "") -> str:
     searches = [f"- {name}: {text}" for name, text in list_searches(outcome.tuners).items()]
     warning = [] if outcome.backbone.trained else [f"> {UNTRAINED}", ""]
     by_name = ["## Classes", "", classes, ""] if classes else []
+    passed = _list_decision(outcome.decision) if outcome.decision else []
     data = f"Data version `{outcome.data_version}`."
     suspicion = [] if outcome.suspicion is None else [f"Labels: {outcome.suspicion.text}", ""]
     parts = [describe_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *compared, *notes, *searches, ""]
-    return without_html("\n".join([*parts, *by_name, *suspicion, data]))
+    return without_html("\n".join([*parts, *passed, *by_name, *suspicion, data]))
+
+
+def _list_decision(report: PassReport) -> list[str]:
+    """A section on what passes, line by line."""
+    about = describe_decision(report)
+    notes = [f"- {text}" for text in about.notes]
+    return ["## Decision", "", about.rule, "", *_list_lines(PASSED, about.rows), "", *notes, ""]
 
 
 def _list_lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -148,7 +158,8 @@ def render_html(report: RetrainReport) -> str:
         f"<h1>{html.escape(title)}</h1><p>{html.escape(domain.description)}</p>{untrained}"
         f"{render_verdict(outcome.verdict, outcome.reason, outcome.warnings)}"
         f"<h2>Candidates</h2>{_render_table(outcome, task)}{_render_gains(outcome)}{picture}"
-        f"{_render_searches(outcome)}{_render_answers(report, task)}{_render_suspects(report)}"
+        f"{_render_searches(outcome)}{_render_decision(outcome)}{_render_answers(report, task)}"
+        f"{_render_suspects(report)}"
         f"<h2>Gates</h2><dl>{findings}</dl>"
         f"<h2>Lineage</h2><dl>{_render_lineage(report)}{render_links(report.pages, card=report.card)}</dl>"
     )
@@ -160,6 +171,17 @@ def _render_gains(outcome: Outcome) -> str:
     rows = "".join(map(render_row, gains.rows))
     table = f"<table>{render_row(gains.heads, 'th')}{rows}</table>" if rows else ""
     return table + "".join(f"<p>{html.escape(text)}</p>" for text in gains.sentences)
+
+
+def _render_decision(outcome: Outcome) -> str:
+    """What the challenger lets pass and what that costs, where it has a decision."""
+    if outcome.decision is None:
+        return ""
+    about = describe_decision(outcome.decision)
+    rows = "".join(map(render_row, about.rows))
+    explained, *doubts = about.notes
+    texts = f"<p>{html.escape(about.rule)}</p><table>{render_row(PASSED, 'th')}{rows}</table>"
+    return f"<h2>Decision</h2>{texts}<p>{html.escape(explained)}</p>{''.join(map(render_warning, doubts))}"
 
 
 def _render_answers(report: RetrainReport, task: Task) -> str:

@@ -1,7 +1,7 @@
 """Columns of requests and answers where both are tables, as MLflow's protocol has them: in its model and in the server.
 
 A row of a request is an image, the base64 text of its file, and, where an adapter was trained on crops, a box. A row of
-an answer has the columns that `Task.outputs` names. No torch here.
+an answer has the columns that `AdapterMeta.outputs` names. No torch here.
 """
 
 import base64
@@ -15,6 +15,7 @@ from components.data.sources.images import Box
 from components.errors import DataError
 from components.records.jobs import PROBABILITY
 from components.serving.questions import parse_box
+from components.tasks.decisions import find_alternative
 
 
 def read_base64(text: object, row: int = 0) -> bytes:
@@ -40,9 +41,12 @@ def flatten(answer: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]
     """One row: these columns of an answer.
 
     answer: the fields of `records.serving.Served`, as far as the task has them; of its classes, the columns take those
-    that are answered: the background has no area.
+    that are answered: the background has no area. Where the model abstains, `label` is what the image counts as.
     """
     row = {name: answer[name] for name in ("label", "labels", "mask") if name in answer}
+    row["abstained"] = bool(answer.get("abstained"))
+    if row["abstained"]:
+        row["label"] = find_alternative(answer["probabilities"])
     if answer.get("objects") is not None:
         row["objects"] = json.dumps(answer["objects"], ensure_ascii=False)
     row |= {f"{PROBABILITY}{name}": share for name, share in (answer.get("probabilities") or {}).items()}

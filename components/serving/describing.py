@@ -30,7 +30,8 @@ UNKNOWN = (
 class Prediction:
     """The answer for one question.
 
-    path: empty where the image came from memory. answer: `{"label": "crack"}`, or what else the task answers. box: as
+    path: empty where the image came from memory. answer: `{"label": "crack"}`, or what else the task answers;
+    `{"label": None, "abstained": True}` where the adapter's decision leaves the image to a person. box: as
     it was asked; crop: what was cut for it. class_map: (H, W) the answer of each pixel of the upright picture, where
     that is what the task answers. found: where the task answers boxes, all of them, the most confident first, also
     those below their threshold, which `answer` leaves out. With either of both, probabilities are None.

@@ -2,11 +2,13 @@
 
 A request is a table with a column `image` of base64 texts and, for an adapter that was trained on crops, a column `box`
 with "x0 y0 x1 y1" in pixels. The answer has one row per request row: `label` (or `labels`, a list, where an image has
-any number of them) and, for every class, `p_<class>`. Where every pixel is answered instead, there are `mask`, the
-base64 text of a PNG with the numbers of the classes, `area_<class>` in pixels and `components_<class>`. Where boxes are
-answered, there are `objects`, the JSON text of a list of label, box and confidence, and `count_<class>`. The parameter
-`whole` says that the images are crops already. Both `mlflow.pyfunc.load_model("models:/<domain>@champion")`
-and `mlflow models serve` with `--env-manager local` end here. The environment must have Tessera installed.
+any number of them) and, for every class, `p_<class>`. An adapter that abstains has also the column `abstained`: where
+it is true a person must look at the image, and `label` is the most probable class that does not let it pass. Where
+every pixel is answered instead, there are `mask`, the base64 text of a PNG with the numbers of the classes,
+`area_<class>` in pixels and `components_<class>`. Where boxes are answered, there are `objects`, the JSON text of a
+list of label, box and confidence, and `count_<class>`. The parameter `whole` says that the images are crops already.
+Both `mlflow.pyfunc.load_model("models:/<domain>@champion")` and `mlflow models serve` with `--env-manager local` end
+here. The environment must have Tessera installed.
 
 The adapter must have the sha256 that stands in the `MLmodel` file beside it; whether that file is the registered one
 only the registry knows (`tessera ledger verify`, `tessera doctor`).
@@ -47,7 +49,7 @@ class AdapterModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow s
         from components.serving.questions import Question
 
         meta = self.predictor.meta
-        columns = list(meta.task.outputs(meta.classes))
+        columns = list(meta.outputs)
         boxes = model_input["box"] if "box" in model_input else [None] * len(model_input)
         questions = [
             Question(read_image(text, row), read_box(box, row), f"image in row {row}")

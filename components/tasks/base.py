@@ -35,6 +35,7 @@ Chances = NDArray[np.floating[Any]]  # probabilities of pixels, of which there a
 Annotation = Literal["label", "labels", "mask", "boxes"]
 
 UNLABELLED = "(none)"  # what a picture without any label is called where people read
+UNDECIDED = "(undecided)"  # and one that is left to a person
 
 
 class Evidence(Protocol):
@@ -183,7 +184,8 @@ class Task(Strict, ABC):
     reads: the layouts that can say it. shown: a second score, which is followed while training. control: the kind of
     the candidate that every retrain compares the others with; None where the linear probe is comparison enough.
     cost_unit: what the mean cost of mistakes is counted per. fit: how pictures are put on the canvas of the training
-    where the domain does not say it.
+    where the domain does not say it. own_limits: what chooses thresholds where answers are more than one label, as a
+    hint for who asks for a `decision`.
     """
 
     kind: str
@@ -193,6 +195,7 @@ class Task(Strict, ABC):
     control: ClassVar[str | None] = None
     cost_unit: ClassVar[str] = "per image"
     fit: ClassVar[Fit] = "squash"
+    own_limits: ClassVar[str] = ""
 
     if TYPE_CHECKING:  # class variables, except where an option chooses the metric
 
@@ -216,6 +219,9 @@ class Task(Strict, ABC):
         if len(domain.classes) < self.fewest_classes:
             expected = f"at least {self.fewest_classes} classes for the task {domain.task_kind}"
             return expected, ", ".join(domain.classes), "Add to `classes` what these are told apart from."
+        if domain.decision and self.annotation != "label":
+            expected = f"a task that answers one label per image for `decision`, not {domain.task_kind}"
+            return expected, f"decision: {', '.join(domain.decision)}", f"Remove it. {self.own_limits}"
         known = {*domain.classes, *self.cost_words}
         named = {name for row in domain.gates.costs.values() for name in row} | set(domain.gates.costs) - {"*"}
         if strangers := sorted(named - known):
@@ -450,6 +456,7 @@ class MapTask(DenseTask, ABC):
     """
 
     annotation: ClassVar[Annotation] = "mask"
+    own_limits: ClassVar[str] = "Each pixel has the most probable class; `gates.costs` says what its mistakes cost."
 
     @abstractmethod
     def keep(self, probabilities: Chances, targets: NDArray[Any]) -> Floats:
@@ -484,6 +491,7 @@ class BoxTask(DenseTask, ABC):
     """
 
     annotation: ClassVar[Annotation] = "boxes"
+    own_limits: ClassVar[str] = "The task's `misses` or `false_alarms` choose from which confidence boxes are shown."
     fit: ClassVar[Fit] = "letterbox"
     unannotated: str
     """Whether pictures without any annotation are left out (`leave_out`), or show no object (`background`)."""
@@ -566,7 +574,9 @@ def number_names(names: pl.Series, classes: Sequence[str]) -> Ints:
 
 def describe_answer(answer: Mapping[str, Any]) -> str:
     """What `Task.answer` says of one sample, as a text like the column `label`."""
-    return str(answer["label"]) if "label" in answer else name_labels(answer["labels"])
+    if "label" in answer:
+        return UNDECIDED if answer["label"] is None else str(answer["label"])
+    return name_labels(answer["labels"])
 
 
 def name_labels(labels: Sequence[str]) -> str:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from components.records.decisions import PassRule
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -25,13 +27,15 @@ class Calibration:
     """What logits are divided by, and a sentence on why it is that.
 
     offset: what is added to them then, for tasks whose confidences are no probabilities by themselves. thresholds:
-    class -> the probability from which on it is answered, for tasks that answer each class by itself.
+    class -> the probability from which on it is answered, for tasks that answer each class by itself. decision: for
+    tasks that answer one of them; None where the most probable one is the answer.
     """
 
     temperature: float = 1.0
     reason: str = ""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     offset: float = 0.0
+    decision: PassRule | None = None
 
 
 class Answers(Protocol):

@@ -29,6 +29,7 @@ from components.tasks.base import (
     number_names,
 )
 from components.tasks.calibration import EXCLUSIVE, Calibration, calibrate
+from components.tasks.decisions import abstains, decide
 
 if TYPE_CHECKING:
     from pandera.polars import Check, Column
@@ -85,10 +86,14 @@ class ClassificationTask(Task):
         return EXCLUSIVE.rescale(probabilities, temperature)
 
     def answer(self, probabilities: Floats, classes: Sequence[str], calibration: Calibration) -> list[dict[str, Any]]:
-        return [{"label": classes[place]} for place in probabilities.argmax(axis=1)]
+        """`{"label": None, "abstained": True}` where a decision leaves the image to a person."""
+        rule = calibration.decision
+        chosen = zip(decide(probabilities, classes, rule), abstains(probabilities, classes, rule), strict=True)
+        return [{"label": None, "abstained": True} if left else {"label": classes[place]} for place, left in chosen]
 
     def answers(self, probabilities: Floats, classes: Sequence[str], calibration: Calibration) -> list[pl.Series]:
-        return [pl.Series(PREDICTED, np.array(classes)[probabilities.argmax(axis=1)])]
+        """An image that is left to a person counts as the most probable other class: as an alarm."""
+        return [pl.Series(PREDICTED, np.array(classes)[decide(probabilities, classes, calibration.decision)])]
 
     def metrics(
         self, targets: Ints, probabilities: Floats, classes: Sequence[str], calibration: Calibration | None = None
@@ -97,7 +102,7 @@ class ClassificationTask(Task):
 
         A class without an image here has no recall and is left out of the balanced accuracy.
         """
-        predicted = probabilities.argmax(axis=1)
+        predicted = decide(probabilities, classes, None if calibration is None else calibration.decision)
         present = np.unique(targets)
         confusion = np.zeros((len(classes), len(classes)), np.int64)  # by truth and prediction
         np.add.at(confusion, (targets, predicted), 1)
@@ -135,7 +140,7 @@ class ClassificationTask(Task):
         return np.array([gates.cost(*pair) for pair in frame.select("label", PREDICTED).iter_rows()]), most
 
     def reliability(self, targets: Ints, probabilities: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        """The probability of the answer, and whether it is right."""
+        """The probability of the most probable class, and whether that is the truth, whatever a decision answers."""
         return probabilities.max(axis=1)[:, None], (probabilities.argmax(axis=1) == targets)[:, None]
 
     def flags(self, frame: pl.DataFrame, classes: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -144,7 +149,10 @@ class ClassificationTask(Task):
         return truth[:, None] == places, answered[:, None] == places
 
     def confidence(self, frame: pl.DataFrame) -> pl.Series:
-        return frame.select(pl.max_horizontal(pl.col(f"^{PROBABILITY}.*$"))).to_series()
+        """The probability of the answer, which under a decision may not be the highest."""
+        return pl.Series(
+            [row[f"{PROBABILITY}{row[PREDICTED]}"] for row in frame.iter_rows(named=True)], dtype=pl.Float64
+        )
 
     def ease(self, frame: pl.DataFrame) -> pl.Series:
         return pl.Series([row[f"{PROBABILITY}{row['label']}"] for row in frame.iter_rows(named=True)], dtype=pl.Float64)

@@ -55,6 +55,7 @@ class MultilabelTask(Task):
     class_words: ClassVar[str] = "average precision"
     shown: ClassVar[str] = "macro_f1"
     annotation: ClassVar[Annotation] = "labels"
+    own_limits: ClassVar[str] = "Each label has a threshold of its own, with the highest F1 on validation."
     reads: ClassVar[frozenset[str]] = frozenset({"csv", "parquet", "coco", "masks"})
 
     kind: Literal["multilabel"] = "multilabel"

@@ -99,8 +99,8 @@ def log_model(store: Store, run_id: str, adapter: Path) -> str:
     meta = load_meta(adapter)
     # Every adapter has the column `box`: MLflow drops what it does not know, and a box must never be passed over.
     inputs = [ColSpec("string", "image"), ColSpec("string", "box", required=False)]
-    types: dict[str, Any] = {"string": "string", "double": "double", "strings": Array(DataType.string)}
-    outputs = [ColSpec(types[kind], name) for name, kind in meta.task.outputs(meta.classes).items()]
+    kinds: dict[str, Any] = {"strings": Array(DataType.string)}
+    outputs = [ColSpec(kinds.get(kind, kind), name) for name, kind in meta.outputs.items()]
     with _active_run(store, run_id), warnings.catch_warnings():
         # MLflow would run inference on an example to find what is stated here: the signature and the requirements.
         warnings.filterwarnings("ignore", message=".*An input example was not provided")

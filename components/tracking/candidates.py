@@ -183,10 +183,12 @@ def _log_numbers(
     store: Store, run_id: str, domain: Domain, result: Result, summary: Mapping[str, float], ended: int
 ) -> None:
     """Log parameters and final metrics. MLflow compares by the parameters that sort first and differ."""
-    tuner = load_meta(result.folder / "adapter").tuner.model_dump(mode="json")
+    meta = load_meta(result.folder / "adapter")
+    tuner = meta.tuner.model_dump(mode="json")
     shared = domain.model_dump(mode="json", include={"training", "augmentation"})
     environment = ", ".join(f"{key} {value}" for key, value in result.environment.items())
     own = {"candidate": result.label, "seed": result.seed, "tuner": tuner, "img_size": result.backbone["img_size"]}
+    own |= {"decision": meta.decision.model_dump(mode="json")} if meta.decision else {}
     store.log_params(run_id, flatten(own | shared | {"environment": environment}))
     final, epochs = {**result.metrics, **summary}, {key for epoch in result.history for key in epoch}
     curves = {key: value for key, value in final.items() if key in epochs}

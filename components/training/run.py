@@ -32,6 +32,7 @@ from components.records.jobs import SALIENCY_FILE, Job, Result, Rung, write_resu
 from components.tasks import choose_fit, create_task
 from components.tasks.base import BoxTask, MapTask
 from components.tasks.calibration import Calibration
+from components.tasks.decisions import choose_decision, name_rates, require_witnesses
 from components.training.asked import Asked
 from components.training.boxes import Boxes
 from components.training.checkpoint import remove_checkpoint
@@ -60,6 +61,8 @@ def do_job(
     manifest = load_samples(job.manifest, job.domain)
     checkpoint = job.folder / CHECKPOINT
     if job.action == "train":
+        val = manifest.filter(pl.col("split") == "val")["label"]
+        require_witnesses(job.domain.decision, val.to_list(), f"domain {job.domain.name}")
         result = _train(job, manifest, checkpoint, tell, stop, peers, started)
     else:
         result = _score(job, manifest)
@@ -232,6 +235,10 @@ def _write_predictions(
         seen = (rows["split"] == "val").to_numpy()
         groups = rows["group"].to_numpy()[seen]
         calibration = task.calibrate(held_out.targets[seen], plain[seen], groups, classes)
+        calibrated = task.rescale(plain[seen], calibration.temperature)
+        calibration = choose_decision(
+            calibration, job.domain.decision, held_out.targets[seen], calibrated, groups, classes
+        )
     probabilities = task.rescale(plain, calibration.temperature)
     frame = frame_predictions(rows, probabilities, job.domain, calibration)
     frame.write_parquet(job.folder / "predictions.parquet")
@@ -244,6 +251,9 @@ def _write_predictions(
         scores = task.metrics(targets, probabilities[mask], classes, calibration)
         scores["ece_uncalibrated"] = task.calibration_error(targets, plain[mask])
         scores["loss"] = float(task.surprise(targets, plain[mask]).mean())
+        if calibration.decision is not None:
+            names = rows["group"].to_numpy()[mask]
+            scores |= name_rates(targets, probabilities[mask], names, classes, calibration.decision)
         metrics |= {f"{split}/{name}": value for name, value in scores.items()}
     return metrics, calibration
 

@@ -32,9 +32,11 @@ from components.records.images import (
     Removed,
 )
 from components.records.operations import Deployment, Diagnosis, DomainRow, Drift, Status
-from components.records.outcomes import Comparison, Demonstrated, Outcome
+from components.records.outcomes import Comparison, Demonstrated, Outcome, PassReport
 from components.records.predictions import Answer, BoxesAnswer, LabelsAnswer, MapAnswer, Predictions
 from components.records.versions import CheckedOut, Named, NamedVersion, Versions
+from components.reports.decisions import HEADS as PASSED
+from components.reports.decisions import describe_decision
 from components.reports.words import (
     HEADS,
     UNTRAINED,
@@ -49,6 +51,7 @@ from components.reports.words import (
     render_gates,
 )
 from components.tasks import TASKS
+from components.tasks.base import UNDECIDED
 
 # Everything a person reads goes to stderr's sibling only through here; `--json` silences it.
 OUT = Console(highlight=False)
@@ -70,6 +73,8 @@ def show_retrain(outcome: Outcome) -> None:
         )
         return
     show_candidates(outcome)
+    if outcome.decision is not None:
+        _show_decision(outcome.decision)
     OUT.print()
     _show_verdict(outcome)
     if outcome.suspicion is not None and outcome.suspicion.images:
@@ -81,6 +86,18 @@ def show_retrain(outcome: Outcome) -> None:
         "Pages    `tessera up` serves MLflow and Prefect; it prints both addresses"
     )
     show_next(name)
+
+
+def _show_decision(report: PassReport) -> None:
+    """What passes by the challenger's decision, what that costs, and what the figures do not show."""
+    about = describe_decision(report)
+    table = _create_table("decision of the best candidate", PASSED)
+    for cells in about.rows:
+        table.add_row(*map(escape, cells))
+    OUT.print(table)
+    OUT.print(escape(about.rule))
+    for text in report.notes:
+        OUT.print(f"[yellow]warning[/]  {escape(text)}")
 
 
 def _show_verdict(outcome: Outcome | Promotion) -> None:
@@ -446,6 +463,10 @@ def _draw_answers(title: str, rows: Sequence[Answer]) -> Table:
             table.add_row(*cells, escape(row.label or ""), *_describe_areas(row))
         elif isinstance(row, BoxesAnswer):
             table.add_row(*cells, *map(escape, _describe_objects(row)))
+        elif row.abstained and row.probabilities is not None:
+            highest, likeliest = max((chance, name) for name, chance in row.probabilities.items())
+            sure = f"{likeliest} {highest:.3f}"
+            table.add_row(*cells, f"[yellow]{UNDECIDED}[/]", escape(sure))
         elif row.label is None or row.probabilities is None:
             table.add_row(*cells, "[red]no answer[/]", "")
         else:

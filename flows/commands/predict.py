@@ -86,6 +86,7 @@ def _summarise(
         version=champion.version,
         tuner=champion.tuner,
         thresholds=dict(meta.thresholds) or None,
+        decision=meta.decision,
         input=None if meta.input is None else meta.input.model_dump(mode="json"),
         predictions=tuple(rows),
         answered=len(rows) - len(failed),

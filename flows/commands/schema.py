@@ -1,7 +1,7 @@
 """`tessera schema`: every key of domain.yaml with its default and meaning, from the records that check it."""
 
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
@@ -53,8 +53,8 @@ def _describe(record: type[BaseModel], before: str) -> Iterator[dict[str, str]]:
             for kind, tuner in TUNERS.items():
                 yield from _describe(tuner, f"candidates({kind}).")
         elif nested is not None:
-            yield _describe_field(key, field, default="none" if field.default is None else "as below")
-            yield from _describe(nested, f"{key}.")
+            yield _describe_field(key, field, default="as below" if field.default else "none")
+            yield from _describe(nested, f"{key}.<class>." if get_origin(field.annotation) is Mapping else f"{key}.")
         else:
             yield _describe_field(key, field)
 

@@ -8,10 +8,12 @@ import polars as pl
 
 from components.domain.domain import Domain
 from components.files import write_whole
+from components.models.adapter import load_meta
+from components.promotion.escapes import report_decision
 from components.promotion.evidence import score_frame
 from components.promotion.statistics import bootstrap
 from components.records.jobs import Result, load_predictions
-from components.records.outcomes import Outcome
+from components.records.outcomes import Outcome, PassReport
 from components.reports import answers, card, retrain_page
 from components.reports.box_tables import count_images
 from components.reports.card import ModelCard, SliceScore
@@ -70,6 +72,14 @@ def describe_classes(about: ModelCard) -> str:
         return ""
     frame = load_predictions(about.result.folder, "test")
     return answers.describe_classes(frame, task, about.domain.classes, about.known)
+
+
+def report_passes(plan: Plan, folder: Path) -> PassReport | None:
+    """What the decision of a trained candidate lets pass and costs; None where it has none. folder: of its training."""
+    rule = load_meta(folder / "adapter").decision
+    if rule is None:
+        return None
+    return report_decision(rule, load_predictions(folder, "val"), load_predictions(folder, "test"), plan.domain)
 
 
 def create_card(plan: Plan, outcome: Outcome, result: Result, parent: str, pages: Mapping[str, str]) -> ModelCard:

@@ -9,6 +9,8 @@
                  margin; HOLD where it is surely worse and its estimate is beyond the margin
     costs        REJECT where mistakes cost surely more than the champion's or, at the estimate, than the limit; HOLD
                  where too few groups are there to know the former
+    escapes      REJECT where surely more images of other classes pass than the domain's `decision` allows; HOLD where
+                 too few groups are there to know
     calibration  REJECT a calibration error over the limit
     latency, memory, size   REJECT what is over the limit, one image at a time on the device that judges
     data         REJECT where validation of the images said no
@@ -32,6 +34,7 @@ from components.promotion.gates.integrity import check_approval, check_data, che
 from components.promotion.gates.quality import (
     check_calibration,
     check_costs,
+    check_escapes,
     check_floor,
     check_improvement,
     warn_of_classes,
@@ -48,6 +51,7 @@ GATES: dict[str, Callable[[Context], Finding | None]] = {
     "improvement": check_improvement,
     "slices": check_slices,
     "costs": check_costs,
+    "escapes": check_escapes,
     "calibration": check_calibration,
     "latency": check_latency,
     "memory": check_memory,

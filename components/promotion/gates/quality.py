@@ -3,6 +3,7 @@
 import polars as pl
 
 from components.domain.domain import Domain
+from components.promotion.escapes import measure_escapes
 from components.promotion.evidence import compare_frames, score_frame
 from components.promotion.gates.base import STRICTEST, Context, require_limit
 from components.promotion.gates.sentences import ask_for_groups, count, points, show, to_evidence
@@ -129,6 +130,29 @@ def _judge_costs(change: Interval) -> tuple[Verdict, str]:
     if change.is_above(0):
         return "REJECT", f"{shown}: surely more."
     return "PROMOTE", f"{shown}: {'surely less' if change.is_below(0) else 'not surely another amount'}."
+
+
+def check_escapes(context: Context) -> Finding | None:
+    """Do surely more images of other classes pass than the domain's `decision` allows?"""
+    domain, frame = context.domain, context.challenger
+    for label, asked in domain.decision.items():
+        share, limit = measure_escapes(frame, label, domain.gates.confidence), asked.escape
+        if share is None:
+            reason = f"No test image of another class than {label}: nothing is known of escapes."
+            return Finding(gate="escapes", verdict="HOLD", reason=reason, evidence={"limit": limit})
+        evidence = to_evidence(share) | {"limit": limit}
+        images = count(int((frame["label"] != label).sum()), "test image")
+        start = (
+            f"Of {images} of other classes {show(share)} {'is' if images.startswith('1 ') else 'are'} answered {label}"
+        )
+        if share.low is None:
+            reason = f"{start}: undecided. {ask_for_groups(share)}"
+            return Finding(gate="escapes", verdict="HOLD", reason=reason, evidence=evidence)
+        over, within = share.is_above(limit), share.is_below(limit)
+        words = "surely over" if over else "surely within" if within else "not surely within"
+        reason = f"{start}: {words} the limit of {points(limit)}."
+        return Finding(gate="escapes", verdict="REJECT" if over else "PROMOTE", reason=reason, evidence=evidence)
+    return None
 
 
 def check_calibration(context: Context) -> Finding | None:

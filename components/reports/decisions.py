@@ -1,0 +1,62 @@
+"""A decision in words and rows: what passes by it and what that costs, as terminal, report, card and MLflow say it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from components.records.decisions import PassRule
+from components.records.outcomes import PassReport, Score
+
+HEADS = ("share of the images", "validation", "test [interval]", "test without it")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """rule: how an image is answered, in a sentence. rows: the shares, below HEADS. notes: what limits the figures."""
+
+    rule: str
+    rows: Sequence[tuple[str, ...]]
+    notes: Sequence[str]
+
+
+def describe_decision(report: PassReport) -> Passes:
+    """The table compares the decision on test with the most probable class as the answer."""
+    label, val, test = report.rule.label, report.val, report.test
+    rows = [
+        ("escapes", show_share(val.escapes), show_share(test.escapes), show_share(test.plain_escapes)),
+        (
+            "false alarms",
+            show_share(val.false_alarms),
+            show_share(test.false_alarms),
+            show_share(test.plain_false_alarms),
+        ),
+    ]
+    if report.rule.abstain:
+        rows.append(("left to a person", show_share(val.abstained), show_share(test.abstained), ""))
+    explained = (
+        f"Escapes: images of other classes that are answered {label} ({val.others} in validation, {test.others} in "
+        f"test). False alarms: images of {label} that are not ({val.passing} and {test.passing}). Shares are averaged "
+        "over the images of a group and then over the groups. The threshold was chosen on validation, so that only "
+        "test shows what it keeps."
+    )
+    return Passes(describe_rule(report.rule), rows, (explained, *report.notes))
+
+
+def describe_rule(rule: PassRule) -> str:
+    """How an image is answered."""
+    limit = f"chosen for escapes of at most {100 * rule.escape:.3g} %"
+    if rule.threshold > 1:
+        return f"No image is answered {rule.label}, whatever its probability ({limit})."
+    left = f"; where {rule.label} is the most probable one but below that, a person must look" if rule.abstain else ""
+    return (
+        f"An image is answered {rule.label} where its probability is at least {rule.threshold:.3g} ({limit}), else the "
+        f"most probable other class{left}."
+    )
+
+
+def show_share(score: Score | None) -> str:
+    """`0.8 % [0.2 2.1]`; `not known` in the place of an interval of too few groups, and of a share of no image."""
+    if score is None:
+        return "not known"
+    if score.low is None or score.high is None:
+        return f"{100 * score.value:.1f} % not known"
+    return f"{100 * score.value:.1f} % [{100 * score.low:.1f} {100 * score.high:.1f}]"
