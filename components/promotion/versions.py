@@ -1,5 +1,6 @@
 """Registered versions of a domain's adapter: found, fetched, and proven against what was registered."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -8,8 +9,11 @@ from typing import Any
 
 from components.domain.strict import Strict
 from components.errors import AdapterError, PromotionError
+from components.files import remove_whole
 from components.models.adapter import require_intact
 from components.promotion.ledger import META_TAG, WEIGHTS_TAG, Ledger, find_binding, is_sha256, load_ledger
+
+log = logging.getLogger("tessera")
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 TAG = "tessera."
@@ -62,23 +66,37 @@ def load_version(domain: str, alias_or_version: str | int) -> Version | None:
     return None if found is None else _to_version(domain, found)
 
 
-def fetch_adapter(version: Version, folder: Path) -> Path:
+def fetch_adapter(
+    version: Version, folder: Path, ledger: Ledger | None = None, *, replace_damaged: bool = False
+) -> Path:
     """The version's adapter as a folder on disk, downloaded once into `folder`, named by its hash and hashed each time.
+
+    ledger: the domain's, where it was just read. replace_damaged: download a copy that was edited, or damaged by a
+    power cut, again, instead of refusing it.
 
     Raises PromotionError when it is not the adapter that was registered and, where it was ever judged, recorded.
     """
-    bound = require_bound(load_ledger(version.domain), version)
+    bound = require_bound(ledger or load_ledger(version.domain), version)
     target = folder / (bound or version.adapter_sha256 or f"{version.domain}-{version.version}")
-    if not target.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-            found = _download(version, Path(partial))
-            try:
-                os.replace(found, target)
-            except OSError:  # another process put it there first
-                if not target.is_dir():
-                    raise
-    _require_registered(version, target, f"Remove {target}: it is a copy, and the next command fetches it again.")
+    hint = f"Remove {target}: it is a copy, and the next command fetches it again."
+    if target.is_dir():
+        try:
+            _require_registered(version, target, hint)
+            return target
+        except PromotionError as error:
+            if not replace_damaged:
+                raise
+            log.warning("Fetching a damaged copy again: %s", error)
+            remove_whole(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        found = _download(version, Path(partial))
+        try:
+            os.replace(found, target)
+        except OSError:  # another process put it there first
+            if not target.is_dir():
+                raise
+            _require_registered(version, target, hint)
     return target
 
 
