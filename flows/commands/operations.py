@@ -1,5 +1,6 @@
-"""Commands on servers and installations: status, doctor, deploy, up, down."""
+"""Commands on servers and installations: status, doctor, deploy, serve, up, down."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,6 +59,28 @@ def deploy(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> No
         return any(row.change == "unreadable" for row in deployment.deployed)
 
     execute(act, shower("show_deployed"), as_json, workspace, failed=unreadable)
+
+
+@app.command()
+def serve(
+    domain: Annotated[
+        list[str] | None, typer.Option("--domain", metavar="NAME", help="Serve this one alone; may be given again.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Another than this machine's own needs a token.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option("--port", help="8080 or the next free one.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="What it holds must be sent by every client.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Answer over HTTP with every domain's champion, until Ctrl-C; promotions and rollbacks are followed."""
+
+    def act(place: "Workspace") -> None:
+        from flows.commands.serve import serve as run
+
+        run(place, domain or [], host, port, token_file)
+
+    execute(act, lambda _: None, False, workspace)
 
 
 @app.command()

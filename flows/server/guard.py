@@ -12,20 +12,19 @@ Only the health check needs no login.
 
 import base64
 import binascii
-import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
+
+from components.serving.server.access import Scope, find_stranger, is_same
 
 HEALTH = ("/health", "/api/health")
 OPEN = "/tessera/open"  # sets the cookie and redirects to a page
 COOKIE = "tessera"
-HOSTS = ("127.0.0.1", "localhost", "::1")
 HINT = "A login is needed: open the page of links that `tessera up` names, or use the login in .tessera/login."
 
 Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -58,16 +57,16 @@ class Guard:
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in HEALTH:
             return True
         scheme, _, text = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "basic" and _is_same(_decode(text.strip()), self.login):
+        if scheme.lower() == "basic" and is_same(_decode(text.strip()), self.login):
             return True
         cookies = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
-        return bool(self.key) and any(name == COOKIE and _is_same(value, self.key) for name, _, value in cookies)
+        return bool(self.key) and any(name == COOKIE and is_same(value, self.key) for name, _, value in cookies)
 
     async def _open(self, scope: Scope, send: Send) -> None:
         """Answer a link of the page of links: store the key in a cookie and redirect, within this server only."""
         asked = parse_qs(scope["query_string"].decode("latin-1"))
         key, page = asked.get("key", [""])[0], asked.get("to", ["/"])[0]
-        if not self.key or not _is_same(key, self.key):
+        if not self.key or not is_same(key, self.key):
             return await _refuse(
                 scope, send, 401, "This link belongs to another `tessera up`: open its page of links again."
             )
@@ -85,7 +84,7 @@ class Guard:
             nonlocal known
             message = await receive()
             if not known and message["type"] == "websocket.receive":
-                known = _is_same(_read_token(message), self.login)
+                known = is_same(_read_token(message), self.login)
                 if not known:
                     await send({"type": "websocket.close", "code": 1008, "reason": "login"})
                     return {"type": "websocket.disconnect", "code": 1008}
@@ -94,37 +93,11 @@ class Guard:
         return ask
 
 
-def find_stranger(scope: Scope, headers: Mapping[str, str]) -> str | None:
-    """Why a request is refused as foreign; None for requests of this machine's programs and the server's own pages."""
-    host = headers.get("host", "")
-    if _read_host(host) not in HOSTS:
-        return "This server answers only to the names of its own machine."
-    origin = headers.get("origin")
-    if origin is not None and origin != f"http://{host}":
-        return "The request comes from another page; only this server's own pages may send requests."
-    if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site"):
-        goes_there = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
-        if not goes_there or scope.get("method") != "GET":
-            return "The request comes from another page; only this server's own pages may send requests."
-    return None
-
-
-def _read_host(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
-
-
 def _decode(text: str) -> str:
     try:
         return base64.b64decode(text, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError, ValueError):
         return ""
-
-
-def _is_same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode(), wanted.encode())
 
 
 def _read_token(message: Message) -> str:

@@ -1,0 +1,104 @@
+"""Answers of the server as its records and as bytes: of a prediction, of an error, of the domains. No torch here."""
+
+import base64
+import io
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from components.data.batches.geometry import place, restore
+from components.errors import TesseraError
+from components.models.adapter import AdapterMeta
+from components.records.fields import ErrorRecord
+from components.records.serving import Served, ServedDomain, ServedDomains, ServedError
+from components.serving.describing import UNKNOWN, Prediction
+from components.serving.looks import Look
+from components.serving.server.champions import Champion, Champions
+
+LONGEST = 512  # pixels of the longer side of a drawn saliency
+JSON = "application/json"
+
+
+def create_answer(champion: Champion, prediction: Prediction, request_id: str, saliency: str | None) -> Served:
+    """The record of one answer. saliency: as `draw_saliency` returns it."""
+    answer = prediction.answer
+    abstained = bool(answer.get("abstained"))
+    return Served(
+        domain=champion.domain,
+        version=champion.version,
+        adapter_sha256=champion.adapter_sha256,
+        id=request_id,
+        label=None if abstained else prediction.label,
+        probabilities=prediction.probabilities,
+        labels=answer.get("labels"),
+        abstained=abstained,
+        objects=answer.get("objects"),
+        counts=answer.get("counts"),
+        areas=answer.get("areas"),
+        components=answer.get("components"),
+        mask=None if prediction.class_map is None else _write_png(prediction.class_map),
+        box=prediction.box,
+        crop=prediction.crop,
+        saliency=saliency,
+        warnings=() if champion.resident.meta.input else (UNKNOWN,),
+    )
+
+
+def draw_saliency(grid: NDArray[np.float32], meta: AdapterMeta, look: Look) -> str:
+    """Base64 of a grey PNG over the picture or crop, at most LONGEST pixels long.
+
+    grid: (rows, columns) of the canvas's patches, from 0 to 1.
+    """
+    shrunk = min(1.0, LONGEST / max(look.size))
+    width, height = (max(1, round(side * shrunk)) for side in look.size)
+    lying = place(look.size, meta.backbone.img_size, meta.fit)
+    (drawn,) = restore(grid[None], lying, (height, width))
+    return _write_png((255 * drawn.clip(0, 1)).round().astype(np.uint8))
+
+
+def _write_png(grey: NDArray[np.uint8]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def create_error(request_id: str, error: TesseraError) -> ServedError:
+    return ServedError(id=request_id, error=ErrorRecord.of(error))
+
+
+def write_answer(answer: Served | ServedError) -> bytes:
+    """As JSON. Fields that this answer does not have are left out: their defaults say so."""
+    return answer.model_dump_json(exclude_defaults=True).encode()
+
+
+def write_answers(answers: Iterable[Served | ServedError]) -> bytes:
+    return b"[" + b",".join(map(write_answer, answers)) + b"]"
+
+
+def describe_champions(champions: Champions) -> ServedDomains:
+    """All domains that are served or have a trouble, by name."""
+    names = sorted({*champions, *champions.troubles})
+    return ServedDomains(
+        ready=champions.ready,
+        stale=champions.stale,
+        domains=tuple(_describe_domain(champions, name) for name in names),
+    )
+
+
+def _describe_domain(champions: Champions, name: str) -> ServedDomain:
+    trouble, champion = champions.troubles.get(name, ""), champions.get(name)
+    meta = champion.resident.meta if champion else None
+    return ServedDomain(
+        domain=name,
+        version=champion.version if champion else None,
+        adapter_sha256=champion.adapter_sha256 if champion else None,
+        tuner=meta.label if meta else None,
+        task=meta.task.kind if meta else None,
+        annotation=meta.task.annotation if meta else None,
+        classes=tuple(meta.classes) if meta else (),
+        input=meta.input.kind if meta and meta.input else None,
+        size=champion.resident.size if champion else 0,
+        trouble=trouble,
+    )
