@@ -54,7 +54,7 @@ def test_no_function_is_longer_than_fifty_lines() -> None:
 
 def test_every_command_is_described() -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert names <= set(re.findall(r"tessera (\w+)", README)) | {"demo"}
+    assert names <= set(re.findall(r"tessera ([\w-]+)", README)) | {"demo"}
 
 
 def test_the_files_that_make_test_starts_first_are_there() -> None:

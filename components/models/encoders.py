@@ -140,7 +140,7 @@ class BlindEncoder(nn.Module):
     def forward(self, images: Tensor, needs: Needs = POOLED) -> Tokens:
         height, width = self.vit.patch_embed.patch_size
         rows, columns = images.shape[-2] // height, images.shape[-1] // width
-        empty = images.new_zeros(1, 1, self.vit.embed_dim).expand(len(images), rows * columns, -1)
+        empty = images.new_zeros(1, 1, self.vit.embed_dim).expand(images.shape[0], rows * columns, -1)
         return Tokens(
             (rows, columns),
             pooled=empty[:, 0] if needs.pooled else None,

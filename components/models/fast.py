@@ -45,7 +45,7 @@ def forward_fast(
         prompts = None if prompts is None else prompts.to(x.dtype)
         if prompts is not None and source is not None and source.flows:
             flowing = prompts.shape[1]
-            x = torch.cat([x[:, :prefix], prompts.expand(len(x), -1, -1), x[:, prefix:]], dim=1)
+            x = torch.cat([x[:, :prefix], prompts.expand(x.shape[0], -1, -1), x[:, prefix:]], dim=1)
             prompts = None
         queries = 1 if first_alone and index == depth - 1 else None
         if vit.grad_checkpointing and torch.is_grad_enabled():
@@ -101,7 +101,7 @@ def _attend_at_once(attn: Any, asking: Tensor, asked: Tensor, pairs: Tensor | No
     q = _project(attn.qkv, asking, 0, attn.attn_dim)
     k, v = _project(attn.qkv, asked, attn.attn_dim).chunk(2, dim=-1)
     if pairs is not None:
-        prompt_k, prompt_v = pairs.expand(len(asked), -1, -1).chunk(2, dim=-1)
+        prompt_k, prompt_v = pairs.expand(asked.shape[0], -1, -1).chunk(2, dim=-1)
         k, v = torch.cat([prompt_k, k], dim=1), torch.cat([prompt_v, v], dim=1)  # (B, N+T, D)
     q, k, v = (part.reshape(*part.shape[:2], attn.num_heads, -1).transpose(1, 2) for part in (q, k, v))  # (B, h, ., d)
     mixed = attend(attn.q_norm(q), attn.k_norm(k), v, attn.scale, attn.fused_attn)

@@ -186,8 +186,8 @@ class TokenProjector(nn.Module):
         plain = F.layer_norm(x, x.shape[-1:], eps=self.norm.eps)[:, self.prefix :]  # (B, HW, D)
         mixed = torch.matmul(fold.to(x.dtype), plain).to(fold.dtype)  # (B, N, D)
         mixed = mixed * self.norm.weight + fold.sum(1, keepdim=True) * self.norm.bias
-        channels = mixed.new_ones(len(x), x.shape[-1], 1, 1)
-        kept = self.channel_dropout(channels).view(len(x), 1, -1)
+        channels = mixed.new_ones(x.shape[0], x.shape[-1], 1, 1)
+        kept = self.channel_dropout(channels).view(x.shape[0], 1, -1)
         projected: Tensor = mixed * kept + self.linear.bias[:, None]
         return projected
 

@@ -19,6 +19,9 @@ from components.tracking.runs import PARENT_TAG
 from components.tracking.store import Store
 
 RESULT_FILE = "result.json"
+PREDICTIONS = "predictions.parquet"
+EXPORT = "export"  # artifact folder of a version's export
+EXPORT_TAG = "tessera.export_sha256"  # of a version: the sha256 of its model.onnx
 MANIFEST_FILE = f"{DATA}/manifest.parquet"
 SCORES = "scores"  # artifact folder of registered versions' predictions
 MOST_DESCRIPTION = 5000  # characters: the store's column
@@ -87,6 +90,22 @@ def _fetch_result(store: Store, run_id: str, path: str, folder: Path) -> Result:
     write_result(result)
     partial.unlink()
     return result
+
+
+def fetch_predictions(store: Store, run_id: str, target: Path) -> bool:
+    """Download a candidate's predictions to the file `target`; False where its run has none."""
+    found = store.read_or_none(lambda client: client.list_artifacts(run_id))
+    if PREDICTIONS not in {item.path for item in found or ()}:
+        return False
+    fetch_file(store, run_id, PREDICTIONS, target)
+    return True
+
+
+def log_export(store: Store, run_id: str, domain: str, version: int, folder: Path, sha256: str) -> None:
+    """Log an exported adapter to the run of its registered version, which gets the sha256 of model.onnx as a tag."""
+    with store.client() as client:
+        client.log_artifacts(run_id, str(folder), EXPORT)
+        client.set_model_version_tag(domain, str(version), EXPORT_TAG, sha256)
 
 
 def log_model(store: Store, run_id: str, adapter: Path) -> str:

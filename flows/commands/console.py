@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from components.records.exports import ModelExport
 from components.records.history import (
     History,
     HistoryAt,
@@ -404,6 +405,27 @@ def show_export(outcome: Exported) -> None:
     OUT.print(f"{outcome.domain}: {outcome.rows} rows, {outcome.files} files in {outcome.folder}", markup=False)
     for what, count in outcome.notes.items():
         OUT.print(f"[yellow]Warning[/]  {escape(what)}: {count:,}", soft_wrap=True)
+
+
+def show_model_export(outcome: ModelExport) -> None:
+    """What was written, what was verified, and what the gate of int8 said."""
+    card, verified, int8 = outcome.card, outcome.card.verified, outcome.card.int8
+    OUT.print(
+        f"{outcome.domain} version {outcome.version} ({card.tuner}) in {escape(str(outcome.folder))}", soft_wrap=True
+    )
+    for name, size in outcome.files.items():
+        OUT.print(f"  {escape(name):<18} {size / 1e6:8.2f} MB")
+    if verified is not None:
+        kind = "drawn pictures, because images of the test split are not here" if verified.synthetic else "test images"
+        apart = max(verified.largest_difference, verified.graph_difference)
+        told = f"{verified.equal} of {verified.images} answers equal Tessera's in float32"
+        OUT.print(f"Verified on {kind}: {told}, probabilities within {apart:.1g}", soft_wrap=True)
+    if int8 is not None:
+        OUT.print(f"[{'green' if int8.kept else 'yellow'}]int8[/] {escape(int8.reason)}", soft_wrap=True)
+    for problem in outcome.problems:
+        OUT.print(f"[red]problem[/] {escape(problem)}", soft_wrap=True)
+    if outcome.logged:
+        OUT.print(f"Logged to MLflow beside the version, as export/ of run {outcome.logged}", soft_wrap=True)
 
 
 def show_ledger_export(outcome: LedgerExport) -> None:

@@ -19,6 +19,7 @@ from flows.commands.app import (
 
 if TYPE_CHECKING:
     from components.domain.strict import Strict
+    from components.records.exports import ModelExport
     from components.records.history import (
         History,
         LedgerExport,
@@ -298,6 +299,38 @@ def predict(
         return predictions
 
     execute(act, shower("show_predictions"), as_json, workspace, failed=exit_code)
+
+
+@app.command("export-model")
+def export_model(
+    domain: DomainArgument,
+    place: Annotated[
+        list[str],
+        typer.Argument(metavar="[VERSION] DIR", help="A registered version (default the champion), and a new folder."),
+    ],
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="A graph of 8-bit weights as well, if the test images say that it may be used."),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Write nothing: check the export that is in DIR already.")
+    ] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write a version as ONNX, with what is needed to run it without Tessera; exit code 1 if int8 is refused."""
+    from flows.commands import export_model as steps
+
+    def act(home: "Workspace") -> "ModelExport":
+        from flows.plan import load_checked_domain
+
+        version, folder = steps.read_place(place)
+        load_checked_domain(home, domain)
+        if verify:
+            return steps.verify_export(home, domain, version, folder)
+        return steps.export_model(home, domain, version, folder, int8=int8)
+
+    execute(act, shower("show_model_export"), as_json, workspace, failed=steps.exit_code)
 
 
 def _was_held(record: "Strict") -> bool:

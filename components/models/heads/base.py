@@ -83,6 +83,13 @@ class Head(nn.Module, ABC):
     def decode(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         """Probabilities (B, C, ...)."""
 
+    def decode_graph(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+        """What an exported graph puts out: `decode`, or what it begins with where it is more than a graph can hold.
+
+        components/serving/prepare.py does the rest.
+        """
+        return self.decode(outputs, temperature)
+
     def fill(self, solutions: Sequence[Solution]) -> None:
         """Take the optimum of a linear probe: the solutions of the task's problems, in their order."""
         raise TypeError(f"{type(self).__name__} is trained, not solved")

@@ -91,7 +91,7 @@ class DetectionHead(Head):
         level = self.tower(level)
         with torch.autocast(level.device.type, enabled=False):
             answers = self.answer(level.float()).flatten(2).transpose(1, 2)
-            centres = find_centres(level, stride).expand(len(answers), -1, -1)
+            centres = find_centres(level, stride).expand(answers.shape[0], -1, -1)
             logits, sides = torch.split(answers, [self.classes, 4], dim=2)
             low, high = (sides.clamp(-8, 8).exp() * (REACH * stride)).chunk(2, dim=2)
             return torch.cat([logits + RARE, centres - low, centres + high, centres], dim=2)
@@ -122,25 +122,31 @@ class DetectionHead(Head):
     def decode(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         """(B, K, 6) what is found, the most confident first: x0, y0, x1, y1, class, confidence; filled up with rows of
         class NONE."""
-        logits, boxes, _ = torch.split(outputs, [self.classes, 4, 2], dim=2)
-        scores = (logits / temperature).sigmoid().flatten(1)
-        scores, places = scores.topk(min(CANDIDATES, scores.shape[1]))
-        image, rank = torch.nonzero(scores >= LEAST, as_tuple=True)
-        points, classes = places[image, rank] // self.classes, places[image, rank] % self.classes
-        # To tell classes and pictures apart, batched_nms moves boxes: none may lie left of or above the canvas, and far
-        # out, float32 would round them.
-        chosen, scores = boxes[image, points].clamp(min=0), scores[image, rank]
-        kept = batched_nms(chosen.double(), scores.double(), image * self.classes + classes, OVERLAP)
+        candidates = self.decode_graph(outputs, temperature)
+        image, rank = torch.nonzero(candidates[..., 5] >= LEAST, as_tuple=True)
+        rows = candidates[image, rank]
+        place_of = image * self.classes + rows[:, 4].long()
+        kept = batched_nms(rows[:, :4].double(), rows[:, 5].double(), place_of, OVERLAP)
         kept = kept[image[kept].argsort(stable=True)]
         starts = torch.bincount(image[kept], minlength=len(outputs)).cumsum(0).roll(1)
         starts[0] = 0
         place = torch.arange(len(kept), device=kept.device) - starts[image[kept]]
         found = outputs.new_zeros(len(outputs), MOST_FOUND, 6)
         found[..., 4] = NONE
-        rows = torch.cat([chosen, classes[:, None].to(chosen), scores[:, None]], dim=1)[kept]
         some = place < MOST_FOUND
-        found[image[kept][some], place[some]] = rows[some]
+        found[image[kept][some], place[some]] = rows[kept][some]
         return found
+
+    def decode_graph(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
+        """(B, K, 6) the boxes that suppression chooses from, the most confident first; also those below LEAST."""
+        logits, boxes, _ = torch.split(outputs, [self.classes, 4, 2], dim=2)
+        scores = (logits / temperature).sigmoid().flatten(1)
+        scores, places = scores.topk(min(CANDIDATES, scores.shape[1]))
+        points, classes = places // self.classes, places % self.classes
+        # To tell classes and pictures apart, batched_nms moves boxes: none may lie left of or above the canvas, and far
+        # out, float32 would round them.
+        chosen = boxes.gather(1, points[..., None].expand(-1, -1, 4)).clamp(min=0)
+        return torch.cat([chosen, classes[..., None].to(chosen), scores[..., None]], dim=2)
 
 
 def pad_even(x: Tensor) -> Tensor:

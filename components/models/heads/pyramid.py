@@ -38,7 +38,7 @@ def join_layers(tokens: Tokens) -> Tensor:
 
 def lay_out(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, HW, D) to (B, D, H, W)."""
-    return x.transpose(1, 2).reshape(len(x), -1, *grid)
+    return x.transpose(1, 2).reshape(x.shape[0], -1, *grid)
 
 
 def enlarge(x: Tensor, beside: Tensor) -> Tensor:
