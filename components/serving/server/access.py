@@ -17,8 +17,8 @@ from components.errors import WorkspaceError
 HOSTS = ("127.0.0.1", "localhost", "::1")
 LEAST_TOKEN = 16  # characters
 #: What a token does not protect: probes, and pages that hold nothing of a domain.
-OPEN = ("/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready", "/ping", "/health")
-OPEN_FOLDERS = ("/swagger/",)
+OPEN = ("/", "/page.css", "/page.js", "/docs", "/openapi.json", "/ping", "/health")
+OPEN_FOLDERS = ("/swagger/", "/v2/health/")
 
 Scope = MutableMapping[str, Any]
 

@@ -7,7 +7,6 @@ loads anything from elsewhere.
 """
 
 from importlib.metadata import version as find_version
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
@@ -20,12 +19,12 @@ from components.data.sources.images import Box
 from components.errors import DataError, TesseraError
 from components.records.serving import Served, ServedDomains, ServedError
 from components.serving.questions import parse_box
+from components.serving.server import page
 from components.serving.server.answers import JSON, create_error, describe_champions, write_answer, write_answers
 from components.serving.server.door import Door
 from components.serving.server.metrics import MEDIA_TYPE
 from components.serving.server.service import Asked, Refusal, Service
 
-PAGE = Path(__file__).with_name("page.html")
 #: Every status that any route may answer with, beside 200.
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ServedError, "description": text}
@@ -128,16 +127,10 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         """What the server measures, for Prometheus."""
         return Response(service.metrics.write(), media_type=MEDIA_TYPE)
 
-    if PAGE.exists():
-        page = PAGE.read_bytes()
-
-        @app.get("/", include_in_schema=False)
-        async def show_page() -> Response:
-            return Response(page, media_type="text/html; charset=utf-8")
-
+    app.include_router(page.router)
     # The badge of a validator elsewhere would be loaded from there.
     parameters = {"validatorUrl": None, "persistAuthorization": False, "displayRequestDuration": True}
-    patch_fastapi(app, redirect_from_root_to_docs=not PAGE.exists(), swagger_ui_parameters=parameters)
+    patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters=parameters)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
