@@ -24,14 +24,19 @@ from components.workspace import QUIET, REPOSITORY
 START_SECONDS = 120
 
 
-def create_service(adapters: Mapping[str, Path]) -> Service:
-    """A service in this process that serves these adapters as version 1 of their domains; close it."""
+def create_champions(adapters: Mapping[str, Path]) -> Champions:
+    """These adapters on racks, as version 1 of their domains."""
     champions, racks = Champions(), Racks()
     for domain, folder in adapters.items():
         rack, resident = racks.put(domain, folder)
         champions.put(Champion(domain, 1, load_meta(folder).adapter_sha256, rack, resident))
     champions.ready = True
-    return open_service(champions)
+    return champions
+
+
+def create_service(adapters: Mapping[str, Path]) -> Service:
+    """A service in this process that serves these adapters, without a registry; close it."""
+    return open_service(create_champions(adapters))
 
 
 def draw_picture(seed: int = 0, size: tuple[int, int] = (48, 40), form: str = "PNG") -> bytes:

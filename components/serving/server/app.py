@@ -6,6 +6,8 @@ Every error is a `ServedError` as JSON. The OpenAPI document is at /openapi.json
 loads anything from elsewhere.
 """
 
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version as find_version
 from typing import Annotated, Any
 
@@ -20,6 +22,7 @@ from components.errors import DataError, TesseraError
 from components.records.serving import Served, ServedDomains, ServedError
 from components.serving.questions import parse_box
 from components.serving.server import page
+from components.serving.server.access import is_open
 from components.serving.server.answers import JSON, create_error, describe_champions, write_answer, write_answers
 from components.serving.server.door import Door
 from components.serving.server.metrics import MEDIA_TYPE
@@ -71,6 +74,8 @@ def create_app(service: Service, token: str = "") -> FastAPI:
     app.add_exception_handler(TesseraError, _answer_error)
     _add_answers(app, service)
     _add_pages(app, service)
+    if token:
+        app.openapi = partial(_describe_token, app.openapi)  # type: ignore[method-assign]
     return app
 
 
@@ -131,6 +136,17 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     # The badge of a validator elsewhere would be loaded from there.
     parameters = {"validatorUrl": None, "persistAuthorization": False, "displayRequestDuration": True}
     patch_fastapi(app, redirect_from_root_to_docs=False, swagger_ui_parameters=parameters)
+
+
+def _describe_token(describe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The OpenAPI document, with what the token protects."""
+    document = describe()
+    document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if not is_open({"path": path, "method": method.upper()}):
+                operation["security"] = [{"token": []}]
+    return document
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
