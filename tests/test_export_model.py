@@ -25,6 +25,7 @@ from components.models.adapter import AdapterMeta, load_meta
 from components.models.heads import create_head, detection
 from components.models.heads.base import Shape
 from components.promotion import aliases
+from components.records.decisions import PassRule
 from components.records.exports import Card, ExportJob, ModelExport
 from components.serving import export, int8, prepare, proofs
 from components.serving.describing import describe
@@ -223,13 +224,19 @@ def answer_both(meta: AdapterMeta, size: tuple[int, int], rows: Any, candidates:
     return json.loads(json.dumps(expected)), json.loads(json.dumps(answer))
 
 
-def test_labels_are_tesseras(tmp_path: Path) -> None:
-    meta, said = create_meta(tmp_path), set()
+@pytest.mark.parametrize(("rule", "said"), [
+    (None, set(CLASSES)),
+    (PassRule(label="good", threshold=0.5, escape=0.01), set(CLASSES)),
+    (PassRule(label="crack", threshold=0.6, escape=0.1, abstain=True), {*CLASSES, None}),
+    (PassRule(label="pit", threshold=2.0, escape=0.1, abstain=True), {"good", "crack", None}),
+])  # fmt: skip
+def test_labels_and_decisions_are_tesseras(tmp_path: Path, rule: PassRule | None, said: set[str | None]) -> None:
+    meta, answered = create_meta(tmp_path, decision=rule), set()
     for row in np.random.default_rng(3).dirichlet((0.8, 0.8, 0.8), 100):
         expected, found = answer_both(meta, (90, 40), row)
         assert found == expected
-        said.add(found["label"])
-    assert said == set(CLASSES)
+        answered.add(found["label"])
+    assert answered == said
 
 
 def test_several_labels_are_tesseras(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import FiniteFloat
 
 from components.domain.strict import Strict
+from components.records.decisions import PassRule
 from components.records.fields import Box, Count, Number, Sha256, Share
 
 Annotation = Literal["label", "labels", "mask", "boxes"]
@@ -46,7 +47,7 @@ class CardCalibration(Strict):
     temperature: FiniteFloat
     offset: FiniteFloat
     thresholds: dict[str, FiniteFloat]
-    decision: dict[str, Any] | None
+    decision: PassRule | None
     reason: str
 
 

@@ -115,7 +115,6 @@ def _create_card(job: ExportJob, meta: AdapterMeta, graph: Graph) -> Card:
         kind="either", fit=meta.fit, max_megapixels=limits.max_megapixels, min_side=limits.min_side
     )
     dense = isinstance(meta.task, DenseTask)
-    record = meta.model_dump(mode="json")
     return Card(
         domain=job.domain,
         version=job.version,
@@ -125,7 +124,7 @@ def _create_card(job: ExportJob, meta: AdapterMeta, graph: Graph) -> Card:
         data_version=meta.data_version,
         git_commit=meta.git_commit,
         files=_hash_graphs(job.folder),
-        task=record["task"],
+        task=meta.task.model_dump(mode="json"),
         annotation=meta.task.annotation,
         classes=meta.classes,
         background=meta.task.background_class,
@@ -145,7 +144,7 @@ def _create_card(job: ExportJob, meta: AdapterMeta, graph: Graph) -> Card:
             temperature=meta.temperature,
             offset=meta.offset,
             thresholds=dict(meta.thresholds),
-            decision=record.get("decision"),
+            decision=meta.decision,
             reason=meta.calibration,
         ),
         backbone=CardBackbone(name=meta.backbone.name, sha256=meta.backbone.sha256, licence=meta.backbone.licence),
