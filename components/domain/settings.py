@@ -105,7 +105,7 @@ class Decision(Strict):
 
     escape: float = Field(gt=0, lt=1)
     """Largest share of the images of other classes that may be answered this class. The lowest threshold that keeps it
-    on validation is chosen; the share is averaged over the images of a group, and then over the groups."""
+    on validation is chosen, one half at least; the share is averaged over the images of a group, then over groups."""
     abstain: bool = False
     """Whether an image is left to a person where this class is the most probable one but below the threshold; else the
     most probable other class is answered. Scores and gates count it as that class either way."""

@@ -24,12 +24,9 @@ def measure_escapes(frame: pl.DataFrame, label: str, confidence: float) -> Inter
 def report_decision(rule: PassRule, val: pl.DataFrame, test: pl.DataFrame, domain: Domain) -> PassReport:
     """The shares of both splits, and in sentences what they do not show. val, test: predictions by this rule."""
     rates = {split: _measure(rule, frame, domain) for split, frame in (("validation", val), ("test", test))}
-    notes = [text for split, found in rates.items() for text in _list_doubts(split, found, rule, domain)]
-    if rule.threshold > 1:
-        never = (
-            f"No probability keeps the escapes of validation within {rule.escape:.3g}: {rule.label} is never answered."
-        )
-        notes.insert(0, never)
+    never = f"No probability keeps the escapes of validation within {100 * rule.escape:.3g} %: every image is an alarm."
+    notes = [never] * (rule.threshold > 1)
+    notes += [text for split, found in rates.items() for text in _list_doubts(split, found, rule, domain)]
     return PassReport(rule=rule, val=rates["validation"], test=rates["test"], notes=tuple(notes))
 
 
@@ -52,18 +49,18 @@ def _measure(rule: PassRule, frame: pl.DataFrame, domain: Domain) -> PassRates:
 
 
 def _list_doubts(split: str, rates: PassRates, rule: PassRule, domain: Domain) -> list[str]:
-    """Whether so many groups could show the limit at all, and whether the escapes are surely over it."""
+    """Whether so many groups could show the limit at all, and whether the escapes are surely above it."""
     if rates.escapes is None:
-        return [f"No image of another class than {rule.label} in {split}: nothing is known of escapes there."]
-    groups, confidence = rates.escapes.groups or 0, domain.gates.confidence
+        return [f"No {split} image is of another class than {rule.label}: nothing is known of its escapes."]
+    groups, confidence, limit = rates.escapes.groups or 0, domain.gates.confidence, f"{100 * rule.escape:.3g} %"
     unseen, sentences = bound_unseen(confidence, groups), list[str]()
     if unseen > rule.escape:
         needed = math.ceil(math.log((1 - confidence) / 2) / math.log1p(-rule.escape))
         sentences.append(
-            f"{split.capitalize()} is too small to show escapes of at most {rule.escape:.3g}: it has {rates.others} "
-            f"images of other classes in {count_groups(groups)}, and even with no escape among them the true share may "
-            f"be {unseen:.1%} (interval at {confidence:.0%}). It takes {needed:,} groups without an escape."
+            f"{split.capitalize()} has {rates.others:,} images of other classes in {count_groups(groups)}, too few to "
+            f"show escapes of at most {limit}: even with none of them the true share may be {100 * unseen:.1f} % "
+            f"(interval at {confidence:.0%}). That takes {needed:,} groups."
         )
     if rates.escapes.low is not None and rates.escapes.low > rule.escape:
-        sentences.append(f"In {split} the escapes are surely above the limit of {rule.escape:.3g}.")
+        sentences.append(f"On {split} the escapes are surely above the limit of {limit}.")
     return sentences

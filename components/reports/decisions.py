@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from components.records.decisions import PassRule
 from components.records.outcomes import PassReport, Score
 
-HEADS = ("share of the images", "validation", "test [interval]", "test without it")
+HEADS = ("share of images", "validation [95 %]", "test [95 %]", "test, without it")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from components.tasks.calibration import TINY, Calibration
 Flags = NDArray[np.bool_]
 Names = NDArray[np.generic]
 
+EVEN = 0.5
 NEVER = 2.0  # a threshold that no probability reaches, of whatever precision
 
 
@@ -74,10 +75,12 @@ def choose_decision(
 
 
 def choose_threshold(passing: Flags, chances: Floats, groups: Names, limit: float) -> float:
-    """The lowest threshold with which at most this share of the images of other classes passes, (N,) each.
+    """The lowest threshold with which at most this share of the images of other classes passes, (N,) each; at least one
+    half.
 
-    It lies halfway between the highest probability that must not pass and the next one above it, so that rounding
-    changes no answer; NEVER where there is none above it.
+    An image that is more probably of another class never passes: few images of validation can seem to allow it, and
+    those of the next lot pay for it. Above one half the threshold lies halfway between the highest probability that
+    must not pass and the next one, so that rounding changes no answer; it is NEVER where there is no next one.
     """
     names, places = np.unique(groups[~passing], return_inverse=True)
     places = places.reshape(-1)
@@ -86,6 +89,8 @@ def choose_threshold(passing: Flags, chances: Floats, groups: Names, limit: floa
     ranked, escaped = chances[~passing][order], np.cumsum(weights[order])
     ends = np.flatnonzero(np.diff(ranked, append=-1.0))  # the last image of each run of equal probabilities
     barred = ranked[ends[escaped[ends] > limit + TINY][0]]
+    if barred < EVEN:
+        return EVEN
     above = chances[chances > barred]
     if not len(above):
         return NEVER
