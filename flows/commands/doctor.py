@@ -174,7 +174,9 @@ def check_telemetry(_: Workspace) -> Check:
 
 def check_orphans(workspace: Workspace) -> Check:
     """Trainings, servers and workers of this workspace whose starter is gone."""
-    servers, others = (find_orphans(workspace.root, marks) for marks in (("flows.server.child",), OTHER_MARKS))
+    from flows.server.services import MARKS
+
+    servers, others = (find_orphans(workspace.root, marks) for marks in (MARKS, OTHER_MARKS))
     if left := [*servers, *others]:
         found = f"{len(left)} processes nobody waits for: {', '.join(map(str, left))}"
         hints = (["tessera down"] if servers else []) + ([f"kill {' '.join(map(str, others))}"] if others else [])
@@ -207,6 +209,13 @@ def check_prefect(_: Workspace) -> Check:
     return Check(name="prefect", state="ok", found=f"{url}: runs on time, slots with owners{note}")
 
 
+def check_serving(workspace: Workspace) -> Check:
+    """Does the running server of champions serve what the registry names?"""
+    from flows.commands import served
+
+    return served.check_serving(workspace)
+
+
 CHECKS: tuple[Callable[[Workspace], Check], ...] = (
     check_python,
     check_versions,
@@ -217,6 +226,7 @@ CHECKS: tuple[Callable[[Workspace], Check], ...] = (
     check_champions,
     check_remote,
     check_prefect,
+    check_serving,
     check_orphans,
     check_device,
     check_backbone,

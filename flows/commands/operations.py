@@ -87,16 +87,20 @@ def serve(
 def up(
     prefect_port: Annotated[int | None, typer.Option("--prefect-port", help="4200 or the next free one.")] = None,
     mlflow_port: Annotated[int | None, typer.Option("--mlflow-port", help="5000 or the next free one.")] = None,
+    serve_port: Annotated[int | None, typer.Option("--serve-port", help="8080 or the next free one.")] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Run Prefect, MLflow and workers on loopback until Ctrl-C or `tessera down`; what crashes is started again."""
+    """Run Prefect, MLflow, workers and `tessera serve` on loopback until Ctrl-C or `tessera down`.
+
+    What crashes is started again.
+    """
 
     def act(place: "Workspace") -> None:
         from flows.commands import console
         from flows.server.services import Ports, run_services
 
         # Unwrapped, so that the commands it prints can be copied.
-        ports = Ports(prefect_port, mlflow_port)
+        ports = Ports(prefect_port, mlflow_port, serve_port)
         run_services(place, ports, lambda text: console.OUT.print(text, soft_wrap=True, highlight=False, markup=False))
 
     execute(act, lambda _: None, False, workspace, joins=False)

@@ -50,6 +50,7 @@ class Services:
     mlflow: str = ""
     login: str = ""
     key: str = ""  # opens the servers in a browser, from the page of links
+    serve: str = ""  # http://127.0.0.1:8080, the server of champions: it answers some seconds after the others
 
     @property
     def pid(self) -> int:

@@ -1,4 +1,4 @@
-"""`tessera up` and `down`: Prefect server, MLflow server and workers on loopback, kept alive and stopped together.
+"""`tessera up` and `down`: Prefect, MLflow, workers and the server of champions on loopback, kept alive together.
 
 Both servers require the workspace's login (flows/server/guard.py). Their addresses are in a file by which other
 commands find them (flows/server/address.py). All processes end with `tessera up`, however it ends
@@ -47,7 +47,8 @@ PAGE_SECONDS = 30.0  # between two updates of the page of links
 SICK_SECONDS = 60.0  # a server without an answer for this time is restarted
 CRASHES, CRASH_SECONDS = 5, 120.0  # this number of crashes within this time ends `tessera up`
 LOG_BYTES = 20_000_000  # a larger log is rotated when its service starts; one old log is kept
-CHILD = "flows.server.child"  # on the command line of every process that is started here
+CHILD, SERVE = "flows.server.child", "components.serving.server"
+MARKS = (CHILD, SERVE)  # on the command line of every process that is started here
 SERVER_ENV = {
     # Leases of slots survive a restart of the server; in its memory they would be lost and the slots stay taken.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -148,6 +149,7 @@ class Ports:
 
     prefect: int | None = None
     mlflow: int | None = None
+    serve: int | None = None
 
 
 def run_services(workspace: Workspace, ports: Ports, report: Report) -> None:
@@ -188,17 +190,19 @@ def _run_services(workspace: Workspace, ports: Ports, report: Report, held: int)
 
     prefect_port = _choose_port(ports.prefect, 4200, "--prefect-port")
     mlflow_port = _choose_port(ports.mlflow, 5000, "--mlflow-port")
+    serve_port = _choose_port(ports.serve, 8080, "--serve-port")
     found = Services(
         identify(),
         f"http://127.0.0.1:{prefect_port}/api",
         f"http://127.0.0.1:{mlflow_port}",
         load_login(workspace),
         secrets.token_urlsafe(24),
+        f"http://127.0.0.1:{serve_port}",
     )
     for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):  # of other servers, which the servers started here replace
         os.environ.pop(key, None)
     domains = load_domains(workspace).read  # `deploy` below reports domains that cannot be read
-    servers, workers = create_services(workspace, found, list_pools(domains))
+    servers, clients = create_services(workspace, found, list_pools(domains))
     servers[0] = replace(servers[0], held=[held])
     started: list[Service] = []
     try:
@@ -209,7 +213,7 @@ def _run_services(workspace: Workspace, ports: Ports, report: Report, held: int)
             _wait_until_well(service)
         use_services(found, os.environ)
         deploy(workspace)
-        for service in workers:
+        for service in clients:
             service.start()
             started.append(service)
         write_page(workspace, found)
@@ -259,7 +263,7 @@ def stop_services(workspace: Workspace) -> bool:
 
 def end_leftovers(workspace: Workspace) -> bool:
     """End the workspace's servers and workers whose `tessera up` or command is gone; False if there are none."""
-    left = [identify(pid) for pid in find_orphans(workspace.root, (CHILD,))]
+    left = [identify(pid) for pid in find_orphans(workspace.root, MARKS)]
     for sign in (signal.SIGTERM, signal.SIGKILL):
         for process in filter(lives, left):
             with contextlib.suppress(ProcessLookupError):
@@ -271,7 +275,10 @@ def end_leftovers(workspace: Workspace) -> bool:
 
 
 def create_services(workspace: Workspace, found: Services, pools: Sequence[str]) -> tuple[list[Service], list[Service]]:
-    """The servers and workers, not yet started. Secrets are in their environment, never on a command line."""
+    """The servers, and what uses them: workers and the server of champions. None is started yet.
+
+    Secrets are in their environment, never on a command line.
+    """
     logs, child = workspace.state / "logs", [sys.executable, "-m", CHILD]
     page = found.prefect.removesuffix("/api")
     guard = {LOGIN: found.login, KEY: found.key}
@@ -308,13 +315,21 @@ def create_services(workspace: Workspace, found: Services, pools: Sequence[str])
         )
         for pool, limit in [(name, RETRAINS if name == POOL else count_gpus() or 1) for name in pools]
     ]
-    return [prefect, mlflow], workers
+    serve = Service(
+        "serve",
+        [sys.executable, "-m", SERVE, "--port", found.serve.rpartition(":")[2]],
+        logs / "serve.log",
+        f"{found.serve}/v2/health/live",
+        clients,
+    )
+    return [prefect, mlflow], [*workers, serve]
 
 
 def _announce(workspace: Workspace, report: Report, found: Services, domains: Sequence[str]) -> None:
     """Report the addresses; nothing secret."""
     report(f"Prefect  {found.prefect.removesuffix('/api')}")
     report(f"MLflow   {found.mlflow}")
+    report(f"Serve    {found.serve}  answers with every champion")
     report(f"Links    {page_path(workspace).as_uri()}  opens both without a login")
     report(f"Login    {workspace.state / 'login'}  name and password, for programs and other browsers")
     report(f"Logs     {workspace.state / 'logs'}")
