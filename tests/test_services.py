@@ -42,6 +42,8 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
     assert run_tessera(workspace, "check", DOMAIN).code == 0
     api, mlflow = f"http://127.0.0.1:{free_port()}/api", f"http://127.0.0.1:{free_port()}"
     ports = ["--prefect-port", api.removesuffix("/api").rpartition(":")[2], "--mlflow-port", mlflow.rpartition(":")[2]]
+    serve = f"http://127.0.0.1:{free_port()}"
+    ports += ["--serve-port", serve.rpartition(":")[2]]
     log = tmp_path / "up.log"
     up = _start_up(workspace, ports, log)
     try:
@@ -56,6 +58,7 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
         _require_progress(client, api)
         _require_turn_and_event(client, api)
         assert run_tessera(workspace, "history", DOMAIN).outcome["champion_version"] == 1
+        _require_served(workspace, serve)
         _require_flows(workspace, client, api, mlflow)
         _require_links(workspace)
         _require_calm(workspace)
@@ -65,7 +68,9 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
         for name in ("mlflow", "prefect", "worker-tessera"):
             _kill(f"flows.server.child {name.partition('-')[0]}", workspace)
             _wait_for(f"{name} is restarted", 90, up, log)
-        for address in (f"{mlflow}/health", f"{api}/health"):
+        _kill("components.serving.server", workspace)
+        _wait_for("serve is restarted", 30, up, log)
+        for address in (f"{mlflow}/health", f"{api}/health", f"{serve}/v2/health/ready"):
             _wait_for_health(address)
         _require_no_secret(workspace, log.read_text())
         down = run_tessera(workspace, "down")
@@ -77,11 +82,12 @@ def test_up_runs_a_deployment_and_stops_whole(workspace: Path, tmp_path: Path) -
         up.send_signal(signal.SIGINT)
         up.wait(60)
     assert "Stopping" in log.read_text()
-    for address in (api, mlflow):
+    for address in (api, mlflow, serve):
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{address}/health")
     assert not list((workspace / ".tessera").glob("services.*"))
     assert not find_processes("flows.server.child", workspace)
+    assert not find_processes("components.serving.server", workspace)
 
 
 def _start_up(workspace: Path, ports: list[str], log: Path) -> "subprocess.Popen[str]":
@@ -124,6 +130,19 @@ def _require_closed(workspace: Path, client: httpx.Client, api: str, mlflow: str
     for path in (*state.glob("logs/*"), *state.glob("mlflow/*.db*"), *state.glob("prefect/*.db*")):
         assert path.stat().st_mode & 0o077 == 0, path
     assert not (workspace / "attacked").exists()
+
+
+def _require_served(workspace: Path, serve: str) -> None:
+    """The champion of a moment ago answers, and `tessera doctor` knows that it is the registry's."""
+    image = next((workspace / "data" / DOMAIN / "raw").rglob("*.png")).read_bytes()
+
+    def answers() -> bool:
+        return httpx.post(f"{serve}/predict/{DOMAIN}", content=image).status_code == httpx.codes.OK
+
+    wait_until(answers, 30, "the answer of the first champion")
+    assert httpx.post(f"{serve}/predict/{DOMAIN}", content=image).json()["version"] == 1
+    checks = {check["name"]: check for check in run_tessera(workspace, "doctor").outcome["checks"]}
+    assert checks["serving"]["found"] == f"{serve} serves 1 of 1 champions, all current"
 
 
 def _require_no_secret(workspace: Path, told: str) -> None:

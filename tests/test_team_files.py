@@ -13,6 +13,10 @@ import pytest
 import yaml
 from prefect.utilities.templating import apply_values, find_placeholders
 
+from components.serving.server.__main__ import END_SECONDS, read_options
+from components.serving.server.app import create_app
+from components.serving.server.champions import Champions
+from components.serving.server.service import open_service
 from components.workspace import REPOSITORY
 
 COMPOSE = [REPOSITORY / name / "compose.yaml" for name in ("mlflow", "prefect")]
@@ -57,6 +61,60 @@ def test_a_kubernetes_job_asks_for_a_gpu_and_keeps_its_caches() -> None:
     assert container["envFrom"] == [{"secretRef": {"name": "tessera"}}]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert container["env"]["TESSERA_WORKSPACE"] in [mount["mountPath"] for mount in container["volumeMounts"]]
+
+
+@pytest.fixture(scope="module")
+def routes() -> set[str]:
+    """The paths that the server of champions answers to a GET."""
+    service = open_service(Champions())
+    paths = create_app(service).openapi()["paths"]
+    service.close(1)
+    return {path for path, methods in paths.items() if "get" in methods}
+
+
+def test_kubernetes_starts_a_server_that_is_and_asks_it_where_it_answers(routes: set[str]) -> None:
+    deployment, service = yaml.safe_load_all((REPOSITORY / "prefect" / "kubernetes-serve.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"] == labels
+    assert {port["targetPort"] for port in service["spec"]["ports"]} <= {port["name"] for port in container["ports"]}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asks = container[probe]["httpGet"]
+        assert (asks["path"] in routes, asks["port"]) == (True, container["ports"][0]["name"])
+    _require_command(container["args"], container["ports"][0]["containerPort"])
+    token = Path(_read_option(container["args"], "--token-file"))
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert mounts.keys() == {str(token.parent), container["env"][0]["value"]}
+    assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
+    assert pod["terminationGracePeriodSeconds"] > END_SECONDS + int(
+        container["lifecycle"]["preStop"]["exec"]["command"][1]
+    )
+    assert {name for secret in container["envFrom"] for name in secret["secretRef"].values()} == {"tessera"}
+
+
+def test_compose_serves_champions_to_whoever_has_the_token(routes: set[str]) -> None:
+    compose = yaml.safe_load((REPOSITORY / "mlflow" / "compose.yaml").read_text())
+    service = compose["services"]["serve"]
+    _require_command(service["command"], int(service["ports"][0].partition(":")[2]))
+    assert _read_option(service["command"], "--token-file") == f"/run/secrets/{service['secrets'][0]}"
+    assert set(service["secrets"]) == set(compose["secrets"])
+    asked = re.search(r"'http://127.0.0.1:(\d+)(/[^']+)'", service["healthcheck"]["test"][-1])
+    assert asked is not None
+    assert (f"--port={asked[1]}" in service["command"], asked[2] in routes) == (True, True)
+    assert int(service["stop_grace_period"].removesuffix("s")) > END_SECONDS
+    assert {volume.partition(":")[0] for volume in service["volumes"]} <= set(compose["volumes"])
+
+
+def _require_command(words: list[str], port: int) -> None:
+    """A command line that `tessera serve` reads, at this port, for other machines."""
+    assert words[:2] == ["tessera", "serve"]
+    options = read_options(words[2:])
+    assert (options.host, options.port) == ("0.0.0.0", port)
+
+
+def _read_option(words: list[str], name: str) -> str:
+    return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
 
 def _fill(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Registered versions of a domain's adapter: found, fetched, and proven against what was registered."""
 
+import errno
 import logging
 import os
 import tempfile
@@ -17,6 +18,7 @@ log = logging.getLogger("tessera")
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 TAG = "tessera."
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
 LOGGED = "models:/m-"  # how the URI of a model begins that was logged to a run
 
 
@@ -183,7 +185,10 @@ def require_version(domain: str, version: int) -> Version:
 
 
 def _download(version: Version, folder: Path) -> Path:
-    """The adapter out of the artifact store, below `folder`. Raises PromotionError unless it is the registered one."""
+    """The adapter out of the artifact store, below `folder`.
+
+    Raises PromotionError unless it is the registered one, OSError where the disk of `folder` is full.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -192,8 +197,10 @@ def _download(version: Version, folder: Path) -> Path:
     try:
         model = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
-        what, said = f"{version.domain} version {version.version}", " ".join(str(error).split())[:300]
-        raise PromotionError(what, expected="its artifacts in the store", found=said, hint=hint) from None
+        what, said = f"{version.domain} version {version.version}", " ".join(str(error).split())
+        if full := next((code for code in FULL if os.strerror(code) in said), None):  # MLflow keeps only the text
+            raise OSError(full, os.strerror(full), str(folder)) from None
+        raise PromotionError(what, expected="its artifacts in the store", found=said[:300], hint=hint) from None
     found = next((path.parent for path in model.glob("artifacts/*/adapter.json")), model / "artifacts" / "adapter")
     _require_registered(version, found, hint)
     return found

@@ -46,13 +46,13 @@ def main() -> int:
         return error.exit_code
 
 
-def read_options() -> argparse.Namespace:
+def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tessera serve", description="Serve every domain's champion.")
     parser.add_argument("--domain", action="append", default=[], metavar="NAME", help="this one alone; repeatable")
     parser.add_argument("--host", default="127.0.0.1", help="another than loopback needs --token-file")
     parser.add_argument("--port", type=int, help=f"{PORT} or the next free one")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="its content is what requests must bring")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def serve(options: argparse.Namespace, started: threading.Event) -> int:
