@@ -65,12 +65,17 @@ class Load:
         assert process.stdout is not None
         process.stdin.write(json.dumps(order))
         process.stdin.close()
+        lines = list[str]()
+        reader = threading.Thread(target=lines.extend, args=[process.stdout])  # a full pipe would stop the clients
+        reader.start()
         try:
             yield answers
-            answers += [Answered(**json.loads(line)) for line in process.stdout]
+            reader.join()
+            answers += [Answered(**json.loads(line)) for line in lines]
         finally:
             process.kill()
             process.wait()
+            reader.join()
 
 
 def write_pictures(folder: Path, number: int, side: int = 160) -> list[Path]:
