@@ -4,6 +4,7 @@ Dynamic quantisation, one scale per channel, makes a graph four times as small a
 many depends on the adapter. So it is judged on the test images of the version, beside the graph in float32.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,11 @@ def write_int8(folder: Path) -> None:
     """Write model.int8.onnx beside model.onnx."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(folder / GRAPH, folder / INT8, per_channel=True, weight_type=QuantType.QInt8)
+    logging.disable(logging.WARNING)  # it comments on every tensor that it leaves alone
+    try:
+        quantize_dynamic(folder / GRAPH, folder / INT8, per_channel=True, weight_type=QuantType.QInt8)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def judge_int8(folder: Path, meta: AdapterMeta, tests: pl.DataFrame, of: int) -> Int8:

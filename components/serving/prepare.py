@@ -23,8 +23,10 @@ import base64
 import hashlib
 import io
 import json
+import struct
 import sys
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from components.data.sources.tails import JPEG, Jpeg, find_bad_checksum
 
@@ -43,6 +45,8 @@ Source = str | Path | bytes | IO[bytes]
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")
+#: Errors of Pillow's decoders for damaged bytes.
+UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, MemoryError, struct.error, zlib.error)
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -149,16 +153,26 @@ def open_upright(source: Source, limits: Mapping[str, Any]) -> Image.Image:
             image.load()
     except Image.DecompressionBombError:
         raise _too_large("far more", limits) from None
-    except (OSError, SyntaxError, TypeError, EOFError, MemoryError) as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise
+    except UnidentifiedImageError:
+        found = "a file in another format, whatever its name says" if stream.getbuffer().nbytes else "an empty file"
+        raise Unfit(f"an image ({', '.join(FORMATS)})", found, "Export it again.") from None
+    except Unfit:
+        raise
+    except UNDECODABLE as error:
         raise _damaged(str(error) or type(error).__name__) from None
     finally:
         Image.MAX_IMAGE_PIXELS = before
-    stream.seek(0) if not isinstance(stream, Jpeg) else None
-    if loss := stream.find_loss() if isinstance(stream, Jpeg) else find_bad_checksum(stream):
+    if loss := _find_loss(stream):
         raise _damaged(loss)
     return _make_plain(image)
+
+
+def _find_loss(stream: io.BytesIO) -> str | None:
+    """What a decoded file shows of lost pixels."""
+    if isinstance(stream, Jpeg):
+        return stream.find_loss()
+    stream.seek(0)
+    return find_bad_checksum(stream)
 
 
 def _follow(data: bytes) -> io.BytesIO:
