@@ -9,9 +9,9 @@ Letters as in `prompts`; h heads of width d, T = S + HW tokens.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ PROBE_SHAPE = (8, 3, 197, 64)  # (B, h, T, d): small enough to take milliseconds
 PROBE_ROUNDS = 5
 MUST_WIN_BY = 2.0
 KEYS_MULTIPLE = 32  # of a vector register's numbers
+FEW_SCORES_BYTES = 2 << 20
 SCORES_BYTES = 4 << 20  # what stays near a processor core; 2 MB were slower for ViT-B
 
 
@@ -68,40 +69,71 @@ def run_block(block: "Block", x: Tensor, prompts: Tensor | None, queries: int | 
     if prompts is None and queries is None:
         whole: Tensor = block(x)
         return whole
-    attended = block.drop_path1(block.ls1(_attend(block, x, prompts, queries)))
-    x = (x if queries is None else x[:, :queries]) + attended
+    pairs = None if prompts is None else project_prompts(block, prompts)
+    return feed_tokens(block, attend_tokens(block, x, [Keys(slice(None), pairs)], queries))
+
+
+class Keys(NamedTuple):
+    """Keys and values (1 or n, N, 2D) that n rows of a batch, which lie together, have besides their own tokens'."""
+
+    rows: slice
+    pairs: Tensor | None
+
+
+def project_prompts(block: "Block", prompts: Tensor) -> Tensor:
+    """Keys and values (1 or B, N, 2D) of prompts (1 or B, N, D)."""
+    attn: Any = block.attn
+    return _project(attn.qkv, block.norm1(prompts), attn.attn_dim)
+
+
+def attend_tokens(block: "Block", x: Tensor, keys: Sequence[Keys], queries: int | None = None) -> Tensor:
+    """The first half of a block: tokens x (B, T, D), or the first `queries` of them, plus what attention adds.
+
+    keys: for all rows of x, in order. Only the scores are computed by these spans; matrices see the whole batch.
+    """
+    attn: Any = block.attn
+    h = block.norm1(x)
+    asking = h if queries is None else h[:, :queries]
+    if _is_plain(attn) and queries is None and not attn.fused_attn:
+        qkv = attn.qkv(h)
+        parts = [_attend_by_groups(attn, qkv[rows], pairs) for rows, pairs in keys]
+    else:
+        q, kv = _project(attn.qkv, asking, 0, attn.attn_dim), _project(attn.qkv, h, attn.attn_dim)
+        parts = [_attend_at_once(attn, q[rows], kv[rows], pairs) for rows, pairs in keys]
+    mixed = attn.norm(parts[0] if len(parts) == 1 else torch.cat(parts))  # (B, queries or T, D)
+    if attn.gate is not None:
+        mixed = mixed * attn.gate(asking).sigmoid()
+    attended = block.drop_path1(block.ls1(attn.proj_drop(attn.proj(mixed))))
+    out: Tensor = (x if queries is None else x[:, :queries]) + attended
+    return out
+
+
+def feed_tokens(block: "Block", x: Tensor) -> Tensor:
+    """The second half of a block: tokens (B, T, D) plus what the MLP makes of them."""
     out: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
     return out
 
 
-def _attend(block: "Block", x: Tensor, prompts: Tensor | None, queries: int | None) -> Tensor:
-    attn: Any = block.attn
-    h = block.norm1(x)
-    asking = h if queries is None else h[:, :queries]
-    pairs = None if prompts is None else _project(attn.qkv, block.norm1(prompts), attn.attn_dim)  # (1 or B, N, 2D)
-    if _is_plain(attn) and queries is None and not attn.fused_attn:
-        projected = F.linear(h, attn.qkv.weight, attn.qkv.bias)
-        mixed: Tensor = ImageWiseAttention.apply(projected, pairs, attn.num_heads, attn.scale)
-    else:
-        mixed = _attend_at_once(attn, asking, h, pairs)
-    mixed = attn.norm(mixed)  # (B, queries or T, D)
-    if attn.gate is not None:
-        mixed = mixed * attn.gate(asking).sigmoid()
-    out: Tensor = attn.proj_drop(attn.proj(mixed))
-    return out
+def _attend_by_groups(attn: Any, qkv: Tensor, pairs: Tensor | None) -> Tensor:
+    """For a CPU. Without prompts and with few scores there is nothing to gain from rounding the keys' number up."""
+    scores = qkv.shape[0] * attn.num_heads * qkv.shape[1] ** 2 * qkv.element_size()
+    if pairs is None and scores <= FEW_SCORES_BYTES:
+        q, kv = qkv[..., : attn.attn_dim], qkv[..., attn.attn_dim :]
+        return _attend_at_once(attn, q, kv, None)
+    grouped: Tensor = ImageWiseAttention.apply(qkv, pairs, attn.num_heads, attn.scale)
+    return grouped
 
 
 def _is_plain(attn: Any) -> bool:
     return isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)
 
 
-def _attend_at_once(attn: Any, asking: Tensor, asked: Tensor, pairs: Tensor | None) -> Tensor:
-    """The batch's attention in one call, for a GPU, for the few queries of a last block, and where queries and keys
-    are normalised."""
-    q = _project(attn.qkv, asking, 0, attn.attn_dim)
-    k, v = _project(attn.qkv, asked, attn.attn_dim).chunk(2, dim=-1)
+def _attend_at_once(attn: Any, q: Tensor, kv: Tensor, pairs: Tensor | None) -> Tensor:
+    """The attention of queries (B, ., D) to keys and values (B, T, 2D) in one call, for a GPU, for the few queries of
+    a last block, and where queries and keys are normalised."""
+    k, v = kv.chunk(2, dim=-1)
     if pairs is not None:
-        prompt_k, prompt_v = pairs.expand(asked.shape[0], -1, -1).chunk(2, dim=-1)
+        prompt_k, prompt_v = pairs.expand(kv.shape[0], -1, -1).chunk(2, dim=-1)
         k, v = torch.cat([prompt_k, k], dim=1), torch.cat([prompt_v, v], dim=1)  # (B, N+T, D)
     q, k, v = (part.reshape(*part.shape[:2], attn.num_heads, -1).transpose(1, 2) for part in (q, k, v))  # (B, h, ., d)
     mixed = attend(attn.q_norm(q), attn.k_norm(k), v, attn.scale, attn.fused_attn)
@@ -212,9 +244,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, fused: bool) -> Tensor
     return ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
 
 
-def _project(linear: nn.Linear, x: Tensor, first: int, last: int | None = None) -> Tensor:
-    """Some of a linear layer's outputs."""
-    return F.linear(x, linear.weight[first:last], None if linear.bias is None else linear.bias[first:last])
+def _project(linear: Any, x: Tensor, first: int, last: int | None = None) -> Tensor:
+    """Some of a linear layer's outputs, the columns from `first` to `last`."""
+    columns = slice(first, last)
+    if isinstance(linear, nn.Linear):
+        return F.linear(x, linear.weight[columns], None if linear.bias is None else linear.bias[columns])
+    part: Tensor = linear.project(x, columns)  # one that changes rows of the batch, each in its own way
+    return part
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype) -> bool:

@@ -174,15 +174,12 @@ class TokenProjector(nn.Module):
         return projected
 
     def project_folded(self, x: Tensor) -> Tensor:
-        """The same, with everything linear folded into one matrix M (N, HW).
+        """The same, with everything linear folded into one matrix M (N, HW) by `fold_projection`.
 
-        Convolution and projection both mix places, so M is the projector's weights convolved backwards with the
-        kernel. The norm's gain, the channels' dropout and the norm's offset are of a channel each, and come after:
+        The norm's gain, the channels' dropout and the norm's offset are of a channel each, and come after:
         M (g x + o) = g (M x) + o (M 1).
         """
-        (height, width), size = self.grid, self.kernel.shape[-1]
-        planes = self.linear.weight.view(-1, 1, height - size + 1, width - size + 1)
-        fold = F.conv_transpose2d(planes, self.kernel).flatten(1)  # (N, HW)
+        fold = fold_projection(self.linear.weight, self.kernel, self.grid)
         plain = F.layer_norm(x, x.shape[-1:], eps=self.norm.eps)[:, self.prefix :]  # (B, HW, D)
         mixed = torch.matmul(fold.to(x.dtype), plain).to(fold.dtype)  # (B, N, D)
         mixed = mixed * self.norm.weight + fold.sum(1, keepdim=True) * self.norm.bias
@@ -190,6 +187,16 @@ class TokenProjector(nn.Module):
         kept = self.channel_dropout(channels).view(x.shape[0], 1, -1)
         projected: Tensor = mixed * kept + self.linear.bias[:, None]
         return projected
+
+
+def fold_projection(weight: Tensor, kernel: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The one matrix (N, HW) that convolves a grid of patches (H, W) and projects the places (N, hw).
+
+    Both mix places, so it is the projector's weights convolved backwards with the kernel.
+    """
+    size = kernel.shape[-1]
+    planes = weight.view(-1, 1, grid[0] - size + 1, grid[1] - size + 1)
+    return F.conv_transpose2d(planes, kernel).flatten(1)
 
 
 def average_regions(count: int, height: int, width: int) -> Tensor:

@@ -7,11 +7,11 @@
 Letters: B images, S prefix tokens (CLS, registers), H x W patch grid, D embed_dim.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, cat
 
 from components.errors import BackboneError
 
@@ -85,6 +85,32 @@ class Tokens:
     def patches(self) -> Tensor:
         """(B, HW, D), the rows of the grid one after the other."""
         return _require(self._patches, "patches")
+
+    def of_rows(self, rows: slice) -> "Tokens":
+        """The same of some of the images."""
+        parts = (None if part is None else part[rows] for part in (self._pooled, self._patches, self.pixels))
+        pooled, patches, pixels = parts
+        some = Tokens(self.grid, pooled=pooled, patches=patches, layers=tuple(layer[rows] for layer in self.layers))
+        some.pixels = pixels
+        return some
+
+    @staticmethod
+    def join(parts: "Sequence[Tokens]") -> "Tokens":
+        """The tokens of several batches as one."""
+        if len(parts) == 1:
+            return parts[0]
+        pooled, patches = ([part._pooled for part in parts], [part._patches for part in parts])
+        return Tokens(
+            parts[0].grid,
+            pooled=_join(pooled),
+            patches=_join(patches),
+            layers=tuple(cat(layers) for layers in zip(*(part.layers for part in parts), strict=True)),
+        )
+
+
+def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return cat(found) if found else None
 
 
 def _require(part: Tensor | None, name: str) -> Tensor:

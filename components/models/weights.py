@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -51,19 +52,52 @@ def load_adapter(folder: Path, backbone: Backbone | None = None) -> tuple[Networ
     Raises AdapterError where the adapter is damaged, has further files beside it or belongs to another backbone,
     BackboneError where that cannot be loaded.
     """
+    opened = _open(folder, backbone)
+    meta = opened.meta
+    network = create_network(opened.backbone, meta.tuner, len(meta.classes), meta.seed, meta.task)
+    parameters = network.trainable_parameters()
+    opened.require_fit(dict(parameters))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(opened.tensors[name])
+    return network.eval(), meta
+
+
+def load_tensors(
+    folder: Path, backbone: Backbone, describe: Callable[[AdapterMeta], Mapping[str, Tensor]]
+) -> tuple[dict[str, Tensor], AdapterMeta]:
+    """The tensors of an adapter alone, and its record; raises AdapterError as `load_adapter` does.
+
+    describe: tensors, without memory will do, of the names, shapes and dtypes that its network trains.
+    """
+    opened = _open(folder, backbone)
+    opened.require_fit(describe(opened.meta))
+    return opened.tensors, opened.meta
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An adapter's files as they were read, and the backbone it stands on."""
+
+    folder: Path
+    meta: AdapterMeta
+    backbone: Backbone
+    tensors: dict[str, Tensor]
+    digest: str
+
+    def require_fit(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raise AdapterError unless the tensors are those that its network trains, and unchanged since."""
+        _require_fit(self.folder, self.tensors, parameters)
+        require_digest(self.folder, self.meta, self.digest)  # last, for the others say more
+
+
+def _open(folder: Path, backbone: Backbone | None) -> _Opened:
     meta = load_meta(folder)
     require_alone(folder)
     tensors, digest = _load_tensors(folder)
     backbone = backbone or load_backbone(meta.backbone.name, meta.backbone.img_size)
     _require_backbone(folder, meta, backbone)
-    network = create_network(backbone, meta.tuner, len(meta.classes), meta.seed, meta.task)
-    parameters = network.trainable_parameters()
-    _require_fit(folder, tensors, dict(parameters))
-    require_digest(folder, meta, digest)  # last, for the others say more
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-    return network.eval(), meta
+    return _Opened(folder, meta, backbone, tensors, digest)
 
 
 def _load_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:

@@ -14,8 +14,9 @@ share it, `full` ones, run by themselves.
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,9 +30,11 @@ from components.errors import AdapterError, DataError
 from components.models.adapter import AdapterMeta, BackboneMeta, load_meta
 from components.models.backbones import Backbone, load_backbone
 from components.models.engine import create_engine
-from components.models.network import Network
+from components.models.heads import Head, Shape, create_head
+from components.models.mixed.families import Family, choose_family
+from components.models.network import Network, create_network
 from components.models.saliency import map_saliency
-from components.models.weights import load_adapter
+from components.models.weights import load_adapter, load_tensors
 from components.serving.looks import Eye
 from components.tasks.base import DenseTask
 
@@ -51,7 +54,8 @@ class RackKey:
 class Resident:
     """An adapter on a rack. Rows of the same `kind` are computed in one pass. Two with the same data are two.
 
-    size: bytes that the rack holds for it, the shared backbone left out.
+    size: bytes that the rack holds for it, the shared backbone left out. Whoever holds a resident may ask it: its
+    memory is freed when it is collected, not when its name is removed or given to another.
     """
 
     folder: Path
@@ -59,7 +63,14 @@ class Resident:
     kind: str
     size: int
     eye: Eye = field(repr=False)
-    network: Network = field(repr=False)
+    head: Head = field(repr=False)
+    family: Family = field(repr=False)
+    place: Any = field(repr=False)
+
+    @property
+    def sort_key(self) -> tuple[Any, ...]:
+        """Rows that are sorted by it lie so that they share most."""
+        return (self.kind, *self.family.sort_key(self.place), id(self))
 
 
 class Rack:
@@ -70,6 +81,8 @@ class Rack:
         name = str(self.engine.dtype).removeprefix("torch.")
         self.key = RackKey(backbone.sha256, backbone.img_size, name)
         self._residents: Mapping[str, Resident] = {}
+        self._families: dict[type[Family], Family] = {}
+        self._forms: dict[tuple[str, str, int], Mapping[str, Tensor]] = {}
         self._turn = threading.Lock()
         self._explained = WeakKeyDictionary[Resident, Network]()  # the latest last
 
@@ -105,29 +118,74 @@ class Rack:
         self._residents = kept
 
     def _load(self, folder: Path) -> Resident:
-        network, meta = load_adapter(folder, self.backbone)
+        tensors, meta = load_tensors(folder, self.backbone, self._describe)
+        form = choose_family(meta.tuner, len(self.backbone.vit.blocks))
         with self._turn:
-            self.engine.prepare(network).eval()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in network.trainable_parameters().values())
-        return Resident(folder, meta, meta.tuner.kind, size, Eye(meta), network)
+            head = self._create_head(meta, tensors)
+            family = self._families.get(form) or self._families.setdefault(form, form(self.backbone, self.engine))
+            encoder = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
+            place = family.add({name: encoder[name] for name in encoder if not name.startswith("head.")}, meta.tuner)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        return Resident(folder, meta, f"{form.__name__} {head.needs}", size, Eye(meta), head, family, place)
+
+    def _create_head(self, meta: AdapterMeta, tensors: Mapping[str, Tensor]) -> Head:
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and thrown away
+            head = create_head(meta.task, Shape.of(self.backbone.vit), len(meta.classes))
+        head.load_state_dict({name: tensors[f"head.{name}"] for name, _ in head.named_parameters()}, strict=False)
+        return head.to(self.engine.device).requires_grad_(False).eval()
+
+    def _describe(self, meta: AdapterMeta) -> Mapping[str, Tensor]:
+        """The tensors, without memory, that the network of such an adapter trains; built once for each kind."""
+        key = (meta.tuner.model_dump_json(), meta.task.model_dump_json(), len(meta.classes))
+        if key not in self._forms:
+            network = create_network(self.backbone, meta.tuner, len(meta.classes), meta.seed, meta.task)
+            self._forms[key] = {name: each.to("meta") for name, each in network.trainable_parameters().items()}
+        return self._forms[key]
 
     @torch.inference_mode()
     def forward(self, pixels: Pixels, rows: Sequence[Resident]) -> list[Tensor]:
         """What each row's head puts out, in float32 and without the batch's axis: logits (C,), (C, h, w), or what the
         head of boxes has. pixels: uint8 (B, H, W, 3), one for each of `rows`."""
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        outputs: dict[int, Tensor] = {}
-        with self._turn:
-            for resident in dict.fromkeys(rows):
-                places = [place for place, row in enumerate(rows) if row is resident]
-                answered = self.engine.forward(resident.network, images[places])
-                outputs |= dict(zip(places, answered, strict=True))
-        return [outputs[place] for place in range(len(rows))]
+        answers = [torch.empty(0)] * len(rows)
+        for places, outputs in self._run(pixels, rows):
+            for place, output in zip(places, outputs, strict=True):
+                answers[place] = output
+        return answers
 
     @torch.inference_mode()
     def answer(self, pixels: Pixels, rows: Sequence[Resident]) -> list[NDArray[np.float64]]:
         """What each row's head decodes of its outputs, as `components.serving.describing.describe` takes it."""
-        return [decode(resident, row[None])[0] for resident, row in zip(rows, self.forward(pixels, rows), strict=True)]
+        answers = [np.empty(0)] * len(rows)
+        for places, outputs in self._run(pixels, rows):
+            for place, decoded in zip(places, decode(rows[places[0]], outputs), strict=True):
+                answers[place] = decoded
+        return answers
+
+    def _run(self, pixels: Pixels, rows: Sequence[Resident]) -> list[tuple[list[int], Tensor]]:
+        """The places in the batch of each resident's rows, and what its head puts out of them (n, ...)."""
+        order = sorted(range(len(rows)), key=lambda place: rows[place].sort_key)
+        answered, start = list[tuple[list[int], Tensor]](), 0
+        with self._turn:
+            images = self.engine.normalise(torch.from_numpy(pixels[order]).permute(0, 3, 1, 2))
+            for _, same in groupby(order, lambda place: rows[place].kind):
+                places = list(same)
+                answered += self._run_kind(images[start : start + len(places)], places, rows)
+                start += len(places)
+        return answered
+
+    def _run_kind(
+        self, images: Tensor, places: Sequence[int], rows: Sequence[Resident]
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Rows of one kind, whose residents lie together: one pass through the backbone, then a head for each."""
+        first, start = rows[places[0]], 0
+        tokens = first.family.forward(images, [rows[place].place for place in places], first.head.needs)
+        tokens.pixels = images
+        for resident, same in groupby(places, lambda place: rows[place]):
+            own = list(same)
+            with self.engine.autocast():
+                outputs = resident.head(tokens.of_rows(slice(start, start + len(own))))
+            yield own, outputs.float()
+            start += len(own)
 
     def explain(self, resident: Resident, pixels: Pixels) -> NDArray[np.float32]:
         """What speaks for the answer: (rows, columns) of the patch grid of the canvas, from 0 to 1. pixels: uint8
@@ -170,7 +228,7 @@ def decode(resident: Resident, outputs: Tensor) -> NDArray[np.float64]:
     their picture first, not calibrated: (B, C, h, w) or (B, K, 6)."""
     meta = resident.meta
     temperature = 1.0 if isinstance(meta.task, DenseTask) else meta.temperature
-    rows: NDArray[np.float64] = resident.network.head.decode(outputs, temperature).double().cpu().numpy()
+    rows: NDArray[np.float64] = resident.head.decode(outputs, temperature).double().cpu().numpy()
     return rows
 
 
