@@ -5,6 +5,7 @@ The commands of both servers run as plain processes in test_orchestration.py.
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,20 @@ def test_compose_serves_champions_to_whoever_has_the_token(routes: set[str]) -> 
     assert (f"--port={asked[1]}" in service["command"], asked[2] in routes) == (True, True)
     assert int(service["stop_grace_period"].removesuffix("s")) > END_SECONDS
     assert {volume.partition(":")[0] for volume in service["volumes"]} <= set(compose["volumes"])
+
+
+def test_kserve_starts_the_same_server(routes: set[str]) -> None:
+    """The example of the documentation."""
+    text = (REPOSITORY / "docs" / "serving.md").read_text()
+    example = yaml.safe_load(textwrap.dedent(text[text.index("    apiVersion: serving.kserve.io") :]))
+    predictor = example["spec"]["predictor"]
+    (container,) = predictor["containers"]
+    _require_command(container["args"], container["ports"][0]["containerPort"])
+    assert container["readinessProbe"]["httpGet"]["path"] in routes
+    assert Path(_read_option(container["args"], "--token-file")).parent == Path(
+        container["volumeMounts"][0]["mountPath"]
+    )
+    assert container["volumeMounts"][0]["name"] == predictor["volumes"][0]["name"]
 
 
 def _require_command(words: list[str], port: int) -> None:
