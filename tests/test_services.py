@@ -146,7 +146,7 @@ def _require_served(workspace: Path, serve: str) -> None:
 
 
 def _require_no_secret(workspace: Path, told: str) -> None:
-    """Login and key are in their two files and the page of links: in no log, no database, on no command line."""
+    """Login and key are in their two files and the home page: in no log, no database, on no command line."""
     services = load_services(Workspace(workspace))
     assert services is not None
     secrets = [services.login.partition(":")[2].encode(), services.key.encode()]

@@ -52,6 +52,15 @@ def find_versions(domain: str, adapter_sha256: str) -> list[Version]:
     return [_to_version(domain, version) for version in found]
 
 
+def list_versions(domain: str, most: int) -> list[Version]:
+    """The newest versions, the oldest of them first, without their aliases, which MLflow's search leaves out."""
+    import mlflow
+
+    newest = ["version_number DESC"]
+    found = mlflow.MlflowClient().search_model_versions(f"name = '{domain}'", max_results=most, order_by=newest)
+    return [_to_version(domain, version) for version in reversed(found)]
+
+
 def load_version(domain: str, alias_or_version: str | int) -> Version | None:
     """The version an alias names or a number, None where there is none.
 

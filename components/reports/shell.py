@@ -25,6 +25,7 @@ PALETTE = """
 --best:#161b22;--warn:#2e2510;--edge:#9e6a03;--bar:#484f58;--PROMOTE:#3fb950;--HOLD:#d29922;--REJECT:#f85149}}
 """
 
+VIEWPORT = '<meta name="viewport" content="width=device-width, initial-scale=1">'  # a phone shows the page at its width
 STYLE = (
     PALETTE
     + """\
@@ -44,9 +45,9 @@ dt{color:var(--quiet)}dd{margin:0 0 .4rem;overflow-wrap:anywhere}code{font-size:
 )
 
 
-def render_page(title: str, body: str, style: str = "") -> str:
-    """A whole page. body: HTML. style: CSS of this page, after the CSS that all pages share."""
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}{style}</style>'
+def render_page(title: str, body: str, style: str = "", head: str = "") -> str:
+    """A whole page. body: HTML. style: CSS of this page, after the CSS that all pages share. head: HTML of its head."""
+    head = f'<meta charset="utf-8">{VIEWPORT}{head}<title>{html.escape(title)}</title><style>{STYLE}{style}</style>'
     return f'<!doctype html><html lang="en">{head}{body}</html>'
 
 

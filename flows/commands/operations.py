@@ -97,11 +97,14 @@ def up(
 
     def act(place: "Workspace") -> None:
         from flows.commands import console
+        from flows.commands.home import Home
         from flows.server.services import Ports, run_services
 
         # Unwrapped, so that the commands it prints can be copied.
         ports = Ports(prefect_port, mlflow_port, serve_port)
-        run_services(place, ports, lambda text: console.OUT.print(text, soft_wrap=True, highlight=False, markup=False))
+        run_services(
+            place, ports, Home, lambda text: console.OUT.print(text, soft_wrap=True, highlight=False, markup=False)
+        )
 
     execute(act, lambda _: None, False, workspace, joins=False)
 

@@ -49,7 +49,7 @@ class Services:
     prefect: str = ""  # http://127.0.0.1:4200/api
     mlflow: str = ""
     login: str = ""
-    key: str = ""  # opens the servers in a browser, from the page of links
+    key: str = ""  # opens the servers in a browser, from the home page
     serve: str = ""  # http://127.0.0.1:8080, the server of champions: it answers some seconds after the others
 
     @property

@@ -60,7 +60,7 @@ def serve(create: Callable[[Workspace], Any], port: int, serves: threading.Event
         import uvicorn
 
         app = Guard(create(find_workspace()), login, key)
-        # No access log: it would contain the key of the page of links, and grow with every request.
+        # No access log: it would contain the key of the home page, and grow with every request.
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
         serves.set()
         uvicorn.Server(config).run(sockets=[door])

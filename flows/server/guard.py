@@ -5,7 +5,7 @@ may create flow runs can run programs as the owner of the server. Therefore a re
 
     with a Host of this machine            otherwise a foreign DNS name may point here
     with no Origin but the server's own    otherwise another page sends it, with a login that the browser adds
-    with the workspace's login             HTTP basic, or the cookie that the page of links sets in a browser
+    with the workspace's login             HTTP basic, or the cookie that the home page sets in a browser
 
 Only the health check needs no login.
 """
@@ -22,7 +22,7 @@ from components.serving.server.access import Scope, find_stranger, is_same
 HEALTH = ("/health", "/api/health")
 OPEN = "/tessera/open"  # sets the cookie and redirects to a page
 COOKIE = "tessera"
-HINT = "A login is needed: open the page of links that `tessera up` names, or use the login in .tessera/login."
+HINT = "A login is needed: open the home page that `tessera up` names, or use the login in .tessera/login."
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -31,7 +31,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Guard:
-    """`Guard(app, login="NAME:PASSWORD", key=...)`. key: the key in the links of the page of links, "" for none."""
+    """`Guard(app, login="NAME:PASSWORD", key=...)`. key: the key in the links of the home page, "" for none."""
 
     def __init__(self, app: App, login: str, key: str = "") -> None:
         if ":" not in login or login.endswith(":"):
@@ -63,12 +63,12 @@ class Guard:
         return bool(self.key) and any(name == COOKIE and is_same(value, self.key) for name, _, value in cookies)
 
     async def _open(self, scope: Scope, send: Send) -> None:
-        """Answer a link of the page of links: store the key in a cookie and redirect, within this server only."""
+        """Answer a link of the home page: store the key in a cookie and redirect, within this server only."""
         asked = parse_qs(scope["query_string"].decode("latin-1"))
         key, page = asked.get("key", [""])[0], asked.get("to", ["/"])[0]
         if not self.key or not is_same(key, self.key):
             return await _refuse(
-                scope, send, 401, "This link belongs to another `tessera up`: open its page of links again."
+                scope, send, 401, "This link belongs to another `tessera up`: open its home page again."
             )
         if not page.startswith("/") or page.startswith(("//", "/\\")):
             page = "/"

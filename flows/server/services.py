@@ -35,15 +35,15 @@ from flows.server.address import (
     use_services,
 )
 from flows.server.child import KEY, LOGIN
+from flows.server.drawer import Drawer, Page
 from flows.server.gpus import count_gpus
 from flows.server.schedules import POOL
-from flows.server.start_page import page_path, write_page
+from flows.server.start_page import page_path
 
 START_SECONDS = 120
 STOP_SECONDS = 15
 LEAVE_SECONDS = 10.0  # time for an embedded server to end after its command
 CHECK_SECONDS = 10.0  # between two health checks of a server
-PAGE_SECONDS = 30.0  # between two updates of the page of links
 SICK_SECONDS = 60.0  # a server without an answer for this time is restarted
 CRASHES, CRASH_SECONDS = 5, 120.0  # this number of crashes within this time ends `tessera up`
 LOG_BYTES = 20_000_000  # a larger log is rotated when its service starts; one old log is kept
@@ -60,6 +60,7 @@ SERVER_ENV = {
 RETRAINS = 4  # retrains at the same time, on the pool without GPUs
 
 Report = Callable[[str], None]
+CreatePage = Callable[[Workspace, Services], Page]
 
 
 @dataclass
@@ -152,8 +153,10 @@ class Ports:
     serve: int | None = None
 
 
-def run_services(workspace: Workspace, ports: Ports, report: Report) -> None:
+def run_services(workspace: Workspace, ports: Ports, create_page: CreatePage, report: Report) -> None:
     """Start all services, print their addresses, and keep them running until Ctrl-C or `tessera down`; then stop all.
+
+    create_page: the home page, which is kept up to date beside them.
 
     Raises WorkspaceError if a port is taken, if `tessera up` runs already, if a command uses the workspace's Prefect
     database, or if a service keeps crashing.
@@ -178,14 +181,13 @@ def run_services(workspace: Workspace, ports: Ports, report: Report) -> None:
         held = hold_database(workspace, alone=True, seconds=LEAVE_SECONDS)
         try:
             save_services(workspace, Services(identify()))
-            _run_services(workspace, ports, report, held)
+            _run_services(workspace, ports, create_page, report, held)
         finally:
             remove_services(workspace)
-            page_path(workspace).unlink(missing_ok=True)
             os.close(held)
 
 
-def _run_services(workspace: Workspace, ports: Ports, report: Report, held: int) -> None:
+def _run_services(workspace: Workspace, ports: Ports, create_page: CreatePage, report: Report, held: int) -> None:
     from flows.server.schedules import deploy, list_pools, load_domains
 
     prefect_port = _choose_port(ports.prefect, 4200, "--prefect-port")
@@ -205,6 +207,7 @@ def _run_services(workspace: Workspace, ports: Ports, report: Report, held: int)
     servers, clients = create_services(workspace, found, list_pools(domains))
     servers[0] = replace(servers[0], held=[held])
     started: list[Service] = []
+    drawer = Drawer(create_page(workspace, found), page_path(workspace), report)
     try:
         for service in servers:
             service.start()
@@ -216,26 +219,23 @@ def _run_services(workspace: Workspace, ports: Ports, report: Report, held: int)
         for service in clients:
             service.start()
             started.append(service)
-        write_page(workspace, found)
+        drawer.start()
         save_services(workspace, found)
         _announce(workspace, report, found, [domain.name for domain in domains])
-        _keep_alive(workspace, found, started, report)
+        _keep_alive(started, report)
     except KeyboardInterrupt:
         report("Stopping.")
     finally:
+        drawer.stop()
         for service in reversed(started):
             service.stop()
 
 
-def _keep_alive(workspace: Workspace, found: Services, started: Sequence[Service], report: Report) -> None:
-    drawn = time.monotonic()
+def _keep_alive(started: Sequence[Service], report: Report) -> None:
     while True:
         time.sleep(1)
         for service in started:
             service.tend(report)
-        if time.monotonic() - drawn > PAGE_SECONDS:
-            write_page(workspace, found)
-            drawn = time.monotonic()
 
 
 def stop_services(workspace: Workspace) -> bool:
@@ -330,7 +330,7 @@ def _announce(workspace: Workspace, report: Report, found: Services, domains: Se
     report(f"Prefect  {found.prefect.removesuffix('/api')}")
     report(f"MLflow   {found.mlflow}")
     report(f"Serve    {found.serve}  answers with every champion")
-    report(f"Links    {page_path(workspace).as_uri()}  opens both without a login")
+    report(f"Home     {page_path(workspace).as_uri()}  every domain at a glance; opens both without a login")
     report(f"Login    {workspace.state / 'login'}  name and password, for programs and other browsers")
     report(f"Logs     {workspace.state / 'logs'}")
     for name in domains:

@@ -1,26 +1,23 @@
-"""The page of links that `tessera up` writes: `.tessera/services.html`, one file, readable by its owner alone.
+"""Where the home page of `tessera up` is, `.tessera/services.html`, and what it links to.
 
 Each link to a server contains the key of this `tessera up`; the server answers with a cookie, so that no login has to
-be typed. Pages that do not exist yet are listed without a link.
+be typed; so the page is readable by its owner alone. Pages that do not exist yet are listed without a link.
 """
 
 import base64
 import json
 import urllib.request
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from components.files import PRIVATE, write_whole
 from components.tracking.pages import FOR_TRAINING
 from components.workspace import Workspace
 from flows.server.address import ANSWER_SECONDS, Services
 from flows.server.guard import OPEN
 from flows.server.schedules import FLOWS, TAG, load_domains
 
-STYLE = "body{font:16px system-ui;margin:3rem}th{text-align:left;padding:.3rem 2rem .3rem 0}i{color:#777}"
 PREFECT_PAGES = ("runs", "deployments", "work-pools", "automations", "concurrency-limits")
 MLFLOW_PAGES = ("experiments", "models")
 
@@ -29,17 +26,6 @@ Links = Mapping[str, str | None]
 
 def page_path(workspace: Workspace) -> Path:
     return workspace.state / "services.html"
-
-
-def write_page(workspace: Workspace, services: Services) -> None:
-    """Write the page if its content has changed; if a server is away, the page stays as it is."""
-    try:
-        rows = list_links(workspace, services)
-    except (OSError, ValueError):
-        return
-    text, path = render_page(workspace, rows).encode(), page_path(workspace)
-    if not path.exists() or path.read_bytes() != text:
-        write_whole(path, text, mode=PRIVATE)
 
 
 def list_links(workspace: Workspace, services: Services) -> dict[str, Links]:
@@ -59,22 +45,6 @@ def list_links(workspace: Workspace, services: Services) -> dict[str, Links]:
             "reports and adapters": _link_file(workspace.runs(domain.name)),
         }
     return rows | {"logs": {path.stem: path.as_uri() for path in sorted((workspace.state / "logs").glob("*.log"))}}
-
-
-def render_page(workspace: Workspace, rows: Mapping[str, Links]) -> str:
-    """One HTML file with every address. It loads nothing, and browsers send no referrer from it."""
-    items = "".join(f"<tr><th>{escape(name)}</th><td>{_render_links(links)}</td></tr>" for name, links in rows.items())
-    head = "<!doctype html><meta charset=utf-8><meta name=referrer content=no-referrer><title>Tessera</title>"
-    return f"{head}<style>{STYLE}</style><h1>Tessera</h1><p>{escape(str(workspace.root))}</p><table>{items}</table>"
-
-
-def _render_links(links: Links) -> str:
-    return " · ".join(
-        f"<i>{escape(text)}: none yet</i>"
-        if link is None
-        else f"<a href='{escape(link, quote=True)}'>{escape(text)}</a>"
-        for text, link in links.items()
-    )
 
 
 def link_prefect(services: Services, page: str) -> str:
