@@ -11,7 +11,7 @@ const RAMP = [[43, 11, 87], [160, 44, 96], [241, 113, 31], [252, 255, 164]]; // 
 
 const state = {
   champions: [], domain: "", items: [], chosen: null, under: 0, token: sessionStorage.getItem("tessera-token") || "",
-  layers: { saliency: { on: true, strength: 0.75 }, mask: { on: true, strength: 0.8 }, boxes: { on: true } },
+  layers: { saliency: { on: true, strength: 0.6 }, mask: { on: true, strength: 0.8 }, boxes: { on: true } },
   hidden: new Set(), // names of classes whose boxes and pixels are not drawn
 };
 
@@ -104,6 +104,7 @@ function keepToken(token) {
   if (token) sessionStorage.setItem("tessera-token", token);
   else sessionStorage.removeItem("tessera-token");
   find("forget").hidden = !token;
+  find("metrics").hidden = Boolean(token); // a link cannot bring the token
 }
 
 // ---- questions ----
@@ -350,7 +351,7 @@ function showSaliency(answer, size) {
       const value = data[at] / 255, step = Math.min(RAMP.length - 2, Math.floor(value * (RAMP.length - 1)));
       const part = value * (RAMP.length - 1) - step;
       for (let channel = 0; channel < 3; channel += 1) data[at + channel] = RAMP[step][channel] + part * (RAMP[step + 1][channel] - RAMP[step][channel]);
-      data[at + 3] = 255 * Math.min(1, 1.3 * value);
+      data[at + 3] = 255 * Math.min(1, 1.15 * value);
     }
   });
   if (answer.crop) place(canvas, answer.crop, size);

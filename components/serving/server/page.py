@@ -17,12 +17,6 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 KINDS = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 COLOURS = 21  # of classes, before they repeat
 
@@ -45,7 +39,9 @@ def show_script() -> Response:
 
 
 def _send(name: str) -> Response:
-    return Response(render_file(name), media_type=f"{KINDS[name]}; charset=utf-8", headers=HEADERS)
+    return Response(
+        render_file(name), media_type=f"{KINDS[name]}; charset=utf-8", headers={"Content-Security-Policy": POLICY}
+    )
 
 
 @cache
