@@ -12,9 +12,10 @@ class Served(Strict):
 
     version, adapter_sha256: of the champion that answered. id: of the request. label: the answer as one text; None
     where nothing is answered because the model abstains. labels: where an image may have several. probabilities: None
-    for masks and boxes. mask: base64 of a PNG with the number of each pixel's class, its place in the domain's classes.
-    saliency: base64 of a grey PNG that covers the picture or crop, 512 pixels at most on its longer side, brighter
-    where a part speaks for the answer. warnings: what the caller should know of the model.
+    for masks and boxes. mask: base64 of a PNG with the number of each pixel's class, its place in the domain's classes,
+    with their colours as its palette; the background is black. saliency: base64 of a grey PNG that covers the picture
+    or crop, 512 pixels at most on its longer side, brighter where a part speaks for the answer. warnings: what the
+    caller should know of the model.
     """
 
     domain: str

@@ -12,10 +12,13 @@ from components.data.batches.geometry import place, restore
 from components.errors import TesseraError
 from components.models.adapter import AdapterMeta
 from components.records.fields import ErrorRecord
+from components.records.maps import ClassMap
 from components.records.serving import Served, ServedDomain, ServedDomains, ServedError
 from components.serving.describing import UNKNOWN, Prediction
 from components.serving.looks import Look
+from components.serving.map_files import encode_mask
 from components.serving.server.champions import Champion, Champions
+from components.tasks.base import MapTask
 
 LONGEST = 512  # pixels of the longer side of a drawn saliency
 JSON = "application/json"
@@ -38,7 +41,7 @@ def create_answer(champion: Champion, prediction: Prediction, request_id: str, s
         counts=answer.get("counts"),
         areas=answer.get("areas"),
         components=answer.get("components"),
-        mask=None if prediction.class_map is None else _write_png(prediction.class_map),
+        mask=None if prediction.class_map is None else _draw_mask(champion.resident.meta, prediction.class_map),
         box=prediction.box,
         crop=prediction.crop,
         saliency=saliency,
@@ -55,12 +58,18 @@ def draw_saliency(grid: NDArray[np.float32], meta: AdapterMeta, look: Look) -> s
     width, height = (max(1, round(side * shrunk)) for side in look.size)
     lying = place(look.size, meta.backbone.img_size, meta.fit)
     (drawn,) = restore(grid[None], lying, (height, width))
-    return _write_png((255 * drawn.clip(0, 1)).round().astype(np.uint8))
+    return _write_png(Image.fromarray((255 * drawn.clip(0, 1)).round().astype(np.uint8)))
 
 
-def _write_png(grey: NDArray[np.uint8]) -> str:
+def _draw_mask(meta: AdapterMeta, classes: ClassMap) -> str:
+    """Base64 of a PNG of numbers, with the colours of their classes as its palette; the background is black."""
+    background = meta.task.background_class if isinstance(meta.task, MapTask) else None
+    return _write_png(encode_mask(classes, meta.classes, background))
+
+
+def _write_png(picture: Image.Image) -> str:
     file = io.BytesIO()
-    Image.fromarray(grey).save(file, "PNG")
+    picture.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
