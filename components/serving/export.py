@@ -47,9 +47,10 @@ from components.records.exports import (
 from components.serving import prepare
 from components.serving.describing import Prediction, describe
 from components.serving.graph import OPSET, Graph, load_graph, write_graph
-from components.serving.int8 import GRAPH, INT8, judge_int8, write_int8
+from components.serving.int8 import judge_int8, write_int8
 from components.serving.looks import Look
 from components.serving.map_files import encode_mask
+from components.serving.prepare import GRAPH, INT8
 from components.serving.proofs import draw_proofs
 from components.serving.questions import Question
 from components.serving.rack import Rack
@@ -231,6 +232,9 @@ def _verify(job: ExportJob, apart: float) -> Verified:
     report = verify_folder(job.folder)
     if report["problems"]:
         _refuse(job.folder, "the answers of Tessera for all proofs", "; ".join(report["problems"]))
+    if report["pixels"] != report["images"]:
+        found = f"{report['pixels']} of {report['images']}"
+        _refuse(job.folder, "the pixels that training prepares, of all proofs", found)
     facts = {key: report[key] for key in ("images", "equal", "pixels", "largest_difference")}
     return Verified(**facts, synthetic=not job.proofs, batches=BATCHES, graph_difference=apart)
 

@@ -24,10 +24,9 @@ from components.records.boxes import read_objects, to_targets
 from components.records.exports import ClassChange, Int8
 from components.records.jobs import PROBABILITY
 from components.records.maps import decode_map
-from components.serving.prepare import Model, suppress
+from components.serving.prepare import GRAPH, INT8, Model, suppress
 from components.tasks.base import PREDICTED, BoxTask, MapTask
 
-GRAPH, INT8 = "model.onnx", "model.int8.onnx"
 #: Fewer equal answers than one in two hundred is a change that nobody asked for: a score may stay the same while other
 #: images are wrong than those that the gates have seen.
 LEAST_EQUAL = 0.995

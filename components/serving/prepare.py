@@ -43,6 +43,7 @@ Card = Mapping[str, Any]
 Floats = NDArray[np.float64]
 Source = str | Path | bytes | IO[bytes]
 
+GRAPH, INT8 = "model.onnx", "model.int8.onnx"
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa")
 #: Errors of Pillow's decoders for damaged bytes.
@@ -97,7 +98,7 @@ class Model:
         self.card: Card = json.loads((self.folder / "card.json").read_text(encoding="utf-8"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        file = self.folder / ("model.int8.onnx" if int8 else "model.onnx")
+        file = self.folder / (INT8 if int8 else GRAPH)
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -550,21 +551,39 @@ def _pair(found: Any, expected: Any, keys: tuple[str, ...]) -> list[tuple[float,
 def main() -> int:
     parser = argparse.ArgumentParser(description="Answers of an exported adapter of Tessera.")
     parser.add_argument("images", nargs="*", help="image files")
-    parser.add_argument("--verify", action="store_true", help="answer the proofs again and compare")
+    parser.add_argument("--box", metavar="X0,Y0,X1,Y1", help="a box in every image, in pixels, ends exclusive")
+    parser.add_argument("--whole", action="store_true", help="every image is a crop already")
     parser.add_argument("--int8", action="store_true", help="take model.int8.onnx")
+    parser.add_argument("--verify", action="store_true", help="answer the proofs again and compare")
     wanted = parser.parse_args()
+    if not wanted.images and not wanted.verify:
+        parser.error("name images, or --verify")
     if wanted.verify:
         report = verify()
         sys.stdout.write(json.dumps(report) + "\n")
         return int(bool(report["problems"]))
+    box = read_box(parser, wanted.box)
+    if wanted.int8 and not (Path(__file__).parent / INT8).is_file():
+        parser.error(f"this export has no {INT8}")
     model, failed = Model(int8=wanted.int8), 0
     for name in wanted.images:
         try:
-            answer = {key: value for key, value in model.answer(name).items() if key != "mask"}
+            answer = model.answer(name, box, whole=wanted.whole)
         except (Unfit, OSError) as error:
             answer, failed = {"error": str(error)}, 1
+        answer.pop("mask", None)
         sys.stdout.write(json.dumps({"image": name, **answer}, ensure_ascii=False) + "\n")
     return failed
+
+
+def read_box(parser: argparse.ArgumentParser, text: str | None) -> Box | None:
+    if text is None:
+        return None
+    try:
+        x0, y0, x1, y1 = (int(part) for part in text.split(","))
+    except ValueError:
+        parser.error(f"--box {text}: expected four whole numbers")
+    return x0, y0, x1, y1
 
 
 if __name__ == "__main__":

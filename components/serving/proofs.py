@@ -18,7 +18,7 @@ from components.synthetic.surfaces import create_lot, lot_labels, render
 MANY = 8
 MOST_BYTES = 10_000_000  # of a picture that is copied into an export
 SIDES = ((1.0, 0.75), (0.75, 1.0), (1.0, 0.4), (1.0, 1.0))  # width and height of drawn pictures, in parts of their side
-SIDE = 320  # pixels, or twice the least side that the adapter accepts
+SIDE = 320  # pixels, or four times the least side that the adapter accepts, since crops are parts of it
 
 
 def find_tests(frame: pl.DataFrame, raw: Path) -> pl.DataFrame:
@@ -64,7 +64,7 @@ def _shrink(crop: Box) -> Box:
 
 def draw_proofs(folder: Path, meta: AdapterMeta) -> tuple[Proof, ...]:
     """Eight simulated photographs of surfaces, in several shapes, written into the folder."""
-    side = SIDE if meta.input is None else max(SIDE, 2 * meta.input.min_side)
+    side = SIDE if meta.input is None else max(SIDE, 4 * meta.input.min_side)
     lots = [create_lot(0, number) for number in range(MANY)]
     proofs = []
     for number, lot in enumerate(lots):
