@@ -45,8 +45,9 @@ from components.tasks.detection import DetectionTask
 from components.tracking import artifacts, runs
 from components.tracking.store import Store
 from components.workspace import Workspace
-from flows.commands import console
-from flows.commands.predict import _write_boxes, exit_code, predict
+from flows.commands import answers
+from flows.commands.predict import exit_code, predict
+from flows.commands.predict_files import write_boxes as write_answers
 from flows.processes.answering import Answering
 
 CLASSES = ("dark", "ßpäl & <co>")
@@ -176,7 +177,8 @@ def test_a_child_answers_boxes_digit_by_digit(adapter: Path, predictor: Predicto
     path = PICTURES["turned"](tmp_path / "a.png")
     (expected,) = predictor.predict([path])
     with Answering() as child:
-        (reply,) = child.ask(adapter, [Question(path)])["answers"]
+        ((_, answered),) = child.ask(adapter, [[Question(path)]], extras=["found"])
+    (reply,) = answered["answers"]
     assert [tuple(map(_freeze, one)) for one in reply["found"]] == list(expected.found or ())
     assert reply["answer"] == expected.answer
 
@@ -253,8 +255,8 @@ def test_the_command_says_what_is_shown_and_from_which_threshold(workspace: Work
     assert Predictions.model_validate_json(outcome.model_dump_json()) == outcome
     screen = Console(file=io.StringIO(), width=200)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(console, "OUT", screen)
-        console.show_predictions(outcome)
+        patch.setattr(answers, "OUT", screen)
+        answers.show_predictions(outcome)
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
     first = row.objects[0]
     for name, count in row.counts.items():
@@ -269,7 +271,7 @@ def test_pictures_without_any_box_are_counted(workspace: Workspace, adapter: Pat
     found = {paths[0].as_posix(): {"found": []}, paths[1].as_posix(): {"found": [["dark", [0, 0, 9, 9], 0.5, True]]}}
     for name, words in {"a.csv": "", "a.json": ", with the ids of annotations.json"}.items():
         out = tmp_path / name
-        notes = _write_boxes(outcome, found, load_meta(adapter), out, workspace).notes
+        notes = write_answers(outcome, found, load_meta(adapter), out, workspace).notes
         assert notes == {f"boxes in {out}{words}": 1, "pictures without any box there": 1}
 
 
@@ -413,7 +415,10 @@ def test_our_own_files_are_read_back_as_the_same_boxes(
             "`whole`: expected whole pictures alone, .* found the option that says that pictures are crops",
         ),
         "box": ({"boxes": ["0,0,9,9"]}, r"a\.png: expected whole pictures alone.* found a box"),
-        "ending": ({"out": Path("out.xml")}, r"a file that ends in \.json or \.csv; found the ending \.xml"),
+        "ending": (
+            {"out": Path("out.xml")},
+            r"ends in \.json, \.csv, \.parquet or \.jsonl; found the ending \.xml",
+        ),
     }.values(),
 )
 def test_what_has_no_meaning_for_boxes_is_refused(workspace: Workspace, options: dict[str, Any], words: str) -> None:

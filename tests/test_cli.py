@@ -25,7 +25,7 @@ from components.records.operations import Diagnosis, DomainRow, Drift, Ended, St
 from components.records.outcomes import Score
 from components.records.predictions import Answer, Predictions
 from components.workspace import REPOSITORY
-from flows.commands import app, console
+from flows.commands import answers, app, console
 
 Spoil = Callable[[Path], None] | None
 HEAVY = ("torch", "timm", "mlflow", "prefect", "polars", "pandera", "albumentations", "numpy", "dvc", "pydantic")
@@ -231,7 +231,8 @@ def test_the_version_of_the_code_is_reported() -> None:
 
 def _show(show: Callable[[Record], None], record: Record, monkeypatch: pytest.MonkeyPatch) -> str:
     screen = Console(width=80, record=True, file=io.StringIO())
-    monkeypatch.setattr(console, "OUT", screen)
+    for module in (answers, console):
+        monkeypatch.setattr(module, "OUT", screen)
     show(record)
     return screen.export_text()
 
@@ -243,22 +244,22 @@ def test_one_reason_of_many_pictures_is_reported_once(monkeypatch: pytest.Monkey
     facts: dict[str, Any] = {"crop": None, "model_version": 1}
     none = facts | {"box": None, "label": None, "probabilities": None}
     row = facts | {"path": "a.jpg", "box": (1, 2, 30, 40), "label": "crack", "probabilities": {"crack": 0.9}}
-    answers = [Answer(**row, error=None)]
-    answers += [Answer(**none, path=error.what, error=ErrorRecord.of(error)) for error in errors]
+    rows = [Answer(**row, error=None)]
+    rows += [Answer(**none, path=error.what, error=ErrorRecord.of(error)) for error in errors]
     predictions = Predictions(
         domain="tiles",
         version=1,
         tuner="linear",
         thresholds=None,
         input=None,
-        predictions=tuple(answers),
+        predictions=tuple(rows),
         answered=1,
         failed=4,
         ignored=(LeftOut(path="gone.jpg", reason="named in b.csv alone"),),
         notes={},
         warnings=(),
     )
-    text = _show(console.show_predictions, predictions, monkeypatch)
+    text = _show(answers.show_predictions, predictions, monkeypatch)
     assert [text.count(words) for words in ("boxes of it in b.csv", "an empty file")] == [1, 1]
     for words in ("0.jpg: expected", "The same for 2 more.", "Answered 1 of 5", "ignored 1 file: gone.jpg"):
         assert words in text

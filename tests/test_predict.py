@@ -24,8 +24,9 @@ from components.models.weights import load_adapter, save_adapter
 from components.promotion import aliases, ledger, verify, versions
 from components.records.jobs import Result, load_predictions
 from components.records.predictions import Predictions, Unanswered
+from components.serving.box_lists import ask_with_file
 from components.serving.predictor import Predictor
-from components.serving.questions import ask, find_pictures, parse_box
+from components.serving.questions import find_pictures, parse_box
 from components.tracking import artifacts, runs
 from components.tracking.store import Store
 from components.workspace import Workspace
@@ -388,7 +389,7 @@ def test_yolo_label_files_are_refused_with_the_form_to_write(tmp_path: Path) -> 
     (tmp_path / "labels" / "000.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.3 0.5 0.2 0.2\n")
     for file in (tmp_path / "labels", tmp_path / "labels" / "000.txt"):
         with pytest.raises(DataError, match=r"csv with the columns image, x0, y0, x1 and y1: YOLO"):
-            ask([tmp_path / "000.png"], boxes_file=file)
+            ask_with_file([tmp_path / "000.png"], file)
 
 
 # Changed adapters

@@ -24,6 +24,7 @@ from PIL import Image
 from tiny import promote
 
 from components.errors import AdapterError, DataError, PromotionError
+from components.files import hash_file
 from components.promotion import aliases, versions
 from components.records.jobs import Result, load_predictions
 from components.serving.predictor import Predictor
@@ -249,15 +250,18 @@ def test_a_child_gives_the_predictors_answers_digit_by_digit(
     """While this process loads no torch for it; and a box that is not wanted, or a child's end, is an error as ever."""
     path, adapter = next((workspace.root / "raw").rglob("*.png")), result.folder / "adapter"
     (expected,) = predictor.predict([path])
+    asked = [[Question(path)], [Question(path.parent / "gone.png")]]
     with Answering() as child:
-        reply = child.ask(adapter, [Question(path), Question(path.parent / "gone.png")])
-    found, missing = reply["answers"]
+        (_, here), (_, gone) = child.ask(adapter, asked)
+    (found,), (missing,) = here["answers"], gone["answers"]
+    assert (here["sha256"], gone["sha256"]) == (hash_file(path), None)
     assert (found["answer"], found["probabilities"]) == (expected.answer, expected.probabilities)
     assert missing["error"]["what"] == (path.parent / "gone.png").as_posix()
     with Answering() as child, pytest.raises(DataError, match="a whole picture without a box"):
-        child.ask(adapter, [Question(path, (0, 0, 9, 9))])
+        list(child.ask(adapter, [[Question(path, (0, 0, 9, 9))]]))
     with Answering() as child:
+        assert child.process is not None
         child.process.kill()
         with pytest.raises(AdapterError, match="its end with exit code -9"):
-            child.ask(adapter, [Question(path)])
+            list(child.ask(adapter, [[Question(path)]]))
     assert child.process.poll() == -9

@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from components.data.manifest import SPLITS
-from components.data.sources.images import SUFFIXES
+from components.data.sources.names import SUFFIXES
 from components.domain.domain import Domain
 from components.domain.reading import render_layout
 from components.errors import DataError

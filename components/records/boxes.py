@@ -18,7 +18,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-Corners = tuple[float, float, float, float]
+from components.records.fields import Corners
+
 #: An object that counts; one that is too hard to count (VOC's `difficult`); a region of many (COCO's `iscrowd`). The
 #: last two are ignored in training and scoring: what is found there is neither right nor wrong.
 Kind = Literal["object", "difficult", "crowd"]

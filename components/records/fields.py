@@ -14,6 +14,7 @@ Seconds = Annotated[float, Field(ge=0)]
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.dir$")]  # of a folder in DVC: a data version
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, ends exclusive
+Corners = tuple[float, float, float, float]  # the same of numbers that need not be whole
 
 
 class ErrorRecord(Strict):

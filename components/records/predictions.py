@@ -1,10 +1,11 @@
 """What `tessera predict` answers."""
 
 from components.domain.strict import Strict
-from components.records.boxes import Corners
 from components.records.decisions import PassRule
-from components.records.fields import Box, Count, ErrorRecord, Number, Share
+from components.records.fields import Box, Corners, Count, ErrorRecord, Number, Share
 from components.records.images import LeftOut
+
+UNDECIDED = "(undecided)"  # what a picture is called where people read that a model leaves to a person
 
 
 class Answer(Strict):
@@ -79,7 +80,9 @@ class Predictions(Strict):
     thresholds: from which probability on each label or box is answered; None where one class is the answer. decision:
     from which probability on that class is the one that lets an image pass; None where it is the most probable one.
     input: what one input of the adapter is, as its adapter.json says; None where that is unknown. ignored: files that
-    are no pictures. notes: what was passed over in a file of boxes, and what was written, counted.
+    are no pictures. notes: what was passed over in a file of boxes, and what was written, counted. table: a file with
+    one row per question; `predictions` is empty then, and `shown` says in how many rows each class is answered; None
+    where there is no such file.
     """
 
     domain: str
@@ -94,6 +97,8 @@ class Predictions(Strict):
     ignored: tuple[LeftOut, ...]
     notes: dict[str, int]
     warnings: tuple[str, ...]
+    table: str | None = None
+    shown: dict[str, Count] | None = None
 
 
 class Unanswered(Predictions):

@@ -16,7 +16,8 @@ import polars as pl
 
 from components.data.batches.colours import Colour, choose_colours, to_matplotlib
 from components.files import whole_file
-from components.records.boxes import Corners, LabelledBox, read_objects, to_found, to_targets
+from components.records.boxes import LabelledBox, read_objects, to_found, to_targets
+from components.records.fields import Corners
 from components.reports.panels import (
     DIFFERENCES,
     MOST,

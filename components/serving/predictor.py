@@ -3,7 +3,7 @@
 It is a rack of one, so that `tessera predict`, MLflow's model and the server share one path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from components.models.adapter import load_meta
 from components.models.backbones import Backbone, load_backbone
 from components.serving.describing import UNKNOWN, Prediction, describe
 from components.serving.looks import Look
-from components.serving.questions import Question, Source, require_boxes
+from components.serving.questions import BATCH, Question, Source, require_boxes
 from components.serving.rack import Rack
 
 
@@ -39,7 +39,7 @@ class Predictor:
     def predict(
         self,
         images: Sequence[Source],
-        batch_size: int = 32,
+        batch_size: int = BATCH,
         boxes: Sequence[Box | None] | None = None,
         *,
         whole: bool = False,
@@ -57,7 +57,7 @@ class Predictor:
         return [answer for answer in answers if isinstance(answer, Prediction)]
 
     def answer(
-        self, questions: Sequence[Question], batch_size: int = 32, *, whole: bool = False
+        self, questions: Sequence[Question], batch_size: int = BATCH, *, whole: bool = False
     ) -> list[Prediction | DataError]:
         """One answer per question, in order: the prediction, or why that picture or box cannot be used.
 
@@ -65,10 +65,14 @@ class Predictor:
         or not wanted.
         """
         require_boxes(self.meta, questions, whole=whole)
-        looks, answers = self.resident.eye.look(questions), list[Prediction | DataError]()
+        return [answer for _, answer in self.answer_looks(self.resident.eye.look(questions), batch_size)]
+
+    def answer_looks(
+        self, looks: Iterator[Look], batch_size: int = BATCH
+    ) -> Iterator[tuple[Look, Prediction | DataError]]:
+        """Each look with its answer, in order; a batch is computed when its last look is there."""
         while batch := list(islice(looks, batch_size)):
-            answers += self._answer_batch(batch)
-        return answers
+            yield from zip(batch, self._answer_batch(batch), strict=True)
 
     def _answer_batch(self, looks: Sequence[Look]) -> list[Prediction | DataError]:
         fit = [look.pixels for look in looks if look.pixels is not None]

@@ -24,6 +24,7 @@ from components.errors import PromotionError
 from components.records.boxes import LabelledBox
 from components.records.jobs import PROBABILITY
 from components.records.maps import Painting, Regions
+from components.records.predictions import UNDECIDED
 from components.tasks.calibration import Calibration, measure_gaps
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ Chances = NDArray[np.floating[Any]]  # probabilities of pixels, of which there a
 Annotation = Literal["label", "labels", "mask", "boxes"]
 
 UNLABELLED = "(none)"  # what a picture without any label is called where people read
-UNDECIDED = "(undecided)"  # and one that is left to a person
 
 
 class Evidence(Protocol):

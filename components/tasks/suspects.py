@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from components.records.boxes import Corners, read_objects, to_found, to_targets
+from components.records.boxes import read_objects, to_found, to_targets
+from components.records.fields import Corners
 from components.tasks.box_matches import OBJECT, Flags, Floats, measure_overlaps
 
 Why = Literal["missing", "other class", "unconfirmed"]

@@ -124,13 +124,13 @@ def _refuse(error: "TesseraError", answer: Any) -> NoReturn:
     raise typer.Exit(error.exit_code) from None
 
 
-def shower(name: str) -> Callable[[Any], None]:
+def shower(name: str, module: str = "console") -> Callable[[Any], None]:
     """The function of the console by that name, loaded when there is something to show."""
 
     def show(record: Any) -> None:
-        from flows.commands import console
+        from importlib import import_module
 
-        getattr(console, name)(record)
+        getattr(import_module(f"flows.commands.{module}"), name)(record)
 
     return show
 

@@ -1,10 +1,8 @@
 """What a person sees in the terminal: live progress while a run goes on, one table and a verdict at its end."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -34,7 +32,6 @@ from components.records.images import (
 )
 from components.records.operations import Deployment, Diagnosis, DomainRow, Drift, Status
 from components.records.outcomes import Comparison, Demonstrated, Outcome, PassReport
-from components.records.predictions import Answer, BoxesAnswer, LabelsAnswer, MapAnswer, Predictions
 from components.records.versions import CheckedOut, Named, NamedVersion, Versions
 from components.reports.decisions import HEADS as PASSED
 from components.reports.decisions import describe_decision
@@ -52,9 +49,8 @@ from components.reports.words import (
     render_gates,
 )
 from components.tasks import TASKS
-from components.tasks.base import UNDECIDED
+from flows.commands.answers import count_words, draw_answers
 
-# Everything a person reads goes to stderr's sibling only through here; `--json` silences it.
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
 WATCH_SECONDS = 5.0
@@ -190,8 +186,8 @@ def show_check(outcome: Checked) -> None:
     noun = "crops" if outcome.understood.cut else "images"
     OUT.print(
         f"{outcome.domain}: {word}, {outcome.fit:,} of {outcome.images:,} {noun} may be used, "
-        f"in {_count(outcome.groups, 'group')}; "
-        f"{_count(outcome.near_duplicate_pairs, 'near-duplicate pair')}"
+        f"in {count_words(outcome.groups, 'group')}; "
+        f"{count_words(outcome.near_duplicate_pairs, 'near-duplicate pair')}"
     )
     table = Table(header_style="bold")
     several = TASKS[outcome.understood.task].annotation != "label"  # classes of one image
@@ -200,7 +196,7 @@ def show_check(outcome: Checked) -> None:
         table.add_column(head, justify="right")
     for name in outcome.classes:
         cells = [
-            f"{counts.images.get(name, 0):,} in {_count(counts.groups.get(name, 0), 'group')}"
+            f"{counts.images.get(name, 0):,} in {count_words(counts.groups.get(name, 0), 'group')}"
             for counts in outcome.splits.values()
         ]
         table.add_row(escape(name), *cells)
@@ -441,7 +437,7 @@ def show_demo(outcome: Created | Outcome) -> None:
     show_retrain(outcome)
     if isinstance(outcome, Demonstrated):
         OUT.print()
-        OUT.print(_draw_answers(f"{outcome.domain} version {outcome.champion_version}", outcome.predictions))
+        OUT.print(draw_answers(f"{outcome.domain} version {outcome.champion_version}", outcome.predictions))
         if outcome.picture:
             OUT.print(f"Picture  {escape(str(outcome.picture))}", soft_wrap=True)
 
@@ -449,80 +445,6 @@ def show_demo(outcome: Created | Outcome) -> None:
 def show_reproduced(outcome: Reproduced) -> None:
     """Whether it is the same, and why."""
     OUT.print(f"{outcome.verdict}  {outcome.reason}", markup=False)
-
-
-def show_predictions(outcome: Predictions) -> None:
-    """One row per image or box; below the table why some have no answer, and what was passed over."""
-    OUT.print(_draw_answers(f"{outcome.domain} version {outcome.version}", outcome.predictions))
-    for text in _list_unanswered(outcome.predictions):
-        OUT.print(f"[red]no answer[/] {escape(text)}", soft_wrap=True)
-    if outcome.failed:
-        OUT.print(f"Answered {outcome.answered:,} of {outcome.answered + outcome.failed:,}")
-    for note, count in outcome.notes.items():
-        OUT.print(f"[yellow]note[/] {count} {escape(note)}")
-    if ignored := outcome.ignored:
-        named = ", ".join(escape(shorten_path(item.path)) for item in ignored[:3])
-        more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
-        OUT.print(f"[yellow]ignored[/] {_count(len(ignored), 'file')}: {named}{more} ({escape(ignored[0].reason)})")
-
-
-#: Columns of a table of answers beside the image, where they are neither of one label nor of several.
-COLUMNS: dict[type[Answer], tuple[str, ...]] = {
-    MapAnswer: ("shows", "found", "share of the pixels"),
-    BoxesAnswer: ("found", "most confident"),
-}
-
-
-def _draw_answers(title: str, rows: Sequence[Answer]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    boxed = any(row.box for row in rows)
-    kind = next((kind for kind in COLUMNS if any(isinstance(row, kind) for row in rows)), Answer)
-    for head in ("image", *(["box"] if boxed else []), *COLUMNS.get(kind, ("class", "probability"))):
-        table.add_column(head)
-    for row in rows:
-        cells = [escape(shorten_path(row.path)), *([" ".join(map(str, row.box or ()))] if boxed else [])]
-        if isinstance(row, MapAnswer):
-            table.add_row(*cells, escape(row.label or ""), *_describe_areas(row))
-        elif isinstance(row, BoxesAnswer):
-            table.add_row(*cells, *map(escape, _describe_objects(row)))
-        elif row.abstained and row.probabilities is not None:
-            highest, likeliest = max((chance, name) for name, chance in row.probabilities.items())
-            sure = f"{likeliest} {highest:.3f}"
-            table.add_row(*cells, f"[yellow]{UNDECIDED}[/]", escape(sure))
-        elif row.label is None or row.probabilities is None:
-            table.add_row(*cells, "[red]no answer[/]", "")
-        else:
-            names = row.labels if isinstance(row, LabelsAnswer) else (row.label,)
-            sure = ", ".join(f"{row.probabilities[name]:.3f}" for name in names)
-            table.add_row(*cells, escape(row.label), sure)
-    return table
-
-
-def _describe_areas(row: MapAnswer) -> tuple[str, str]:
-    """How many components of each class were found, and what share of the pixels each class has."""
-    found = Counter(component.label for component in row.components)
-    whole = max(sum(row.areas.values()), 1)
-    shares = ", ".join(f"{name} {row.areas[name] / whole:.2%}" for name in found)
-    return ", ".join(f"{count} {name}" for name, count in found.items()) or "nothing", shares
-
-
-def _describe_objects(row: BoxesAnswer) -> tuple[str, str]:
-    """How many objects of each class were found, and the one that is surest."""
-    found = ", ".join(f"{count} {name}" for name, count in row.counts.items() if count) or "nothing"
-    return found, f"{row.objects[0].label} {row.objects[0].confidence:.3f}" if row.objects else ""
-
-
-def _list_unanswered(rows: Sequence[Answer]) -> list[str]:
-    """One message per reason, and for how many further rows it holds: all pictures of a folder may lack boxes."""
-    kinds: dict[tuple[str, ...], list[str]] = {}
-    for error in (row.error for row in rows if row.error is not None):
-        kinds.setdefault((error.expected, error.found, error.hint), []).append(error.message)
-    return [first + (f" The same for {len(further):,} more." if further else "") for first, *further in kinds.values()]
-
-
-def _count(number: int, word: str) -> str:
-    """`1 group`, `2 groups`."""
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def show_restored(outcome: Restored) -> None:
@@ -642,9 +564,3 @@ def watch(look: Callable[[], Status], draw: Callable[[Status], Group]) -> None:
         while True:
             time.sleep(WATCH_SECONDS)
             screen.update(draw(look()), refresh=True)
-
-
-def shorten_path(path: str, parts: int = 3) -> str:
-    """The end of a path, which tells images apart; the front is the same for all of them."""
-    ending = Path(path).parts[-parts:]
-    return path if len(ending) == len(Path(path).parts) else str(Path("…", *ending))

@@ -257,7 +257,10 @@ def export_ledger(
 def predict(
     domain: DomainArgument,
     images: Annotated[
-        list[Path] | None, typer.Argument(help="Image files, or folders: all images below them, sorted.")
+        list[Path] | None,
+        typer.Argument(
+            help="Image files, or folders: all images below them, sorted; - reads names, or one image, from stdin."
+        ),
     ] = None,
     box: Annotated[
         list[str] | None,
@@ -274,8 +277,10 @@ def predict(
         typer.Option(
             "--out",
             metavar="FOLDER|FILE",
-            help="Write masks or boxes here: a folder with drawings and COCO (boxes: VOC, YOLO and csv, too), or one "
-            "file that ends in .json (COCO; of boxes its results list) or .csv (boxes).",
+            help="Write the answers here. A .csv, .parquet or .jsonl has one row per image or box asked about, and the "
+            "same command goes on where it was stopped. Masks and boxes: also a folder with drawings and COCO (boxes: "
+            "VOC, YOLO and csv, too), or a .json (COCO; of boxes its results list). Of boxes, a .csv has a line per "
+            "box found.",
         ),
     ] = None,
     polygons: Annotated[
@@ -298,7 +303,7 @@ def predict(
             typer.echo(f"tessera: warning: {warning}", err=True)
         return predictions
 
-    execute(act, shower("show_predictions"), as_json, workspace, failed=exit_code)
+    execute(act, shower("show_predictions", "answers"), as_json, workspace, failed=exit_code)
 
 
 @app.command("export-model")

@@ -6,34 +6,48 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self, cast
+from typing import IO, Any, Self, cast
 
 from components.errors import AdapterError, TesseraError
+from components.serving.questions import WINDOW, Question
 
-if TYPE_CHECKING:
-    from components.serving.questions import Question
+#: Questions about one picture, and the reply to them as `components/serving/__main__.py` describes it.
+Answered = tuple[list[Question], dict[str, Any]]
 
 
 class Answering:
-    """A child for one request: `with Answering() as child: reply = child.ask(adapter, questions)`.
+    """A child for one command: `with Answering() as child: replies = child.ask(adapter, groups)`.
 
     It begins to load torch at once, so enter it before whatever else takes time. It ends with the block, and with this
-    process.
+    process. early: False to load torch only where something is asked.
     """
 
+    def __init__(self, *, early: bool = True) -> None:
+        self.early = early
+        self.process: subprocess.Popen[str] | None = None
+
     def __enter__(self) -> Self:
-        self.process = subprocess.Popen(
+        if self.early:
+            self._start()
+        return self
+
+    def _start(self) -> subprocess.Popen[str]:
+        self.process = self.process or subprocess.Popen(
             [sys.executable, "-m", "components.serving"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        return self
+        return self.process
 
     def __exit__(self, *_: object) -> None:
+        if self.process is None:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(BrokenPipeError):
@@ -41,25 +55,48 @@ class Answering:
         cast(IO[str], self.process.stdout).close()
         self.process.wait()
 
-    def ask(self, adapter: Path, questions: Sequence["Question"], *, whole: bool = False) -> dict[str, Any]:
-        """`doubt`, and one of `answers` per question, as `components/serving/__main__.py` describes them.
+    def ask(
+        self, adapter: Path, groups: Iterable[list[Question]], *, whole: bool = False, extras: Sequence[str] = ()
+    ) -> Iterator[Answered]:
+        """Each group of questions about one picture with the reply to it, in order, while further ones are asked.
 
-        Raises the TesseraError that the child met, and AdapterError where it died without a reply.
+        extras: what an answer has beside label and probabilities: `class_map`, `found`, `saliency`. Only one call per
+        child. Raises the TesseraError that the child met, and AdapterError where it died without a reply.
         """
-        asked = [{"path": question.path, "box": question.box} for question in questions]
-        with contextlib.suppress(BrokenPipeError):  # a child that died sends no reply, which is reported below
-            stdin = cast(IO[str], self.process.stdin)
-            stdin.write(json.dumps({"adapter": str(adapter), "questions": asked, "whole": whole}) + "\n")
-            stdin.flush()
-        line = cast(IO[str], self.process.stdout).readline()
-        if not line:
-            raise AdapterError(
-                f"adapter {adapter}",
-                expected="answers from the process that loads it",
-                found=f"its end with exit code {self.process.wait()}",
-                hint="Its own messages are above; where it was killed, free some memory or ask for fewer images.",
-            )
-        reply: dict[str, Any] = json.loads(line)
-        if "error" in reply:
-            raise TesseraError.from_dict(reply["error"])
-        return reply
+        left = iter(groups)
+        if (first := next(left, None)) is None:
+            return
+        process = self._start()
+        _send(process, {"adapter": str(adapter), "whole": whole, "extras": list(extras)})
+        asked: deque[list[Question]] = deque()
+        for group in chain([first], left):
+            asked.append(group)
+            boxes = [question.box for question in group]
+            _send(process, {"path": str(group[0].image), "name": group[0].name, "boxes": boxes})
+            if len(asked) >= WINDOW:
+                yield asked.popleft(), _receive(process, adapter)
+        _send(process, None)
+        while asked:
+            yield asked.popleft(), _receive(process, adapter)
+
+
+def _send(process: subprocess.Popen[str], message: Mapping[str, Any] | None) -> None:
+    stdin = cast(IO[str], process.stdin)
+    with contextlib.suppress(BrokenPipeError):  # a child that died sends no reply, which is reported then
+        stdin.write("\n" if message is None else json.dumps(message) + "\n")
+        stdin.flush()
+
+
+def _receive(process: subprocess.Popen[str], adapter: Path) -> dict[str, Any]:
+    line = cast(IO[str], process.stdout).readline()
+    if not line:
+        raise AdapterError(
+            f"adapter {adapter}",
+            expected="answers from the process that loads it",
+            found=f"its end with exit code {process.wait()}",
+            hint="Its own messages are above; where it was killed, free some memory or ask for fewer images.",
+        )
+    reply: dict[str, Any] = json.loads(line)
+    if "error" in reply:
+        raise TesseraError.from_dict(reply["error"])
+    return reply

@@ -39,10 +39,12 @@ from components.data.annotations.tree import (
     walk_files,
 )
 from components.data.manifest import Reading, Row, Wanted
-from components.data.sources.images import SUFFIXES, Box
+from components.data.sources.images import Box
+from components.data.sources.names import SUFFIXES
 from components.domain.domain import Domain
 from components.domain.layouts import Coco
-from components.records.boxes import Corners, Kind
+from components.records.boxes import Kind
+from components.records.fields import Corners
 from components.records.maps import Painting
 from components.records.objects import read_counts, read_rle_size
 from components.records.reasons import Reason

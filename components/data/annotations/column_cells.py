@@ -14,7 +14,8 @@ from PIL import Image
 
 from components.data.annotations.cells import load_sheet
 from components.data.annotations.tree import Index, resolve_inside, walk_files
-from components.data.sources.images import FORMATS, SUFFIXES, UNDECODABLE
+from components.data.sources.images import FORMATS, UNDECODABLE
+from components.data.sources.names import SUFFIXES
 from components.domain.layouts import Csv, Parquet
 from components.errors import DataError
 

@@ -28,7 +28,7 @@ from components.data.annotations.column_cells import (
     write_option,
 )
 from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
-from components.data.sources.images import SUFFIXES
+from components.data.sources.names import SUFFIXES
 from components.domain.layouts import Csv, Parquet
 from components.errors import DataError, TesseraError
 

@@ -17,7 +17,8 @@ from components.data.annotations.tables import find_unlisted, resolve_picture
 from components.data.annotations.tree import Index, walk_files
 from components.data.annotations.voc import parse_xml
 from components.data.manifest import Reading, Row, Wanted
-from components.data.sources.images import SUFFIXES, brief
+from components.data.sources.images import brief
+from components.data.sources.names import SUFFIXES
 from components.domain.layouts import Cvat
 from components.errors import DataError
 from components.records.reasons import Reason

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.data.sources.images import SUFFIXES
+from components.data.sources.names import SUFFIXES
 from components.errors import DataError
 from components.records.reasons import Reason
 

@@ -23,7 +23,7 @@ from components.data.annotations.tree import (
     walk_files,
 )
 from components.data.annotations.yolo_files import suggest_yolo
-from components.data.sources.images import SUFFIXES
+from components.data.sources.names import SUFFIXES
 from components.domain.layouts import PART, Coco, Cvat, Folders, Instances, Labelme, Layout, Masks, Voc
 from components.domain.reading import render_layout
 from components.errors import DataError

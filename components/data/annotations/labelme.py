@@ -22,7 +22,8 @@ from components.data.annotations.pairing import choose_picture, claimed_twice, f
 from components.data.annotations.shapes import Bitmap, Ellipse, Part, box_ring, ring_of
 from components.data.annotations.tree import Index, walk_files
 from components.data.manifest import Reading, Row, Wanted
-from components.data.sources.images import SUFFIXES, UNDECODABLE, brief
+from components.data.sources.images import UNDECODABLE, brief
+from components.data.sources.names import SUFFIXES
 from components.domain.layouts import Labelme
 from components.records.reasons import Reason
 

@@ -45,7 +45,8 @@ from components.data.annotations.tree import (
 from components.data.annotations.voc import read_voc
 from components.data.annotations.yolo import read_yolo
 from components.data.manifest import Reading, Row, SupportsDigest, Wanted, create_rows
-from components.data.sources.images import SUFFIXES, not_an_image
+from components.data.sources.images import not_an_image
+from components.data.sources.names import SUFFIXES
 from components.domain.domain import Domain
 from components.domain.layouts import PART, WITH_COLUMNS, Folders, Instances, Labelme, Layout, Masks, Tree, Voc
 from components.domain.reading import render_layout

@@ -13,7 +13,8 @@ from components.data.annotations.objects import BoxMark, place_boxes
 from components.data.annotations.regions import Pixels, read_mask, read_shown
 from components.data.annotations.tree import walk_files
 from components.data.manifest import Row, Wanted
-from components.records.boxes import Corners, LabelledBox
+from components.records.boxes import LabelledBox
+from components.records.fields import Corners
 from components.records.maps import decode_map
 from components.records.objects import Component, find_components
 from components.records.reasons import Reason

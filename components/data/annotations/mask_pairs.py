@@ -30,7 +30,7 @@ from components.data.annotations.tree import (
     find_split,
     stem_of,
 )
-from components.data.sources.images import SUFFIXES
+from components.data.sources.names import SUFFIXES
 from components.domain.layouts import Instances, Masks
 from components.domain.reading import render_layout
 from components.errors import DomainError

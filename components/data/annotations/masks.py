@@ -25,7 +25,8 @@ from components.data.annotations.tree import (
     walk_files,
 )
 from components.data.manifest import Reading, Row, Wanted, find_digest
-from components.data.sources.images import SUFFIXES, UNDECODABLE, brief
+from components.data.sources.images import UNDECODABLE, brief
+from components.data.sources.names import SUFFIXES
 from components.domain.layouts import Instances, Masks, Table
 from components.records.maps import MOST_CLASSES, Regions
 from components.records.reasons import Reason

@@ -11,7 +11,8 @@ from components.data.annotations.boxes import CLIPPED, EDGE
 from components.data.annotations.column_cells import read_size
 from components.data.annotations.regions import AS_BACKGROUND, LEFT_OUT, UNANNOTATED
 from components.data.manifest import Reading, Row, Wanted
-from components.records.boxes import Corners, Kind, LabelledBox
+from components.records.boxes import Kind, LabelledBox
+from components.records.fields import Corners
 from components.records.reasons import Reason
 
 DUST = 0.05  # pixels by which rounding to few digits exceeds an edge, which is not worth a note

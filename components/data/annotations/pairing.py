@@ -3,7 +3,7 @@
 import posixpath
 
 from components.data.annotations.tree import Index, stem_of
-from components.data.sources.images import SUFFIXES
+from components.data.sources.names import SUFFIXES
 from components.records.reasons import Reason
 
 

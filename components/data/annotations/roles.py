@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from components.data.annotations.tree import bare_stem, find_masks_beside, stem_of
-from components.data.sources.images import FORMATS, SUFFIXES, UNDECODABLE
+from components.data.sources.images import FORMATS, UNDECODABLE
+from components.data.sources.names import SUFFIXES
 
 _MASKS = """
     mask masks msk msks ground_truth groundtruth gt gts seg segs segm segmentation segmentations segmentationclass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from components.data.annotations.objects import BoxMark, place_boxes
 from components.data.manifest import Row, Wanted
-from components.records.boxes import Corners
+from components.records.fields import Corners
 from components.records.reasons import Reason
 
 

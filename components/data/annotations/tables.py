@@ -20,11 +20,12 @@ from components.data.annotations.run_lengths import paint_runs
 from components.data.annotations.table_boxes import BoxLine, place_lines
 from components.data.annotations.tree import Index, require_inside, resolve_inside, walk_files
 from components.data.manifest import Reading, Row, Wanted
-from components.data.sources.images import SUFFIXES, Box, not_an_image
+from components.data.sources.images import Box, not_an_image
+from components.data.sources.names import SUFFIXES
 from components.domain.domain import Domain
 from components.domain.layouts import Csv, Parquet
 from components.errors import DataError
-from components.records.boxes import Corners
+from components.records.fields import Corners
 from components.records.maps import Regions
 from components.records.reasons import Reason
 from components.tasks import create_task

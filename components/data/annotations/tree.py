@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
+from components.data.sources.names import is_junk
 from components.domain.layouts import PART
 from components.errors import DataError
 
 LONGEST_NAME, LONGEST_PATH = 255, 2000  # bytes of a name on every common disk; characters of a path below raw/
-JUNK = ("thumbs.db", "desktop.ini", "__macosx")
 
 
 class Index:
@@ -110,11 +110,6 @@ def walk_files(raw: Path, base: str = "") -> list[str]:
     Raises DataError for a link that leads out, a pipe or device, and a name that is not UTF-8.
     """
     return sorted(path.relative_to(raw).as_posix() for path in _visible(raw, raw / base))
-
-
-def is_junk(name: str) -> bool:
-    """Whether a file or folder is hidden, or was left by a system's file browser."""
-    return name.startswith(".") or name.lower() in JUNK
 
 
 def _visible(raw: Path, folder: Path) -> Iterator[Path]:

@@ -12,9 +12,10 @@ from components.data.annotations.objects import BoxMark, place_boxes
 from components.data.annotations.pairing import choose_picture, claimed_twice, find_beside, find_named
 from components.data.annotations.tree import Index, walk_files
 from components.data.manifest import Reading, Row, Wanted
-from components.data.sources.images import SUFFIXES, Box, brief
+from components.data.sources.images import Box, brief
+from components.data.sources.names import SUFFIXES
 from components.domain.layouts import Voc
-from components.records.boxes import Corners
+from components.records.fields import Corners
 from components.records.reasons import Reason
 
 NAME = "<filename>"

@@ -5,7 +5,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from components.records.boxes import Corners, LabelledBox
+from components.records.boxes import LabelledBox
+from components.records.fields import Corners
 
 
 def render_voc(name: str, size: tuple[int, int], boxes: Sequence[LabelledBox]) -> bytes:

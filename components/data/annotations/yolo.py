@@ -20,7 +20,8 @@ from components.data.annotations.yolo_files import find_names_files, load_facts,
 from components.data.annotations.yolo_labels import FORMS, KEYPOINTS, OUTLINE, Labels, holds_outline, read_labels
 from components.data.annotations.yolo_shapes import BOX, holds_boxes, read_polygons
 from components.data.manifest import Reading, Row, Wanted
-from components.data.sources.images import SUFFIXES, Box
+from components.data.sources.images import Box
+from components.data.sources.names import SUFFIXES
 from components.domain.layouts import Yolo
 from components.errors import DataError
 from components.records.maps import Painting

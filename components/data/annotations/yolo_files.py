@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.data.sources.images import SUFFIXES
+from components.data.sources.names import SUFFIXES
 from components.domain.layouts import Yolo
 from components.domain.reading import read_yaml
 from components.errors import DataError, TesseraError

@@ -19,7 +19,8 @@ from components.data.batches.geometry import place
 from components.data.checks.pictures import create_thumbnail
 from components.domain.canvas import LARGEST
 from components.domain.domain import Domain
-from components.records.boxes import MOST_FOUND, Corners, LabelledBox, read_objects
+from components.records.boxes import MOST_FOUND, LabelledBox, read_objects
+from components.records.fields import Corners
 from components.records.reasons import Reason
 from components.tasks import choose_fit
 from components.tasks.box_matches import MOST_SCORED

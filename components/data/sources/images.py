@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
+from components.data.sources.names import SUFFIXES
 from components.data.sources.tails import JPEG, Jpeg, find_bad_checksum
 from components.domain.settings import Validation
 from components.records.reasons import Reason
@@ -327,9 +328,6 @@ def _find_form(image: Image.Image) -> Reason | None:
         hint = "Convert it to RGB, with its colour profile applied."
         return Reason("a grey or RGB image", f"colour mode {image.mode}", hint)
     return None
-
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
 def brief(error: BaseException) -> str:

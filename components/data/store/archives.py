@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from components.data.annotations.tree import is_junk, resolve_inside
+from components.data.annotations.tree import resolve_inside
 from components.data.sources.images import brief
+from components.data.sources.names import is_junk
 from components.errors import DataError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -23,7 +23,7 @@ from components.data.annotations.roles import find_roles, has_few_values
 from components.data.annotations.tables import NO_OBJECT, looks_multilabel
 from components.data.annotations.tree import find_split, walk_files
 from components.data.manifest import Reading, Wanted
-from components.data.sources.images import SUFFIXES as PICTURES
+from components.data.sources.names import SUFFIXES as PICTURES
 from components.data.store.archives import SUFFIXES as ARCHIVES
 from components.data.store.describing_tasks import Described, describe_as, list_classes
 from components.domain.domain import Domain

@@ -18,7 +18,7 @@ import polars as pl
 
 from components.data.annotations.layouts import read_rows
 from components.data.annotations.tree import walk_files
-from components.data.sources.images import SUFFIXES
+from components.data.sources.names import SUFFIXES
 from components.data.store import versioning, versions
 from components.data.store.digests import Digests
 from components.data.store.proofs import hash_md5

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from components.data.annotations.tree import is_junk
+from components.data.sources.names import is_junk
 from components.data.store.archives import unpack_tar
 from components.errors import DataError
 from components.files import whole_folder
