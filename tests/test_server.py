@@ -102,7 +102,7 @@ def test_an_answer_is_the_predictors_and_names_whose_it_is(
         ("GET", "/nowhere", {}, 404, "/docs"),
         ("GET", "/champions", {"headers": {"Origin": "http://evil.example"}}, 403, "another page"),
         ("GET", "/champions", {"headers": {"Host": "evil.example"}}, 403, "its own machine"),
-        ("GET", "/v2/health/live", {"headers": {"Host": "evil.example"}}, 403, "its own machine"),
+        ("GET", "/openapi.json", {"headers": {"Host": "evil.example"}}, 403, "its own machine"),
     ],
 )
 def test_what_is_refused_is_refused_as_a_record(

@@ -21,10 +21,11 @@ from components.data.sources.images import Box
 from components.errors import DataError, TesseraError
 from components.records.serving import Served, ServedDomains, ServedError
 from components.serving.questions import parse_box
-from components.serving.server import page
+from components.serving.server import invocations, kserve, page
 from components.serving.server.access import is_open
 from components.serving.server.answers import JSON, create_error, describe_champions, write_answer, write_answers
-from components.serving.server.door import Door
+from components.serving.server.door import Door, read_id
+from components.serving.server.failures import write_failure
 from components.serving.server.metrics import MEDIA_TYPE
 from components.serving.server.service import Asked, Refusal, Service
 
@@ -73,15 +74,12 @@ def create_app(service: Service, token: str = "") -> FastAPI:
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(TesseraError, _answer_error)
     _add_answers(app, service)
+    app.include_router(kserve.router(service))
+    app.include_router(invocations.router(service))
     _add_pages(app, service)
     if token:
         app.openapi = partial(_describe_token, app.openapi)  # type: ignore[method-assign]
     return app
-
-
-def read_id(request: Request) -> str:
-    """The id of a request, as its response names it."""
-    return str(request.state.id)
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
@@ -172,4 +170,5 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 def _answer(request: Request, status: int, error: TesseraError, headers: Any = None) -> Response:
-    return Response(write_answer(create_error(read_id(request), error)), status, headers, JSON)
+    body = write_failure(request.url.path, status, read_id(request), error)
+    return Response(body, status, headers, JSON)

@@ -16,9 +16,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from starlette.requests import Request
+
 from components.errors import TesseraError
 from components.serving.server import access
-from components.serving.server.answers import JSON, create_error, write_answer
+from components.serving.server.answers import JSON
+from components.serving.server.failures import write_failure
 from components.serving.server.service import Refusal, Service, refuse_full
 
 MOST_BODY = 128 << 20  # bytes of one request
@@ -183,7 +186,7 @@ class _Visit:
     async def _refuse(self, refusal: Refusal) -> None:
         if self.status:
             raise RuntimeError(f"request {self.id} failed in the middle of its response")
-        body = write_answer(create_error(self.id, refusal.error))
+        body = write_failure(self.scope["path"], refusal.status, self.id, refusal.error)
         headers = {"content-type": JSON, "content-length": str(len(body))} | refusal.headers
         pairs = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": pairs})
@@ -199,3 +202,8 @@ def _refuse_size(found: str) -> Refusal:
 def _describe_defect(request_id: str) -> Refusal:
     hint = f"This is a defect of the server; its log has the details under {request_id}."
     return Refusal(500, TesseraError("the request", expected="an answer", found="an unexpected error", hint=hint))
+
+
+def read_id(request: Request) -> str:
+    """The id of a request, as its response names it."""
+    return str(request.state.id)

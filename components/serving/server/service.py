@@ -104,16 +104,19 @@ class Service:
         asked: Sequence[Asked],
         *,
         version: int | None = None,
+        champion: Champion | None = None,
         whole: bool = False,
         saliency: bool = False,
         id: str,
     ) -> list[Served | TesseraError]:
         """One item per question, in order: the answer, or why this question cannot be answered.
 
-        id: of the request. Raises Refusal: 404 no such champion, 413 more questions than the queue has room for, 422
-        boxes missing or not wanted, 429 the queue is full, 503 starting or draining, 504 the deadline passed.
+        champion: what `require_champion` returned, where the caller describes the answers by it: another one may be
+        served meanwhile. id: of the request. Raises Refusal: 404 no such champion, 413 more questions than the queue
+        has room for, 422 boxes missing or not wanted, 429 the queue is full, 503 starting or draining, 504 the deadline
+        passed.
         """
-        champion = self.require_champion(domain, version)
+        champion = champion or self.require_champion(domain, version)
         groups = _group(asked)
         try:
             require_boxes(champion.resident.meta, [one for group in groups for one in group], whole=whole)
