@@ -1,6 +1,10 @@
 """Adapters on one backbone: what a rack answers is what each adapter's own network answers."""
 
+import gc
+import json
+import shutil
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from fleets import write_adapter
-from vits import create_backbone
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from vits import VITS, create_backbone
 
 from components.data.batches.geometry import Pixels
 from components.errors import AdapterError, DataError
@@ -16,11 +22,12 @@ from components.models.network import Network
 from components.models.saliency import map_saliency
 from components.models.tuners import TUNERS as KINDS
 from components.models.weights import load_adapter
-from components.serving.rack import EXPLAINED, Rack, Resident, decode
+from components.serving.rack import EXPLAINED, Rack, Racks, Resident, decode
 from components.tasks import TASKS, Task, read_task
 from components.tasks.base import BoxTask
 
 BACKBONE = create_backbone()
+Find = Callable[..., Path]
 
 
 #: Every tuner, and the options that change how its rows are computed.
@@ -76,7 +83,7 @@ class Alone:
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Find:
     """Folders of adapters by tuner, number and task, each written once."""
     root = tmp_path_factory.mktemp("adapters")
 
@@ -94,11 +101,136 @@ TASK_NAMES = ["classification", "multilabel", "segmentation", "segmentation line
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_rows_of_all_tuners_in_one_batch_answer_as_alone(adapters: Callable[..., Path], task: str, dtype: Any) -> None:
+def test_rows_of_all_tuners_in_one_batch_answer_as_alone(adapters: Find, task: str, dtype: Any) -> None:
     rack = Rack(BACKBONE, dtype)
     names = [(name, number) for name in TUNERS for number in range(2)]
     rows = [rack.add(f"{name} {number}", adapters(name, number, task)) for name, number in names]
     Alone(rack).require([*rows, rows[0], *rows[::-3]])
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def alone(request: pytest.FixtureRequest, adapters: Find) -> Alone:
+    """A rack on which adapters of every tuner and of three tasks stand, two of each."""
+    rack = Rack(BACKBONE, request.param)
+    for task in ("classification", "multilabel", "segmentation linear"):
+        for name in TUNERS:
+            for number in range(2):
+                rack.add(f"{name} {number} {task}", adapters(name, number, task))
+    return Alone(rack)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_mixture_in_any_order_answers_as_alone(alone: Alone, data: st.DataObject) -> None:
+    names = st.lists(st.sampled_from(sorted(alone.rack)), min_size=1, max_size=9)
+    alone.require([alone.rack[name] for name in data.draw(names)])
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_backbones_of_every_form_hold_mixed_batches(tmp_path: Path, name: str) -> None:
+    backbone = create_backbone(VITS[name])
+    rack = Rack(backbone, "float32")
+    tasks = ("classification", "segmentation linear")
+    for number, (kind, task) in enumerate(product(["vpt", "vpt shallow", "vapt", "lora", "ssf", "bitfit"], tasks)):
+        folder = write_adapter(tmp_path / str(number), backbone, TUNERS[kind], number, task=create_task(task))
+        rack.add(str(number), folder)
+    Alone(rack).require([rack[name] for name in rack])
+
+
+def test_no_rows_have_no_answers() -> None:
+    assert Rack(BACKBONE).answer(draw_pixels(0), []) == []
+
+
+@pytest.mark.parametrize("name", ["vpt", "vapt", "vpt shallow", "lora", "full", "pixels"])
+def test_rows_in_flight_are_answered_by_the_adapter_they_asked(adapters: Find, name: str) -> None:
+    """Also where it was replaced and removed meanwhile, and others came."""
+    rack = Rack(BACKBONE, "float32")
+    asked, pixels = rack.add("a", adapters(name)), draw_pixels(1)
+    (before,) = rack.forward(pixels, [asked])
+    newer = rack.replace("a", adapters(name, 1))
+    assert rack["a"] is newer
+    rack.remove("a")
+    for number in range(6):  # more than a new pool has room for
+        rack.add(str(number), adapters(name, number % 2))
+    assert "a" not in rack
+    assert torch.equal(rack.forward(pixels, [asked])[0], before)
+    assert not torch.equal(rack.forward(pixels, [newer])[0], before)
+
+
+def test_a_slot_is_free_again_once_nobody_holds_its_resident(adapters: Find) -> None:
+    rack = Rack(BACKBONE, "float32")
+    first = rack.add("a", adapters("vpt"))
+    slot = first.place.number
+    second = rack.replace("a", adapters("vpt", 1))
+    assert second.place.number != slot
+    del first
+    gc.collect()
+    assert rack.add("b", adapters("vpt")).place.number == slot
+    Alone(rack).require([rack["b"], second, rack["a"]])
+
+
+def test_a_pool_grows_without_moving_what_it_answers(adapters: Find) -> None:
+    rack = Rack(BACKBONE, "float32")
+    rows = [rack.add(str(number), adapters("lora", number % 2)) for number in range(9)]
+    assert rows[0].place.pool is rows[-1].place.pool
+    assert sorted(row.place.number for row in rows) == list(range(9))
+    Alone(rack).require(rows)
+
+
+@pytest.mark.parametrize("break_it", [b"", b"\x80", None])
+def test_a_damaged_adapter_leaves_the_rack_as_it_was(adapters: Find, tmp_path: Path, break_it: bytes | None) -> None:
+    racks = Racks("float32")
+    folder = shutil.copytree(adapters("vpt"), tmp_path / "a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("components.serving.rack.load_backbone", lambda *_: BACKBONE)
+        rack, resident = racks.put("a", folder)
+    weights = folder / "adapter.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if break_it is None else break_it)
+    for name in ("a", "b"):
+        with pytest.raises(AdapterError, match="adapter"):
+            racks.put(name, folder)
+    assert list(racks) == [rack]
+    assert dict.fromkeys(rack) == {"a": None}
+    assert rack["a"] is resident
+
+
+def test_an_adapter_of_another_tuner_or_shape_is_refused_as_by_load_adapter(adapters: Find, tmp_path: Path) -> None:
+    """Names and shapes of its tensors, from a record that was changed with them."""
+    rack = Rack(BACKBONE, "float32")
+    for number, change in enumerate((("num_prompts", 4), ("deep", False))):
+        folder = shutil.copytree(adapters("vpt of 3"), tmp_path / str(number))
+        record = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+        record["tuner"] |= dict([change])
+        (folder / "adapter.json").write_text(json.dumps(record), encoding="utf-8")
+        with pytest.raises(AdapterError) as mine:
+            rack.add("a", folder)
+        with pytest.raises(AdapterError) as theirs:
+            load_adapter(folder, BACKBONE)
+        assert str(mine.value) == str(theirs.value)
+        assert "prompts.tokens to be float32" in str(mine.value)
+    assert not len(rack)
+
+
+def test_an_adapter_of_another_backbone_is_refused(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", create_backbone({"reg_tokens": 2}), {"kind": "linear"})
+    with pytest.raises(AdapterError, match="the backbone it was trained on"):
+        Rack(BACKBONE).add("a", folder)
+
+
+def test_full_adapters_are_held_up_to_a_limit(adapters: Find, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.serving.rack.load_backbone", lambda *_: BACKBONE)
+    size = (adapters("full") / "adapter.safetensors").stat().st_size
+    racks = Racks("float32", most_full_bytes=size * 3 // 2)
+    rack, resident = racks.put("a", adapters("full"))
+    with pytest.raises(AdapterError, match="which is the limit"):
+        racks.put("b", adapters("full", 1))
+    racks.put("c", adapters("linear"))  # shares the backbone
+    assert set(rack) == {"a", "c"}
+    assert rack["a"] is resident
+    assert racks.put("a", adapters("full", 1))[1] is rack["a"]  # in the place of the one that leaves
+    racks.remove("a")
+    racks.put("b", adapters("full"))
 
 
 @pytest.mark.parametrize("kind", ["vpt", "lora", "pixels"])

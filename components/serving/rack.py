@@ -27,13 +27,14 @@ from torch import Tensor
 from components.data.batches.geometry import Pixels
 from components.domain.canvas import ImgSize
 from components.errors import AdapterError, DataError
-from components.models.adapter import AdapterMeta, BackboneMeta, load_meta
+from components.models.adapter import WEIGHTS_FILE, AdapterMeta, BackboneMeta, load_meta
 from components.models.backbones import Backbone, load_backbone
 from components.models.engine import create_engine
 from components.models.heads import Head, Shape, create_head
 from components.models.mixed.families import Family, choose_family
 from components.models.network import Network, create_network
 from components.models.saliency import map_saliency
+from components.models.tuners.full import FullTuner
 from components.models.weights import load_adapter, load_tensors
 from components.serving.looks import Eye
 from components.tasks.base import DenseTask
@@ -108,14 +109,16 @@ class Rack:
     def replace(self, name: str, folder: Path) -> Resident:
         """Load an adapter, and then give it the name; until then, and where that fails, the old one answers."""
         resident = self._load(folder)
-        self._residents = {**self._residents, name: resident}
+        with self._turn:
+            self._residents = {**self._residents, name: resident}
         return resident
 
     def remove(self, name: str) -> None:
         """KeyError where there is no such name."""
-        kept = dict(self._residents)
-        del kept[name]
-        self._residents = kept
+        with self._turn:
+            kept = dict(self._residents)
+            del kept[name]
+            self._residents = kept
 
     def _load(self, folder: Path) -> Resident:
         tensors, meta = load_tensors(folder, self.backbone, self._describe)
@@ -217,6 +220,8 @@ class Rack:
                     hint="Ask again: the newer adapter answers soon.",
                 )
             self.engine.prepare(network)
+        if isinstance(resident.meta.tuner, FullTuner):
+            return network  # of the backbone's size: not one more is kept
         self._explained[resident] = network
         for oldest in list(self._explained)[:-EXPLAINED]:
             self._explained.pop(oldest, None)
@@ -236,24 +241,50 @@ class Racks:
     """The racks of a process: one for each backbone and size, opened with its first adapter and closed with its last.
 
     `racks.put("plates", folder)` adds an adapter, or replaces the one of that name, wherever it stood.
+
+    most_full_bytes: of the weights of all `full` adapters together, each of which is a whole network; None for no
+    limit. One that is replaced counts no longer, although it is there until its last rows are answered.
     """
 
-    def __init__(self, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
+    def __init__(
+        self, dtype: Literal["auto", "float32", "bfloat16"] = "auto", most_full_bytes: int | None = None
+    ) -> None:
         self.dtype: Literal["auto", "float32", "bfloat16"] = dtype
+        self.most_full_bytes = most_full_bytes
         self._racks: list[Rack] = []
+        self._turn = threading.RLock()
 
     def __iter__(self) -> Iterator[Rack]:
         return iter(self._racks)
 
     def put(self, name: str, folder: Path) -> tuple[Rack, Resident]:
         """The adapter on its rack, by this name. Where it raises AdapterError or BackboneError, all stays as it was."""
-        rack = self._find(load_meta(folder).backbone)
-        resident = rack.replace(name, folder)
-        self._keep([*self._racks, *(() if rack in self._racks else (rack,))], name, rack)
+        meta = load_meta(folder)
+        with self._turn:
+            if isinstance(meta.tuner, FullTuner):
+                self._require_room(name, folder)
+            rack = self._find(meta.backbone)
+            resident = rack.replace(name, folder)
+            self._keep([*self._racks, *(() if rack in self._racks else (rack,))], name, rack)
         return rack, resident
 
+    def _require_room(self, name: str, folder: Path) -> None:
+        """Raise AdapterError where a `full` adapter is too much beside those of other names."""
+        others = [rack[other] for rack in self._racks for other in rack if other != name]
+        taken = sum(other.size for other in others if isinstance(other.meta.tuner, FullTuner))
+        weights = folder / WEIGHTS_FILE
+        size = weights.stat().st_size if weights.exists() else 0  # its absence is found when it is loaded
+        if self.most_full_bytes is not None and taken + size > self.most_full_bytes:
+            raise AdapterError(
+                f"{name}, an adapter of the tuner full",
+                expected=f"at most {_megabytes(self.most_full_bytes)} of such adapters together, which is the limit",
+                found=f"{_megabytes(size)} beside {_megabytes(taken)} of others",
+                hint="Raise the limit, or promote a version of another tuner, which shares the backbone.",
+            )
+
     def remove(self, name: str) -> None:
-        self._keep(self._racks, name)
+        with self._turn:
+            self._keep(self._racks, name)
 
     def _keep(self, racks: Sequence[Rack], name: str, only: Rack | None = None) -> None:
         """Leave the name on this rack alone, and close those that are empty then."""
@@ -267,3 +298,7 @@ class Racks:
             rack for rack in self._racks if (rack.key.sha256, rack.key.img_size) == (wanted.sha256, wanted.img_size)
         )
         return next(found, None) or Rack(load_backbone(wanted.name, wanted.img_size), self.dtype)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MB"
