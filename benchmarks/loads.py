@@ -43,13 +43,17 @@ class Answered:
 
 @dataclass(frozen=True)
 class Load:
-    """So many clients, each with a connection of its own that it keeps; requests take paths and pictures in turn."""
+    """So many clients, each with a connection of its own that it keeps; requests take paths and pictures in turn.
+
+    rate: requests per second of all clients together, at most; None for as many as are answered.
+    """
 
     url: str
     paths: Sequence[str]
     pictures: Sequence[Path]
     clients: int
     form: Form = "bytes"
+    rate: float | None = None
 
     def run(self, requests: int) -> list[Answered]:
         with self.running(requests) as answers:
@@ -92,7 +96,7 @@ def write_pictures(folder: Path, number: int, side: int = 160) -> list[Path]:
 def serve_order(order: dict[str, Any]) -> None:
     """What the process of the clients does: every answer is one line of JSON on stdout."""
     bodies = [_write_body(Path(path).read_bytes(), order["form"]) for path in order["pictures"]]
-    numbers, lock = count(), threading.Lock()
+    numbers, lock, begun = count(), threading.Lock(), time.monotonic()
 
     def work() -> None:
         connection = None
@@ -101,11 +105,13 @@ def serve_order(order: dict[str, Any]) -> None:
                 number = next(numbers)
             if number >= order["requests"]:
                 return
+            if order["rate"]:
+                time.sleep(max(0.0, begun + number / order["rate"] - time.monotonic()))
             path = order["paths"][number % len(order["paths"])]
             connection, answer = _ask(connection, order["url"], path, bodies[number % len(bodies)], order["form"])
             with lock:
                 print(json.dumps(asdict(answer)), flush=True)
-            if answer.outcome == "refused":
+            if answer.outcome == "refused" and not order["rate"]:
                 time.sleep(0.05)
 
     threads = [threading.Thread(target=work) for _ in range(order["clients"])]

@@ -33,6 +33,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,10 @@ from components.tracking.store import Store
 from components.workspace import REPOSITORY, Workspace
 
 CLIENTS, REQUESTS = 32, 2000
+RATE = 60.0  # requests per second while something happens to the server
 KINDS: tuple[Mapping[str, Any], ...] = ({"kind": "vpt"}, {"kind": "vapt"}, {"kind": "linear"})
-READY_SECONDS = 120
+READY_SECONDS, MOST_WAIT = 120.0, 60.0
+ROUNDS = 3
 Record = dict[str, Any]
 
 
@@ -70,6 +73,33 @@ class Server:
             return json.loads(answer.read())
 
 
+class Fleet:
+    """A workspace with so many domains d0, d1, ..., each with a champion of its own on the embedded backbone."""
+
+    def __init__(self, folder: Path, domains: int, requests: int) -> None:
+        self.folder, self.requests = folder, requests
+        self.paths = [f"/predict/d{number}" for number in range(domains)]
+
+    @cached_property
+    def pictures(self) -> list[Path]:
+        return write_pictures(self.folder / "pictures", 64)
+
+    @cached_property
+    def store(self) -> Store:
+        return Store.open(self.workspace)
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        workspace = Workspace(self.folder / "workspace")
+        workspace.activate()
+        store, backbone = Store.open(workspace), load_backbone("embedded")
+        for number in range(len(self.paths)):
+            tuner = KINDS[number % len(KINDS)]
+            adapter = write_adapter(self.folder / "adapters" / f"d{number}", backbone, tuner, seed=number)
+            promote_adapter(workspace, store, f"d{number}", adapter)
+        return workspace
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
@@ -78,36 +108,34 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here, beside those of parts that are not run")
     options = parser.parse_args()
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
-    for name in options.only:
-        known[name] = PARTS[name](options) | {"machine": platform.machine(), "cores": os.cpu_count()}
-        print(json.dumps({name: known[name]}, indent=1), flush=True)
-        if options.json:
-            options.json.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-
-
-def measure_http(options: argparse.Namespace) -> Record:
-    """Seconds per request: of all domains in turn, of one domain, and of MLflow's own server of that one."""
     with tempfile.TemporaryDirectory() as folder:
-        workspace, _ = create_fleet(Path(folder), options.domains)
-        pictures = write_pictures(Path(folder) / "pictures", 64)
-        names = [f"d{number}" for number in range(options.domains)]
-        asked = [f"/predict/{name}" for name in names]
-        seconds: dict[str, list[float]] = {"one domain": [], "all domains": []}
-        with start_server(workspace) as server:
-            Load(server.url, asked, pictures, CLIENTS).run(2 * options.domains)  # each once, before anything counts
-            memory = _read_memory(server.process.pid)
-            for _ in range(3):
-                for row, paths in (("one domain", asked[:1]), ("all domains", asked)):
-                    seconds[row].append(_cost(server, Load(server.url, paths, pictures, CLIENTS), options.requests))
-        with start_mlflow(workspace, names[0]) as server:
-            load = Load(server.url, ["/invocations"], pictures, CLIENTS, form="mlflow")
-            load.run(2 * CLIENTS)
-            mlflow = _cost(server, load, options.requests // 4)
+        fleet = Fleet(Path(folder), options.domains, options.requests)
+        for name in options.only:
+            known[name] = PARTS[name](fleet) | {"machine": platform.machine(), "cores": os.cpu_count()}
+            print(json.dumps({name: known[name]}, indent=1), flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+def measure_http(fleet: Fleet) -> Record:
+    """Seconds per request: of all domains in turn, of one domain, and of MLflow's own server of that one."""
+    asked = fleet.paths
+    seconds: dict[str, list[float]] = {"one domain": [], "all domains": []}
+    with start_server(fleet.workspace) as server:
+        Load(server.url, asked, fleet.pictures, CLIENTS).run(2 * len(asked))  # each twice, before anything counts
+        memory = _read_memory(server.process.pid)
+        for _ in range(ROUNDS):
+            for row, paths in (("one domain", asked[:1]), ("all domains", asked)):
+                seconds[row].append(_cost(server, Load(server.url, paths, fleet.pictures, CLIENTS), fleet.requests))
+    with start_mlflow(fleet.workspace, "d0") as server:
+        load = Load(server.url, ["/invocations"], fleet.pictures, CLIENTS, form="mlflow")
+        load.run(2 * CLIENTS)
+        mlflow = _cost(server, load, fleet.requests // 4)
     best = {row: min(found) for row, found in seconds.items()}
     return {
-        "domains": options.domains,
+        "domains": len(asked),
         "clients": CLIENTS,
-        "requests": options.requests,
+        "requests": fleet.requests,
         "ms_per_request": {row: 1000 * value for row, value in best.items()} | {"mlflow models serve": 1000 * mlflow},
         "of_one_domain": best["one domain"] / best["all domains"],
         "of_mlflow": best["all domains"] / mlflow,
@@ -123,69 +151,64 @@ def _cost(server: Server, load: Load, requests: int) -> float:
     return (server.seconds() - begun) / len(answers)
 
 
-def measure_promotion(options: argparse.Namespace) -> Record:
-    """What 2,000 requests meet while their domain is promoted and rolled back."""
-    with tempfile.TemporaryDirectory() as folder:
-        workspace, store = create_fleet(Path(folder), 3)
-        pictures = write_pictures(Path(folder) / "pictures", 16)
-        second = write_adapter(Path(folder) / "second", load_backbone("embedded"), KINDS[0], seed=77)
-        found: Record = {}
-        with start_server(workspace) as server:
-            load = Load(server.url, ["/predict/d0"], pictures, CLIENTS)
-            load.run(CLIENTS)
-            hashes = {1: server.ask("/champions")["domains"][0]["adapter_sha256"]}
-            with load.running(options.requests) as answers:
-                time.sleep(1)
-                promote_adapter(workspace, store, "d0", second)
-                found["promotion_live_s"] = _wait_for_version(server, "d0", 2)
-                hashes[2] = server.ask("/champions")["domains"][0]["adapter_sha256"]
-                contest.rollback(workspace, "d0", "for a trial")
-                found["rollback_live_s"] = _wait_for_version(server, "d0", 1)
-    mixed_up = [
-        one for one in answers if one.status == 200 and hashes[one.body["version"]] != one.body["adapter_sha256"]
-    ]
-    served = Counter(one.body["version"] for one in answers if one.status == 200)
-    failed = Counter(one.status for one in answers if one.status != 200)
+def measure_promotion(fleet: Fleet) -> Record:
+    """What requests meet while their domain is promoted and rolled back."""
+    second = write_adapter(fleet.folder / "second", load_backbone("embedded"), KINDS[0], seed=len(fleet.paths))
+    found: Record = {}
+    with start_server(fleet.workspace) as server:
+        load = Load(server.url, ["/predict/d0"], fleet.pictures, CLIENTS, rate=RATE)
+        load.run(CLIENTS)
+        hashes = {1: _find_champion(server, "d0")["adapter_sha256"]}
+        with load.running(fleet.requests) as answers:
+            time.sleep(1)
+            promote_adapter(fleet.workspace, fleet.store, "d0", second)
+            found["promotion_live_s"] = _wait_for_version(server, "d0", 2)
+            hashes[2] = _find_champion(server, "d0")["adapter_sha256"]
+            contest.rollback(fleet.workspace, "d0", "for a trial")
+            found["rollback_live_s"] = _wait_for_version(server, "d0", 1)
+    good = [one for one in answers if one.status == 200]
     return found | {
         "requests": len(answers),
-        "failed": dict(failed),
-        "mixed": len(mixed_up),
-        "by_version": dict(served),
+        "failed": dict(Counter(one.status for one in answers if one.status != 200)),
+        "mixed": sum(hashes[one.body["version"]] != one.body["adapter_sha256"] for one in good),
+        "by_version": dict(Counter(one.body["version"] for one in good)),
     }
 
 
 def _wait_for_version(server: Server, domain: str, version: int) -> float:
     begun = time.monotonic()
-    while {row["domain"]: row["version"] for row in server.ask("/champions")["domains"]}[domain] != version:
-        if time.monotonic() - begun > 60:
-            raise SystemExit(f"version {version} of {domain} is not live after a minute")
+    while _find_champion(server, domain)["version"] != version:
+        if time.monotonic() - begun > MOST_WAIT:
+            raise SystemExit(f"version {version} of {domain} is not live after {MOST_WAIT:.0f} s")
         time.sleep(0.05)
     return time.monotonic() - begun
 
 
-def measure_signals(options: argparse.Namespace) -> Record:
-    """Requests that SIGTERM meets in the server, and the seconds until a killed one is replaced."""
-    with tempfile.TemporaryDirectory() as folder:
-        workspace, _ = create_fleet(Path(folder), min(options.domains, 20))
-        pictures = write_pictures(Path(folder) / "pictures", 16)
-        asked = [f"/predict/d{number}" for number in range(min(options.domains, 20))]
-        with start_server(workspace) as server:
-            load = Load(server.url, asked, pictures, CLIENTS)
-            load.run(2 * CLIENTS)
-            with load.running(options.requests) as answers:
-                time.sleep(1.5)
-                begun = time.monotonic()
-                server.process.send_signal(signal.SIGTERM)
-                code = server.process.wait(60)
-                stopped = time.monotonic() - begun
-        with start_server(workspace) as server:
-            server.process.kill()
-            server.process.wait()
+def _find_champion(server: Server, domain: str) -> Record:
+    found: Record = next(row for row in server.ask("/champions")["domains"] if row["domain"] == domain)
+    return found
+
+
+def measure_signals(fleet: Fleet) -> Record:
+    """What SIGTERM does to requests that the server has accepted, and the seconds until a killed one is replaced."""
+    with start_server(fleet.workspace) as server:
+        load = Load(server.url, fleet.paths, fleet.pictures, CLIENTS, rate=2 * RATE)
+        load.run(2 * CLIENTS)
+        with load.running(fleet.requests // 4) as answers:
+            time.sleep(1.5)
             begun = time.monotonic()
-            with start_server(workspace):
-                ready = time.monotonic() - begun
+            server.process.send_signal(signal.SIGTERM)
+            code = server.process.wait(MOST_WAIT)
+            stopped = time.monotonic() - begun
+    with start_server(fleet.workspace) as server:
+        server.process.kill()
+        server.process.wait()
+        begun = time.monotonic()
+        with start_server(fleet.workspace):
+            ready = time.monotonic() - begun
     outcomes = Counter(one.outcome for one in answers)
     return {
+        "domains": len(fleet.paths),
         "requests": len(answers),
         "outcomes": dict(outcomes),  # refused: before it was accepted, by a closed port or with 503
         "lost": outcomes["cut"],
@@ -193,18 +216,6 @@ def measure_signals(options: argparse.Namespace) -> Record:
         "exit_code": code,
         "ready_after_kill_s": ready,
     }
-
-
-def create_fleet(folder: Path, domains: int) -> tuple[Workspace, Store]:
-    """A workspace with so many domains d0, d1, ..., each with a champion of its own on the embedded backbone."""
-    workspace = Workspace(folder / "workspace")
-    workspace.activate()
-    store, backbone = Store.open(workspace), load_backbone("embedded")
-    for number in range(domains):
-        tuner = KINDS[number % len(KINDS)]
-        adapter = write_adapter(folder / "adapters" / f"d{number}", backbone, tuner, seed=number)
-        promote_adapter(workspace, store, f"d{number}", adapter)
-    return workspace, store
 
 
 @contextmanager
@@ -283,12 +294,12 @@ def _read_memory(pid: int) -> float:
 
 
 PARTS = {
-    "mixed": lambda options: mixed.measure(),
+    "mixed": lambda _: mixed.measure(),
     "http": measure_http,
     "promotion": measure_promotion,
     "signals": measure_signals,
-    "folder": lambda options: folders.measure_folder(),
-    "export": lambda options: exports.measure_export(),
+    "folder": lambda _: folders.measure_folder(),
+    "export": lambda _: exports.measure_export(),
 }
 
 if __name__ == "__main__":
