@@ -327,10 +327,10 @@ def export_model(
     from flows.commands import export_model as steps
 
     def act(home: "Workspace") -> "ModelExport":
-        from flows.plan import load_checked_domain
+        from flows.steps.history import require_ledger
 
         version, folder = steps.read_place(place)
-        load_checked_domain(home, domain)
+        require_ledger(home, domain)  # of a domain that was removed, its versions remain
         if verify:
             return steps.verify_export(home, domain, version, folder)
         return steps.export_model(home, domain, version, folder, int8=int8)
