@@ -64,9 +64,7 @@ def promote_adapter(workspace: Workspace, store: Store, domain: str, adapter: Pa
     before = versions.load_version(domain, versions.CHAMPION)
     meta = load_meta(adapter)
     with store.client() as client:
-        found = client.get_experiment_by_name(domain)
-        experiment = found.experiment_id if found else client.create_experiment(domain)
-        run_id = client.create_run(experiment).info.run_id
+        run_id = client.create_run(store.ensure_experiment(domain)).info.run_id
     uri = artifacts.log_model(store, run_id, adapter)
     facts = {"adapter_sha256": meta.adapter_sha256, "tuner": meta.label, "data_version": meta.data_version}
     version = aliases.register_challenger(domain, run_id, uri, **facts)
