@@ -7,11 +7,13 @@ const MOST_TRIES = 6; // of one request while the server is busy
 const POLL = 5000; // milliseconds between two looks at the champions
 const MOST_REGIONS = 200; // connected regions listed in a table
 const MOST_ROWS = 12; // classes named before "all classes"
+const LARGE = 500; // pixels, from which on an image may be shown smaller than it is
 const RAMP = [[43, 11, 87], [160, 44, 96], [241, 113, 31], [252, 255, 164]]; // of saliency, dark to bright
 
 const state = {
   champions: [], domain: "", items: [], chosen: null, under: 0, token: sessionStorage.getItem("tessera-token") || "",
   layers: { saliency: { on: true, strength: 0.6 }, mask: { on: true, strength: 0.8 }, boxes: { on: true } },
+  full: false, // whether images are shown pixel by pixel
   hidden: new Set(), // names of classes whose boxes and pixels are not drawn
 };
 
@@ -114,7 +116,7 @@ function addFiles(files) {
     const item = { file, name: file.name || "pasted image", url: URL.createObjectURL(file), size: null, unseen: false, asks: [], at: 0 };
     const probe = new Image();
     probe.onload = () => { item.size = [probe.naturalWidth, probe.naturalHeight]; if (item === state.chosen) showDetail(); };
-    probe.onerror = () => { item.unseen = true; showList(); if (item === state.chosen) showDetail(); };
+    probe.onerror = () => { item.unseen = true; if (item === state.chosen) showDetail(); };
     probe.src = item.url;
     return item;
   });
@@ -253,9 +255,9 @@ function showList() {
   find("list").hidden = !several;
   find("counts").textContent = describeCounts(asks);
   find("again").hidden = !asks.length;
-  const focused = several && find("list").contains(document.activeElement);
-  find("list").replaceChildren(...(several ? state.items.map(showRow) : []));
-  if (focused) find("list").querySelector("[aria-current=true]")?.focus();
+  state.items.forEach(showRow);
+  const rows = several ? state.items.map((item) => item.row) : [], shown = find("list").children;
+  if (rows.length !== shown.length || rows.some((row, k) => row !== shown[k])) find("list").replaceChildren(...rows);
 }
 
 function describeCounts(asks) {
@@ -272,23 +274,25 @@ function describeCounts(asks) {
   return `${count(state.items.length, "image")}${told.length && asks.length > 1 ? `: ${told.join(", ")}` : ""}.${renewed}`;
 }
 
+/** The row of an image is made once, since there may be hundreds, and brought up to date. */
 function showRow(item) {
-  const [text, kind] = summarise(item.asks[item.at]);
-  const thumb = item.unseen ? make("span", { class: "thumb" }) : make("img", { class: "thumb", src: item.url, alt: "", loading: "lazy", decoding: "async" });
-  const more = item.asks.length > 1 ? ` (${item.asks.length} boxes)` : "";
-  return make("li", {}, make("button", {
-    type: "button", class: kind, "aria-current": String(item === state.chosen),
-    onclick: () => { state.chosen = item; showAll(); },
-  }, thumb, make("b", {}, text + more), make("small", {}, item.name)));
+  item.row ??= make("li", {}, make("button", { type: "button", onclick: () => { state.chosen = item; showAll(); } },
+    make("img", { class: "thumb", src: item.url, alt: "", loading: "lazy", decoding: "async", onerror: (event) => { event.target.replaceWith(make("span", { class: "thumb" })); } }),
+    make("b"), make("small", {}, item.name)));
+  const [text, kind] = summarise(item.asks[item.at]), button = item.row.firstChild;
+  button.className = kind;
+  button.setAttribute("aria-current", String(item === state.chosen));
+  button.querySelector("b").textContent = text + (item.asks.length > 1 ? ` (${item.asks.length} boxes)` : "");
 }
 
 function moveInList(event) {
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-  if (!step || !state.items.length) return;
+  if (!step) return;
   event.preventDefault();
   const place = Math.max(0, Math.min(state.items.length - 1, state.items.indexOf(state.chosen) + step));
   state.chosen = state.items[place];
   showAll();
+  state.chosen.row.firstChild.focus();
 }
 
 // ---- one image ----
@@ -298,7 +302,7 @@ function showDetail() {
   detail.hidden = !item;
   if (!item) { detail.replaceChildren(); return; }
   const ask = item.asks[item.at], stage = showStage(item, ask);
-  const left = make("div", {}, stage, showTools(item, ask), mayBox() ? showCorners(item) : null);
+  const left = make("div", {}, make("div", { class: state.full ? "window" : "" }, stage), showTools(item, ask), mayBox() ? showCorners(item) : null);
   const right = make("div", { "aria-live": "polite" }, mayBox() ? showTabs(item) : null, ...showAnswer(item, ask));
   detail.replaceChildren(make("div", { class: "sheet" }, left, right));
 }
@@ -310,6 +314,7 @@ function showStage(item, ask) {
   stage.style.setProperty("--natural", `${natural}px`);
   stage.style.setProperty("--shape", String(wide / high));
   stage.classList.toggle("small", natural > wide * 1.5);
+  stage.classList.toggle("full", state.full);
   stage.append(item.unseen
     ? make("p", { class: "unseen" }, "This browser cannot show this file. The server may still read it.")
     : make("img", { src: item.url, alt: `${item.name}, the image asked about`, draggable: false }));
@@ -468,6 +473,8 @@ function showTools(item, ask) {
   const answer = ask?.answer;
   if (!answer || !item.size) return null;
   const parts = [];
+  const enlarge = (event) => { state.full = event.target.checked; showDetail(); find("full").focus(); };
+  if (item.size[0] > LARGE || item.size[1] > LARGE) parts.push(make("label", {}, make("input", { type: "checkbox", id: "full", checked: state.full, onchange: enlarge }), " Every pixel"));
   if (answer.saliency) parts.push(...showLayer("saliency", "Saliency"), make("span", { class: "quiet" }, make("span", { class: "ramp", "aria-hidden": "true" }), " brighter parts speak for the answer"));
   if (answer.mask) parts.push(...showLayer("mask", "Masks"));
   if (answer.objects?.length) parts.push(...showLayer("boxes", "Boxes"));
