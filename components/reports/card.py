@@ -189,7 +189,8 @@ def _describe_passes(report: PassReport) -> list[tuple[str, str]]:
         (name, f"{test} on test, {val} on validation" + (f"; without the decision {plain} on test" if plain else ""))
         for name, val, test, plain in about.rows
     ]
-    return [("Rule", about.rule), *((name.capitalize(), text) for name, text in facts), ("Note", " ".join(about.notes))]
+    notes = " ".join((about.terms, about.origin, *about.notes))
+    return [("Rule", about.rule), *((name.capitalize(), text) for name, text in facts), ("Note", notes)]
 
 
 def _describe_data(card: ModelCard) -> list[tuple[str, str]]:

@@ -11,9 +11,12 @@ HEADS = ("share of images", "validation [95 %]", "test [95 %]", "test, without i
 
 @dataclass(frozen=True)
 class Passes:
-    """rule: how an image is answered, in a sentence. rows: the shares, below HEADS. notes: what limits the figures."""
+    """rule: how an image is answered. terms: what the shares are of. origin: of how many images, and how they are made.
+    rows: the shares, below HEADS. notes: what the figures do not show."""
 
     rule: str
+    terms: str
+    origin: str
     rows: Sequence[tuple[str, ...]]
     notes: Sequence[str]
 
@@ -32,13 +35,16 @@ def describe_decision(report: PassReport) -> Passes:
     ]
     if report.rule.abstain:
         rows.append(("left to a person", show_share(val.abstained), show_share(test.abstained), ""))
-    explained = (
-        f"Escapes: images of other classes that are answered {label} ({val.others} in validation, {test.others} in "
-        f"test). False alarms: images of {label} that are not ({val.passing} and {test.passing}). Shares are averaged "
-        "over the images of a group and then over the groups. The threshold was chosen on validation, so that only "
-        "test shows what it keeps."
+    terms = (
+        f"Escapes: images of other classes that are answered {label}. False alarms: images of {label} that are not. "
+        "Without it the most probable class is the answer."
     )
-    return Passes(describe_rule(report.rule), rows, (explained, *report.notes))
+    origin = (
+        f"Validation has {val.others:,} images of other classes and {val.passing:,} of {label}, test has "
+        f"{test.others:,} and {test.passing:,}. Shares are averaged over the images of a group, then over the groups. "
+        "The threshold was chosen on validation, so that only test shows what it keeps."
+    )
+    return Passes(describe_rule(report.rule), terms, origin, rows, report.notes)
 
 
 def describe_rule(rule: PassRule) -> str:

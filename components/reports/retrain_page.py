@@ -89,7 +89,7 @@ def render_markdown(outcome: Outcome, classes: str = "") -> str:
 def _list_decision(report: PassReport) -> list[str]:
     """A section on what passes, line by line."""
     about = describe_decision(report)
-    notes = [f"- {text}" for text in about.notes]
+    notes = [f"- {text}" for text in (about.terms, about.origin, *about.notes)]
     return ["## Decision", "", about.rule, "", *_list_lines(PASSED, about.rows), "", *notes, ""]
 
 
@@ -179,9 +179,9 @@ def _render_decision(outcome: Outcome) -> str:
         return ""
     about = describe_decision(outcome.decision)
     rows = "".join(map(render_row, about.rows))
-    explained, *doubts = about.notes
-    texts = f"<p>{html.escape(about.rule)}</p><table>{render_row(PASSED, 'th')}{rows}</table>"
-    return f"<h2>Decision</h2>{texts}<p>{html.escape(explained)}</p>{''.join(map(render_warning, doubts))}"
+    table = f"<p>{html.escape(about.rule)}</p><table>{render_row(PASSED, 'th')}{rows}</table>"
+    explained = f"<p>{html.escape(f'{about.terms} {about.origin}')}</p>"
+    return f"<h2>Decision</h2>{table}{explained}{''.join(map(render_warning, about.notes))}"
 
 
 def _render_answers(report: RetrainReport, task: Task) -> str:

@@ -92,8 +92,8 @@ def _show_decision(report: PassReport) -> None:
     for cells in about.rows:
         table.add_row(*map(escape, cells))
     OUT.print(table)
-    OUT.print(escape(about.rule))
-    for text in report.notes:
+    OUT.print(escape(f"{about.rule} {about.terms}"))
+    for text in about.notes:
         OUT.print(f"[yellow]warning[/]  {escape(text)}")
 
 
