@@ -3,11 +3,15 @@
 import io
 import json
 import resource
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +19,39 @@ import fleets
 import numpy as np
 import polars as pl
 import pytest
+import uvicorn
 import yaml
 from conftest import clean_environment
 from PIL import Image
 
 from components.errors import DataError, WorkspaceError
 from components.files import hash_file
+from components.models.adapter import InputMeta, hash_meta, load_meta
 from components.models.backbones import load_backbone
+from components.processes import identify
+from components.promotion import versions
 from components.records.predictions import Predictions
 from components.serving.__main__ import answer_pictures
+from components.serving.address import Address, remove_address, save_address
 from components.serving.folder_journal import name_journal
 from components.serving.folders import Group, Summary, open_table
 from components.serving.predictor import Predictor
-from components.serving.questions import Question
-from components.serving.rows import create_row, list_columns
+from components.serving.questions import Question, group_questions
+from components.serving.rack import Racks
+from components.serving.rows import create_row, describe, list_columns
+from components.serving.server.app import create_app
+from components.serving.server.champions import Champion, Champions
+from components.serving.server.service import open_service
 from components.serving.tables import READERS, read_table, write_table
+from components.tasks.detection import DetectionTask
+from components.tasks.multilabel import MultilabelTask
+from components.tasks.segmentation import SegmentationTask
 from components.tracking.store import Store
 from components.workspace import REPOSITORY, Workspace
 from flows.commands.counting import Counter
 from flows.commands.predict_questions import read_questions
+from flows.steps.asking import describe_champion
+from flows.steps.asking_server import Moved, find_server
 
 CLASSES = fleets.CLASSES
 COLUMNS = list_columns("label", CLASSES)
@@ -148,10 +166,10 @@ class Asking:
         self.done += done
         self.failed += failed
 
-    def see(self, place: int, question: Question, said: dict[str, Any]) -> None:
+    def see(self, question: Question, said: dict[str, Any]) -> None:
         assert said
 
-    def wants(self, place: int) -> bool:
+    def wants(self, question: Question) -> bool:
         return False
 
 
@@ -358,7 +376,7 @@ def test_progress_is_one_line_in_a_terminal_and_rare_lines_elsewhere() -> None:
         assert stream.getvalue().removeprefix(expected) == ("\r\x1b[K" if stream.isatty() else "")
 
 
-# Processes
+# The server
 
 
 @pytest.fixture(scope="module")
@@ -371,15 +389,173 @@ def workspace(mlflow_workspace: Workspace, store: Store, predictor: Predictor) -
     return mlflow_workspace
 
 
+@dataclass
+class Serving:
+    """A server in a thread of this process. stop: cuts all connections."""
+
+    address: Address
+    stop: Callable[[], None]
+
+
+@contextmanager
+def serve(adapters: Mapping[str, Path]) -> Iterator[Serving]:
+    champions, racks = Champions(), Racks()
+    for domain, folder in adapters.items():
+        champions.put(Champion(domain, 1, hash_meta(folder), *racks.put(domain, folder)))
+    champions.ready = True
+    service = open_service(champions)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="critical"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+
+        def stop() -> None:
+            server.should_exit = server.force_exit = True
+            for protocol in list(server.server_state.connections):
+                protocol.transport.abort()  # type: ignore[union-attr]
+            thread.join()
+
+        try:
+            yield Serving(Address(identify(), f"http://127.0.0.1:{listening.getsockname()[1]}"), stop)
+        finally:
+            stop()
+            service.close(5)
+
+
+@pytest.fixture(scope="module")
+def adapters(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place, backbone = tmp_path_factory.mktemp("adapters"), predictor.rack.backbone
+    tasks: dict[str, Any] = {"several": MultilabelTask(), "maps": SegmentationTask(background="good")}
+    tasks["found"] = DetectionTask()
+    limits = {"several": dict.fromkeys(CLASSES, 0.3), "maps": {}, "found": dict.fromkeys(CLASSES, 0.3)}
+    made = {
+        name: fleets.write_adapter(place / name, backbone, {"kind": "linear"}, task=task, thresholds=limits[name])
+        for name, task in tasks.items()
+    }
+    inputs = InputMeta(kind="either", max_megapixels=100, min_side=16)
+    made["crops"] = fleets.write_adapter(place / "crops", backbone, {"kind": "linear"}, input=inputs)
+    return {"plates": predictor.resident.folder, **made}
+
+
+@pytest.fixture(scope="module")
+def serving(adapters: dict[str, Path], workspace: Workspace) -> Iterator[Serving]:
+    with serve(adapters) as running:
+        save_address(workspace, running.address)
+        yield running
+        remove_address(workspace, identify())
+
+
+@dataclass
+class Here:
+    """A source that answers in this process, as a child would."""
+
+    champion: Any
+    asking: Asking
+
+    def ask(
+        self, groups: Iterable[list[Question]], *, whole: bool, extras: Sequence[str]
+    ) -> Iterator[tuple[list[Question], dict[str, Any]]]:
+        return self.asking(iter(groups))
+
+
+@pytest.mark.parametrize("name", ["plates", "several", "maps", "found", "crops"])
+def test_the_server_and_a_child_give_the_same_rows(
+    name: str, serving: Serving, adapters: dict[str, Path], workspace: Workspace, folder: Path
+) -> None:
+    server = find_server(workspace, name, pytest.fail)
+    assert server is not None
+    meta = load_meta(adapters[name])
+    version = versions.Version(
+        domain=name, version=1, run_id="", source="", tuner=meta.label, adapter_json_sha256=hash_meta(adapters[name])
+    )
+    assert server.champion == replace(describe_champion(version, meta), meta=None)
+    asked = [Question(path) for path in sorted(folder.iterdir())] + [Question(folder / "gone.png")]
+    if name == "crops":
+        asked += [Question(folder / "00.png", box) for box in [(0, 0, 20, 20), (3, 3, 4, 4), (0, 0, 99, 9)]]
+        asked += [Question(folder / "01.png", box) for box in [(3, 3, 4, 4), (0, 0, 99, 9)]]  # none has an answer
+    groups = list(group_questions(asked))
+    asking = Asking(Predictor(adapters[name]))
+    columns = list_columns(meta.task.annotation, CLASSES)
+    pairs = zip(server.ask(groups, whole=False, extras=()), asking(iter(groups)), strict=True)
+    for (group, reply), (same, expected) in pairs:
+        assert (group, reply["sha256"]) == (same, expected["sha256"])
+        for question, said, other in zip(group, reply["answers"], expected["answers"], strict=True):
+            row, known = (describe(question, one, 1).model_dump() for one in (said, other))
+            assert_alike(row, known)
+            assert_alike(create_row(said, columns), create_row(other, columns))
+
+
+def assert_alike(one: Any, other: Any) -> None:
+    """Equal up to the last digits of shares, which depend on the batch."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_alike(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for some, others in zip(one, other, strict=True):
+            assert_alike(some, others)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, abs=2e-2)
+    else:
+        assert one == other
+
+
+def test_what_the_server_leaves_is_answered_in_its_place(
+    predictor: Predictor, workspace: Workspace, folder: Path, tmp_path: Path
+) -> None:
+    asked, said = questions(folder), list[str]()
+    ask = Asking(predictor)
+    with serve({"plates": predictor.resident.folder}) as going:
+        save_address(workspace, going.address)
+        server = find_server(workspace, "plates", said.append)
+        assert server is not None
+        server.instead = lambda: Here(server.champion, ask)
+
+        def cut(groups: Iterator[Group]) -> Iterator[tuple[Group, dict[str, Any]]]:
+            for number, answered in enumerate(server.ask(groups, whole=False, extras=())):
+                if number == 4:
+                    going.stop()
+                yield answered
+
+        with open_table(tmp_path / "a.csv", COLUMNS, 1, "ab" * 32) as table:
+            summary = table.answer(asked, cut, ask)
+    assert (summary.answered, summary.failed) == (37, 3)
+    assert 0 < len(ask.asked) < 38 - 4
+    assert len(said) == 1
+    assert "another process answers the rest" in said[0]
+    answer(tmp_path / "b.csv", asked, Asking(predictor))
+    assert_same(tmp_path / "a.csv", tmp_path / "b.csv")
+    assert find_server(workspace, "plates", said.append) is None
+    assert "does not answer" in said[1]
+
+
+def test_a_promotion_meanwhile_is_noticed(serving: Serving, workspace: Workspace, folder: Path) -> None:
+    save_address(workspace, serving.address)
+    server = find_server(workspace, "plates", pytest.fail)
+    assert server is not None
+    server.champion = replace(server.champion, version=2)
+    with pytest.raises(Moved):
+        list(server.ask([[Question(folder / "00.png")]], whole=False, extras=()))
+    assert find_server(workspace, "nobody", pytest.fail) is None
+
+
+# Processes
+
+HEAVY = ("torch", "mlflow", "polars", "prefect", "timm", "numpy", "pandas", "httpx", "PIL", "sqlalchemy", "sklearn")
+
+
 @pytest.mark.slow
-def test_a_killed_command_goes_on_to_the_same_rows(workspace: Workspace, predictor: Predictor, tmp_path: Path) -> None:
-    """With the names of its images on stdin."""
+def test_a_killed_command_goes_on_to_the_same_rows(
+    workspace: Workspace, predictor: Predictor, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    """With the names of its images on stdin; the rest is answered by a server, for which nothing heavy is loaded."""
     images = [save(tmp_path / f"{number:04}.png", number) for number in range(400)]
     file = tmp_path / "out" / "a.csv"
     words = ["predict", "plates", "-", "--out", str(file), "--workspace", str(workspace.root), "--json"]
-    command = [sys.executable, "-m", "flows.commands.cli", *words]
+    command = [sys.executable, "-X", "importtime", "-m", "flows.commands.cli", *words]
     names, where = b"\0".join(str(path).encode() for path in images), {"env": clean_environment(), "cwd": REPOSITORY}
-    killed = subprocess.Popen(command, stdin=subprocess.PIPE, **where)
+    killed = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, **where)
     assert killed.stdin
     killed.stdin.write(names)
     killed.stdin.close()
@@ -391,9 +567,11 @@ def test_a_killed_command_goes_on_to_the_same_rows(workspace: Workspace, predict
     killed.wait()
     known = journal.read_bytes().count(b"\n") - 1
     assert known < len(images), "it was too fast to be killed"
-    done = subprocess.run(
-        command, input=names, env=clean_environment(), cwd=REPOSITORY, capture_output=True, check=True
-    )
+    with serve(adapters) as running:
+        save_address(workspace, running.address)
+        done = subprocess.run(command, input=names, capture_output=True, check=True, **where)
+    loaded = {line.rpartition(b"|")[2].strip().partition(b".")[0].decode() for line in done.stderr.splitlines()}
+    assert not loaded & set(HEAVY)
     outcome = Predictions.model_validate_json(done.stdout)
     assert (outcome.answered, outcome.failed, outcome.predictions) == (400, 0, ())
     assert outcome.table == file.as_posix()
@@ -405,6 +583,5 @@ def test_a_killed_command_goes_on_to_the_same_rows(workspace: Workspace, predict
     expected = predictor.predict(images)
     assert [row["label"] for row in rows] == [one.label for one in expected]
     for row, one in zip(rows, expected, strict=True):
-        assert [row[f"p_{name}"] for name in CLASSES] == pytest.approx(
-            list((one.probabilities or {}).values()), abs=2e-2
-        )
+        shares = [row[f"p_{name}"] for name in CLASSES]
+        assert shares == pytest.approx(list((one.probabilities or {}).values()), abs=2e-2)

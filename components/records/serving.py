@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from components.domain.strict import Strict
+from components.records.decisions import PassRule
 from components.records.fields import Box, Count, ErrorRecord, Number, Share
 from components.records.predictions import Component, FoundObject
 
@@ -49,7 +50,9 @@ class ServedDomain(Strict):
 
     version, adapter_sha256: of what is served; None where nothing is. trouble: why the registry's champion is not
     served; empty where it is. input: `picture`, `crop` or `either`. annotation: what is answered: label, labels, mask
-    or boxes. size: bytes of memory that the adapter takes beside the backbone.
+    or boxes. size: bytes of memory that the adapter takes beside the backbone. thresholds, decision: as `tessera
+    predict --json` has them. details: the limits and the preparation of one input, as adapter.json says. warnings: what
+    the caller should know of the model.
     """
 
     domain: str
@@ -62,6 +65,10 @@ class ServedDomain(Strict):
     input: str | None
     size: Count
     trouble: str
+    thresholds: dict[str, Share] | None = None
+    decision: PassRule | None = None
+    details: dict[str, str | int | float] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class ServedDomains(Strict):

@@ -113,6 +113,7 @@ def _describe(
     predictor: "Predictor", look: "Look", found: "Prediction | DataError", extras: Sequence[str]
 ) -> dict[str, Any]:
     from components.records.maps import encode_map
+    from components.serving.saliency import draw_saliency
 
     if isinstance(found, DataError):
         return {"error": found.to_dict()}
@@ -123,6 +124,9 @@ def _describe(
         said["class_map"] = None if encoded is None else base64.b64encode(encoded).decode()
     if "found" in extras:
         said["found"] = found.found
+    if "saliency" in extras and look.pixels is not None:
+        grid = predictor.rack.explain(predictor.resident, look.pixels)
+        said["saliency"] = draw_saliency(grid, predictor.meta, look)
     return said
 
 

@@ -25,6 +25,11 @@ UNKNOWN = (
     "If it was trained on crops, answers for whole pictures are wrong. Train it again with `tessera retrain`."
 )
 
+UNBOUND = (
+    "Version {version} is not bound: it was registered before the registry and the ledger kept the sha256 of "
+    "adapter.json, so only its weights are proven, not its classes and temperature."
+)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -49,6 +54,13 @@ class Prediction:
     def label(self) -> str:
         """The answer as one text for people."""
         return describe_answer(self.answer)
+
+
+def list_doubts(meta: AdapterMeta, version: int, adapter_sha256: str) -> tuple[str, ...]:
+    """What a caller must be warned of. adapter_sha256: by which the registry knows the adapter."""
+    unbound = adapter_sha256 in ("", meta.adapter_sha256)  # only its weights
+    doubts = (UNKNOWN if meta.input is None else "", UNBOUND.format(version=version) if unbound else "")
+    return tuple(doubt for doubt in doubts if doubt)
 
 
 def describe(meta: AdapterMeta, look: Look, row: NDArray[np.float64]) -> Prediction:

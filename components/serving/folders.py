@@ -40,15 +40,15 @@ Ask = Callable[[Iterator[Group]], Iterator[tuple[Group, dict[str, Any]]]]
 
 
 class Watch(Protocol):
-    """Watches how questions are answered. place: of a question among those asked; said: its answer."""
+    """Watches how questions are answered. said: an answer."""
 
     def count(self, done: int, failed: int, *, known: bool = False) -> None:
         """So many more are done, and so many of them have no answer. known: nothing had to be asked for them."""
 
-    def see(self, place: int, question: Question, said: dict[str, Any]) -> None:
+    def see(self, question: Question, said: dict[str, Any]) -> None:
         """A question was answered."""
 
-    def wants(self, place: int) -> bool:
+    def wants(self, question: Question) -> bool:
         """Whether a question is to be asked even where its answer is known."""
 
 
@@ -138,7 +138,7 @@ class _Run:
                     self.loose[place] = create_row({"error": one.to_dict()}, self.table.columns)
                 else:
                     key = to_key(digest, one.box)
-                    if key is None or not self._is_known(place, key):
+                    if key is None or not self._is_known(one, key):
                         fresh.append(one)
                         places.append(place)
                 self.keys.append(key)
@@ -149,8 +149,8 @@ class _Run:
                 self.places.append(places)
                 yield fresh
 
-    def _is_known(self, place: int, key: bytes) -> bool:
-        if self.watch.wants(place):
+    def _is_known(self, question: Question, key: bytes) -> bool:
+        if self.watch.wants(question):
             return False
         if key in self.before:
             self.known += 1
@@ -171,7 +171,7 @@ class _Run:
                 self.keys[place] = key  # another than before where the file was changed since it was hashed
             if hashed is not None:
                 self.under_way.discard(hashed)
-            self.watch.see(place, question, said)
+            self.watch.see(question, said)
             self.watch.count(1, int("error" in said))
 
     def rows(self, summary: Summary) -> Iterator[Row]:

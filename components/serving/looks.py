@@ -21,7 +21,7 @@ from components.data.sources.images import UNDECODABLE, Box, UnfitPicture, Uprig
 from components.domain.settings import Validation
 from components.errors import DataError
 from components.models.adapter import AdapterMeta
-from components.serving.questions import Question, Source, name_question
+from components.serving.questions import Question, Source, describe_unreadable, name_question
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ class Eye:
 def _explain(name: str, error: Exception) -> DataError:
     """A reason that `tessera check` would give, or what the system says of a file, as an error."""
     if isinstance(error, OSError) and error.strerror:
-        hint = "Correct the path or the permissions."
-        return DataError(name, expected="a readable image", found=error.strerror, hint=hint)
+        return describe_unreadable(name, error)
     why = error.reason if isinstance(error, UnfitPicture) else damaged(str(error))
     return DataError(name, expected=why.expected, found=why.found, hint=why.hint)

@@ -194,6 +194,12 @@ def check_boxes(task: str, annotation: str, kind: str, questions: Sequence[Quest
         )
 
 
+def describe_unreadable(name: str, error: OSError) -> DataError:
+    """The error in the place of a file that the system does not let us read."""
+    hint = "Correct the path or the permissions."
+    return DataError(name, expected="a readable image", found=error.strerror or str(error), hint=hint)
+
+
 def name_question(question: Question) -> str:
     return question.name or question.path or "an image in memory"
 

@@ -286,19 +286,28 @@ def predict(
     polygons: Annotated[
         bool, typer.Option("--polygons", help="Segmentation: outlines instead of run lengths in the COCO file.")
     ] = False,
+    saliency: Annotated[
+        Path | None,
+        typer.Option("--saliency", metavar="DIR", help="Draw what speaks for each answer, one PNG per image."),
+    ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Ask the domain's champion about images, or boxes in them; exit code 0 only if all were answered."""
-    from flows.commands.predict import exit_code
+    """Ask the domain's champion about images, or boxes in them; exit code 0 only if all were answered.
+
+    A running `tessera serve` of the workspace is asked where it serves the domain."""
+    from flows.commands.predict import exit_code, say
     from flows.commands.predict import predict as run
+    from flows.steps.asking_server import find_server
 
     def act(place: "Workspace") -> "Predictions":
-        from flows.plan import load_checked_domain
+        server = find_server(place, domain, say)
+        if server is None:
+            from flows.plan import load_checked_domain
 
-        load_checked_domain(place, domain)
+            load_checked_domain(place, domain)
         asked = partial(run, place, domain, images or [], boxes=box or [], boxes_file=boxes, whole=whole)
-        predictions = asked(out=out, polygons=polygons)
+        predictions = asked(out=out, polygons=polygons, saliency=saliency, server=server)
         for warning in predictions.warnings:
             typer.echo(f"tessera: warning: {warning}", err=True)
         return predictions

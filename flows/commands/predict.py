@@ -3,13 +3,13 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from components.errors import DataError
+from components.errors import DataError, PromotionError
 from components.records.fields import ErrorRecord
 from components.records.images import LeftOut
 from components.records.predictions import Answer, Predictions, Unanswered
@@ -21,9 +21,13 @@ from flows.commands.counting import Counter
 from flows.commands.predict_files import is_table, require_files, write_files
 from flows.commands.predict_questions import read_questions
 from flows.steps.asking import Champion, Source, ask_child
+from flows.steps.asking_server import Moved, Server, find_server
 
 if TYPE_CHECKING:
     from components.serving.folders import Summary
+    from components.serving.saliency import Overlays
+
+MOST_MOVES = 3  # promotions in a row through which a command begins anew
 
 
 def predict(
@@ -36,56 +40,107 @@ def predict(
     whole: bool = False,
     out: Path | None = None,
     polygons: bool = False,
+    saliency: Path | None = None,
+    server: Server | None = None,
 ) -> Predictions:
     """The answer for every image, or for every box in it; a row with `error` where one cannot be answered.
 
     paths: files, and folders of them; `-` for stdin. boxes: texts `x0,y0,x1,y1` in the one image. boxes_file: boxes of
     many. whole: images for a champion of crops are crops already. out: a table of all answers, whose rows are not in
     the record then; or, of masks or boxes, a folder or one file. polygons: outlines of masks instead of run lengths.
+    saliency: a folder for drawings of what speaks for the answers. server: asked instead of a process of our own, as
+    far as it sends what the files hold.
 
-    Raises DataError where nothing can be asked, boxes are missing or not wanted, or `out` or `polygons` have no meaning
-    for the champion; PromotionError where there is no champion that the ledger explains, or its adapter is not the
-    registered one.
+    Raises DataError where nothing can be asked, boxes are missing or not wanted, or an option has no meaning for the
+    champion; PromotionError where there is no champion that the ledger explains, or its adapter is not the registered
+    one.
     """
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tessera-")))
-        asked = read_questions(paths, boxes, boxes_file, folder)
-        begun = out is not None and (out.exists() or name_journal(out).exists())  # maybe nothing has to be asked
-        source: Source = stack.enter_context(ask_child(workspace, name, early=not begun))
-        champion = source.champion
-        questions = [one for one in asked.questions if isinstance(one, Question)]
-        check_boxes(champion.task, champion.annotation, champion.kind, questions, whole)
-        require_files(champion.annotation, champion.task, out, polygons=polygons)
-        request = _Request(asked, questions, source, whole)
-        if out is not None and is_table(champion.annotation, out):
-            return _answer_table(request, out)
-        return _answer_all(request, out, workspace, polygons=polygons)
+    with tempfile.TemporaryDirectory(prefix="tessera-") as folder:
+        asked = read_questions(paths, boxes, boxes_file, Path(folder))
+        for _ in range(MOST_MOVES):
+            try:
+                with ExitStack() as stack:
+                    source = _open_source(stack, workspace, name, out, server, polygons=polygons)
+                    questions = [one for one in asked.questions if isinstance(one, Question)]
+                    return _answer(_Request(asked, questions, source, whole, saliency), out, workspace, polygons)
+            except Moved:
+                say(f"{name} has another champion than a moment ago; everything is asked of the new one.")
+                server = find_server(workspace, name, say) if server else None
+    what, hint = f"prediction with {name}", "Try again once promotions have come to an end."
+    raise PromotionError(what, expected="one champion for all answers", found=f"{MOST_MOVES} in a row", hint=hint)
+
+
+def _open_source(
+    stack: ExitStack, workspace: Workspace, name: str, out: Path | None, server: Server | None, *, polygons: bool
+) -> Source:
+    """What answers: the server, where it sends all that is to be written, else a child."""
+    begun = out is not None and (out.exists() or name_journal(out).exists())  # maybe nothing has to be asked
+    if server is None or polygons or not (out is None or is_table(server.champion.annotation, out)):
+        return stack.enter_context(ask_child(workspace, name, early=not begun))
+
+    def open_child() -> Source:
+        child = stack.enter_context(ask_child(workspace, name, early=True))
+        if (child.champion.version, child.champion.adapter_sha256) != (champion.version, champion.adapter_sha256):
+            raise Moved
+        return child
+
+    champion = server.champion
+    return replace(server, instead=open_child)
+
+
+def say(text: str) -> None:
+    typer.echo(f"tessera: {text}", err=True)
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked of whom."""
+    """What is asked of whom. saliency: the folder of drawings."""
 
     asked: Asked
     questions: Sequence[Question]
     source: Source
     whole: bool
+    saliency: Path | None
+
+
+def _answer(request: _Request, out: Path | None, workspace: Workspace, polygons: bool) -> Predictions:
+    champion = request.source.champion
+    check_boxes(champion.task, champion.annotation, champion.kind, request.questions, request.whole)
+    require_files(champion.annotation, champion.task, out, polygons=polygons)
+    with Counter(len(request.asked.questions)) as counter:
+        watch = _Watch(counter, request)
+        if out is not None and is_table(champion.annotation, out):
+            return _answer_table(request, out, watch)
+        return _answer_all(request, out, workspace, watch, polygons=polygons)
 
 
 class _Watch:
-    """Draws how far the answers are."""
+    """Draws how far the answers are, and their saliency where that is asked for."""
 
-    def __init__(self, counter: Counter) -> None:
-        self.count = counter.count
+    def __init__(self, counter: Counter, request: _Request) -> None:
+        self.counter, self.count = counter, counter.count
+        self.overlays = _open_overlays(request)
+        self.extras = ("saliency",) if self.overlays else ()
 
-    def see(self, place: int, question: Question, said: Mapping[str, Any]) -> None:
-        pass
+    def see(self, question: Question, said: dict[str, Any]) -> None:
+        if self.overlays is not None:
+            self.overlays.draw(question, said)
 
-    def wants(self, place: int) -> bool:
-        return False
+    def wants(self, question: Question) -> bool:
+        return self.overlays is not None and not self.overlays.name(question).exists()
 
 
-def _answer_table(request: _Request, out: Path) -> Predictions:
+def _open_overlays(request: _Request) -> "Overlays | None":
+    if request.saliency is None:
+        return None
+    from components.serving.saliency import Overlays, require_saliency
+
+    champion = request.source.champion
+    require_saliency(request.saliency, champion.annotation, champion.task)
+    return Overlays(request.saliency, request.questions)
+
+
+def _answer_table(request: _Request, out: Path, watch: _Watch) -> Predictions:
     """All answers in one file; the record has no rows."""
     from components.serving.folders import open_table
     from components.serving.rows import list_columns
@@ -94,18 +149,15 @@ def _answer_table(request: _Request, out: Path) -> Predictions:
     columns = list_columns(champion.annotation, champion.classes)
 
     def ask(groups: Iterator[list[Question]]) -> Iterator[tuple[list[Question], dict[str, Any]]]:
-        return request.source.ask(groups, whole=request.whole, extras=())
+        return request.source.ask(groups, whole=request.whole, extras=watch.extras)
 
-    with (
-        open_table(out, columns, champion.version, champion.adapter_sha256) as table,
-        Counter(len(asked)) as counter,
-    ):
+    with open_table(out, columns, champion.version, champion.adapter_sha256) as table:
         try:
-            summary = table.answer(asked, ask, _Watch(counter))
+            summary = table.answer(asked, ask, watch)
         except KeyboardInterrupt:
-            counter.clear()
+            watch.counter.clear()
             kept = f"{len(table.journal):,} answers are kept in {name_journal(out)}"
-            typer.echo(f"tessera: interrupted; {kept}, and the same command goes on from there.", err=True)
+            say(f"interrupted; {kept}, and the same command goes on from there.")
             raise typer.Exit(130) from None
     return _describe_table(request, out, summary, table.outdated)
 
@@ -131,15 +183,18 @@ def _describe_table(request: _Request, out: Path, summary: "Summary", outdated: 
     return Unanswered(**facts, error=ErrorRecord.of(summary.error))
 
 
-def _answer_all(request: _Request, out: Path | None, workspace: Workspace, *, polygons: bool) -> Predictions:
+def _answer_all(
+    request: _Request, out: Path | None, workspace: Workspace, watch: _Watch, *, polygons: bool
+) -> Predictions:
     """The rows themselves, and the files of masks or boxes."""
     source, questions = request.source, request.questions
     answers: list[dict[str, Any]] = []
-    with Counter(len(questions)) as counter:
-        extras = ("class_map", "found") if out is not None else ()
-        for group, reply in source.ask(group_questions(questions), whole=request.whole, extras=extras):
-            answers += reply["answers"]
-            counter.count(len(group), sum("error" in said for said in reply["answers"]))
+    extras = (*watch.extras, *(("class_map", "found") if out is not None else ()))
+    for group, reply in source.ask(group_questions(questions), whole=request.whole, extras=extras):
+        answers += reply["answers"]
+        for question, said in zip(group, reply["answers"], strict=True):
+            watch.see(question, said)
+        watch.count(len(group), sum("error" in said for said in reply["answers"]))
     rows = _describe_all(request.asked.questions, answers, source.champion.version)
     failed = [row.error for row in rows if row.error is not None]
     facts = {

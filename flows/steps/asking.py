@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from components.records.decisions import PassRule
     from components.workspace import Workspace
 
-UNBOUND = (
-    "Version {version} is not bound: it was registered before the registry and the ledger kept the sha256 of "
-    "adapter.json, so only its weights are proven, not its classes and temperature."
-)
-
 
 @dataclass(frozen=True)
 class Champion:
@@ -90,18 +85,18 @@ def ask_child(workspace: "Workspace", name: str, *, early: bool) -> Iterator[Chi
         open_registry(workspace, name)
         version = aliases.require_champion(name)
         folder = versions.fetch_adapter(version, workspace.adapters)
-        yield Child(_describe(version, load_meta(folder)), folder, process)
+        yield Child(describe_champion(version, load_meta(folder)), folder, process)
 
 
-def _describe(version: "Version", meta: "AdapterMeta") -> Champion:
-    from components.serving.describing import UNKNOWN
+def describe_champion(version: "Version", meta: "AdapterMeta") -> Champion:
+    """What a command must know of a registered version whose adapter is here."""
+    from components.serving.describing import list_doubts
 
-    unbound = "" if version.adapter_json_sha256 else UNBOUND.format(version=version.version)
-    doubt = UNKNOWN if meta.input is None else ""
+    known = version.adapter_json_sha256 or version.adapter_sha256
     return Champion(
         domain=version.domain,
         version=version.version,
-        adapter_sha256=version.adapter_json_sha256 or version.adapter_sha256,
+        adapter_sha256=known,
         tuner=version.tuner,
         task=meta.task.kind,
         annotation=meta.task.annotation,
@@ -109,6 +104,6 @@ def _describe(version: "Version", meta: "AdapterMeta") -> Champion:
         thresholds=dict(meta.thresholds) or None,
         decision=meta.decision,
         input=None if meta.input is None else meta.input.model_dump(mode="json"),
-        warnings=tuple(warning for warning in (doubt, unbound) if warning),
+        warnings=list_doubts(meta, version.version, known),
         meta=meta,
     )

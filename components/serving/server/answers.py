@@ -1,26 +1,18 @@
 """Answers of the server as its records and as bytes: of a prediction, of an error, of the domains. No torch here."""
 
-import base64
-import io
 from collections.abc import Iterable
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from components.data.batches.geometry import place, restore
 from components.errors import TesseraError
 from components.models.adapter import AdapterMeta
 from components.records.fields import ErrorRecord
 from components.records.maps import ClassMap
 from components.records.serving import Served, ServedDomain, ServedDomains, ServedError
-from components.serving.describing import UNKNOWN, Prediction
-from components.serving.looks import Look
+from components.serving.describing import UNKNOWN, Prediction, list_doubts
 from components.serving.map_files import encode_mask
+from components.serving.saliency import encode_png
 from components.serving.server.champions import Champion, Champions
 from components.tasks.base import MapTask
 
-LONGEST = 512  # pixels of the longer side of a drawn saliency
 JSON = "application/json"
 
 
@@ -49,28 +41,10 @@ def create_answer(champion: Champion, prediction: Prediction, request_id: str, s
     )
 
 
-def draw_saliency(grid: NDArray[np.float32], meta: AdapterMeta, look: Look) -> str:
-    """Base64 of a grey PNG over the picture or crop, at most LONGEST pixels long.
-
-    grid: (rows, columns) of the canvas's patches, from 0 to 1.
-    """
-    shrunk = min(1.0, LONGEST / max(look.size))
-    width, height = (max(1, round(side * shrunk)) for side in look.size)
-    lying = place(look.size, meta.backbone.img_size, meta.fit)
-    (drawn,) = restore(grid[None], lying, (height, width))
-    return _write_png(Image.fromarray((255 * drawn.clip(0, 1)).round().astype(np.uint8)))
-
-
 def _draw_mask(meta: AdapterMeta, classes: ClassMap) -> str:
     """Base64 of a PNG of numbers, with the colours of their classes as its palette; the background is black."""
     background = meta.task.background_class if isinstance(meta.task, MapTask) else None
-    return _write_png(encode_mask(classes, meta.classes, background))
-
-
-def _write_png(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    return encode_png(encode_mask(classes, meta.classes, background))
 
 
 def create_error(request_id: str, error: TesseraError) -> ServedError:
@@ -110,4 +84,8 @@ def _describe_domain(champions: Champions, name: str) -> ServedDomain:
         input=meta.input.kind if meta and meta.input else None,
         size=champion.resident.size if champion else 0,
         trouble=trouble,
+        thresholds=(dict(meta.thresholds) or None) if meta else None,
+        decision=meta.decision if meta else None,
+        details=meta.input.model_dump(mode="json") if meta and meta.input else None,
+        warnings=list_doubts(meta, champion.version, champion.adapter_sha256) if meta and champion else (),
     )

@@ -24,7 +24,8 @@ from components.records.serving import Served
 from components.serving.describing import describe
 from components.serving.looks import Look
 from components.serving.questions import Question, require_boxes
-from components.serving.server.answers import create_answer, draw_saliency
+from components.serving.saliency import draw_saliency
+from components.serving.server.answers import create_answer
 from components.serving.server.batcher import Batcher, Full, Late
 from components.serving.server.champions import Champion, Champions
 from components.serving.server.metrics import Metrics
