@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     )
     from components.records.images import Created
     from components.records.outcomes import Comparison, Outcome
-    from components.records.predictions import Predictions
     from components.workspace import Workspace
 
 ledger_app = typer.Typer(no_args_is_help=True, help="The record of every promotion: verify, export or restore it.")
@@ -296,22 +295,11 @@ def predict(
     """Ask the domain's champion about images, or boxes in them; exit code 0 only if all were answered.
 
     A running `tessera serve` of the workspace is asked where it serves the domain."""
-    from flows.commands.predict import exit_code, say
-    from flows.commands.predict import predict as run
-    from flows.steps.asking_server import find_server
+    from flows.commands.predict import exit_code
+    from flows.commands.predict import predict_here as run
 
-    def act(place: "Workspace") -> "Predictions":
-        server = find_server(place, domain, say)
-        if server is None:
-            from flows.plan import load_checked_domain
-
-            load_checked_domain(place, domain)
-        asked = partial(run, place, domain, images or [], boxes=box or [], boxes_file=boxes, whole=whole)
-        predictions = asked(out=out, polygons=polygons, saliency=saliency, server=server)
-        for warning in predictions.warnings:
-            typer.echo(f"tessera: warning: {warning}", err=True)
-        return predictions
-
+    options: dict[str, Any] = {"boxes": box or [], "boxes_file": boxes, "whole": whole}
+    act = partial(run, name=domain, paths=images or [], out=out, polygons=polygons, saliency=saliency, **options)
     execute(act, shower("show_predictions", "answers"), as_json, workspace, failed=exit_code)
 
 

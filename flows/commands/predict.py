@@ -70,6 +70,19 @@ def predict(
     raise PromotionError(what, expected="one champion for all answers", found=f"{MOST_MOVES} in a row", hint=hint)
 
 
+def predict_here(workspace: Workspace, name: str, **options: Any) -> Predictions:
+    """The same by the workspace's running server, where it serves the domain; warnings go to stderr."""
+    server = find_server(workspace, name, say)
+    if server is None:
+        from flows.plan import load_checked_domain
+
+        load_checked_domain(workspace, name)  # a typo is reported before torch is loaded
+    predictions = predict(workspace, name, server=server, **options)
+    for warning in predictions.warnings:
+        say(f"warning: {warning}")
+    return predictions
+
+
 def _open_source(
     stack: ExitStack, workspace: Workspace, name: str, out: Path | None, server: Server | None, *, polygons: bool
 ) -> Source:
