@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.errors import TesseraError, WorkspaceError, make_visible
-from components.processes import identify, watch_starter
+from components.processes import STARTER, identify, watch_starter
 from components.serving.address import Address, remove_address, save_address
 from components.serving.server.access import is_loopback, load_token
 from components.serving.server.champions import Champions
@@ -38,7 +38,9 @@ def main() -> int:
     logging.getLogger("components").setLevel(logging.INFO)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     options = read_options()
-    started = watch_starter(END_SECONDS + 5)
+    # `tessera up` holds a pipe to its services; any other pipe on stdin, as of cron or ssh, may close at any time.
+    tied = os.environ.get(STARTER) not in (None, identify())
+    started = watch_starter(END_SECONDS + 5) if tied else threading.Event()
     try:
         return serve(options, started)
     except TesseraError as error:
