@@ -159,7 +159,8 @@ class _Visit:
             except TimeoutError:
                 hint = "Send it again, without a pause."
                 found = f"{self.held:,} bytes of it in {time.monotonic() - begun:.0f} s"
-                raise Refusal(408, TesseraError("the body", expected="all of it", found=found, hint=hint)) from None
+                error = TesseraError("the body", expected="all of it", found=found, hint=hint)
+                raise Refusal(408, error, {"Connection": "close"}) from None
             if message["type"] == "http.disconnect":
                 raise Left
             if part := message.get("body", b""):
