@@ -91,7 +91,9 @@ def test_a_hundred_slow_clients_hinder_nobody_and_are_given_up(address: tuple[st
 
 def test_a_head_that_trickles_on_a_kept_connection_is_given_up(address: tuple[str, int]) -> None:
     connection = _send(address, b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert b'{"live":true}' in connection.recv(1 << 16)
+    answered = b""
+    while not answered.endswith(b'{"live":true}'):
+        answered += connection.recv(1 << 16)
     begun, closed = time.monotonic(), False
     with suppress(BrokenPipeError, ConnectionResetError):
         while time.monotonic() - begun < 10 and not closed:
@@ -112,7 +114,7 @@ def test_a_head_that_trickles_on_a_kept_connection_is_given_up(address: tuple[st
         (HEAD + b"Content-Length: 3\r\nConnection: close\r\n\r\nabcdefgh", 422),  # what is more is no second request
         (HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 422),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzzz\r\n", 400),
-        (HEAD + b"X-Filler: " + b"a" * 100_000 + b"\r\n\r\n", 400),
+        (HEAD + b"X-Filler: " + b"a" * 100_000, 400),
         (b"GET /champions HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil\r\nConnection: close\r\n\r\n", 403),
     ],
 )

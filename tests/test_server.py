@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import numpy as np
 import pytest
+import schemathesis
 from fleets import write_adapter
 from PIL import Image
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from served import create_champions, create_service, draw_picture
 from starlette.testclient import TestClient
 
@@ -32,6 +36,8 @@ from components.tasks import parse_task
 SIZE = 32  # of the canvas, in pixels
 URL = "http://127.0.0.1:8080"
 TOKEN = "0123456789abcdef"
+EXAMPLES = 300 if "TESSERA_FAULTS" in os.environ else 4  # requests per route and mode
+ANY: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
 KINDS = {"plates": "vpt", "tiles": "vapt", "sheets": "linear"}
 
 
@@ -403,3 +409,30 @@ def test_every_task_answers_in_its_own_words(crops: Service) -> None:
     assert ask("multilabel").labels is not None
     saliency = client.post("/predict/segmentation?saliency=1", content=picture)
     assert (saliency.status_code, "saliency" in saliency.text) == (422, True)
+
+
+# The OpenAPI document
+
+
+def test_every_answer_is_one_that_the_document_describes(service: Service) -> None:
+    """Requests that schemathesis makes of the document, fit and unfit ones, to every route: no 500, and no status,
+    content type or body that is not described. Which bytes are a fit image a document cannot say."""
+    document = schemathesis.openapi.from_asgi("/openapi.json", create_app(service, TOKEN))
+    header, statuses = {"Authorization": f"Bearer {TOKEN}"}, set[int]()
+    for found in document.get_all_operations():
+        operation = found.ok()
+
+        def ask(case: schemathesis.Case) -> None:
+            for name in {"domain", "model", "name"} & set(case.path_parameters or {}):
+                case.path_parameters[name] = "plates"
+            response = case.call(headers=header)
+            statuses.add(response.status_code)
+            case.validate_response(response, excluded_checks=[positive_data_acceptance, negative_data_rejection])
+
+        for mode in schemathesis.GenerationMode:
+            if mode.is_negative and not operation.body and not list(operation.iter_parameters()):
+                continue  # nothing that could be unfit
+            cases = operation.as_strategy(generation_mode=mode)
+            examples = hypothesis.settings(max_examples=EXAMPLES, phases=[hypothesis.Phase.generate], **ANY)
+            examples(hypothesis.given(case=cases)(ask))()
+    assert {200, 422} <= statuses

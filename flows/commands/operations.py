@@ -71,6 +71,10 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option("--token-file", metavar="FILE", help="What it holds must be sent by every client.")
     ] = None,
+    full_mb: Annotated[
+        int | None,
+        typer.Option("--full-mb", min=1, help="Megabytes that champions of the tuner `full` may take; default any."),
+    ] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Answer over HTTP with every domain's champion, until Ctrl-C; promotions and rollbacks are followed."""
@@ -78,7 +82,7 @@ def serve(
     def act(place: "Workspace") -> None:
         from flows.commands.serve import serve as run
 
-        run(place, domain or [], host, port, token_file)
+        run(place, domain or [], host, port, token_file, full_mb)
 
     execute(act, lambda _: None, False, workspace)
 

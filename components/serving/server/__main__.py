@@ -54,6 +54,7 @@ def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="another than loopback needs --token-file")
     parser.add_argument("--port", type=int, help=f"{PORT} or the next free one")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="its content is what requests must bring")
+    parser.add_argument("--full-mb", type=int, metavar="N", help="megabytes that champions of the tuner full may take")
     return parser.parse_args(words)
 
 
@@ -89,7 +90,8 @@ def serve(options: argparse.Namespace, started: threading.Event) -> int:
         from components.serving.rack import Racks  # torch: seconds, in which the server answers already
         from components.serving.server.follow import Follower
 
-        follower = Follower(champions, Racks(), workspace, options.domain)
+        limit = None if options.full_mb is None else options.full_mb * 1_000_000
+        follower = Follower(champions, Racks(most_full_bytes=limit), workspace, options.domain)
         service.metrics.watch_registry(lambda: follower.age)
         follower.start()
         announce(champions, url, token)

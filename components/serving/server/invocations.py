@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from mlflow.version import VERSION
 from pydantic import BaseModel, ConfigDict, StrictBool
 from starlette.concurrency import run_in_threadpool
@@ -32,6 +32,8 @@ FORMS = ("dataframe_records", "dataframe_split", "instances", "inputs")
 FAILURES = (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 JSON, CSV = "application/json", "text/csv"
 EXAMPLE = {"dataframe_records": [{"image": "<base64 of an image file>"}]}
+TEXT = {"description": "Plain text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+PLAIN: dict[str, Any] = {"response_class": Response, "responses": {200: TEXT}}
 Table = Mapping[str, Sequence[Any]]
 
 
@@ -67,20 +69,20 @@ def router(service: Service) -> APIRouter:
     failures: dict[int | str, dict[str, Any]] = {status: {"model": MlflowFailure} for status in FAILURES}
     routes = APIRouter(tags=["MLflow's protocol"], responses=failures)
 
-    @routes.get("/version")
+    @routes.get("/version", **PLAIN)
     async def version() -> Response:
-        return Response(VERSION, media_type=JSON)
+        return PlainTextResponse(VERSION)
 
-    @routes.get("/ping")
-    @routes.get("/health")
+    @routes.get("/ping", **PLAIN)
+    @routes.get("/health", **PLAIN)
     async def ping() -> Response:
         service.require_ready()
-        return Response("\n", media_type=JSON)
+        return PlainTextResponse("\n")
 
-    @routes.get("/{domain}/ping")
+    @routes.get("/{domain}/ping", **PLAIN)
     async def ping_domain(domain: str) -> Response:
         service.require_champion(domain)
-        return Response("\n", media_type=JSON)
+        return PlainTextResponse("\n")
 
     @routes.post("/{domain}/invocations", openapi_extra=describe_body(Invocation, EXAMPLE, CSV))
     async def invocations(request: Request, domain: str) -> JSONResponse:
