@@ -1,5 +1,6 @@
 """The class that lets an image pass: its threshold, what is answered by it, and what people are told of its price."""
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import tiny
 from numpy.typing import NDArray
 from samples import make_domain
+from served import create_service
+from starlette.testclient import TestClient
 
 from components.domain.domain import Domain
 from components.errors import AdapterError, DataError, DomainError
@@ -26,6 +29,7 @@ from components.reports.decisions import show_share
 from components.reports.words import ByClass
 from components.serving.columns import flatten
 from components.serving.predictor import Predictor
+from components.serving.server.app import create_app
 from components.tasks import CLASSIFICATION, create_task
 from components.tasks.base import describe_answer
 from components.tasks.calibration import Calibration
@@ -283,6 +287,22 @@ def test_what_is_served_is_what_was_scored(folder: Path, strict: Path) -> None:
     rows = [flatten(answer.answer | {"probabilities": answer.probabilities}, columns) for answer in answers]
     assert [row["label"] for row in rows] == test["predicted"].to_list()
     assert [row["abstained"] for row in rows] == left
+
+
+def test_the_server_says_that_a_person_must_look(folder: Path, strict: Path) -> None:
+    """By its own protocol and by MLflow's."""
+    test = load_predictions(strict, "test").filter(pl.col("label") == "light").sort("p_light")
+    pictures = [(folder / "raw" / path).read_bytes() for path in (test["path"][0], test["path"][-1])]
+    service = create_service({"tiny": strict / "adapter"})
+    try:
+        with TestClient(create_app(service), "http://127.0.0.1") as client:
+            served = [client.post("/predict/tiny", content=picture).json() for picture in pictures]
+            records = [{"image": base64.b64encode(picture).decode()} for picture in pictures]
+            rows = client.post("/tiny/invocations", json={"dataframe_records": records}).json()["predictions"]
+    finally:
+        service.close(10)
+    assert [(one["label"], one["abstained"]) for one in served] == [(None, True), ("light", False)]
+    assert [(row["label"], row["abstained"]) for row in rows] == [(test["predicted"][0], True), ("light", False)]
 
 
 def test_a_decision_on_a_strange_class_is_no_adapter(strict: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def router(service: Service) -> APIRouter:
             raise Refusal(400, error) from None
         options: dict[str, Any] = {"champion": champion, "whole": whole, "id": read_id(request)}
         answers = await service.ask(domain, asked, **options) if asked else []
-        columns = list(champion.resident.meta.task.outputs(champion.resident.meta.classes))
+        columns = list(champion.resident.meta.outputs)
         rows = []
         for answer in answers:
             if isinstance(answer, TesseraError):
