@@ -24,9 +24,9 @@ from PIL import Image
 from components.errors import AdapterError, DataError
 from components.files import hash_file
 from components.models.adapter import AdapterMeta, load_meta
+from components.models.backbones import load_backbone
 from components.models.heads import create_head, detection
 from components.models.heads.base import Shape
-from components.promotion import aliases
 from components.records.decisions import PassRule
 from components.records.exports import Card, ExportJob, ModelExport
 from components.serving import export, int8, prepare, proofs
@@ -37,7 +37,7 @@ from components.tasks import CLASSIFICATION, Task
 from components.tasks.detection import DetectionTask
 from components.tasks.multilabel import MultilabelTask
 from components.tasks.segmentation import SegmentationTask
-from components.tracking import artifacts, runs
+from components.tracking import artifacts
 from components.tracking.store import Store
 from components.workspace import Workspace
 from flows.commands import export_model
@@ -362,12 +362,15 @@ def require_proven(card: Card) -> None:
     assert max(card.verified.largest_difference, card.verified.graph_difference) < 1e-5
 
 
-#: Exported in every run of the suite, beside the classifier of the command.
-ORDINARY = [("detection", {"kind": "lora"}, WIDE), ("segmentation", {"kind": "vapt", "static_blocks": 1}, WIDE)]
 EVERY = pytest.mark.skipif("TESSERA_EXPORTS" not in os.environ, reason="minutes of tracing: set TESSERA_EXPORTS=1")
+#: The first is exported in every run of the suite, beside the classifier of the command.
+ORDINARY = [
+    pytest.param(("detection", {"kind": "lora"}, WIDE), id="detection"),
+    pytest.param(("segmentation", {"kind": "vapt", "static_blocks": 1}, WIDE), id="segmentation", marks=EVERY),
+]
 
 
-@pytest.fixture(scope="module", params=ORDINARY, ids=lambda case: f"{case[0]}-{case[1]['kind']}")
+@pytest.fixture(scope="module", params=ORDINARY)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Card]:
     folder = tmp_path_factory.mktemp("exported")
     kind, tuner, options = request.param
@@ -580,25 +583,16 @@ def test_only_files_that_were_predicted_are_tests(tests_of_three: pl.DataFrame, 
 @pytest.fixture(scope="module")
 def champion(store: Store, mlflow_workspace: Workspace) -> Workspace:
     """A workspace with a registered champion whose test images and predictions are there."""
-    root, domain = mlflow_workspace.root, tiny.create_domain(backbone="embedded", img_size=32)
-    result = tiny.train(root, domain, {"kind": "vpt", "num_prompts": 2})
-    run_id = runs.start_parent(store, domain, tiny.DATA_VERSION, "f", "c0ffee")
+    place = mlflow_workspace.root
+    backbone, facts = load_backbone("embedded", 32), {"classes": CLASSES, **ANSWERING["classification"]}
+    adapter = fleets.write_adapter(place / "adapter", backbone, {"kind": "vpt"}, **facts)
+    version = fleets.promote_adapter(mlflow_workspace, store, "tiny", adapter)
+    tiny.write_images(mlflow_workspace.raw("tiny")).write_parquet(place / artifacts.PREDICTIONS)
     with store.client() as client:
-        client.log_artifact(run_id, str(result.folder / "predictions.parquet"))
-    uri = artifacts.log_model(store, run_id, result.folder / "adapter")
-    facts = {"adapter_sha256": result.adapter_sha256, "tuner": result.label, "data_version": tiny.DATA_VERSION}
-    tiny.promote(
-        mlflow_workspace,
-        domain.name,
-        aliases.register_challenger(domain.name, run_id, uri, **facts),
-        expected=None,
-        reason="first",
-    )
-    file = mlflow_workspace.domain_file(domain.name)
-    file.parent.mkdir(parents=True)
+        client.log_artifact(version.run_id, str(place / artifacts.PREDICTIONS))
+    file = mlflow_workspace.domain_file("tiny")
     shown = {"classes": list(tiny.CLASSES), "layout": "folders", "backbone": "embedded", "img_size": 32}
-    file.write_text(json.dumps({"name": domain.name, "task": "classification", **shown}))
-    shutil.copytree(root / "raw", mlflow_workspace.raw(domain.name))
+    file.write_text(json.dumps({"name": "tiny", "task": "classification", **shown}))
     return mlflow_workspace
 
 
