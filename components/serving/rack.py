@@ -178,17 +178,18 @@ class Rack:
 
     def _run_kind(
         self, images: Tensor, places: Sequence[int], rows: Sequence[Resident]
-    ) -> Iterator[tuple[list[int], Tensor]]:
+    ) -> list[tuple[list[int], Tensor]]:
         """Rows of one kind, whose residents lie together: one pass through the backbone, then a head for each."""
-        first, start = rows[places[0]], 0
+        first, answered, start = rows[places[0]], list[tuple[list[int], Tensor]](), 0
         tokens = first.family.forward(images, [rows[place].place for place in places], first.head.needs)
         tokens.pixels = images
-        for resident, same in groupby(places, lambda place: rows[place]):
-            own = list(same)
-            with self.engine.autocast():
+        with self.engine.autocast():
+            for resident, same in groupby(places, lambda place: rows[place]):
+                own = list(same)
                 outputs = resident.head(tokens.of_rows(slice(start, start + len(own))))
-            yield own, outputs.float()
-            start += len(own)
+                answered.append((own, outputs.float()))
+                start += len(own)
+        return answered
 
     def explain(self, resident: Resident, pixels: Pixels) -> NDArray[np.float32]:
         """What speaks for the answer: (rows, columns) of the patch grid of the canvas, from 0 to 1. pixels: uint8

@@ -31,6 +31,7 @@ from components.models.mixed.pools import Pools, Slot, split_spans
 from components.models.tokens import Needs, Tokens
 from components.models.tuners import Tuner
 from components.models.tuners.adaptformer import AdaptFormerTuner
+from components.models.tuners.bitfit import BitFitTuner
 from components.models.tuners.lora import LowRankTuner
 
 if TYPE_CHECKING:
@@ -60,10 +61,29 @@ class TunedFamily:
         for name, tensor in tensors.items():
             module, part = split_name(name.removeprefix("vit."))
             groups.setdefault(module, {})[part] = tensor.to(self.engine.device)
-        held = dict[str, Tensor]()
-        for module, parts in groups.items():
-            held |= {f"{module}:{part}": tensor for part, tensor in self._convert(module, parts, tuner).items()}
+        changes = {module: self._convert(module, parts, tuner) for module, parts in groups.items()}
+        if isinstance(tuner, BitFitTuner):
+            changes = self._fold_norms(changes)
+        held = {f"{module}:{part}": each for module, parts in changes.items() for part, each in parts.items()}
         return self.pools.put(held, tuner.kind)
+
+    def _fold_norms(self, shifts: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """BitFit's shifts, of which those of a block's norms are left to the only layer that reads them:
+        W (x + d) + b = W x + (b + W d). That spares a pass over the batch for each."""
+        from timm.layers import Mlp
+
+        folded = dict(shifts)
+        for index, block in enumerate(self.vit.blocks):
+            readers = {"norm1": "attn.qkv", "norm2": "mlp.fc1"}
+            if block.attn.gate is not None or not isinstance(block.mlp, Mlp):
+                continue
+            for norm, reader in ((f"blocks.{index}.{a}", f"blocks.{index}.{b}") for a, b in readers.items()):
+                if norm in folded:
+                    weight = self.backbone.tensor(f"{reader}.weight", torch.float32, self.engine.device)
+                    moved = weight @ folded.pop(norm)["shift"]
+                    before = folded[reader]["shift"] if reader in folded else 0
+                    folded[reader] = {"shift": (before + moved).to(self.engine.dtype)}
+        return folded
 
     def _convert(self, module: str, parts: Mapping[str, Tensor], tuner: Tuner) -> dict[str, Tensor]:
         """The change of one module that an adapter's tensors make."""
@@ -120,30 +140,33 @@ def split_name(name: str) -> tuple[str, str]:
     return module, part
 
 
-@dataclass(frozen=True)
 class Change:
     """What the adapters of a span of n rows change of one module's outputs: tensors (1 or n, ...)."""
 
-    rows: slice
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    down: Tensor | None = None
-    up: Tensor | None = None
+    def __init__(
+        self,
+        rows: slice,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        down: Tensor | None = None,
+        up: Tensor | None = None,
+    ) -> None:
+        self.rows, self.scale, self.shift, self.down, self.up = rows, scale, shift, down, up
 
-    def apply(self, y: Tensor, x: Tensor, columns: slice, channels: int) -> None:
+    def apply(self, y: Tensor, x: Tensor, columns: slice | None, channels: int) -> None:
         """Change the outputs y of the whole batch in place; x: what the module read. columns: of the module's outputs,
-        which y holds; channels: their axis in y."""
-        y = y[self.rows]
+        which y holds; all by default. channels: their axis in y."""
+        y, scale, shift, up = y[self.rows], self.scale, self.shift, self.up
+        if columns is not None:
+            scale, shift, up = (None if part is None else part[:, columns] for part in (scale, shift, up))
         low = None
-        if self.down is not None and self.up is not None:
-            low = multiply(multiply(x[self.rows].to(self.down.dtype), self.down), self.up[:, columns])
-        if self.scale is not None and self.shift is not None:
-            changed = (y * _spread(self.scale[:, columns], y, channels)).add_(
-                _spread(self.shift[:, columns], y, channels)
-            )
+        if self.down is not None and up is not None:
+            low = multiply(multiply(x[self.rows].to(self.down.dtype), self.down), up)
+        if scale is not None and shift is not None:
+            changed = (y * _spread(scale, y, channels)).add_(_spread(shift, y, channels))
             y.copy_(changed if low is None else changed.add_(low))
-        elif self.shift is not None:
-            y.add_(_spread(self.shift[:, columns], y, channels))
+        elif shift is not None:
+            y.add_(_spread(shift, y, channels))
         elif low is not None:
             y.add_(low)
 
@@ -159,6 +182,8 @@ def multiply(x: Tensor, matrices: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _spread(rows: Tensor, y: Tensor, channels: int) -> Tensor:
     """(1 or n, C) so that it can be added to y, whose channels are on that axis."""
+    if y.ndim == 3:
+        return rows[:, None]
     shape = [1] * y.ndim
     shape[0], shape[channels] = rows.shape
     return rows.view(shape)
@@ -179,14 +204,14 @@ class SharedModule(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._change(self.base(x), x, slice(None))
+        return self._change(self.base(x), x, None)
 
     def project(self, x: Tensor, columns: slice) -> Tensor:
         """Some of a linear layer's outputs."""
         bias = self.base.bias
         return self._change(F.linear(x, self.base.weight[columns], None if bias is None else bias[columns]), x, columns)
 
-    def _change(self, y: Tensor, x: Tensor, columns: slice) -> Tensor:
+    def _change(self, y: Tensor, x: Tensor, columns: slice | None) -> Tensor:
         for change in self.changes:
             change.apply(y, x, columns, self.channels)
         return y
