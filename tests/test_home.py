@@ -65,9 +65,17 @@ def test_a_workspace_in_a_page(workspace: Path, monkeypatch: pytest.MonkeyPatch)
     assert "&lt;script&gt;" in text
     assert "http" not in text.replace("http://127.0.0.1:9", "").replace("http-equiv", "")  # nothing from elsewhere
     assert len(text) < 1_000_000
+    shown = [tile.text for tile in page.facts.cards[1].tiles]
+    (place.raw(DOMAIN) / shown[0].partition(":")[0]).write_bytes(b"damaged")
+    page.tiles.clear()
+    page.update()
+    assert [tile.text for tile in page.facts.cards[1].tiles] == shown[1:]
     with store.client() as client:
         client.set_registered_model_alias(DOMAIN, "champion", "1")
+    monkeypatch.setattr(home, "PAGE_BYTES", 0)
     page.update()
+    assert (page.facts.notes, page.facts.cards[1].tiles) == ((), ())
+    assert "Champion: <b>version 1</b> linear</p>" in page.render()  # no move of the ledger made it champion
     assert [card.weight for card in page.facts.cards] == [2, 2]  # the alias was moved by hand
 
 

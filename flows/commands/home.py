@@ -126,7 +126,7 @@ class Home:
             domain.title or name,
             metric=create_task(domain).metric_words,
             tuner="" if champion is None else champion.tuner,
-            move=move if row.champion_version else None,
+            move=move if move is not None and move.to_version == row.champion_version else None,
             judged=judged,
             points=points,
             tiles=self._try(f"pictures of {name}", lambda: self._load_tiles(domain, row, champion, most), ()),
@@ -155,7 +155,10 @@ class Home:
     def _load_tiles(
         self, domain: Domain, row: DomainRow, champion: versions.Version | None, most: int
     ) -> tuple[Tile, ...]:
-        """The champion's hardest test images where they are known here, or else some of the domain's."""
+        """The champion's hardest test images where they are known here, or else some of the domain's; none where there
+        are too many domains for pictures of all."""
+        if not most:
+            return ()
         sha256 = "" if champion is None else champion.adapter_sha256
         key = domain.name, f"{sha256} {row.data_version} {most}"
         if key not in self.tiles:
@@ -216,7 +219,8 @@ def find_troubles(row: DomainRow, checked: ValidationSummary | None, served: Ser
         )
     if checked is not None and not checked.ok:
         yield Trouble(f"The images failed their check: {'; '.join(checked.problems)}", True)
-    if served is not None and served.trouble:
+    known = "" if row.champion_trouble is None else row.champion_trouble.message
+    if served is not None and served.trouble and served.trouble != known:
         yield Trouble(f"Not served: {served.trouble}", True)
     elif served is not None and row.champion_version and served.version != row.champion_version:
         yield Trouble(

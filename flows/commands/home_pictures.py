@@ -1,7 +1,8 @@
 """Small pictures of a domain for the home page: the champion's hardest test images, or else some of its images."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image
 
 from components.data.manifest import load_frame
 from components.domain.domain import Domain
+from components.errors import DataError
 from components.records.jobs import load_predictions, load_result
 from components.reports.tiles import load_tile
 from components.tasks import create_task
@@ -43,40 +45,46 @@ def find_training(workspace: Workspace, name: str, adapter_sha256: str) -> Path 
 
 
 def load_hardest(workspace: Workspace, domain: Domain, training: Path, most: int) -> list[Tile]:
-    """The test images that the champion found hardest. Raises DataError where one is not readable."""
+    """The test images that the champion found hardest."""
     task, frame = create_task(domain), load_predictions(training, "test")
     told, right = task.describe_answers(frame), pl.Series(task.hits(frame))
     ranked = frame.with_columns(ease=task.ease(frame), told=told, right=right).sort("ease", "id")
     dense = isinstance(task, DenseTask)  # the names of the classes shown say too little of whether it is right
     return [
         Tile(
-            _shrink(workspace, domain.name, row),
+            jpeg,
             f"{row['path']}: {row['label']}" + ("" if dense else f", answered {row['told']}"),
             True,
             None if dense else row["right"],
         )
-        for row in _first_of_each_picture(ranked, most)
+        for row, jpeg in _shrink_first(workspace, domain.name, ranked, most)
     ]
 
 
 def load_some(workspace: Workspace, domain: Domain, most: int) -> list[Tile]:
-    """Images from all over the domain; none before its data stages have run. Raises DataError as above."""
+    """Images from all over the domain; none before its data stages have run."""
     path = workspace.derived(domain.name) / "manifest.parquet"
     if not path.exists():
         return []
     frame = load_frame(path)
     spread = frame.gather_every(max(1, frame.height // most))
-    rows = _first_of_each_picture(spread, most)
-    return [Tile(_shrink(workspace, domain.name, row), f"{row['path']}: {row['label']}") for row in rows]
+    shrunk = _shrink_first(workspace, domain.name, spread, most)
+    return [Tile(jpeg, f"{row['path']}: {row['label']}") for row, jpeg in shrunk]
 
 
-def _first_of_each_picture(frame: pl.DataFrame, most: int) -> Sequence[dict[str, Any]]:
-    return list(frame.unique("path", keep="first", maintain_order=True).head(most).iter_rows(named=True))
-
-
-def _shrink(workspace: Workspace, name: str, row: dict[str, Any]) -> bytes:
-    picture = Image.fromarray(load_tile(workspace.raw(name) / row["path"], row["crop"]))
-    picture.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue()
+def _shrink_first(
+    workspace: Workspace, name: str, frame: pl.DataFrame, most: int
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """The first rows, one per picture, with their JPEGs. A picture that was removed or damaged since the frame was
+    written is passed over: the next check of the domain reports it."""
+    shrunk = 0
+    for row in frame.unique("path", keep="first", maintain_order=True).iter_rows(named=True):
+        if shrunk == most:
+            return
+        with suppress(DataError):
+            picture = Image.fromarray(load_tile(workspace.raw(name) / row["path"], row["crop"]))
+            picture.thumbnail((SIDE, SIDE))
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=QUALITY)
+            yield row, buffer.getvalue()
+            shrunk += 1

@@ -12,7 +12,7 @@ from typing import Protocol
 from components.files import PRIVATE, write_whole
 
 PAGE_SECONDS = 30.0  # between two updates of the page
-SHARE = 0.1  # of the time that drawing may take: a workspace of many domains is read less often
+SHARE = 0.25  # of the time that drawing may take: a workspace of many domains is read less often
 END_SECONDS = 5.0  # for a drawing that goes on when the services end; it writes nothing then
 
 
