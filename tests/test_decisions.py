@@ -301,7 +301,7 @@ def test_the_server_says_that_a_person_must_look(folder: Path, strict: Path) -> 
             rows = client.post("/tiny/invocations", json={"dataframe_records": records}).json()["predictions"]
     finally:
         service.close(10)
-    assert [(one["label"], one["abstained"]) for one in served] == [(None, True), ("light", False)]
+    assert [(one["label"], one.get("abstained", False)) for one in served] == [(None, True), ("light", False)]
     assert [(row["label"], row["abstained"]) for row in rows] == [(test["predicted"][0], True), ("light", False)]
 
 
