@@ -38,7 +38,7 @@ URL = "http://127.0.0.1:8080"
 TOKEN = "0123456789abcdef"
 EXAMPLES = 300 if "TESSERA_FAULTS" in os.environ else 4  # requests per route and mode
 ANY: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
-KINDS = {"plates": "vpt", "tiles": "vapt", "sheets": "linear"}
+KINDS = {"plates": "vpt", "tiles": "lora", "sheets": "linear"}
 
 
 @pytest.fixture(scope="module")
@@ -134,21 +134,21 @@ def _submit(batcher: Batcher, champion: Champion, number: int = 1, **options: An
     ("waiting", "most", "chosen"),
     [
         ("p", 4, [0]),
-        ("ptp", 4, [0, 2, 1]),  # the oldest one's kind, then the others
-        ("ptptpt", 4, [0, 2, 4, 1]),
-        ("tpppp", 3, [0, 1, 2]),
+        ("ptp", 4, [0, 2]),  # the oldest one's kind alone: vpt, and not lora
+        ("pstsp", 4, [0, 1, 3, 4]),  # linear is computed with vpt
         ("ptptptpp", 3, [0, 2, 4]),
+        ("tpppt", 3, [0, 4]),
         ("PppP", 4, [0]),  # an explanation is computed by itself
-        ("pPpt", 4, [0, 2, 3]),
+        ("pPpt", 4, [0, 2]),
         ("pop", 4, [0, 2]),  # another rack
         ("opo", 4, [0, 2]),
     ],
 )
-def test_a_batch_fills_with_the_oldest_rows_kind_first(
+def test_a_batch_is_of_the_oldest_rows_kind(
     champions: Champions, adapters: dict[str, Path], waiting: str, most: int, chosen: list[int]
 ) -> None:
     other = create_champions({"plates": adapters["plates"]})
-    named = {"p": champions["plates"], "t": champions["tiles"], "o": other["plates"]}
+    named = {"p": champions["plates"], "t": champions["tiles"], "s": champions["sheets"], "o": other["plates"]}
     pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
     rows = [Row(named[sign.lower()], pixels, sign.isupper(), time.monotonic() + 9) for sign in waiting]
     assert [rows.index(row) for row in choose_rows(rows, most)] == chosen
