@@ -1,5 +1,6 @@
 """Tables of answers for many images: journaled, resumed, the same in every form."""
 
+import base64
 import io
 import json
 import resource
@@ -8,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter as Counts
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import fleets
 import numpy as np
 import polars as pl
 import pytest
+import typer
 import uvicorn
 import yaml
 from conftest import clean_environment
@@ -30,7 +34,7 @@ from components.models.adapter import InputMeta, hash_meta, load_meta
 from components.models.backbones import load_backbone
 from components.processes import identify
 from components.promotion import versions
-from components.records.predictions import Predictions
+from components.records.predictions import BoxesAnswer, MapAnswer, Predictions, Unanswered
 from components.serving.__main__ import answer_pictures
 from components.serving.address import Address, remove_address, save_address
 from components.serving.folder_journal import name_journal
@@ -39,6 +43,7 @@ from components.serving.predictor import Predictor
 from components.serving.questions import Question, group_questions
 from components.serving.rack import Racks
 from components.serving.rows import create_row, describe, list_columns
+from components.serving.saliency import require_saliency
 from components.serving.server.app import create_app
 from components.serving.server.champions import Champion, Champions
 from components.serving.server.service import open_service
@@ -49,9 +54,11 @@ from components.tasks.segmentation import SegmentationTask
 from components.tracking.store import Store
 from components.workspace import REPOSITORY, Workspace
 from flows.commands.counting import Counter
+from flows.commands.predict import exit_code, predict
+from flows.commands.predict_files import require_files
 from flows.commands.predict_questions import read_questions
 from flows.steps.asking import describe_champion
-from flows.steps.asking_server import Moved, find_server
+from flows.steps.asking_server import Moved, Server, find_server
 
 CLASSES = fleets.CLASSES
 COLUMNS = list_columns("label", CLASSES)
@@ -427,7 +434,7 @@ def adapters(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> 
     place, backbone = tmp_path_factory.mktemp("adapters"), predictor.rack.backbone
     tasks: dict[str, Any] = {"several": MultilabelTask(), "maps": SegmentationTask(background="good")}
     tasks["found"] = DetectionTask()
-    limits = {"several": dict.fromkeys(CLASSES, 0.3), "maps": {}, "found": dict.fromkeys(CLASSES, 0.3)}
+    limits = {"several": dict.fromkeys(CLASSES, 0.3), "maps": {}, "found": dict.fromkeys(CLASSES, 0.01)}
     made = {
         name: fleets.write_adapter(place / name, backbone, {"kind": "linear"}, task=task, thresholds=limits[name])
         for name, task in tasks.items()
@@ -538,6 +545,136 @@ def test_a_promotion_meanwhile_is_noticed(serving: Serving, workspace: Workspace
     with pytest.raises(Moved):
         list(server.ask([[Question(folder / "00.png")]], whole=False, extras=()))
     assert find_server(workspace, "nobody", pytest.fail) is None
+
+
+def find(workspace: Workspace, serving: Serving, name: str) -> Server:
+    save_address(workspace, serving.address)
+    server = find_server(workspace, name, pytest.fail)
+    assert server is not None
+    return server
+
+
+def test_a_command_with_a_table_prints_no_rows(
+    serving: Serving, workspace: Workspace, folder: Path, tmp_path: Path
+) -> None:
+    """And an error where nothing was answered, as without a table."""
+    server, file = find(workspace, serving, "plates"), tmp_path / "a.csv"
+    outcome = predict(workspace, "plates", [folder], out=file, server=server)
+    assert (outcome.answered, outcome.failed, outcome.predictions, exit_code(outcome)) == (37, 3, (), 1)
+    assert outcome.table == file.as_posix()
+    assert outcome.shown == dict(
+        sorted(Counts(row["label"] for row in read_table(file, COLUMNS) if row["label"]).items())
+    )
+    rows = predict(workspace, "plates", [folder], server=server)
+    assert [row.label for row in rows.predictions] == [row["label"] for row in read_table(file, COLUMNS)]
+    assert rows.model_copy(update={"predictions": (), "table": outcome.table, "shown": outcome.shown}) == outcome
+    none = predict(workspace, "plates", [folder / "11.png"], out=tmp_path / "b.csv", server=server)
+    assert isinstance(none, Unanswered)
+    assert (exit_code(none), none.error.what) == (2, (folder / "11.png").as_posix())
+    assert "a file in another format" in none.error.found
+
+
+@pytest.mark.parametrize("name", ["maps", "found"])
+def test_masks_and_boxes_have_a_row_per_image_too(
+    name: str, serving: Serving, workspace: Workspace, folder: Path, tmp_path: Path
+) -> None:
+    server, files = find(workspace, serving, name), [tmp_path / "a.parquet", tmp_path / "a.jsonl"]
+    tables = []
+    for file in files:
+        outcome = predict(workspace, name, [folder], out=file, server=server)
+        assert outcome.table == file.as_posix()
+        tables.append(list(read_table(file, list_columns(server.champion.annotation, CLASSES))))
+    assert len(tables[0]) == 40
+    assert_alike(*tables)
+    plain = predict(workspace, name, [folder / "00.png"], server=server).predictions[0]
+    if isinstance(plain, BoxesAnswer):
+        assert [tables[0][0][f"count_{one}"] for one in CLASSES] == list(plain.counts.values())
+        assert len(tables[0][0]["objects"]) == len(plain.objects)
+    else:
+        assert isinstance(plain, MapAnswer)
+        assert sum(tables[0][0][f"area_{one}"] for one in CLASSES) == 24 * 32
+        assert len(tables[0][0]["components"]) == len(plain.components) > 0
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "folder": ("plates", {"out": "answers"}, r"ends in \.csv, \.parquet or \.jsonl; found a name without an ending"),
+    "coco": ("plates", {"out": "a.json"}, r"found the ending \.json"),
+    "polygons": ("plates", {"polygons": True}, "one of the task classification"),
+    "polygons of a table": (
+        "maps",
+        {"polygons": True, "out": "a.csv"},
+        "where their outlines are written; found `--out",
+    ),
+    "saliency": ("found", {"saliency": "seen"}, "answers a picture as a whole; found one of the task detection"),
+}
+
+
+@pytest.mark.parametrize(("name", "options", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_has_no_form_is_refused(
+    name: str, options: dict[str, Any], words: str, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    meta = load_meta(adapters[name])
+    out, saliency = (tmp_path / options[key] if key in options else None for key in ("out", "saliency"))
+
+    def require() -> None:
+        require_files(meta.task.annotation, meta.task.kind, out, polygons="polygons" in options)
+        require_saliency(saliency, meta.task.annotation, meta.task.kind)
+
+    with pytest.raises(DataError, match=words):
+        require()
+
+
+def test_saliency_is_drawn_over_each_image(
+    serving: Serving, workspace: Workspace, predictor: Predictor, folder: Path, tmp_path: Path
+) -> None:
+    """The same by a child; a known answer is asked again only where its drawing is missing."""
+    server, images = find(workspace, serving, "plates"), [folder / f"{number:02}.png" for number in (3, 1, 11)]
+    options: dict[str, Any] = {"out": tmp_path / "a.csv", "saliency": tmp_path / "seen", "server": server}
+    assert predict(workspace, "plates", images[:1], out=tmp_path / "a.csv", server=server).answered == 1
+    assert predict(workspace, "plates", images, **options).answered == 2
+    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == ["01.png", "03.png"]
+    for image in images[:2]:
+        drawn, picture = (np.asarray(Image.open(place / image.name), np.int64) for place in (tmp_path / "seen", folder))
+        assert drawn.shape == picture.shape
+        assert np.abs(drawn - picture).max() <= 0.61 * 255
+        assert (drawn != picture).any() == (image.name == "03.png")  # in the other one no patch speaks for the answer
+    before = (tmp_path / "seen" / "03.png").stat().st_mtime_ns
+    assert predict(workspace, "plates", images, **options).notes == {"answers known from before": 2}
+    assert (tmp_path / "seen" / "03.png").stat().st_mtime_ns == before
+    (_, reply) = next(server.ask([[Question(images[0])]], whole=False, extras=["saliency"]))
+    lines = iter([{"path": str(images[0]), "name": "", "boxes": [None]}])
+    (same,) = answer_pictures(predictor, lines, False, ["saliency"])
+    grey, other = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(one["answers"][0]["saliency"]))), np.int64)
+        for one in (reply, same)
+    )
+    assert np.abs(grey - other).max() <= 2
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    serving: Serving,
+    workspace: Workspace,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server, real = find(workspace, serving, "plates"), Server.ask
+
+    def press(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield from islice(real(*arguments, **options), 9)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Server, "ask", press)
+        with pytest.raises(typer.Exit) as caught:
+            predict(workspace, "plates", [folder], out=tmp_path / "a.csv", server=server)
+    assert caught.value.exit_code == 130
+    assert (
+        f"9 answers are kept in {tmp_path / 'a.csv.journal'}, and the same command goes on" in capsys.readouterr().err
+    )
+    outcome = predict(workspace, "plates", [folder], out=tmp_path / "a.csv", server=server)
+    assert outcome.notes["answers known from before"] >= 9
 
 
 # Processes

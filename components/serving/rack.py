@@ -205,7 +205,7 @@ class Rack:
                 found=f"{resident.meta.task.kind}, whose answer itself shows the places",
                 hint="Ask for the answer without saliency.",
             )
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        image = torch.tensor(pixels).permute(2, 0, 1)[None]  # a copy: Pillow's pixels are read-only
         with self._turn:
             return map_saliency(self._open_network(resident), self.engine, image)
 

@@ -21,6 +21,7 @@ from components.serving.writing import name_files
 
 LONGEST = 512  # pixels of the longer side of a grey picture
 LONGEST_DRAWING = 1024  # the same of a drawing
+ANY_SIZE = 1e6  # megapixels: what was answered was within its limits
 COLOUR = (255, 40, 0)
 OPAQUE = 0.6  # share of the colour where the saliency is 1
 
@@ -61,7 +62,7 @@ class Overlays:
         """Draw the saliency of an answer, where it has one, over what was looked at."""
         if said.get("saliency") is None:
             return
-        picture = read_picture(Path(question.path), float("inf"))
+        picture = read_picture(Path(question.path), ANY_SIZE)
         seen = picture if said["crop"] is None else picture.crop(tuple(said["crop"]))
         seen.thumbnail((LONGEST_DRAWING, LONGEST_DRAWING))
         grey = Image.open(io.BytesIO(base64.b64decode(said["saliency"]))).resize(seen.size, Image.Resampling.BILINEAR)
