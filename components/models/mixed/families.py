@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
@@ -95,8 +96,8 @@ class FullFamily:
     def forward(self, images: Tensor, places: Sequence[Own], needs: Needs) -> Tokens:
         parts, start = [], 0
         with self.engine.autocast():
-            for place in dict.fromkeys(places):
-                stop = start + sum(one is place for one in places)
+            for place, same in groupby(places):
+                stop = start + len(list(same))
                 parts.append(place.encoder(images[start:stop], needs))
                 start = stop
         return Tokens.join(parts)
