@@ -1,6 +1,7 @@
 """KServe's and MLflow's protocols over the champions: what their clients send and expect, on adapters of every task."""
 
 import base64
+import gzip
 import io
 import json
 import struct
@@ -327,6 +328,12 @@ def test_lengths_that_lie_are_refused(
         answer = client.post("/v2/models/tiles/infer", content=text + raw + extra, headers=headers)
         assert answer.status_code == 400
         assert ("4 more" if extra and header is None else reason) in answer.json()["error"]
+
+
+def test_a_compressed_body_is_refused_as_such(client: TestClient) -> None:
+    headers = {"content-encoding": "gzip"}
+    answer = client.post("/v2/models/tiles/infer", content=gzip.compress(b"{}"), headers=headers)
+    assert (answer.status_code, "without compression" in answer.json()["error"]) == (415, True)
 
 
 # MLflow's protocol

@@ -40,6 +40,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         405: "Another method is expected here",
         408: "The body did not come in time",
         413: "The body is too large",
+        415: "The body is compressed, or of a type that is not read here",
         422: "The image, a box or a parameter is unfit",
         429: "The queue is full; Retry-After says when to ask again",
         500: "A defect of the server",

@@ -28,6 +28,7 @@ MOST_BODY = 128 << 20  # bytes of one request
 MOST_HELD = 512 << 20  # bytes of all requests that are not answered yet
 BODY_SECONDS = 10.0  # for a body to come, and a second more for every RATE bytes
 RATE = 16_000
+SHOWN = 40  # characters of a header in an error
 LEFT = 499  # what metrics count for a client that left, as nginx does
 ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 #: What a page may load: nothing from elsewhere. Images may be pasted ones.
@@ -119,6 +120,8 @@ class _Visit:
 
     async def _answer(self) -> None:
         self.door.check(self.scope, self.headers)
+        if (coding := self.headers.get("content-encoding", "identity")) != "identity":
+            raise _refuse_coding(coding)
         body = await self._read_body()
         me, left = asyncio.current_task(), False
         assert me is not None
@@ -192,6 +195,12 @@ class _Visit:
         pairs = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": pairs})
         await self.send({"type": "http.response.body", "body": body})
+
+
+def _refuse_coding(coding: str) -> Refusal:
+    hint = "Send it without compression: images are compressed already."
+    error = TesseraError("the body", expected="no Content-Encoding", found=coding[:SHOWN], hint=hint)
+    return Refusal(415, error)
 
 
 def _refuse_size(found: str) -> Refusal:

@@ -37,7 +37,7 @@ EXAMPLE = {
     "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["<base64 of an image file>"]}],
     "outputs": [{"name": "label"}],
 }
-FAILURES = (400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)
+FAILURES = (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 NO_VERSION = -1  # what is no number
 NAMED = "GET /v2/models/{domain} names what there is."
 
