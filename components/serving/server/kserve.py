@@ -130,9 +130,10 @@ def _read(body: bytes, header: str | None, champion: Champion) -> Asking:
 
 
 def _wants_bytes(parameters: Mapping[str, Any], default: bool) -> bool:
-    for name in ("classification", "shared_memory_region"):
-        if parameters.get(name):
-            raise refuse("outputs as they are", f"`{name}`", "Leave it out: it is not supported.", "the outputs")
+    for name, value in parameters.items():
+        if value and name != "binary_data":  # ranked classes and shared memory, for instance
+            found = f"the parameter `{name[:40]}`"
+            raise refuse("outputs as they are", found, "Leave it out: it is not supported.", "the outputs")
     chosen = parameters.get("binary_data", default)
     if not isinstance(chosen, bool):
         raise refuse("true or false", str(chosen)[:40], "Correct it.", "the parameter `binary_data`")
