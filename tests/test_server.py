@@ -4,8 +4,11 @@ import asyncio
 import base64
 import io
 import os
+import random
 import re
+import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ SIZE = 32  # of the canvas, in pixels
 URL = "http://127.0.0.1:8080"
 TOKEN = "0123456789abcdef"
 EXAMPLES = 300 if "TESSERA_FAULTS" in os.environ else 4  # requests per route and mode
+HOSTILE = 10_000 if "TESSERA_FAULTS" in os.environ else 60  # bodies
 ANY: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
 KINDS = {"plates": "vpt", "tiles": "lora", "sheets": "linear"}
 
@@ -436,3 +440,42 @@ def test_every_answer_is_one_that_the_document_describes(service: Service) -> No
             examples = hypothesis.settings(max_examples=EXAMPLES, phases=[hypothesis.Phase.generate], **ANY)
             examples(hypothesis.given(case=cases)(ask))()
     assert {200, 422} <= statuses
+
+
+# Hostile bodies
+
+
+def make_hostile(number: int) -> bytes:
+    """Truncated, damaged, random, of another type, or a small file that says that it has billions of pixels."""
+    dice = random.Random(number)
+    form = dice.choice(["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"])
+    picture = draw_picture(number % 7, (200, 150), form)
+    damaged = bytearray(picture)
+    for _ in range(20):
+        damaged[dice.randrange(len(damaged))] = dice.randrange(256)
+    side = dice.choice([12_000, 60_000])
+    bomb = struct.pack(">I4sIIBBBBB", 13, b"IHDR", side, side, 8, 2, 0, 0, 0)
+    bomb += struct.pack(">I", zlib.crc32(bomb[4:])) + struct.pack(">I", 1000) + b"IDAT" + zlib.compress(bytes(1 << 20))
+    return [
+        picture[: dice.randrange(len(picture))],
+        bytes(damaged),
+        b"\x89PNG\r\n\x1a\n" + bomb,
+        dice.randbytes(dice.randrange(5000)),
+        picture[:20] + dice.randbytes(3000),
+        b'{"image": "aGVsbG8="}',
+    ][number % 6]
+
+
+def test_hostile_bodies_are_refused_and_leave_nothing_behind(client: TestClient) -> None:
+    def read_memory() -> float:
+        """Megabytes of this process."""
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    seen: set[int] = set()
+    for number in range(HOSTILE):
+        if number == HOSTILE // 3:
+            before = read_memory()
+        seen.add(client.post("/predict/plates", content=make_hostile(number)).status_code)
+    assert seen <= {200, 422}  # some damage is none to a decoder
+    assert read_memory() - before < 50
+    assert client.post("/predict/plates", content=draw_picture()).status_code == 200
