@@ -73,7 +73,11 @@ def serve(
     ] = None,
     full_mb: Annotated[
         int | None,
-        typer.Option("--full-mb", min=1, help="Megabytes that champions of the tuner `full` may take; default any."),
+        typer.Option(
+            "--full-mb",
+            min=1,
+            help="Megabytes that champions of the tuner `full` may take; default half of the memory.",
+        ),
     ] = None,
     workspace: WorkspaceOption = None,
 ) -> None:

@@ -69,7 +69,12 @@ def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="another than loopback needs --token-file")
     parser.add_argument("--port", type=int, help=f"{PORT} or the next free one")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="its content is what requests must bring")
-    parser.add_argument("--full-mb", type=int, metavar="N", help="megabytes that champions of the tuner full may take")
+    parser.add_argument(
+        "--full-mb",
+        type=int,
+        metavar="N",
+        help="megabytes that champions of the tuner full may take; half of the memory",
+    )
     return parser.parse_args(words)
 
 
@@ -105,7 +110,7 @@ def serve(options: argparse.Namespace, started: threading.Event) -> int:
         from components.serving.rack import Racks  # torch: seconds, in which the server answers already
         from components.serving.server.follow import Follower
 
-        limit = None if options.full_mb is None else options.full_mb * 1_000_000
+        limit = count_memory() // 2 if options.full_mb is None else options.full_mb * 1_000_000
         follower = Follower(champions, Racks(most_full_bytes=limit), workspace, options.domain)
         service.metrics.watch_registry(lambda: follower.age)
         follower.start()
@@ -114,6 +119,14 @@ def serve(options: argparse.Namespace, started: threading.Event) -> int:
     threading.Thread(target=follow, name="open", daemon=True).start()
     server.run(sockets=[door])
     return 0
+
+
+def count_memory() -> int:
+    """Bytes of this machine's memory, or what its container may use of it."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    texts = [path.read_text().strip() for path in limits if path.exists()]
+    return min([most, *(int(text) for text in texts if text.isdecimal())])
 
 
 def require_token(host: str, file: Path | None) -> str:
