@@ -36,6 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 #: The files that take longest, in that order.
 SLOWEST = (
     *("test_orchestration", "test_real_data", "test_services", "test_drift", "test_road", "test_resume", "test_clone"),
+    *("test_serve_faults", "test_serve_process", "test_folders", "test_export_model", "test_keys", "test_maps"),
     *("test_cli", "test_promote", "test_events", "test_contest", "test_importing", "test_train_candidate"),
     *("test_versions", "test_process_group", "test_search", "test_validation", "test_methods", "test_surroundings"),
     *("test_fetched", "test_duplicates"),
