@@ -40,6 +40,9 @@ TUNERS: dict[str, dict[str, Any]] = {
     "adaptformer": {"kind": "adaptformer"},
 }
 ADAPTERS = 4  # of each kind
+#: Kinds in one batch. Each of the first two needs one pass through the backbone, all together two.
+MIXTURES = {"prompted": ("linear", "vpt", "vapt"), "tuned": ("lora", "dora", "ssf", "bitfit", "adaptformer")}
+MIXTURES["all"] = tuple(TUNERS)
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -60,10 +63,10 @@ def create_backbone(name: str) -> Backbone:
 def measure(
     backbone: Backbone, folder: Path, dtype: Dtype, batches: Sequence[int] = (16, 32), rounds: int = 3
 ) -> list[dict[str, Any]]:
-    """A row for each kind and batch size, and for all kinds together.
+    """A row for each kind and batch size, and for the MIXTURES of kinds.
 
-    ratio: throughput of the mixed batch by that of the same batch in one adapter's own network; of all kinds, by the
-    mean time of these. difference: largest of logits. equal: share of equal answers.
+    ratio: throughput of the mixed batch by that of the same batch in one adapter's own network; of several kinds, by
+    the mean time of these. difference: largest of logits. equal: share of equal answers.
     """
     rack, rows = Rack(backbone, dtype), list[dict[str, Any]]()
     fleet = {kind: [_add(rack, folder, kind, number) for number in range(ADAPTERS)] for kind in TUNERS}
@@ -74,17 +77,18 @@ def measure(
         pixels = np.random.default_rng(size).integers(0, 256, (size, *backbone.img_size, 3), np.uint8)
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         mixtures = {kind: [residents[row % ADAPTERS] for row in range(size)] for kind, residents in fleet.items()}
-        everything = [residents[number] for number in range(ADAPTERS) for residents in fleet.values()]
-        mixtures["all"] = [everything[row % len(everything)] for row in range(size)]
+        for name, kinds in MIXTURES.items():
+            several = [fleet[kind][number] for number in range(ADAPTERS) for kind in kinds]
+            mixtures[name] = [several[row % len(several)] for row in range(size)]
         calls: dict[str, Callable[[], Any]] = {}
         for kind, networks in alone.items():
             calls[f"alone {kind}"] = partial(rack.engine.forward, networks[0], images)
         for kind, mixture in mixtures.items():
             calls[f"mixed {kind}"] = partial(rack.forward, pixels, mixture)
         seconds = time_calls(calls, rounds)
-        mean = sum(seconds[f"alone {kind}"] for kind in TUNERS) / len(TUNERS)
         for kind, mixture in mixtures.items():
-            one = seconds.get(f"alone {kind}", mean)
+            members = MIXTURES.get(kind, (kind,))
+            one = sum(seconds[f"alone {member}"] for member in members) / len(members)
             row = {"backbone": backbone.name, "dtype": dtype, "batch": size, "kind": kind}
             row |= {"alone_ms": one * 1000, "mixed_ms": seconds[f"mixed {kind}"] * 1000}
             rows.append(row | {"ratio": one / seconds[f"mixed {kind}"]} | _compare(rack, alone, mixture, pixels))

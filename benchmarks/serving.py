@@ -40,6 +40,7 @@ from typing import Any
 import exports
 import folders
 import mixed
+import torch
 from fleets import promote_adapter, write_adapter
 from loads import Load, write_pictures
 
@@ -53,6 +54,13 @@ RATE = 60.0  # requests per second while something happens to the server
 KINDS: tuple[Mapping[str, Any], ...] = ({"kind": "vpt"}, {"kind": "vapt"}, {"kind": "linear"})
 READY_SECONDS, MOST_WAIT = 120.0, 60.0
 ROUNDS = 3
+#: Backbone, dtype, batch sizes and rounds. In float32 ViT-B is there for its logits.
+MIXED: tuple[tuple[str, mixed.Dtype, tuple[int, ...], int], ...] = (
+    ("tiny", "bfloat16", (16, 32), 7),
+    ("tiny", "float32", (16, 32), 5),
+    ("base", "bfloat16", (16, 32), 3),
+    ("base", "float32", (16,), 1),
+)
 Record = dict[str, Any]
 
 
@@ -115,6 +123,19 @@ def main() -> None:
             print(json.dumps({name: known[name]}, indent=1), flush=True)
             if options.json:
                 options.json.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+def measure_mixed(fleet: Fleet) -> Record:
+    """Batches of 16 and 32 rows of several adapters, and what 200 of them take in memory."""
+    torch.set_num_threads(1)
+    rows: list[Record] = []
+    weights: list[Record] = []
+    for name, dtype, batches, rounds in MIXED:
+        backbone, folder = mixed.create_backbone(name), fleet.folder / f"mixed-{name}"
+        rows += mixed.measure(backbone, folder, dtype, batches, rounds)
+        if dtype == "bfloat16":
+            weights.append(mixed.weigh(backbone, folder, dtype))
+    return {"rows": rows, "weights": weights}
 
 
 def measure_http(fleet: Fleet) -> Record:
@@ -294,7 +315,7 @@ def _read_memory(pid: int) -> float:
 
 
 PARTS = {
-    "mixed": lambda _: mixed.measure(),
+    "mixed": measure_mixed,
     "http": measure_http,
     "promotion": measure_promotion,
     "signals": measure_signals,
