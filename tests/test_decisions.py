@@ -46,6 +46,7 @@ from components.tasks.decisions import (
 )
 from components.training.run import do_job
 from flows.commands import console
+from flows.commands.answers import draw_answers
 from flows.steps import pages
 
 CLASSES = ("good", "crack", "pit")
@@ -393,7 +394,7 @@ def test_the_gate_on_escapes(escaped: int, groups: int, limit: float, verdict: s
 def test_the_terminal_says_that_a_person_must_look(capsys: pytest.CaptureFixture[str]) -> None:
     facts = {"box": None, "crop": None, "model_version": 3, "error": None}
     row = Answer(path="a.png", label=None, probabilities={"good": 0.7, "crack": 0.3}, abstained=True, **facts)
-    console.OUT.print(console._draw_answers("tiles version 3", [row]))
+    console.OUT.print(draw_answers("tiles version 3", [row]))
     shown = capsys.readouterr().out
     assert "(undecided)" in shown
     assert "good 0.700" in shown

@@ -110,7 +110,8 @@ def test_compose_serves_champions_to_whoever_has_the_token(routes: set[str]) -> 
 def test_kserve_starts_the_same_server(routes: set[str]) -> None:
     """The example of the documentation."""
     text = (REPOSITORY / "docs" / "serving.md").read_text()
-    example = yaml.safe_load(textwrap.dedent(text[text.index("    apiVersion: serving.kserve.io") :]))
+    block, _, _ = text[text.index("    apiVersion: serving.kserve.io") :].partition("\n\n")
+    example = yaml.safe_load(textwrap.dedent(block))
     predictor = example["spec"]["predictor"]
     (container,) = predictor["containers"]
     _require_command(container["args"], container["ports"][0]["containerPort"])

@@ -527,6 +527,7 @@ def test_confusion_counts() -> None:
 def test_class_names_are_not_read_as_formulas(result: Result, workspace: Workspace, tmp_path: Path) -> None:
     names = {"dark": "$\\frac{", "light": "$", "red": "50 % $x"}
     test = load_predictions(result.folder, "test").with_columns(pl.col("label", "predicted").replace(names))
+    test = test.rename({f"p_{name}": f"p_{odd}" for name, odd in names.items()})
     classes = list(names.values())
     pictures.draw_mistakes(test, CLASSIFICATION, classes, "odd").savefig(tmp_path / "a.png")
     pictures.draw_samples(test, CLASSIFICATION, classes, workspace.root / "raw", "odd").savefig(tmp_path / "b.png")
