@@ -56,9 +56,9 @@ def bound_heaps() -> None:
     """Have all threads allocate from two heaps of the C library instead of eight per core, and return what is free in
     them to the system every few seconds. Called before any other thread starts.
 
-    Each heap keeps the most that it ever held, so that pictures decoded in many of them look like a leak: after 10,000
-    damaged images the process had grown by 119 MB. The environment's MALLOC_ARENA_MAX goes first; other C libraries
-    have no such heaps.
+    What pictures of all sizes leave in a heap returns to the system late or never: over 8,500 hostile requests the
+    process grew by 119 MB without this, by 78 MB with two heaps, and by 50 MB with both. The environment's
+    MALLOC_ARENA_MAX goes first; other C libraries have no such heaps.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
