@@ -9,9 +9,9 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 demo: $(VENV)/installed
 	tessera demo
 
-# Four processes, for the longest tests mostly wait for servers; one test file at a time each, in the order of
+# Three processes, for the longest tests mostly wait for servers; one test file at a time each, in the order of
 # tests/conftest.py: the longest first.
-PYTEST := pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
+PYTEST := pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 check: lint
 	$(PYTEST) -m "not slow and not real_data"
