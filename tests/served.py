@@ -9,18 +9,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 from conftest import clean_environment, free_port
+from fleets import CLASSES
 from PIL import Image
 
-from components.models.adapter import load_meta
+from components.models.adapter import InputMeta, load_meta
 from components.serving.rack import Racks
 from components.serving.server.champions import Champion, Champions
 from components.serving.server.service import Service, open_service
+from components.tasks import TASKS
 from components.workspace import QUIET, REPOSITORY
 
+CROP = InputMeta(kind="crop", max_megapixels=1, min_side=8)
+#: Facts of adapters by domain: one per task, and one of crops, whose input says how large a picture may be.
+DOMAINS: dict[str, dict[str, Any]] = {
+    "tiles": {"task": TASKS["classification"]()},
+    "rust": {"task": TASKS["multilabel"](), "thresholds": dict.fromkeys(CLASSES, 0.4)},
+    "maps": {"task": TASKS["segmentation"]()},
+    "parts": {"task": TASKS["detection"](), "thresholds": dict.fromkeys(CLASSES, 0.0)},
+    "cuts": {"task": TASKS["classification"](), "input": CROP},
+}
 START_SECONDS = 120
 
 

@@ -19,11 +19,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
-from served import Running, draw_picture, start_server
+from served import DOMAINS, Running, draw_picture, start_server
 
-from components.models.adapter import InputMeta
 from components.models.backbones import load_backbone
-from components.tasks import TASKS
 from components.tracking.store import Store
 from components.workspace import Workspace
 
@@ -32,14 +30,6 @@ REQUESTS, WARM = (10_000, 1500) if MANY else (400, 100)
 EXAMPLES = 100 if MANY else 4
 GROWTH = 50 << 20  # bytes
 PICTURE = draw_picture()
-CROP = InputMeta(kind="crop", max_megapixels=1, min_side=8)
-DOMAINS: dict[str, dict[str, Any]] = {
-    "tiles": {"task": TASKS["classification"]()},
-    "rust": {"task": TASKS["multilabel"](), "thresholds": dict.fromkeys(CLASSES, 0.4)},
-    "maps": {"task": TASKS["segmentation"]()},
-    "parts": {"task": TASKS["detection"](), "thresholds": dict.fromkeys(CLASSES, 0.0)},
-    "cuts": {"task": TASKS["classification"](), "input": CROP},
-}
 #: What is no HTTP, or ends before it is a request.
 RAW = [
     b"", b"\r\n" * 500, b"\x16\x03\x01\x02\x00\x01\x00" + b"\xfc" * 200, b"GET", b"GET / HTTP/9.9\r\n\r\n",

@@ -15,9 +15,8 @@ import pytest
 from fastapi.testclient import TestClient
 from fleets import CLASSES, write_adapter
 from PIL import Image
-from served import create_service
+from served import DOMAINS, create_service
 
-from components.models.adapter import InputMeta
 from components.models.backbones import load_backbone
 from components.serving.columns import flatten
 from components.serving.predictor import Predictor
@@ -28,15 +27,6 @@ from components.serving.server.outputs import OUTPUTS
 from components.serving.server.service import Service
 from components.tasks import TASKS
 
-CROP = InputMeta(kind="crop", max_megapixels=1, min_side=8)
-#: Domains: by task, and one that was trained on crops. Of each, an input that says how large a picture may be.
-DOMAINS: dict[str, dict[str, Any]] = {
-    "tiles": {"task": TASKS["classification"]()},
-    "rust": {"task": TASKS["multilabel"](), "thresholds": dict.fromkeys(CLASSES, 0.4)},
-    "maps": {"task": TASKS["segmentation"]()},
-    "parts": {"task": TASKS["detection"](), "thresholds": dict.fromkeys(CLASSES, 0.0)},
-    "cuts": {"task": TASKS["classification"](), "input": CROP},
-}
 HEADER = "Inference-Header-Content-Length"
 
 
