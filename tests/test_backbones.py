@@ -16,8 +16,9 @@ from vits import create_vit
 from components.domain.canvas import ImgSize
 from components.errors import BackboneError
 from components.models import backbones, hub
-from components.models.backbones import Backbone, hash_tensors, load_backbone, require_plain_vit
+from components.models.backbones import Backbone, hash_tensors, load_backbone
 from components.models.embedded import load_card
+from components.models.plain import require_plain_vit
 
 EMBEDDED_SHA256 = load_card().tensors_sha256
 SMALL = "test_vit"  # timm's smallest plain ViT: patch 16, 160 px, embed_dim 64, depth 6

@@ -11,10 +11,11 @@ import torch
 from vits import VITS, create_backbone, create_images, create_vit
 
 from components.errors import BackboneError, DomainError
-from components.models.backbones import require_plain_vit
+from components.models.blocks import embed_images
 from components.models.encoders import PromptedEncoder
 from components.models.network import Network, create_network
-from components.models.prompts import average_regions, embed_images
+from components.models.plain import require_plain_vit
+from components.models.prompts import average_regions
 from components.models.tokens import Needs
 from components.models.tuners import TUNERS, Tuner, create_tuners
 from components.tasks import CLASSIFICATION, Task

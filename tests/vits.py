@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from components.domain.canvas import ImgSize
-from components.models.backbones import Backbone, hash_tensors, require_plain_vit
+from components.models.backbones import Backbone, hash_tensors
 from components.models.heads import Head
+from components.models.plain import require_plain_vit
 from components.models.tokens import Tokens
 from components.records.boxes import NONE
 from components.records.maps import IGNORE

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from components.models.prompts import PromptSource, embed_images
+from components.models.blocks import embed_images
+from components.models.prompts import PromptSource
 from components.models.tokens import POOLED, Needs, Tokens, read_tokens
 
 if TYPE_CHECKING:

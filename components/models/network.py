@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from components.models.backbones import Backbone, require_plain_vit
+from components.models.backbones import Backbone
 from components.models.encoders import set_attention
 from components.models.heads import Shape, create_head
+from components.models.plain import require_plain_vit
 from components.tasks import CLASSIFICATION, Task
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  its usual name
 
 from components.errors import BackboneError
+from components.models.blocks import embed_images
 from components.models.tokens import POOLED, Needs, Tokens, read_tokens
 
 if TYPE_CHECKING:
@@ -59,14 +60,6 @@ def forward_prompted(
             layers[index] = x
     # The prompts were stripped above, so that no pooling and no head ever sees one.
     return read_tokens(vit, x, layers, needs)
-
-
-def embed_images(vit: "VisionTransformer", images: Tensor) -> Tensor:
-    """Tokens entering block 0, (B, S+HW, D): timm's own embedding, whichever way it places positions."""
-    x = vit.patch_embed(images)
-    x = vit.patch_drop(vit._pos_embed(x))  # timm has no public method that ends before the first block
-    tokens: Tensor = vit.norm_pre(x)
-    return tokens
 
 
 class StaticPrompts(nn.Module):

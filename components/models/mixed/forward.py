@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from components.models.blocks import embed_images
 from components.models.fast import Keys, attend_tokens, feed_tokens
-from components.models.prompts import embed_images
 from components.models.tokens import Needs, Tokens, read_tokens
 
 if TYPE_CHECKING:
