@@ -132,6 +132,7 @@ SPACES: dict[str, tuple[Options, ...]] = {
     "vapt-zeros": vary("vapt", start="zeros", **PROMPTS),
     "lora": vary("lora"),
     "dora": vary("dora"),
+    "dtl": vary("dtl"),
     "adaptformer": vary("adaptformer"),
     "full": vary("full", [1e-4, 3e-4, 1e-3, 3e-3]),
 }

@@ -20,7 +20,7 @@ FAMILIES = {
     "yardsticks": ("#000000", "o", ("linear", "full")),
     "prompts": ("#0072B2", "s", ("vpt-shallow", "vpt-deep", "vapt", "vapt-zeros")),
     "low rank": ("#D55E00", "D", ("lora", "dora")),
-    "biases, scales, bottlenecks": ("#009E73", "h", ("bitfit", "ssf", "adaptformer")),
+    "biases, scales, bottlenecks, side networks": ("#009E73", "h", ("bitfit", "ssf", "adaptformer", "dtl")),
 }
 
 

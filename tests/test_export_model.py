@@ -413,7 +413,7 @@ def test_other_probabilities_are_other_answers() -> None:
 
 
 TUNERS: list[dict[str, Any]] = [
-    *({"kind": kind} for kind in ("linear", "full", "ssf", "dora", "bitfit", "lora", "adaptformer")),
+    *({"kind": kind} for kind in ("linear", "full", "ssf", "dora", "bitfit", "lora", "adaptformer", "dtl")),
     *({"kind": "vpt", "deep": deep} for deep in (True, False)),
     {"kind": "vapt", "static_blocks": 1},
 ]

@@ -40,6 +40,8 @@ TUNERS: dict[str, dict[str, Any]] = {
     "vapt from zero": {"kind": "vapt", "start": "zeros"},
     "lora everywhere": {"kind": "lora", "rank": 4, "targets": ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]},
     "dora everywhere": {"kind": "dora", "rank": 4, "targets": ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]},
+    "dtl of 2": {"kind": "dtl", "rank": 2},
+    "dtl from 1": {"kind": "dtl", "first": 1},
     "adaptformer of 16": {"kind": "adaptformer", "bottleneck": 16, "scale": 0.3},
 }
 #: How far outputs may be from those of the adapter's own network; boxes are tens of pixels, so theirs are relative.
@@ -131,7 +133,8 @@ def test_backbones_of_every_form_hold_mixed_batches(tmp_path: Path, name: str) -
     backbone = create_backbone(VITS[name])
     rack = Rack(backbone, "float32")
     tasks = ("classification", "segmentation linear")
-    for number, (kind, task) in enumerate(product(["vpt", "vpt shallow", "vapt", "lora", "ssf", "bitfit"], tasks)):
+    kinds = ["vpt", "vpt shallow", "vapt", "lora", "ssf", "bitfit", "dtl"]
+    for number, (kind, task) in enumerate(product(kinds, tasks)):
         folder = write_adapter(tmp_path / str(number), backbone, TUNERS[kind], number, task=create_task(task))
         rack.add(str(number), folder)
     Alone(rack).require([rack[name] for name in rack])
@@ -141,7 +144,7 @@ def test_no_rows_have_no_answers() -> None:
     assert Rack(BACKBONE).answer(draw_pixels(0), []) == []
 
 
-@pytest.mark.parametrize("name", ["vpt", "vapt", "vpt shallow", "lora", "full", "pixels"])
+@pytest.mark.parametrize("name", ["vpt", "vapt", "vpt shallow", "lora", "dtl", "full", "pixels"])
 def test_rows_in_flight_are_answered_by_the_adapter_they_asked(adapters: Find, name: str) -> None:
     """Also where it was replaced and removed meanwhile, and others came."""
     rack = Rack(BACKBONE, "float32")
@@ -233,7 +236,7 @@ def test_full_adapters_are_held_up_to_a_limit(adapters: Find, monkeypatch: pytes
     racks.put("b", adapters("full"))
 
 
-@pytest.mark.parametrize("kind", ["vpt", "lora", "pixels"])
+@pytest.mark.parametrize("kind", ["vpt", "lora", "dtl", "pixels"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_explanation_is_the_saliency_of_the_adapters_own_network(tmp_path: Path, kind: str, dtype: Any) -> None:
     rack, pixels = Rack(BACKBONE, dtype), draw_pixels(1)[0]

@@ -12,7 +12,7 @@ from vits import VITS, create_backbone, create_images, create_vit
 
 from components.errors import BackboneError, DomainError
 from components.models.blocks import embed_images
-from components.models.encoders import PromptedEncoder
+from components.models.encoders import FrozenEncoder
 from components.models.network import Network, create_network
 from components.models.plain import require_plain_vit
 from components.models.prompts import average_regions
@@ -121,7 +121,7 @@ class TestOnEveryVit:
         assert ran[-1] >= encoder.vit.patch_embed.num_patches
         ran.clear()
         encoder(images)
-        first_alone = isinstance(encoder, PromptedEncoder) and encoder.vit.global_pool == "token"
+        first_alone = isinstance(encoder, FrozenEncoder) and encoder.vit.global_pool == "token"
         assert (ran[-1] == 1) == first_alone
 
 
@@ -440,6 +440,8 @@ def test_vapt_drops_whole_channels_of_an_image() -> None:
     [
         ({"kind": "vapt", "static_blocks": 3}, "static_blocks below 3"),
         ({"kind": "vapt", "kernel": 5}, "patch grid, 4 x 4"),
+        ({"kind": "dtl", "rank": 25}, "tuner dtl: expected a rank of 24 at most"),
+        ({"kind": "dtl", "first": 3}, "tuner dtl: expected first below 3"),
         ({"kind": "lora", "rank": 25}, "tuner lora: expected a rank of 24 at most"),
         ({"kind": "dora", "rank": 25}, "tuner dora: expected a rank of 24 at most"),
         ({"kind": "lora", "targets": ["mlp.fc1"]}, "targets among attn.qkv, attn.proj, .*; found mlp.fc1"),
@@ -455,7 +457,7 @@ def test_a_tuner_says_what_does_not_fit_the_backbone(options: dict[str, Any], me
 
 def test_labels_and_names() -> None:
     labels = [tuner.label for tuner in create_tuners([*VARIANTS, {"kind": "vpt", "name": "vpt-wide"}])]
-    alone = ["linear", "full", "bitfit", "lora", "dora", "adaptformer", "ssf", "pixels"]
+    alone = ["linear", "full", "bitfit", "lora", "dora", "adaptformer", "ssf", "dtl", "pixels"]
     odd = ["vpt-shallow", "vapt-odd", "lora-odd", "dora-odd", "vpt-wide"]
     assert labels == ["vpt-deep", "vapt", *alone, *odd]
 

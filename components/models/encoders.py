@@ -4,7 +4,7 @@
 """
 
 import copy
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +22,19 @@ Form = Literal["fast", "textbook"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
-class PromptedEncoder(nn.Module):
-    """Images to tokens through a frozen backbone; only the prompts learn.
+class FrozenEncoder(nn.Module):
+    """The base of encoders whose backbone is frozen and shared, not copied: any number of them may stand on one.
 
-    The backbone is shared, not copied: any number of encoders may stand on one. It stays in eval mode
-    whatever mode the encoder is in, so that train mode switches the prompts' dropout and nothing else.
+    The backbone stays in eval mode whatever mode the encoder is in, so that train mode switches the dropout of what
+    learns and nothing else. A subclass calls `train()` once its modules are there.
     """
 
-    def __init__(self, vit: "VisionTransformer", prompts: StaticPrompts | AdaptivePrompts | None) -> None:
+    def __init__(self, vit: "VisionTransformer") -> None:
         super().__init__()
         self.vit = vit.requires_grad_(False)
-        self.prompts = prompts
         self.form: Form = "fast"
-        self.train()
 
-    def train(self, mode: bool = True) -> "PromptedEncoder":
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         self.vit.eval()
         return self
@@ -46,6 +44,15 @@ class PromptedEncoder(nn.Module):
         self.vit = backbone.at(dtype, device).eval()
         self.to(device)
         set_attention(self.vit, fused_attention)
+
+
+class PromptedEncoder(FrozenEncoder):
+    """Images to tokens through a frozen backbone; only the prompts learn."""
+
+    def __init__(self, vit: "VisionTransformer", prompts: StaticPrompts | AdaptivePrompts | None) -> None:
+        super().__init__(vit)
+        self.prompts = prompts
+        self.train()
 
     def forward(self, images: Tensor, needs: Needs = POOLED) -> Tokens:
         if self.form == "textbook":

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from components.models.encoders import BlindEncoder, PromptedEncoder
+from components.models.encoders import BlindEncoder, FrozenEncoder
 from components.models.engine import Engine
 from components.models.network import Network
 
@@ -50,12 +50,12 @@ def map_saliency(network: Network, engine: Engine, image: torch.Tensor) -> NDArr
 
 @contextmanager
 def whole_blocks(encoder: Any) -> Iterator[None]:
-    """The prompted forward in its textbook form, where tokens pass from block to block.
+    """The forward of a frozen backbone in its textbook form, where tokens pass from block to block.
 
     That form wants float32: a copy of the weights as they answered, rounded where they are held in bfloat16. Inside
     another of its kind it changes nothing, so that several images share one copy.
     """
-    if not isinstance(encoder, PromptedEncoder) or encoder.form == "textbook":
+    if not isinstance(encoder, FrozenEncoder) or encoder.form == "textbook":
         yield
         return
     vit = encoder.vit

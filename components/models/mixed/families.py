@@ -13,9 +13,11 @@ from components.models.encoders import BlindEncoder
 from components.models.engine import Engine
 from components.models.mixed.pools import Pools, Slot
 from components.models.mixed.prompted import FlowingFamily, PromptedFamily
+from components.models.mixed.side import SideFamily
 from components.models.mixed.tuned import TunedFamily
 from components.models.tokens import Needs, Tokens
 from components.models.tuners import Tuner
+from components.models.tuners.dtl import DtlTuner
 from components.models.tuners.full import FullTuner
 from components.models.tuners.linear import LinearTuner
 from components.models.tuners.pixels import PixelsTuner
@@ -46,6 +48,8 @@ def choose_family(tuner: Tuner, depth: int) -> type[Family]:
         return FlowingFamily
     if isinstance(tuner, LinearTuner | VptTuner | VaptTuner):
         return PromptedFamily
+    if isinstance(tuner, DtlTuner):
+        return SideFamily
     if isinstance(tuner, PixelsTuner):
         return BlindFamily
     return FullFamily if isinstance(tuner, FullTuner) else TunedFamily

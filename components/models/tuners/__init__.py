@@ -19,6 +19,7 @@ from components.errors import DomainError
 from components.models.tuners.adaptformer import AdaptFormerTuner
 from components.models.tuners.bitfit import BitFitTuner
 from components.models.tuners.dora import DoraTuner
+from components.models.tuners.dtl import DtlTuner
 from components.models.tuners.full import FullTuner
 from components.models.tuners.linear import LinearTuner
 from components.models.tuners.lora import LoraTuner
@@ -37,6 +38,7 @@ Member = (
     | SsfTuner
     | VptTuner
     | VaptTuner
+    | DtlTuner
     | PixelsTuner
 )
 Tuner = Annotated[Member, Field(discriminator="kind")]
