@@ -24,6 +24,7 @@ from components.files import hash_file
 from components.keys import Code, candidate_key, manifest_key, read_code, score_key, trial_key, verdict_key
 from components.models.embedded import load_card
 from components.models.hub import EMBEDDED, choose_backbone
+from components.models.repositories import fingerprint, resolve_name
 from components.models.tuners import Tuner, create_tuners
 from components.promotion.gates.decide import require_gates
 from components.records.images import LeftOut, ValidationSummary
@@ -43,7 +44,7 @@ OVERRIDABLE = {"augmentation", "backbone", "img_size", "fit", "candidates", "tra
 class Plan:
     """One retrain: everything its outcome depends on, and the keys over it.
 
-    code: git commit. sources: hashes of the code. backbone: sha256 of its file, or a name of timm's. domain_sha256:
+    code: git commit. sources: hashes of the code. backbone: `hash_backbone` of it. domain_sha256:
     of domain.yaml.
     manifest_sha256, verdict_key: empty until the manifest is known, by `with_manifest` or `settle`.
     """
@@ -196,8 +197,7 @@ def load_checked_domain(workspace: Workspace, name: str, overrides: Sequence[str
     """The domain, its candidates' options checked too. Raises DomainError; also for an override that nothing reads."""
     require_obeyed(overrides, workspace.domain_file(name))
     domain = load_domain(workspace.domain_file(name), overrides)
-    if domain.backbone.endswith(".safetensors"):  # a relative path is one in the workspace
-        domain = domain.model_copy(update={"backbone": str(workspace.root / Path(domain.backbone).expanduser())})
+    domain = domain.model_copy(update={"backbone": resolve_name(domain.backbone, workspace.root)})
     domain = add_control(domain, create_task(domain, str(workspace.domain_file(name))))
     domain = domain.model_copy(update={"fit": choose_fit(domain)})  # written or not, it is one setting
     create_tuners(domain.candidates, f"{workspace.domain_file(name)}: candidates")
@@ -261,8 +261,6 @@ def known_size(domain: Domain) -> ImgSize | None:
 
 
 def hash_backbone(name: str) -> str:
-    """A local weights file by its bytes, the embedded one by its card; a timm name says enough."""
-    if name == EMBEDDED:
-        return load_card().file_sha256
-    path = Path(name)
-    return (hash_file(path) if path.suffix == ".safetensors" else None) or name
+    """The embedded one by its card; a file or a folder by its bytes, a repository by its commit; a timm name says
+    enough."""
+    return load_card().file_sha256 if name == EMBEDDED else fingerprint(name)

@@ -15,8 +15,10 @@ from vits import create_vit
 
 from components.domain.canvas import ImgSize
 from components.errors import BackboneError
-from components.models import backbones, hub
+from components.models import hub
 from components.models.backbones import Backbone, hash_tensors, load_backbone
+from components.models.construction import create_skeleton
+from components.models.descriptions import Description
 from components.models.embedded import load_card
 from components.models.plain import require_plain_vit
 
@@ -156,9 +158,9 @@ class TestFiles:
         ("name", "message"),
         [
             ("nowhere/vit_tiny_patch16_224.safetensors", "no such file"),
-            ("weights/vit.pth", "pickles"),
-            ("vit.bin", "pickles"),
-            ("some/folder", "a .safetensors file"),
+            ("weights/vit.pth", "no such file"),
+            ("vit.bin", "no such file"),
+            ("some/folder", "write hf-hub:some/folder"),
         ],
     )
     def test_other_paths_are_refused(self, name: str, message: str) -> None:
@@ -288,7 +290,7 @@ class TestPlain:
         "name", ["vit_base_patch16_siglip_224", "vit_small_patch14_reg4_dinov2", "deit3_small_patch16_224"]
     )
     def test_the_families_of_the_field_are_plain(self, name: str) -> None:
-        require_plain_vit(backbones._create_skeleton(name), name)
+        require_plain_vit(create_skeleton(name, Description(architecture=name)), name)
 
 
 @real_data

@@ -1,20 +1,18 @@
-"""Backbones: frozen vision transformers, by timm name, from a local safetensors file, or the embedded one.
+"""Backbones: frozen vision transformers, by timm name, from a file, a folder or a repository, or the embedded one.
 
     load_backbone("embedded")                                        the small one inside this package
     load_backbone("vit_base_patch16_224.augreg_in21k", img_size=384) timm's weights, through the hub or its cache
+    load_backbone("hf-hub:paige-ai/Virchow2")                        a repository, through the hub or its cache
+    load_backbone("weights/uni2")                                    a folder: config.json beside model.safetensors
     load_backbone("weights/vit_tiny_patch16_224.mine.safetensors")   a local file
 
-A local file says which timm architecture it holds by its name, `<architecture>[.<tag>].safetensors`, or by its
-metadata: `architecture`, and where they differ from timm's record `mean`, `std` (JSON lists), `licence` and
-`trained`. The hub is only ever a way to such a file, so both ways give the same network and the same sha256.
-Weights are never unpickled, and never replaced by random ones.
+A local file says which timm architecture it holds by its metadata (`descriptions.Description`), or by its name,
+`<architecture>[.<tag>].safetensors`. The hub is only ever a way to such a file, so all ways give the same network and
+the same sha256. Weights are never unpickled, and never replaced by random ones.
 """
 
 import copy
-import difflib
 import hashlib
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,13 +26,14 @@ from torch import Tensor, nn
 from components.domain.canvas import ImgSize
 from components.errors import BackboneError
 from components.models import embedded, hub
-from components.models.plain import require_plain_vit
+from components.models.construction import create_skeleton, create_vit
+from components.models.descriptions import UNKNOWN, Description
+from components.models.downloads import download, unreachable
+from components.models.published import find_licence, find_record, is_architecture, require_published
+from components.models.repositories import CARD, CONFIG, PREFIX, Source, find_source, is_path
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
-
-HUB_SECONDS = 5.0  # to wait for the answer about one file
-PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npz", ".tar")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Backbone:
     """A frozen network and what must be known of it to use it and to recognise it again.
 
     sha256: of the weights as stored, before positions are resampled to img_size. mean, std: of the pixels,
-    in [0, 1]. trained: False where features mean nothing.
+    in [0, 1]. trained: False where features mean nothing. licence: `unknown` unless the weights' own words, or timm's
+    record of exactly these, say it. architecture: timm's name. source: where the weights came from.
 
     The backbone owns its weights: `tensor` and `at` return them in another dtype or on another device. All adapters
     of a process therefore share one copy per dtype and device, which is freed with the last adapter that uses it.
@@ -56,6 +56,8 @@ class Backbone:
     std: tuple[float, ...]
     trained: bool
     licence: str
+    architecture: str = ""
+    source: str = ""
     _casts: "WeakValueDictionary[tuple[str, torch.dtype, torch.device], nn.Parameter]" = field(
         default_factory=WeakValueDictionary, init=False, repr=False, compare=False
     )
@@ -101,25 +103,16 @@ def load_backbone(name: str, img_size: int | tuple[int, int] | None = None) -> B
     img_size: side of a square or (height, width) of its images, in pixels, to which positions are resampled; None means
     its own.
 
-    Raises BackboneError for an unknown name, a damaged file, a hub out of reach or a network that is no plain ViT.
+    Raises BackboneError for an unknown name, a damaged file, a hub out of reach, arguments that do not fit the weights
+    or a network that the tuners do not know.
     """
     name, _ = hub.choose_backbone(name)
     size = None if img_size is None else ImgSize.of(img_size)
     if name == hub.EMBEDDED:
         return _load_embedded(size)
-    path = Path(name).expanduser()
-    if path.suffix == ".safetensors":
-        return _load_file(name, path, size)
-    if path.suffix in PICKLES or path.name != name:
-        raise BackboneError(
-            f"backbone {name}",
-            expected="a .safetensors file",
-            found=f"a {path.suffix or 'path'}, and pickles, which run code when they are opened, are never read",
-            hint="Convert it with safetensors.torch.save_file, and load that.",
-        )
-    config = _require_known(name)
-    require_plain_vit(_create_skeleton(name), name)
-    return _create_backbone(name, name, load_weights(_fetch_weights(name, config)), config, size)
+    if name.startswith(PREFIX) or is_path(name):
+        return _load_source(find_source(name), size)
+    return _load_published(name, size)
 
 
 def load_weights(path: Path) -> Weights:
@@ -152,175 +145,107 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
 
 def _load_embedded(img_size: ImgSize | None) -> Backbone:
     """The file that ships with this package, if it is still the one on its card."""
-    return replace(
-        _load_file(hub.EMBEDDED, embedded.require_embedded(), img_size), licence=embedded.load_card().licence
-    )
+    source = Source(hub.EMBEDDED, file=embedded.require_embedded())
+    return replace(_load_source(source, img_size), licence=embedded.load_card().licence)
 
 
-def _load_file(name: str, path: Path, img_size: ImgSize | None) -> Backbone:
+def _load_source(source: Source, img_size: ImgSize | None) -> Backbone:
+    """What config.json says is checked before anything large is fetched; the file's own word outranks it."""
+    described = None
+    if source.config is not None:
+        described = Description.of_config(
+            source.config, source.name, repository=source.repository, licence=source.licence
+        )
+        find_record(source.name, described.architecture)
+        create_skeleton(source.name, described)
+    path = source.fetch()
     weights = load_weights(path)
-    model = weights.metadata.get("architecture", path.name.removesuffix(".safetensors"))
-    try:
-        config = _find_config(model)
-    except LookupError:
-        raise BackboneError(
-            f"backbone {name}",
-            expected="a file called <timm architecture>[.<tag>].safetensors, or one whose metadata says `architecture`",
-            found=f"{model!r}, which timm does not know; {_describe_tensors(weights.tensors)}",
-            hint="Rename it, for example to vit_tiny_patch16_224.mine.safetensors.",
-        ) from None
-    require_plain_vit(_create_skeleton(model), name)
-    return _create_backbone(name, model, weights, config, img_size)
+    if described is None or "architecture" in weights.metadata:
+        described = _describe_file(source, path, weights)
+    return _create_backbone(source.name, described, weights, img_size, _say_where(source, path))
 
 
-def _create_backbone(name: str, model: str, weights: Weights, config: Any, img_size: ImgSize | None) -> Backbone:
-    """Put weights into the architecture at the size asked for; every tensor must find its place."""
-    import timm
+def _describe_file(source: Source, path: Path, weights: Weights) -> Description:
+    """What a file says of itself by its metadata and, where these are silent, by its name.
 
-    skeleton = _create_skeleton(model)
-    own = _own_size(weights.tensors, skeleton) or ImgSize.of(config.input_size[-2:])
-    size = _require_size(name, skeleton, img_size or own)
-    # timm renames, checks and resamples a state dict handed over in this way as it does its own downloads.
-    # num_classes=0 on both sides keeps its check strict.
-    stored = {"state_dict": weights.tensors, "num_classes": 0, "custom_load": False}
-    overlay: dict[str, Any] = {"num_classes": 0, "pretrained_cfg_overlay": stored}
-    try:
-        with torch.random.fork_rng(devices=[]):  # timm draws random weights first: the caller's dice stay as they were
-            vit = timm.create_model(_architecture(model), pretrained=True, img_size=tuple(size), **overlay)
-    except (RuntimeError, KeyError) as error:
-        raise BackboneError(
-            f"backbone {name}",
-            expected=f"the tensors of timm's {_architecture(model)}",
-            found=" ".join(str(error).split())[:300],
-            hint="Correct the architecture in the file's name or metadata.",
-        ) from None
-    vit.pretrained_cfg.pop("state_dict", None)
-    said = weights.metadata
+    timm's record lends its licence only to the very weights that it is of: those whose tag the file's name carries.
+    """
+    model = path.name.removesuffix(".safetensors")
+    described = Description.of_metadata({"architecture": model, **weights.metadata}, source.name)
+    if not is_architecture(described.architecture):
+        raise _refuse_file(source, described.architecture, weights)
+    if described.licence == UNKNOWN and (licence := find_licence(model, described.architecture)):
+        described = described.model_copy(update={"licence": licence})
+    return described
+
+
+def _create_backbone(
+    name: str, described: Description, weights: Weights, img_size: ImgSize | None, where: str
+) -> Backbone:
+    record = find_record(name, described.architecture)
+    vit, size = create_vit(name, described, weights.tensors, record, img_size, where)
     return Backbone(
         name,
-        _freeze(vit),
+        vit,
         hash_tensors(weights.tensors),
         size,
-        _numbers(said, "mean", config.mean, name),
-        _numbers(said, "std", config.std, name),
-        trained=said.get("trained", "true") != "false",
-        licence=said.get("licence") or config.license or "unknown",
+        described.mean or tuple(record.mean),
+        described.std or tuple(record.std),
+        trained=described.trained,
+        licence=described.licence,
+        architecture=described.architecture.partition(".")[0],
+        source=described.source,
     )
 
 
-def _freeze(vit: "VisionTransformer") -> "VisionTransformer":
-    return vit.requires_grad_(False).eval()
+def _load_published(name: str, img_size: ImgSize | None) -> Backbone:
+    """Weights that timm publishes; a bare architecture means the first of them."""
+    from timm.models import get_pretrained_cfg
+
+    require_published(name)
+    record: Any = get_pretrained_cfg(name)
+    described = Description(architecture=name, licence=record.license or UNKNOWN, source=f"{PREFIX}{record.hf_hub_id}")
+    create_skeleton(name, described)
+    weights = load_weights(_fetch_weights(name, record))
+    return _create_backbone(name, described, weights, img_size, "the file's metadata")
 
 
-def _architecture(model: str) -> str:
-    return model.partition(".")[0]
-
-
-def _create_skeleton(model: str) -> Any:
-    """The architecture without memory for its weights: enough to look at, in a tenth of a second."""
-    import timm
-
-    with torch.device("meta"):
-        return timm.create_model(_architecture(model), pretrained=False, num_classes=0)
-
-
-def _find_config(model: str) -> Any:
-    """timm's record of the weights called `model`; a tag unknown to timm gets its architecture's first record.
-
-    Raises LookupError for an unknown architecture.
-    """
-    from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
-
-    records = get_arch_pretrained_cfgs(model)
-    if not records:
-        raise LookupError(model)
-    return records.get(model) or get_pretrained_cfg(_architecture(model))
-
-
-def _require_known(name: str) -> Any:
-    """timm's record of published weights; a bare architecture means the first of its weights."""
-    from timm.models import get_pretrained_cfg, is_model, list_pretrained
-
-    published = list_pretrained()
-    known = {*published, *map(_architecture, published)}
-    if name in known:
-        return get_pretrained_cfg(name)
-    close = difflib.get_close_matches(name, sorted(known), 5)
-    found = "no such weights" if is_model(name) else "no such name"
-    raise BackboneError(
-        f"backbone {name}",
-        expected="`embedded`, a path to a .safetensors file, or the name of timm weights",
-        found=found + (f"; close ones are {', '.join(close)}" if close else ""),
-        hint="Correct the name; `timm.list_pretrained('vit*')` lists all.",
-    )
-
-
-def _fetch_weights(name: str, config: Any) -> Path:
+def _fetch_weights(name: str, record: Any) -> Path:
     """The weight file from the hub's cache on this disk, or from the hub."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]  # its client's
-
-    if not config.hf_hub_id:
-        raise _unreachable(name, "weights that timm knows in a pickled form only")
-    # timm's record may name the pickled twin of a file that is there in both forms
-    file = str(Path(config.hf_hub_filename or "model").with_suffix(".safetensors"))
-    try:
-        return Path(hf_hub_download(config.hf_hub_id, file, local_files_only=True))
-    except LocalEntryNotFoundError:
-        if reason := hub.why_unreachable():
-            raise _unreachable(name, f"no such file in the cache, and {reason}") from None
-    try:
-        return Path(hf_hub_download(config.hf_hub_id, file, etag_timeout=HUB_SECONDS))
-    except (HTTPError, OSError) as error:
-        raise _unreachable(name, str(error).strip().splitlines()[0]) from None
-
-
-def _unreachable(name: str, found: str) -> BackboneError:
-    return BackboneError(
-        f"backbone {name}",
-        expected="its weights in the hub's cache or on the hub",
-        found=found,
-        hint="Connect to the network, or fetch model.safetensors elsewhere and give `backbone` the path of the file, "
-        f"called {name}.safetensors.",
+    hint = (
+        "Connect to the network, or fetch model.safetensors elsewhere and give `backbone` the path of the file, "
+        f"called {name}.safetensors."
     )
-
-
-def _own_size(tensors: dict[str, Tensor], vit: Any) -> ImgSize | None:
-    """The size that the stored positions are made for, where they form a square grid: a file does not say its sides."""
-    if vit.pos_embed is None or "pos_embed" not in tensors or tensors["pos_embed"].ndim != 3:
-        return None
-    patches = tensors["pos_embed"].shape[1] - (0 if vit.no_embed_class else vit.num_prefix_tokens)
-    side = math.isqrt(max(patches, 0))
-    height, width = vit.patch_embed.patch_size
-    return ImgSize(int(side * height), int(side * width)) if side * side == patches and side else None
-
-
-def _require_size(name: str, vit: Any, img_size: ImgSize) -> ImgSize:
-    patch = ImgSize.of(vit.patch_embed.patch_size)
-    if any(side < unit or side % unit for side, unit in zip(img_size, patch, strict=True)):
-        lower = ImgSize(*(max(side // unit, 1) * unit for side, unit in zip(img_size, patch, strict=True)))
-        upper = ImgSize(lower.height + patch.height, lower.width + patch.width)
-        raise BackboneError(
-            f"backbone {name}",
-            expected=f"an img_size that is a multiple of its patch size, {patch}",
-            found=f"img_size: {img_size.plain}",
-            hint=f"Choose {lower.plain} or {upper.plain}.",
-        )
-    return img_size
-
-
-def _numbers(metadata: dict[str, str], key: str, default: tuple[float, ...], name: str) -> tuple[float, ...]:
-    if key not in metadata:
-        return tuple(default)
+    if not record.hf_hub_id:
+        raise unreachable(name, "weights that timm knows in a pickled form only", hint)
+    # timm's record may name the pickled twin of a file that is there in both forms
+    file = str(Path(record.hf_hub_filename or "model").with_suffix(".safetensors"))
     try:
-        return tuple(float(value) for value in json.loads(metadata[key]))
-    except (ValueError, TypeError):
-        raise BackboneError(
-            f"backbone {name}",
-            expected=f"metadata {key!r} to be a JSON list of numbers, for example [0.5, 0.5, 0.5]",
-            found=metadata[key],
-            hint="Write the file again.",
-        ) from None
+        return download(name, record.hf_hub_id, file, None, hint)
+    except FileNotFoundError:
+        raise unreachable(name, f"no {file} in {record.hf_hub_id}", hint) from None
+
+
+def _say_where(source: Source, path: Path) -> str:
+    if source.config is None:
+        return f"the metadata of {path.name}"
+    return f"{source.folder}/{CONFIG}" if source.folder else f"{CONFIG} of a copy of the repository's folder"
+
+
+def _refuse_file(source: Source, model: str, weights: Weights) -> BackboneError:
+    if source.folder or source.repository:
+        return BackboneError(
+            f"backbone {source.name}",
+            expected=f"{CONFIG} beside the weights, or weights whose metadata say `architecture`",
+            found=f"neither; {_describe_tensors(weights.tensors)}",
+            hint=f"Copy {CONFIG} and {CARD} of the repository, too.",
+        )
+    return BackboneError(
+        f"backbone {source.name}",
+        expected="a file called <timm architecture>[.<tag>].safetensors, or one whose metadata says `architecture`",
+        found=f"{model!r}, which timm does not know; {_describe_tensors(weights.tensors)}",
+        hint="Rename it, for example to vit_tiny_patch16_224.mine.safetensors.",
+    )
 
 
 def _describe_tensors(tensors: dict[str, Tensor]) -> str:

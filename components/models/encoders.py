@@ -13,7 +13,7 @@ from components.models.backbones import Backbone, share_weights
 from components.models.fast import forward_fast
 from components.models.inserts import merge_inserts
 from components.models.prompts import AdaptivePrompts, StaticPrompts, forward_prompted
-from components.models.tokens import POOLED, Needs, Tokens, forward_plain
+from components.models.tokens import POOLED, Needs, Tokens, count_pooled, forward_plain
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -150,7 +150,7 @@ class BlindEncoder(nn.Module):
         empty = images.new_zeros(1, 1, self.vit.embed_dim).expand(images.shape[0], rows * columns, -1)
         return Tokens(
             (rows, columns),
-            pooled=empty[:, 0] if needs.pooled else None,
+            pooled=images.new_zeros(images.shape[0], count_pooled(self.vit)) if needs.pooled else None,
             patches=empty if needs.patches else None,
             layers=(empty,) * len(needs.layers),
         )

@@ -67,7 +67,7 @@ def is_path(name: str) -> bool:
     return Path(name).name != name or name.endswith((".safetensors", *PICKLES))
 
 
-def place(name: str, root: Path) -> str:
+def resolve_name(name: str, root: Path) -> str:
     """The same with a relative path made one below `root`, the workspace; names are left alone."""
     return str(root / Path(name).expanduser()) if is_path(name) else name
 

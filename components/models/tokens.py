@@ -51,7 +51,8 @@ class Needs:
     def read_one_token(self, vit: "VisionTransformer") -> bool:
         """Whether only the first token leaves the last block, so that the block need not compute the others."""
         whole = self.patches or len(vit.blocks) - 1 in self.layers
-        return self.pooled and not whole and vit.global_pool == "token" and vit.attn_pool is None
+        alone = vit.global_pool == "token" and vit.attn_pool is None and not joins_mean(vit)
+        return self.pooled and not whole and alone
 
 
 POOLED = Needs(pooled=True)
@@ -78,7 +79,7 @@ class Tokens:
 
     @property
     def pooled(self) -> Tensor:
-        """(B, D)."""
+        """(B, D), or (B, 2D) of a network that joins the mean (`join_mean`)."""
         return _require(self._pooled, "pooled")
 
     @property
@@ -119,6 +120,40 @@ def _require(part: Tensor | None, name: str) -> Tensor:
     return part
 
 
+def join_mean(vit: "VisionTransformer") -> None:
+    """From now on a pooled feature of this network, and of its copies, is [class token | mean of the patches], (B, 2D).
+
+    Raises BackboneError where it has no class token.
+    """
+    if vit.cls_token is None:
+        raise BackboneError(
+            "the feature token+mean",
+            expected="a network with a class token",
+            found="none",
+            hint="Leave out `feature`, or set class_token: true in model_args.",
+        )
+    vit.joins_mean = True
+
+
+def joins_mean(vit: "VisionTransformer") -> bool:
+    """Whether `join_mean` was called on this network or the one that it was copied from."""
+    return bool(getattr(vit, "joins_mean", False))
+
+
+def pool(vit: "VisionTransformer", states: Tensor) -> Tensor:
+    """Pooled features (B, D) of tokens (B, S+HW, D) behind the final norm: timm's own pooling, unless the mean is
+    joined, (B, 2D)."""
+    if joins_mean(vit):
+        return cat([states[:, 0], states[:, vit.num_prefix_tokens :].mean(dim=1)], dim=1)
+    pooled: Tensor = vit.forward_head(states, pre_logits=True)
+    return pooled
+
+
+def count_pooled(vit: "VisionTransformer") -> int:
+    """Channels of a pooled feature."""
+    return int(vit.num_features) * (2 if joins_mean(vit) else 1)
+
+
 def read_tokens(vit: "VisionTransformer", x: Tensor, layers: Mapping[int, Tensor], needs: Needs) -> Tokens:
     """The parts that are asked for, out of tokens from which prompts are stripped.
 
@@ -129,7 +164,7 @@ def read_tokens(vit: "VisionTransformer", x: Tensor, layers: Mapping[int, Tensor
     rows, columns = vit.patch_embed.grid_size
     return Tokens(
         (rows, columns),
-        pooled=vit.forward_head(states, pre_logits=True) if needs.pooled else None,
+        pooled=pool(vit, states) if needs.pooled else None,
         patches=states[:, vit.num_prefix_tokens :] if needs.patches else None,
         layers=tuple(vit.norm(layers[number])[:, vit.num_prefix_tokens :] for number in needs.layers),
     )
@@ -146,7 +181,7 @@ def forward_plain(vit: "VisionTransformer", images: Tensor, needs: Needs = POOLE
     rows, columns = vit.patch_embed.grid_size
     return Tokens(
         (rows, columns),
-        pooled=vit.forward_head(states, pre_logits=True) if needs.pooled else None,
+        pooled=pool(vit, states) if needs.pooled else None,
         patches=states[:, vit.num_prefix_tokens :] if needs.patches else None,
         layers=tuple(layers),
     )

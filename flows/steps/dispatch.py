@@ -28,6 +28,7 @@ from components.domain.domain import Domain
 from components.domain.strict import Strict
 from components.errors import TrackingError, TrainingError, WorkspaceError
 from components.keys import Code, read_code
+from components.models.repositories import resolve_name
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import versions
 from components.records.jobs import Job, load_result
@@ -152,10 +153,10 @@ def _write_order(
     fresh: bool,
     registered: int | None = None,
 ) -> Order:
-    """A backbone file inside the workspace is named from there, for the worker's workspace is another folder."""
-    backbone = Path(plan.domain.backbone)
-    if backbone.is_relative_to(plan.workspace.root):
-        backbone = backbone.relative_to(plan.workspace.root)
+    """A backbone inside the workspace is named from there, for the worker's workspace is another folder."""
+    backbone = plan.domain.backbone
+    if Path(backbone).is_relative_to(plan.workspace.root):
+        backbone = f"./{Path(backbone).relative_to(plan.workspace.root)}"
     return Order(
         action=action,
         name=name,
@@ -163,7 +164,7 @@ def _write_order(
         registered=registered,
         parent=parent,
         fresh=fresh,
-        domain=plan.domain.model_copy(update={"backbone": str(backbone)}),
+        domain=plan.domain.model_copy(update={"backbone": backbone}),
         version=plan.version,
         code=plan.code,
         sources=plan.sources,
@@ -355,8 +356,7 @@ def receive(store: Store, order: Order, home: Workspace) -> Iterator[Plan]:
     sources = read_code(home.cache)
     require_code(order, sources)
     domain = order.domain
-    if domain.backbone.endswith(".safetensors"):
-        domain = domain.model_copy(update={"backbone": str(home.root / domain.backbone)})
+    domain = domain.model_copy(update={"backbone": resolve_name(domain.backbone, home.root)})
     tuners = create_tuners([order.tuner] if order.tuner else [])
     data = Data(domain.name, order.version.md5, order.manifest, order.parent)
     here = order.place == _name_place(home) and is_here(home, data)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from components.models.tokens import POOLED, Needs, Tokens
+from components.models.tokens import POOLED, Needs, Tokens, count_pooled
 from components.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -22,16 +22,20 @@ HEAD_STD = 0.01  # small, so that the first logits are near zero and the first l
 
 
 class Shape(NamedTuple):
-    """What a head must know of the encoder: channels of a token, number of blocks, height and width of a patch."""
+    """What a head must know of the encoder: channels of a token, number of blocks, height and width of a patch.
+
+    pooled: channels of a pooled feature; 0 means as many as a token's.
+    """
 
     width: int
     depth: int = 12
     patch: tuple[int, int] = (16, 16)
+    pooled: int = 0
 
     @staticmethod
     def of(vit: "VisionTransformer") -> "Shape":
         height, width = vit.patch_embed.patch_size
-        return Shape(vit.num_features, len(vit.blocks), (height, width))
+        return Shape(vit.num_features, len(vit.blocks), (height, width), count_pooled(vit))
 
 
 class Solution(Protocol):
@@ -102,7 +106,7 @@ class LinearHead(nn.Linear, Head):
 
     @classmethod
     def create(cls, task: Task, shape: Shape, num_classes: int) -> Self:
-        return cls(shape.width, num_classes)
+        return cls(shape.pooled or shape.width, num_classes)
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__(num_features, num_classes)
