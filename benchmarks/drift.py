@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from components.data.annotations.layouts import read_rows
-from components.data.checks.features import content_of, decode_features
+from components.data.checks.features import decode_features
+from components.data.sample_keys import content_of
 from components.domain.domain import Domain
 from components.domain.reading import load_domain
 from components.models.features import update_features

@@ -25,9 +25,10 @@ from PIL import Image, ImageOps
 
 from components.data.annotations.layouts import read_rows
 from components.data.checks.duplicates import Pair
-from components.data.checks.features import content_of, load_features, load_near_duplicates, sample_key
+from components.data.checks.features import load_features, load_near_duplicates
 from components.data.checks.labels import find_suspects
 from components.data.checks.validation import check_rows
+from components.data.sample_keys import content_of, sample_key
 from components.domain.reading import load_domain
 from components.models.backbones import Backbone, load_backbone
 from components.models.features import SIDE, update_features, update_matches

@@ -31,8 +31,9 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from components.data.annotations.layouts import read_rows
 from components.data.checks.duplicates import join_groups
-from components.data.checks.features import content_of, load_near_duplicates, load_sisters
+from components.data.checks.features import load_near_duplicates, load_sisters
 from components.data.manifest import load_frame, save_frame
+from components.data.sample_keys import content_of
 from components.domain.domain import Domain
 from components.domain.reading import load_domain
 from components.models.features import update_features, update_matches

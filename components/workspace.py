@@ -45,7 +45,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: Folders of the state in which others must not write, because libraries unpickle or execute their content.
 STATE_FOLDERS = ("mlflow", "prefect", "logs", "locks", "dvc-site", "dvc-site/repo")
 
-#: Gigabytes that decoded pixels may take in `.tessera/cache`; TESSERA_CACHE_GB overrides it.
+#: Gigabytes that decoded pixels and features may take in `.tessera/cache`; TESSERA_CACHE_GB overrides it.
 CACHE_GB = "20"
 
 
@@ -174,7 +174,10 @@ def find_workspace(path: Path | None = None) -> Workspace:
 
 
 def cache_limit() -> int:
-    """Bytes that decoded pixels may take. Raises WorkspaceError if TESSERA_CACHE_GB is not a positive number."""
+    """Bytes that decoded pixels and features may take.
+
+    Raises WorkspaceError if TESSERA_CACHE_GB is not a positive number.
+    """
     text = os.environ.get("TESSERA_CACHE_GB", CACHE_GB)
     try:
         gigabytes = float(text)

@@ -28,8 +28,8 @@ from typing import NamedTuple
 import polars as pl
 
 from components.data.checks.duplicates import Pair, join_groups
-from components.data.checks.features import content_of
 from components.data.manifest import SPLITS
+from components.data.sample_keys import content_of
 from components.domain.domain import Domain
 from components.domain.settings import Split
 from components.errors import CheckFailed, DataError

@@ -17,18 +17,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from components.data.checks.duplicates import Found, Pictures, find_near_duplicates
-from components.data.checks.features import (
-    FEATURES,
-    content_of,
-    decode_features,
-    load_features,
-    load_known,
-    sample_key,
-    save_matches,
-)
+from components.data.checks.features import FEATURES, decode_features, load_features, load_known, save_matches
 from components.data.checks.matching import read_grey
 from components.data.checks.pictures import THUMBNAIL
 from components.data.manifest import load_frame, save_frame
+from components.data.sample_keys import content_of, sample_key
 from components.data.sources.images import UNDECODABLE, Box, Upright, open_picture, pixel_limit
 from components.data.store.shards import open_images
 from components.domain.domain import Domain

@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from components.data.checks.features import content_of, decode_features, sample_key
+from components.data.checks.features import decode_features
 from components.data.checks.look_alikes import CHUNK
+from components.data.sample_keys import content_of, sample_key
 from components.records.operations import Drift
 from components.tasks.base import by_class
 

@@ -1,7 +1,7 @@
 """Predictions of a network over a manifest: what metrics, gates and pictures are computed from."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from torch.utils.data import Dataset
 
 from components.data.batches.loading import Features, Samples, create_loader
 from components.domain.domain import Domain
+from components.models.encoders import PromptedEncoder
 from components.models.engine import Engine
+from components.models.extraction import FeatureSource, extract_pooled, is_bare
 from components.models.network import Network
 from components.records.boxes import read_objects
 from components.records.jobs import PROBABILITY
@@ -21,15 +23,44 @@ from components.tasks.calibration import Calibration
 
 
 @torch.no_grad()
-def extract_features(network: Network, samples: Samples, engine: Engine, batch_size: int) -> Features:
-    """The pooled features of every sample, not augmented."""
+def extract_features(
+    network: Network,
+    samples: Samples,
+    engine: Engine,
+    batch_size: int,
+    source: FeatureSource | None = None,
+    pause: Callable[[], None] = lambda: None,
+) -> Features:
+    """The pooled features of every sample, not augmented.
+
+    source: where features of the bare backbone are kept; those of named samples are read from there if they are known.
+    batch_size: for an encoder that is not the bare backbone. pause: called between batches, may raise.
+    """
     network.eval()
     plain = Samples(samples.pixels, samples.rows, samples.targets, None)
+    if is_bare(encoder := network.encoder):
+        return Features(_extract_bare(encoder, plain, samples.names, engine, source, pause), samples)
     parts = []
     for images, _ in create_loader(plain, batch_size):
         with engine.autocast():
             parts.append(network.encoder(engine.normalise(images)).pooled.float().cpu())
     return Features(torch.cat(parts).numpy(), samples)
+
+
+def _extract_bare(
+    encoder: PromptedEncoder,
+    plain: Samples,
+    names: Sequence[str] | None,
+    engine: Engine,
+    source: FeatureSource | None,
+    pause: Callable[[], None],
+) -> NDArray[np.float32]:
+    def compute(places: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        return extract_pooled(encoder, engine, (plain[place][0] for place in places))
+
+    if source is None or names is None:
+        return np.concatenate(list(compute(range(len(plain)))))
+    return source.open(encoder, engine).complete(names, compute, pause)
 
 
 @torch.no_grad()

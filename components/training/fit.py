@@ -26,6 +26,7 @@ from components.data.batches.loading import Samples, StepOrder, create_loader
 from components.domain.settings import Training
 from components.errors import Diverged, TrainingError
 from components.models.engine import Engine
+from components.models.extraction import FeatureSource
 from components.models.network import Network
 from components.models.process_group import ProcessGroup
 from components.models.tuners import Tuner
@@ -50,7 +51,10 @@ class Stopped(Exception):  # noqa: N818  asked for, so no error
 
 @dataclass(frozen=True)
 class Recipe:
-    """One candidate's training: who learns what, and for how long. origin: names of backbone and data, by hash."""
+    """One candidate's training: who learns what, and for how long.
+
+    origin: names of backbone and data, by hash. features: where features of the bare backbone are kept.
+    """
 
     tuner: Tuner
     training: Training
@@ -58,6 +62,7 @@ class Recipe:
     seed: int
     origin: str = ""
     task: Task = CLASSIFICATION
+    features: FeatureSource | None = None
 
 
 def fit(
@@ -264,7 +269,8 @@ def solve_head(
 
     started, task, classes = time.monotonic(), recipe.task, len(recipe.classes)
     engine.prepare(network)
-    sides = [extract_features(network, side, engine, 2 * recipe.training.batch_size) for side in (train, val)]
+    size, source = 2 * recipe.training.batch_size, recipe.features
+    sides = [extract_features(network, side, engine, size, source, pause) for side in (train, val)]
     features = [side.features.astype(np.float64) for side in sides]
     if strength is None:
         targets, groups = (np.concatenate(parts) for parts in zip(*map(_name_groups, (train, val)), strict=True))

@@ -19,11 +19,13 @@ from components.data.batches.loading import Samples
 from components.data.batches.pixels import load_maps, load_pixels
 from components.data.batches.transforms import Augmentation, require_fit
 from components.data.manifest import load_samples
+from components.data.sample_keys import name_samples
 from components.domain.canvas import Fit, ImgSize
 from components.errors import DataError, Diverged
 from components.models.adapter import AdapterMeta, InputMeta, load_meta
 from components.models.backbones import Backbone, load_backbone
 from components.models.engine import Engine, create_engine
+from components.models.extraction import FeatureSource
 from components.models.network import Network, create_network
 from components.models.process_group import ALONE, ProcessGroup
 from components.models.tuners import Tuner, create_tuners
@@ -95,7 +97,8 @@ def _train(
         epochs = 1 if solved else job.domain.training.epochs
         tell("start", epochs=epochs, images=len(train), device=str(engine.device))
     origin = f"{backbone.sha256}, {job.data_version}"
-    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin, task)
+    source = FeatureSource.of(backbone, fit_to, job.cache)
+    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin, task, source)
     usage = Usage()
 
     def report(row: dict[str, float]) -> None:
@@ -208,7 +211,7 @@ def _samples(
         targets = load_boxes(chosen, ImgSize.of(pixels.shape[1:3]), fit_to, job.domain.classes)
     else:
         targets = task.targets(chosen, job.domain.classes)
-    return Samples(pixels, rows, targets, augmentation, chosen["group"].to_numpy())
+    return Samples(pixels, rows, targets, augmentation, chosen["group"].to_numpy(), name_samples(chosen))
 
 
 def _write_predictions(

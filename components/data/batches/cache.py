@@ -11,25 +11,23 @@ without guessing about process ids. Writers lock a separate file, because waitin
 mean waiting for the last reader.
 """
 
-import contextlib
-import errno
 import fcntl
 import hashlib
 import math
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from components.data.batches.room import PIXELS, is_at, locate_sums, make_room
 from components.files import write_whole
 from components.sealed import warn_of_damage
-from components.workspace import DISK_TROUBLE, cache_limit, describe_disk_trouble
+from components.workspace import DISK_TROUBLE, describe_disk_trouble
 
 Bytes = NDArray[np.uint8]
 
@@ -42,14 +40,14 @@ def load_mapped(cache: Path, facts: Any, shape: tuple[int, ...], make: Callable[
     facts: everything that the content depends on. If several processes need the same file, one makes it and the others
     wait. Raises WorkspaceError if the disk is full, and what `make` raises.
     """
-    path = cache / "pixels" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.u8"
+    path = cache / PIXELS / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.u8"
     if path.exists() and not _is_intact(path):
         warn_of_damage(path)
         path.unlink(missing_ok=True)  # processes that have mapped it keep it
     while True:
         mapped = _map(path, shape)
         if mapped is None:
-            mapped = _make(path, shape, make())
+            mapped = _make(cache, path, shape, make())
         if mapped is not None:
             return mapped
 
@@ -59,7 +57,7 @@ def _map(path: Path, shape: tuple[int, ...]) -> Bytes | None:
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
-            if not _is_at(file, path) or os.fstat(file.fileno()).st_size != math.prod(shape):
+            if not is_at(file, path) or os.fstat(file.fileno()).st_size != math.prod(shape):
                 return None
             os.utime(path)  # records the last use: file systems seldom keep access times
             mapped: Bytes = np.memmap(file, np.uint8, "r", shape=shape)  # its file descriptor keeps the lock
@@ -68,20 +66,20 @@ def _map(path: Path, shape: tuple[int, ...]) -> Bytes | None:
         return None
 
 
-def _make(path: Path, shape: tuple[int, ...], rows: Iterator[Bytes]) -> Bytes | None:
+def _make(cache: Path, path: Path, shape: tuple[int, ...], rows: Iterator[Bytes]) -> Bytes | None:
     """Write the file and map it. Waits for another process that writes it; None if that process gave up."""
     partial, lock = path.with_suffix(".partial"), path.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock.open("ab") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            if not _is_at(held, lock):
+            if not is_at(held, lock):
                 return _map(path, shape)
             try:
                 if (made := _map(path, shape)) is not None:
                     return made
-                _make_room(path.parent, math.prod(shape))
-                write_whole(_locate_sums(path), _write(partial, rows))
+                make_room(cache, math.prod(shape), "the images at training size take")
+                write_whole(locate_sums(path), _write(partial, rows))
                 os.replace(partial, path)
                 return _map(path, shape)
             finally:
@@ -106,15 +104,10 @@ def _write(partial: Path, rows: Iterator[Bytes]) -> bytes:
     return packed + zlib.crc32(packed).to_bytes(4, "little")
 
 
-def _locate_sums(path: Path) -> Path:
-    """The path of a file's checksums."""
-    return path.parent.with_name("sums") / f"{path.stem}.crc"
-
-
 def _is_intact(path: Path) -> bool:
     """Whether the content is what was written: every row fits its checksum."""
     try:
-        packed = _locate_sums(path).read_bytes()
+        packed = locate_sums(path).read_bytes()
         sums = np.frombuffer(packed[:-4], "<u4")
     except (OSError, ValueError):
         return False
@@ -128,55 +121,3 @@ def _is_intact(path: Path) -> bool:
             return all(zlib.crc32(os.pread(file.fileno(), each, number * each)) == sums[number] for number in part)
 
         return not rest and all(pool.map(compare, range(0, sums.size, CHECKED)))
-
-
-def _make_room(folder: Path, wanted: int) -> None:
-    """Remove leftovers of killed writers, and the least recently used files that are not in use, until `wanted` fits.
-
-    Raises OSError if the disk is still too full.
-    """
-    limit = cache_limit()
-    for partial in folder.glob("*.partial"):
-        _remove_stale(partial)
-    with os.scandir(folder) as entries:
-        facts = [(entry.stat(), Path(entry)) for entry in entries if entry.name.endswith(".u8")]
-    kept = sum(stat.st_size for stat, _ in facts)
-    for stat, path in sorted(facts, key=lambda fact: fact[0].st_mtime_ns):
-        if kept + wanted <= limit and shutil.disk_usage(folder).free >= wanted:
-            return
-        kept -= stat.st_size if _remove_unused(path) else 0
-    if shutil.disk_usage(folder).free < wanted:
-        raise OSError(errno.ENOSPC, f"less than the {wanted / 1e9:.2f} GB that the images at training size take")
-
-
-def _remove_stale(partial: Path) -> None:
-    """Remove a partial file unless its writer is still running."""
-    lock = partial.with_suffix(".lock")
-    with lock.open("ab") as held, contextlib.suppress(BlockingIOError):
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(held, lock):
-            partial.unlink(missing_ok=True)
-            lock.unlink()
-
-
-def _remove_unused(path: Path) -> bool:
-    """Remove a file unless a running process has mapped it; whether it is gone."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(file, path):
-                path.unlink()
-                _locate_sums(path).unlink(missing_ok=True)
-    except FileNotFoundError:
-        return True
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether the open file still has this path: another process may have moved or removed it before the lock came."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

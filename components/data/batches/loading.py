@@ -1,7 +1,7 @@
 """From decoded pixels to batches: samples, their order in an epoch, and a loader that prepares batches ahead."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +25,7 @@ class Samples(Dataset[tuple[torch.Tensor, Target]]):
 
     targets: (N, ...) of the samples, in their order, as the task makes them. Those of three axes are class maps
     (N, height, width) uint8 or boxes (N, M, 6) float32, which an augmentation moves together with the image. groups:
-    the group of each row (N,), if known.
+    the group of each row (N,), if known. names: the key of each row's content (`sample_key`), if known.
     """
 
     def __init__(
@@ -35,9 +35,10 @@ class Samples(Dataset[tuple[torch.Tensor, Target]]):
         targets: NDArray[Any],
         augmentation: Augmentation | None,
         groups: NDArray[np.generic] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.pixels, self.rows, self.targets, self.augmentation = pixels, rows, targets, augmentation
-        self.groups = groups
+        self.groups, self.names = groups, names
         self.epoch = 0
 
     def __len__(self) -> int:

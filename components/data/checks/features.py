@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from components.data.checks.duplicates import Found, Look, Pair, Question, is_certain
 from components.data.checks.matching import METHOD, Match
 from components.data.manifest import load_cache, load_frame, save_frame
-from components.data.sources.images import Box
 
 FEATURES = {"key": pl.String, "feature": pl.Binary, "grey": pl.Binary, "backbone": pl.String}
 MATCHES: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -28,16 +27,6 @@ MATCHES: dict[str, pl.DataType | type[pl.DataType]] = {
     "method": pl.Int64,
     "among": pl.String,  # the name of the completed search
 }
-
-
-def content_of(identity: str) -> str:
-    """The sha256 of the file, from a row's id."""
-    return identity.partition("#")[0]
-
-
-def sample_key(content: str, crop: Box | None) -> str:
-    """The key of a picture or crop. It depends on the content and the box, not on the path or on other crops."""
-    return content if crop is None else f"{content}:{','.join(map(str, crop))}"
 
 
 def load_features(file: Path) -> pl.DataFrame:

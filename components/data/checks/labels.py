@@ -19,7 +19,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from components.data.checks.duplicates import Pair
-from components.data.checks.features import content_of, decode_features, sample_key
+from components.data.checks.features import decode_features
+from components.data.sample_keys import content_of, sample_key
 from components.data.sources.images import Box
 from components.records.images import LabelReview, Suspect
 

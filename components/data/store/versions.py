@@ -23,8 +23,8 @@ import yaml
 from pydantic import ValidationError
 
 from components.data.checks.boxes import compare_objects
-from components.data.checks.features import content_of
 from components.data.manifest import load_frame
+from components.data.sample_keys import content_of
 from components.data.store import versioning
 from components.data.store.objects import load_listing, locate_object
 from components.data.store.shards import NAME
