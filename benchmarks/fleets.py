@@ -67,7 +67,7 @@ def promote_adapter(workspace: Workspace, store: Store, domain: str, adapter: Pa
         run_id = client.create_run(store.ensure_experiment(domain)).info.run_id
     uri = artifacts.log_model(store, run_id, adapter)
     facts = {"adapter_sha256": meta.adapter_sha256, "tuner": meta.label, "data_version": meta.data_version}
-    version = aliases.register_challenger(domain, run_id, uri, **facts)
+    version = aliases.register_challenger(domain, run_id, uri, **facts, origin=meta.origin)
     moved = Record(
         action="promote",
         from_version=before.version if before else None,

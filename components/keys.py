@@ -3,7 +3,8 @@
     manifest_key    images, splits.csv, the settings that the data stages read; code of the data stages
     candidate_key   the manifest's sha256, the backbone, one tuner, one seed, the settings that change bits; code of
                     the training process
-    verdict_key     the candidates, the search, the gates; code of the gates
+    verdict_key     the candidates, the search, the gates, the licence of the data where a gate asks for it; code of
+                    the gates
 
 A result is looked up by its key: one more tuner or seed trains alone, a gate's limit only judges again, and a change in
 reports or serving changes no key.
@@ -41,8 +42,8 @@ OF_MANIFEST = frozenset(
     {"name", "task", "classes", "layout", "rename", "group", "groups", "slices", "split", "validation"}
 )
 OF_CANDIDATE = frozenset({"augmentation", "backbone", "img_size", "fit", "candidates", "training", "decision"})
-OF_VERDICT = frozenset({"gates", "search"})
-OF_NONE = frozenset({"title", "description", "intended_use", "source", "licence", "citation", "schedule", "work_pool"})
+OF_VERDICT = frozenset({"gates", "search", "licence"})
+OF_NONE = frozenset({"title", "description", "intended_use", "source", "citation", "schedule", "work_pool"})
 #: What training reads of the fields that decide the manifest, in which it leaves no trace.
 READ_AGAIN = frozenset({"task", "classes", "layout", "slices", "validation"})
 #: Settings of a training that change how it is computed, but not what comes out. `seeds` is a key's own argument.
@@ -96,8 +97,9 @@ def verdict_key(candidates: Iterable[str], settings: Mapping[str, Any], code: Co
     The champion is not part of it: a promotion would otherwise change the key of the very retrain that made it.
     `tessera promote` judges a version against the champion of today.
     """
-    search = settings.get("search")
-    return _hash("verdict", list(candidates), settings["gates"], search, code.search if search else "", code.gates)
+    search, gates = settings.get("search"), settings["gates"]
+    stated = [settings["licence"]] if gates["licences"] else []
+    return _hash("verdict", list(candidates), gates, search, code.search if search else "", code.gates, *stated)
 
 
 def _learning(manifest: str, settings: Mapping[str, Any], code: Code) -> list[Any]:

@@ -29,6 +29,7 @@ from components.models.tuners import Tuner, create_tuners
 from components.promotion.gates.decide import require_gates
 from components.records.images import LeftOut, ValidationSummary
 from components.records.jobs import Job
+from components.records.licences import suggest
 from components.tasks import Task, choose_fit, create_task
 from components.tasks.base import DenseTask
 from components.training.search import Trial, choose_seed, plan_rungs
@@ -241,6 +242,7 @@ def create_plan(workspace: Workspace, domain: Domain) -> Plan:
     version = versioning.record_version(workspace, name)
     tuners = create_tuners(domain.candidates)
     _note_without_effect(tuners, create_task(domain))
+    _note_mistyped(domain.gates.licences or ())
     sources, backbone = read_code(workspace.cache), hash_backbone(domain.backbone)
     return Plan(workspace, domain, tuners, version, versioning.git_commit(), sources, backbone, domain_sha256)
 
@@ -253,6 +255,14 @@ def _note_without_effect(tuners: Sequence[Tuner], task: Task) -> None:
         useless = tuner.without_effect_trained if trained else tuner.without_effect
         if idle := sorted(useless & tuner.model_fields_set):
             report("note", text=f"Candidate {tuner.label}: {' and '.join(idle)} without effect, for {why}.")
+
+
+def _note_mistyped(licences: Sequence[str]) -> None:
+    """Report licences that may be mistyped; no error, because a licence may have any name."""
+    for licence in licences:
+        if close := suggest(licence):
+            told = f"gates.licences names {licence}, which is compared as it is written"
+            report("note", text=f"{told}. Known ones close to it: {', '.join(close)}.")
 
 
 def known_size(domain: Domain) -> ImgSize | None:

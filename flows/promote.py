@@ -8,6 +8,7 @@ from components.data.store.versioning import hold_domain
 from components.errors import PromotionError
 from components.promotion import aliases, versions
 from components.promotion.gates.base import Decision
+from components.promotion.licences import judge_licences
 from components.promotion.versions import Version
 from components.records.history import Promotion
 from components.reports import retrain_page
@@ -54,7 +55,8 @@ def promote(
     report("stage", title="find the versions")
     challenger, champion = find_versions(place, domain, version, approval)
     if champion is not None and champion.version == challenger.version:
-        return _describe(domain, challenger.version, describe_champion(challenger.version))
+        licences = judge_licences(place, load_checked_domain(place, domain), champion)
+        return _describe(domain, champion.version, describe_champion(champion.version, licences))
     with hold_domain(place, domain, f"promotion of {domain}", patience=-1):
         plan = version_images(place, domain)
         if find_pool(plan.domain) is None:

@@ -19,6 +19,7 @@ from components.errors import PromotionError
 from components.models.adapter import hash_meta, load_meta, require_intact
 from components.models.tuners import Tuner, create_tuners
 from components.promotion import aliases, versions
+from components.promotion.licences import trace_licences
 from components.promotion.versions import Version
 from components.records.images import ValidationSummary
 from components.records.jobs import Job, load_result
@@ -155,6 +156,7 @@ def _train_and_promote(
         verdict_key=plan.verdict_key,
         metric=create_task(plan.domain).metric,
         backbone=best.backbone,
+        licences=trace_licences(load_meta(best.folder / "adapter").origin, plan.domain, plan.version.md5),
         tuners=summarise_tuners(plan, rows, searches),
         candidates=tuple(row.to_row() for row in rows),
         validation=summary.count(),
@@ -239,6 +241,7 @@ def register_challenger(plan: Plan, best: TrainedCandidate) -> int:
         tuner=best.tuner,
         data_version=plan.version.md5,
         git_commit=plan.code,
+        origin=load_meta(adapter).origin,
     )
 
 

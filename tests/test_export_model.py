@@ -584,7 +584,8 @@ def test_only_files_that_were_predicted_are_tests(tests_of_three: pl.DataFrame, 
 def champion(store: Store, mlflow_workspace: Workspace) -> Workspace:
     """A workspace with a registered champion whose test images and predictions are there."""
     place = mlflow_workspace.root
-    backbone, facts = load_backbone("embedded", 32), {"classes": CLASSES, **ANSWERING["classification"]}
+    backbone = load_backbone("embedded", 32)
+    facts = {"classes": CLASSES, **ANSWERING["classification"], "data_licence": "cc0-1.0"}
     adapter = fleets.write_adapter(place / "adapter", backbone, {"kind": "vpt"}, **facts)
     version = fleets.promote_adapter(mlflow_workspace, store, "tiny", adapter)
     tiny.write_images(mlflow_workspace.raw("tiny")).write_parquet(place / artifacts.PREDICTIONS)
@@ -592,6 +593,7 @@ def champion(store: Store, mlflow_workspace: Workspace) -> Workspace:
         client.log_artifact(version.run_id, str(place / artifacts.PREDICTIONS))
     file = mlflow_workspace.domain_file("tiny")
     shown = {"classes": list(tiny.CLASSES), "layout": "folders", "backbone": "embedded", "img_size": 32}
+    shown |= {"licence": "CC0-1.0"}
     file.write_text(json.dumps({"name": "tiny", "task": "classification", **shown}))
     return mlflow_workspace
 
@@ -605,6 +607,7 @@ def test_the_command_writes_proves_logs_and_verifies(champion: Workspace, store:
     assert said.card.verified
     assert not said.card.verified.synthetic
     assert said.card.verified.equal == 8
+    assert [str(link) for link in said.card.licences[::2]] == ["backbone embedded: apache-2.0", "data tiny: cc0-1.0"]
     assert (folder / "model.int8.onnx").exists() == said.card.int8.kept
     with store.client() as client:
         version = client.get_model_version("tiny", "1")

@@ -35,7 +35,8 @@ def frame(predicted: list[str]) -> pl.DataFrame:
 
 MANIFEST = pl.DataFrame({"id": ["a", "b", "c"], "group": ["x", "y", "y"], "split": ["train", "test", "test"]})
 VALIDATION = tiny.create_validation(images=3)
-FACTS = {"manifest": MANIFEST, "validation": VALIDATION, "lineage": {"data_version": "d", "run_id": "r"}}
+LINEAGE = {"data_version": "d", "run_id": "r"}
+FACTS = {"manifest": MANIFEST, "validation": VALIDATION, "lineage": LINEAGE, "licences": ()}
 ALWAYS = ["data", "split", "lineage"]
 
 
@@ -161,6 +162,7 @@ EVERYTHING = {
     "max_latency_ms": 20.0,
     "max_memory_mb": 500.0,
     "costs": {"*": {"dark": 20}},
+    "licences": ["mit"],
     "approval": True,
 }
 DECIDED = create_domain(gates=EVERYTHING, decision={"light": {"escape": 0.05}})

@@ -28,7 +28,7 @@ CODE = Code("data", "training", "search", "gates")
 SETTINGS = make_domain().model_dump(mode="json")
 MEMORY = [("0" * 16, "lot1", "train"), ("1" * 16, "lot2", "test")]
 #: What describes or schedules, and what changes how a training is computed, but not what comes out.
-NO_RESULT = ("title", "description", "intended_use", "source", "licence", "citation", "schedule", "work_pool")
+NO_RESULT = ("title", "description", "intended_use", "source", "citation", "schedule", "work_pool")
 SAME_BITS = {"seeds", "workers", "checkpoint_seconds", "devices"}
 VPT, LINEAR = ({"kind": "vpt", "lr": 0.1}, {"kind": "linear"})
 MORE = json.dumps([*TINY["candidates"], "lora"])
@@ -65,11 +65,18 @@ def find_changed(**changes: Any) -> set[str]:
         ({"rename": {"Good": "good"}}, {"manifest"}),
         ({"classes": ["a", "b"]}, {"manifest", "candidate", "score", "verdict"}),
         ({"validation": {**SETTINGS["validation"], "min_side": 99}}, {"manifest", "candidate", "score", "verdict"}),
+        ({"licence": "cc0-1.0"}, set()),
         *(({field: "another"}, set()) for field in NO_RESULT),
     ],
 )
 def test_a_field_of_the_domain_changes_its_own_keys(change: dict[str, Any], changed: set[str]) -> None:
     assert find_changed(settings=SETTINGS | change) == changed
+
+
+def test_the_licence_of_the_data_judges_again_where_a_gate_asks_for_it_and_trains_nothing() -> None:
+    gated = SETTINGS | {"gates": {**SETTINGS["gates"], "licences": ["mit"]}}
+    before, after = compute_keys(gated), compute_keys(gated | {"licence": "cc0-1.0"})
+    assert {name for name in before if before[name] != after[name]} == {"verdict"}
 
 
 def test_each_field_of_the_domain_belongs_to_one_key() -> None:

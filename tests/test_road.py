@@ -31,7 +31,7 @@ HTML = "Photographs. <script>alert(1)</script> <img src=x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    return create_workspace(tmp_path_factory.mktemp("road") / "workspace", images, description=HTML)
+    return create_workspace(tmp_path_factory.mktemp("road") / "workspace", images, description=HTML, licence="CC0-1.0")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,8 @@ def test_first_retrain_promotes(road: Path, retrained: Answer) -> None:
     report = Path(outcome["report"]).read_text()
     assert "PROMOTE" in report
     assert "http://" not in report.replace("http://www.w3.org", "")
+    licences = {link["role"]: link["licence"] for link in outcome["licences"]}
+    assert licences == {"backbone": "apache-2.0", "teacher": "apache-2.0", "data": "cc0-1.0", "code": "apache-2.0"}
     card = (Path(outcome["report"]).parent / "model_card.md").read_text()
     assert "script>alert(1)" in card
     assert "<" not in card

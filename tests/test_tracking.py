@@ -114,6 +114,8 @@ def test_a_candidate_carries_its_lineage(finished: dict[str, Any], result: Resul
         "backbone": "embedded",
         "backbone_sha256": result.backbone["sha256"],
         "backbone_trained": "true",
+        "backbone_licence": "apache-2.0",
+        "data_licence": "unknown",
         "adapter_sha256": result.adapter_sha256,
         "seed": "0",
         "tuner": "vpt-deep",

@@ -17,6 +17,7 @@ from components.promotion.evidence import score_frame
 from components.promotion.gates.base import Context
 from components.promotion.gates.decide import decide
 from components.records.jobs import Result
+from components.records.licences import CODE, Link
 from components.records.outcomes import BackboneRow, Comparison, Gain, Score, TrainedCandidate, Verdict
 from components.reports import card, retrain_page, shell, words
 from components.reports.compare import draw_comparison
@@ -29,6 +30,7 @@ from flows.steps.pages import create_card, create_report
 
 IMAGES = 60
 BACKBONE = BackboneRow(name="embedded", sha256="0" * 64, trained=True)
+LICENCES = (Link.of("backbone", "vit", "CC-BY-NC-4.0"), Link.of("data", "tiny", "CC0-1.0"), Link.of("code", "", CODE))
 TRUTH = [tiny.CLASSES[k % 3] for k in range(IMAGES)]
 
 
@@ -96,6 +98,7 @@ def create_outcome(
     rows = [write_row(folder, name, seed, answers, groups) for name, answers in wrong.items() for seed in range(seeds)]
     winner = read_frame(wrong.get("vpt-deep", GOOD), groups)
     facts = {"manifest": plan.load_manifest(), "validation": plan.load_validation(), "lineage": {"data": "d"}}
+    facts |= {"licences": LICENCES}
     decision = decide(Context(plan.domain, winner, None, 1, **facts))
     return plan, Comparison(
         domain="tiny",
@@ -110,6 +113,7 @@ def create_outcome(
         verdict_key="f" * 64,
         metric=CLASSIFICATION.metric,
         backbone=BACKBONE,
+        licences=LICENCES,
         tuners=summarise_tuners(plan, rows, {}),
         candidates=tuple(row.to_row() for row in rows),
         validation=plan.load_validation().count(),
@@ -272,6 +276,16 @@ def test_every_place_says_pass_and_names_a_class_at_chance(tmp_path: Path, monke
         for gate in ("floor", "data", "split"):
             assert f"{gate} PROMOTE" not in text.replace("*", "").replace("</b>", "").replace(":", ""), place
     assert "Gates floor pass, improvement pass" in read_terminal(console.show_retrain, outcome, monkeypatch)
+
+
+def test_every_page_of_a_retrain_says_the_licences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, outcome = create_outcome(tmp_path, ["vpt"], {"vpt-deep": GOOD}, groups=20)
+    texts = read_everywhere(plan, outcome, tmp_path, monkeypatch)
+    for place in ("retrain", "page of Prefect"):
+        assert "backbone vit: cc-by-nc-4.0; data tiny: cc0-1.0; code: apache-2.0" in texts[place], place
+    assert "licence of backbone vit</dt><dd><code>cc-by-nc-4.0</code>" in texts["report"]
+    assert "- **Backbone vit**: cc-by-nc-4.0 - **Data tiny**: cc0-1.0 - **Code**: apache-2.0" in texts["card"]
+    assert "Contains no weights of the backbone" in texts["card"]
 
 
 def test_a_page_has_every_colour_for_light_and_for_dark_systems() -> None:

@@ -219,7 +219,7 @@ def create_validation(images: int, groups: int = 1) -> ValidationSummary:
 def create_context(domain: Domain, challenger: pl.DataFrame, champion: pl.DataFrame | None) -> Context:
     """What the gates are asked of two frames of predictions."""
     manifest = pl.DataFrame({"id": ["a", "b"], "group": ["x", "y"], "split": ["train", "test"]})
-    return Context(domain, challenger, champion, 1000, manifest, create_validation(images=3), {"run_id": "r"})
+    return Context(domain, challenger, champion, 1000, manifest, create_validation(images=3), {"run_id": "r"}, ())
 
 
 def judge(context: Context) -> dict[str, Finding]:

@@ -86,7 +86,7 @@ class Domain(Strict):
     source: str = ""
     """Where the images come from."""
     licence: str = ""
-    """Terms of the images."""
+    """Licence of the images, an SPDX identifier such as `cc0-1.0` or their terms; `unknown` when left out."""
     citation: str = ""
     """How to cite the images."""
 

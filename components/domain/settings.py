@@ -10,6 +10,7 @@ from zoneinfo import available_timezones
 from cronsim import CronSim, CronSimError
 from pydantic import Field, field_validator, model_validator
 
+from components.domain.licences import normalise
 from components.domain.strict import Strict
 
 
@@ -137,8 +138,18 @@ class Gates(Strict):
     the cost of each, as the mean over an image's pixels."""
     max_cost: float | None = Field(default=None, ge=0)
     """Limit of the mean cost per image; none when left out."""
+    licences: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The only licences under which backbone, data and code may stand, such as `[apache-2.0, mit, cc0-1.0]`; any when
+    left out. Case does not count, and `unknown` is one like the others. Judges whatever `use` picks."""
     approval: bool = False
     """Whether a person must approve, too (`tessera approve`)."""
+
+    @field_validator("licences")
+    @classmethod
+    def _as_compared(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not all(licence.strip() for licence in value):
+            raise ValueError("names an empty licence; one that nobody stated is `unknown`")
+        return None if value is None else tuple(dict.fromkeys(map(normalise, value)))
 
     def cost(self, truth: str, predicted: str) -> float:
         """The cost of predicting one class for another; 0 for the right class."""

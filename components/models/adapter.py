@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from components.domain.canvas import Fit, Size
+from components.domain.licences import normalise
 from components.domain.strict import Strict
 from components.errors import AdapterError
 from components.models.tuners import Tuner
@@ -83,6 +84,19 @@ class InputMeta(Strict):
         return value
 
 
+class Origin(Strict):
+    """What an adapter recorded of its origin when it was trained; both licences as `normalise` writes them.
+
+    data_licence: `unknown` where domain.yaml stated none, and in adapters of earlier releases.
+    """
+
+    backbone: str
+    backbone_sha256: str
+    backbone_licence: str
+    data_licence: str
+    data_version: str
+
+
 class AdapterMeta(Strict):
     """All that is known of an adapter.
 
@@ -93,7 +107,8 @@ class AdapterMeta(Strict):
     temperature: what logits are divided by, so that probabilities are frequencies; fitted on validation, and 1 where
     that does not help. offset: what is added to them then, for boxes. calibration: a sentence on why it is that.
     decision: from which probability on the class that lets an image pass is answered; adapter.json has no such key
-    where the most probable class is the answer.
+    where the most probable class is the answer. data_licence: that of the images, as domain.yaml stated it when this
+    was trained; adapter.json has no such key where nothing was stated.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -102,6 +117,7 @@ class AdapterMeta(Strict):
     classes: tuple[str, ...] = Field(min_length=1)
     backbone: BackboneMeta
     data_version: str
+    data_licence: str = ""
     split_sha256: str
     git_commit: str
     seed: int
@@ -130,11 +146,12 @@ class AdapterMeta(Strict):
         return self
 
     @model_serializer(mode="wrap")
-    def _leave_out_no_decision(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """An adapter without a decision has the bytes, and so the sha256, that it has always had."""
+    def _leave_out_what_is_not_stated(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An adapter without a decision or a licence of its data has the bytes, and so the sha256, it always had."""
         record: dict[str, Any] = serialize(self)
-        if self.decision is None:
-            record.pop("decision", None)
+        for key in ("decision", "data_licence"):
+            if not getattr(self, key):
+                record.pop(key, None)
         return record
 
     @property
@@ -167,6 +184,17 @@ class AdapterMeta(Strict):
         fields |= {"adapter_sha256"}
         return self.model_dump(mode="json", include=fields)
 
+    @property
+    def origin(self) -> Origin:
+        """What licences hold for."""
+        return Origin(
+            backbone=self.backbone.name,
+            backbone_sha256=self.backbone.sha256,
+            backbone_licence=normalise(self.backbone.licence),
+            data_licence=normalise(self.data_licence),
+            data_version=self.data_version,
+        )
+
     @staticmethod
     def describe(
         network: "Network",
@@ -182,6 +210,7 @@ class AdapterMeta(Strict):
         calibration: Calibration = UNCALIBRATED,
         inputs: InputMeta | None = None,
         task: Member = CLASSIFICATION,
+        data_licence: str = "",
     ) -> "AdapterMeta":
         """The record of a trained network; sizes are counted here, everything else is given."""
         tuned = network.num_trainable(with_head=False)
@@ -191,6 +220,7 @@ class AdapterMeta(Strict):
             classes=tuple(classes),
             backbone=BackboneMeta(**{key: getattr(backbone, key) for key in BackboneMeta.model_fields}),
             data_version=data_version,
+            data_licence=data_licence,
             split_sha256=split_sha256,
             git_commit=git_commit,
             seed=seed,

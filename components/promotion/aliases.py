@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from components.errors import PromotionError
+from components.models.adapter import Origin
 from components.promotion.ledger import (
     LEDGER,
     MOVES,
@@ -56,8 +57,11 @@ def register_challenger(
     data_version: str,
     git_commit: str = "",
     description: str = "",
+    origin: Origin | None = None,
 ) -> int:
     """Register a logged model as a new version and point `challenger` at it; returns the version.
+
+    origin: what its licences hold for, which becomes tags.
 
     An adapter that its run has registered already, by a process that was killed before it set the alias, keeps its
     version.
@@ -70,6 +74,7 @@ def register_challenger(
     if version is None:
         tags = {"tuner": tuner, "data_version": data_version, "git_commit": git_commit}
         tags |= {"adapter_sha256": adapter_sha256, "adapter_json_sha256": read_binding(model_uri)}
+        tags |= {} if origin is None else origin.model_dump()
         _create_model(client, domain)
         created = client.create_model_version(
             domain,

@@ -179,8 +179,16 @@ def _is_settled(ledger: Ledger, record: Record, champion: Version | None) -> boo
     return (last.to_version, last.evidence_sha256) == (record.to_version, record.evidence_sha256)
 
 
-def rollback(workspace: Workspace, domain: str, reason: str, who: str | None = None) -> Version:
+def rollback(
+    workspace: Workspace,
+    domain: str,
+    reason: str,
+    who: str | None = None,
+    check: Callable[[Version], None] = lambda _: None,
+) -> Version:
     """Exchange champion and previous, with one record; returns the new champion.
+
+    check: called with the version to go back to before anything is written; raises where it may not serve.
 
     Raises PromotionError when there is nothing to go back to.
     """
@@ -193,6 +201,7 @@ def rollback(workspace: Workspace, domain: str, reason: str, who: str | None = N
                 found=f"champion {name_version(champion)}, previous {name_version(previous)}",
                 hint=f"Only a domain whose champion replaced another can go back: see `tessera history {domain}`.",
             )
+        check(previous)
         record = Record(
             who=who or find_user(),
             action="rollback",

@@ -4,14 +4,14 @@ import errno
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from components.domain.strict import Strict
 from components.errors import AdapterError, PromotionError
 from components.files import remove_whole
-from components.models.adapter import require_intact
+from components.models.adapter import Origin, require_intact
 from components.promotion.ledger import META_TAG, WEIGHTS_TAG, Ledger, find_binding, is_sha256, load_ledger
 
 log = logging.getLogger("tessera")
@@ -26,7 +26,8 @@ class Version(Strict):
     """One registered version of a domain's adapter.
 
     adapter_sha256: of the weights. adapter_json_sha256: of adapter.json, which stands for the whole adapter; empty in
-    versions from before it was kept, which are *not bound*: only their weights can be proven.
+    versions from before it was kept, which are *not bound*: only their weights can be proven. origin: what its licences
+    hold for, by its tags; None in versions of earlier releases.
     """
 
     domain: str
@@ -38,6 +39,7 @@ class Version(Strict):
     tuner: str = ""
     data_version: str = ""
     git_commit: str = ""
+    origin: Origin | None = None
     aliases: tuple[str, ...] = ()
 
 
@@ -88,7 +90,7 @@ def fetch_adapter(
     Raises PromotionError when it is not the adapter that was registered and, where it was ever judged, recorded.
     """
     bound = require_bound(ledger or load_ledger(version.domain), version)
-    target = folder / (bound or version.adapter_sha256 or f"{version.domain}-{version.version}")
+    target = name_copy(version, folder, bound)
     hint = f"Remove {target}: it is a copy, and the next command fetches it again."
     if target.is_dir():
         try:
@@ -111,6 +113,11 @@ def fetch_adapter(
     return target
 
 
+def name_copy(version: Version, folder: Path, bound: str) -> Path:
+    """Where `fetch_adapter` keeps a copy in `folder`. bound: the version's `require_bound`."""
+    return folder / (bound or version.adapter_sha256 or f"{version.domain}-{version.version}")
+
+
 def find_damage(version: Version, folder: Path) -> tuple[str, ...]:
     """What is wrong with the version's adapter, a sentence each: in the artifact store, and in its copy in `folder`."""
     problems = []
@@ -121,7 +128,7 @@ def find_damage(version: Version, folder: Path) -> tuple[str, ...]:
     except PromotionError as error:
         problems.append(str(error))
     else:
-        copy = folder / (bound or version.adapter_sha256 or f"{version.domain}-{version.version}")
+        copy = name_copy(version, folder, bound)
         if copy.is_dir():
             try:
                 _require_registered(version, copy, f"Remove {copy}: it is fetched again.")
@@ -175,9 +182,16 @@ def _to_version(domain: str, found: Any) -> Version:
         version=int(found.version),
         run_id=found.run_id or "",
         source=found.source or "",
+        origin=_read_origin(tags),
         aliases=tuple(sorted(found.aliases)),
         **known,
     )
+
+
+def _read_origin(tags: Mapping[str, str]) -> Origin | None:
+    if not Origin.model_fields.keys() <= tags.keys():
+        return None
+    return Origin(**{key: tags[key] for key in Origin.model_fields})
 
 
 def require_version(domain: str, version: int) -> Version:

@@ -8,6 +8,7 @@ from pydantic import FiniteFloat
 from components.domain.strict import Strict
 from components.records.decisions import PassRule
 from components.records.fields import Box, Count, Number, Sha256, Share
+from components.records.licences import Chain
 
 Annotation = Literal["label", "labels", "mask", "boxes"]
 
@@ -105,7 +106,8 @@ class Int8(Strict):
 class Card(Strict):
     """card.json. files: the sha256 of each graph. adapter: the sha256 of adapter.json, which stands for all of it.
 
-    background: the class of pixels that no annotation covers. made: versions of what wrote the export.
+    background: the class of pixels that no annotation covers. licences: of all that the version was made from. made:
+    versions of what wrote the export.
     """
 
     format_version: Literal[1] = 1
@@ -125,6 +127,7 @@ class Card(Strict):
     graph: CardGraph
     calibration: CardCalibration
     backbone: CardBackbone
+    licences: Chain = ()
     metrics: dict[str, FiniteFloat]
     made: dict[str, str]
     verified: Verified | None = None
@@ -136,13 +139,14 @@ class ExportJob(Strict):
 
     folder: an empty one, which is filled. proofs: pictures of the test split; none: they are drawn. tests: a frame of
     the version's test predictions with the column `file`, on which int8 is judged; None where it is not asked for. of:
-    the number of test images, of which the frame has those that are here.
+    the number of test images, of which the frame has those that are here. licences: for the card.
     """
 
     adapter: Path
     folder: Path
     domain: str
     version: Number
+    licences: Chain = ()
     proofs: tuple[Proof, ...] = ()
     tests: Path | None = None
     of: Count = 0

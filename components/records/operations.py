@@ -5,6 +5,7 @@ from typing import Literal
 
 from components.domain.strict import Strict
 from components.records.fields import Count, ErrorRecord, Number, Seconds, Share
+from components.records.licences import Chain
 from components.records.outcomes import Score, Verdict
 
 
@@ -85,8 +86,9 @@ class DomainRow(Strict):
 
     data_version, data_name, files: of the images as they are now. champion_data: the data version of the champion.
     rolled_back_from: the version that was rolled back to reach the champion; None where that was promoted.
-    champion_trouble: the alias was moved past the ledger. verdict, last_seconds: of the last finished retrain.
-    running, next_run: ISO times.
+    champion_trouble: the alias was moved past the ledger. licences: of all that the champion was made from.
+    licences_outside: the links that the domain's gate `licences` would reject. verdict, last_seconds: of the last
+    finished retrain. running, next_run: ISO times.
     """
 
     domain: str
@@ -98,6 +100,8 @@ class DomainRow(Strict):
     rolled_back_from: Number | None = None
     champion_trouble: ErrorRecord | None = None
     champion_score: Score | None = None
+    licences: Chain = ()
+    licences_outside: Chain = ()
     drift: Drift | None = None
     verdict: Verdict | None = None
     last_seconds: Seconds | None = None

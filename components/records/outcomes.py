@@ -11,6 +11,7 @@ from components.domain.strict import Strict
 from components.records.decisions import PassRule
 from components.records.fields import Count, Md5, Number, Seconds, Sha256, Share
 from components.records.images import ImageCounts
+from components.records.licences import Chain
 from components.records.predictions import AnyAnswer
 
 OLD_KEYS = {"recalls": "class_scores"}  # of a tuner's row
@@ -209,7 +210,8 @@ class Outcome(Strict):
     """What `tessera retrain --json` prints.
 
     manifest_key, verdict_key: of what it depends on. metric: name of the score that selects, gates and is shown.
-    suspicion: of labels that are boxes. decision: of the challenger, where it has one. new, estimate_seconds: what had
+    suspicion: of labels that are boxes. decision: of the challenger, where it has one. licences: of all that the
+    challenger was made from; none in outcomes of earlier releases. new, estimate_seconds: what had
     to be made, and how long that was expected to take; None where it was not known. seconds: of the whole retrain.
     """
 
@@ -226,6 +228,7 @@ class Outcome(Strict):
     verdict_key: str = ""
     metric: str
     backbone: BackboneRow
+    licences: Chain = ()
     tuners: tuple[TunerRow, ...] = ()
     candidates: tuple[CandidateRow, ...]
     validation: ImageCounts

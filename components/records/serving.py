@@ -5,6 +5,7 @@ from pydantic import Field
 from components.domain.strict import Strict
 from components.records.decisions import PassRule
 from components.records.fields import Box, Count, ErrorRecord, Number, Share
+from components.records.licences import Chain
 from components.records.predictions import Component, FoundObject
 
 
@@ -52,7 +53,7 @@ class ServedDomain(Strict):
     served; empty where it is. input: `picture`, `crop` or `either`. annotation: what is answered: label, labels, mask
     or boxes. size: bytes of memory that the adapter takes beside the backbone. thresholds, decision: as `tessera
     predict --json` has them. details: the limits and the preparation of one input, as adapter.json says. warnings: what
-    the caller should know of the model.
+    the caller should know of the model. licences: of all that it was made from, as its adapter records them.
     """
 
     domain: str
@@ -69,6 +70,7 @@ class ServedDomain(Strict):
     decision: PassRule | None = None
     details: dict[str, str | int | float] | None = None
     warnings: tuple[str, ...] = ()
+    licences: Chain = ()
 
 
 class ServedDomains(Strict):

@@ -50,6 +50,12 @@ LOOKED = (
     "The hardest test images, those whose truth got the least probability, and the patches that speak for the "
     "most probable class: HiResCAM (Draelos & Carin, arXiv 2011.08891) at the patch tokens that enter the last block."
 )
+WHOLE = "Contains the whole fine-tuned backbone, whose licence therefore holds for the adapter's file."
+APART = (
+    "Contains no weights of the backbone and works on it alone. Whether an adapter is a derivative of its backbone is "
+    "for the backbone's licence to say."
+)
+EXPORTED = "`tessera export-model` writes the backbone's weights into its graph, whose file stands under their licence."
 Section = tuple[str, Sequence[tuple[str, str]]]
 
 
@@ -266,11 +272,14 @@ def _list_own_gains(card: ModelCard) -> list[str]:
 
 
 def _describe_licences(card: ModelCard) -> list[tuple[str, str]]:
-    domain, backbone = card.domain, card.result.backbone
+    """The chain, and whose licence holds for which file."""
+    own = next((row for row in card.outcome.tuners if row.tuner == card.result.label), None)
     return [
-        ("Data", domain.licence or UNSTATED),
-        ("Citation", domain.citation or UNSTATED),
-        ("Backbone", f"{backbone['name']}: {backbone.get('licence') or 'not stated'}"),
+        *((link.subject.capitalize(), link.licence) for link in card.outcome.licences),
+        ("Terms of the images", card.domain.licence or UNSTATED),
+        ("Citation", card.domain.citation or UNSTATED),
+        ("Adapter", WHOLE if own is not None and own.kind == "full" else APART),
+        ("Export", EXPORTED),
     ]
 
 

@@ -11,6 +11,7 @@ from components.domain.domain import Domain
 from components.records.history import Promotion
 from components.records.images import ValidationSummary
 from components.records.jobs import load_predictions
+from components.records.licences import describe_chain
 from components.records.outcomes import Outcome, PassReport, Score
 from components.reports import answers
 from components.reports.decisions import HEADS as PASSED
@@ -80,7 +81,7 @@ def render_markdown(outcome: Outcome, classes: str = "") -> str:
     warning = [] if outcome.backbone.trained else [f"> {UNTRAINED}", ""]
     by_name = ["## Classes", "", classes, ""] if classes else []
     passed = _list_decision(outcome.decision) if outcome.decision else []
-    data = f"Data version `{outcome.data_version}`."
+    data = f"Data version `{outcome.data_version}`. Licences: {describe_chain(outcome.licences)}."
     suspicion = [] if outcome.suspicion is None else [f"Labels: {outcome.suspicion.text}", ""]
     parts = [describe_verdict(outcome), "", "## Candidates", "", *warning, *rows, "", *compared, *notes, *searches, ""]
     return without_html("\n".join([*parts, *passed, *by_name, *suspicion, data]))
@@ -239,7 +240,7 @@ def _render_lineage(report: RetrainReport) -> str:
         "key": outcome.verdict_key,
         "challenger": f"version {outcome.challenger_version}",
         "champion": f"version {outcome.champion_version}" if outcome.champion_version else "none yet",
-        "licence of the data": domain.licence or "not stated in domain.yaml",
+        **{f"licence of {link.subject}": link.licence for link in outcome.licences},
         "citation": domain.citation or "not stated in domain.yaml",
     }
     rows = "".join(f"<dt>{name}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in facts.items())

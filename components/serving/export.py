@@ -149,6 +149,7 @@ def _create_card(job: ExportJob, meta: AdapterMeta, graph: Graph) -> Card:
             reason=meta.calibration,
         ),
         backbone=CardBackbone(name=meta.backbone.name, sha256=meta.backbone.sha256, licence=meta.backbone.licence),
+        licences=job.licences,
         metrics=dict(meta.metrics),
         made={name: installed_version(name) for name in LIBRARIES},
     )

@@ -166,6 +166,7 @@ def load_test_score(store: Store, run_id: str, metric: str) -> Score | None:
 
 def _create_candidate_tags(above: Any, result: Result) -> dict[str, str]:
     backbone = result.backbone
+    origin = load_meta(result.folder / "adapter").origin
     own = create_tags(
         role="candidate",
         tuner=result.label,
@@ -174,6 +175,8 @@ def _create_candidate_tags(above: Any, result: Result) -> dict[str, str]:
         backbone=str(backbone["name"]),
         backbone_sha256=str(backbone["sha256"]),
         backbone_trained=str(backbone["trained"]).lower(),
+        backbone_licence=origin.backbone_licence,
+        data_licence=origin.data_licence,
         adapter_sha256=result.adapter_sha256,
     )
     return own | inherit_tags(above) | {PARENT_TAG: above.info.run_id}

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 from components.domain.domain import Domain
+from components.domain.licences import normalise
 from components.records.history import Promotion
 from components.records.jobs import Result
 from components.records.outcomes import CandidateRow, Outcome
@@ -122,7 +123,8 @@ def describe_candidate(domain: Domain, result: Result, row: CandidateRow, task: 
         f"validation.{untrained}\n\n"
         f"Tuned {tuned if result.trainable_params else 'only'} a head of {result.head_params:,} in "
         f"{result.seconds:.0f} s; the adapter takes {result.adapter_bytes / 1e6:.2g} MB. "
-        f"Backbone `{backbone['name']}`, weights `{str(backbone['sha256'])[:12]}`.\n\n"
+        f"Backbone `{backbone['name']}`, weights `{str(backbone['sha256'])[:12]}`, "
+        f"licence {normalise(backbone.get('licence'))}.\n\n"
         f"Artifacts: `pictures/samples.png` ({SAMPLES[task.annotation]} first), `pictures/mistakes.png`, {more}"
         "`pictures/learning_curves.png`, `predictions.parquet`, `adapter/`."
     ) + (details and f"\n\n{without_html(details)}")

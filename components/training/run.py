@@ -21,6 +21,7 @@ from components.data.batches.transforms import Augmentation, require_fit
 from components.data.manifest import load_samples
 from components.data.sample_keys import name_samples
 from components.domain.canvas import Fit, ImgSize
+from components.domain.licences import normalise
 from components.errors import DataError, Diverged
 from components.models.adapter import AdapterMeta, InputMeta, load_meta
 from components.models.backbones import Backbone, load_backbone
@@ -138,6 +139,7 @@ def _save_adapter(
         tuner,
         classes=job.domain.classes,
         data_version=job.data_version,
+        data_licence=normalise(job.domain.licence) if job.domain.licence.strip() else "",
         split_sha256=hash_split(manifest),
         git_commit=job.git_commit,
         seed=job.seed,

@@ -30,6 +30,7 @@ from components.records.images import (
     Previewed,
     Removed,
 )
+from components.records.licences import describe_chain
 from components.records.operations import Deployment, Diagnosis, DomainRow, Drift, Status
 from components.records.outcomes import Comparison, Demonstrated, Outcome, PassReport
 from components.records.versions import CheckedOut, Named, NamedVersion, Versions
@@ -77,6 +78,7 @@ def show_retrain(outcome: Outcome) -> None:
     if outcome.suspicion is not None and outcome.suspicion.images:
         OUT.print(f"Labels   {escape(outcome.suspicion.text)}")
     champion = outcome.champion_version
+    OUT.print(f"Licences {escape(describe_chain(outcome.licences))}")
     OUT.print(f"Champion of {name}: " + (f"version {champion}" if champion else "none yet"))
     OUT.print(
         f"Report   {escape(str(outcome.report))}\n"
@@ -411,6 +413,8 @@ def show_model_export(outcome: ModelExport) -> None:
     )
     for name, size in outcome.files.items():
         OUT.print(f"  {escape(name):<18} {size / 1e6:8.2f} MB")
+    if card.licences:
+        OUT.print(f"Licences {escape(describe_chain(card.licences))}", soft_wrap=True)
     if verified is not None:
         kind = "drawn pictures, because images of the test split are not here" if verified.synthetic else "test images"
         apart = max(verified.largest_difference, verified.graph_difference)
@@ -507,11 +511,12 @@ def draw_status(outcome: Status) -> Group:
     troubles = [
         f"[red]{escape(row.champion_trouble.message)}[/]" for row in outcome.domains if row.champion_trouble is not None
     ]
+    licences = [_format_licences(row) for row in outcome.domains if row.licences]
     servers = f"[dim]MLflow {escape(outcome.mlflow)} · Prefect {escape(outcome.prefect or 'embedded')}[/]"
     legend = [DRIFT] if any(row.drift for row in outcome.domains) else []
     if not outcome.domains:
         legend = ["No domain yet: `tessera import FOLDER --domain NAME` makes one of your images."]
-    return Group(table, *legend, *errors, *troubles, *pools, servers)
+    return Group(table, *legend, *licences, *errors, *troubles, *pools, servers)
 
 
 def _describe_domain(row: DomainRow) -> tuple[str, ...]:
@@ -532,6 +537,14 @@ def _describe_domain(row: DomainRow) -> tuple[str, ...]:
         f"{verdict}{_format_run(row)}",
         _format_when(row.next_run),
     )
+
+
+def _format_licences(row: DomainRow) -> str:
+    """The licences of a champion on a line; those that the domain's gate would reject with their names."""
+    domain, short = escape(row.domain), " · ".join(f"{link.role} {link.licence}" for link in row.licences)
+    if not row.licences_outside:
+        return f"[dim]licences of {domain}: {escape(short)}[/]"
+    return f"[red]licences of {domain} outside `gates.licences`:[/] {escape(describe_chain(row.licences_outside))}"
 
 
 def _format_drift(drift: Drift | None) -> str:

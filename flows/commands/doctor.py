@@ -126,6 +126,31 @@ def check_champions(workspace: Workspace) -> Check:
     return Check(name="champions", state="ok", found="as their ledgers say, their adapters whole")
 
 
+def check_licences(workspace: Workspace) -> Check:
+    """Every champion stands under licences that its domain allows, where it sets any: its gate judged it when it was
+    promoted, perhaps under another domain.yaml."""
+    from components.promotion.licences import find_outside_now
+    from components.promotion.versions import CHAMPION, load_version
+    from components.records.licences import Chain, advise, describe_chain
+    from components.tracking.store import Store
+    from flows.server.schedules import load_domains
+
+    try:
+        Store.open(workspace)
+    except TesseraError:
+        return Check(name="licences", state="warning", found="not asked, because MLflow does not answer")
+    outside = dict[str, Chain]()
+    for domain in load_domains(workspace).read:
+        champion = load_version(domain.name, CHAMPION)
+        if champion is not None and (found := find_outside_now(workspace, champion, domain)):
+            outside[domain.name] = found
+    if outside:
+        listed = "; ".join(f"{name}: {describe_chain(chain)}" for name, chain in outside.items())
+        hint = " ".join(f"{name}: {advise(chain)}" for name, chain in outside.items())
+        return Check(name="licences", state="warning", found=f"outside `gates.licences`: {listed}", hint=hint)
+    return Check(name="licences", state="ok", found="all champions within `gates.licences`, where it is set")
+
+
 def check_device(_: Workspace) -> Check:
     """Asked of the driver's own tool, so that torch need not start."""
     tool = shutil.which("nvidia-smi")
@@ -224,6 +249,7 @@ CHECKS: tuple[Callable[[Workspace], Check], ...] = (
     check_domains,
     check_store,
     check_champions,
+    check_licences,
     check_remote,
     check_prefect,
     check_serving,

@@ -9,10 +9,13 @@ from pathlib import Path
 import polars as pl
 
 from components.data.store.shards import open_images
+from components.domain.domain import Domain
+from components.domain.reading import load_domain
 from components.errors import DataError
 from components.files import whole_folder
 from components.models.adapter import load_meta
 from components.promotion import aliases, versions
+from components.promotion.licences import trace_version
 from components.records.exports import Card, ExportJob, ModelExport
 from components.tracking import artifacts
 from components.tracking.store import Store
@@ -38,10 +41,17 @@ def export_model(workspace: Workspace, name: str, version: int | None, folder: P
     adapter = versions.fetch_adapter(found, workspace.adapters)
     with tempfile.TemporaryDirectory() as place, whole_folder(folder) as fresh:
         job = _create_job(workspace, store, found, adapter, fresh, Path(place), int8=int8)
+        job = job.model_copy(update={"licences": trace_version(workspace, found, _find_domain(workspace, name))})
         card = export_adapter(job)
         if found.run_id:
             artifacts.log_export(store, found.run_id, name, found.version, fresh, card.files[GRAPH])
     return _describe(name, found.version, folder, card, logged=found.run_id or None)
+
+
+def _find_domain(workspace: Workspace, name: str) -> Domain | None:
+    """The domain as it is here; None where it was removed, of which versions remain."""
+    file = workspace.domain_file(name)
+    return load_domain(file) if file.exists() else None
 
 
 def _create_job(

@@ -170,8 +170,7 @@ def rollback(
         from flows.plan import load_checked_domain
         from flows.steps.history import rollback as run
 
-        load_checked_domain(place, domain)
-        return run(place, domain, reason)
+        return run(place, load_checked_domain(place, domain), reason)
 
     execute(act, shower("show_records"), as_json, workspace)
 

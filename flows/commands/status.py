@@ -11,7 +11,10 @@ from components.data.store.versions import list_versions
 from components.domain.domain import Domain
 from components.errors import TesseraError, TrackingError
 from components.promotion import aliases, ledger, versions
+from components.promotion.licences import find_outside_now, recall_licences
+from components.promotion.versions import Version
 from components.records.fields import ErrorRecord
+from components.records.licences import Chain
 from components.records.operations import DomainRow, Ended, Pool, Status
 from components.records.outcomes import Outcome, Score
 from components.tasks import create_task
@@ -112,9 +115,16 @@ def _describe(
             "champion_data": champion.data_version,
             "rolled_back_from": _find_rollback(domain.name, champion.version),
             "champion_score": _find_score(store, metric, last, champion.version, champion.run_id),
+            **_find_licences(workspace, domain, champion),
             "drift": find_drift(store, workspace, champion, here.md5, locked),
         }
     )
+
+
+def _find_licences(workspace: Workspace, domain: Domain, champion: Version) -> dict[str, Chain]:
+    """The champion's licences, and those that the domain's gate would reject; nothing is downloaded for it."""
+    outside = find_outside_now(workspace, champion, domain)
+    return {"licences": recall_licences(workspace, champion, domain), "licences_outside": outside}
 
 
 def _find_rollback(name: str, version: int) -> int | None:

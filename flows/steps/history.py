@@ -1,11 +1,14 @@
 """Who was champion, when and why: the ledger as commands show it, its verification, and rollback."""
 
 from datetime import UTC, datetime, time
+from functools import partial
 from pathlib import Path
 
+from components.domain.domain import Domain
 from components.errors import PromotionError
 from components.files import write_whole
 from components.promotion import aliases, contest, ledger, verify, versions
+from components.promotion.licences import require_licences
 from components.records.history import History, HistoryAt, LedgerExport, LedgerReport, Move, Restored, RolledBack
 from components.records.outcomes import Outcome
 from components.tracking.store import Store
@@ -38,11 +41,15 @@ def open_registry(workspace: Workspace, name: str) -> Store:
     return store
 
 
-def rollback(workspace: Workspace, name: str, reason: str) -> RolledBack:
-    """Exchange champion and previous; returns the history."""
+def rollback(workspace: Workspace, domain: Domain, reason: str) -> RolledBack:
+    """Exchange champion and previous; returns the history.
+
+    No gate judges it but `licences`: Raises PromotionError where the version is outside the licences allowed.
+    """
+    name, check = domain.name, partial(require_licences, workspace, domain)
     open_registry(workspace, name)
     with promotion_turn(name):
-        champion = contest.rollback(workspace, name, reason)
+        champion = contest.rollback(workspace, name, reason, check=check)
     contest.describe_model(name)
     emit_promoted(champion)
     return RolledBack(**dict(describe_history(name)), reason=f"rolled back to version {champion.version}")

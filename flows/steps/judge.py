@@ -8,11 +8,16 @@ from functools import partial
 from pathlib import Path
 
 from components.domain.domain import Domain
+from components.models.adapter import load_meta
 from components.promotion import versions
 from components.promotion.contest import Contest
 from components.promotion.gates.base import Context, Decision
+from components.promotion.gates.licences import check_licences
+from components.promotion.licences import trace_licences, trace_version
 from components.promotion.versions import Version
 from components.records.jobs import Result, load_predictions
+from components.records.licences import Chain
+from components.records.outcomes import Finding
 from components.tracking.store import Store
 from flows.plan import Plan
 from flows.processes.training import spawn_job
@@ -53,7 +58,7 @@ def settle_challenger(
     )
     decision, champion = contest.settle()
     if decision is None:
-        return describe_champion(challenger.version), champion
+        return describe_champion(challenger.version, check_licences(contest.context)), champion
     if decision.verdict == "PROMOTE" and champion is not None:
         emit_promoted(champion)
     return decision, champion
@@ -69,11 +74,20 @@ def gather_evidence(plan: Plan, scored: Result, challenger: Version, approval: A
         manifest=plan.load_manifest(),
         validation=plan.load_validation(),
         lineage=_trace(plan, scored, challenger),
+        licences=trace_challenger(plan, scored, challenger),
         serving=_measure_serving(plan, challenger),
         version=challenger.version,
         approved=str(approval or ""),
         trained=bool(scored.backbone["trained"]),
     )
+
+
+def trace_challenger(plan: Plan, scored: Result, challenger: Version) -> Chain:
+    """The licences of its backbone, its data and the code. scored: its training here, or a score of its adapter."""
+    trained = scored.folder / "adapter"
+    if not trained.is_dir():
+        return trace_version(plan.workspace, challenger, plan.domain)
+    return trace_licences(load_meta(trained).origin, plan.domain, plan.version.md5)
 
 
 def limits_serving(domain: Domain) -> bool:
@@ -102,9 +116,16 @@ def _trace(plan: Plan, scored: Result, challenger: Version) -> dict[str, str]:
     }
 
 
-def describe_champion(version: int) -> Decision:
-    """The decision on a challenger that is the champion already: there is nothing to judge."""
-    return Decision(verdict="PROMOTE", reason=f"Version {version} is the champion already.", findings=())
+def describe_champion(version: int, licences: Finding | None = None) -> Decision:
+    """The decision on a challenger that is the champion already: there is nothing to judge.
+
+    licences: what their gate finds of it now; a warning where it would be rejected today.
+    """
+    outside = licences is not None and licences.verdict == "REJECT"
+    warnings = (f"The champion would not be promoted today. {licences.reason}",) if licences and outside else ()
+    return Decision(
+        verdict="PROMOTE", reason=f"Version {version} is the champion already.", findings=(), warnings=warnings
+    )
 
 
 def score_version(plan: Plan, version: Version) -> Result:

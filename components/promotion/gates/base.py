@@ -8,6 +8,7 @@ import polars as pl
 from components.domain.domain import Domain
 from components.domain.strict import Strict
 from components.records.images import ValidationSummary
+from components.records.licences import Chain
 from components.records.outcomes import Finding, Verdict
 
 STRICTEST: tuple[Verdict, ...] = ("REJECT", "HOLD", "PROMOTE")
@@ -33,7 +34,7 @@ class Context:
     evaluations: which comparison on these test groups this is (`ledger.count_evaluations`), 1 for the first. manifest:
     id, group and split of every sample. validation: validation.json. serving: latency_ms_p50 and memory_mb, where they
     were measured. lineage: what the challenger was made from, by name; an empty text is unknown. approved: who agreed
-    to the promotion, and why.
+    to the promotion, and why. licences: of all that the challenger was made from.
     """
 
     domain: Domain
@@ -43,6 +44,7 @@ class Context:
     manifest: pl.DataFrame
     validation: ValidationSummary
     lineage: Mapping[str, str]
+    licences: Chain
     serving: Mapping[str, float] = field(default_factory=dict)
     version: int = 0
     approved: str = ""

@@ -16,12 +16,13 @@
     data         REJECT where validation of the images said no
     split        REJECT where a group or an image is in two splits
     lineage      REJECT what cannot be traced to its data, split, backbone, code and settings
+    licences     REJECT where the licence of the backbone, the data or the code is not among those the domain allows
     approval     HOLD until a person approves, where the domain asks for it
 
 "Surely" means that the whole confidence interval agrees (`gates.confidence` of the domain). Of one or two groups there
 is no interval, and nothing is sure. A class that is not surely recognised better than by guessing is a warning. A gate
-that has nothing to judge returns None, for example where no limit is set; `gates.use` of the domain picks some. To add
-one, write a function and its row in GATES.
+that has nothing to judge returns None, for example where no limit is set; `gates.use` of the domain picks some, beside
+`licences` and `approval`, which judge wherever the domain sets them. To add one, write a function and its row in GATES.
 """
 
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from components.errors import DomainError
 from components.promotion.evidence import require_evidence
 from components.promotion.gates.base import STRICTEST, Context, Decision
 from components.promotion.gates.integrity import check_approval, check_data, check_lineage, check_split
+from components.promotion.gates.licences import check_licences
 from components.promotion.gates.quality import (
     check_calibration,
     check_costs,
@@ -43,7 +45,9 @@ from components.promotion.gates.serving import check_latency, check_memory, chec
 from components.promotion.gates.slices import check_slices
 from components.records.outcomes import Finding
 
-TAKEN_FOR_GRANTED = ("data", "split", "lineage")  # in the findings, and in the reason only where they say no
+ALWAYS = ("licences", "approval")  # whatever `gates.use` picks
+#: In the findings, and in the reason only where they say no.
+TAKEN_FOR_GRANTED = ("data", "split", "lineage", "licences")
 
 
 GATES: dict[str, Callable[[Context], Finding | None]] = {
@@ -59,6 +63,7 @@ GATES: dict[str, Callable[[Context], Finding | None]] = {
     "data": check_data,
     "split": check_split,
     "lineage": check_lineage,
+    "licences": check_licences,
     "approval": check_approval,
 }
 
@@ -69,7 +74,7 @@ def decide(context: Context) -> Decision:
     Raises PromotionError when the evidence is empty or the two models were not scored on the same images.
     """
     require_evidence(context)
-    used = (*(context.domain.gates.use or GATES), "approval")
+    used = (*(context.domain.gates.use or GATES), *ALWAYS)
     findings = tuple(finding for name in GATES if name in used and (finding := GATES[name](context)) is not None)
     verdict = min((finding.verdict for finding in findings), key=STRICTEST.index)
     decisive = [finding for finding in findings if finding.verdict == verdict]

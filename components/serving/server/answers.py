@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from components.errors import TesseraError
 from components.models.adapter import AdapterMeta
+from components.promotion.licences import trace_licences
 from components.records.fields import ErrorRecord
 from components.records.maps import ClassMap
 from components.records.serving import Served, ServedDomain, ServedDomains, ServedError
@@ -88,4 +89,5 @@ def _describe_domain(champions: Champions, name: str) -> ServedDomain:
         decision=meta.decision if meta else None,
         details=meta.input.model_dump(mode="json") if meta and meta.input else None,
         warnings=list_doubts(meta, champion.version, champion.adapter_sha256) if meta and champion else (),
+        licences=trace_licences(meta.origin, None, None, name) if meta else (),
     )
