@@ -8,6 +8,7 @@ import torch
 from components.models.fast import choose_attention
 from components.models.network import Network
 from components.models.process_group import ALONE, ProcessGroup
+from components.models.side import Lower
 from components.models.tokens import Tokens
 
 
@@ -28,8 +29,14 @@ class Engine:
         network.prepare(self.dtype, self.device, self.fused_attention)
         return network
 
-    def forward(self, network: Network, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C) in float32 of uint8 images (B, 3, H, W), or of their pooled features (B, D)."""
+    def forward(self, network: Network, images: torch.Tensor | Lower) -> torch.Tensor:
+        """Logits (B, C) in float32 of uint8 images (B, 3, H, W), of their pooled features (B, D), or of what untouched
+        blocks made of them."""
+        if isinstance(images, Lower):
+            states = images.states.to(self.device, non_blocking=True)
+            pixels = self.normalise(images.images) if images.images.ndim == 4 else None
+            with self.autocast():
+                return network.finish(states, pixels).float()
         if images.ndim == 2:
             scores: torch.Tensor = network.head(Tokens(pooled=images.to(self.device)))
             return scores

@@ -1,6 +1,6 @@
 """A network is an encoder and a head: what a candidate trains and what is served."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,13 @@ from components.models.backbones import Backbone
 from components.models.encoders import set_attention
 from components.models.heads import Shape, create_head
 from components.models.plain import require_plain_vit
+from components.models.tokens import Tokens
 from components.tasks import CLASSIFICATION, Task
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
+    from components.models.side import SideEncoder
     from components.models.tuners import Tuner
 
 
@@ -31,7 +33,15 @@ class Network(nn.Module):
             _freeze_pooling(self.encoder.vit)
 
     def forward(self, images: Tensor) -> Tensor:
-        tokens = self.encoder(images, self.head.needs)
+        return self._read(self.encoder(images, self.head.needs), images)
+
+    def finish(self, states: Tensor, images: Tensor | None) -> Tensor:
+        """The same from the states (B, K, T, D) of untouched blocks (`side.list_states`); images for heads that read
+        them."""
+        encoder = cast("SideEncoder", self.encoder)
+        return self._read(encoder.run_upper(states.unbind(1), self.head.needs), images)
+
+    def _read(self, tokens: Tokens, images: Tensor | None) -> Tensor:
         tokens.pixels = images
         outputs: Tensor = self.head(tokens)
         return outputs

@@ -9,7 +9,7 @@ and the augmentation by their own generators. A run that was killed between any 
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from components.models.engine import Engine
 from components.models.extraction import FeatureSource
 from components.models.network import Network
 from components.models.process_group import ProcessGroup
+from components.models.side import Lower
 from components.models.tuners import Tuner
 from components.models.tuners.linear import LinearTuner
 from components.tasks import CLASSIFICATION, Task
@@ -87,13 +88,14 @@ def fit(
 
 
 class Learner(nn.Module):
-    """What learns, as one module: from images to the head's outputs in float32."""
+    """What learns, as one module: from images, or from what untouched blocks made of them, to the head's outputs in
+    float32."""
 
     def __init__(self, network: Network, engine: Engine) -> None:
         super().__init__()
         self.network, self.engine = network, engine
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor | Lower) -> torch.Tensor:
         return self.engine.forward(self.network, images)
 
 
@@ -201,14 +203,15 @@ class Loop:
         self.progress.seconds += now - self.clock
         self.clock = now
 
-    def take_step(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+    def take_step(self, images: torch.Tensor | Lower, targets: torch.Tensor) -> None:
         """One update from this process's share of a batch, computed in parts."""
         training, progress, peers = self.recipe.training, self.progress, self.engine.peers
         torch.manual_seed(self.draw_seed(peers.rank))
         self._set_rate()
         # Over the whole batch, so that parts and shares add up to its mean.
         whole = peers.total(self.network.head.count(targets, self.balance))
-        parts = list(zip(images.chunk(training.accumulate), targets.chunk(training.accumulate), strict=True))
+        chunks: Sequence[torch.Tensor | Lower] = images.chunk(training.accumulate)
+        parts = list(zip(chunks, targets.chunk(training.accumulate), strict=True))
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for number, (some, of) in enumerate(parts, 1):
@@ -233,7 +236,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.tuner.lr * rate * group["lr_scale"]
 
-    def measure(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def measure(self, images: torch.Tensor | Lower, targets: torch.Tensor) -> torch.Tensor:
         """The sum of the images' weighted losses."""
         device = self.engine.device
         return self.network.head.loss(self.learner(images), targets.to(device), self.balance.to(device))

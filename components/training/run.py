@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from components.data.batches.boxes import load_boxes
 from components.data.batches.geometry import Pixels
 from components.data.batches.loading import Samples
-from components.data.batches.pixels import load_maps, load_pixels
+from components.data.batches.pixels import DECODER, load_maps, load_pixels
 from components.data.batches.transforms import Augmentation, require_fit
 from components.data.manifest import load_samples
 from components.data.sample_keys import name_samples
@@ -41,6 +41,7 @@ from components.training.boxes import Boxes
 from components.training.checkpoint import remove_checkpoint
 from components.training.evaluate import frame_predictions, hash_split, predict_probabilities
 from components.training.fit import Recipe, fit
+from components.training.lower import Keeper, Shelf
 from components.training.maps import Maps
 from components.training.saliency import write_saliency
 from components.training.usage import Usage, measure_serving
@@ -106,12 +107,18 @@ def _train(
         if peers.leads:
             tell("epoch", **row, score=row[f"val/{task.metric}"], **usage.sample())
 
+    content = (manifest["id"].to_list(), manifest["crop"].to_list(), pixels.shape, fit_to, DECODER, backbone.sha256)
+    shelf = Shelf(job.cache, content, lambda text: tell("note", text=text), stop)
+    keeper = Keeper(network, tuner, (train, val), job.domain.training.epochs, engine, shelf)
     try:
-        progress = fit(network, train, val, recipe, engine, checkpoint, report, stop, job.until_epoch)
+        progress = fit(network, *keeper.samples, recipe, engine, checkpoint, report, stop, job.until_epoch)
     except Diverged as error:
         if job.until_epoch is None:
+            keeper.close()
             raise
         return _describe_rung(job, {}, started, str(error)) if peers.leads else None
+    if job.until_epoch is None:  # a trial of a search goes on, and others read the same
+        keeper.close()
     if not peers.leads:
         return None
     if job.until_epoch is not None:
@@ -120,7 +127,8 @@ def _train(
     metrics |= {key: value for key, value in progress.history[-1].items() if key == "strength"}
     folder = _save_adapter(job, manifest, network, backbone, tuner, metrics, calibration)
     facts = {"best_epoch": float(progress.best_epoch)}
-    return _result(job, manifest, engine, metrics | facts, tuple(progress.history), progress.seconds, folder)
+    seconds = progress.seconds + keeper.seconds
+    return _result(job, manifest, engine, metrics | facts, tuple(progress.history), seconds, folder)
 
 
 def _save_adapter(

@@ -206,6 +206,8 @@ def _pass_on(lines: Iterable[str], name: str, failed: Callable[[TesseraError], N
             failed(TesseraError.from_dict(event["error"]))
         elif event["event"] == "ended":
             return int(event["code"])
+        elif event["event"] == "note":
+            report("note", text=f"{name}: {event['text']}")
         else:
             report(f"training-{event.pop('event')}", name=name, **event)
     return None

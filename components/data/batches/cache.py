@@ -40,7 +40,7 @@ def load_mapped(cache: Path, facts: Any, shape: tuple[int, ...], make: Callable[
     facts: everything that the content depends on. If several processes need the same file, one makes it and the others
     wait. Raises WorkspaceError if the disk is full, and what `make` raises.
     """
-    path = cache / PIXELS / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.u8"
+    path = _locate(cache, facts)
     if path.exists() and not _is_intact(path):
         warn_of_damage(path)
         path.unlink(missing_ok=True)  # processes that have mapped it keep it
@@ -50,6 +50,17 @@ def load_mapped(cache: Path, facts: Any, shape: tuple[int, ...], make: Callable[
             mapped = _make(cache, path, shape, make())
         if mapped is not None:
             return mapped
+
+
+def remove_mapped(cache: Path, facts: Any) -> None:
+    """Remove the file of these facts, if there is one. Processes that have mapped it keep it until they end."""
+    path = _locate(cache, facts)
+    path.unlink(missing_ok=True)
+    locate_sums(path).unlink(missing_ok=True)
+
+
+def _locate(cache: Path, facts: Any) -> Path:
+    return cache / PIXELS / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.u8"
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> Bytes | None:
@@ -78,7 +89,7 @@ def _make(cache: Path, path: Path, shape: tuple[int, ...], rows: Iterator[Bytes]
             try:
                 if (made := _map(path, shape)) is not None:
                     return made
-                make_room(cache, math.prod(shape), "the images at training size take")
+                make_room(cache, math.prod(shape), "the images at training size, or what is computed of them, take")
                 write_whole(locate_sums(path), _write(partial, rows))
                 os.replace(partial, path)
                 return _map(path, shape)

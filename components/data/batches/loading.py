@@ -137,7 +137,7 @@ def collate(samples: list[tuple[torch.Tensor, Target]]) -> Any:
     first = targets[0]
     if not (isinstance(first, torch.Tensor) and first.ndim == 2 and first.is_floating_point()):
         return default_collate(samples)
-    return torch.stack(images), torch.from_numpy(pad_boxes([target.numpy() for target in targets]))
+    return default_collate(list(images)), torch.from_numpy(pad_boxes([target.numpy() for target in targets]))
 
 
 def create_loader(
