@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,18 +37,27 @@ def create_skeleton(what: str, described: Description) -> Any:
     import timm
 
     architecture = described.architecture.partition(".")[0]
-    with torch.device("meta"):
-        own = timm.create_model(architecture, pretrained=False, num_classes=0)
-        require_plain_vit(own, what)
-        args = read_arguments(what, type(own), described.model_args)
-        if not args:
-            return own
-        try:
+    own = _create_own(architecture)
+    require_plain_vit(own, what)
+    args = read_arguments(what, type(own), described.model_args)
+    if not args:
+        return own
+    try:
+        with torch.device("meta"):
             network = timm.create_model(architecture, pretrained=False, num_classes=0, **args)
-        except ILLEGAL as error:
-            raise _refuse_arguments(what, architecture, args, error) from None
+    except ILLEGAL as error:
+        raise _refuse_arguments(what, architecture, args, error) from None
     require_plain_vit(network, what)
     return network
+
+
+@cache
+def _create_own(architecture: str) -> Any:
+    """timm's architecture without arguments: what its class is, and so which arguments there are."""
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model(architecture, pretrained=False, num_classes=0)
 
 
 def create_vit(
