@@ -192,7 +192,7 @@ def test_a_feature_does_not_depend_on_what_is_computed_beside_it(dtype: torch.dt
     engine = Engine(torch.device("cpu"), dtype, backbone.mean, backbone.std, fused_attention=False)
     encoder.prepare(backbone, dtype, engine.device, engine.fused_attention)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (21, 3, *backbone.img_size), generator=generator).byte()
+    images = torch.randint(0, 256, (21, 3, *backbone.img_size), generator=generator).byte().numpy()
     together = np.concatenate(list(extract_pooled(encoder, engine, images)))
     apart = [next(extract_pooled(encoder, engine, [image]))[0] for image in images]
     assert together.tobytes() == np.stack(apart).tobytes()

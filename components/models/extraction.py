@@ -15,7 +15,6 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from components.data.batches.feature_store import FeatureStore
 from components.data.batches.pixels import DECODER
@@ -76,12 +75,16 @@ def choose_batch(engine: Engine) -> int:
 
 
 @torch.no_grad()
-def extract_pooled(encoder: PromptedEncoder, engine: Engine, images: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:
-    """Pooled features (n, D) of images (3, H, W) uint8, batch after batch in their order. The encoder is in eval mode
-    and prepared for the engine."""
+def extract_pooled(
+    encoder: PromptedEncoder, engine: Engine, images: Iterable[NDArray[np.uint8]]
+) -> Iterator[NDArray[np.float32]]:
+    """Pooled features (n, D) of images (3, H, W) uint8, batch after batch in their order.
+
+    The encoder is in eval mode and prepared for the engine.
+    """
     size, waiting = choose_batch(engine), iter(images)
     while some := list(islice(waiting, size)):
-        batch = torch.from_numpy(fill_batch([image.numpy() for image in some], size))
+        batch = torch.from_numpy(fill_batch(some, size))
         with engine.autocast():
             pooled = encoder(engine.normalise(batch)).pooled.float().cpu()
         yield pooled[: len(some)].numpy()

@@ -56,7 +56,7 @@ def _extract_bare(
     pause: Callable[[], None],
 ) -> NDArray[np.float32]:
     def compute(places: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        return extract_pooled(encoder, engine, (plain[place][0] for place in places))
+        return extract_pooled(encoder, engine, (plain[place][0].numpy() for place in places))
 
     if source is None or names is None:
         return np.concatenate(list(compute(range(len(plain)))))

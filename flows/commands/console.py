@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from components.records.embedding import Embedded
 from components.records.exports import ModelExport
 from components.records.history import (
     History,
@@ -403,6 +404,30 @@ def show_export(outcome: Exported) -> None:
     OUT.print(f"{outcome.domain}: {outcome.rows} rows, {outcome.files} files in {outcome.folder}", markup=False)
     for what, count in outcome.notes.items():
         OUT.print(f"[yellow]Warning[/]  {escape(what)}: {count:,}", soft_wrap=True)
+
+
+def show_embed(outcome: Embedded) -> None:
+    """What is in the file, by which network, and which files have no row."""
+    features, backbone = outcome.features, outcome.features.backbone
+    computed = features.rows - features.known
+    OUT.print(
+        f"{outcome.domain}: {features.rows:,} features of {features.width:,} numbers in {outcome.out} "
+        f"({computed:,} computed, {features.known:,} known; {outcome.seconds:.0f} s)",
+        markup=False,
+        soft_wrap=True,
+    )
+    OUT.print(
+        f"Backbone {backbone.name} at {features.img_size} pixels, {features.dtype} on {features.device}; "
+        f"licence {backbone.licence}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if not backbone.trained:
+        OUT.print("[yellow]Warning[/]  its weights are not trained: the features mean nothing")
+    for row in outcome.left_out[:SHOWN]:
+        OUT.print(f"[yellow]no row[/]   {escape(row.path)}: {escape(row.reason)}", soft_wrap=True)
+    if (more := len(outcome.left_out) - SHOWN) > 0:
+        OUT.print(f"[yellow]no row[/]   and {more:,} more; `--json` lists all")
 
 
 def show_model_export(outcome: ModelExport) -> None:

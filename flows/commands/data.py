@@ -18,6 +18,7 @@ from flows.commands.app import (
 )
 
 if TYPE_CHECKING:
+    from components.records.embedding import Embedded
     from components.records.images import Checked, Exported, Imported, Previewed, Removed
     from components.records.versions import CheckedOut, Named, Versions
     from components.workspace import Workspace
@@ -75,6 +76,29 @@ def check(domain: DomainArgument, as_json: JsonOption = False, workspace: Worksp
             return run(place, domain)
 
     execute(act, shower("show_check"), as_json, workspace, failed=lambda checked: not checked.ok)
+
+
+@app.command()
+def embed(
+    domain: DomainArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .parquet file to write.")],
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", metavar="NAME", help="Another than the domain's, as in domain.yaml.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="N", help="Size of the images, 224 or 224x448 (height x width).")
+    ] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the backbone's features of every image, with label, group and split; known ones are not computed again."""
+
+    def act(place: "Workspace") -> "Embedded":
+        from flows.commands.embed import embed as run
+
+        return run(place, domain, out, backbone, size, as_json=as_json)
+
+    execute(act, shower("show_embed"), as_json, workspace)
 
 
 @app.command()
