@@ -51,8 +51,8 @@ class Domain(Strict):
     augmentation: str | dict[str, Any] = "industrial"
     """A preset, or a pipeline that albumentations saved: its `*.yaml` beside domain.yaml, or the content of it."""
     backbone: str = "auto"
-    """`embedded`, a .safetensors path, a timm name, or `auto`: the hub's default if the hub answers, else the embedded
-    one."""
+    """`embedded`, a timm name, `hf-hub:owner/name`, the path of a .safetensors file or of a folder, with a slash in it,
+    or `auto`: the hub's default if the hub answers, else the embedded one."""
     img_size: CanvasSize | None = None
     """Side of training images in pixels (16 to 2048), or `[height, width]`, multiples of the backbone's patch size; the
     backbone's own when left out."""

@@ -276,6 +276,6 @@ def _refuse_missing(name: str) -> BackboneError:
     return BackboneError(
         f"backbone {name}",
         expected="a file or a folder",
-        found="no such file",
-        hint=hint or "Correct the path, or copy the file there.",
+        found="no such file on this machine",
+        hint=hint or "Correct the path; where an adapter of another machine names it, copy it to that path from there.",
     )
