@@ -18,7 +18,7 @@ from components.workspace import Workspace
 
 
 def _create_job(folder: Path, **changes: Any) -> EmbedJob:
-    """On 54 images of a toy domain."""
+    """On the images of a toy domain."""
     domain = tiny.create_domain(**{"backbone": "embedded", "img_size": 32, **changes})
     job = tiny.create_job(folder, domain, {}, 0, folder)
     out = folder / "new" / "features.parquet"
@@ -64,8 +64,24 @@ def test_a_row_per_sample_with_its_feature_and_where_it_is_from(tmp_path: Path) 
 def test_embed_and_linear_candidates_share_features(tmp_path: Path) -> None:
     job = _create_job(tmp_path)
     tiny.train(tmp_path, job.domain, {"kind": "linear"})
-    learnt = pl.read_parquet(job.manifest).filter(pl.col("split") != "test")
-    assert _embed(job)[0] == len(learnt) > 0
+    assert _embed(job)[0] == pl.read_parquet(job.manifest).height > 0
+
+
+@pytest.mark.parametrize(
+    ("task", "layout", "column"),
+    [
+        ("multilabel", "csv", "labels"),
+        ({"kind": "segmentation", "background": "dark"}, {"kind": "csv", "mask": "mask"}, "label"),
+        ("detection", "voc", "label"),
+    ],
+)
+def test_every_task_has_features_of_whole_pictures(tmp_path: Path, task: Any, layout: Any, column: str) -> None:
+    job = _create_job(tmp_path, task=task, layout=layout)
+    _embed(job)
+    frame = pl.read_parquet(job.out)
+    assert frame.height == pl.read_parquet(job.manifest).height
+    assert column in frame.columns
+    assert not {"class_map", "objects"} & set(frame.columns)
 
 
 def test_a_stopped_run_writes_no_file_and_is_continued(tmp_path: Path) -> None:

@@ -20,12 +20,16 @@ from vits import create_backbone
 
 from components.data.batches import feature_store
 from components.data.batches.feature_store import FeatureStore
+from components.data.batches.loading import Samples
 from components.data.batches.room import lock_of, make_room
 from components.models import extraction
 from components.models.encoders import PromptedEncoder
 from components.models.engine import Engine
 from components.models.extraction import FeatureSource, extract_pooled
+from components.models.network import create_network
+from components.models.tuners.linear import LinearTuner
 from components.sealed import DAMAGED
+from components.training.evaluate import predict_probabilities
 
 FACTS = {"backbone": "b" * 64, "img_size": "32"}
 KEYS = [f"{number:064x}" for number in range(12)]
@@ -173,16 +177,33 @@ def test_linear_candidates_share_features_and_have_the_bits_they_have_without(
 ) -> None:
     domain = tiny.create_domain(backbone="embedded", img_size=32)
     first = tiny.train(tmp_path, domain, {"kind": "linear"})
-    sides = sum(forwards)
+    once = sum(forwards)
     second = tiny.train(tmp_path, domain, {"kind": "linear"}, seed=1)
-    assert sides == 12 + 12  # training and validation images
-    assert sum(forwards) == sides
+    assert once == 36  # each image, those of the test split for the predictions
+    assert sum(forwards) == once
     assert len(list((tmp_path / "cache").glob("features/*/about.json"))) == 1
     monkeypatch.setattr(FeatureSource, "open", lambda *_: pytest.fail("the store is not to be used"))
     monkeypatch.setattr("components.training.run.name_samples", lambda _: None)
     third = tiny.train(tmp_path, domain, {"kind": "linear"}, seed=2)
-    assert sum(forwards) == 2 * sides
+    assert sum(forwards) == once + 24 + 24  # validation images for the solution and for the predictions
     assert first.adapter_sha256 == second.adapter_sha256 == third.adapter_sha256
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_predictions_from_features_are_those_of_the_network(tmp_path: Path, dtype: torch.dtype, apart: float) -> None:
+    backbone = create_backbone()
+    network = create_network(backbone, LinearTuner(), 3, 0)
+    engine = Engine(torch.device("cpu"), dtype, backbone.mean, backbone.std, fused_attention=False)
+    engine.prepare(network)
+    with torch.no_grad():
+        network.head.weight.mul_(100)  # so that predictions differ
+    pixels = np.random.default_rng(0).integers(0, 256, (21, *backbone.img_size, 3), dtype=np.uint8)
+    rows = np.arange(21)
+    samples = Samples(pixels, rows, rows % 3, None, names=[f"{row:064x}" for row in rows])
+    source = FeatureSource.of(backbone, "squash", tmp_path)
+    found = predict_probabilities(network, samples, engine, 8, source)
+    np.testing.assert_allclose(found, predict_probabilities(network, samples, engine, 8), atol=apart)
+    assert np.ptp(found, axis=0).max() > 10 * apart
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

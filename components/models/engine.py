@@ -45,6 +45,12 @@ class Engine:
             logits: torch.Tensor = network(pixels)
         return logits.float()
 
+    def judge(self, network: Network, features: torch.Tensor) -> torch.Tensor:
+        """Logits (B, C) in float32 of pooled features (B, D), as `forward` computes them behind the backbone."""
+        with self.autocast():
+            logits: torch.Tensor = network.head(Tokens(pooled=features.to(self.device)))
+        return logits.float()
+
     def autocast(self) -> torch.autocast:
         """Computes in the engine's number format what is not held in it."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from components.data.batches.feature_store import FeatureStore
 from components.data.batches.pixels import DECODER
 from components.domain.canvas import Fit, ImgSize
+from components.models.adapter import BackboneMeta
 from components.models.backbones import Backbone
 from components.models.encoders import PromptedEncoder
 from components.models.engine import Engine
@@ -35,7 +36,7 @@ class FeatureSource:
     facts: dict[str, Any]
 
     @staticmethod
-    def of(backbone: Backbone, fit: Fit, cache: Path) -> "FeatureSource":
+    def of(backbone: Backbone | BackboneMeta, fit: Fit, cache: Path) -> "FeatureSource":
         facts = {
             "backbone": backbone.sha256,
             "img_size": str(backbone.img_size),

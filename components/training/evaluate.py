@@ -73,10 +73,18 @@ def answer_batches(
         yield network.head.decode(engine.forward(network, images)).cpu().double().numpy(), targets.numpy()
 
 
+@torch.no_grad()
 def predict_probabilities(
-    network: Network, samples: Dataset[Any], engine: Engine, batch_size: int
+    network: Network, samples: Samples, engine: Engine, batch_size: int, source: FeatureSource | None = None
 ) -> NDArray[np.float64]:
-    """Probabilities (N, C) in the samples' order, not calibrated."""
+    """Probabilities (N, C) in the samples' order, not calibrated.
+
+    source: where features of the bare backbone are kept, from which a head that reads them alone answers.
+    """
+    if source is not None and network.head.solvable and is_bare(network.encoder):
+        features = torch.from_numpy(extract_features(network, samples, engine, batch_size, source).features)
+        answers = [network.head.decode(engine.judge(network, batch)) for batch in torch.split(features, batch_size)]
+        return torch.cat(answers).cpu().double().numpy()
     return np.concatenate([chances for chances, _ in answer_batches(network, samples, engine, batch_size)])
 
 

@@ -123,7 +123,7 @@ def _train(
         return None
     if job.until_epoch is not None:
         return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
-    metrics, calibration = _write_predictions(job, manifest, pixels, fit_to, network, engine)
+    metrics, calibration = _write_predictions(job, manifest, pixels, fit_to, network, engine, source)
     metrics |= {key: value for key, value in progress.history[-1].items() if key == "strength"}
     folder = _save_adapter(job, manifest, network, backbone, tuner, metrics, calibration)
     facts = {"best_epoch": float(progress.best_epoch)}
@@ -200,7 +200,8 @@ def _score(job: Job, manifest: pl.DataFrame) -> Result:
     limit = job.domain.validation.max_megapixels
     pixels = load_pixels(manifest, job.raw, meta.backbone.img_size, job.cache, limit, meta.fit)
     costs = measure_serving(engine.prepare(network), engine, meta.backbone.img_size)  # before the batches of scoring
-    metrics, _ = _write_predictions(job, manifest, pixels, meta.fit, network, engine, meta.calibrated)
+    source = FeatureSource.of(meta.backbone, meta.fit, job.cache)
+    metrics, _ = _write_predictions(job, manifest, pixels, meta.fit, network, engine, source, meta.calibrated)
     return _result(job, manifest, engine, metrics | costs, (), 0.0, job.adapter)
 
 
@@ -231,6 +232,7 @@ def _write_predictions(
     fit_to: Fit,
     network: Network,
     engine: Engine,
+    source: FeatureSource,
     calibration: Calibration | None = None,
 ) -> tuple[dict[str, float], Calibration]:
     """Predict the held-out splits and write them, calibrated; returns their metrics as `<split>/<metric>`, and the
@@ -243,7 +245,7 @@ def _write_predictions(
         return _write_judged(job, Maps(network, engine, task, *about), calibration)
     if isinstance(task, BoxTask):
         return _write_judged(job, Boxes(network, engine, task, *about), calibration)
-    plain = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2)
+    plain = predict_probabilities(network, held_out, engine, job.domain.training.batch_size * 2, source)
     if calibration is None:
         seen = (rows["split"] == "val").to_numpy()
         groups = rows["group"].to_numpy()[seen]

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from components.data.store.shards import open_images
+from components.domain.licences import normalise
 from components.errors import CheckFailed, DataError
 from components.files import hash_file
 from components.records.embedding import Embedded, EmbedJob
@@ -44,7 +45,7 @@ def embed(
         facts={
             "domain": name,
             "data_version": checked.data_version,
-            "data_licence": domain.licence,
+            "data_licence": normalise(domain.licence),
             "manifest_sha256": hash_file(checked.manifest) or "",
         },
     )
