@@ -12,9 +12,10 @@ from torch import Tensor
 from vits import VITS, create_backbone, create_images, create_vit
 
 from components.domain.canvas import ImgSize
+from components.models.attention import ImageWiseAttention, attend
 from components.models.backbones import Backbone
 from components.models.encoders import FORMS, PromptedEncoder, set_attention
-from components.models.fast import ImageWiseAttention, attend, choose_attention
+from components.models.fast import choose_attention
 from components.models.network import create_network
 from components.models.tokens import POOLED, Needs, Tokens, forward_plain
 from components.models.tuners import TUNERS as TUNER_KINDS

@@ -1,4 +1,4 @@
-"""Tiny plain ViTs of every kind a tuner must serve, for tests: a case is a row, behaviours are tested on all."""
+"""Tiny vision transformers of every kind a tuner must serve, for tests: a row per case, behaviours tested on all."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,15 +42,115 @@ VITS: dict[str, dict[str, Any]] = {
     "normalised queries and keys": {"qk_norm": True},
 }
 
+#: What timm's `Eva` adds, one row for every kind of published weights.
+DINOV3 = {
+    "num_reg_tokens": 2,
+    "use_abs_pos_emb": False,
+    "use_rot_pos_emb": True,
+    "rope_type": "dinov3",
+    "rope_rotate_half": True,
+    "rope_rescale_coords": 2,
+    "init_values": 0.3,
+    "use_fc_norm": False,
+    "dynamic_img_size": True,
+}
+AXIAL = {"attn_type": "rope", "global_pool": "token", "use_rot_pos_emb": True, "use_fc_norm": False}
+EVAS: dict[str, dict[str, Any]] = {
+    "EVA": {},
+    "EVA02, tiny and small": {"use_rot_pos_emb": True, "ref_feat_shape": (2, 2), "swiglu_mlp": True},
+    "EVA02": {
+        "qkv_fused": False,
+        "use_rot_pos_emb": True,
+        "ref_feat_shape": (2, 2),
+        "swiglu_mlp": True,
+        "scale_mlp": True,
+    },
+    "EVA02-CLIP": {
+        "qkv_fused": False,
+        "use_rot_pos_emb": True,
+        "ref_feat_shape": (2, 2),
+        "swiglu_mlp": True,
+        "scale_mlp": True,
+        "scale_attn_inner": True,
+        "global_pool": "token",
+    },
+    "DINOv3": {**DINOV3, "qkv_bias": False},
+    "DINOv3 plus": {**DINOV3, "qkv_bias": False, "swiglu_mlp": True, "swiglu_align_to": 8},
+    "DINOv3 with biases, on a wide grid": {**DINOV3, "img_size": (32, 64)},
+    "LingBot": {**DINOV3, "global_pool": "token"},
+    "RoPE": {**AXIAL, "rope_grid_indexing": "xy", "use_abs_pos_emb": False, "init_values": 0.3},
+    "RoPE with positions": {**AXIAL, "rope_grid_indexing": "xy", "no_embed_class": True, "init_values": 0.3},
+    "RoPE by head, on a tall grid": {
+        **AXIAL,
+        "rope_type": "mixed",
+        "use_abs_pos_emb": False,
+        "init_values": 0.3,
+        "img_size": (64, 32),
+    },
+    "RoPE by head with positions": {**AXIAL, "rope_type": "mixed", "no_embed_class": True, "init_values": 0.3},
+    "RoPE, no class token": {
+        "class_token": False,
+        "num_reg_tokens": 1,
+        "use_abs_pos_emb": False,
+        "use_rot_pos_emb": True,
+        "init_values": 0.3,
+    },
+    "Perception Encoder": {
+        **AXIAL,
+        "global_pool": "map",
+        "rope_grid_offset": 1.0,
+        "rope_grid_indexing": "xy",
+        "use_pre_transformer_norm": True,
+        "use_post_transformer_norm": True,
+    },
+    "Perception Encoder, no class token": {
+        **AXIAL,
+        "class_token": False,
+        "global_pool": "avg",
+        "use_pre_transformer_norm": True,
+        "use_post_transformer_norm": False,
+        "init_values": 0.3,
+    },
+    "Sapiens2": {
+        **DINOV3,
+        "attn_type": "rope",
+        "global_pool": "token",
+        "qkv_fused": False,
+        "num_kv_heads": (4, 2, 4),
+        "num_heads": 4,
+        "embed_dim": 32,
+        "qk_norm": True,
+        "attn_only_layer_scale": True,
+        "swiglu_mlp": True,
+        "norm_layer": "rmsnorm",
+    },
+    "GenLIP": {
+        "use_rot_pos_emb": True,
+        "rope_type": "mrope",
+        "use_abs_pos_emb": False,
+        "rope_mrope_section": (2, 2, 2),
+    },
+}
+VITS |= {name: {"class": "Eva", **options} for name, options in EVAS.items()}
+
 
 def create_vit(options: Mapping[str, Any] = {}) -> Any:
-    """A frozen ViT of 3 blocks, width 24; the same numbers at every call, all parameters away from zero."""
+    """A frozen ViT of 3 blocks, width 24; the same numbers at every call, all parameters away from zero.
+
+    options: of timm's `VisionTransformer`, or of its `Eva` where `class` says so.
+    """
+    from timm.layers import get_norm_layer
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
     base = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
+    given = {**base, **options}
+    network = Eva if given.pop("class", "") == "Eva" else VisionTransformer
+    if isinstance(given.get("norm_layer"), str):
+        given["norm_layer"] = get_norm_layer(given["norm_layer"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        vit = VisionTransformer(**{**base, **options})
+        vit = network(**given)
         with torch.no_grad():
             for parameter in vit.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.2)

@@ -58,26 +58,37 @@ class Backbone:
     licence: str
     architecture: str = ""
     source: str = ""
-    _casts: "WeakValueDictionary[tuple[str, torch.dtype, torch.device], nn.Parameter]" = field(
+    _casts: "WeakValueDictionary[tuple[str, torch.dtype, torch.device], Tensor]" = field(
         default_factory=WeakValueDictionary, init=False, repr=False, compare=False
     )
 
-    def tensor(self, name: str, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
-        """The parameter called `name`, frozen, in `dtype` on `device`: the same object at every call while in use."""
-        original: nn.Parameter = self.vit.get_parameter(name)
+    def tensor(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The parameter or buffer called `name`, frozen, in `dtype` on `device`: the same object at every call while in
+        use."""
+        module, _, part = name.rpartition(".")
+        original: Tensor = getattr(self.vit.get_submodule(module), part)
         if (original.dtype, original.device) == (dtype, device):
             return original
         key = (name, dtype, device)
         found = self._casts.get(key)
         if found is None:
-            found = nn.Parameter(original.detach().to(device, dtype), requires_grad=False)
+            found = original.detach().to(device, dtype)
+            if isinstance(original, nn.Parameter):
+                found = nn.Parameter(found, requires_grad=False)
             self._casts[key] = found
         return found
 
     def at(self, dtype: torch.dtype, device: torch.device) -> "VisionTransformer":
-        """The whole network in `dtype` on `device`: modules of the caller's own over the shared tensors."""
-        forms = {id(old): self.tensor(name, dtype, device) for name, old in self.vit.named_parameters()}
-        return share_weights(self.vit, forms).to(device)  # moves the buffers, where there are any
+        """The whole network in `dtype` on `device`: modules of the caller's own over the shared tensors.
+
+        Rotary positions keep their precision: a place times a rounded frequency is another place.
+        """
+        tensors = [*self.vit.named_parameters(), *self.vit.named_buffers()]
+        forms = {
+            id(old): self.tensor(name, old.dtype if name.startswith("rope.") else dtype, device)
+            for name, old in tensors
+        }
+        return share_weights(self.vit, forms)
 
 
 def share_weights(vit: "VisionTransformer", forms: Mapping[int, Tensor] | None = None) -> "VisionTransformer":

@@ -90,9 +90,11 @@ class TunedEncoder(nn.Module):
         """
         for name, module in self.borrowed.items():
             is_matrix = isinstance(module, nn.Linear) and not name.endswith(self.precise)
-            for part, parameter in list(module.named_parameters(recurse=False)):
-                if not parameter.requires_grad:  # those that learn are the tuner's own
-                    form = dtype if is_matrix and part == "weight" else torch.float32
+            buffers = list(module.named_buffers(recurse=False))  # rotary positions, biases that do not learn
+            for part, tensor in [*module.named_parameters(recurse=False), *buffers]:
+                if not tensor.requires_grad:  # those that learn are the tuner's own
+                    precise = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                    form = dtype if is_matrix and part == "weight" else precise
                     setattr(module, part, backbone.tensor(f"{name}.{part}" if name else part, form, device))
         self.to(device)
         set_attention(self.vit, fused_attention)

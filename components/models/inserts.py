@@ -1,4 +1,4 @@
-"""Modules that tuners insert into their copy of a plain ViT, and how they are merged into its weights for inference.
+"""Modules that tuners insert into their copy of a vision transformer, and how they are merged into its weights.
 
     SSF          Lian et al., NeurIPS 2022, https://arxiv.org/abs/2210.08823
     AdaptFormer  Chen et al., NeurIPS 2022, https://arxiv.org/abs/2205.13535
@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from components.errors import BackboneError
+from components.models.blocks import scale_attended, scale_fed
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
+#: A target of low-rank products by its name in `VisionTransformer`, and by the names of the matrices that stand for it
+#: where queries, keys and values have their own, or where an MLP has a gate of its own.
+SEPARATE = {"attn.qkv": ("attn.q_proj", "attn.k_proj", "attn.v_proj"), "mlp.fc1": ("mlp.fc1_g", "mlp.fc1_x")}
 SCALE_STD = 0.02  # of scales around 1 and shifts around 0 at the start, as in the SSF paper's experiments
 
 
@@ -59,8 +63,10 @@ def insert_scale_shift(vit: "VisionTransformer") -> None:
     """A scale and shift behind the patch projection, every norm of tokens and every linear layer of the blocks.
 
     Not behind the norms of queries and keys, which the paper's networks do not have (what shifts all keys alike,
-    softmax takes out again), nor in an attention pooling, which belongs to a head rather than to the features.
+    softmax takes out again), nor in an attention pooling, which belongs to a head rather than to the features. Biases
+    of queries and values that are parameters of their own are added behind the scale.
     """
+    _call_projections(vit)
     for name, module in list(vit.named_modules()):
         channels = _count_channels(module)
         if channels and not name.startswith("attn_pool") and not name.endswith(("q_norm", "k_norm")):
@@ -108,10 +114,11 @@ class AdaptedBlock(nn.Module):
         """Where timm's own blocks have it."""
         return self.block.attn
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **positions: Any) -> Tensor:
+        """positions: what timm's `Eva` passes on to attention."""
         block = self.block
-        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
-        out: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + self.bottleneck(x)
+        x = x + block.drop_path1(scale_attended(block, block.attn(block.norm1(x), **positions)))
+        out: Tensor = x + block.drop_path2(scale_fed(block, block.mlp(block.norm2(x)))) + self.bottleneck(x)
         return out
 
 
@@ -122,19 +129,20 @@ def insert_bottlenecks(vit: "VisionTransformer", width: int, scale: float, dropo
 
 
 def insert_low_rank(
-    vit: "VisionTransformer", rank: int, alpha: float, dropout: float, targets: Sequence[str], magnitudes: bool
+    vit: "VisionTransformer", rank: int, alpha: float, dropout: float, matrices: Sequence[str], magnitudes: bool
 ) -> None:
-    """Beside each target matrix W of every block alpha / rank * B A, where B starts at zero.
+    """Beside each of the matrices W of every block alpha / rank * B A, where B starts at zero.
 
     With `magnitudes` the rows of the sum are brought to a length that is learned, |W|'s at the start: DoRA.
+    matrices: of `resolve_targets`.
     """
     kind = "dora" if magnitudes else "lora"
-    for target in targets:
+    for name in matrices:
         for block in vit.blocks:
-            _require_target(kind, block, target, rank)
+            _require_rank(kind, block.get_submodule(name), name, rank)
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = "|".join(target.replace(".", r"\.") for target in targets)
+    names = "|".join(name.replace(".", r"\.") for name in matrices)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -142,28 +150,58 @@ def insert_low_rank(
         target_modules=rf"blocks\.\d+\.({names})",
         use_dora=magnitudes,
     )
+    if "attn.qkv" in matrices:
+        _call_projections(vit)
     inject_adapter_in_model(config, vit)
 
 
-def _require_target(kind: str, block: nn.Module, target: str, rank: int) -> None:
-    """Raise BackboneError unless the block has such a matrix and the rank is below full."""
-    try:
-        linear = block.get_submodule(target)
-    except AttributeError:
-        linear = None
-    if not isinstance(linear, nn.Linear):
-        names = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
-        found = f"{target}, which this backbone has not"
-        hint = "Correct `targets`."
-        raise BackboneError(f"tuner {kind}", expected=f"targets among {', '.join(names)}", found=found, hint=hint)
+def resolve_targets(vit: "VisionTransformer", kind: str, targets: Sequence[str]) -> tuple[str, ...]:
+    """The matrices of this network's blocks that the targets of a lora or dora mean: `attn.qkv` means the one that
+    makes queries, keys and values, or the three that do, `mlp.fc1` the one behind norm2, or the two.
+
+    Raises BackboneError for a target that no matrix of a block stands for.
+    """
+    return tuple(name for target in targets for name in _resolve_target(vit.blocks[0], kind, target))
+
+
+def _resolve_target(block: nn.Module, kind: str, target: str) -> tuple[str, ...]:
+    linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+    for names in ((target,), SEPARATE.get(target, ())):
+        if names and set(linear).issuperset(names):
+            return names
+    raise BackboneError(
+        f"tuner {kind}",
+        expected=f"targets among {', '.join(linear)}",
+        found=f"{target}, which this backbone has not",
+        hint="Correct `targets`.",
+    )
+
+
+def _require_rank(kind: str, linear: Any, name: str, rank: int) -> None:
+    """Raise BackboneError unless the rank is below full."""
     most = min(linear.in_features, linear.out_features)
     if rank > most:
         raise BackboneError(
             f"tuner {kind}",
-            expected=f"a rank of {most} at most, the smaller side of {target} in this backbone",
+            expected=f"a rank of {most} at most, the smaller side of {name} in this backbone",
             found=f"rank: {rank}",
             hint="Lower it; ranks from 4 to 16 are usual.",
         )
+
+
+def _call_projections(vit: "VisionTransformer") -> None:
+    """Have attention call what stands in the place of its `qkv`. With biases of its own, timm's `EvaAttention` reads
+    the weight of that layer instead and would pass by whatever is inserted there."""
+    for block in vit.blocks:
+        if hasattr(block.attn, "qkv_bias_separate"):
+            block.attn.qkv_bias_separate = True
+
+
+def _read_weights_again(vit: "VisionTransformer") -> None:
+    """The reverse, once `qkv` is a plain layer again: where it has no bias of its own, which SSF's shift becomes."""
+    for block in vit.blocks:
+        if getattr(block.attn, "qkv", None) is not None and hasattr(block.attn, "qkv_bias_separate"):
+            block.attn.qkv_bias_separate = block.attn.qkv.bias is not None
 
 
 def merge_inserts(vit: "VisionTransformer") -> None:
@@ -180,4 +218,5 @@ def merge_inserts(vit: "VisionTransformer") -> None:
             layer: Any = module
             layer.merge()
             vit.set_submodule(name, layer.get_base_layer())
+    _read_weights_again(vit)
     vars(vit).pop("peft_config", None)

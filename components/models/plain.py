@@ -1,4 +1,4 @@
-"""Which of timm's networks the tuners know: plain vision transformers, and why the others are refused."""
+"""Which of timm's networks the tuners know, `VisionTransformer` and `Eva` of plain blocks, and why not the others."""
 
 from typing import Any
 
@@ -6,28 +6,67 @@ from torch import nn
 
 from components.errors import BackboneError
 
+POST_NORM = (
+    "its blocks normalise what attention and MLP put out instead of what they read, so prompts would become keys and "
+    "values at whatever size they have"
+)
+#: Why a class of networks is none that the tuners know, by the name of the class.
+NETWORKS = {
+    "Beit": "its attention adds a learned bias for every pair of places, and a prompt has no place",
+    "VisionTransformerRelPos": "its attention adds a bias for every pair of places, and a prompt has no place",
+    "VisionTransformerSAM": "its attention looks at windows, with a bias for every pair of places; it has no feature "
+    "of the whole image",
+    "VisionTransformerDistilled": "it has a second class token and a second head, and answers with the mean of both",
+    "NaFlexVit": "it reads images of any shape as padded sequences of patches, with an attention mask",
+    "SwinTransformer": "its attention looks at windows of a grid that shrinks, where a prompt would be in every window",
+    "SwinTransformerV2": "its attention looks at windows of a grid that shrinks, where a prompt would be in every "
+    "window",
+}
+#: Why a kind of block is none that the tuners know.
+BLOCKS = {
+    "ResPostBlock": POST_NORM,
+    "EvaBlockPostNorm": POST_NORM,
+    "ParallelScalingBlock": "its blocks run attention and MLP side by side from one matrix",
+    "DiffParallelScalingBlock": "its blocks run attention and MLP side by side from one matrix",
+    "ParallelThingsBlock": "its blocks hold several attentions and several MLPs side by side",
+}
+
 
 def require_plain_vit(model: nn.Module, name: str) -> None:
     """Raise BackboneError unless prompts mean in this network what the papers mean by them."""
     if reason := _why_not_plain(model):
         raise BackboneError(
             f"backbone {name}",
-            expected="a plain vision transformer: one patch projection, then pre-norm blocks of global attention",
+            expected="a vision transformer of one patch projection, then pre-norm blocks of global attention: timm's "
+            "classes VisionTransformer and Eva",
             found=reason,
-            hint="Choose a timm vit_*, deit_*, deit3_* or *_dinov2 model, for example vit_small_patch16_224.",
+            hint="Choose a ViT, DeiT, DINOv2, DINOv3, SigLIP, CLIP, EVA02, LingBot-Vision or Perception Encoder, for "
+            "example vit_small_patch16_224 or vit_base_patch16_lingbot.",
         )
 
 
 def _why_not_plain(model: Any) -> str:
     """What is not plain about it, '' if nothing. Exact types: a subclass changes the forward."""
-    from timm.layers import Attention, PatchEmbed
-    from timm.models.vision_transformer import Block, VisionTransformer
+    from timm.layers import PatchEmbed
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
 
-    if type(model) is not VisionTransformer:
-        return f"a {type(model).__name__}"
+    kind = type(model).__name__
+    if type(model) not in (VisionTransformer, Eva):
+        return f"a {kind}: {NETWORKS[kind]}" if kind in NETWORKS else f"a {kind}"
     if type(model.patch_embed) is not PatchEmbed:
         return f"a hybrid, whose patches come from a {type(model.patch_embed).__name__}"
-    strange = {type(block).__name__ for block in model.blocks if type(block) is not Block}
-    # A block of another kind need not even have an `attn`; look there only once all are plain.
-    strange = strange or {type(block.attn).__name__ for block in model.blocks if type(block.attn) is not Attention}
-    return f"blocks of {', '.join(sorted(strange))}" if strange else ""
+    return next(filter(None, map(_why_block_not_plain, model.blocks)), "")
+
+
+def _why_block_not_plain(block: Any) -> str:
+    from timm.layers import Attention, AttentionRope
+    from timm.models.eva import EvaAttention, EvaBlock
+    from timm.models.vision_transformer import Block
+
+    kind = type(block).__name__
+    if type(block) not in (Block, EvaBlock):
+        return f"blocks of {kind}" + (f": {BLOCKS[kind]}" if kind in BLOCKS else "")
+    if type(block.attn) not in (Attention, AttentionRope, EvaAttention):
+        return f"blocks of {type(block.attn).__name__}"
+    return ""

@@ -1,4 +1,4 @@
-"""Prompted forwards of a plain timm VisionTransformer, in their textbook form: concatenate, run, strip.
+"""Prompted forwards of timm's `VisionTransformer` and `Eva`, in their textbook form: concatenate, run, strip.
 
     VPT   Jia et al., ECCV 2022, https://arxiv.org/abs/2203.12119
     VAPT  Le et al., ICLR 2026, https://arxiv.org/abs/2501.18936
@@ -11,7 +11,6 @@ its prompt source alone: a module asked before every block, with the tokens that
 """
 
 import math
-from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  its usual name
 
 from components.errors import BackboneError
-from components.models.blocks import embed_images
+from components.models.blocks import call_block, enter_blocks
 from components.models.tokens import POOLED, Needs, Tokens, read_tokens
 
 if TYPE_CHECKING:
@@ -45,14 +44,16 @@ def forward_prompted(
     vit: "VisionTransformer", images: Tensor, source: PromptSource | None, needs: Needs = POOLED
 ) -> Tokens:
     """What a head needs of normalised images (B, 3, height, width)."""
-    x = embed_images(vit, images)  # (B, S+HW, D)
+    x, ropes = enter_blocks(vit, images)  # (B, S+HW, D)
     prefix = vit.num_prefix_tokens
     prompts = x[:, :0]  # (B, 0, D)
     layers = {}
-    for index, block in enumerate(islice(vit.blocks, needs.count_blocks(len(vit.blocks)))):
+    for index in range(needs.count_blocks(len(vit.blocks))):
         fresh = source(index, x) if source else None
         prompts = prompts if fresh is None else fresh  # (B, N, D)
-        mixed = block(torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1))  # (B, S+N+HW, D)
+        mixed = call_block(
+            vit, index, torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), ropes
+        )  # (B, S+N+HW, D)
         end = prefix + prompts.shape[1]
         prompts = mixed[:, prefix:end]
         x = torch.cat([mixed[:, :prefix], mixed[:, end:]], dim=1)  # (B, S+HW, D)

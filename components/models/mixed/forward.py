@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from components.models.blocks import embed_images
+from components.models.blocks import enter_blocks
 from components.models.fast import Keys, attend_tokens, feed_tokens
 from components.models.tokens import Needs, Tokens, read_tokens
 
@@ -32,12 +32,13 @@ class Span(Protocol):
 
 def forward_mixed(vit: "VisionTransformer", images: Tensor, spans: Sequence[Span], needs: Needs) -> Tokens:
     """What heads of equal needs read of normalised images (B, 3, height, width). spans: of all rows, in order."""
-    x = embed_images(vit, images.to(vit.patch_embed.proj.weight.dtype))  # (B, S+HW, D)
+    x, ropes = enter_blocks(vit, images.to(vit.patch_embed.proj.weight.dtype))  # (B, S+HW, D)
     depth, first_alone = needs.count_blocks(len(vit.blocks)), needs.read_one_token(vit)
     layers = {}
     for index, block in enumerate(islice(vit.blocks, depth)):
         keys = join_keys([Keys(span.rows, span.find_pairs(index, block, x[span.rows])) for span in spans])
-        x = attend_tokens(block, x, keys, 1 if first_alone and index == depth - 1 else None)
+        queries = 1 if first_alone and index == depth - 1 else None
+        x = attend_tokens(block, x, keys, queries, ropes.of_block(index))
         beside = [(span.rows, span.run_beside(index, x[span.rows])) for span in spans]
         x = feed_tokens(block, x)
         for rows, added in beside:

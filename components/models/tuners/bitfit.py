@@ -21,14 +21,17 @@ class BitFitTuner(TunerBase):
     weight_decay: WeightDecay = 1e-4
 
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
-        """The frozen backbone with trainable copies of its biases: of patch projection, blocks, norms and pooling."""
+        """The frozen backbone with trainable copies of its biases: of patch projection, blocks, norms and pooling.
+
+        A bias of keys that a network keeps at zero, so that it is no parameter, does not learn.
+        """
         from torch import nn
 
         from components.models.encoders import TunedEncoder
 
         encoder = TunedEncoder(vit)
         for module in encoder.vit.modules():
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, nn.Parameter):
-                module.bias = nn.Parameter(bias.detach().clone())
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if name.endswith("bias"):  # `bias`, and in some attentions `q_bias` and `v_bias`
+                    setattr(module, name, nn.Parameter(parameter.detach().clone()))
         return encoder

@@ -20,9 +20,10 @@ class DoraTuner(LowRankTuner):
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
         """The frozen backbone with products and lengths at the targets of every block, at first without effect."""
         from components.models.encoders import TunedEncoder
-        from components.models.inserts import insert_low_rank
+        from components.models.inserts import insert_low_rank, resolve_targets
 
+        matrices = resolve_targets(vit, self.kind, self.targets)
         # Lengths of rounded rows are off by up to 2^-9: in bfloat16 the encoder would not start equal to the backbone.
-        encoder = TunedEncoder(vit, precise=self.targets)
-        insert_low_rank(encoder.vit, self.rank, self.alpha, self.dropout, self.targets, magnitudes=True)
+        encoder = TunedEncoder(vit, precise=matrices)
+        insert_low_rank(encoder.vit, self.rank, self.alpha, self.dropout, matrices, magnitudes=True)
         return encoder

@@ -44,5 +44,7 @@ class FullTuner(TunerBase):
 
         vit = encoder.vit
         layers = group_parameters(vit, vit.group_matcher(coarse=False), reverse=True)  # name to number
+        # Learned rotary positions act in every block, and timm counts them to the top; the lowest of them decides.
+        layers = {name: 0 if name.startswith("rope.") else number for name, number in layers.items()}
         top = len(vit.blocks) + 1
         return {parameter: self.layer_decay ** (top - layers[name]) for name, parameter in vit.named_parameters()}

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from components.models.encoders import TunedEncoder
 
 #: The targets in a block. The paper (section 7.1) finds many matrices at a low rank better than few at a high rank, and
-#: all four of attention as good as any choice. In timm queries, keys and values are one matrix, the output another.
+#: all four of attention as good as any choice. In timm queries, keys and values are one matrix, the output another. In
+#: networks that split them, `attn.qkv` means the three of queries, keys and values, `mlp.fc1` the two before the gate.
 Targets = Annotated[
     tuple[Literal["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"], ...],
     Field(default=("attn.qkv", "attn.proj"), min_length=1),
@@ -45,8 +46,9 @@ class LoraTuner(LowRankTuner):
     def apply(self, vit: "VisionTransformer") -> "TunedEncoder":
         """The frozen backbone with products beside the targets of every block, which are zero at first."""
         from components.models.encoders import TunedEncoder
-        from components.models.inserts import insert_low_rank
+        from components.models.inserts import insert_low_rank, resolve_targets
 
+        matrices = resolve_targets(vit, self.kind, self.targets)
         encoder = TunedEncoder(vit)
-        insert_low_rank(encoder.vit, self.rank, self.alpha, self.dropout, self.targets, magnitudes=False)
+        insert_low_rank(encoder.vit, self.rank, self.alpha, self.dropout, matrices, magnitudes=False)
         return encoder
