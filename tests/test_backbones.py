@@ -269,7 +269,11 @@ class TestPlain:
             ("resnet18", "ResNet"),
             ("vit_base_r50_s16_224.orig_in21k", "a hybrid, whose patches come from a HybridEmbed"),
             ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
-            ("eva02_tiny_patch14_224", "Eva"),
+            ("beit_base_patch16_224", "Beit: its attention adds a learned bias for every pair of places"),
+            ("eva02_enormous_patch14_clip_224", "blocks of EvaBlockPostNorm: its blocks normalise what attention"),
+            ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
+            ("naflexvit_base_patch16_gap", "NaFlexVit: it reads images of any shape"),
+            ("samvit_base_patch16", "VisionTransformerSAM"),
         ],
     )
     def test_others_are_refused_by_name_before_any_download(self, name: str, reason: str, no_hub: Path) -> None:
@@ -287,7 +291,17 @@ class TestPlain:
             create_vit({"attn_layer": "diff"})
 
     @pytest.mark.parametrize(
-        "name", ["vit_base_patch16_siglip_224", "vit_small_patch14_reg4_dinov2", "deit3_small_patch16_224"]
+        "name",
+        [
+            "vit_base_patch16_siglip_224",
+            "vit_small_patch14_reg4_dinov2",
+            "deit3_small_patch16_224",
+            "vit_small_patch16_dinov3",
+            "vit_base_patch16_lingbot",
+            "eva02_tiny_patch14_224",
+            "vit_pe_core_base_patch16_224",
+            "vit_base_patch16_sapiens2",
+        ],
     )
     def test_the_families_of_the_field_are_plain(self, name: str) -> None:
         require_plain_vit(create_skeleton(name, Description(architecture=name)), name)

@@ -131,7 +131,7 @@ EVAS: dict[str, dict[str, Any]] = {
         "rope_mrope_section": (2, 2, 2),
     },
 }
-VITS |= {name: {"class": "Eva", **options} for name, options in EVAS.items()}
+EVAS = {name: {"class": "Eva", **options} for name, options in EVAS.items()}
 
 
 def create_vit(options: Mapping[str, Any] = {}) -> Any:
