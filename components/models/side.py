@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from components.errors import BackboneError
-from components.models.blocks import call_block, embed_images
+from components.models.blocks import Ropes, call_block, enter_blocks, find_ropes
 from components.models.encoders import FrozenEncoder
 from components.models.fast import run_block
 from components.models.tokens import POOLED, Needs, Tokens, read_tokens
@@ -122,11 +122,11 @@ def list_states(first: int, depth: int, needs: Needs) -> list[int]:
 
 
 def run_lower(vit: "VisionTransformer", first: int, images: Tensor, needs: Needs) -> list[Tensor]:
-    x = embed_images(vit, images.to(vit.patch_embed.proj.weight.dtype))  # (B, T, D)
+    x, ropes = enter_blocks(vit, images.to(vit.patch_embed.proj.weight.dtype))  # (B, T, D)
     wanted = list_states(first, len(vit.blocks), needs)
     states = {0: x}
     for index in range(wanted[-1]):
-        x = call_block(vit, index, x)
+        x = call_block(vit, index, x, ropes)
         states[index + 1] = x
     return [states[count] for count in wanted]
 
@@ -138,21 +138,19 @@ def run_upper(
     depth = needs.count_blocks(len(vit.blocks))
     layers = {count - 1: state for count, state in zip(list_states(first, len(vit.blocks), needs), states, strict=True)}
     first_alone = needs.read_one_token(vit) and not whole
-    x = states[-1]
+    x, ropes = states[-1], find_ropes(vit)
     for index in range(first, depth):
         x = side.change(x) if index == first else x
-        x = _run_block(vit, index, x, 1 if first_alone and index == depth - 1 else None)
+        x = _run_block(vit, index, x, ropes, 1 if first_alone and index == depth - 1 else None)
         x = side.change(x)
         if index in needs.layers:
             layers[index] = x
     return read_tokens(vit, x, layers, needs)
 
 
-def _run_block(vit: "VisionTransformer", index: int, x: Tensor, queries: int | None) -> Tensor:
+def _run_block(vit: "VisionTransformer", index: int, x: Tensor, ropes: Ropes, queries: int | None) -> Tensor:
     def run(tokens: Tensor) -> Tensor:
-        if queries is None:
-            return call_block(vit, index, tokens)
-        return run_block(vit.blocks[index], tokens, None, queries)
+        return run_block(vit.blocks[index], tokens, None, queries, ropes.of_block(index))
 
     if vit.grad_checkpointing and torch.is_grad_enabled():
         kept: Tensor = checkpoint(run, x, use_reentrant=False)
