@@ -58,6 +58,11 @@ class BackboneMeta(Strict):
     trained: bool
     licence: str
 
+    @staticmethod
+    def of(backbone: "Backbone | BackboneMeta") -> "BackboneMeta":
+        """The record of a loaded backbone, without its weights."""
+        return BackboneMeta(**{key: getattr(backbone, key) for key in BackboneMeta.model_fields})
+
 
 class InputMeta(Strict):
     """What one input of an adapter is, as training accepted, cut and resized it.
@@ -198,7 +203,7 @@ class AdapterMeta(Strict):
     @staticmethod
     def describe(
         network: "Network",
-        backbone: "Backbone",
+        backbone: "Backbone | BackboneMeta",
         tuner: Tuner,
         *,
         classes: Iterable[str],
@@ -218,7 +223,7 @@ class AdapterMeta(Strict):
             tuner=tuner,
             task=task,
             classes=tuple(classes),
-            backbone=BackboneMeta(**{key: getattr(backbone, key) for key in BackboneMeta.model_fields}),
+            backbone=BackboneMeta.of(backbone),
             data_version=data_version,
             data_licence=data_licence,
             split_sha256=split_sha256,

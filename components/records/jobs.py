@@ -10,6 +10,7 @@ from pydantic import Field
 from components.domain.domain import Domain
 from components.domain.strict import Strict
 from components.files import write_whole
+from components.records.memory import Memory
 
 STOPPED = 130  # exit code of a process that stopped because it was asked to
 STOP_SECONDS = 20.0  # for it to write its checkpoint: a step of a large network on a CPU takes many
@@ -43,7 +44,8 @@ class Job(Strict):
 class Result(Strict):
     """What training or scoring one candidate gave. Scores are of the splits named before the slash.
 
-    calibration: which temperature its probabilities have, and why.
+    calibration: which temperature its probabilities have, and why. memory: what the training was to take, as computed
+    before it; None where that was little.
     """
 
     label: str
@@ -60,6 +62,7 @@ class Result(Strict):
     backbone: dict[str, Any]
     calibration: str = ""
     environment: dict[str, str] = Field(default_factory=dict)
+    memory: Memory | None = None
     folder: Path
 
 

@@ -12,6 +12,7 @@ from components.records.decisions import PassRule
 from components.records.fields import Count, Md5, Number, Seconds, Sha256, Share
 from components.records.images import ImageCounts
 from components.records.licences import Chain
+from components.records.memory import Memory
 from components.records.predictions import AnyAnswer
 
 OLD_KEYS = {"recalls": "class_scores"}  # of a tuner's row
@@ -87,7 +88,8 @@ class CandidateRow(Strict):
     """One candidate with one seed.
 
     val: its score on validation. trainable_params: without the head's. share: of those to the backbone's. calibration:
-    a sentence on how probabilities were calibrated. run_id: its run in MLflow; empty until it is logged.
+    a sentence on how probabilities were calibrated. memory: what its training takes, as computed before it; None where
+    that is little, and for scored adapters. run_id: its run in MLflow; empty until it is logged.
     """
 
     tuner: str
@@ -101,6 +103,7 @@ class CandidateRow(Strict):
     adapter_bytes: Count
     adapter_sha256: Sha256
     calibration: str = ""
+    memory: Memory | None = None
     selected: bool
     run_id: str = ""
 

@@ -23,8 +23,8 @@ from components.data.sample_keys import name_samples
 from components.domain.canvas import Fit, ImgSize
 from components.domain.licences import normalise
 from components.errors import DataError, Diverged
-from components.models.adapter import AdapterMeta, InputMeta, load_meta
-from components.models.backbones import Backbone, load_backbone
+from components.models.adapter import AdapterMeta, BackboneMeta, InputMeta, load_meta
+from components.models.backbones import load_backbone
 from components.models.engine import Engine, create_engine
 from components.models.extraction import FeatureSource
 from components.models.network import Network, create_network
@@ -43,6 +43,7 @@ from components.training.evaluate import frame_predictions, hash_split, predict_
 from components.training.fit import Recipe, fit
 from components.training.lower import Keeper, Shelf
 from components.training.maps import Maps
+from components.training.room import Forecast, explaining, find_room, forecast
 from components.training.saliency import write_saliency
 from components.training.usage import Usage, measure_serving
 
@@ -88,30 +89,35 @@ def _train(
     task, fit_to = create_task(job.domain), choose_fit(job.domain)
     require_fit(job.domain.augmentation, backbone.img_size, task.annotation)
     network = create_network(backbone, tuner, len(job.domain.classes), job.seed, task)
-    limit = job.domain.validation.max_megapixels
-    pixels = load_pixels(manifest, job.raw, backbone.img_size, job.cache, limit, fit_to)
     engine = create_engine(backbone.mean, backbone.std, job.domain.training.dtype, peers)
-    augmentation = Augmentation(job.domain.augmentation, job.seed, square=backbone.img_size.is_square)
+    origin = f"{backbone.sha256}, {job.data_version}"
+    source = FeatureSource.of(backbone, fit_to, job.cache)
+    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin, task, source)
+    foreseen = _foresee(network, recipe, engine, backbone.img_size, tell)
+    engine.prepare(network)
+    known = BackboneMeta.of(backbone)  # not its weights as they were loaded: large ones would stay beside the others
+    del backbone
+    limit = job.domain.validation.max_megapixels
+    pixels = load_pixels(manifest, job.raw, known.img_size, job.cache, limit, fit_to)
+    augmentation = Augmentation(job.domain.augmentation, job.seed, square=known.img_size.is_square)
     train = _samples(job, manifest, pixels, ["train"], fit_to, augmentation)
     val = _samples(job, manifest, pixels, ["val"], fit_to)
     if peers.leads:
         solved = network.learns_head_only and network.head.solvable  # in one step
         epochs = 1 if solved else job.domain.training.epochs
         tell("start", epochs=epochs, images=len(train), device=str(engine.device))
-    origin = f"{backbone.sha256}, {job.data_version}"
-    source = FeatureSource.of(backbone, fit_to, job.cache)
-    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin, task, source)
     usage = Usage()
 
     def report(row: dict[str, float]) -> None:
         if peers.leads:
             tell("epoch", **row, score=row[f"val/{task.metric}"], **usage.sample())
 
-    content = (manifest["id"].to_list(), manifest["crop"].to_list(), pixels.shape, fit_to, DECODER, backbone.sha256)
+    content = (manifest["id"].to_list(), manifest["crop"].to_list(), pixels.shape, fit_to, DECODER, known.sha256)
     shelf = Shelf(job.cache, content, lambda text: tell("note", text=text), stop)
     keeper = Keeper(network, tuner, (train, val), job.domain.training.epochs, engine, shelf)
     try:
-        progress = fit(network, *keeper.samples, recipe, engine, checkpoint, report, stop, job.until_epoch)
+        with explaining(recipe, foreseen):
+            progress = fit(network, *keeper.samples, recipe, engine, checkpoint, report, stop, job.until_epoch)
     except Diverged as error:
         if job.until_epoch is None:
             keeper.close()
@@ -125,17 +131,26 @@ def _train(
         return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
     metrics, calibration = _write_predictions(job, manifest, pixels, fit_to, network, engine, source)
     metrics |= {key: value for key, value in progress.history[-1].items() if key == "strength"}
-    folder = _save_adapter(job, manifest, network, backbone, tuner, metrics, calibration)
+    folder = _save_adapter(job, manifest, network, known, tuner, metrics, calibration)
     facts = {"best_epoch": float(progress.best_epoch)}
     seconds = progress.seconds + keeper.seconds
-    return _result(job, manifest, engine, metrics | facts, tuple(progress.history), seconds, folder)
+    result = _result(job, manifest, engine, metrics | facts, tuple(progress.history), seconds, folder)
+    return result.model_copy(update={"memory": foreseen and foreseen.memory})
+
+
+def _foresee(network: Network, recipe: Recipe, engine: Engine, img_size: ImgSize, tell: Tell) -> Forecast | None:
+    """What the training will take, which the leader reports. Raises TrainingError where it cannot fit."""
+    foreseen = forecast(network, recipe, engine, img_size, find_room(engine.device))
+    if foreseen is not None and engine.peers.leads:
+        tell("memory", text=foreseen.describe(), bytes=foreseen.takes)
+    return foreseen
 
 
 def _save_adapter(
     job: Job,
     manifest: pl.DataFrame,
     network: Network,
-    backbone: Backbone,
+    backbone: BackboneMeta,
     tuner: Tuner,
     metrics: dict[str, float],
     calibration: Calibration,

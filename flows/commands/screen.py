@@ -20,6 +20,7 @@ class Screen:
         self.hunt: TaskID = progress.add_task("search", total=1.0, note="", count="", visible=False)
         self.bar: TaskID | None = None
         self.pace = Pace(1)
+        self.largest = 0  # bytes of the trainings so far
         self.started = time.monotonic()
         self.total = 0
         self.before = 0  # epochs of candidates that are done
@@ -48,6 +49,8 @@ class Screen:
         elif kind == "training-start":
             self.pace = Pace(event["epochs"])
             self._candidate(event["name"], f"{event['images']} images on {event['device']}")
+        elif kind == "training-memory":
+            self._memory(event)
         elif kind == "training-epoch":
             self._epoch(event)
         elif kind == "candidate":
@@ -63,6 +66,12 @@ class Screen:
     def _candidate(self, name: str, note: str) -> None:
         if self.bar is not None:
             self.progress.update(self.bar, description=name, note=note)
+
+    def _memory(self, event: Event) -> None:
+        """A line for the largest training so far."""
+        if event["text"] and event["bytes"] > self.largest:
+            self.largest = event["bytes"]
+            self.progress.console.print(event["text"], markup=False, style="dim", soft_wrap=True)
 
     def _epoch(self, event: Event) -> None:
         if self.bar is not None:

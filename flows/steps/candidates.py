@@ -86,6 +86,7 @@ def describe_result(plan: Plan, result: Result) -> TrainedCandidate:
         adapter_bytes=result.adapter_bytes,
         adapter_sha256=result.adapter_sha256,
         calibration=result.calibration,
+        memory=result.memory,
         selected=False,
         backbone=BackboneRow(**{key: result.backbone[key] for key in ("name", "sha256", "trained")}),
         folder=result.folder,
