@@ -84,19 +84,8 @@ def _train(
     job: Job, manifest: pl.DataFrame, checkpoint: Path, tell: Tell, stop: Stop, peers: ProcessGroup, started: float
 ) -> Result | Rung | None:
     """The result, for the leader of the process group; nothing for the others, whose work ends with the last epoch."""
-    (tuner,) = create_tuners([job.tuner])
-    backbone = load_backbone(job.domain.backbone, job.domain.img_size)
-    task, fit_to = create_task(job.domain), choose_fit(job.domain)
-    require_fit(job.domain.augmentation, backbone.img_size, task.annotation)
-    network = create_network(backbone, tuner, len(job.domain.classes), job.seed, task)
-    engine = create_engine(backbone.mean, backbone.std, job.domain.training.dtype, peers)
-    origin = f"{backbone.sha256}, {job.data_version}"
-    source = FeatureSource.of(backbone, fit_to, job.cache)
-    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin, task, source)
-    foreseen = _foresee(network, recipe, engine, backbone.img_size, tell)
-    engine.prepare(network)
-    known = BackboneMeta.of(backbone)  # not its weights as they were loaded: large ones would stay beside the others
-    del backbone
+    network, known, recipe, engine, foreseen = _build(job, tell, peers)
+    tuner, task, fit_to = recipe.tuner, recipe.task, choose_fit(job.domain)
     limit = job.domain.validation.max_megapixels
     pixels = load_pixels(manifest, job.raw, known.img_size, job.cache, limit, fit_to)
     augmentation = Augmentation(job.domain.augmentation, job.seed, square=known.img_size.is_square)
@@ -129,7 +118,7 @@ def _train(
         return None
     if job.until_epoch is not None:
         return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
-    metrics, calibration = _write_predictions(job, manifest, pixels, fit_to, network, engine, source)
+    metrics, calibration = _write_predictions(job, manifest, pixels, fit_to, network, engine, recipe.features)
     metrics |= {key: value for key, value in progress.history[-1].items() if key == "strength"}
     folder = _save_adapter(job, manifest, network, known, tuner, metrics, calibration)
     facts = {"best_epoch": float(progress.best_epoch)}
@@ -138,12 +127,24 @@ def _train(
     return result.model_copy(update={"memory": foreseen and foreseen.memory})
 
 
-def _foresee(network: Network, recipe: Recipe, engine: Engine, img_size: ImgSize, tell: Tell) -> Forecast | None:
-    """What the training will take, which the leader reports. Raises TrainingError where it cannot fit."""
-    foreseen = forecast(network, recipe, engine, img_size, find_room(engine.device))
-    if foreseen is not None and engine.peers.leads:
+def _build(job: Job, tell: Tell, peers: ProcessGroup) -> tuple[Network, BackboneMeta, Recipe, Engine, Forecast | None]:
+    """The prepared network, its backbone, how and where it learns, and what memory that takes, which is reported.
+
+    The backbone comes without its weights as they were loaded: they are freed where the network has them in another
+    form. Raises TrainingError where the training cannot fit.
+    """
+    (tuner,) = create_tuners([job.tuner])
+    backbone = load_backbone(job.domain.backbone, job.domain.img_size)
+    task, fit_to = create_task(job.domain), choose_fit(job.domain)
+    require_fit(job.domain.augmentation, backbone.img_size, task.annotation)
+    network = create_network(backbone, tuner, len(job.domain.classes), job.seed, task)
+    engine = create_engine(backbone.mean, backbone.std, job.domain.training.dtype, peers)
+    origin, source = f"{backbone.sha256}, {job.data_version}", FeatureSource.of(backbone, fit_to, job.cache)
+    recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin, task, source)
+    foreseen = forecast(network, recipe, engine, backbone.img_size, find_room(engine.device))
+    if foreseen is not None and peers.leads:
         tell("memory", text=foreseen.describe(), bytes=foreseen.takes)
-    return foreseen
+    return engine.prepare(network), BackboneMeta.of(backbone), recipe, engine, foreseen
 
 
 def _save_adapter(
