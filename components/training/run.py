@@ -118,7 +118,8 @@ def _train(
         return None
     if job.until_epoch is not None:
         return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
-    metrics, calibration = _write_predictions(job, manifest, pixels, fit_to, network, engine, recipe.features)
+    source = FeatureSource.of(known, fit_to, job.cache)
+    metrics, calibration = _write_predictions(job, manifest, pixels, fit_to, network, engine, source)
     metrics |= {key: value for key, value in progress.history[-1].items() if key == "strength"}
     folder = _save_adapter(job, manifest, network, known, tuner, metrics, calibration)
     facts = {"best_epoch": float(progress.best_epoch)}
