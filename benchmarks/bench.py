@@ -98,6 +98,11 @@ class Draws(Samples):
     def __len__(self) -> int:
         return len(self.rows) // self.pieces
 
+    def plain(self) -> Samples:
+        rows, places = np.unique(self.rows, return_index=True)
+        groups = None if self.groups is None else self.groups[places]
+        return Samples(self.pixels, rows, self.targets[places], None, groups)
+
     def locate(self, index: int) -> int:
         return self.epoch * len(self) + index
 

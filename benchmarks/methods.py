@@ -72,7 +72,8 @@ from components.models.tuners import TUNERS, Tuner, create_tuners
 from components.models.weights import save_adapter
 from components.tasks import TASKS
 from components.training.evaluate import predict_probabilities
-from components.training.fit import Recipe, fit
+from components.training.fit import fit
+from components.training.recipe import Recipe
 from components.workspace import REPOSITORY
 
 
@@ -343,7 +344,7 @@ class Study:
         except Diverged as error:
             seconds = round(clock() - started, 2)
             return {"score": 0.0, "loss": None, "seconds": seconds, "failed": str(error)}
-        best = progress.history[progress.best_epoch - 1]
+        best = progress.best_row
         scores = {"score": best["val/balanced_accuracy"], "loss": best["val/loss"]}
         return scores | {"best_round": progress.best_epoch, "seconds": round(clock() - started, 2)}
 

@@ -38,8 +38,9 @@ from components.models.engine import Engine, create_engine
 from components.models.network import create_network
 from components.models.tuners import create_tuners
 from components.serving.rack import Rack, Resident
-from components.training.fit import Loop, Recipe
+from components.training.fit import Loop
 from components.training.lower import Keeper, Shelf, Views
+from components.training.recipe import Recipe
 
 CLASSES = tuple("abcdefgh")
 BATCH, HELD_OUT, ADAPTERS = 8, 8, 8

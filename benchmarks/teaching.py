@@ -51,7 +51,8 @@ from components.models.network import create_network
 from components.models.tuners import create_tuners
 from components.training.checkpoint import Tensors
 from components.training.evaluate import predict_probabilities
-from components.training.fit import Loop, Recipe
+from components.training.fit import Loop
+from components.training.recipe import Recipe
 from components.workspace import REPOSITORY
 
 PLAIN = "plain"

@@ -20,8 +20,8 @@ from components.models.tuners import TUNERS, create_tuners
 from components.records.memory import Memory
 from components.tasks import CLASSIFICATION, TASKS, Task
 from components.tasks.base import BoxTask
-from components.training.fit import Recipe
 from components.training.memory import Ledger, Rehearsal
+from components.training.recipe import Recipe
 from components.training.room import Forecast, Room, bound_memory, explaining, find_ways, forecast, measure_free
 
 CLASSES, BATCH, SIZE = ("a", "b", "c"), 8, ImgSize(32, 32)

@@ -27,8 +27,9 @@ from components.tasks import CLASSIFICATION, Task
 from components.tasks.detection import DetectionTask
 from components.tasks.segmentation import SegmentationTask
 from components.training import lower
-from components.training.fit import Recipe, fit
+from components.training.fit import fit
 from components.training.lower import Keeper, Shelf
+from components.training.recipe import Recipe
 
 CLASSES = ("a", "b", "c")
 ALL = Needs(pooled=True, patches=True, layers=(0, 1, 2))

@@ -13,7 +13,8 @@ from components.domain.settings import Training
 from components.models.engine import Engine
 from components.models.network import create_network
 from components.models.tuners import create_tuners
-from components.training.fit import Loop, Recipe
+from components.training.fit import Loop
+from components.training.recipe import Recipe
 
 CLASSES = ("a", "b", "c")
 

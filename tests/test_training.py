@@ -31,7 +31,8 @@ from components.tasks.segmentation import SegmentationTask
 from components.training import checkpoint
 from components.training.checkpoint import Checkpoint, Progress
 from components.training.evaluate import extract_features, predict_probabilities
-from components.training.fit import Loop, Recipe, Stopped, create_optimizer, fit, identify, scale_rate
+from components.training.fit import Loop, create_optimizer, fit, identify, scale_rate
+from components.training.recipe import Recipe, Stopped
 
 CLASSES = ("a", "b", "c")
 PAIRS = [pytest.param(kind, task(), id=f"{kind}-{name}") for kind in sorted(TUNERS) for name, task in TASKS.items()]
@@ -256,14 +257,15 @@ def test_a_head_alone_learns_from_features_computed_once(tmp_path: Path, monkeyp
 
 
 def test_a_loss_that_is_not_a_number_stops_with_advice(tmp_path: Path) -> None:
-    (tuner,) = create_tuners([{"kind": "full", "lr": 100}])
-    network = create_network(create_backbone(), tuner, len(CLASSES), 0)
+    (tuner,), task = create_tuners([{"kind": "full", "lr": 100}]), SegmentationTask()
+    network = create_network(create_backbone(), tuner, len(CLASSES), 0, task)
     with torch.no_grad():
-        network.head.weight.fill_(float("nan"))
-    engine = create_engine(torch.float32)
-    recipe = Recipe(tuner, Training(epochs=1, batch_size=8), CLASSES, 0)
+        for parameter in network.head.parameters():
+            parameter.fill_(float("nan"))
+    engine, samples = create_engine(torch.float32), _samples(None, task=task)
+    recipe = Recipe(tuner, Training(epochs=1, batch_size=8), CLASSES, 0, task=task)
     with pytest.raises(Diverged, match="learning rate"):
-        fit(network, _samples(None), _samples(None), recipe, engine, tmp_path / "c.safetensors", lambda _: None)
+        fit(network, samples, samples, recipe, engine, tmp_path / "c.safetensors", lambda _: None)
 
 
 def test_schedule_and_balance() -> None:
@@ -363,10 +365,10 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     """To a norm of 1 over all that learns, as a single huge weight of a class would make them explode."""
     (tuner,) = create_tuners([{"kind": "vpt"}])
     network = create_network(create_backbone(), tuner, len(CLASSES), 0).train()
-    with torch.no_grad():
-        network.head.weight.mul_(1000)
     recipe = Recipe(tuner, Training(epochs=1, batch_size=24), CLASSES, 0)
     loop = Loop(network, _samples(None), _samples(None), recipe, create_engine(torch.float32), tmp_path / "c", bool)
+    with torch.no_grad():
+        network.head.weight.mul_(-1000)  # sure of what is wrong
     loop.take_step(*next(iter(loop.loader)))
     norm = torch.cat([p.grad.flatten() for p in network.trainable_parameters().values() if p.grad is not None]).norm()
     assert float(norm) == pytest.approx(1, abs=1e-4)

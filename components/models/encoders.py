@@ -54,6 +54,11 @@ class PromptedEncoder(FrozenEncoder):
         self.prompts = prompts
         self.train()
 
+    @property
+    def static_prompts(self) -> StaticPrompts | None:
+        """Those that are parameters, and no function of the image."""
+        return self.prompts.static if isinstance(self.prompts, AdaptivePrompts) else self.prompts
+
     def forward(self, images: Tensor, needs: Needs = POOLED) -> Tokens:
         if self.form == "textbook":
             return forward_prompted(self.vit, images, self.prompts, needs)

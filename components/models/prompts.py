@@ -77,6 +77,18 @@ class StaticPrompts(nn.Module):
         self.tokens = nn.Parameter(torch.empty(layers, num_prompts, vit.embed_dim).uniform_(-bound, bound))
         self.dropout = nn.Dropout(dropout)
 
+    @torch.no_grad()
+    def start_from(self, tokens: Tensor) -> None:
+        """Begin as these tokens (layers, N, D) of the network.
+
+        A deep prompt meets the block's norm first, which takes its size away: it keeps that of the random start, to
+        which the learning rates belong. One whose output flows on is a token as it is.
+        """
+        if not self.flows:
+            sizes = tokens.square().mean(dim=-1, keepdim=True).sqrt().clamp_min(torch.finfo(tokens.dtype).tiny)
+            tokens = tokens / sizes * self.tokens.square().mean().sqrt()
+        self.tokens.copy_(tokens)
+
     def forward(self, index: int, x: Tensor) -> Tensor | None:
         if index >= len(self.tokens):
             return None
@@ -90,6 +102,18 @@ class StaticPrompts(nn.Module):
             return None
         shared: Tensor = self.tokens[index : index + 1]
         return shared
+
+
+@torch.no_grad()
+def gather_tokens(vit: "VisionTransformer", images: Tensor, places: Tensor) -> Tensor:
+    """Tokens (layers, B, D) of normalised images (B, 3, height, width): of image b that of the patch places[l, b] as it
+    enters block l, without any prompts. places: (layers, B)."""
+    x, ropes = enter_blocks(vit, images.to(vit.patch_embed.proj.weight.dtype))  # (B, S+HW, D)
+    rows, tokens = torch.arange(len(x), device=x.device), []
+    for index, chosen in enumerate(places):
+        x = call_block(vit, index - 1, x, ropes) if index else x
+        tokens.append(x[rows, vit.num_prefix_tokens + chosen])
+    return torch.stack(tokens).float()
 
 
 class AdaptivePrompts(nn.Module):

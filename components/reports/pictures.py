@@ -161,7 +161,7 @@ def draw_saliency(
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int, title: str) -> "Figure":
-    """Losses and validation scores by epoch, and the epoch whose weights were kept."""
+    """Losses and validation scores by epoch, and the epoch whose weights were kept, 0 for the start."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -175,9 +175,8 @@ def draw_curves(history: Sequence[Mapping[str, float]], best_epoch: int, title: 
         for key, colour in zip(keys, SERIES, strict=False):
             label = key.replace("_", " ")
             axes.plot(epochs, [row[key] for row in history], "o-", ms=3, color=colour, label=label)
-        kept = (
-            f"solved, strength {history[0]['strength']:g}" if "strength" in history[0] else f"kept: epoch {best_epoch}"
-        )
+        named = f"epoch {best_epoch}" if best_epoch else "the start"
+        kept = f"solved, strength {history[0]['strength']:g}" if "strength" in history[0] else f"kept: {named}"
         axes.axvline(best_epoch, color="#59636e", linestyle=":", label=kept)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=unit)

@@ -139,7 +139,7 @@ def main(path: Path) -> int:
 def _work(job: Job, tell: Callable[..., None], stop: Callable[[], bool], started: float) -> bool | None:
     """Whether this process speaks for the process group; None where it was stopped."""
     from components.models.process_group import join_process_group, leave_process_group
-    from components.training.fit import Stopped  # torch starts here
+    from components.training.recipe import Stopped  # torch starts here
     from components.training.run import do_job
 
     peers = join_process_group()

@@ -7,6 +7,7 @@ No random state is stored because none is needed: order, augmentation, dropout a
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,20 +33,32 @@ class Progress:
     epoch: int = 0  # epochs finished
     step: int = 0  # steps taken in the epoch after them
     history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
+    start: dict[str, float] = field(default_factory=dict)  # how it began on validation, where that was an answer
+    best_epoch: int = 0  # 0: the start
     seconds: float = 0.0  # of training, over all processes that worked on it
     losses: list[torch.Tensor] = field(default_factory=list)  # of the epoch's steps
     best: Tensors = field(default_factory=dict)
 
     def keep_if_best(self, tensors: Tensors, metric: str) -> None:
-        """Keep a copy of the weights when the last epoch is the best on validation; a tie goes to the lower loss."""
-        ranks = [(-row[f"val/{metric}"], row["val/loss"]) for row in self.history]
+        """Keep a copy of the weights when the last epoch is the best on validation, or of the start before there is
+        one; a tie goes to the lower loss."""
+        ranks = [rank_row(row, metric) for row in ([self.start] if self.start else []) + self.history]
         if ranks[-1] == min(ranks):
             self.best_epoch = self.epoch
             self.best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
+    @property
+    def best_row(self) -> dict[str, float]:
+        """What validation said of the weights that are kept."""
+        return self.history[self.best_epoch - 1] if self.best_epoch else self.start
 
-FACTS = ("epoch", "step", "history", "best_epoch", "seconds")
+
+def rank_row(row: Mapping[str, float], metric: str) -> tuple[float, float]:
+    """What epochs are sorted by: the metric on validation, best first, a tie to the lower loss."""
+    return -row[f"val/{metric}"], row["val/loss"]
+
+
+FACTS = ("epoch", "step", "history", "start", "best_epoch", "seconds")
 
 
 class Checkpoint:

@@ -1,4 +1,4 @@
-"""The loop: AdamW, warm-up and cosine, the head's weighted loss, the best epoch on validation wins.
+"""The loop: AdamW, warm-up and cosine, the head's weighted loss; the best epoch on validation wins, or the start.
 
 A candidate that learns a head alone has no loop: its optimum is computed (components/training/probe.py).
 
@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,17 @@ from components.data.batches.loading import Samples, StepOrder, create_loader
 from components.domain.settings import Training
 from components.errors import Diverged, TrainingError
 from components.models.engine import Engine
-from components.models.extraction import FeatureSource
 from components.models.network import Network
 from components.models.process_group import ProcessGroup
 from components.models.side import Lower
 from components.models.tuners import Tuner
 from components.models.tuners.linear import LinearTuner
-from components.tasks import CLASSIFICATION, Task
 from components.tasks.base import Problem
 from components.training.checkpoint import Checkpoint, Progress, Tensors
 from components.training.evaluate import extract_features, keep_answers
 from components.training.probe import Choice, Head, choose_strength, solve, standardise, weigh_images
+from components.training.recipe import Recipe, Stopped
+from components.training.starts import start
 
 Report = Callable[[dict[str, float]], None]
 CLIP_NORM = 1.0
@@ -44,26 +43,6 @@ BETAS = (0.9, 0.95)
 
 #: Settings of a training that change how it is computed but not a bit of what comes out.
 UNRELATED = {"seeds", "workers", "checkpoint_seconds", "dtype", "devices"}
-
-
-class Stopped(Exception):  # noqa: N818  asked for, so no error
-    """Training ended early because somebody asked; the checkpoint says where."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One candidate's training: who learns what, and for how long.
-
-    origin: names of backbone and data, by hash. features: where features of the bare backbone are kept.
-    """
-
-    tuner: Tuner
-    training: Training
-    classes: tuple[str, ...]
-    seed: int
-    origin: str = ""
-    task: Task = CLASSIFICATION
-    features: FeatureSource | None = None
 
 
 def fit(
@@ -123,6 +102,7 @@ class Loop:
         network.encoder.vit.set_grad_checkpointing(training.gradient_checkpointing)
         _require_share(train, training, peers)
         self.train, self.val = train, val
+        self.start()
         self.order = self.create_order(train)
         self.loader: DataLoader[Any] = create_loader(
             train, training.batch_size, workers=training.workers, order=self.order
@@ -130,6 +110,22 @@ class Loop:
         self.learner = peers.share(Learner(network, engine), engine.device)
         self.balance = network.head.class_weights(train.targets)
         self.clock = time.monotonic()
+
+    def start(self) -> None:
+        """Put what learns where the training starts; a training that goes on has that behind it.
+
+        A solved head answers already: its score counts like that of an epoch, and training that does not improve upon
+        it is not kept.
+        """
+        progress = self.progress
+        if progress.epoch or progress.step:
+            return
+        self.clock = time.monotonic()
+        start(self.network, self.train, self.recipe, self.engine)
+        if self.network.head.solvable:
+            progress.start = {"epoch": 0.0, **self.validate()}
+            progress.keep_if_best(self.weights, self.recipe.task.metric)
+        self._add_seconds()
 
     def create_order(self, train: Samples) -> StepOrder:
         peers = self.engine.peers
@@ -172,7 +168,7 @@ class Loop:
 
     def validate(self) -> dict[str, float]:
         kept = self._answer_together(self.recipe.training.batch_size * 2)
-        _require_finite(float(kept.sum()), self.recipe, self.progress.epoch - 1)  # one step may be too many
+        _require_finite(float(kept.sum()), self.recipe, max(0, self.progress.epoch - 1))  # one step may be too many
         return score_validation(self.val, kept, self.recipe)
 
     def _answer_together(self, batch_size: int) -> NDArray[np.float64]:

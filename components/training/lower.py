@@ -32,7 +32,7 @@ from components.models.network import Network
 from components.models.side import Lower, SideEncoder
 from components.models.tuners import Tuner
 from components.models.tuners.dtl import DtlTuner
-from components.training.fit import Stopped
+from components.training.recipe import Stopped
 from components.workspace import cache_limit
 
 CHUNK = 32  # images per forward

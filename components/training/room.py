@@ -14,8 +14,8 @@ from components.errors import TrainingError
 from components.models.engine import Engine
 from components.models.network import Network
 from components.records.memory import Memory
-from components.training.fit import Recipe
 from components.training.memory import Rehearsal, count_bytes
+from components.training.recipe import Recipe
 
 #: What kernels allocate inside, and what allocators keep of what was freed: on a CPU a tenth was measured
 #: (benchmarks/memory.py). A training that fits without it alone may fail.

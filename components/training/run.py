@@ -38,11 +38,12 @@ from components.tasks.calibration import Calibration
 from components.tasks.decisions import choose_decision, name_rates, require_witnesses
 from components.training.asked import Asked
 from components.training.boxes import Boxes
-from components.training.checkpoint import remove_checkpoint
+from components.training.checkpoint import rank_row, remove_checkpoint
 from components.training.evaluate import frame_predictions, hash_split, predict_probabilities
-from components.training.fit import Recipe, fit
+from components.training.fit import fit
 from components.training.lower import Keeper, Shelf
 from components.training.maps import Maps
+from components.training.recipe import Recipe
 from components.training.room import Forecast, explaining, find_room, forecast
 from components.training.saliency import write_saliency
 from components.training.usage import Usage, measure_serving
@@ -117,7 +118,8 @@ def _train(
     if not peers.leads:
         return None
     if job.until_epoch is not None:
-        return _describe_rung(job, progress.history[progress.best_epoch - 1], started)
+        # The start is the same whatever the learning rate: it would say nothing of the trial.
+        return _describe_rung(job, min(progress.history, key=lambda row: rank_row(row, task.metric)), started)
     source = FeatureSource.of(known, fit_to, job.cache)
     metrics, calibration = _write_predictions(job, manifest, pixels, fit_to, network, engine, source)
     metrics |= {key: value for key, value in progress.history[-1].items() if key == "strength"}

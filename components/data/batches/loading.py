@@ -44,6 +44,10 @@ class Samples(Dataset[tuple[torch.Tensor, Target]]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def plain(self) -> "Samples":
+        """Every image once, in the rows' order, not augmented."""
+        return Samples(self.pixels, self.rows, self.targets, None, self.groups)
+
     def locate(self, index: int) -> int:
         """The position in `rows` of the sample `index` of this epoch."""
         return index
