@@ -34,7 +34,7 @@ OTHERS: Final[dict[Role, str]] = {
     "data": "train on images under another licence",
 }
 UNSTATED: Final[dict[Role, str]] = OTHERS | {
-    "backbone": "take a backbone that states its licence in its file's metadata or its config.json",
+    "backbone": "have the backbone state its licence in its file's metadata or its config.json, and retrain",
     "data": "state the licence of the images as `licence:` in domain.yaml and retrain",
 }
 
