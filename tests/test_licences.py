@@ -72,7 +72,7 @@ def state(role: Any, licence: str | None) -> Chain:
             state("backbone", "CC-BY-NC-ND-4.0"),
             ["mit", "cc0-1.0", "apache-2.0"],
             "backbone vit: cc-by-nc-nd-4.0",
-            "Train on a backbone under another licence; or, if the terms allow your use, add `cc-by-nc-nd-4.0` to",
+            "Train on another backbone; or, if the terms allow your use, add `cc-by-nc-nd-4.0` to",
         ),
         (state("data", None), ["mit", "cc0-1.0", "apache-2.0"], "data tiny: unknown", "as `licence:` in domain.yaml"),
         (state("backbone", ""), ["mit", "cc0-1.0", "apache-2.0"], "backbone vit: unknown", "its config.json"),

@@ -29,8 +29,8 @@ CODE: Final = "apache-2.0"
 Role = Literal["backbone", "teacher", "data", "code"]
 #: What to do about a link outside the licences allowed, by its role, and where its licence is unknown.
 OTHERS: Final[dict[Role, str]] = {
-    "backbone": "train on a backbone under another licence",
-    "teacher": "train on a backbone of another origin",
+    "backbone": "train on another backbone",
+    "teacher": "train on another backbone",
     "data": "train on images under another licence",
 }
 UNSTATED: Final[dict[Role, str]] = OTHERS | {
