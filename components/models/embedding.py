@@ -92,6 +92,7 @@ def embed(job: EmbedJob, tell: Tell, pause: Callable[[], None]) -> Features:
     from components.models.encoders import PromptedEncoder
     from components.models.engine import create_engine
     from components.models.extraction import FeatureSource, extract_pooled
+    from components.models.tokens import joins_mean
 
     manifest, fit = load_samples(job.manifest, job.domain), choose_fit(job.domain)
     backbone = load_backbone(job.domain.backbone, job.domain.img_size)
@@ -124,6 +125,7 @@ def embed(job: EmbedJob, tell: Tell, pause: Callable[[], None]) -> Features:
         device=engine.device.type,
     )
     about = {"backbone_architecture": backbone.architecture, "backbone_source": backbone.source}
+    about |= {"feature": "token+mean" if joins_mean(encoder.vit) else "pooled"}
     _write(job, manifest, vectors, about | _describe(features, backbone.mean, backbone.std, fit))
     return features
 
@@ -137,7 +139,6 @@ def _describe(features: Features, mean: tuple[float, ...], std: tuple[float, ...
         "fit": fit,
         "mean": json.dumps(mean),
         "std": json.dumps(std),
-        "feature": "pooled",
         "dtype": features.dtype,
     }
 
