@@ -78,6 +78,11 @@ class Workspace:
         return self.state / "runs" / name
 
     @property
+    def backbones(self) -> Path:
+        """Weight files that `tessera backbone add` wrote, one for each name."""
+        return self.state / "backbones"
+
+    @property
     def cache(self) -> Path:
         """The folder of caches, which can be rebuilt: decoded pixels, findings, hashes."""
         return self.state / "cache"

@@ -217,11 +217,11 @@ def _load_published(name: str, img_size: ImgSize | None) -> Backbone:
     record: Any = get_pretrained_cfg(name)
     described = Description(architecture=name, licence=record.license or UNKNOWN, source=f"{PREFIX}{record.hf_hub_id}")
     create_skeleton(name, described)
-    weights = load_weights(_fetch_weights(name, record))
+    weights = load_weights(fetch_published(name, record))
     return _create_backbone(name, described, weights, img_size, "the file's metadata")
 
 
-def _fetch_weights(name: str, record: Any) -> Path:
+def fetch_published(name: str, record: Any) -> Path:
     """The weight file from the hub's cache on this disk, or from the hub."""
     hint = (
         "Connect to the network, or fetch model.safetensors elsewhere and give `backbone` the path of the file, "

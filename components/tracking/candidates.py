@@ -164,6 +164,12 @@ def load_test_score(store: Store, run_id: str, metric: str) -> Score | None:
     return None if value is None else Score(value=value, low=low, high=high)
 
 
+def load_backbone_sha256(store: Store, run_id: str) -> str:
+    """The hash of the backbone that a candidate stands on; '' where MLflow no longer has that run."""
+    run = store.read_or_none(lambda client: client.get_run(run_id))
+    return "" if run is None else str(run.data.tags.get(f"{TAG_PREFIX}backbone_sha256", ""))
+
+
 def _create_candidate_tags(above: Any, result: Result) -> dict[str, str]:
     backbone = result.backbone
     origin = load_meta(result.folder / "adapter").origin

@@ -9,10 +9,10 @@ import gc
 import os
 import sys
 
-from flows.commands import data, models, operations
+from flows.commands import backbone, data, models, operations
 from flows.commands.app import app
 
-__all__ = ["app", "data", "main", "models", "operations"]  # importing the three registers their commands
+__all__ = ["app", "backbone", "data", "main", "models", "operations"]  # importing the four registers their commands
 
 #: What tables and lines are made of, for terminals without it.
 SIGNS = {"✓": "+", "►": ">", "·": "-", "…": "...", "–": "-", "—": "-", "−": "-", "×": "x", "’": "'", "─": "-"}
