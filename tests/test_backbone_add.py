@@ -409,6 +409,15 @@ class TestWorkspace:
         assert silent.backbone.licence == "unknown"
         assert any("mean and std: those of timm's record" in note for note in silent.notes)
 
+    def test_weights_that_timm_publishes_are_known_by_their_name(self, tmp_path: Path, unlimited: None) -> None:
+        import timm
+
+        torch.save(timm.create_model(ARCHITECTURE).state_dict(), tmp_path / f"{ARCHITECTURE}.r160_in1k.pth")
+        added = add(Workspace(tmp_path), tmp_path / f"{ARCHITECTURE}.r160_in1k.pth")
+        backbone = load_backbone(str(added.file))
+        assert (added.backbone.licence, added.left_out, added.notes) == ("apache-2.0", {"head": 2}, ())
+        assert backbone.mean == tuple(timm.get_pretrained_cfg(f"{ARCHITECTURE}.r160_in1k").mean)
+
     def test_the_list_has_the_hubs_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from huggingface_hub import constants
 

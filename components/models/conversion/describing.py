@@ -10,7 +10,7 @@ from components.models.conversion.keys import Translated
 from components.models.conversion.recognising import Told, recognise
 from components.models.descriptions import UNKNOWN, Description
 from components.models.downloads import download
-from components.models.published import find_licence, is_architecture
+from components.models.published import find_licence, find_record, is_architecture
 from components.models.repositories import Source
 from components.records.backbones import Addition
 
@@ -40,12 +40,9 @@ def describe(
     else:
         config = source.config or {}
         said = Description.of_config(config, asked.source, repository=source.repository, licence=source.licence)
-    licence = asked.licence or (said.licence if said.licence != UNKNOWN else source.licence)
-    if licence == UNKNOWN and source.file is not None:  # timm's record lends its own to the very weights it is of
-        licence = find_licence(source.file.stem, said.architecture) or UNKNOWN
-    stated = {"mean": asked.mean, "std": asked.std, "feature": asked.feature}
-    update = {key: value for key, value in stated.items() if value is not None}
-    said = said.model_copy(update={"licence": licence, "source": said.source or _name_source(source), **update})
+    said = said.model_copy(update={"source": said.source or _name_source(source), **_find_published(source, said)})
+    stated = {"licence": asked.licence, "mean": asked.mean, "std": asked.std, "feature": asked.feature}
+    said = said.model_copy(update={key: value for key, value in stated.items() if value})
     if said.mean is None or said.std is None:
         notes.append(
             f"mean and std: those of timm's record of {said.architecture}, for the source names none; where its "
@@ -64,6 +61,18 @@ def _name_source(source: Source) -> str:
     if source.repository:
         return f"hf-hub:{source.repository}" + (f"@{source.commit}" if source.commit else "")
     return Path(source.name).name
+
+
+def _find_published(source: Source, said: Description) -> dict[str, Any]:
+    """Licence, mean and std by the card, or by timm's record where the file is called as the very weights it is of."""
+    model = source.file.stem if source.file else ""
+    published = find_licence(model, said.architecture)
+    licences = (said.licence, source.licence, published)
+    found: dict[str, Any] = {"licence": next((each for each in licences if each not in ("", UNKNOWN)), UNKNOWN)}
+    if published:
+        record = find_record(source.name, model)
+        found |= {"mean": said.mean or tuple(record.mean), "std": said.std or tuple(record.std)}
+    return found
 
 
 def _name_architecture(source: Source) -> str:
