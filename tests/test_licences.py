@@ -5,7 +5,6 @@ import json
 import shutil
 import tomllib
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,14 +21,12 @@ from components.domain.licences import normalise
 from components.errors import DomainError, PromotionError
 from components.models.adapter import Origin, load_meta
 from components.models.embedded import load_card
-from components.promotion.contest import rollback
 from components.promotion.gates.base import Context
 from components.promotion.gates.decide import decide
 from components.promotion.licences import (
     find_outside_now,
     judge_licences,
     recall_licences,
-    require_licences,
     trace_licences,
     trace_version,
 )
@@ -40,7 +37,7 @@ from components.tracking.store import Store
 from components.workspace import REPOSITORY, Workspace
 from flows import plan, progress
 from flows.commands import console
-from flows.steps import judge
+from flows.steps import history, judge
 
 NOW, EARLIER = f"{'a' * 32}.dir", f"{'b' * 32}.dir"
 CLEAN: Chain = (Link.of("backbone", "vit", "mit"), Link.of("data", "tiny", "CC0-1.0"), Link.of("code", "", CODE))
@@ -212,9 +209,8 @@ ALLOWED = ["mit", "apache-2.0", "cc0-1.0"]
 def test_no_rollback_leads_outside(registered: tuple[Workspace, Version, Version]) -> None:
     workspace, first, second = registered
 
-    def go_back(**changes: Any) -> Version:
-        check = partial(require_licences, workspace, create_domain(**changes))
-        return rollback(workspace, "tiny", "worse in use", check=check)
+    def go_back(**changes: Any) -> int | None:
+        return history.rollback(workspace, create_domain(**changes), "worse in use").champion_version
 
     with pytest.raises(PromotionError) as error:
         go_back(gates={"licences": ALLOWED}, licence="CC0-1.0")
@@ -222,8 +218,8 @@ def test_no_rollback_leads_outside(registered: tuple[Workspace, Version, Version
     assert "add `cc-by-nc-4.0` to `gates.licences`" in error.value.hint
     assert load_version("tiny", "champion") == second
     allowed = [*ALLOWED, "cc-by-nc-4.0"]
-    assert go_back(gates={"licences": allowed}, licence="CC0-1.0").version == first.version
-    assert go_back().version == second.version  # no gate
+    assert go_back(gates={"licences": allowed}, licence="CC0-1.0") == first.version
+    assert go_back() == second.version  # no gate
 
 
 def test_a_champion_outside_is_reported(
