@@ -14,7 +14,7 @@ import torch
 from fleets import write_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vits import VITS, create_backbone
+from vits import EVAS, VITS, create_backbone
 
 from components.data.batches.geometry import Pixels
 from components.errors import AdapterError, DataError
@@ -27,6 +27,7 @@ from components.tasks import TASKS, Task, read_task
 from components.tasks.base import BoxTask
 
 BACKBONE = create_backbone()
+FORMS = VITS | EVAS
 Find = Callable[..., Path]
 
 
@@ -128,12 +129,12 @@ def test_any_mixture_in_any_order_answers_as_alone(alone: Alone, data: st.DataOb
     alone.require([alone.rack[name] for name in data.draw(names)])
 
 
-@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize("name", FORMS)
 def test_backbones_of_every_form_hold_mixed_batches(tmp_path: Path, name: str) -> None:
-    backbone = create_backbone(VITS[name])
+    backbone = create_backbone(FORMS[name])
     rack = Rack(backbone, "float32")
     tasks = ("classification", "segmentation linear")
-    kinds = ["vpt", "vpt shallow", "vapt", "lora", "ssf", "bitfit", "dtl"]
+    kinds = ["vpt", "vpt shallow", "vapt", "lora everywhere", "dora", "ssf", "bitfit", "adaptformer", "dtl"]
     for number, (kind, task) in enumerate(product(kinds, tasks)):
         folder = write_adapter(tmp_path / str(number), backbone, TUNERS[kind], number, task=create_task(task))
         rack.add(str(number), folder)

@@ -9,7 +9,7 @@ Letters as in `prompts`: N prompts, HW patches, D embed_dim, L blocks, A adaptiv
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -56,10 +56,13 @@ class PromptedFamily:
             return forward_mixed(self.vit, images, spans, needs)
 
     def _project_static(self, static: Tensor) -> dict[str, Tensor]:
-        """Keys and values (blocks, N, 2D) of prompts (blocks, N, D)."""
+        """Keys and values (blocks, N, 2gd) of prompts (blocks, N, D): as wide as those of the block that has most, the
+        others' filled up with zeros."""
         form = self.vit.patch_embed.proj.weight
         prompts = zip(self.vit.blocks, static.to(form), strict=False)
-        return {"pairs": torch.cat([project_prompts(block, tokens[None]) for block, tokens in prompts])}
+        pairs = [project_prompts(block, tokens[None]) for block, tokens in prompts]
+        widest = max(map(count_pair_channels, self.vit.blocks))
+        return {"pairs": torch.cat([F.pad(pair, (0, widest - pair.shape[-1])) for pair in pairs])}
 
     def _fold_adaptive(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The projectors of the adaptive blocks, folded (A, N, HW), with what follows them; nothing for vpt."""
@@ -76,6 +79,13 @@ class PromptedFamily:
         return {part: torch.stack(found) for part, found in rows.items()} | shared
 
 
+def count_pair_channels(block: "Block") -> int:
+    """Of a block's keys and values together, 2gd; several heads of queries may share one of keys."""
+    attn: Any = block.attn
+    channels: int = 2 * getattr(attn, "num_kv_heads", attn.num_heads) * attn.head_dim
+    return channels
+
+
 @dataclass(frozen=True)
 class PromptSpan:
     """Rows of adapters with equally many prompts, static in equally many blocks. held: tensors (1 or n, ...)."""
@@ -89,7 +99,7 @@ class PromptSpan:
             return None
         static = self.held["pairs"].shape[1]
         if index < static:
-            return self.held["pairs"][:, index]
+            return self.held["pairs"][:, index, :, : count_pair_channels(block)]
         return project_prompts(block, self._adapt(index - static, x).to(x.dtype))
 
     def run_beside(self, index: int, x: Tensor) -> Tensor | None:

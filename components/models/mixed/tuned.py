@@ -61,11 +61,24 @@ class TunedFamily:
         for name, tensor in tensors.items():
             module, part = split_name(name.removeprefix("vit."))
             groups.setdefault(module, {})[part] = tensor.to(self.engine.device)
+        self._join_biases(groups)
         changes = {module: self._convert(module, parts, tuner) for module, parts in groups.items()}
         if isinstance(tuner, BitFitTuner):
             changes = self._fold_norms(changes)
         held = {f"{module}:{part}": each for module, parts in changes.items() for part, each in parts.items()}
         return self.pools.put(held, tuner.kind)
+
+    def _join_biases(self, groups: dict[str, dict[str, Tensor]]) -> None:
+        """BitFit's biases of queries and values, where attention holds them apart, as one of the matrix before them:
+        the keys' stays zero."""
+        for module in [module for module, parts in groups.items() if "q_bias" in parts]:
+            parts = groups.pop(module)
+            queries, values = (
+                parts[name] - self.backbone.tensor(f"{module}.{name}", torch.float32, self.engine.device)
+                for name in ("q_bias", "v_bias")
+            )
+            shift = torch.cat([queries, torch.zeros_like(queries), values]).to(self.engine.dtype)
+            groups[f"{module}.qkv"] = {"shift": shift}
 
     def _fold_norms(self, shifts: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """BitFit's shifts, of which those of a block's norms are left to the only layer that reads them:
@@ -75,7 +88,7 @@ class TunedFamily:
         folded = dict(shifts)
         for index, block in enumerate(self.vit.blocks):
             readers = {"norm1": "attn.qkv", "norm2": "mlp.fc1"}
-            if block.attn.gate is not None or not isinstance(block.mlp, Mlp):
+            if block.attn.gate is not None or block.attn.qkv is None or not isinstance(block.mlp, Mlp):
                 continue
             for norm, reader in ((f"blocks.{index}.{a}", f"blocks.{index}.{b}") for a, b in readers.items()):
                 if norm in folded:
