@@ -362,6 +362,7 @@ def require_proven(card: Card) -> None:
     assert max(card.verified.largest_difference, card.verified.graph_difference) < 1e-5
 
 
+FORMS = vits.VITS | vits.EVAS
 EVERY = pytest.mark.skipif("TESSERA_EXPORTS" not in os.environ, reason="minutes of tracing: set TESSERA_EXPORTS=1")
 #: The first is exported in every run of the suite, beside the classifier of the command.
 ORDINARY = [
@@ -437,9 +438,9 @@ def test_the_control_of_dense_tasks_is_exported(tmp_path: Path, kind: str) -> No
 
 @EVERY
 @pytest.mark.slow
-@pytest.mark.parametrize("name", vits.VITS)
+@pytest.mark.parametrize("name", FORMS)
 def test_every_kind_of_backbone_is_exported(tmp_path: Path, name: str) -> None:
-    require_proven(write_export(tmp_path, "classification", {"kind": "vpt", "num_prompts": 3}, vits.VITS[name]))
+    require_proven(write_export(tmp_path, "classification", {"kind": "vpt", "num_prompts": 3}, FORMS[name]))
 
 
 # Quantisation

@@ -44,13 +44,14 @@ class Graph(nn.Module):
         self.network = network.eval().requires_grad_(False)
         set_attention(network.encoder.vit, True)
         self.temperature = 1.0 if isinstance(meta.task, DenseTask) else meta.temperature
+        # The tracer gives constants it folds short names, such as `mean`, and ends where one is taken.
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(meta.backbone, name)).view(1, -1, 1, 1))
-        self.mean: Tensor
-        self.std: Tensor
+            self.register_buffer(f"pixel_{name}", torch.tensor(getattr(meta.backbone, name)).view(1, -1, 1, 1))
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
 
     def forward(self, pixels: Tensor) -> Tensor:
-        images = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        images = (pixels.permute(0, 3, 1, 2).float() / 255 - self.pixel_mean) / self.pixel_std
         return self.network.head.decode_graph(self.network(images), self.temperature)
 
 
