@@ -133,7 +133,7 @@ SPACES: dict[str, tuple[Options, ...]] = {
     "vapt-zeros": vary("vapt", start="zeros", **PROMPTS),
     "lora": vary("lora"),
     "dora": vary("dora"),
-    "dtl": vary("dtl"),
+    "dtl": vary("dtl", [3e-4, 1e-3, 3e-3, 1e-2]),
     "adaptformer": vary("adaptformer"),
     "full": vary("full", [1e-4, 3e-4, 1e-3, 3e-3]),
 }

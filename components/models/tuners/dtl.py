@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 class DtlTuner(TunerBase):
-    """`{kind: dtl, rank: 4, first: 7, views: 4}`. Blocks below `first` stay as they are, so a training computes them
+    """`{kind: dtl, rank: 16, first: 7, views: 4}`. Blocks below `first` stay as they are, so a training computes them
     once for each view of an image, not in every epoch."""
 
     kind: Literal["dtl"] = "dtl"
     """A thin side network beside the upper blocks learns."""
-    rank: Annotated[int, Among(2, 4, 8, 16)] = Field(default=4, ge=1, le=256)
+    rank: Annotated[int, Among(4, 8, 16, 32)] = Field(default=16, ge=1, le=256)
     """Rank of the side network's matrices."""
     first: int | None = Field(default=None, ge=0)
     """How many lower blocks stay untouched; seven twelfths of them when left out, 7 of 12."""
     views: int = Field(default=4, ge=1, le=1000)
     """Augmented views of each training image. Epochs show them in turn."""
-    lr: LearningRate = 3e-3
+    lr: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-4
 
     def choose_first(self, depth: int) -> int:
