@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from fleets import write_adapter
-from vits import VITS, create_backbone, create_images, create_targets, create_vit
+from vits import EVAS, VITS, create_backbone, create_images, create_targets, create_vit
 
 from components.data.batches.loading import Samples
 from components.data.batches.transforms import Augmentation
@@ -33,7 +33,7 @@ from components.training.recipe import Recipe
 
 CLASSES = ("a", "b", "c")
 ALL = Needs(pooled=True, patches=True, layers=(0, 1, 2))
-VIT_CASES = [pytest.param(options, id=name) for name, options in VITS.items()]
+VIT_CASES = [pytest.param(options, id=name) for name, options in {**VITS, **EVAS}.items()]
 
 
 def create_encoder(vit: Any, *, stirred: bool = True, **options: Any) -> SideEncoder:
