@@ -39,6 +39,31 @@ VIT_OPTIONS = st.fixed_dictionaries(
         "pre_norm": st.booleans(),
     }
 ).filter(lambda options: options["global_pool"] != "token" or options["class_token"])
+EVA_OPTIONS = st.fixed_dictionaries(
+    {
+        "class": st.just("Eva"),
+        "img_size": st.sampled_from([16, 32, (16, 40), (48, 16)]),
+        "num_heads": st.sampled_from([1, 2]),
+        "depth": st.integers(2, 3),
+        "num_reg_tokens": st.integers(0, 2),
+        "class_token": st.booleans(),
+        "global_pool": st.sampled_from(["token", "avg", "map"]),
+        "qkv_bias": st.booleans(),
+        "qkv_fused": st.booleans(),
+        "qk_norm": st.booleans(),
+        "attn_type": st.sampled_from(["eva", "rope"]),
+        "use_rot_pos_emb": st.booleans(),
+        "rope_type": st.sampled_from(["cat", "mixed", "dinov3"]),
+        "use_abs_pos_emb": st.booleans(),
+        "no_embed_class": st.booleans(),
+        "scale_attn_inner": st.booleans(),
+        "swiglu_mlp": st.booleans(),
+        "scale_mlp": st.booleans(),
+        "init_values": st.sampled_from([None, 0.3]),
+        "attn_only_layer_scale": st.booleans(),
+        "dynamic_img_size": st.booleans(),
+    }
+).filter(lambda options: options["global_pool"] != "token" or options["class_token"])
 TUNERS = st.one_of(
     st.fixed_dictionaries({"kind": st.just("vpt"), "deep": st.booleans(), "num_prompts": st.integers(1, 5)}),
     st.fixed_dictionaries(
@@ -87,9 +112,9 @@ def run(
     return features.detach(), gradients
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=90, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
-    vit_options=VIT_OPTIONS,
+    vit_options=VIT_OPTIONS | EVA_OPTIONS,
     options=TUNERS,
     fused=st.booleans(),
     train=st.booleans(),

@@ -37,7 +37,10 @@ TUNER_CASES = [pytest.param(tuner, id=tuner.label) for tuner in create_tuners(VA
 READING_CASES = [case for case in TUNER_CASES if case.id != "pixels"]  # the backbone
 FROZEN_CASES = [case for case in TUNER_CASES if case.id != "full"]
 MERGED_CASES = [case for case in TUNER_CASES if case.values[0].merges]
-VIT_CASES = [pytest.param(options, id=name) for name, options in (VITS | EVAS).items()]
+#: Of the kinds of Eva those that are furthest apart; test_networks.py has one of every kind.
+FAR_APART = ("EVA02-CLIP", "LingBot", "RoPE by head, on a tall grid", "Perception Encoder", "Sapiens2")
+CASES = VITS | {name: EVAS[name] for name in FAR_APART}
+VIT_CASES = [pytest.param(options, id=name) for name, options in CASES.items()]
 #: Every tuner with a head of pooled features and one of tokens; `pixels` is made for the latter alone.
 PAIR_CASES = [
     pytest.param(case.values[0], task, id=f"{case.id}-{task.kind}")
@@ -294,9 +297,10 @@ def test_dropout_acts_in_train_mode_only(tuner: Tuner) -> None:
         assert torch.equal(network.train()(images), network.train()(images)) != has_dropout
 
 
+@pytest.mark.parametrize("name", ["plain", "EVA02-CLIP", "LingBot", "RoPE by head, on a tall grid"])
 @pytest.mark.parametrize("tuner", TUNER_CASES)
-def test_prepared_for_bfloat16_it_is_nearly_the_same(tuner: Tuner) -> None:
-    backbone = create_backbone()
+def test_prepared_for_bfloat16_it_is_nearly_the_same(tuner: Tuner, name: str) -> None:
+    backbone = create_backbone(CASES[name])
     network = create_network(backbone, tuner, 4, seed=0).eval()
     images = create_images(backbone.vit)
     with torch.no_grad():
@@ -314,11 +318,12 @@ def storages(module: torch.nn.Module) -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
+@pytest.mark.parametrize("name", ["plain", "LingBot", "RoPE by head, on a tall grid"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tuner", FROZEN_CASES)
-def test_adapters_on_one_backbone_hold_it_once(tuner: Tuner, dtype: torch.dtype) -> None:
+def test_adapters_on_one_backbone_hold_it_once(tuner: Tuner, dtype: torch.dtype, name: str) -> None:
     """N of them take one backbone, in the form they compute in, and what each learns; a further kind nothing more."""
-    backbone = create_backbone()
+    backbone = create_backbone(CASES[name])
     networks = [create_network(backbone, tuner, 4, seed) for seed in range(3)]
     for network in networks:
         network.prepare(dtype, CPU, fused_attention=False)
@@ -326,7 +331,8 @@ def test_adapters_on_one_backbone_hold_it_once(tuner: Tuner, dtype: torch.dtype)
     learned = sum(4 * p.numel() for network in networks for p in network.trainable_parameters().values())
     together = sum(({**held[0], **held[1], **held[2]}).values())
     assert together - learned == sum(held[0].values()) - learned / 3
-    assert together - learned <= sum(4 * parameter.numel() for parameter in backbone.vit.parameters())
+    tensors = [*backbone.vit.parameters(), *backbone.vit.buffers()]
+    assert together - learned <= sum(4 * tensor.numel() for tensor in tensors)
     if dtype == torch.bfloat16 and tuner.kind != "pixels":  # which has no use for another form
         (lora,) = create_tuners([{"kind": "lora"}])
         other = create_network(backbone, lora, 4, seed=0)

@@ -10,6 +10,7 @@ POST_NORM = (
     "its blocks normalise what attention and MLP put out instead of what they read, so prompts would become keys and "
     "values at whatever size they have"
 )
+SWIN = "its attention looks at windows of a grid that shrinks, and a prompt would have to be in every window"
 #: Why a class of networks is none that the tuners know, by the name of the class.
 NETWORKS = {
     "Beit": "its attention adds a learned bias for every pair of places, and a prompt has no place",
@@ -18,12 +19,13 @@ NETWORKS = {
     "of the whole image",
     "VisionTransformerDistilled": "it has a second class token and a second head, and answers with the mean of both",
     "NaFlexVit": "it reads images of any shape as padded sequences of patches, with an attention mask",
-    "SwinTransformer": "its attention looks at windows of a grid that shrinks, where a prompt would be in every window",
-    "SwinTransformerV2": "its attention looks at windows of a grid that shrinks, where a prompt would be in every "
-    "window",
+    "SwinTransformer": SWIN,
+    "SwinTransformerV2": SWIN,
+    "SwinTransformerV2Cr": SWIN,
 }
-#: Why a kind of block is none that the tuners know.
+#: Why a kind of block, or of attention in it, is none that the tuners know.
 BLOCKS = {
+    "DiffAttention": "its attention is the difference of two, each of which would see the prompts",
     "ResPostBlock": POST_NORM,
     "EvaBlockPostNorm": POST_NORM,
     "ParallelScalingBlock": "its blocks run attention and MLP side by side from one matrix",
@@ -34,7 +36,7 @@ BLOCKS = {
 
 def require_plain_vit(model: nn.Module, name: str) -> None:
     """Raise BackboneError unless prompts mean in this network what the papers mean by them."""
-    if reason := _why_not_plain(model):
+    if reason := why_not_plain(model):
         raise BackboneError(
             f"backbone {name}",
             expected="a vision transformer of one patch projection, then pre-norm blocks of global attention: timm's "
@@ -45,8 +47,8 @@ def require_plain_vit(model: nn.Module, name: str) -> None:
         )
 
 
-def _why_not_plain(model: Any) -> str:
-    """What is not plain about it, '' if nothing. Exact types: a subclass changes the forward."""
+def why_not_plain(model: Any) -> str:
+    """Why the tuners do not know this network, "" if they do. Exact types: a subclass changes the forward."""
     from timm.layers import PatchEmbed
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
@@ -64,9 +66,9 @@ def _why_block_not_plain(block: Any) -> str:
     from timm.models.eva import EvaAttention, EvaBlock
     from timm.models.vision_transformer import Block
 
-    kind = type(block).__name__
-    if type(block) not in (Block, EvaBlock):
-        return f"blocks of {kind}" + (f": {BLOCKS[kind]}" if kind in BLOCKS else "")
-    if type(block.attn) not in (Attention, AttentionRope, EvaAttention):
-        return f"blocks of {type(block.attn).__name__}"
-    return ""
+    plain = type(block) in (Block, EvaBlock)
+    # A block of another kind need not even have an `attn`.
+    if plain and type(block.attn) in (Attention, AttentionRope, EvaAttention):
+        return ""
+    kind = type(block.attn if plain else block).__name__
+    return f"blocks of {kind}" + (f": {BLOCKS[kind]}" if kind in BLOCKS else "")
