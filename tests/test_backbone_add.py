@@ -3,8 +3,7 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
+import resource
 import zipfile
 from collections.abc import Callable, Mapping
 from itertools import cycle
@@ -13,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DOMAIN, create_workspace, run_tessera
+import yaml
+from conftest import DOMAIN, TINY, run_tessera
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +23,7 @@ from components.models.backbones import hash_tensors, load_backbone
 from components.models.conversion import comparing, convert
 from components.models.conversion.comparing import compare, draw_pictures
 from components.models.conversion.keys import Found, translate
-from components.models.conversion.reading import read_tensors
+from components.models.conversion.reading import read_tensors, with_limits
 from components.models.conversion.recognising import Told, recognise
 from components.models.descriptions import Description
 from components.models.stored import read_stored
@@ -334,13 +334,15 @@ class TestHostile:
         assert not (tmp_path / "harmed").exists()
 
     def test_the_process_that_opens_it_has_limits(self) -> None:
-        code = (
-            "import resource; from components.models.conversion import reading; reading.with_limits(1000)\n"
-            "try: bytearray(6 << 30)\nexcept MemoryError: print('refused')\n"
-            "print(resource.getrlimit(resource.RLIMIT_CORE)[0], resource.getrlimit(resource.RLIMIT_CPU)[0] <= 3600)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["refused", "0", "True"]
+        if not (child := os.fork()):
+            with_limits(1000)
+            most = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_CORE, resource.RLIMIT_CPU)]
+            try:
+                bytearray(6 << 30)
+            except MemoryError:
+                os._exit(7 if most == [0, 3600] else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
     @pytest.mark.parametrize(("end", "message"), [("kill -9 $$", "was killed"), ("exit 7", "exit code 7")])
     def test_its_death_is_an_error_of_the_parent(
@@ -371,11 +373,32 @@ class TestWorkspace:
         assert add(place, source).status == "unchanged"
         assert sorted(path.name for path in place.backbones.iterdir()) == ["tiny.safetensors"]
 
-    def test_another_content_needs_a_word_and_names_who_uses_the_old(
-        self, tmp_path: Path, images: Path, unlimited: None, monkeypatch: pytest.MonkeyPatch
+    def test_a_repository_comes_from_the_hubs_cache(
+        self, tmp_path: Path, unlimited: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        root = create_workspace(tmp_path / "ws", images, backbone=".tessera/backbones/tiny.safetensors")
-        place = Workspace(root)
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        cached = tmp_path / "models--someone--tiny"
+        folder = save_folder(cached / "snapshots" / ("0" * 40), "vit", layer_norm_eps=1e-12)
+        (folder / "preprocessor_config.json").unlink()
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text("0" * 40)
+        added = commands.add_backbone(
+            Workspace(tmp_path / "ws"), Addition(source="hf-hub:someone/tiny", target=Path()), "", replace=False
+        )
+        assert (added.backbone.source, added.backbone.licence) == (f"hf-hub:someone/tiny@{'0' * 40}", "mit")
+        notes = " ".join(added.notes)
+        assert "add 1e-12 to variances" in notes
+        assert "preprocessor_config.json, which may name mean and std, is not there" in notes
+
+    def test_another_content_needs_a_word_and_names_who_uses_the_old(
+        self, tmp_path: Path, unlimited: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place = Workspace(tmp_path / "ws")
+        place.domain_file(DOMAIN).parent.mkdir(parents=True)
+        domain = TINY | {"backbone": "./.tessera/backbones/tiny.safetensors"}
+        place.domain_file(DOMAIN).write_text(yaml.safe_dump(domain))
         first, second = (save_folder(tmp_path / name, name) for name in ("dinov2", "registers"))
         before = add(place, first, "tiny").backbone.sha256
         monkeypatch.setattr(Workspace, "has_results", lambda self: True)
@@ -463,5 +486,12 @@ def test_the_commands_print_what_they_did(tmp_path: Path) -> None:
     assert added.read(Added).backbone.licence == "mit"
     listed = run_tessera(tmp_path / "ws", "backbone", "list").read(Backbones)
     assert listed.backbones[0].name == ".tessera/backbones/mine.safetensors"
-    refused = run_tessera(tmp_path / "ws", "backbone", "add", str(tmp_path), "--feature", "mean")
-    assert (refused.code, refused.outcome["error"]["type"]) == (2, "BackboneError")
+
+
+@pytest.mark.parametrize("text", ["0.5", "0.5,0.5,2", "a,b,c"])
+def test_three_shares_are_three_numbers(text: str) -> None:
+    assert commands.read_numbers("--mean", "0.5,0,1") == (0.5, 0, 1)
+    with pytest.raises(BackboneError, match=r"--mean 0\.485,0\.456,0\.406"):
+        commands.read_numbers("--mean", text)
+    with pytest.raises(BackboneError, match=r"own or token\+mean"):
+        commands.read_feature(text)

@@ -109,24 +109,26 @@ def _of_transformers(
         notes.append(f"Its layer norms add {eps:g} to variances, timm's {EPS:g}: features differ by about 1e-5.")
     act = "" if config.get("use_swiglu_ffn") else ACTIVATIONS[activation]
     said = _of_shapes(translated, Told(asked.architecture, config.get("num_attention_heads"), act), what, notes)
-    pixels = _read_preprocessor(source)
+    pixels = _read_preprocessor(source, notes)
     mean, std = pixels.get("image_mean"), pixels.get("image_std")
     return said.model_copy(update={"mean": tuple(mean) if mean else None, "std": tuple(std) if std else None})
 
 
-def _read_preprocessor(source: Source) -> dict[str, Any]:
-    """preprocessor_config.json of the repository or folder; empty where there is none."""
+def _read_preprocessor(source: Source, notes: list[str]) -> dict[str, Any]:
+    """preprocessor_config.json of the repository or folder; empty where there is none, or no hub to ask for it."""
     folder = source.folder or (source.file.parent if source.file else None)
     try:
-        path = (
-            folder / PREPROCESSOR if folder else download(source.name, source.repository, PREPROCESSOR, source.commit)
-        )
+        path = folder / PREPROCESSOR if folder else _download(source)
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except BackboneError as error:  # the rest of the repository is in the hub's cache
+        notes.append(f"{PREPROCESSOR}, which may name mean and std, is not there: {error.found}.")
+        return {}
     except ValueError as error:
+        hint = "Copy or download it again."
         raise BackboneError(
-            f"backbone {source.name}", expected=f"{PREPROCESSOR} to be JSON", found=str(error), hint="Copy it again."
+            f"backbone {source.name}", expected=f"{PREPROCESSOR} to be JSON", found=str(error), hint=hint
         ) from None
     return content if isinstance(content, dict) else {}
 
