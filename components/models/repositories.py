@@ -202,11 +202,16 @@ def _find_card(source: Source) -> Path | None:
 
 def _fetch_weights(source: Source, pickles: bool) -> Path:
     """From the commit that config.json is of, so that both belong together."""
+    from huggingface_hub import try_to_load_from_cache
+
     revision, hint = source.commit or source.revision, _copy_hint(source.repository)
-    for file in (SAFE, *PICKLED):
+    files = (SAFE, *PICKLED) if pickles else (SAFE,)
+    for file in files:  # without a network it is not known that a file before the cached one does not exist
+        if isinstance(found := try_to_load_from_cache(source.repository, file, revision=revision), str):
+            return Path(found)
+    for file in files:
         try:
-            if file == SAFE or pickles:
-                return download(source.name, source.repository, file, revision, hint)
+            return download(source.name, source.repository, file, revision, hint)
         except FileNotFoundError:
             continue
     there = list_files(source.repository, revision)
