@@ -5,6 +5,7 @@ results between tasks are JSON, images and weights stay on disk. Without a confi
 an embedded one.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -200,9 +201,24 @@ def train_candidates(plan: Plan, parent: str, fresh: bool) -> list[TrainedCandid
     if fresh:
         for job in jobs.values():
             shutil.rmtree(job.folder, ignore_errors=True)
+    jobs = name_others(jobs)
     tasks = [train_candidate.with_options(task_run_name=f"train {name}") for name in jobs]
     report("candidates", count=len(jobs), epochs=plan.domain.training.epochs)
     return run_all(plan, tasks, [(plan, parent, name, job, fresh) for name, job in jobs.items()])
+
+
+def name_others(jobs: Mapping[str, Job]) -> dict[str, Job]:
+    """The jobs, of which the first that has no result names the other candidates, so that all are known to fit a device
+    before any is trained there."""
+    missing = {name: job for name, job in jobs.items() if load_result(job.folder) is None}
+    first = next(iter(missing), None)
+    others = {json.dumps(job.tuner): job.tuner for job in missing.values()}
+    return {
+        name: job.model_copy(update={"beside": tuple(each for each in others.values() if each != job.tuner)})
+        if name == first
+        else job
+        for name, job in jobs.items()
+    }
 
 
 @step("train candidate", retries=1)

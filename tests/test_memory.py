@@ -17,12 +17,23 @@ from components.models.engine import Engine
 from components.models.network import Network, create_network
 from components.models.process_group import ALONE
 from components.models.tuners import TUNERS, create_tuners
+from components.records.jobs import Job
 from components.records.memory import Memory
 from components.tasks import CLASSIFICATION, TASKS, Task
 from components.tasks.base import BoxTask
 from components.training.memory import Ledger, Rehearsal
 from components.training.recipe import Recipe
-from components.training.room import Forecast, Room, bound_memory, explaining, find_ways, forecast, measure_free
+from components.training.room import (
+    Forecast,
+    Room,
+    bound_memory,
+    explaining,
+    find_ways,
+    forecast,
+    forecast_others,
+    measure_free,
+)
+from flows.retrain import name_others
 
 CLASSES, BATCH, SIZE = ("a", "b", "c"), 8, ImgSize(32, 32)
 SETTINGS = [{}, {"gradient_checkpointing": True}, {"accumulate": 4}]
@@ -150,14 +161,13 @@ def test_number_format_and_device() -> None:
 #: Room in hundredths of what the training takes -> the settings that are offered, the first of them recommended.
 OFFERS = {
     60: ["training.accumulate=2", "training.gradient_checkpointing=true", "training.batch_size=16"],
-    18: ["training.batch_size=8 and training.gradient_checkpointing=true", "training.batch_size=2"],
-    4: [],
+    20: ["training.batch_size=8 and training.gradient_checkpointing=true", "training.batch_size=4"],
 }
 
 
 def test_settings_that_fit_are_offered_and_the_cheapest_first() -> None:
     (tuner,) = create_tuners([{"kind": "lora"}])
-    network = create_network(create_backbone({"depth": 8}), tuner, len(CLASSES), 0)
+    network = create_network(create_backbone({"depth": 6}), tuner, len(CLASSES), 0)
     rehearsal, training = Rehearsal(network, create_engine(), CLASSIFICATION, 3, SIZE), Training(batch_size=32)
     takes = rehearsal.measure(training).device
     for share, offers in OFFERS.items():
@@ -177,8 +187,6 @@ def test_a_training_that_cannot_fit_is_refused_with_advice() -> None:
     with pytest.raises(TrainingError, match=r"memory of candidate lora.* free on a device .*Set training\.") as refused:
         _forecast(0.5)
     assert "batch_size=8 (0.0 GB; another training, with other results)" in refused.value.hint
-    with pytest.raises(TrainingError, match="choose a smaller one"):
-        _forecast(0.001)
     tight = _forecast(1.05)
     assert tight is not None
     assert "That may not suffice. Set training." in tight.describe()
@@ -206,3 +214,24 @@ def test_free_memory_is_what_the_machine_and_its_container_leave(tmp_path: Path)
     for name, text in {"memory.limit_in_bytes": "50000", "memory.usage_in_bytes": "60000", "memory.stat": ""}.items():
         (folder / name).write_text(text)
     assert measure_free(meminfo, tmp_path) == 0
+
+
+def test_candidates_that_are_trained_next_are_computed_without_weights() -> None:
+    backbone, tuners = create_backbone(), create_tuners([{"kind": kind} for kind in ("vpt", "full")])
+    takes = {tuner.kind: _rehearse(tuner.kind).measure(RECIPE.training) for tuner in tuners}
+    room = Room(int(1.05 * max(memory.machine for memory in takes.values())), "a device")
+    found = list(forecast_others(backbone, tuners, RECIPE, create_engine(), room))
+    assert [each.memory for each in found if each is not None] == list(takes.values())
+    with pytest.raises(TrainingError, match="memory of candidate full"):
+        list(forecast_others(backbone, tuners[1:], RECIPE, create_engine(), replace(room, free=10**6)))
+
+
+def test_the_first_candidate_without_a_result_names_the_others(tmp_path: Path) -> None:
+    jobs = {
+        f"{kind}-s{seed}": Job.model_construct(tuner={"kind": kind}, seed=seed, folder=tmp_path / kind, beside=())
+        for kind in ("linear", "vpt", "lora")
+        for seed in (0, 1)
+    }
+    named = name_others(jobs)
+    assert named["linear-s0"].beside == ({"kind": "vpt"}, {"kind": "lora"})
+    assert all(job.beside == () for name, job in named.items() if name != "linear-s0")

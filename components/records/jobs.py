@@ -24,7 +24,8 @@ class Job(Strict):
 
     folder receives adapter/, predictions.parquet and result.json; `result.json` comes last and marks it done.
     until_epoch: stop there, as a trial of a search does; the folder receives rung-<epoch>.json, and a checkpoint from
-    which the same job goes on with a later epoch. The schedule is that of the whole training all along.
+    which the same job goes on with a later epoch. The schedule is that of the whole training all along. beside: options
+    of candidates that will be trained here next, whose memory is computed before this one's first step.
     """
 
     action: Literal["train", "score"]
@@ -37,6 +38,7 @@ class Job(Strict):
     folder: Path
     adapter: Path | None = None
     until_epoch: int | None = None
+    beside: tuple[dict[str, Any], ...] = ()
     data_version: str
     git_commit: str
 

@@ -10,7 +10,7 @@ import copy
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from components.data.batches.loading import AHEAD
 from components.domain.canvas import ImgSize
 from components.domain.settings import Training
+from components.models.backbones import Backbone
 from components.models.engine import Engine
 from components.models.network import Network
 from components.records.memory import Memory
@@ -27,6 +28,7 @@ from components.tasks import Task
 from components.tasks.base import BoxTask
 
 CPU, META = torch.device("cpu"), torch.device("meta")
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 COPIES = 4  # of what learns: itself, AdamW's two moments, the best epoch's
 
 
@@ -169,20 +171,21 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             self.live -= size
 
 
-def replace_tensors(network: Network, device: torch.device) -> Network:
-    """A copy of the network whose tensors are new ones of the same shapes and dtypes, with any content."""
+def replace_tensors(module: ModuleT, device: torch.device) -> ModuleT:
+    """A copy of the module whose tensors are new ones of the same shapes and dtypes, with any content."""
     memo: dict[int, Any] = {}
-    for tensor in _tensors(network):
+    for tensor in _tensors(module):
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
         of_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if of_parameter else empty
-    return copy.deepcopy(network, memo)
+    return copy.deepcopy(module, memo)
 
 
-def _tensors(network: Network) -> list[Tensor]:
-    """All that the network holds, the backbone it is to stand on included, each once."""
-    modules = [network] if network.backbone is None else [network, network.backbone.vit]
-    found = {id(each): each for module in modules for each in (*module.parameters(), *module.buffers())}
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """All that the module holds, the backbone that a network is to stand on included, each once."""
+    backbone: Backbone | None = getattr(module, "backbone", None)
+    modules = [module] if backbone is None else [module, backbone.vit]
+    found = {id(each): each for part in modules for each in (*part.parameters(), *part.buffers())}
     return list(found.values())
 
 

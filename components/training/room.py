@@ -1,9 +1,9 @@
 """Whether a training fits its device, and by which settings it would: said before it starts, and changed by nobody."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,10 +11,12 @@ import torch
 from components.domain.canvas import ImgSize
 from components.domain.settings import Training
 from components.errors import TrainingError
+from components.models.backbones import Backbone
 from components.models.engine import Engine
-from components.models.network import Network
+from components.models.network import Network, create_network
+from components.models.tuners import Tuner
 from components.records.memory import Memory
-from components.training.memory import Rehearsal, count_bytes
+from components.training.memory import META, Rehearsal, count_bytes, replace_tensors
 from components.training.recipe import Recipe
 
 #: What kernels allocate inside, and what allocators keep of what was freed: on a CPU a tenth was measured
@@ -187,6 +189,17 @@ def forecast(network: Network, recipe: Recipe, engine: Engine, img_size: ImgSize
     if found.takes > room.free:
         raise found.refuse(f"{format_size(room.free)} free")
     return found
+
+
+def forecast_others(
+    backbone: Backbone, tuners: Sequence[Tuner], recipe: Recipe, engine: Engine, room: Room
+) -> Iterator[Forecast | None]:
+    """The same of other candidates that will be trained like this one, on a backbone without weights."""
+    for tuner in tuners:
+        with torch.device(META):
+            hollow = replace(backbone, vit=replace_tensors(backbone.vit, META))
+            network = create_network(hollow, tuner, len(recipe.classes), recipe.seed, recipe.task)
+        yield forecast(network, replace(recipe, tuner=tuner), engine, backbone.img_size, room)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ from components.training.fit import fit
 from components.training.lower import Keeper, Shelf
 from components.training.maps import Maps
 from components.training.recipe import Recipe
-from components.training.room import Forecast, explaining, find_room, forecast
+from components.training.room import Forecast, explaining, find_room, forecast, forecast_others
 from components.training.saliency import write_saliency
 from components.training.usage import Usage, measure_serving
 
@@ -144,9 +144,13 @@ def _build(job: Job, tell: Tell, peers: ProcessGroup) -> tuple[Network, Backbone
     engine = create_engine(backbone.mean, backbone.std, job.domain.training.dtype, peers)
     origin, source = f"{backbone.sha256}, {job.data_version}", FeatureSource.of(backbone, fit_to, job.cache)
     recipe = Recipe(tuner, job.domain.training, job.domain.classes, job.seed, origin, task, source)
-    foreseen = forecast(network, recipe, engine, backbone.img_size, find_room(engine.device))
-    if foreseen is not None and peers.leads:
-        tell("memory", text=foreseen.describe(), bytes=foreseen.takes)
+    room = find_room(engine.device)
+    foreseen = forecast(network, recipe, engine, backbone.img_size, room)
+    others = create_tuners(job.beside) if foreseen is not None else []
+    both = [foreseen, *forecast_others(backbone, others, recipe, engine, room)]
+    if peers.leads and (known := [each for each in both if each is not None]):
+        largest = max(known, key=lambda each: each.takes)
+        tell("memory", text=largest.describe(), bytes=largest.takes)
     return engine.prepare(network), BackboneMeta.of(backbone), recipe, engine, foreseen
 
 
