@@ -94,6 +94,7 @@ def find_record(workspace: Workspace, name: str, number: int, scratch: Path) -> 
     before = require(load_result(artifacts.fetch_training(store, found.run_id, scratch)), "result")
     artifacts.fetch_file(store, found.run_id, "predictions.parquet", scratch / "predictions.parquet")
     job: dict[str, Any] = json.loads((scratch / "training" / "job.json").read_text())
+    job.pop("beside", None)  # what else the retrain was to train has no say here
     return found, before.model_copy(update={"folder": scratch}), job
 
 
