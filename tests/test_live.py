@@ -221,6 +221,8 @@ def test_a_bar_says_how_far_and_how_long() -> None:
         report_epoch("vpt-s0", 2, resumed=1.0)
         report_epoch("another", 3)
         report_epoch("vpt-s0", 3)
+        report("training-memory", name="vpt-s0", bytes=3, text="vpt takes 3 GB")
+    assert shown.pop() == (0.0, "vpt takes 3 GB")
     assert shown[0] == (0.5, "epoch 2 of 4, val 0.500, time left not known yet")
     assert shown[1][0] == 0.75
     assert shown[1][1].startswith("epoch 3 of 4, val 0.500, 0 s")
@@ -240,6 +242,13 @@ def test_the_terminal_shows_a_search_and_the_time_left() -> None:
     live_display({"event": "search-done", "name": "vpt-deep", "note": "9 trials"})
     live_display({"event": "candidates", "count": 2, "epochs": 4})
     live_display({"event": "training-start", "name": "vpt-s0", "epochs": 4, "images": 9, "device": "cpu"})
+    for name, size in (("vpt", 3), ("linear", 2), ("full", 5)):
+        live_display({"event": "training-memory", "name": name, "bytes": size, "text": f"{name} takes {size} GB"})
+    said = progress.console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert [name for name in ("vpt", "linear", "full") if f"{name} takes" in said] == [
+        "vpt",
+        "full",
+    ]  # never a smaller one
     row = {"event": "training-epoch", "name": "vpt-s0", "epoch": 1.0, "score": 0.5}
     live_display(row)
     (bar,) = [task for task in progress.tasks if task.visible]

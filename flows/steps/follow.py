@@ -69,6 +69,8 @@ def follow_epochs(name: str, epochs: int, show: Show) -> Iterator[None]:
         if event["event"] == "training-epoch" and event["name"] == name:
             left = pace.left(event["epoch"], "resumed" in event)
             show(1.0 if "strength" in event else event["epoch"] / epochs, describe_epoch(event, epochs, left))
+        elif event["event"] == "training-memory" and event["name"] == name and event["text"]:
+            show(0.0, event["text"])
 
     with listening(hear):
         yield
