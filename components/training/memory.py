@@ -22,6 +22,7 @@ from components.domain.canvas import ImgSize
 from components.domain.settings import Training
 from components.models.backbones import Backbone
 from components.models.engine import Engine
+from components.models.extraction import choose_batch
 from components.models.network import Network
 from components.records.memory import Memory
 from components.tasks import Task
@@ -42,7 +43,7 @@ class Rehearsal:
         self.task, self.num_classes, self.img_size, self.peers = task, num_classes, img_size, engine.peers.size
         # A GPU is rehearsed as a CPU: its fused attention keeps the same, and its autocast rounds the same products.
         self.engine = Engine(CPU, engine.dtype, engine.mean, engine.std, engine.fused_attention)
-        self.on_gpu = engine.device.type == "cuda"
+        self.on_gpu, self.at_once = engine.device.type == "cuda", choose_batch(engine)  # images, for features
         self.fake, self.known = FakeTensorMode(), dict[tuple[int, int, bool], Memory]()
         self.loaded = count_bytes(_tensors(network))  # the backbone's original, and a copy of it that learns
         empty = replace_tensors(network, META)
@@ -70,7 +71,9 @@ class Rehearsal:
             kept=kept,
             step=step,
             update=self._measure_update(),
-            validation=self._rehearse_validation(2 * training.batch_size // self.peers),
+            validation=self._rehearse_validation(
+                2 * training.batch_size // self.peers if self.trains else self.at_once
+            ),
             pixels=self._count_pixels(share),
             loading=loading,
         )
