@@ -27,6 +27,8 @@ from flows.progress import report
 from flows.server.gpus import gpu_slot, list_gpus
 
 Left = TypeVar("Left")
+#: What is added for a process that was ended by SIGKILL, as the kernel does where memory runs out.
+KILLED = " If the machine has run out of memory, choose a smaller backbone, img_size or batch_size."
 LOOK_SECONDS = 0.02  # between two looks whether a fork has ended
 #: Threads that spin while they wait made a step eight times slower whenever another process wanted a core too.
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -79,7 +81,8 @@ def _spawn_unless_known(job: Job, name: str, load: Callable[[], Left | None]) ->
             f"training process of {name}",
             expected="a result",
             found=f"exit code {code}; the log ends with: {_tail(log)}",
-            hint=f"The whole log is {log}; run the command again to go on from the last checkpoint.",
+            hint=f"The whole log is {log}; run the command again to go on from the last checkpoint."
+            + (KILLED if code == -signal.SIGKILL else ""),
         )
     return result
 
