@@ -362,7 +362,7 @@ def require_proven(card: Card) -> None:
     assert max(card.verified.largest_difference, card.verified.graph_difference) < 1e-5
 
 
-FORMS = vits.VITS | vits.EVAS
+FORMS = vits.VITS | vits.EVAS | vits.JOINED
 EVERY = pytest.mark.skipif("TESSERA_EXPORTS" not in os.environ, reason="minutes of tracing: set TESSERA_EXPORTS=1")
 #: The first is exported in every run of the suite, beside the classifier of the command.
 ORDINARY = [

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from step_time import count, create_step
 from torch import Tensor
-from vits import EVAS, VITS, create_backbone, create_images, create_vit
+from vits import EVAS, JOINED, VITS, create_backbone, create_images, create_vit
 
 from components.domain.canvas import ImgSize
 from components.models.attention import ImageWiseAttention, attend
@@ -174,7 +174,9 @@ def test_on_a_grid_that_is_not_square_every_tuner_computes_what_its_paper_says(
     torch.testing.assert_close(found.double() / scale, expected / scale, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", [pytest.param(options, id=name) for name, options in (VITS | EVAS).items()])
+@pytest.mark.parametrize(
+    "options", [pytest.param(options, id=name) for name, options in (VITS | EVAS | JOINED).items()]
+)
 @pytest.mark.parametrize("tuner", [{"kind": "vpt", "num_prompts": 3}, {"kind": "vapt", "num_prompts": 3}])
 class TestTheory:
     def test_no_prompts_change_nothing(self, tuner: dict[str, Any], options: dict[str, Any]) -> None:

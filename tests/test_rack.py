@@ -14,7 +14,7 @@ import torch
 from fleets import write_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vits import EVAS, VITS, create_backbone
+from vits import EVAS, JOINED, VITS, create_backbone
 
 from components.data.batches.geometry import Pixels
 from components.errors import AdapterError, DataError
@@ -27,7 +27,7 @@ from components.tasks import TASKS, Task, read_task
 from components.tasks.base import BoxTask
 
 BACKBONE = create_backbone()
-FORMS = VITS | EVAS
+FORMS = VITS | EVAS | JOINED
 Find = Callable[..., Path]
 
 

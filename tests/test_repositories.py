@@ -10,6 +10,7 @@ import pytest
 import torch
 from hubs import TOKEN, Hub, go_down, serve_hub
 from safetensors.torch import save, save_file
+from vits import JOINED, create_backbone, create_images
 
 from components.domain.canvas import ImgSize
 from components.errors import BackboneError
@@ -18,8 +19,10 @@ from components.models.backbones import load_backbone
 from components.models.construction import create_skeleton
 from components.models.descriptions import Description, read_licence
 from components.models.heads import Shape
+from components.models.network import create_network
 from components.models.repositories import find_source, fingerprint, is_path, resolve_name
-from components.models.tokens import POOLED, forward_plain
+from components.models.tokens import POOLED, Needs, forward_plain
+from components.models.tuners import TUNERS, create_tuners
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
@@ -82,6 +85,18 @@ FIELD: dict[str, tuple[dict[str, Any], str, float]] = {
         write_config("vit_base_patch16_siglip_224", 224, **HALF),
         "apache-2.0",
         92.9,
+    ),
+    "timm/vit_small_patch16_dinov3.lvd1689m": (
+        write_config("vit_small_patch16_dinov3", 256, license="dinov3-license"),
+        "other\nlicense_name: dinov3-license",
+        21.6,
+    ),
+    "belfner/vit_small_patch16_lingbot.robbyant": (write_config("vit_small_patch16_lingbot", 512), "apache-2.0", 21.6),
+    "timm/eva02_tiny_patch14_224.mim_in22k": (write_config("eva02_tiny_patch14_224", 224), "mit", 5.5),
+    "timm/vit_pe_core_tiny_patch16_384.fb": (
+        write_config("vit_pe_core_tiny_patch16_384", 384, **HALF),
+        "apache-2.0",
+        6.1,
     ),
 }
 
@@ -170,7 +185,7 @@ class TestTheField:
         assert find_source(str(folder / "snapshots" / commit)).config == config
         for again in (f"hf-hub:{repository}", str(folder)):
             assert load_backbone(again).sha256 == loaded.sha256
-        assert (loaded.licence, loaded.source) == (licence, f"hf-hub:{repository}")
+        assert (loaded.licence, loaded.source) == (licence.rpartition(" ")[2], f"hf-hub:{repository}")
         assert (list(loaded.mean), loaded.img_size.height) == (
             config["pretrained_cfg"]["mean"],
             config["pretrained_cfg"]["input_size"][1],
@@ -399,27 +414,41 @@ MISFITS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ({"class_token": False, "global_pool": "avg"}, {"global_pool": "avg"}, "no cls_token", "class_token"),
 ]
 
+#: The same of timm's `Eva`: DINOv3 of 32 pixels.
+EVA_MISFITS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
+    ({"num_reg_tokens": 2}, {}, "reg_token of 2 tokens, where num_reg_tokens is 4", "num_reg_tokens"),
+    ({"swiglu_mlp": True}, {}, "blocks.0.mlp.fc1.weight of 192 outputs", "swiglu_mlp"),
+    ({"mlp_ratio": 3.0}, {}, "blocks.0.mlp.fc1.weight of 72 outputs", "mlp_ratio"),
+    ({"qkv_bias": True}, {}, "blocks.0.attn.q_bias", "qkv_bias"),
+    ({"use_abs_pos_emb": True}, {}, "pos_embed, which use_abs_pos_emb makes", "use_abs_pos_emb"),
+    ({"depth": 3}, {}, "3 blocks, where depth is 2", "depth"),
+]
+CASES = [("vit_tiny_patch16_224", *row) for row in MISFITS] + [
+    ("vit_small_patch16_dinov3", *row) for row in EVA_MISFITS
+]
+
 
 class TestArguments:
-    def write(self, path: Path, vit: Any, args: dict[str, Any]) -> str:
-        metadata = Description(architecture="vit_tiny_patch16_224", model_args=args).to_metadata()
+    def write(self, path: Path, vit: Any, args: dict[str, Any], architecture: str = "vit_tiny_patch16_224") -> str:
+        metadata = Description(architecture=architecture, model_args=args).to_metadata()
         save_file(vit.state_dict(), path, metadata)
         return str(path)
 
-    @pytest.mark.parametrize(("true", "said", "tensor", "argument"), MISFITS)
+    @pytest.mark.parametrize(("architecture", "true", "said", "tensor", "argument"), CASES)
     def test_a_tensor_that_does_not_fit_names_the_argument_and_the_hint_is_right(
-        self, true: dict[str, Any], said: dict[str, Any], tensor: str, argument: str, tmp_path: Path
+        self, architecture: str, true: dict[str, Any], said: dict[str, Any], tensor: str, argument: str, tmp_path: Path
     ) -> None:
         import timm
 
-        own = read_arguments("", type(create_tiny()[0]), {**SMALL, "img_size": 32, **true})
-        vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, **own)
-        args = {**SMALL, **said}
+        network = type(create_skeleton("", Description(architecture=architecture)))
+        own = read_arguments("", network, {**SMALL, "img_size": 32, **true})
+        vit = timm.create_model(architecture, pretrained=False, num_classes=0, **own)
+        args, path = {**SMALL, **said}, tmp_path / "mine.safetensors"
         with pytest.raises(BackboneError, match=re.escape(tensor)) as raised:
-            load_backbone(self.write(tmp_path / "mine.safetensors", vit, args))
+            load_backbone(self.write(path, vit, args, architecture))
         hint = json.loads(re.search(r"\{.*\}", raised.value.hint)[0])
         assert argument in hint
-        loaded = load_backbone(self.write(tmp_path / "mine.safetensors", vit, {**args, **hint}))
+        loaded = load_backbone(self.write(path, vit, {**args, **hint}, architecture))
         state = loaded.vit.state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in vit.state_dict().items())
 
@@ -444,6 +473,16 @@ class TestArguments:
     def test_illegal_ones_are_refused(self, args: dict[str, Any], message: str, tmp_path: Path) -> None:
         with pytest.raises(BackboneError, match=re.escape(message)):
             load_backbone(self.write(tmp_path / "mine.safetensors", create_tiny()[0], args))
+
+    def test_what_no_argument_can_take_back_is_another_architecture(self, tmp_path: Path) -> None:
+        import timm
+
+        vit = timm.create_model("vit_small_patch16_dinov3", pretrained=False, num_classes=0, img_size=32, **SMALL)
+        state = {name: tensor for name, tensor in vit.state_dict().items() if "gamma" not in name}
+        said = Description(architecture="vit_small_patch16_dinov3", model_args=SMALL).to_metadata()
+        save_file(state, tmp_path / "mine.safetensors", said)
+        with pytest.raises(BackboneError, match=r"no blocks.0.gamma_1\. Correct the architecture in the metadata"):
+            load_backbone(str(tmp_path / "mine.safetensors"))
 
     def test_metadata_that_is_no_json(self, tmp_path: Path) -> None:
         save_file(create_tiny()[0].state_dict(), tmp_path / "test_vit.safetensors", {"model_args": "depth=2"})
@@ -476,3 +515,28 @@ class TestArguments:
         save_file({f"teacher.{name}": tensor for name, tensor in create_tiny()[0].state_dict().items()}, path)
         with pytest.raises(BackboneError, match=r"begin with 'teacher.'"):
             load_backbone(str(path))
+
+
+class TestJoinedMean:
+    """The feature of Virchow2, through every tuner; the rack, exports and both forms run on such a network, too."""
+
+    @pytest.mark.parametrize("kind", TUNERS)
+    def test_it_is_the_class_token_beside_the_mean_of_the_patches(self, kind: str) -> None:
+        (options,), (tuner,) = JOINED.values(), create_tuners([{"kind": kind}])
+        backbone = create_backbone(options)
+        network = create_network(backbone, tuner, 3, seed=0).eval()
+        images = create_images(backbone.vit)
+        both = network.encoder(images, Needs(pooled=True, patches=True))
+        alone = network.encoder(images, POOLED).pooled
+        width = backbone.vit.embed_dim
+        assert (alone.shape, network(images).shape) == ((2, 2 * width), (2, 3))
+        torch.testing.assert_close(alone, both.pooled)
+        torch.testing.assert_close(alone[:, width:], both.patches.mean(dim=1))
+
+    def test_a_network_without_class_token_has_none_to_join(self, tmp_path: Path) -> None:
+        args = {**SMALL, "class_token": False, "global_pool": "avg", "img_size": 32}
+        vit = create_original(write_config("vit_tiny_patch16_224", 32, args), "", {})
+        said = Description(architecture="vit_tiny_patch16_224", model_args=args, feature="token+mean").to_metadata()
+        save_file(vit.state_dict(), tmp_path / "mine.safetensors", said)
+        with pytest.raises(BackboneError, match="a network with a class token"):
+            load_backbone(str(tmp_path / "mine.safetensors"))

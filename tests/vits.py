@@ -11,7 +11,7 @@ from components.domain.canvas import ImgSize
 from components.models.backbones import Backbone, hash_tensors
 from components.models.heads import Head
 from components.models.plain import require_plain_vit
-from components.models.tokens import Tokens
+from components.models.tokens import Tokens, join_mean
 from components.records.boxes import NONE
 from components.records.maps import IGNORE
 from components.tasks import Task
@@ -40,6 +40,11 @@ VITS: dict[str, dict[str, Any]] = {
     "no positions": {"pos_embed": "none"},
     "any image size": {"dynamic_img_size": True},
     "normalised queries and keys": {"qk_norm": True},
+}
+
+#: A pooled feature that is none of timm's own.
+JOINED: dict[str, dict[str, Any]] = {
+    "the mean joined to the class token": {"reg_tokens": 1, "feature": "token+mean"},
 }
 
 #: What timm's `Eva` adds, one row for every kind of published weights.
@@ -137,7 +142,7 @@ EVAS = {name: {"class": "Eva", **options} for name, options in EVAS.items()}
 def create_vit(options: Mapping[str, Any] = {}) -> Any:
     """A frozen ViT of 3 blocks, width 24; the same numbers at every call, all parameters away from zero.
 
-    options: of timm's `VisionTransformer`, or of its `Eva` where `class` says so.
+    options: of timm's `VisionTransformer`, or of its `Eva` where `class` says so; `feature` as a description says it.
     """
     from timm.layers import get_norm_layer
     from timm.models.eva import Eva
@@ -145,6 +150,7 @@ def create_vit(options: Mapping[str, Any] = {}) -> Any:
 
     base = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
     given = {**base, **options}
+    feature = given.pop("feature", "own")
     network = Eva if given.pop("class", "") == "Eva" else VisionTransformer
     if isinstance(given.get("norm_layer"), str):
         given["norm_layer"] = get_norm_layer(given["norm_layer"])
@@ -154,6 +160,8 @@ def create_vit(options: Mapping[str, Any] = {}) -> Any:
         with torch.no_grad():
             for parameter in vit.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.2)
+    if feature == "token+mean":
+        join_mean(vit)
     require_plain_vit(vit, "tiny")
     return vit.requires_grad_(False).eval()
 

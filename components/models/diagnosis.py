@@ -27,7 +27,10 @@ class Finding(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A tensor that an argument makes: the argument's value where the file has the tensor, and where it has not."""
+    """A tensor that an argument makes: the argument's value where the file has the tensor, and where it has not.
+
+    None: no value takes back what the architecture itself has.
+    """
 
     tensor: str
     argument: str
@@ -54,7 +57,7 @@ TRACES: dict[str, tuple[Trace, ...]] = {
     ),
     "Eva": (
         *_SHARED,
-        Trace("blocks.0.gamma_1", "init_values", 1e-5, 0),
+        Trace("blocks.0.gamma_1", "init_values", 1e-5, None),
         Trace("blocks.0.attn.q_bias", "qkv_bias", True, False),
         Trace("blocks.0.attn.q_proj.weight", "qkv_fused", False, True),
         Trace("blocks.0.attn.norm.weight", "scale_attn_inner", True, False),
@@ -91,13 +94,16 @@ def explain_misfit(
 
 def refuse_findings(what: str, architecture: str, findings: list[Finding], where: str) -> BackboneError:
     """All that was found, and the arguments that answer it as one line of JSON."""
-    args = json.dumps({finding.argument: finding.value for finding in findings})
+    args = {finding.argument: finding.value for finding in findings if finding.value is not None}
     heads = " `num_heads` leaves no trace in a file: state it too." if "embed_dim" in args else ""
+    hint = f"Give these model_args in {where}: {json.dumps(args)}.{heads}"
+    if len(args) < len({finding.argument for finding in findings}):
+        hint = f"Correct the architecture in {where}."
     return BackboneError(
         f"backbone {what}",
         expected=f"the tensors of {architecture}",
         found="; ".join(finding.found for finding in findings),
-        hint=f"Give these model_args in {where}: {args}.{heads}",
+        hint=hint,
     )
 
 
