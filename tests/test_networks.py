@@ -108,6 +108,19 @@ class TestEveryKind:
             elif create_tuners([options])[0].merges and not (options["kind"] == "ssf" and "RmsNorm" in kind):
                 require_close(encoder.merge()(images), tokens.pooled)
 
+    def test_gradient_checkpointing_changes_nothing(self, architecture: str, kind: str) -> None:
+        backbone = create_example(architecture)
+        for options in ({"kind": "vpt"}, {"kind": "lora"}, {"kind": "adaptformer"}):
+            gradients = []
+            for saves in (False, True):
+                network = create(backbone, options)
+                network.encoder.vit.set_grad_checkpointing(saves)
+                network.encoder(draw(backbone), ALL).patches.square().sum().backward()
+                gradients.append([p.grad for p in network.encoder.parameters() if p.grad is not None])
+                network.encoder.vit.set_grad_checkpointing(False)
+            assert gradients[0]
+            assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
     def test_an_adapter_binds_to_it(self, architecture: str, kind: str, tmp_path: Path) -> None:
         backbone = create_example(architecture)
         facts: dict[str, Any] = {"data_version": "d", "split_sha256": "s", "git_commit": "c", "seed": 1, "metrics": {}}

@@ -297,6 +297,16 @@ def test_dropout_acts_in_train_mode_only(tuner: Tuner) -> None:
         assert torch.equal(network.train()(images), network.train()(images)) != has_dropout
 
 
+def test_rotary_positions_are_moved_about_only_where_all_learns() -> None:
+    """DINOv3 trains with rescaled positions; a frozen backbone of it has none of that in training either."""
+    for kind in ("vpt", "lora", "bitfit", "full"):
+        network = create(create_tuners([{"kind": kind}])[0], CASES["LingBot"])
+        images = create_images(network.encoder.vit)
+        with torch.no_grad():
+            still = network.eval()(images)
+            assert torch.equal(network.train()(images), still) == (kind != "full")
+
+
 @pytest.mark.parametrize("name", ["plain", "EVA02-CLIP", "LingBot", "RoPE by head, on a tall grid"])
 @pytest.mark.parametrize("tuner", TUNER_CASES)
 def test_prepared_for_bfloat16_it_is_nearly_the_same(tuner: Tuner, name: str) -> None:
