@@ -380,6 +380,7 @@ class Study:
         searches = [*map(strip_commit, found), *kept["searches"]]
         data = {name: self.bench(name).facts for name in opened}
         return {
+            **{key: value for key, value in self.earlier.items() if key == "starts"},  # of starts.py
             **self._describe_setting(),
             "machine": describe_machine(self.engine),
             "commits": sorted(commits.union(self.earlier.get("commits", []))),

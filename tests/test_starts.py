@@ -1,6 +1,7 @@
 """Where trainings start: heads that are solved, and prompts that are tokens of training images."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def _start(
 
 @pytest.mark.parametrize("task", [CLASSIFICATION, MultilabelTask()], ids=lambda task: task.kind)
 @pytest.mark.parametrize("kind", SILENT)
-def test_what_has_learned_nothing_yet_answers_as_the_linear_probe(kind: str, task: Task, tmp_path: Any) -> None:
+def test_what_has_learned_nothing_yet_answers_as_the_linear_probe(kind: str, task: Task, tmp_path: Path) -> None:
     engine = create_engine(torch.float32)
     network, samples = _start({"kind": kind}, task=task)
     (tuner,) = create_tuners([{"kind": "linear", "strength": STRENGTH}])
@@ -131,3 +132,19 @@ def test_nothing_else_moves(kind: str, task: Task) -> None:
     prompts = {"vpt": {"encoder.prompts.tokens"}, "vapt": {"encoder.prompts.static.tokens"}}.get(kind, set())
     assert moved - {"head.weight", "head.bias"} == prompts
     assert ("head.weight" in moved) == fresh.head.solvable
+
+
+def test_a_start_that_training_spoils_is_kept(tmp_path: Path) -> None:
+    """It is epoch 0 on validation, for a training that goes on from a checkpoint as well."""
+    candidate, engine = {"kind": "vpt", "lr": 100.0}, create_engine(torch.float32)
+    started, samples = _start(candidate)
+    (tuner,) = create_tuners([candidate])
+    recipe = Recipe(tuner, Training(epochs=2, batch_size=8, warmup_epochs=0), CLASSES, 0)
+    for until in (1, 2):
+        network = create_network(create_backbone(), tuner, len(CLASSES), 0)
+        path = tmp_path / "c.safetensors"
+        progress = fit(network, samples, samples, recipe, engine, path, lambda row: None, until_epoch=until)
+        assert (progress.best_epoch, len(progress.history)) == (0, until)
+        assert progress.best_row["val/loss"] < min(row["val/loss"] for row in progress.history)
+        for name, tensor in started.trainable_parameters().items():
+            assert torch.equal(tensor, network.trainable_parameters()[name])
