@@ -307,6 +307,12 @@ def test_rotary_positions_are_moved_about_only_where_all_learns() -> None:
             assert torch.equal(network.train()(images), still) == (kind != "full")
 
 
+def test_rotary_positions_stay_precise_and_other_buffers_follow() -> None:
+    vits = [create_backbone(EVAS[name]).at(torch.bfloat16, CPU) for name in ("LingBot", "RoPE by head with positions")]
+    assert {tensor.dtype for vit in vits for tensor in (*vit.rope.parameters(), *vit.rope.buffers())} == {torch.float32}
+    assert vits[0].blocks[0].attn.k_bias.dtype == vits[0].blocks[0].attn.q_bias.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", ["plain", "EVA02-CLIP", "LingBot", "RoPE by head, on a tall grid"])
 @pytest.mark.parametrize("tuner", TUNER_CASES)
 def test_prepared_for_bfloat16_it_is_nearly_the_same(tuner: Tuner, name: str) -> None:
