@@ -194,7 +194,7 @@ def test_a_training_that_cannot_fit_is_refused_with_advice() -> None:
 
 
 def test_a_device_that_runs_out_says_what_would_fit() -> None:
-    for foreseen, hint in ((_forecast(1.05), r"Set training\.batch_size=16"), (None, "accumulate=4")):
+    for foreseen, hint in ((_forecast(1.05), r"Set training\.accumulate=2"), (None, "accumulate=4")):
         with pytest.raises(TrainingError, match=hint) as refused, explaining(RECIPE, foreseen):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total ...")
         assert refused.value.found == "no more: CUDA out of memory"

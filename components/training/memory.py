@@ -3,7 +3,7 @@
 The rehearsal runs the training's own code (forward, loss, backward, validation) on torch's fake tensors, which have
 shapes, dtypes and an autograd graph but no data, and counts the bytes of the storages that are alive. So it knows every
 tuner, head and architecture that can be trained. What it cannot see is what kernels allocate inside of them, and what
-an allocator wastes: see MARGIN in components/training/room.py.
+an allocator wastes: see the margins in components/training/room.py.
 """
 
 import copy

@@ -19,9 +19,9 @@ from components.records.memory import Memory
 from components.training.memory import META, Rehearsal, count_bytes, replace_tensors
 from components.training.recipe import Recipe
 
-#: What kernels allocate inside, and what allocators keep of what was freed: on a CPU a tenth was measured
-#: (benchmarks/memory.py). A training that fits without it alone may fail.
-MARGIN = 1.1
+#: What kernels allocate inside, and what allocators keep of what was freed: on a CPU up to a fifth was measured
+#: (benchmarks/memory.py), on a GPU nothing. A training that fits without it alone may fail.
+CPU_MARGIN, GPU_MARGIN = 1.2, 1.1
 SMALL = 1_500_000_000  # bytes: where a bound is below, and below half of the room, nothing is computed or said
 FEWEST = 4  # images in a part of a step, before a recomputation is the better way
 GIGABYTE = 1e9
@@ -37,6 +37,10 @@ class Room:
     free: int
     name: str
     on_gpu: bool = False
+
+    @property
+    def margin(self) -> float:
+        return GPU_MARGIN if self.on_gpu else CPU_MARGIN
 
     def count(self, memory: Memory) -> int:
         """What counts here."""
@@ -103,7 +107,7 @@ def find_ways(rehearsal: Rehearsal, training: Training, room: Room) -> list[Way]
     for kind, changes, effect in _list_changes(training, rehearsal.peers):
         if kind in ways or ways.keys() & SPARES.get(kind, set()):
             continue
-        takes = round(MARGIN * room.count(rehearsal.measure(training.model_copy(update=changes))))
+        takes = round(room.margin * room.count(rehearsal.measure(training.model_copy(update=changes))))
         if takes <= room.free:
             settings = " and ".join(f"training.{name}={str(value).lower()}" for name, value in changes.items())
             ways[kind] = Way(settings, takes, effect)
@@ -151,7 +155,7 @@ class Forecast:
         """A line for people, empty where it is of no interest; with advice where the memory may not suffice."""
         free = f"the {format_size(self.room.free)} free on {self.room.name}"
         line = f"{self.label} takes about {format_size(self.takes)} of {free}."
-        if MARGIN * self.takes > self.room.free:
+        if self.room.margin * self.takes > self.room.free:
             return f"{line} That may not suffice. {self.advise()}"
         return line if self.takes >= GIGABYTE else ""
 
