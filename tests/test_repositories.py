@@ -484,6 +484,18 @@ class TestArguments:
         with pytest.raises(BackboneError, match=r"no blocks.0.gamma_1\. Correct the architecture in the metadata"):
             load_backbone(str(tmp_path / "mine.safetensors"))
 
+    def test_a_tensor_that_timm_would_leave_random_is_missed(self, tmp_path: Path) -> None:
+        import timm
+
+        name = "vit_base_patch16_siglip_gap_224"  # timm is not strict with these alone
+        args = {**SMALL, "img_size": 32}
+        state = timm.create_model(name, pretrained=False, num_classes=0, **args).state_dict()
+        del state["blocks.1.norm1.bias"]
+        said = Description(architecture=name, model_args=args).to_metadata()
+        save_file(state, tmp_path / "mine.safetensors", said)
+        with pytest.raises(BackboneError, match=r"found no blocks.1.norm1.bias"):
+            load_backbone(str(tmp_path / "mine.safetensors"))
+
     def test_metadata_that_is_no_json(self, tmp_path: Path) -> None:
         save_file(create_tiny()[0].state_dict(), tmp_path / "test_vit.safetensors", {"model_args": "depth=2"})
         with pytest.raises(BackboneError, match="metadata 'model_args' to be JSON, for example"):

@@ -38,8 +38,8 @@ def find_licence(model: str, architecture: str) -> str:
     """The licence of timm's record of `model`, `<architecture>.<tag>`; '' where timm has no such weights."""
     from timm.models import get_arch_pretrained_cfgs
 
-    name, _, tag = model.partition(".")
-    record = get_arch_pretrained_cfgs(name).get(model) if tag and name == architecture.partition(".")[0] else None
+    name = model.partition(".")[0]  # the records are by name and tag
+    record = get_arch_pretrained_cfgs(name).get(model) if name == architecture.partition(".")[0] else None
     return (record.license or "") if record else ""
 
 
