@@ -36,7 +36,11 @@ from components.training.room import (
 from flows.retrain import name_others
 
 CLASSES, BATCH, SIZE = ("a", "b", "c"), 8, ImgSize(32, 32)
-SETTINGS = [{}, {"gradient_checkpointing": True}, {"accumulate": 4}]
+SETTINGS: list[tuple[torch.dtype, dict[str, Any]]] = [
+    (torch.float32, {}),
+    (torch.float32, {"accumulate": 4}),
+    (torch.bfloat16, {"gradient_checkpointing": True}),
+]
 PLENTY = Room(10**15, "a device")
 RECIPE = Recipe(create_tuners([{"kind": "lora"}])[0], Training(batch_size=32), CLASSES, 0)
 
@@ -85,8 +89,7 @@ def _measure(network: Network, engine: Engine, task: Task, images: int) -> tuple
     return saved, ledger.peak
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(settings) or "plain")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("dtype", "settings"), SETTINGS, ids=["plain", "in-parts", "bf16-computed-again"])
 @pytest.mark.parametrize("kind", sorted(TUNERS))
 def test_what_is_computed_is_what_a_step_takes(kind: str, dtype: torch.dtype, settings: dict[str, Any]) -> None:
     network, engine, training = _create(kind), create_engine(dtype), Training(batch_size=BATCH, **settings)
