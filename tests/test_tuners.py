@@ -11,7 +11,7 @@ import torch
 from vits import EVAS, VITS, create_backbone, create_images, create_vit
 
 from components.errors import BackboneError, DomainError
-from components.models.blocks import embed_images, find_ropes, run_whole_block
+from components.models.blocks import enter_blocks, run_whole_block
 from components.models.encoders import FrozenEncoder
 from components.models.network import Network, create_network
 from components.models.plain import require_plain_vit
@@ -232,11 +232,11 @@ def test_deep_prompts_act_as_extra_keys_and_values_only(options: dict[str, Any])
     (tuner,) = create_tuners([{"kind": "vpt", "num_prompts": 3}])
     encoder = tuner.apply(vit).eval()
     images = create_images(vit)
-    x = embed_images(vit, images)
+    x, ropes = enter_blocks(vit, images)
     count = x.shape[1]
     for index, (block, prompts) in enumerate(zip(vit.blocks, encoder.prompts.tokens, strict=True)):
         # Prompts behind the patches instead of between: attention has no order, so only the strip may differ.
-        rope = find_ropes(vit).of_block(index)
+        rope = ropes.of_block(index)
         if rope is not None:
             still = torch.zeros(*rope.shape[:-2], 3, rope.shape[-1])
             still[..., rope.shape[-1] // 2 :] = 1

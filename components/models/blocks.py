@@ -49,11 +49,6 @@ def enter_blocks(vit: "VisionTransformer", images: Tensor) -> tuple[Tensor, Rope
     return vit.norm_pre(vit.patch_drop(placed)), Ropes(None, vit.num_prefix_tokens)
 
 
-def embed_images(vit: "VisionTransformer", images: Tensor) -> Tensor:
-    """Tokens entering block 0, (B, S+HW, D)."""
-    return enter_blocks(vit, images)[0]
-
-
 def find_ropes(vit: "VisionTransformer") -> Ropes:
     """The rotary positions at the size that the network was loaded at, for a forward that starts above block 0."""
     rope: Any = getattr(vit, "rope", None)
@@ -64,13 +59,13 @@ def find_ropes(vit: "VisionTransformer") -> Ropes:
     return Ropes(rope.get_embed() if kept else rope.get_embed(shape=vit.patch_embed.grid_size), vit.num_prefix_tokens)
 
 
-def call_block(vit: "VisionTransformer", index: int, x: Tensor, ropes: Ropes | None = None) -> Tensor:
+def call_block(vit: "VisionTransformer", index: int, x: Tensor, ropes: Ropes) -> Tensor:
     """timm's own block `index` over [prefix | prompts | patches], (B, T, D).
 
-    ropes: of `enter_blocks` or `find_ropes`, which spares a caller of many blocks to have them made for each.
+    ropes: of `enter_blocks` or `find_ropes`.
     """
     prompts = x.shape[1] - vit.num_prefix_tokens - vit.patch_embed.num_patches
-    return run_whole_block(vit.blocks[index], x, (ropes or find_ropes(vit)).of_block(index, prompts))
+    return run_whole_block(vit.blocks[index], x, ropes.of_block(index, prompts))
 
 
 def run_whole_block(block: Any, x: Tensor, rope: Tensor | None) -> Tensor:

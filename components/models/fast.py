@@ -58,10 +58,7 @@ def forward_fast(
             prompts = None
         queries = 1 if first_alone and index == depth - 1 else None
         rope = ropes.of_block(index, flowing)
-        if vit.grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(run_block, block, x, prompts, queries, rope, use_reentrant=False)
-        else:
-            x = run_block(block, x, prompts, queries, rope)
+        x = run_or_recompute(vit, block, x, prompts, queries, rope)
         if index in needs.layers:
             layers[index] = _strip(x, prefix, flowing)
     return read_tokens(vit, x if first_alone else _strip(x, prefix, flowing), layers, needs)
@@ -70,6 +67,21 @@ def forward_fast(
 def _strip(x: Tensor, prefix: int, flowing: int) -> Tensor:
     """Tokens (B, S+N+HW, D) without the N prompts that flow with them."""
     return torch.cat([x[:, :prefix], x[:, prefix + flowing :]], dim=1) if flowing else x
+
+
+def run_or_recompute(
+    vit: "VisionTransformer",
+    block: "Block",
+    x: Tensor,
+    prompts: Tensor | None,
+    queries: int | None,
+    rope: Tensor | None,
+) -> Tensor:
+    """`run_block`, of which nothing but its inputs is kept for the backward pass where the network is so set."""
+    if vit.grad_checkpointing and torch.is_grad_enabled():
+        recomputed: Tensor = checkpoint(run_block, block, x, prompts, queries, rope, use_reentrant=False)
+        return recomputed
+    return run_block(block, x, prompts, queries, rope)
 
 
 def run_block(

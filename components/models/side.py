@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.checkpoint import checkpoint
 
 from components.errors import BackboneError
-from components.models.blocks import Ropes, call_block, enter_blocks, find_ropes
+from components.models.blocks import call_block, enter_blocks, find_ropes
 from components.models.encoders import FrozenEncoder
-from components.models.fast import run_block
+from components.models.fast import run_or_recompute
 from components.models.tokens import POOLED, Needs, Tokens, read_tokens
 
 if TYPE_CHECKING:
@@ -141,21 +140,12 @@ def run_upper(
     x, ropes = states[-1], find_ropes(vit)
     for index in range(first, depth):
         x = side.change(x) if index == first else x
-        x = _run_block(vit, index, x, ropes, 1 if first_alone and index == depth - 1 else None)
+        queries = 1 if first_alone and index == depth - 1 else None
+        x = run_or_recompute(vit, vit.blocks[index], x, None, queries, ropes.of_block(index))
         x = side.change(x)
         if index in needs.layers:
             layers[index] = x
     return read_tokens(vit, x, layers, needs)
-
-
-def _run_block(vit: "VisionTransformer", index: int, x: Tensor, ropes: Ropes, queries: int | None) -> Tensor:
-    def run(tokens: Tensor) -> Tensor:
-        return run_block(vit.blocks[index], tokens, None, queries, ropes.of_block(index))
-
-    if vit.grad_checkpointing and torch.is_grad_enabled():
-        kept: Tensor = checkpoint(run, x, use_reentrant=False)
-        return kept
-    return run(x)
 
 
 def _require_fit(depth: int, width: int, first: int, rank: int) -> None:
